@@ -1,0 +1,84 @@
+# Everything runs in .venv, which `setup` makes. Stamp files in it remember what was done, so a second run costs nothing.
+# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench).
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard cext/leveret/*)
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup demo test check bench compare soak rabbitmq clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.built ## make .venv with everything needed, and build the extension modules
+	@:
+
+demo: setup ## publish and consume typed orders on the embedded broker
+	@$(BIN)/leveret demo
+
+test: setup rabbitmq ## run all tests, on RabbitMQ and on the embedded broker; a skipped test fails
+	@$(BIN)/python -m pytest -q -ra --no-skips $(ARGS)
+
+check: setup ## lint, types, stubs of the extension modules, layers
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python -m mypy.stubtest leveret._buffers leveret._framing leveret._batching
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cext && echo "cython-lint: no problems"
+	@$(BIN)/lint-imports --no-logo
+
+bench: setup ## run the benchmarks quickly and print them
+	@$(BIN)/python asv_bench/quick.py $(ARGS)
+
+compare: setup rabbitmq ## CPU per message beside the C client (needs librabbitmq-dev); a few minutes
+	@$(BIN)/python asv_bench/compare/run.py $(ARGS)
+
+soak: setup ## 5 million messages on the embedded broker, watching memory; a few minutes
+	@$(BIN)/python asv_bench/soak.py $(ARGS)
+
+rabbitmq: ## install the RabbitMQ server that the tests need
+	@tools/rabbitmq.sh ensure
+
+clean: ## remove what was built, and caches (the installed tools in .venv stay)
+	@rm -rf build dist sdk/leveret.egg-info $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -f sdk/leveret/*.so
+	@find sdk tests asv_bench examples cext -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Builds as well; when only sources changed, building is enough.
+define INSTALL
+set -e; \
+echo "installing dependencies and building the extension modules (about a minute)"; \
+$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'; \
+$(BIN)/python -m pip install -qq --group dev; \
+$(BIN)/python -m pip install -qq --no-build-isolation --editable '.[cli]'
+endef
+
+# Says why an interpreter will not do.
+define WHY_NOT
+import importlib.util, os, sys, sysconfig
+if sys.version_info < (3, 11):
+    sys.exit("it is Python %d.%d" % sys.version_info[:2])
+if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
+    sys.exit("it has no venv and ensurepip (Debian: apt-get install python3-venv)")
+if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    sys.exit("it has no C headers (Debian: apt-get install python3-dev)")
+endef
+export WHY_NOT
+
+$(VENV)/.made:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	    command -v $$python >/dev/null || { [ -z "$(PYTHON)" ] || echo "not $$python: it is not there" >&2; continue; }; \
+	    if why=$$($$python -c "$$WHY_NOT" 2>&1); then \
+	        echo "making $(VENV) with $$($$python --version)"; \
+	        $$python -m venv $(VENV) && touch $@; exit; \
+	    fi; \
+	    echo "not $$python: $$(echo "$$why" | head -n 1)" >&2; \
+	done; \
+	echo "Leveret needs Python 3.11 or newer with venv and C headers: make setup PYTHON=/path/to/python" >&2; exit 1
+
+$(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(SOURCES)
+	@command -v "$${CC:-cc}" >/dev/null || { echo "a C compiler is needed (Debian: apt-get install gcc)" >&2; exit 1; }
+	@$(if $(filter-out cext/%,$?),$(INSTALL),$(BIN)/python setup.py -q build_ext --inplace)
+	@touch $@

@@ -1,0 +1,126 @@
+"""Publishing, confirms and acknowledgements in bulk."""
+
+from __future__ import annotations
+
+from . import corpus
+from .support import discarding_buffer, need
+
+
+class PublishEncode:
+    """Frames of publishings into blocks; a full block is taken and dropped, as a transport would send it."""
+
+    params = tuple(corpus.BODY_SIZES)
+    param_names = ("body",)
+    operation = "message"
+    operations = corpus.MESSAGES
+
+    def setup(self, body: str) -> None:
+        batching = need("leveret._batching")
+        self.out = discarding_buffer()
+        self.batch = batching.PublishBatch(self.out, None)
+        self.template = batching.PublishTemplate(
+            1, corpus.EXCHANGE.decode(), corpus.ROUTING_KEY.decode(), corpus.RAW_PROPERTIES
+        )
+        self.bodies = [bytes(corpus.BODY_SIZES[body])] * corpus.MESSAGES
+
+    def time_add_many(self, body: str) -> None:
+        self.batch.add_many(self.template, self.bodies, None)
+
+    def time_add(self, body: str) -> None:
+        add, template = self.batch.add, self.template
+        for one in self.bodies:
+            add(template, one)
+
+
+class Template:
+    """What a new routing key costs."""
+
+    operation = "template"
+    operations = 1
+
+    def setup(self) -> None:
+        self.batching = need("leveret._batching")
+
+    def time_make(self) -> None:
+        self.batching.PublishTemplate(1, "orders", "order.created", corpus.RAW_PROPERTIES)
+
+
+class Confirms:
+    """Confirms of a full window; setup publishes again before each sample."""
+
+    params = ("one by one", "multiple of 100", "one multiple", "nacked one by one")
+    param_names = ("confirms",)
+    operation = "message"
+    operations = 20 * corpus.MESSAGES
+    number = 1
+
+    def setup(self, confirms: str) -> None:
+        batching, framing = need("leveret._batching"), need("leveret._framing")
+        self.window, self.ticket = batching.ConfirmWindow(), batching.Ticket()
+        self.ticket.observed = True
+        for _ in range(self.operations):
+            self.window.track(self.ticket)
+        tags = range(1, self.operations + 1)
+        match confirms:
+            case "multiple of 100":
+                entries = [(tag, True, False, False) for tag in tags[99::100]]
+            case "one multiple":
+                entries = [(tags[-1], True, False, False)]
+            case _:
+                entries = [(tag, False, confirms.startswith("nacked"), False) for tag in tags]
+        self.run = framing.SettlementRun.of(1, entries)
+
+    def time_settle(self, confirms: str) -> None:
+        self.window.settle(self.run)
+
+
+class PublishAndConfirm:
+    """A batch with confirms: publish 1,000, then one acknowledgement for all of them."""
+
+    operation = "message"
+    operations = corpus.MESSAGES
+
+    def setup(self) -> None:
+        batching, framing = need("leveret._batching"), need("leveret._framing")
+        self.out = discarding_buffer()
+        self.window = batching.ConfirmWindow()
+        self.batch = batching.PublishBatch(self.out, self.window)
+        self.template = batching.PublishTemplate(1, "orders", "order.created", corpus.RAW_PROPERTIES)
+        self.bodies = [bytes(1024)] * corpus.MESSAGES
+        self.new_ticket = batching.Ticket
+        self.everything = framing.SettlementRun.of(1, [(0, True, False, False)])
+
+    def time_publish_and_confirm(self) -> None:
+        self.batch.add_many(self.template, self.bodies, self.new_ticket())
+        self.window.settle(self.everything)
+
+
+class Acks:
+    """Deliveries noted, acknowledged one by one as handlers do, and written; setup makes new ones for each sample."""
+
+    params = ("in order", "backwards", "one is slow")
+    param_names = ("order",)
+    operation = "message"
+    operations = 20 * corpus.MESSAGES
+    number = 1
+
+    def setup(self, order: str) -> None:
+        batching, framing = need("leveret._batching"), need("leveret._framing")
+        self.out = discarding_buffer()
+        self.window = batching.AckWindow(1)
+        (self.run,) = framing.FrameReader(frame_max=corpus.FRAME_MAX).feed(corpus.deliveries(self.operations, 0))
+        tags = [message.delivery_tag for message in self.run.messages]
+        self.hundreds = [tags[at : at + 100] for at in range(0, len(tags), 100)]
+        if order == "backwards":
+            self.hundreds = [hundred[::-1] for hundred in self.hundreds]
+        elif order == "one is slow":
+            self.hundreds[-1].append(self.hundreds[0].pop(0))
+
+    def time_ack_and_flush(self, order: str) -> None:
+        window, out = self.window, self.out
+        window.delivered(self.run)
+        ack = window.ack
+        for hundred in self.hundreds:
+            for tag in hundred:
+                ack(tag)
+            window.flush(out)

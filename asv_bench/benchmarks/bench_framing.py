@@ -1,0 +1,112 @@
+"""From bytes to messages: the frame reader."""
+
+from __future__ import annotations
+
+from . import corpus
+from .support import need
+
+
+class Decode:
+    """All frames of a read, in one call."""
+
+    params = (["deliver", "publish"], list(corpus.BODY_SIZES))
+    param_names = ("method", "body")
+    operation = "message"
+    operations = corpus.MESSAGES
+
+    def setup(self, method: str, body: str) -> None:
+        framing = need("leveret._framing")
+        self.reader = framing.FrameReader(server=method == "publish", frame_max=corpus.FRAME_MAX)
+        make = corpus.publishings if method == "publish" else corpus.deliveries
+        self.data = make(corpus.MESSAGES, corpus.BODY_SIZES[body])
+
+    def time_feed(self, method: str, body: str) -> None:
+        self.reader.feed(self.data)
+
+
+class DecodeSplit:
+    """The same deliveries in reads of a fixed size, so that frames are cut."""
+
+    params = (1_500, 65_536)
+    param_names = ("read_bytes",)
+    operation = "message"
+    operations = corpus.MESSAGES
+
+    def setup(self, read_bytes: int) -> None:
+        self.reader = need("leveret._framing").FrameReader(frame_max=corpus.FRAME_MAX)
+        data = corpus.deliveries(corpus.MESSAGES, 1024)
+        self.pieces = [data[at : at + read_bytes] for at in range(0, len(data), read_bytes)]
+
+    def time_feed(self, read_bytes: int) -> None:
+        for piece in self.pieces:
+            self.reader.feed(piece)
+
+
+class DecodeLargeBody:
+    """One body of 8 MiB, assembled from frames of 128 KiB."""
+
+    operation = "MiB"
+    operations = 8
+
+    def setup(self) -> None:
+        self.reader = need("leveret._framing").FrameReader(frame_max=corpus.FRAME_MAX)
+        data = corpus.deliveries(1, 8 * 1024 * 1024)
+        self.pieces = [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
+
+    def time_feed(self) -> None:
+        for piece in self.pieces:
+            self.reader.feed(piece)
+
+
+class DecodeConfirms:
+    """basic.ack methods, each for one message."""
+
+    operation = "confirm"
+    operations = corpus.MESSAGES
+
+    def setup(self) -> None:
+        self.reader = need("leveret._framing").FrameReader()
+        self.data = corpus.confirms(corpus.MESSAGES)
+
+    def time_feed(self) -> None:
+        self.reader.feed(self.data)
+
+
+class Tables:
+    """Field tables, both ways."""
+
+    params = tuple(corpus.TABLES)
+    param_names = ("table",)
+    operation = "table"
+    operations = 1
+
+    def setup(self, table: str) -> None:
+        self.framing = need("leveret._framing")
+        self.table = corpus.TABLES[table]
+        self.raw = self.framing.encode_table(self.table)
+
+    def time_encode(self, table: str) -> None:
+        self.framing.encode_table(self.table)
+
+    def time_decode(self, table: str) -> None:
+        self.framing.decode_table(self.raw)
+
+
+class Properties:
+    """Message properties, both ways."""
+
+    params = tuple(corpus.PROPERTIES)
+    param_names = ("properties",)
+    operation = "message"
+    operations = 1
+
+    def setup(self, properties: str) -> None:
+        self.framing = need("leveret._framing")
+        self.values = corpus.PROPERTIES[properties]
+        self.raw = self.framing.Properties(**self.values).encode()
+
+    def time_encode(self, properties: str) -> None:
+        self.framing.Properties(**self.values).encode()
+
+    def time_decode(self, properties: str) -> None:
+        self.framing.decode_properties(self.raw)

@@ -1,0 +1,69 @@
+"""What several benchmarks need."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def need(name: str) -> ModuleType:
+    """Imports a module of Leveret, or leaves the benchmark out when this version does not have it.
+
+    An error inside the module is no such case, and passes.
+    """
+    parts = name.split(".")
+    for n in range(1, len(parts) + 1):
+        if importlib.util.find_spec(".".join(parts[:n])) is None:
+            raise NotImplementedError(f"this version has no {name}")
+    return importlib.import_module(name)
+
+
+def discarding_buffer() -> Any:
+    """A send buffer that drops each full block, as a transport would send it."""
+
+    def on_full() -> None:
+        out.take()
+
+    out = need("leveret._buffers").SendBuffer(lambda: None, on_full)
+    return out
+
+
+class Broker:
+    """An embedded broker in its own process, as applications meet it: its CPU time is not ours."""
+
+    def __init__(self) -> None:
+        need("leveret.broker")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "leveret.broker", "--port", "0"], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+        if not self.url.startswith("amqp"):
+            self.close()
+            raise RuntimeError(f"the embedded broker printed {self.url!r} where its URL was due")
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def runner() -> asyncio.Runner:
+    """Runs coroutines one after the other on one loop: uvloop's where it is installed, as `leveret.run` does."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)

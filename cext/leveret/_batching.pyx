@@ -1,0 +1,712 @@
+"""Messages and acknowledgements in bulk: templates and batches out, windows of what is not settled yet.
+
+The windows count delivery tags. They cost nothing per message but a slot in a ring, and settling a range of
+tags costs one step for each tag, once.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from leveret._buffers cimport SendBuffer
+from leveret._endian cimport lv_put16, lv_put32, lv_put64
+from leveret._framing cimport (
+    BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_PUBLISH, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD,
+    FRAME_OVERHEAD, SETTLE_MULTIPLE, SETTLE_NACK, ContentRun, Message, SettlementRun, Writer)
+
+from leveret.errors import BodyTooLarge, EncodeFailed
+
+cdef enum:
+    FIRST_SLOTS = 256
+
+# Outcome's values (leveret.message), without a Python object for each message.
+cdef enum:
+    PENDING = 0
+    CONFIRMED = 1
+    RETURNED = 2
+    NACKED = 3
+    UNKNOWN = 5
+
+# The state of a slot beside those: returned by the broker, its confirm still to come.
+cdef enum:
+    FREE = 0
+    OPEN = 1
+    OPEN_RETURNED = 2
+
+# The states of a delivery.
+cdef enum:
+    UNSETTLED = 1
+    ACKED = 2
+    SETTLED = 3
+
+
+# The body of a message as frames that fit frame_max; returns the byte behind them.
+cdef inline uint8_t* _put_body(uint8_t* p, uint16_t channel, const uint8_t* body, Py_ssize_t size,
+                               Py_ssize_t chunk) noexcept nogil:
+    cdef Py_ssize_t n
+    while size > 0:
+        n = size if size < chunk else chunk
+        p[0] = FRAME_BODY
+        lv_put16(p + 1, channel)
+        lv_put32(p + 3, <uint32_t>n)
+        memcpy(p + 7, body, n)
+        p[7 + n] = FRAME_END
+        p += n + FRAME_OVERHEAD
+        body += n
+        size -= n
+    return p
+
+
+# Chunks of a smaller frame_max would be empty or negative.
+cdef int _check_frame_max(uint32_t frame_max) except -1:
+    if frame_max < 4096:
+        raise ValueError(f"frame_max {frame_max} is below the protocol's minimum of 4096 bytes")
+    return 0
+
+
+cdef inline Py_ssize_t _body_frames(Py_ssize_t size, Py_ssize_t chunk) noexcept nogil:
+    return (size + chunk - 1) // chunk
+
+
+@cython.final
+cdef class PublishTemplate:
+    """The frames of a publishing, packed once: all but its body and its body's size.
+
+    Args:
+        channel: The channel it will be published on.
+        exchange: The exchange; empty for the default exchange.
+        routing_key: The routing key.
+        raw_properties: What `Properties.encode` returns.
+        mandatory: Ask the broker to return the message when no queue takes it.
+        frame_max: The negotiated limit; the properties must fit one frame (AMQP 0-9-1 section 4.2.6.1).
+
+    Raises:
+        EncodeFailed: A name is longer than 255 bytes, or the properties do not fit one frame.
+    """
+
+    def __cinit__(self, uint16_t channel, str exchange not None, str routing_key not None,
+                  bytes raw_properties not None=b"\x00\x00", *, bint mandatory=False, uint32_t frame_max=131072):
+        cdef Writer w = Writer()
+        cdef Py_ssize_t header = 12 + PyBytes_GET_SIZE(raw_properties)
+        if header + FRAME_OVERHEAD > frame_max:
+            raise EncodeFailed(f"the properties and headers take {header + FRAME_OVERHEAD} bytes; the negotiated "
+                               f"frame_max is {frame_max}")
+        self.channel = channel
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.raw_properties = raw_properties
+        self.mandatory = mandatory
+        w.put8(FRAME_METHOD)
+        w.put16(channel)
+        w.put32(0)
+        w.put16(BASIC)
+        w.put16(BASIC_PUBLISH)
+        w.put16(0)
+        w.put_shortstr(exchange, "exchange")
+        w.put_shortstr(routing_key, "routing_key")
+        w.put8(1 if mandatory else 0)
+        lv_put32(w.data + 3, <uint32_t>(w.used - 7))
+        w.put8(FRAME_END)
+        w.put8(FRAME_HEADER)
+        w.put16(channel)
+        w.put32(<uint32_t>header)
+        w.put16(BASIC)
+        w.put16(0)
+        self.size_at = w.used
+        w.put64(0)
+        w.put_raw(<uint8_t*>PyBytes_AS_STRING(raw_properties), PyBytes_GET_SIZE(raw_properties))
+        w.put8(FRAME_END)
+        self.prefix = w.take()
+        self.data = <uint8_t*>PyBytes_AS_STRING(self.prefix)
+        self.size = PyBytes_GET_SIZE(self.prefix)
+
+
+@cython.final
+@cython.freelist(512)
+cdef class Ticket:
+    """What becomes of one publishing, or of all the publishings of a batch.
+
+    Awaiting it waits for the outcome; see `Producer.publish_nowait`.
+
+    Attributes:
+        delivery_tag: The sequence number of the first publishing.
+        count: How many publishings it stands for.
+        pending: How many have no outcome yet.
+        confirmed: How many ended confirmed.
+        failures: None, or by index an `Outcome` value, or the returned `Message`.
+        future: Set by whoever waits; finished tickets with a future are handed out by the window.
+        observed: Somebody looked at the outcome, or will.
+    """
+
+    def __cinit__(self, owner=None):
+        self.owner = owner
+        self.failures = None
+        self.future = None
+
+    def __await__(self):
+        return self.owner.wait_for(self).__await__()
+
+    @property
+    def done(self):
+        """True when every publishing has its outcome."""
+        return self.pending == 0
+
+    def fail(self, Py_ssize_t index, reason):
+        """Records why the publishing with this index did not end as confirmed."""
+        if self.failures is None:
+            self.failures = {}
+        self.failures[index] = reason
+
+    def __repr__(self):
+        return f"<Ticket delivery_tag={self.delivery_tag} pending={self.pending} of {self.count}>"
+
+
+@cython.final
+cdef class ConfirmWindow:
+    """The publishings of one channel that the broker has not settled yet.
+
+    Attributes:
+        first: The lowest delivery tag without an outcome.
+        next_delivery_tag: The tag that the next publishing will get.
+        outstanding: How many publishings have no outcome.
+        outstanding_bytes: Their bodies' bytes.
+        confirmed: How many were confirmed so far.
+        nacked: How many were refused so far.
+        returned: How many were returned so far.
+        unknown: How many ended unknown so far.
+        ignored: Confirms that named a tag with an outcome already, or one that was never given.
+    """
+
+    def __cinit__(self):
+        self.slots = <Slot*>calloc(FIRST_SLOTS, sizeof(Slot))
+        if self.slots is NULL:
+            raise MemoryError()
+        # A list beside the slots, so that the garbage collector sees the tickets: through their owner they may
+        # hold this window.
+        self.tickets = [None] * FIRST_SLOTS
+        self.mask = FIRST_SLOTS - 1
+        self.first = self.next_delivery_tag = 1
+        self.finished = []
+
+    def __dealloc__(self):
+        free(self.slots)
+
+    cdef int grow(self) except -1:
+        cdef Py_ssize_t mask = 2 * self.mask + 1
+        cdef list tickets = [None] * (mask + 1)
+        cdef Slot* slots = <Slot*>calloc(mask + 1, sizeof(Slot))
+        cdef uint64_t tag = self.first
+        if slots is NULL:
+            raise MemoryError()
+        while tag < self.next_delivery_tag:
+            slots[tag & mask] = self.slots[tag & self.mask]
+            tickets[tag & mask] = self.tickets[tag & self.mask]
+            tag += 1
+        free(self.slots)
+        self.slots = slots
+        self.tickets = tickets
+        self.mask = mask
+        return 0
+
+    cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, Py_ssize_t size) except 0:
+        cdef uint64_t tag = self.next_delivery_tag
+        cdef Slot* slot
+        if tag - self.first > <uint64_t>self.mask:
+            self.grow()
+        slot = &self.slots[tag & self.mask]
+        slot.state = OPEN
+        slot.index = index
+        slot.size = size
+        if ticket is not None:
+            self.tickets[tag & self.mask] = ticket
+            if ticket.count == 0:
+                ticket.delivery_tag = tag
+            ticket.count += 1
+            ticket.pending += 1
+        self.next_delivery_tag = tag + 1
+        self.outstanding += 1
+        self.outstanding_bytes += size
+        return tag
+
+    # Gives an open publishing its outcome. The caller advances `first`.
+    cdef int end(self, uint64_t tag, int outcome) except -1:
+        cdef Slot* slot = &self.slots[tag & self.mask]
+        cdef Ticket ticket = <Ticket>self.tickets[tag & self.mask]
+        if slot.state == OPEN_RETURNED and outcome == CONFIRMED:
+            outcome = RETURNED
+        slot.state = FREE
+        self.outstanding -= 1
+        self.outstanding_bytes -= slot.size
+        if outcome == CONFIRMED:
+            self.confirmed += 1
+        elif outcome == RETURNED:
+            self.returned += 1
+        elif outcome == NACKED:
+            self.nacked += 1
+        else:
+            self.unknown += 1
+        if ticket is not None:
+            self.tickets[tag & self.mask] = None
+            ticket.pending -= 1
+            if outcome == CONFIRMED:
+                ticket.confirmed += 1
+            elif outcome != RETURNED:
+                ticket.fail(slot.index, outcome)
+            if ticket.pending == 0 and (ticket.future is not None
+                                        or (ticket.failures is not None and not ticket.observed)):
+                self.finished.append(ticket)
+        return 0
+
+    cdef int end_through(self, uint64_t tag, int outcome) except -1:
+        while self.first <= tag:
+            if self.slots[self.first & self.mask].state != FREE:
+                self.end(self.first, outcome)
+            self.first += 1
+        return 0
+
+    cdef void advance(self) noexcept:
+        while self.first < self.next_delivery_tag and self.slots[self.first & self.mask].state == FREE:
+            self.first += 1
+
+    cdef list take_finished(self):
+        cdef list finished = self.finished
+        if not finished:
+            return None
+        self.finished = []
+        return finished
+
+    def track(self, Ticket ticket=None, Py_ssize_t size=0):
+        """Takes the next delivery tag for a publishing that was written by other means; returns the tag."""
+        return self.open(ticket, 0, size)
+
+    def settle(self, SettlementRun run not None):
+        """Applies the broker's confirms.
+
+        Args:
+            run: basic.ack and basic.nack methods in the order they came.
+
+        Returns:
+            None, or the tickets that are finished now and that somebody waits for, or that failed unobserved.
+        """
+        cdef Py_ssize_t i
+        cdef uint64_t tag
+        cdef int outcome
+        for i in range(run.count):
+            tag = run.tags[i]
+            outcome = NACKED if run.flags[i] & SETTLE_NACK else CONFIRMED
+            if run.flags[i] & SETTLE_MULTIPLE:
+                if tag == 0:
+                    # Zero with multiple means all (AMQP 0-9-1 section 1.8.3.13).
+                    tag = self.next_delivery_tag - 1
+                if tag >= self.next_delivery_tag or tag < self.first:
+                    self.ignored += 1
+                    continue
+                self.end_through(tag, outcome)
+            elif tag < self.first or tag >= self.next_delivery_tag or self.slots[tag & self.mask].state == FREE:
+                self.ignored += 1
+                continue
+            else:
+                self.end(tag, outcome)
+            self.advance()
+        return self.take_finished()
+
+    def is_open(self, uint64_t delivery_tag):
+        """True while this publishing has no outcome."""
+        return (self.first <= delivery_tag < self.next_delivery_tag
+                and self.slots[delivery_tag & self.mask].state != FREE)
+
+    def mark_returned(self, uint64_t delivery_tag, message):
+        """Notes that the broker returned this publishing; its confirm will end it as returned.
+
+        Returns:
+            False when the publishing has an outcome already.
+        """
+        cdef Slot* slot
+        cdef Ticket ticket
+        if not self.is_open(delivery_tag):
+            return False
+        slot = &self.slots[delivery_tag & self.mask]
+        ticket = <Ticket>self.tickets[delivery_tag & self.mask]
+        slot.state = OPEN_RETURNED
+        if ticket is not None:
+            ticket.fail(slot.index, message)
+        return True
+
+    def is_returned(self, uint64_t delivery_tag):
+        """True when `mark_returned` was called for this publishing and its confirm has not come yet."""
+        return self.is_open(delivery_tag) and self.slots[delivery_tag & self.mask].state == OPEN_RETURNED
+
+    def expire(self, uint64_t delivery_tag):
+        """Ends every open publishing up to this one as unknown.
+
+        Returns:
+            As `settle`.
+        """
+        self.end_through(min(delivery_tag, self.next_delivery_tag - 1), UNKNOWN)
+        self.advance()
+        return self.take_finished()
+
+
+@cython.final
+cdef class PublishBatch:
+    """Appends publishings to a connection's send buffer and takes their delivery tags, in one step.
+
+    Args:
+        out: The connection's send buffer.
+        window: Where the publishings wait for their confirms; None without confirms.
+        frame_max: The negotiated limit; larger bodies are split.
+        max_body_size: The largest body, in bytes.
+
+    Attributes:
+        published: How many messages were appended.
+        published_bytes: Their bodies' bytes.
+    """
+
+    def __cinit__(self, SendBuffer out not None, ConfirmWindow window, *, uint32_t frame_max=131072,
+                  Py_ssize_t max_body_size=134217728):
+        _check_frame_max(frame_max)
+        self.out = out
+        self.window = window
+        self.frame_max = frame_max
+        self.max_body_size = max_body_size
+
+    cdef uint64_t put(self, PublishTemplate template, const uint8_t* body, Py_ssize_t size,
+                      Ticket ticket, Py_ssize_t index) except? 0:
+        cdef Py_ssize_t chunk = <Py_ssize_t>self.frame_max - FRAME_OVERHEAD
+        cdef Py_ssize_t total
+        cdef uint64_t tag = 0
+        cdef uint8_t* p
+        if size > self.max_body_size:
+            raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
+        total = template.size + size + FRAME_OVERHEAD * _body_frames(size, chunk)
+        # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers.
+        p = self.out.reserve(total)
+        if self.window is not None:
+            tag = self.window.open(ticket, index, size)
+        memcpy(p, template.data, template.size)
+        lv_put64(p + template.size_at, <uint64_t>size)
+        _put_body(p + template.size, template.channel, body, size, chunk)
+        self.published += 1
+        self.published_bytes += <uint64_t>size
+        self.out.commit(total)
+        return tag
+
+    def add(self, PublishTemplate template not None, body not None, Ticket ticket=None, Py_ssize_t index=0):
+        """Appends one publishing.
+
+        Args:
+            template: Exchange, routing key and properties.
+            body: Any object with a contiguous buffer; copied.
+            ticket: Told about the outcome.
+            index: The publishing's index in the ticket.
+
+        Returns:
+            The delivery tag; 0 without confirms.
+
+        Raises:
+            BodyTooLarge: Over the limit; nothing was appended and no tag taken.
+            TypeError: The body is not bytes-like.
+        """
+        cdef const uint8_t[::1] view
+        if PyBytes_CheckExact(body):
+            return self.put(template, <const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), ticket, index)
+        view = memoryview(body).cast("B")
+        return self.put(template, &view[0] if view.shape[0] else NULL, view.shape[0], ticket, index)
+
+    def add_many(self, PublishTemplate template not None, list bodies not None, Ticket ticket, Py_ssize_t index=0,
+                 Py_ssize_t start=0, Py_ssize_t limit=-1):
+        """Appends publishings that differ only in their bodies.
+
+        Args:
+            template: Exchange, routing key and properties.
+            bodies: Bytes objects.
+            ticket: Told about the outcomes.
+            index: The index of `bodies[start]` in the ticket.
+            start: Where in `bodies` to begin.
+            limit: How many to append at the most; -1 for all.
+
+        Returns:
+            How many were appended.
+
+        Raises:
+            BodyTooLarge: Over the limit; what came before was appended.
+        """
+        cdef Py_ssize_t i
+        cdef Py_ssize_t end = len(bodies)
+        cdef object body
+        if start < 0 or start > end:
+            raise ValueError(f"start {start} is outside the {end} bodies")
+        if limit >= 0 and limit < end - start:
+            end = start + limit
+        for i in range(start, end):
+            if i >= PyList_GET_SIZE(bodies):
+                # Writing a full block calls back, and the list may have lost its tail there.
+                raise ValueError(f"the list of bodies was cut to {i} while it was published")
+            body = bodies[i]
+            if not PyBytes_CheckExact(body):
+                raise TypeError(f"body {i} is {type(body).__name__}, not bytes")
+            self.put(template, <const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), ticket,
+                     index + i - start)
+        return end - start
+
+
+@cython.final
+cdef class AckWindow:
+    """The deliveries of one channel that are not settled yet.
+
+    Acknowledgements leave as one `multiple` for the contiguous prefix, so nothing is acknowledged that was not
+    processed: a delivery that is still being worked on stops the prefix.
+
+    Args:
+        channel: The channel number, which is packed into the frames.
+
+    Attributes:
+        first: The lowest delivery tag that is not settled.
+        next_delivery_tag: The tag that the next delivery should have.
+        unsettled: Deliveries that nobody acknowledged or refused.
+        ready: Acknowledged deliveries whose acknowledgement was not written yet.
+        acked: How many were acknowledged so far.
+        rejected: How many were refused so far.
+        ignored: Acknowledgements of a tag that was settled already or never delivered.
+    """
+
+    def __cinit__(self, uint16_t channel):
+        self.channel = channel
+        self.states = <uint8_t*>calloc(FIRST_SLOTS, 1)
+        if self.states is NULL:
+            raise MemoryError()
+        self.mask = FIRST_SLOTS - 1
+        self.first = self.next_delivery_tag = 1
+
+    def __dealloc__(self):
+        free(self.states)
+
+    # Afterwards the ring has a slot for tag.
+    cdef int grow(self, uint64_t tag) except -1:
+        cdef Py_ssize_t mask = self.mask
+        cdef uint8_t* states
+        cdef uint64_t i = self.first
+        while tag - self.first > <uint64_t>mask:
+            mask = 2 * mask + 1
+        states = <uint8_t*>calloc(mask + 1, 1)
+        if states is NULL:
+            raise MemoryError()
+        while i < self.next_delivery_tag:
+            states[i & mask] = self.states[i & self.mask]
+            i += 1
+        free(self.states)
+        self.states = states
+        self.mask = mask
+        return 0
+
+    cdef void advance(self) noexcept:
+        while self.first < self.next_delivery_tag and self.states[self.first & self.mask] == SETTLED:
+            self.first += 1
+
+    def delivered(self, ContentRun run not None):
+        """Notes deliveries that have to be settled.
+
+        Returns:
+            False when a tag is lower than one seen before, which no broker may do; such a message is not noted.
+        """
+        cdef Message message
+        cdef bint ok = True
+        for message in run.messages:
+            ok = self.track(message.delivery_tag) and ok
+        return ok
+
+    cpdef bint track(self, uint64_t delivery_tag) except -1:
+        """Notes one delivery. Returns as `delivered`."""
+        if delivery_tag < self.next_delivery_tag or delivery_tag - self.next_delivery_tag > 0xFFFFFF:
+            return False
+        if delivery_tag - self.first > <uint64_t>self.mask:
+            self.grow(delivery_tag)
+        while self.next_delivery_tag < delivery_tag:
+            # Tags that went to somebody else, for example to a consumer without acknowledgements.
+            self.states[self.next_delivery_tag & self.mask] = SETTLED
+            self.next_delivery_tag += 1
+        self.states[delivery_tag & self.mask] = UNSETTLED
+        self.next_delivery_tag = delivery_tag + 1
+        self.unsettled += 1
+        return True
+
+    def is_open(self, uint64_t delivery_tag):
+        """True while this delivery was neither acknowledged nor refused."""
+        return (self.first <= delivery_tag < self.next_delivery_tag
+                and self.states[delivery_tag & self.mask] == UNSETTLED)
+
+    def ack(self, uint64_t delivery_tag):
+        """Marks a delivery as acknowledged; `flush` writes it.
+
+        Returns:
+            False, and counts it as ignored, when the delivery is settled already or was never made.
+        """
+        if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
+                or self.states[delivery_tag & self.mask] != UNSETTLED):
+            self.ignored += 1
+            return False
+        self.states[delivery_tag & self.mask] = ACKED
+        self.unsettled -= 1
+        self.ready += 1
+        self.acked += 1
+        return True
+
+    def settle(self, uint64_t delivery_tag):
+        """Marks a delivery as settled by a method of its own, such as basic.reject. Returns as `ack` does."""
+        if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
+                or self.states[delivery_tag & self.mask] != UNSETTLED):
+            self.ignored += 1
+            return False
+        self.states[delivery_tag & self.mask] = SETTLED
+        self.unsettled -= 1
+        self.rejected += 1
+        self.advance()
+        return True
+
+    def flush(self, SendBuffer out not None, *, bint stragglers=False):
+        """Writes the acknowledgements that may be written.
+
+        Args:
+            out: The connection's send buffer.
+            stragglers: Also acknowledge, one by one, what lies behind a delivery that is not settled yet.
+
+        Returns:
+            How many basic.ack methods were written.
+        """
+        cdef uint64_t tag = self.first
+        cdef uint64_t last = 0
+        cdef Py_ssize_t prefix = 0
+        cdef Py_ssize_t frames = 0
+        cdef uint8_t state
+        if self.ready == 0:
+            return 0
+        while tag < self.next_delivery_tag:
+            state = self.states[tag & self.mask]
+            if state == ACKED:
+                prefix += 1
+                last = tag
+            elif state != SETTLED:
+                break
+            tag += 1
+        self.first = tag
+        if prefix:
+            # The tag must be one that the broker still has, so not one of those that were refused.
+            self.ready -= prefix
+            _put_settlement(out, self.channel, BASIC_ACK, last, 1 if prefix > 1 else 0)
+            frames += 1
+        while stragglers and self.ready and tag < self.next_delivery_tag:
+            if self.states[tag & self.mask] == ACKED:
+                self.states[tag & self.mask] = SETTLED
+                self.ready -= 1
+                _put_settlement(out, self.channel, BASIC_ACK, tag, 0)
+                frames += 1
+            tag += 1
+        return frames
+
+
+# basic.ack, basic.nack and basic.reject have one shape: tag and an octet of bits.
+cdef int _put_settlement(SendBuffer out, uint16_t channel, uint16_t method_id, uint64_t tag, uint8_t bits) except -1:
+    cdef uint8_t* p = out.reserve(21)
+    p[0] = FRAME_METHOD
+    lv_put16(p + 1, channel)
+    lv_put32(p + 3, 13)
+    lv_put16(p + 7, BASIC)
+    lv_put16(p + 9, method_id)
+    lv_put64(p + 11, tag)
+    p[19] = bits
+    p[20] = FRAME_END
+    return out.commit(21)
+
+
+def append_settlement(SendBuffer out not None, uint16_t channel, uint16_t method_id, uint64_t delivery_tag,
+                      uint8_t bits=0):
+    """Appends basic.ack (80), basic.nack (120) or basic.reject (90).
+
+    Args:
+        out: The connection's send buffer.
+        channel: The channel number.
+        method_id: The method.
+        delivery_tag: What is settled.
+        bits: ack: 1 multiple; nack: 1 multiple, 2 requeue; reject: 1 requeue.
+    """
+    _put_settlement(out, channel, method_id, delivery_tag, bits)
+
+
+def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_tag not None,
+                      uint64_t first_delivery_tag, list messages not None, *, uint32_t frame_max=131072):
+    """Appends messages as basic.deliver, the way a broker sends them.
+
+    Args:
+        out: The connection's send buffer.
+        channel: The channel number.
+        consumer_tag: The consumer.
+        first_delivery_tag: The tag of the first message; the others follow.
+        messages: `Message` objects with bodies.
+        frame_max: The negotiated limit.
+    """
+    cdef Message m
+    cdef Writer w = Writer()
+    cdef Py_ssize_t chunk = <Py_ssize_t>frame_max - FRAME_OVERHEAD
+    cdef Py_ssize_t size, total, start
+    cdef uint64_t tag = first_delivery_tag
+    cdef bytes tag_bytes = consumer_tag.encode("utf-8", "surrogateescape")
+    cdef uint8_t* p
+    _check_frame_max(frame_max)
+    w.put8(FRAME_METHOD)
+    w.put16(channel)
+    w.put32(0)
+    w.put16(BASIC)
+    w.put16(BASIC_DELIVER)
+    w.put_shortstr(tag_bytes, "consumer_tag")
+    start = w.used
+    for m in messages:
+        if m is None or m.body is None:
+            raise ValueError("a message without its body cannot be delivered")
+        w.used = start
+        w.put64(tag)
+        w.put8(1 if m.redelivered else 0)
+        w.put_shortstr(m.exchange, "exchange")
+        w.put_shortstr(m.routing_key, "routing_key")
+        lv_put32(w.data + 3, <uint32_t>(w.used - 7))
+        w.put8(FRAME_END)
+        size = PyBytes_GET_SIZE(m.body)
+        _put_header(w, channel, m.raw_properties, size)
+        total = w.used + size + FRAME_OVERHEAD * _body_frames(size, chunk)
+        p = out.reserve(total)
+        memcpy(p, w.data, w.used)
+        _put_body(p + w.used, channel, <const uint8_t*>PyBytes_AS_STRING(m.body), size, chunk)
+        out.commit(total)
+        tag += 1
+
+
+cdef int _put_header(Writer w, uint16_t channel, bytes raw_properties, Py_ssize_t size) except -1:
+    w.put8(FRAME_HEADER)
+    w.put16(channel)
+    w.put32(<uint32_t>(12 + PyBytes_GET_SIZE(raw_properties)))
+    w.put16(BASIC)
+    w.put16(0)
+    w.put64(<uint64_t>size)
+    w.put_raw(<uint8_t*>PyBytes_AS_STRING(raw_properties), PyBytes_GET_SIZE(raw_properties))
+    return w.put8(FRAME_END)
+
+
+def append_content(SendBuffer out not None, bytes method_frame not None, Message message not None, *,
+                   uint16_t channel, uint32_t frame_max=131072):
+    """Appends a ready method frame and the content of `message`, for example basic.return or basic.get-ok."""
+    cdef Writer w = Writer()
+    cdef Py_ssize_t chunk = <Py_ssize_t>frame_max - FRAME_OVERHEAD
+    cdef Py_ssize_t size, total
+    cdef uint8_t* p
+    _check_frame_max(frame_max)
+    if message.body is None:
+        raise ValueError("a message without its body cannot be sent")
+    size = PyBytes_GET_SIZE(message.body)
+    w.put_raw(<uint8_t*>PyBytes_AS_STRING(method_frame), PyBytes_GET_SIZE(method_frame))
+    _put_header(w, channel, message.raw_properties, size)
+    total = w.used + size + FRAME_OVERHEAD * _body_frames(size, chunk)
+    p = out.reserve(total)
+    memcpy(p, w.data, w.used)
+    _put_body(p + w.used, channel, <const uint8_t*>PyBytes_AS_STRING(message.body), size, chunk)
+    out.commit(total)

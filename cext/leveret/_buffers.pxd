@@ -1,0 +1,56 @@
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject** op, Py_ssize_t newsize) except -1
+    Py_ssize_t Py_REFCNT(PyObject*) noexcept
+    void _drop "Py_DECREF"(PyObject*) noexcept
+
+
+# Gives a bytes object that is under construction another size. Takes over the reference in `raw`, also when it fails.
+cdef inline object resize_bytes(PyObject* raw, Py_ssize_t used, Py_ssize_t size):
+    cdef object block
+    if Py_REFCNT(raw) == 1:
+        # Steals the reference; on failure it has freed the object.
+        _PyBytes_Resize(&raw, size)
+        block = <object>raw
+        _drop(raw)
+        return block
+    # Somebody looks at our memory with gc.get_referents, as tools that hunt for leaks do: leave them the old object.
+    try:
+        block = PyBytes_FromStringAndSize(NULL, size)
+        memcpy(PyBytes_AS_STRING(block), PyBytes_AS_STRING(<object>raw), min(used, size))
+    finally:
+        _drop(raw)
+    return block
+
+
+cdef class RecvBuffer:
+    cdef object store
+    cdef object view
+    cdef uint8_t* data
+    cdef Py_ssize_t start
+    cdef Py_ssize_t end
+    cdef Py_ssize_t capacity
+    cdef readonly uint64_t received_bytes
+
+    cdef int allocate(self, Py_ssize_t capacity) except -1
+    cdef int make_room(self, Py_ssize_t n) except -1
+
+
+cdef class SendBuffer:
+    cdef object block
+    cdef uint8_t* base
+    cdef Py_ssize_t used
+    cdef Py_ssize_t room
+    cdef Py_ssize_t hint
+    cdef readonly Py_ssize_t flush_bytes
+    cdef readonly uint64_t sent_bytes
+    cdef object on_data
+    cdef object on_full
+
+    cdef int grow(self, Py_ssize_t n) except -1
+    cdef uint8_t* reserve(self, Py_ssize_t n) except NULL
+    cdef int commit(self, Py_ssize_t n) except -1

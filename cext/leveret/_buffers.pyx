@@ -1,0 +1,180 @@
+"""Memory of a connection: the buffer that the kernel reads into, and the block that frames are appended to.
+
+No parsing, no I/O, no clock.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.string cimport memcpy, memmove
+
+cdef enum:
+    # A read into less free space than this costs a system call for too few bytes; compact first.
+    MIN_READ = 65536
+    # The first block of an idle connection: heartbeats and acknowledgements fit.
+    MIN_BLOCK = 512
+
+
+@cython.final
+cdef class RecvBuffer:
+    """One contiguous receive buffer, so that a frame is always in one piece.
+
+    Args:
+        capacity: Bytes to start with. It grows only when one frame needs more, so it is bounded by the
+            reader's frame limit plus one read.
+    """
+
+    def __init__(self, Py_ssize_t capacity=262144):
+        if capacity < MIN_READ:
+            capacity = MIN_READ
+        self.allocate(capacity)
+        self.start = self.end = 0
+
+    cdef int allocate(self, Py_ssize_t capacity) except -1:
+        self.store = bytearray(capacity)
+        self.view = memoryview(self.store)
+        self.data = <uint8_t*>PyByteArray_AS_STRING(self.store)
+        self.capacity = capacity
+        return 0
+
+    def __len__(self):
+        return self.end - self.start
+
+    # Afterwards at least n bytes are free behind `end`. The store is never resized in place: a transport may
+    # still hold a view of it, so growing means a new store.
+    cdef int make_room(self, Py_ssize_t n) except -1:
+        cdef Py_ssize_t pending = self.end - self.start
+        cdef object _kept  # holds the old store until it is copied
+        cdef uint8_t* old_data
+        if pending == 0:
+            self.start = self.end = 0
+        if self.capacity - self.end >= n:
+            return 0
+        if self.capacity - pending >= n:
+            memmove(self.data, self.data + self.start, pending)
+        else:
+            _kept = self.store
+            old_data = self.data + self.start
+            self.allocate(max(2 * self.capacity, pending + n))
+            memcpy(self.data, old_data, pending)
+        self.start = 0
+        self.end = pending
+        return 0
+
+    def get_buffer(self, Py_ssize_t sizehint):
+        """Returns writable memory for the next read (`asyncio.BufferedProtocol.get_buffer`).
+
+        Args:
+            sizehint: Ignored when smaller than 64 KiB: the buffer offers all that it has.
+
+        Returns:
+            A memoryview of at least 64 KiB. It is valid until the next call.
+        """
+        self.make_room(max(MIN_READ, sizehint))
+        return self.view if self.end == 0 else self.view[self.end:]
+
+    def written(self, Py_ssize_t n):
+        """Tells the buffer that `n` bytes were read into the memory of `get_buffer`.
+
+        Raises:
+            ValueError: `n` is negative or more than was offered.
+        """
+        if n < 0 or n > self.capacity - self.end:
+            raise ValueError(f"{n} bytes do not fit the {self.capacity - self.end} that were offered")
+        self.end += n
+        self.received_bytes += <uint64_t>n
+
+    def feed(self, const uint8_t[::1] data not None):
+        """Copies `data` behind what is there, as a read would."""
+        cdef Py_ssize_t n = data.shape[0]
+        if n:
+            self.make_room(n)
+            memcpy(self.data + self.end, &data[0], n)
+            self.written(n)
+
+
+@cython.final
+cdef class SendBuffer:
+    """The block of frames that one write will send.
+
+    Frames are built inside a fresh bytes object that nobody else holds yet, so handing it to the transport
+    copies nothing, and a block that was handed over is never touched again.
+
+    Args:
+        on_data: Called without arguments when the first byte of a new block is appended: schedule a flush.
+        on_full: Called without arguments when the block holds `flush_bytes` or more: call `take` and write.
+            Neither may raise: what was appended stays in the block, and its delivery tag is taken.
+        flush_bytes: When `on_full` is called, in bytes.
+    """
+
+    def __init__(self, on_data, on_full, Py_ssize_t flush_bytes=65536):
+        if flush_bytes < 1:
+            raise ValueError("flush_bytes must be at least 1")
+        self.on_data = on_data
+        self.on_full = on_full
+        self.flush_bytes = flush_bytes
+        self.block = None
+        self.hint = MIN_BLOCK
+
+    def __len__(self):
+        return self.used
+
+    cdef int grow(self, Py_ssize_t n) except -1:
+        cdef Py_ssize_t room = max(self.used + n, min(2 * self.room, self.flush_bytes + 16384))
+        cdef PyObject* raw
+        if self.block is None:
+            room = max(self.hint, n)
+            self.block = PyBytes_FromStringAndSize(NULL, room)
+        else:
+            raw = <PyObject*>self.block
+            Py_INCREF(self.block)
+            self.block = None
+            self.base = NULL
+            try:
+                self.block = resize_bytes(raw, self.used, room)
+            except BaseException:
+                self.used = self.room = 0
+                raise
+        self.base = <uint8_t*>PyBytes_AS_STRING(self.block)
+        self.room = room
+        return 0
+
+    # Memory for n bytes at the end of the block; nothing is appended until commit().
+    cdef uint8_t* reserve(self, Py_ssize_t n) except NULL:
+        if n > self.room - self.used:
+            self.grow(n)
+        return self.base + self.used
+
+    # The caller has filled n of the bytes that reserve() gave.
+    cdef int commit(self, Py_ssize_t n) except -1:
+        cdef bint first = self.used == 0
+        self.used += n
+        if first:
+            self.on_data()
+        if self.used >= self.flush_bytes:
+            self.on_full()
+        return 0
+
+    def append(self, const uint8_t[::1] data not None):
+        """Appends ready-made frames; `data` is copied."""
+        cdef Py_ssize_t n = data.shape[0]
+        if n:
+            memcpy(self.reserve(n), &data[0], n)
+            self.commit(n)
+
+    def take(self):
+        """Returns the block as bytes and starts a new one; empty bytes when nothing was appended."""
+        cdef PyObject* raw
+        cdef Py_ssize_t used = self.used
+        if used == 0:
+            return b""
+        raw = <PyObject*>self.block
+        Py_INCREF(self.block)
+        self.block = None
+        self.base = NULL
+        self.used = self.room = 0
+        self.sent_bytes += <uint64_t>used
+        # The next block is likely to be as large as this one was.
+        self.hint = max(MIN_BLOCK, min(used + (used >> 2), self.flush_bytes + 16384))
+        return resize_bytes(raw, used, used)

@@ -1,0 +1,89 @@
+"""Leveret: typed Python objects in, confirmed messages out, over RabbitMQ (AMQP 0-9-1).
+
+    async with leveret.connect("amqp://guest:guest@localhost") as client:
+        async with client.producer(exchange="orders") as producer:
+            await producer.publish({"id": 1}, "order.created")
+
+Names are loaded when they are first used, so that importing a part does not load the network.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leveret._batching import Ticket as Ticket
+    from leveret._framing import FieldValue as FieldValue
+    from leveret._framing import Message as Message
+    from leveret._framing import Properties as Properties
+    from leveret.client import Client as Client
+    from leveret.client import connect as connect
+    from leveret.connection import Connection as Connection
+    from leveret.consumer import Consumer as Consumer
+    from leveret.errors import BackpressureError as BackpressureError
+    from leveret.errors import LeveretError as LeveretError
+    from leveret.errors import PublishError as PublishError
+    from leveret.message import BatchResult as BatchResult
+    from leveret.message import Outcome as Outcome
+    from leveret.message import Receipt as Receipt
+    from leveret.producer import Producer as Producer
+    from leveret.settings import ConnectionSettings as ConnectionSettings
+    from leveret.settings import ConsumerSettings as ConsumerSettings
+    from leveret.settings import ProducerSettings as ProducerSettings
+    from leveret.settings import TLSSettings as TLSSettings
+    from leveret.topology import Classic as Classic
+    from leveret.topology import Quorum as Quorum
+    from leveret.topology import Topology as Topology
+    from leveret.transport import run as run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Ticket": "_batching",
+    "FieldValue": "_framing",
+    "Message": "_framing",
+    "Properties": "_framing",
+    "Client": "client",
+    "connect": "client",
+    "Connection": "connection",
+    "Consumer": "consumer",
+    "BackpressureError": "errors",
+    "LeveretError": "errors",
+    "PublishError": "errors",
+    "BatchResult": "message",
+    "Outcome": "message",
+    "Receipt": "message",
+    "Producer": "producer",
+    "ConnectionSettings": "settings",
+    "ConsumerSettings": "settings",
+    "ProducerSettings": "settings",
+    "TLSSettings": "settings",
+    "Classic": "topology",
+    "Quorum": "topology",
+    "Topology": "topology",
+    "run": "transport",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+try:
+    from leveret import _batching, _buffers, _framing  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "leveret's extension modules are missing or do not fit this Python. Install a wheel (pip install leveret), or "
+        "build them in a checkout: pip install -e . (needs a C compiler)"
+    ) from error
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,7 @@
+"""`python -m leveret.cli` is `leveret`."""
+
+from __future__ import annotations
+
+from leveret.cli import main
+
+main()

@@ -1,0 +1,267 @@
+"""The commands. What they need is imported when they run, so that `leveret --help` is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+import leveret
+from leveret.cli.failures import Incomplete, reported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from rich.console import Console
+
+__all__ = ["app"]
+
+T = TypeVar("T")
+
+_EMBEDDED: Final = "embedded"
+#: Every broker takes such a body unless it is configured otherwise; RabbitMQ 4 refuses larger ones.
+_MAX_SIZE: Final = 16 * 1024 * 1024
+#: In the guide's order; `leveret.cli.bench.BENCHMARKS` has the same names.
+_BENCHMARKS: Final = ("basic-publish", "batch-publish", "basic-consume", "concurrent-consume", "serialization")
+_BROKER: Final = click.option(
+    "--broker",
+    "where",
+    default=_EMBEDDED,
+    show_default=True,
+    metavar="embedded|URL",
+    help="The embedded broker in a process of its own, or an amqp:// URL.",
+)
+_QUIET: Final = click.option("--quiet", is_flag=True, help="No progress bars.")
+
+
+class _Commands(click.Group):
+    """Commands whose errors are reported in one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with reported():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(leveret.__version__, prog_name="leveret")
+def app() -> None:
+    """Leveret: typed objects in, confirmed messages out, over RabbitMQ (AMQP 0-9-1)."""
+
+
+@app.command()
+def info() -> None:
+    """Show versions, the event loop and the compiled modules."""
+    from leveret.cli.report import info_lines
+
+    for name, text in info_lines():
+        click.echo(f"{name:20} {text}")
+
+
+@app.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=5672, show_default=True, type=click.IntRange(0, 65_535), help="0 takes a free one.")
+@click.option("--path", type=click.Path(dir_okay=False), help="Listen on this unix socket instead.")
+def broker(host: str, port: int, path: str | None) -> None:
+    """Run the embedded broker in the foreground until Ctrl-C.
+
+    It is a broker for development and tests. It keeps nothing on disk: what it holds is gone when it stops.
+    """
+    from leveret.broker import serve_forever
+
+    def announce(url: str) -> None:
+        click.echo(url)
+        click.echo("It keeps nothing on disk: queues and messages are gone when it stops. Ctrl-C stops it.")
+
+    serve_forever(host, port, path, announce)
+
+
+@app.command()
+@click.argument("names", nargs=-1, type=click.Choice(_BENCHMARKS), metavar="[NAME]...")
+@_BROKER
+@click.option("--count", default=10_000, show_default=True, type=click.IntRange(1, 1_000_000), help="Messages.")
+@click.option(
+    "--size",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, _MAX_SIZE),
+    help="Bytes of each body; 0: the guide's order as it is.",
+)
+@click.option("--batch-size", default=1000, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--prefetch", default=100, show_default=True, type=click.IntRange(1, 65_535))
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    help="Consumers of concurrent-consume.  [default: the number of CPUs]",
+)
+@click.option("--confirms/--no-confirms", default=True, show_default=True, help="Wait for the broker's confirms.")
+@click.option("--queue-type", default="classic", show_default=True, type=click.Choice(["classic", "quorum"]))
+@click.option("--repeat", default=1, show_default=True, type=click.IntRange(1, 1000), help="Runs; the medians count.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True), help="Write all figures; '-': stdout."
+)
+@_QUIET
+def bench(
+    names: tuple[str, ...],
+    where: str,
+    count: int,
+    size: int,
+    batch_size: int,
+    prefetch: int,
+    concurrency: int | None,
+    confirms: bool,
+    queue_type: str,
+    repeat: int,
+    json_file: str | None,
+    quiet: bool,
+) -> None:
+    """Run the performance guide's benchmarks: all five, or those that are named.
+
+    \b
+    basic-publish       one message at a time, each awaited with its confirm
+    batch-publish       batches that are all started together
+    basic-consume       one consumer, each message acknowledged after its handler
+    concurrent-consume  several consumers on one queue
+    serialization       JSON to bytes and back, no broker
+
+    They declare, fill and remove queues and exchanges of their own. A message that is lost or fails is an error, and
+    there are no figures then.
+    """  # noqa: D301 - click wants the character
+    from leveret.cli import bench as benchmarks
+    from leveret.cli import report
+    from leveret.cli.measure import Meter, cpu_count
+    from leveret.cli.progress import Bars
+    from leveret.cli.stage import Target, identify
+
+    selected = tuple(dict.fromkeys(names)) or _BENCHMARKS
+    consumers = concurrency or cpu_count()
+    needs_broker = not benchmarks.NEEDS_NO_BROKER.issuperset(selected)
+    _check_writable(json_file)
+    try:
+        workload = benchmarks.Workload(count, size)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--size") from error
+    to_stdout = json_file == "-"
+    with _broker_at(where if needs_broker else None) as (connection, broker_cpu_ns):
+        target = Target(
+            connection=connection,
+            embedded=where == _EMBEDDED,
+            queue_type=queue_type,
+            prefetch=prefetch,
+            batch_size=batch_size,
+            count=count,
+        )
+
+        async def run() -> tuple[dict[str, Any] | None, list[benchmarks.Result]]:
+            identity = await identify(target) if needs_broker else None
+            with Bars(_console(stderr=True), enabled=not quiet) as bars:
+                plan = benchmarks.Plan(
+                    target=target,
+                    workload=workload,
+                    meter=Meter(broker_cpu_ns, lambda: bars.cpu_ns),
+                    bars=bars,
+                    concurrency=consumers,
+                    confirms=confirms,
+                )
+                return identity, await benchmarks.run_benchmarks(plan, selected, repeat)
+
+        identity, results = _run(run())
+    settings = {
+        "count": count,
+        "smallest_body_bytes": workload.smallest_bytes,
+        "largest_body_bytes": workload.largest_bytes,
+        "batch_size": batch_size,
+        "prefetch": prefetch,
+        "concurrency": consumers,
+        "confirms": confirms,
+        "queue_type": queue_type,
+        "repeat": repeat,
+        "paced_messages": min(count, benchmarks.PACED_MESSAGES),
+        "paced_rate_msgs_per_s": benchmarks.PACED_RATE,
+    }
+    if not (to_stdout and quiet):
+        console = _console(stderr=to_stdout)
+        console.print(report.bench_table(results, width=console.width))
+        for line in report.captions(settings, identity):
+            console.print(line, markup=False, highlight=False)
+    if json_file is not None:
+        text = json.dumps(report.bench_json(results, settings, identity), indent=2)
+        if to_stdout:
+            click.echo(text)
+        else:
+            try:
+                Path(json_file).write_text(text + "\n")
+            except OSError as error:
+                raise click.FileError(json_file, error.strerror) from error
+
+
+@app.command()
+@_BROKER
+@click.option("--count", default=200_000, show_default=True, type=click.IntRange(1, 100_000_000), help="Orders.")
+@_QUIET
+def demo(where: str, count: int, quiet: bool) -> None:
+    """Publish typed orders in confirmed batches, consume and acknowledge them, and check each one."""
+    from leveret.cli import report
+    from leveret.cli.demo import run_demo
+    from leveret.cli.measure import Meter
+    from leveret.cli.progress import Bars
+    from leveret.cli.stage import Target, identify
+
+    with _broker_at(where) as (connection, broker_cpu_ns):
+        target = Target(connection=connection, embedded=where == _EMBEDDED, prefetch=500, count=count)
+
+        async def run() -> tuple[dict[str, Any], Any]:
+            identity = await identify(target)
+            with Bars(_console(stderr=True), enabled=not quiet) as bars:
+                return identity, await run_demo(target, Meter(broker_cpu_ns, lambda: bars.cpu_ns), bars)
+
+        identity, outcome = _run(run())
+        console = _console()
+        console.print(report.demo_table(outcome, count, identity))
+        if outcome.errors:
+            raise Incomplete("the demo failed: " + "; ".join(outcome.errors))
+
+
+@contextlib.contextmanager
+def _broker_at(where: str | None) -> Iterator[tuple[leveret.ConnectionSettings, Callable[[], int | None]]]:
+    """Yields how to reach the broker, and what reads its CPU time; None is no broker at all."""
+    # Whatever is logged also ends the command, whose one line says it.
+    logging.getLogger("leveret").addHandler(logging.NullHandler())
+    if where is None:
+        yield leveret.ConnectionSettings(), lambda: None
+    elif where == _EMBEDDED:
+        from leveret.cli.process import BrokerProcess
+
+        with BrokerProcess() as process:
+            yield leveret.ConnectionSettings.from_url(process.url), process.cpu_ns
+    else:
+        yield leveret.ConnectionSettings.from_url(where), lambda: None
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    try:
+        return leveret.run(main)
+    finally:
+        main.close()  # Ctrl-C may come before it began
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # A file or pipe has no width; a table that wraps in it is no use.
+        console.width = 120
+    return console
+
+
+def _check_writable(file: str | None) -> None:
+    """Refuses a file that cannot be written, before the benchmarks have run for minutes."""
+    if file is not None and file != "-":
+        path = Path(file)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise click.BadParameter(f"cannot write {file}", param_hint="--json")

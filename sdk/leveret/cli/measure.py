@@ -1,0 +1,175 @@
+"""What is measured: time, CPU of the client and of the broker, memory, percentiles."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Self
+
+__all__ = [
+    "Figures",
+    "Meter",
+    "Percentiles",
+    "Span",
+    "cpu_count",
+    "cpu_of_process_ns",
+    "peak_rss_bytes",
+    "percentile",
+    "reset_peak_rss",
+]
+
+#: What one run found; the names carry the units, and None is what cannot be known.
+Figures = dict[str, float | None]
+
+#: The percentiles that are reported, in thousandths.
+REPORTED: Final = {"p50": 500, "p99": 990, "p99_9": 999}
+
+
+def percentile(ordered: Sequence[int], thousandths: int) -> int:
+    """Takes a percentile by nearest rank: the least sample that this share of all samples does not exceed.
+
+    Args:
+        ordered: The samples, sorted; at least one.
+        thousandths: 1 to 1000; 999 is p99.9.
+
+    Returns:
+        One of the samples; nothing is interpolated.
+
+    Raises:
+        ValueError: There are no samples, or the share is out of range.
+    """
+    if not ordered or not 1 <= thousandths <= 1000:
+        raise ValueError(f"no percentile {thousandths}/1000 of {len(ordered)} samples")
+    return ordered[-(-len(ordered) * thousandths // 1000) - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Latencies in nanoseconds.
+
+    Attributes:
+        samples: How many there were. With fewer than 1000 the p99.9 is the maximum.
+        p50: The median.
+        p99: What 99 % do not exceed.
+        p99_9: What 99.9 % do not exceed.
+        maximum: The longest.
+    """
+
+    samples: int
+    p50: int
+    p99: int
+    p99_9: int
+    maximum: int
+
+    @classmethod
+    def of(cls, samples: Iterable[int]) -> Self:
+        """Sorts all samples; exact, because counts are bounded."""
+        ordered = sorted(samples)
+        return cls(len(ordered), *(percentile(ordered, share) for share in (*REPORTED.values(), 1000)))
+
+    def figures(self, name: str) -> Figures:
+        """The figures of a report, in milliseconds, under names that begin with `name`."""
+        values = {"p50": self.p50, "p99": self.p99, "p99_9": self.p99_9, "max": self.maximum}
+        return {f"{name}_samples": self.samples} | {f"{name}_{key}_ms": ns / 1e6 for key, ns in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What passed between two moments.
+
+    Attributes:
+        wall_ns: Time.
+        client_cpu_ns: User and system time of this process, all threads; without what drawing progress took.
+        broker_cpu_ns: User and system time of the embedded broker's process; None for another broker.
+    """
+
+    wall_ns: int
+    client_cpu_ns: int
+    broker_cpu_ns: int | None
+
+    def figures(self, messages: int) -> Figures:
+        """The figures of a report for this many messages, at least one."""
+        broker = self.broker_cpu_ns
+        return {
+            "elapsed_s": self.wall_ns / 1e9,
+            "rate_msgs_per_s": messages * 1e9 / max(1, self.wall_ns),
+            # What the guide calls average latency. It is the inverse of the rate, and no message's latency.
+            "guide_avg_latency_ms": self.wall_ns / 1e6 / messages,
+            "client_cpu_us_per_msg": self.client_cpu_ns / 1e3 / messages,
+            "broker_cpu_us_per_msg": None if broker is None else broker / 1e3 / messages,
+        }
+
+
+class Meter:
+    """Reads all clocks at once.
+
+    Args:
+        broker_cpu_ns: Reads the broker's CPU time, if that can be known.
+        drawing_cpu_ns: Reads the CPU time that drawing progress has taken, which is not the client's.
+    """
+
+    def __init__(self, broker_cpu_ns: Callable[[], int | None], drawing_cpu_ns: Callable[[], int]) -> None:
+        self._broker_cpu_ns = broker_cpu_ns
+        self._drawing_cpu_ns = drawing_cpu_ns
+
+    def now(self) -> Span:
+        """This moment, as the span from an arbitrary one."""
+        cpu = time.process_time_ns() - self._drawing_cpu_ns()
+        return Span(time.perf_counter_ns(), cpu, self._broker_cpu_ns())
+
+    def since(self, start: Span) -> Span:
+        """The span from a moment that `now` returned to this one."""
+        end = self.now()
+        broker = None
+        if start.broker_cpu_ns is not None and end.broker_cpu_ns is not None:
+            broker = end.broker_cpu_ns - start.broker_cpu_ns
+        return Span(end.wall_ns - start.wall_ns, end.client_cpu_ns - start.client_cpu_ns, broker)
+
+
+def cpu_of_process_ns(pid: int) -> int | None:
+    """Reads the user and system time of another process, all threads.
+
+    Args:
+        pid: The process; it must be alive or not waited for yet.
+
+    Returns:
+        Nanoseconds, or None where it cannot be known.
+    """
+    if sys.platform == "linux":
+        # clock_getcpuclockid(3), which Python does not have: the kernel's CPU clock of a process (posix-timers.h).
+        with contextlib.suppress(OSError):
+            return time.clock_gettime_ns(~pid << 3 | 2)
+    return None
+
+
+def reset_peak_rss() -> None:
+    """Makes `peak_rss_bytes` start over, where the kernel can (Linux: proc(5), clear_refs)."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process had since `reset_peak_rss`, or since its start where that does nothing."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): bytes there, KiB elsewhere
+
+
+def cpu_count() -> int:
+    """How many CPUs this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1

@@ -1,0 +1,193 @@
+"""Where a benchmark plays: a client, and one queue of its own that is bound to one exchange of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+import leveret
+from leveret.cli.failures import Incomplete
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from leveret.cli.orders import Order
+
+__all__ = ["QUEUE_TYPES", "STALL", "Stage", "Target", "identify", "together"]
+
+#: Seconds without progress after which work counts as failed.
+STALL: Final = 30.0
+#: Seconds until removing what was declared is given up.
+_REMOVE_TIMEOUT: Final = 10.0
+#: Seconds after which the broker itself deletes a queue that nobody uses: a killed process removes nothing.
+_EXPIRES: Final = 3600.0
+#: All batches start together, and each may wait for its turn this long: at least 5000 messages per second.
+_SLOWEST_RATE: Final = 5000
+
+QUEUE_TYPES: Final = ("classic", "quorum")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A broker, and what to declare there.
+
+    Attributes:
+        connection: How to reach it.
+        embedded: Whether it is the embedded broker, which ends with the command.
+        queue_type: `classic` or `quorum`.
+        prefetch: Of each consumer.
+        batch_size: Messages per batch.
+        count: How many messages will be published at most.
+    """
+
+    connection: leveret.ConnectionSettings
+    embedded: bool = False
+    queue_type: str = "classic"
+    prefetch: int = 100
+    batch_size: int = 1000
+    count: int = 10_000
+
+
+def _connect(target: Target) -> Any:
+    """`leveret.connect`, under a name that the broker's tools show."""
+    return leveret.connect(target.connection, client_name="leveret command")
+
+
+async def identify(target: Target) -> dict[str, Any]:
+    """Connects once; returns the product and version that the broker says it is, and whether it is embedded."""
+    async with _connect(target) as client:
+        properties = client.connection.negotiated.server_properties
+    identity = {name: str(properties.get(name, "unknown")) for name in ("product", "version")}
+    return {**identity, "embedded": target.embedded}
+
+
+class Stage:
+    """A client with one queue, bound to one exchange; both are durable, have names of their own and are removed.
+
+    Use it with `async with`.
+
+    Args:
+        target: Where.
+        name: What the names begin with.
+        routing_key: Binds the queue to the exchange.
+
+    Attributes:
+        client: The client.
+        exchange: The exchange's name.
+        queue: The queue's name.
+        routing_key: The routing key.
+    """
+
+    client: leveret.Client
+
+    def __init__(self, target: Target, name: str, routing_key: str) -> None:
+        suffix = secrets.token_hex(4)
+        self.routing_key = routing_key
+        self.exchange = f"{name}-exchange-{suffix}"
+        self.queue = f"{name}-{suffix}"
+        self._name = name
+        self._target = target
+        kind: leveret.Classic | leveret.Quorum = leveret.Classic(expires=_EXPIRES)
+        if target.queue_type == "quorum":
+            kind = leveret.Quorum(arguments={"x-expires": round(_EXPIRES * 1000)})
+        self._queue = leveret.Topology().queue(self.queue, kind)
+        # It goes with its last binding, and so with the queue.
+        self._all = (
+            leveret.Topology()
+            .exchange(self.exchange, "direct", auto_delete=True)
+            .queue(self.queue, kind)
+            .bind(self.queue, self.exchange, routing_key)
+        )
+
+    async def __aenter__(self) -> Self:
+        self.client = await _connect(self._target)
+        try:
+            await self.client.declare(self._all)
+        except BaseException:
+            await self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    async def _leave(self) -> None:
+        try:
+            # Over a connection of its own: the client's may be lost or stuck, which is why we leave.
+            async with asyncio.timeout(_REMOVE_TIMEOUT), _connect(self._target) as client:
+                await client.delete_exchange(self.exchange)
+                await client.delete_queue(self.queue)
+        except (leveret.LeveretError, TimeoutError) as error:
+            if not self._target.embedded:
+                hours = _EXPIRES / 3600
+                click.echo(f"could not remove queue {self.queue} ({error}); it expires after {hours:g} h", err=True)
+        finally:
+            await self.client.close()
+
+    def producer(self, *, confirms: bool = True) -> leveret.Producer:
+        """Makes a producer to the exchange."""
+        target = self._target
+        return self.client.producer(
+            exchange=self.exchange,
+            confirms=confirms,
+            batch_size=target.batch_size,
+            confirm_timeout=max(STALL, target.count / _SLOWEST_RATE),
+        )
+
+    def consumer(self, model: type[Order], *, concurrency: int = 1) -> leveret.Consumer[Order]:
+        """Makes a consumer of the queue."""
+        return self.client.consumer(self.queue, model, prefetch=self._target.prefetch, concurrency=concurrency)
+
+    async def fill(self, values: Iterable[Order], count: int) -> None:
+        """Publishes messages with confirms, and checks that exactly so many are in the queue.
+
+        Raises:
+            Incomplete: The queue holds another number.
+            PublishError: One did not end confirmed.
+        """
+        async with self.producer() as producer:
+            result = await producer.publish_batch(values, self.routing_key)
+        result.raise_for_failures()
+        await self.expect(count)
+
+    async def expect(self, messages: int, *, consumers: int | None = None) -> None:
+        """Waits until the queue holds exactly so many messages, and has so many consumers.
+
+        Raises:
+            Incomplete: It does not come to that, though it gets `STALL` seconds without change for it.
+        """
+        last, changed_at = None, time.monotonic()
+        while True:
+            info = (await self.client.declare(self._queue)).queues[self.queue]
+            if info.message_count == messages and consumers in (None, info.consumer_count):
+                return
+            if info != last:
+                last, changed_at = info, time.monotonic()
+            elif time.monotonic() > changed_at + STALL:
+                raise Incomplete(
+                    f"{self._name}: the queue holds {info.message_count} messages for {info.consumer_count} consumers; "
+                    f"{messages} messages were expected"
+                )
+            await asyncio.sleep(0.02)
+
+
+async def together(*works: Coroutine[Any, Any, None]) -> None:
+    """Runs works until all have ended; the first error cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

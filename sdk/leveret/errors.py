@@ -1,0 +1,303 @@
+"""The exception tree, and AMQP's reply codes.
+
+Callers branch on types and fields, never on text. No message of ours carries credentials or message bodies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from leveret.message import Outcome
+
+#: AMQP 0-9-1 section 1.1 (constants), with the codes RabbitMQ adds.
+REPLY_CODES: Final[dict[int, str]] = {
+    200: "REPLY_SUCCESS",
+    311: "CONTENT_TOO_LARGE",
+    312: "NO_ROUTE",
+    313: "NO_CONSUMERS",
+    320: "CONNECTION_FORCED",
+    402: "INVALID_PATH",
+    403: "ACCESS_REFUSED",
+    404: "NOT_FOUND",
+    405: "RESOURCE_LOCKED",
+    406: "PRECONDITION_FAILED",
+    501: "FRAME_ERROR",
+    502: "SYNTAX_ERROR",
+    503: "COMMAND_INVALID",
+    504: "CHANNEL_ERROR",
+    505: "UNEXPECTED_FRAME",
+    506: "RESOURCE_ERROR",
+    530: "NOT_ALLOWED",
+    540: "NOT_IMPLEMENTED",
+    541: "INTERNAL_ERROR",
+}
+
+
+def printable(text: str, limit: int = 256) -> str:
+    """Makes text that came from the network safe to print.
+
+    Args:
+        text: Any string, for example a reply text.
+        limit: The longest result in characters; longer text is cut and marked.
+
+    Returns:
+        The text with control characters escaped, so that a peer cannot forge log lines.
+    """
+    safe = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text[:limit]
+    )
+    return safe + "..." if len(text) > limit else safe
+
+
+class LeveretError(Exception):
+    """The root of every error that Leveret raises."""
+
+
+def again(error: LeveretError) -> LeveretError:
+    """A copy of a stored error, to raise: raising one object again and again grows its traceback.
+
+    Args:
+        error: The stored error.
+
+    Returns:
+        An equal error with the same cause.
+    """
+    copy = error.__class__.__new__(error.__class__)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+class ConfigurationError(LeveretError, ValueError):
+    """An option, URL or argument is unknown, of the wrong type or out of range.
+
+    Attributes:
+        option: The name of the option or argument, or an empty string.
+    """
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class PluginError(LeveretError):
+    """A plugin cannot be found, loaded or used."""
+
+
+class WrongLoopError(LeveretError, RuntimeError):
+    """An object was used from another event loop or thread than the one it was made in."""
+
+
+class ProtocolError(LeveretError):
+    """The AMQP conversation went wrong.
+
+    Attributes:
+        reply_code: The AMQP reply code that describes it (AMQP 0-9-1 section 1.1).
+    """
+
+    reply_code = 541
+
+    def __init__(self, message: str, *, reply_code: int | None = None) -> None:
+        super().__init__(message)
+        if reply_code is not None:
+            self.reply_code = reply_code
+
+
+class LocalProtocolError(ProtocolError):
+    """This side asked for something that the protocol does not allow; nothing was sent."""
+
+    reply_code = 503
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol does not allow."""
+
+    reply_code = 503
+
+
+class FrameError(RemoteProtocolError):
+    """The peer sent a frame that is malformed or larger than negotiated (reply code 501)."""
+
+    reply_code = 501
+
+
+class TableSyntaxError(RemoteProtocolError):
+    """A field table or method argument from the peer is malformed or over a limit (reply code 502)."""
+
+    reply_code = 502
+
+
+class IncompatibleProtocol(RemoteProtocolError):
+    """The peer does not speak AMQP 0-9-1."""
+
+
+class TransportError(LeveretError):
+    """The connection could not be made, or was lost below AMQP."""
+
+
+class ConnectFailed(TransportError):
+    """No connection could be made to any of the addresses within the deadline."""
+
+
+class TLSVerificationError(ConnectFailed):
+    """The server's certificate was refused; no AMQP byte was sent."""
+
+
+class ConnectionLost(TransportError):
+    """The socket was closed or reset by the peer or by the network without connection.close."""
+
+
+class HeartbeatTimeout(ConnectionLost):
+    """Nothing was received for two heartbeat intervals."""
+
+
+class OperationTimeout(LeveretError, TimeoutError):
+    """A deadline passed. The result of the operation is unknown."""
+
+
+class _Closed(LeveretError):
+    """What connection and channel closing have in common.
+
+    Attributes:
+        reply_code: The AMQP reply code, or 0 when the connection was lost without one.
+        reply_text: The peer's text, made printable.
+        class_id: The class of the method that caused it, or 0.
+        method_id: The method that caused it, or 0.
+    """
+
+    def __init__(
+        self, message: str, *, reply_code: int = 0, reply_text: str = "", class_id: int = 0, method_id: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.reply_code = reply_code
+        self.reply_text = reply_text
+        self.class_id = class_id
+        self.method_id = method_id
+
+
+class ConnectionClosed(_Closed):
+    """The connection is closed; the fields say why."""
+
+
+class AuthenticationError(ConnectionClosed):
+    """The server refused the credentials, or offers none of the wanted mechanisms."""
+
+
+class ChannelClosed(_Closed):
+    """The channel is closed; the connection may still be open."""
+
+
+class NotFound(ChannelClosed):
+    """An exchange or queue does not exist (reply code 404)."""
+
+
+class AccessRefused(ChannelClosed):
+    """The user lacks the permission, or the queue is used exclusively (reply code 403)."""
+
+
+class ResourceLocked(ChannelClosed):
+    """The queue is exclusive to another connection (reply code 405)."""
+
+
+class PreconditionFailed(ChannelClosed):
+    """An entity exists with other arguments, or a precondition does not hold (reply code 406).
+
+    Attributes:
+        argument: The argument that differs, when the server named one.
+        wanted: The value that was asked for, as the server printed it.
+        actual: The value that the entity has, as the server printed it.
+    """
+
+    argument = ""
+    wanted = ""
+    actual = ""
+
+
+class PublishError(LeveretError):
+    """A publishing did not end as confirmed.
+
+    Attributes:
+        outcome: How it ended.
+        delivery_tag: Its publishing sequence number on the channel, or 0 when it was not sent.
+    """
+
+    def __init__(self, message: str, *, outcome: Outcome, delivery_tag: int = 0) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.delivery_tag = delivery_tag
+
+
+class MessageNacked(PublishError):
+    """The broker refused responsibility for the message (basic.nack)."""
+
+
+class MessageReturned(PublishError):
+    """A mandatory message could not be routed (basic.return).
+
+    Attributes:
+        reply_code: The broker's code, 312 for "no route".
+        reply_text: The broker's text, made printable.
+        exchange: The exchange it was published to.
+        routing_key: The routing key it was published with.
+    """
+
+    reply_code = 0
+    reply_text = ""
+    exchange = ""
+    routing_key = ""
+
+
+class ConfirmTimeout(PublishError, TimeoutError):
+    """No confirm came in time: whether the broker has the message is unknown."""
+
+
+class CodecError(LeveretError):
+    """A value could not be encoded, or a body not decoded."""
+
+
+class EncodeFailed(CodecError):
+    """The serializer refused the value, or a property or argument does not fit AMQP; nothing was sent."""
+
+
+class DecodeFailed(CodecError):
+    """The body is not what its content type or the model says."""
+
+
+class ContentTypeNotAccepted(CodecError):
+    """The message's content type or encoding is not one that this consumer accepts."""
+
+
+class BodyTooLarge(CodecError):
+    """A body is larger than the limit."""
+
+
+class PolicyError(LeveretError):
+    """A policy ended the operation."""
+
+
+class CircuitOpen(PolicyError):
+    """The circuit breaker is open; the operation was not tried."""
+
+
+class RetriesExhausted(PolicyError):
+    """The operation failed as often as the retry policy allows."""
+
+
+class BackpressureError(LeveretError):
+    """The publish window or buffer is full; nothing was sent. Wait, or use the awaiting form."""
+
+
+class ConsumerCancelled(LeveretError):
+    """The broker cancelled the consumer (basic.cancel), for example because its queue was deleted.
+
+    Attributes:
+        consumer_tag: The consumer.
+        queue: The queue it consumed from.
+    """
+
+    def __init__(self, message: str, *, consumer_tag: str = "", queue: str = "") -> None:
+        super().__init__(message)
+        self.consumer_tag = consumer_tag
+        self.queue = queue

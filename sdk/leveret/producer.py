@@ -1,0 +1,712 @@
+"""Publishing: one message at a time above, blocks of frames and ranges of confirms below."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sized
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from leveret._batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret._framing import Properties
+from leveret.codecs import encode_failed, serializer
+from leveret.errors import (
+    BackpressureError,
+    BodyTooLarge,
+    ConfigurationError,
+    ConfirmTimeout,
+    EncodeFailed,
+    LeveretError,
+    MessageNacked,
+    MessageReturned,
+    OperationTimeout,
+    PublishError,
+    printable,
+)
+from leveret.message import BatchResult, Outcome, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from datetime import datetime
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from leveret._framing import ContentRun, Message, SettlementRun
+    from leveret.channel import Channel
+    from leveret.connection import Connection
+    from leveret.settings import ProducerSettings
+
+    Connect = Callable[[], Awaitable[Connection]]
+
+__all__ = ["Producer", "PublishOptions"]
+
+logger = logging.getLogger("leveret.producer")
+
+#: How many routing keys keep their packed frames.
+_TEMPLATES = 1024
+#: A chunk of a batch is encoded before it is sent; this many bytes of bodies are enough to fill the socket.
+_CHUNK_BYTES = 1024 * 1024
+#: How many failed tickets are kept for `flush`; more are counted.
+_UNOBSERVED = 100
+#: How finely confirm_timeout is measured: a publishing may be given up this fraction of it too late.
+_CLOCK_STEPS = 20
+
+
+class PublishOptions(TypedDict, total=False):
+    """The keyword arguments of the publish methods, beside value and routing key."""
+
+    exchange: str
+    """The exchange; the producer's by default."""
+    mandatory: bool
+    """Have the broker return the message when no queue takes it; the producer's by default."""
+    headers: Mapping[str, Any] | None
+    """See `leveret.encode_table` for the values."""
+    delivery_mode: int
+    """1 transient, 2 persistent; the producer's by default."""
+    priority: int | None
+    """0 to 255."""
+    expiration: float | None
+    """Seconds that the message may wait in a queue."""
+    correlation_id: str | None
+    reply_to: str | None
+    message_id: str | None
+    timestamp: datetime | int | None
+    """Seconds since 1970, or a datetime with a time zone."""
+    type: str | None
+    user_id: str | None
+    app_id: str | None
+    content_type: str | None
+    """The serializer's by default."""
+    content_encoding: str | None
+
+
+class Producer:
+    """Publishes values on a channel of its own. Made by `Client.producer`; use it with `async with`.
+
+    Every publishing ends in exactly one `Outcome`. With `confirms` (the default) a message that ends CONFIRMED was
+    taken over by the broker: persistent messages in durable queues are on disk (RabbitMQ: publisher confirms).
+    A message may be in the broker and yet end UNKNOWN, when its confirm was lost or late: publishing it again may
+    then make a duplicate.
+
+    Attributes:
+        settings: What it was made with.
+    """
+
+    def __init__(self, connect: Connect, settings: ProducerSettings) -> None:
+        self.settings = settings
+        self._connect = connect
+        self._serializer = serializer(settings.serializer)
+        self._encode = self._serializer.encode
+        self._loop = asyncio.get_running_loop()
+        self._channel: Channel | None = None
+        self._connection: Connection
+        self._window: ConfirmWindow = ConfirmWindow()
+        self._batch: PublishBatch
+        # Packed frames by routing key, and those of the last one, which mostly is the next one too.
+        self._templates: dict[str, PublishTemplate] = {}
+        self._last_key: str | None = None
+        self._last_template: PublishTemplate
+        self._closed = False
+        self._error: LeveretError | None = None
+        # Who waits for room: (outstanding publishings from which it goes on, future).
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        # (time, highest tag published by then), to give up on what is not confirmed in time.
+        self._clock: deque[tuple[float, int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        # Mandatory publishings in flight, oldest first: (tag, exchange, routing key, properties, body).
+        self._mandatory: deque[tuple[int, PublishTemplate, bytes]] = deque()
+        # What failed and nobody awaited: the first tickets, and how many more there were.
+        self._unobserved: dict[Ticket, None] = {}
+        self._unobserved_more = 0
+
+    # ------------------------------------------------------------------ life
+
+    async def open(self) -> Self:
+        """Opens the channel; `async with` does it.
+
+        Raises:
+            LeveretError: No connection or channel could be opened.
+        """
+        if self._channel is not None or self._closed:
+            raise ConfigurationError("a producer can be opened once")
+        self._connection = await self._connect()
+        channel = await self._connection.channel()
+        settings = self.settings
+        if settings.confirms:
+            try:
+                await channel.confirm_select()
+            except BaseException:
+                channel.abandon()
+                raise
+        channel.publisher = self
+        self._batch = PublishBatch(
+            self._connection.transport.out,
+            self._window if settings.confirms else None,
+            frame_max=self._connection.negotiated.frame_max,
+            max_body_size=settings.max_body_size,
+        )
+        self._transport = self._connection.transport
+        self._channel = channel
+        return self
+
+    async def close(self) -> None:
+        """Waits for the outcomes of what was published, for at most `confirm_timeout` seconds, and closes.
+
+        What has no outcome by then ends UNKNOWN. A failure of `publish_nowait` that nobody looked at is logged.
+        """
+        if self._closed:
+            return
+        channel = self._channel
+        if channel is not None:
+            self._connection.check_loop()
+        self._closed = True
+        try:
+            if channel is not None and self._error is None:
+                await self.flush()
+        except (PublishError, OperationTimeout) as error:
+            logger.warning("closing a producer: %s", error)
+        finally:
+            self._give_up(PublishError("the producer was closed", outcome=Outcome.NOT_SENT))
+            if channel is not None:
+                await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<Producer exchange={self.settings.exchange!r} outstanding={self._window.outstanding}>"
+
+    # ------------------------------------------------------------------ counters
+
+    @property
+    def outstanding(self) -> int:
+        """Publishings that have no outcome yet."""
+        return self._window.outstanding
+
+    @property
+    def next_delivery_tag(self) -> int:
+        """The sequence number that the next publishing will get."""
+        return self._window.next_delivery_tag
+
+    def counters(self) -> dict[str, int]:
+        """How many publishings were written and how they ended so far, by outcome."""
+        window = self._window
+        batch = self._batch
+        return {
+            "published": batch.published,
+            "published_bytes": batch.published_bytes,
+            "outstanding": window.outstanding,
+            "confirmed": window.confirmed,
+            "returned": window.returned,
+            "nacked": window.nacked,
+            "unknown": window.unknown,
+        }
+
+    # ------------------------------------------------------------------ publishing
+
+    async def publish(self, value: Any, routing_key: str = "", **options: Unpack[PublishOptions]) -> Receipt:
+        """Publishes one value and waits for the broker's confirm.
+
+        Many calls may wait at once; up to `max_outstanding` are in flight, and the others wait for their turn.
+        When this is cancelled the message may have been written; it is not taken back.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key.
+            **options: See `PublishOptions`.
+
+        Returns:
+            A receipt; the outcome is CONFIRMED, or UNKNOWN when the producer has no confirms.
+
+        Raises:
+            EncodeFailed, BodyTooLarge: The value or an option does not fit; nothing was sent.
+            MessageNacked: The broker refused it.
+            MessageReturned: It was mandatory and no queue took it.
+            ConfirmTimeout: No confirm within `confirm_timeout` seconds; the outcome is UNKNOWN.
+            PublishError: With outcome NOT_SENT: there was no room within `confirm_timeout` seconds, or the
+                producer is closed. With UNKNOWN: the channel or connection was lost; the cause says why.
+        """
+        body = self._body(value)
+        if options or routing_key is not self._last_key:
+            template = self._template(routing_key, options)
+        else:
+            template = self._last_template
+        self._connection.check_loop()
+        if self._window.outstanding >= self.settings.max_outstanding or self._too_many_bytes() or not self._writable():
+            await self._room(self.settings.max_outstanding, self.settings.max_outstanding - 1)
+        ticket = Ticket(self)
+        self._put(template, body, ticket)
+        if not self.settings.confirms:
+            return Receipt(0, Outcome.UNKNOWN)
+        future = self._observe(ticket)
+        if future is not None:
+            await future
+        if ticket.failures is not None:
+            raise self._outcome_error(ticket)
+        return Receipt(ticket.delivery_tag)
+
+    def publish_nowait(self, value: Any, routing_key: str = "", **options: Unpack[PublishOptions]) -> Ticket:
+        """Publishes one value without waiting; it leaves with the next write.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key.
+            **options: See `PublishOptions`.
+
+        Returns:
+            A ticket. Await it for the receipt; it raises what `publish` raises. `flush` raises for those that
+            failed and were not awaited.
+
+        Raises:
+            BackpressureError: `max_buffered` publishings or `max_outstanding_bytes` bytes have no outcome yet,
+                the socket is full, or the broker blocks publishers; nothing was sent.
+            EncodeFailed, BodyTooLarge: As `publish`.
+            PublishError: The producer is closed; the outcome is NOT_SENT.
+            WrongLoopError: Called from another thread.
+        """
+        body = self._body(value)
+        if options or routing_key is not self._last_key:
+            template = self._template(routing_key, options)
+        else:
+            template = self._last_template
+        window, settings = self._window, self.settings
+        if (
+            window.outstanding >= settings.max_buffered
+            or window.outstanding_bytes >= settings.max_outstanding_bytes
+            or not self._writable()
+        ):
+            if self._error is not None or self._closed:
+                raise self._not_sent(self._obstacle(settings.max_buffered))
+            raise BackpressureError(f"not sent: {self._obstacle(settings.max_buffered)}")
+        self._connection.check_loop()
+        ticket = Ticket(self)
+        self._put(template, body, ticket)
+        return ticket
+
+    async def publish_batch(
+        self, values: Iterable[Any], routing_key: str = "", **options: Unpack[PublishOptions]
+    ) -> BatchResult:
+        """Publishes values and waits once for all their outcomes.
+
+        Values are encoded and sent in chunks of up to `batch_size`, with two chunks in flight, so an iterable of
+        any length takes bounded memory. A value that cannot be encoded fails alone; the others go.
+
+        Args:
+            values: What the serializer takes.
+            routing_key: The routing key of all of them.
+            **options: See `PublishOptions`; of all of them.
+
+        Returns:
+            The outcome of each value. It is true when none failed. When nothing can be sent any more (the channel is
+            lost, or there was no room for `confirm_timeout` seconds), the values that are left end NOT_SENT; of an
+            iterator only those count that were read from it by then.
+
+        Raises:
+            EncodeFailed: The routing key or an option does not fit; nothing was sent.
+            Exception: What the iterable itself raised; what came before is in flight.
+        """
+        template = self._template(routing_key, options)
+        self._connection.check_loop()
+        settings = self.settings
+        started = self._loop.time()
+        ticket = Ticket(self)
+        ticket.observed = True
+        failures: dict[int, Exception] = {}
+        iterator = iter(values)
+        limit = max(settings.max_outstanding, 2 * settings.batch_size)
+        size = min(settings.batch_size, 100)
+        index = 0
+        while chunk := list(islice(iterator, size)):
+            start = index
+            index += len(chunk)
+            try:
+                if not self._writable() or self._window.outstanding + len(chunk) > limit or self._too_many_bytes():
+                    await self._room(limit, max(0, limit - len(chunk)))
+                sent = self._put_chunk(template, chunk, start, ticket, failures)
+            except PublishError as error:
+                # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
+                index = max(index, len(values)) if isinstance(values, Sized) else index
+                failures.update(dict.fromkeys(range(start, index), error))
+                break
+            # Large bodies go in smaller chunks (S15: 1000 small messages, 100 large ones, by their bytes).
+            size = max(1, min(settings.batch_size, _CHUNK_BYTES * len(chunk) // max(1, sent)))
+            if not settings.confirms:
+                # Nothing else in this loop lets other tasks run.
+                await asyncio.sleep(0)
+        future = self._observe(ticket)
+        if future is not None:
+            await future
+        if ticket.failures is not None:
+            for i, reason in ticket.failures.items():
+                failures[i] = self._failure(reason, 0)
+        return BatchResult(
+            count=index,
+            confirmed=index - len(failures) if settings.confirms else 0,
+            elapsed=self._loop.time() - started,
+            failures=failures,
+            confirms=settings.confirms,
+        )
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Waits until everything published before this call has its outcome.
+
+        Args:
+            timeout: Seconds; `confirm_timeout` by default, after which everything is UNKNOWN anyway.
+
+        Raises:
+            OperationTimeout: Not everything has an outcome yet; it goes on being waited for.
+            PublishError: Publishings of `publish_nowait` that nobody awaited did not end confirmed; the text
+                counts them, and the error is that of the first.
+        """
+        if self._channel is None:
+            return
+        self._connection.check_loop()
+        self._connection.transport.flush()
+        if self._window.outstanding:
+            target = self._window.next_delivery_tag
+            limit = timeout if timeout is not None else self.settings.confirm_timeout * (1 + 2 / _CLOCK_STEPS)
+            try:
+                async with asyncio.timeout(limit):
+                    while self._window.first < target:
+                        await self._wake_at(max(0, self._window.outstanding - 1))
+            except TimeoutError:
+                raise OperationTimeout(
+                    f"{self._window.outstanding} publishings have no outcome after {limit:g} s"
+                ) from None
+            finally:
+                # Whoever waits for room has the next turn; this call publishes nothing.
+                self._wake()
+        unobserved, self._unobserved = self._unobserved, {}
+        more, self._unobserved_more = self._unobserved_more, 0
+        if unobserved:
+            error = self._outcome_error(next(iter(unobserved)))
+            count = len(unobserved) + more
+            error.args = (f"{count} publishings that were not awaited failed; the first: {error}",)
+            raise error
+
+    # ------------------------------------------------------------------ encoding
+
+    def _body(self, value: Any) -> bytes:
+        try:
+            body = self._encode(value)
+        except Exception as error:
+            raise encode_failed(error, self._serializer.name, value) from error
+        if type(body) is not bytes:
+            raise EncodeFailed(f"the {self._serializer.name} serializer returned {type(body).__name__}, not bytes")
+        return body
+
+    def _template(self, routing_key: str, options: PublishOptions) -> PublishTemplate:
+        if not options and routing_key in self._templates:
+            self._last_key, self._last_template = routing_key, self._templates[routing_key]
+            return self._last_template
+        if self._channel is None:
+            raise PublishError("the producer is not open; use `async with`", outcome=Outcome.NOT_SENT)
+        settings = self.settings
+        unknown = sorted(options.keys() - PublishOptions.__annotations__.keys())
+        if unknown:
+            raise ConfigurationError(f"publish has no option {unknown[0]!r}", option=unknown[0])
+        properties: dict[str, Any] = {k: v for k, v in options.items() if k not in ("exchange", "mandatory")}
+        properties.setdefault("content_type", self._serializer.content_type)
+        properties.setdefault("delivery_mode", settings.delivery_mode)
+        if properties.get("expiration") is not None:
+            properties["expiration"] = _milliseconds(properties["expiration"])
+        raw = Properties(**properties).encode()
+        template = PublishTemplate(
+            self._channel.number,
+            options.get("exchange", settings.exchange),
+            routing_key,
+            raw,
+            mandatory=options.get("mandatory", settings.mandatory),
+            frame_max=self._connection.negotiated.frame_max,
+        )
+        if not options:
+            if len(self._templates) >= _TEMPLATES:
+                # Routing keys that never repeat: start over rather than grow.
+                self._templates.clear()
+            self._templates[routing_key] = self._last_template = template
+            self._last_key = routing_key
+        return template
+
+    # ------------------------------------------------------------------ writing
+
+    def _put(self, template: PublishTemplate, body: bytes, ticket: Ticket, index: int = 0) -> None:
+        tag = self._batch.add(template, body, ticket, index)
+        if tag:
+            if template.mandatory:
+                self._mandatory.append((tag, template, body))
+            if self._timer is None:
+                self._start_clock()
+
+    def _put_chunk(
+        self, template: PublishTemplate, chunk: list[Any], start: int, ticket: Ticket, failures: dict[int, Exception]
+    ) -> int:
+        """Encodes and appends a chunk; returns its bytes. What fails is noted under its index."""
+        if self._error is not None or self._closed:
+            raise self._not_sent("the producer is closed")
+        before = self._batch.published_bytes
+        done = 0
+        while done < len(chunk):
+            bodies: list[bytes] = []
+            error: Exception | None = None
+            try:
+                # list.extend keeps what came before a value that fails.
+                bodies.extend(map(self._encode, islice(chunk, done, None)))
+            except Exception as raised:
+                error = encode_failed(raised, self._serializer.name, chunk[done + len(bodies)])
+            first = 0
+            while first < len(bodies):
+                published = self._batch.published
+                tag = self._window.next_delivery_tag
+                try:
+                    self._batch.add_many(template, bodies, ticket, start + done + first, first)
+                    added = len(bodies) - first
+                except (BodyTooLarge, TypeError) as raised:
+                    added = self._batch.published - published
+                    failures[start + done + first + added] = (
+                        raised
+                        if isinstance(raised, BodyTooLarge)
+                        else EncodeFailed(f"the {self._serializer.name} serializer did not return bytes")
+                    )
+                if template.mandatory and self.settings.confirms:
+                    self._mandatory.extend((tag + i, template, bodies[first + i]) for i in range(added))
+                # Behind what was added, and behind the one that was refused.
+                first += added + 1 if first + added < len(bodies) else added
+            done += len(bodies)
+            if error is not None:
+                failures[start + done] = error
+                done += 1
+        if self._timer is None and self._window.outstanding:
+            self._start_clock()
+        return self._batch.published_bytes - before
+
+    def _writable(self) -> bool:
+        return (
+            self._error is None
+            and not self._closed
+            and self._channel is not None
+            and not self._transport.paused
+            and self._connection.blocked is None
+        )
+
+    def _too_many_bytes(self) -> bool:
+        return self._window.outstanding_bytes >= self.settings.max_outstanding_bytes
+
+    def _obstacle(self, limit: int) -> str:
+        """Names what keeps a publishing from being sent."""
+        if self._channel is None:
+            return "the producer is not open"
+        if self._error is not None or self._closed:
+            return "the producer is closed"
+        if self._connection.blocked is not None:
+            return f"the broker blocks publishers: {self._connection.blocked}"
+        if self._transport.paused:
+            return f"{self._transport.pending_bytes} bytes wait for the socket"
+        window = self._window
+        return f"{window.outstanding} publishings of {window.outstanding_bytes} bytes wait for confirms (limit {limit})"
+
+    def _not_sent(self, text: str) -> PublishError:
+        failure = PublishError(f"not sent: {text}", outcome=Outcome.NOT_SENT)
+        failure.__cause__ = self._error
+        return failure
+
+    async def _room(self, limit: int, low: int) -> None:
+        """Waits, for at most `confirm_timeout` seconds, until the next publishing may be written."""
+        seconds = self.settings.confirm_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    if self._error is not None or self._closed or self._channel is None:
+                        raise self._not_sent(self._obstacle(limit))
+                    if self._connection.blocked is not None:
+                        await self._connection.wait_unblocked()
+                    elif self._transport.paused:
+                        await self._transport.drain()
+                    elif self._window.outstanding > low or self._too_many_bytes():
+                        await self._wake_at(low)
+                    else:
+                        return
+        except BaseException as error:
+            # It may have been this one's turn, which passes to the next.
+            self._wake()
+            if not isinstance(error, TimeoutError):
+                raise
+            raise self._not_sent(f"{self._obstacle(limit)}; waited confirm_timeout of {seconds:g} s") from None
+
+    def _wake_at(self, outstanding: int) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append((outstanding, future))
+        return future
+
+    def _wake(self) -> None:
+        outstanding = self._window.outstanding
+        too_many = self._too_many_bytes()
+        waiting = self._waiting
+        for _ in range(len(waiting)):
+            low, future = waiting.popleft()
+            if future.done():
+                continue
+            if self._error is not None or (outstanding <= low and (not too_many or not outstanding)):
+                future.set_result(None)
+                # Each one that goes on is about to add a publishing.
+                outstanding += 1
+            else:
+                waiting.append((low, future))
+
+    # ------------------------------------------------------------------ outcomes
+
+    def _observe(self, ticket: Ticket) -> asyncio.Future[None] | None:
+        """The future of a ticket that is not finished; from now on its failure is somebody's."""
+        ticket.observed = True
+        if not ticket.pending:
+            self._unobserved.pop(ticket, None)
+            return None
+        future: asyncio.Future[None] | None = ticket.future
+        if future is None:
+            future = ticket.future = self._loop.create_future()
+        return future
+
+    async def wait_for(self, ticket: Ticket) -> Receipt:
+        """What awaiting a ticket does; see `publish_nowait`."""
+        self._connection.check_loop()
+        future = self._observe(ticket)
+        if future is not None:
+            # Shielded: somebody else may wait for the same ticket, and must not be cancelled with this one.
+            await asyncio.shield(future)
+        if ticket.failures is not None:
+            raise self._outcome_error(ticket)
+        return Receipt(ticket.delivery_tag, Outcome.CONFIRMED if self.settings.confirms else Outcome.UNKNOWN)
+
+    def _outcome_error(self, ticket: Ticket) -> PublishError:
+        """The error of a ticket that stands for one publishing."""
+        reasons = ticket.failures or {}
+        return self._failure(reasons[0], ticket.delivery_tag)
+
+    def _failure(self, reason: int | Message, delivery_tag: int) -> PublishError:
+        if isinstance(reason, int):
+            if reason == Outcome.NACKED:
+                return MessageNacked(
+                    "the broker refused the message (basic.nack)", outcome=Outcome.NACKED, delivery_tag=delivery_tag
+                )
+            if self._error is not None:
+                lost = PublishError(
+                    f"no confirm came before the channel was lost: {self._error}",
+                    outcome=Outcome.UNKNOWN,
+                    delivery_tag=delivery_tag,
+                )
+                lost.__cause__ = self._error
+                return lost
+            return ConfirmTimeout(
+                f"no confirm within confirm_timeout of {self.settings.confirm_timeout:g} s; the broker may have the "
+                "message",
+                outcome=Outcome.UNKNOWN,
+                delivery_tag=delivery_tag,
+            )
+        error = MessageReturned(
+            f"no queue took the message: {reason.reply_code} {printable(reason.reply_text)} (exchange "
+            f"{printable(reason.exchange)!r}, routing key {printable(reason.routing_key)!r})",
+            outcome=Outcome.RETURNED,
+            delivery_tag=delivery_tag,
+        )
+        error.reply_code, error.reply_text = reason.reply_code, printable(reason.reply_text)
+        error.exchange, error.routing_key = reason.exchange, reason.routing_key
+        return error
+
+    def _hand_out(self, finished: list[Ticket] | None) -> None:
+        for ticket in finished or ():
+            if ticket.future is not None:
+                if not ticket.future.done():
+                    ticket.future.set_result(None)
+            elif len(self._unobserved) < _UNOBSERVED:
+                self._unobserved[ticket] = None
+            else:
+                self._unobserved_more += 1
+
+    # ------------------------------------------------------------------ channel.PublisherSink
+
+    def settled(self, run: SettlementRun) -> None:
+        """Applies confirms."""
+        finished = self._window.settle(run)
+        if finished is not None:
+            self._hand_out(finished)
+        if self._waiting:
+            self._wake()
+        if self._mandatory:
+            self._trim()
+
+    def returned(self, run: ContentRun) -> None:
+        """Ties returned messages to their publishings.
+
+        The broker returns in the order of publishing, and before the confirm. So the first mandatory publishing in
+        flight with the same bytes is the one, and publishings with the same bytes cannot be told apart by anybody.
+        """
+        mandatory, window = self._mandatory, self._window
+        for message in run.messages:
+            for tag, template, body in mandatory:
+                if (
+                    body == message.body
+                    and template.routing_key == message.routing_key
+                    and template.exchange == message.exchange
+                    and template.raw_properties == message.raw_properties
+                    and window.is_open(tag)
+                    and not window.is_returned(tag)
+                ):
+                    window.mark_returned(tag, message)
+                    break
+            else:
+                logger.warning("the broker returned a message that is not in flight: %r", message)
+
+    def _trim(self) -> None:
+        """Lets go of the bodies of mandatory publishings that have their outcome."""
+        mandatory, window = self._mandatory, self._window
+        while mandatory and not window.is_open(mandatory[0][0]):
+            mandatory.popleft()
+
+    def channel_lost(self, error: LeveretError) -> None:
+        """Ends everything that waits for this channel."""
+        self._give_up(error)
+
+    def _give_up(self, error: LeveretError) -> None:
+        if self._error is None:
+            self._error = error
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._hand_out(self._window.expire(self._window.next_delivery_tag))
+        self._mandatory.clear()
+        self._clock.clear()
+        self._wake()
+
+    # ------------------------------------------------------------------ time
+
+    def _start_clock(self) -> None:
+        self._timer = self._loop.call_later(self.settings.confirm_timeout / _CLOCK_STEPS, self._tick)
+
+    def _tick(self) -> None:
+        """Gives up on publishings that are older than `confirm_timeout`; one timer for all of them."""
+        self._timer = None
+        window, clock = self._window, self._clock
+        if not window.outstanding:
+            clock.clear()
+            return
+        now = self._loop.time()
+        clock.append((now, window.next_delivery_tag - 1))
+        while clock and now - clock[0][0] >= self.settings.confirm_timeout:
+            _, tag = clock.popleft()
+            if tag >= window.first:
+                self._hand_out(window.expire(tag))
+                self._wake()
+        self._start_clock()
+
+
+def _milliseconds(seconds: object) -> str:
+    """The wire's form of an expiration (RabbitMQ: per-message TTL)."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= 4294967.295:
+        raise EncodeFailed(f"expiration is 0 to 4294967.295 seconds, not {seconds!r}")
+    return str(round(seconds * 1000))

@@ -1,0 +1,259 @@
+"""The client side of an AMQP channel as a state machine (AMQP 0-9-1 section 2.3)."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from leveret.errors import (
+    AccessRefused,
+    ChannelClosed,
+    LeveretError,
+    LocalProtocolError,
+    NotFound,
+    PreconditionFailed,
+    RemoteProtocolError,
+    ResourceLocked,
+    printable,
+)
+from leveret.protocol import commands
+from leveret.protocol.commands import Basic, Channel
+
+if TYPE_CHECKING:
+    from leveret._buffers import SendBuffer
+    from leveret._framing import ContentRun, Message, MethodFrame
+
+_BY_CODE: Final[dict[int, type[ChannelClosed]]] = {
+    403: AccessRefused,
+    404: NotFound,
+    405: ResourceLocked,
+    406: PreconditionFailed,
+}
+
+# RabbitMQ: "inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'", and for
+# x-arguments "received the value '5' of type 'signedint' but current is none". A long name pushes the values out of the
+# 255 bytes of a reply text.
+_INEQUIVALENT: Final = re.compile(
+    r"inequivalent arg '(?P<argument>[^']*)'(.*?: received (?P<wanted>.*) but current is (?P<actual>.*)$)?", re.DOTALL
+)
+
+
+class ChannelPhase(enum.Enum):
+    """Where the channel stands."""
+
+    IDLE = "not open yet"
+    OPENING = "waiting for channel.open-ok"
+    OPEN = "open"
+    CLOSING = "waiting for channel.close-ok"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a request.
+
+    Attributes:
+        token: What the request was made with.
+        method: The answer; for basic.get-ok None, with the message beside it.
+        message: For basic.get-ok.
+    """
+
+    token: Any
+    method: commands.Method | None
+    message: Message | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerCancelled:
+    """The broker cancelled a consumer (RabbitMQ: consumer cancel notify)."""
+
+    consumer_tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The channel is over.
+
+    Attributes:
+        error: Why; None when this side asked for it.
+        tokens: The requests that will not be answered.
+        crossed: Both sides closed at once, so the server's answer to this side's close may still come. Until then the
+            channel's number must not be used again: RabbitMQ may send it even behind the next channel's open-ok.
+    """
+
+    error: LeveretError | None
+    tokens: tuple[Any, ...]
+    crossed: bool = False
+
+
+Event = Reply | ConsumerCancelled | Closed
+
+
+def channel_error(number: int, reply_code: int, reply_text: str, class_id: int, method_id: int) -> ChannelClosed:
+    """Makes the typed error for a channel.close.
+
+    Args:
+        number: The channel.
+        reply_code: AMQP 0-9-1 section 1.1.
+        reply_text: As the server sent it.
+        class_id: The method that failed.
+        method_id: The method that failed.
+
+    Returns:
+        For 406 with an argument that differs, `PreconditionFailed` says which one.
+    """
+    text = printable(reply_text, 1024)
+    by = f" by {commands.method_name(class_id, method_id)}" if class_id else ""
+    error = _BY_CODE.get(reply_code, ChannelClosed)(
+        f"the server closed channel {number}{by}: {reply_code} {text}",
+        reply_code=reply_code,
+        reply_text=text,
+        class_id=class_id,
+        method_id=method_id,
+    )
+    found = _INEQUIVALENT.search(text)
+    if found and isinstance(error, PreconditionFailed):
+        error.argument, error.wanted, error.actual = (
+            part or "" for part in found.group("argument", "wanted", "actual")
+        )
+    return error
+
+
+class ChannelState:
+    """One channel of a client.
+
+    Requests are answered in the order they were made (AMQP 0-9-1 section 2.3), so answers are paired by a queue. A
+    request that its caller gave up keeps its place there; its late answer finds it and reaches nobody else.
+
+    Args:
+        out: Where frames are appended.
+        number: The channel number.
+        max_table_depth: Limit for tables from the server.
+        max_table_entries: Limit for tables from the server.
+    """
+
+    def __init__(
+        self, out: SendBuffer, number: int, *, max_table_depth: int = 32, max_table_entries: int = 16384
+    ) -> None:
+        self.number = number
+        self.phase = ChannelPhase.IDLE
+        self._out = out
+        self._table_limits = {"max_table_depth": max_table_depth, "max_table_entries": max_table_entries}
+        self._requests: deque[tuple[tuple[str, ...], Any]] = deque()
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests wait for their answer."""
+        return len(self._requests)
+
+    # ------------------------------------------------------------------ what this side does
+
+    def open(self, token: Any) -> None:
+        """Sends channel.open; a `Reply` follows."""
+        if self.phase is not ChannelPhase.IDLE:
+            raise LocalProtocolError(f"channel {self.number} is {self.phase.value}; it cannot be opened")
+        self.phase = ChannelPhase.OPENING
+        self._request(commands.make(Channel.Open, out_of_band=""), token)
+
+    def request(self, method: commands.Method, token: Any) -> None:
+        """Sends a method that is answered; a `Reply` follows.
+
+        Args:
+            method: From `commands.make`.
+            token: Comes back with the answer.
+
+        Raises:
+            LocalProtocolError: The channel is not open; nothing was sent.
+            EncodeFailed: An argument does not fit; nothing was sent.
+        """
+        if self.phase is not ChannelPhase.OPEN:
+            name = commands.spec_of(type(method)).name
+            raise LocalProtocolError(f"channel {self.number} is {self.phase.value}; {name} was not sent")
+        self._request(method, token)
+
+    def close(self, token: Any, reply_code: int = 200, reply_text: str = "") -> None:
+        """Sends channel.close; `Closed` follows."""
+        if self.phase is not ChannelPhase.OPEN:
+            raise LocalProtocolError(f"channel {self.number} is {self.phase.value}; it cannot be closed")
+        self.phase = ChannelPhase.CLOSING
+        self._request(
+            commands.make(Channel.Close, reply_code=reply_code, reply_text=reply_text, class_id=0, method_id=0), token
+        )
+
+    def _request(self, method: commands.Method, token: Any) -> None:
+        # Encoded first: when an argument does not fit, no place in the queue was taken.
+        self._out.append(commands.encode(self.number, method))
+        self._requests.append((commands.spec_of(type(method)).replies, token))
+
+    def _take(self, name: str) -> Any:
+        if not self._requests or name not in self._requests[0][0]:
+            due = " or ".join(self._requests[0][0]) if self._requests else "nothing"
+            raise RemoteProtocolError(f"the server answered {name} on channel {self.number}, where {due} was due")
+        return self._requests.popleft()[1]
+
+    def _end(self, error: LeveretError | None, *, crossed: bool = False) -> Closed:
+        self.phase = ChannelPhase.CLOSED
+        tokens = tuple(token for _, token in self._requests)
+        self._requests.clear()
+        return Closed(error, tokens, crossed)
+
+    def lost(self, error: LeveretError | None) -> Closed:
+        """The connection is over."""
+        return self._end(error)
+
+    # ------------------------------------------------------------------ what the server says
+
+    def receive(self, frame: MethodFrame) -> Event | None:
+        """Takes a method frame of this channel.
+
+        Args:
+            frame: From the frame reader.
+
+        Returns:
+            What happened, if it matters above.
+
+        Raises:
+            RemoteProtocolError: The server broke the protocol; close the connection with its `reply_code`.
+        """
+        if self.phase is ChannelPhase.CLOSED:
+            return None
+        method = commands.decode(frame, **self._table_limits)
+        if isinstance(method, Channel.Close):
+            self._out.append(commands.encode(self.number, commands.make(Channel.CloseOk)))
+            if self.phase is ChannelPhase.CLOSING:
+                return self._end(None, crossed=True)
+            return self._end(
+                channel_error(
+                    self.number,
+                    method.reply_code or 0,
+                    method.reply_text or "",
+                    method.class_id or 0,
+                    method.method_id or 0,
+                )
+            )
+        if isinstance(method, Channel.CloseOk):
+            if self.phase is not ChannelPhase.CLOSING:
+                raise RemoteProtocolError(f"channel.close-ok while channel {self.number} is {self.phase.value}")
+            return self._end(None)
+        if self.phase is ChannelPhase.CLOSING:
+            # Everything but close and close-ok is to be dropped (AMQP 0-9-1 section 2.2.4).
+            return None
+        if isinstance(method, Channel.Flow):
+            # RabbitMQ does not send it; answering keeps other brokers content.
+            self._out.append(commands.encode(self.number, commands.make(Channel.FlowOk, active=method.active)))
+            return None
+        if isinstance(method, Basic.Cancel):
+            return ConsumerCancelled(method.consumer_tag or "")
+        token = self._take(type(method).name)
+        if isinstance(method, Channel.OpenOk):
+            self.phase = ChannelPhase.OPEN
+        return Reply(token, method)
+
+    def receive_get(self, run: ContentRun) -> list[Reply]:
+        """Takes the messages that basic.get-ok brought."""
+        if self.phase is not ChannelPhase.OPEN:
+            return []
+        return [Reply(self._take("Basic.GetOk"), None, message) for message in run.messages]

@@ -1,0 +1,372 @@
+"""The client side of an AMQP connection as a state machine (AMQP 0-9-1 section 2.2, RabbitMQ's extensions).
+
+Bytes go into a `SendBuffer`, which is only memory; method frames come in, events come out, and time is an argument.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from leveret.errors import (
+    AuthenticationError,
+    ConnectionClosed,
+    ConnectionLost,
+    HeartbeatTimeout,
+    IncompatibleProtocol,
+    LeveretError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    printable,
+)
+from leveret.protocol import commands
+from leveret.protocol.commands import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from leveret._buffers import SendBuffer
+    from leveret._framing import MethodFrame
+
+#: An empty frame of type 8 on channel 0 (AMQP 0-9-1 section 4.2.7).
+HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+#: AMQP 0-9-1 section 4.2.3: every peer must take frames of this size.
+FRAME_MIN_SIZE: Final = 4096
+
+
+class ConnectionPhase(enum.Enum):
+    """Where the conversation stands."""
+
+    IDLE = "idle"
+    START = "waiting for connection.start"
+    TUNE = "waiting for connection.tune"
+    OPEN_OK = "waiting for connection.open-ok"
+    OPEN = "open"
+    CLOSING = "waiting for connection.close-ok"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """What both sides agreed on.
+
+    Attributes:
+        frame_max: The largest frame in bytes.
+        channel_max: The highest channel number.
+        heartbeat: Seconds between heartbeats; 0 for none.
+        server_properties: What the server says of itself.
+    """
+
+    frame_max: int
+    channel_max: int
+    heartbeat: int
+    server_properties: Mapping[str, Any]
+
+    @property
+    def capabilities(self) -> Mapping[str, Any]:
+        """The server's capabilities table."""
+        value = self.server_properties.get("capabilities")
+        return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """connection.tune was answered: frames up to the negotiated size may come from here on."""
+
+    negotiated: Negotiated
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The connection is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """The broker is short of memory or disk and stops reading from publishers (RabbitMQ: blocked connections).
+
+    Attributes:
+        reason: The broker's text, made printable.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unblocked:
+    """Publishing may go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretUpdated:
+    """The broker took the new secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The conversation is over.
+
+    Attributes:
+        error: Why; None when this side asked for it.
+    """
+
+    error: LeveretError | None
+
+
+Event = Tuned | Opened | Blocked | Unblocked | SecretUpdated | Closed
+
+
+def _negotiate(ours: int, theirs: int) -> int:
+    """The smaller of both, where zero means no limit (AMQP 0-9-1 section 4.2.3)."""
+    return min(ours, theirs) if theirs else ours
+
+
+class ConnectionState:
+    """Channel 0 of a client.
+
+    Args:
+        out: Where frames are appended.
+        mechanism: The SASL mechanism: PLAIN or EXTERNAL.
+        response: Its response; dropped after it was sent.
+        virtual_host: The virtual host to open.
+        frame_max: The largest frame this side wants, in bytes.
+        channel_max: The highest channel number this side wants.
+        heartbeat: Seconds between heartbeats that this side wants; 0 for none.
+        client_properties: What this side says of itself.
+        max_table_depth: Limit for tables from the server.
+        max_table_entries: Limit for tables from the server.
+    """
+
+    def __init__(
+        self,
+        out: SendBuffer,
+        *,
+        mechanism: str,
+        response: str,
+        virtual_host: str,
+        frame_max: int,
+        channel_max: int,
+        heartbeat: int,
+        client_properties: Mapping[str, Any],
+        max_table_depth: int = 32,
+        max_table_entries: int = 16384,
+    ) -> None:
+        self.phase = ConnectionPhase.IDLE
+        self.negotiated: Negotiated | None = None
+        self.blocked: str | None = None
+        self._out = out
+        self._mechanism = mechanism
+        self._response: str | None = response
+        self._virtual_host = virtual_host
+        self._wanted = (frame_max, channel_max, heartbeat)
+        self._client_properties = client_properties
+        self._table_limits = {"max_table_depth": max_table_depth, "max_table_entries": max_table_entries}
+        self._server_properties: Mapping[str, Any] = {}
+        self._last_received_bytes = 0
+        self._last_sent_bytes = 0
+        self._alive_at = 0.0
+        self._ticked_at = 0.0
+
+    # ------------------------------------------------------------------ what this side does
+
+    def start(self) -> None:
+        """Sends the protocol header."""
+        self._out.append(commands.PROTOCOL_HEADER)
+        self.phase = ConnectionPhase.START
+
+    def close(self, reply_code: int = 200, reply_text: str = "", class_id: int = 0, method_id: int = 0) -> None:
+        """Asks for the end; `Closed` follows. Does nothing when the end has begun.
+
+        Args:
+            reply_code: Why (AMQP 0-9-1 section 1.1).
+            reply_text: Why, in words; at most 255 bytes are sent.
+            class_id: The class of the offending method, if there is one.
+            method_id: The offending method, if there is one.
+        """
+        if self.phase in (ConnectionPhase.CLOSING, ConnectionPhase.CLOSED):
+            return
+        text = reply_text.encode("utf-8", "replace")[:255].decode("utf-8", "ignore")
+        self._send(
+            commands.make(
+                Connection.Close, reply_code=reply_code, reply_text=text, class_id=class_id, method_id=method_id
+            )
+        )
+        self.phase = ConnectionPhase.CLOSING
+
+    def update_secret(self, secret: str, reason: str) -> None:
+        """Sends a new password or token (RabbitMQ: connection.update-secret); `SecretUpdated` follows."""
+        if self.phase is not ConnectionPhase.OPEN:
+            raise LocalProtocolError(f"connection.update-secret was not sent: the connection is {self.phase.value}")
+        self._send(commands.make(Connection.UpdateSecret, new_secret=secret, reason=reason))
+
+    def tick(self, now: float, received_bytes: int, sent_bytes: int, *, listening: bool = True) -> Event | None:
+        """Keeps the heartbeat; call it twice in each negotiated interval.
+
+        Any traffic counts: bytes received show that the peer is alive, bytes sent show it that we are.
+
+        Args:
+            now: A monotonic time in seconds.
+            received_bytes: All bytes received so far.
+            sent_bytes: All bytes appended so far.
+            listening: False while this side does not read: then silence says nothing of the peer.
+
+        Returns:
+            `Closed` with `HeartbeatTimeout` when nothing came for two intervals.
+        """
+        interval = self.negotiated.heartbeat if self.negotiated else 0
+        if not interval or self.phase not in (ConnectionPhase.OPEN, ConnectionPhase.CLOSING):
+            return None
+        stalled = self._ticked_at and now - self._ticked_at > interval
+        self._ticked_at = now
+        if received_bytes != self._last_received_bytes or not self._alive_at or not listening:
+            self._last_received_bytes = received_bytes
+            self._alive_at = now
+        elif now - self._alive_at >= 2 * interval and not stalled:
+            # After a stall of our own the socket may hold what we did not read: judge at the next tick.
+            self.phase = ConnectionPhase.CLOSED
+            silence = now - self._alive_at
+            return Closed(HeartbeatTimeout(f"nothing was received for {silence:.1f} s; the heartbeat is {interval} s"))
+        if sent_bytes == self._last_sent_bytes:
+            self._out.append(HEARTBEAT)
+            sent_bytes += len(HEARTBEAT)
+        self._last_sent_bytes = sent_bytes
+        return None
+
+    def lost(self, error: Exception | None) -> Closed:
+        """The transport is gone.
+
+        Args:
+            error: What the transport said.
+
+        Returns:
+            The event that ends the conversation.
+        """
+        phase, self.phase = self.phase, ConnectionPhase.CLOSED
+        detail = f": {error}" if error else ""
+        if phase is ConnectionPhase.CLOSING:
+            return Closed(None)
+        if phase is ConnectionPhase.TUNE:
+            # A server without authentication_failure_close hangs up instead of saying 403.
+            return Closed(
+                AuthenticationError(
+                    f"the server closed the connection while it checked the credentials{detail}", reply_code=403
+                )
+            )
+        return Closed(ConnectionLost(f"the connection was lost while {phase.value}{detail}"))
+
+    # ------------------------------------------------------------------ what the server says
+
+    def receive(self, frame: MethodFrame) -> Event | None:
+        """Takes a method frame of channel 0.
+
+        Args:
+            frame: From the frame reader.
+
+        Returns:
+            What happened, if it matters above.
+
+        Raises:
+            RemoteProtocolError: The server broke the protocol; close with its `reply_code`.
+        """
+        if self.phase is ConnectionPhase.CLOSED:
+            return None
+        method = commands.decode(frame, **self._table_limits)
+        if isinstance(method, Connection.Close):
+            return self._closed_by_server(method)
+        if isinstance(method, Connection.CloseOk):
+            if self.phase is not ConnectionPhase.CLOSING:
+                raise RemoteProtocolError(f"connection.close-ok while {self.phase.value}")
+            self.phase = ConnectionPhase.CLOSED
+            return Closed(None)
+        if self.phase is ConnectionPhase.CLOSING:
+            # Everything but close and close-ok is to be dropped (AMQP 0-9-1 section 2.2.4).
+            return None
+        if isinstance(method, Connection.Start) and self.phase is ConnectionPhase.START:
+            self._started(method)
+            return None
+        if isinstance(method, Connection.Tune) and self.phase is ConnectionPhase.TUNE:
+            return self._tuned(method)
+        if isinstance(method, Connection.OpenOk) and self.phase is ConnectionPhase.OPEN_OK:
+            self.phase = ConnectionPhase.OPEN
+            return Opened()
+        if isinstance(method, Connection.Blocked) and self.phase is ConnectionPhase.OPEN:
+            self.blocked = printable(method.reason or "")
+            return Blocked(self.blocked)
+        if isinstance(method, Connection.Unblocked) and self.phase is ConnectionPhase.OPEN:
+            self.blocked = None
+            return Unblocked()
+        if isinstance(method, Connection.UpdateSecretOk) and self.phase is ConnectionPhase.OPEN:
+            return SecretUpdated()
+        if isinstance(method, Connection.Secure):
+            raise RemoteProtocolError(f"the server challenges {self._mechanism}, which has no second step")
+        name = commands.spec_of(type(method)).name
+        raise RemoteProtocolError(f"the server sent {name} on channel 0 while {self.phase.value}")
+
+    def _send(self, method: commands.Method) -> None:
+        self._out.append(commands.encode(0, method))
+
+    def _started(self, start: Connection.Start) -> None:
+        if (start.version_major, start.version_minor) != (0, 9):
+            raise IncompatibleProtocol(f"the server speaks AMQP {start.version_major}-{start.version_minor}, not 0-9-1")
+        mechanisms = (start.mechanisms or "").split()
+        if self._mechanism not in mechanisms:
+            offered = printable(" ".join(mechanisms))
+            raise AuthenticationError(f"the server offers the mechanisms {offered}, not {self._mechanism}")
+        self._server_properties = start.server_properties or {}
+        self._send(
+            commands.make(
+                Connection.StartOk,
+                client_properties=dict(self._client_properties),
+                mechanism=self._mechanism,
+                response=self._response,
+                locale="en_US",
+            )
+        )
+        self._response = None
+        self.phase = ConnectionPhase.TUNE
+
+    def _tuned(self, tune: Connection.Tune) -> Tuned:
+        frame_max, channel_max, heartbeat = self._wanted
+        if tune.frame_max and tune.frame_max < FRAME_MIN_SIZE:
+            raise RemoteProtocolError(
+                f"the server wants a frame_max of {tune.frame_max}, below the protocol's {FRAME_MIN_SIZE} bytes"
+            )
+        self.negotiated = Negotiated(
+            frame_max=_negotiate(frame_max, tune.frame_max),
+            channel_max=_negotiate(channel_max, tune.channel_max),
+            heartbeat=_negotiate(heartbeat, tune.heartbeat),
+            server_properties=self._server_properties,
+        )
+        self._send(
+            commands.make(
+                Connection.TuneOk,
+                channel_max=self.negotiated.channel_max,
+                frame_max=self.negotiated.frame_max,
+                heartbeat=self.negotiated.heartbeat,
+            )
+        )
+        self._send(commands.make(Connection.Open, virtual_host=self._virtual_host))
+        self.phase = ConnectionPhase.OPEN_OK
+        return Tuned(self.negotiated)
+
+    def _closed_by_server(self, close: Connection.Close) -> Closed:
+        phase = self.phase
+        self._send(commands.make(Connection.CloseOk))
+        self.phase = ConnectionPhase.CLOSED
+        if phase is ConnectionPhase.CLOSING:
+            return Closed(None)
+        code, text = close.reply_code or 0, printable(close.reply_text or "")
+        class_id, method_id = close.class_id or 0, close.method_id or 0
+        cls = AuthenticationError if code == 403 and phase is ConnectionPhase.TUNE else ConnectionClosed
+        by = f" by {commands.method_name(class_id, method_id)}" if class_id else ""
+        return Closed(
+            cls(
+                f"the server closed the connection{by}: {code} {text}",
+                reply_code=code,
+                reply_text=text,
+                class_id=class_id,
+                method_id=method_id,
+            )
+        )

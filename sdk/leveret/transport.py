@@ -1,0 +1,360 @@
+"""The only room with sockets, TLS and the event loop's transports.
+
+`FrameTransport` joins a frame reader, a send buffer and an asyncio transport. All frames of one loop turn leave in
+one write, or as soon as 64 KiB have come together: uvloop 0.23 and asyncio both make one system call for each
+`transport.write`, so collecting is ours to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from leveret._buffers import SendBuffer
+from leveret.errors import ConfigurationError, ConnectFailed, TLSVerificationError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from leveret._framing import FrameReader
+    from leveret.errors import ProtocolError
+    from leveret.settings import ConnectionSettings, Endpoint, TLSSettings
+
+__all__ = ["FrameTransport", "Session", "dial", "run", "serve"]
+
+T = TypeVar("T")
+
+
+class Session(Protocol):
+    """What stands above a transport. None of these may block or raise."""
+
+    def connected(self, transport: FrameTransport) -> None:
+        """The transport is ready for frames."""
+
+    def events_received(self, events: list[Any]) -> None:
+        """The reader's events of one read, in order; never empty."""
+
+    def stream_failed(self, error: ProtocolError) -> None:
+        """The bytes stopped making sense; no more events will come."""
+
+    def transport_lost(self, error: Exception | None) -> None:
+        """The transport is closed, by whichever side; called once. `error` is None after a clean end of stream."""
+
+
+class FrameTransport(asyncio.BufferedProtocol):
+    """Frames in, frames out, on one socket.
+
+    Args:
+        session: Receives the events.
+        reader: Parses what is received.
+        write_high_watermark: Unsent bytes from which `paused` is true.
+        write_low_watermark: Unsent bytes from which it is false again.
+
+    Attributes:
+        out: Where frames are appended; a flush is scheduled by itself.
+        reader: The frame reader.
+        paused: The peer reads more slowly than we write. Publishers wait while it is true; acknowledgements,
+            heartbeats and close do not.
+        closed: The connection is lost or was closed.
+        reading: False after `pause_reading`: what the peer sends waits in its socket and ours.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        reader: FrameReader,
+        *,
+        write_high_watermark: int = 1024 * 1024,
+        write_low_watermark: int = 256 * 1024,
+    ) -> None:
+        self.reader = reader
+        self.out = SendBuffer(self._schedule_flush, self.flush)
+        self.paused = False
+        self.closed = False
+        self.reading = True
+        # The reader's own method, so that a read costs one Python-level call and not two.
+        self.get_buffer = reader.get_buffer  # type: ignore[method-assign]
+        self._received = reader.received
+        self._session = session
+        self._watermarks = (write_high_watermark, write_low_watermark)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._flush_scheduled = False
+        self._drained: asyncio.Future[None] | None = None
+
+    # ------------------------------------------------------------------ asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is connected."""
+        self._transport = transport  # type: ignore[assignment]
+        high, low = self._watermarks
+        # Both: uvloop's own low-water mark is 16 bytes, which would resume only when everything is sent.
+        self._transport.set_write_buffer_limits(high=high, low=low)  # type: ignore[union-attr]
+        self._session.connected(self)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The reader's buffer holds `nbytes` more."""
+        events = self._received(nbytes)
+        if events:
+            self._session.events_received(events)
+        error = self.reader.error
+        if error is not None and not self.closed:
+            self._session.stream_failed(error)
+
+    def eof_received(self) -> bool:
+        """The peer will send nothing more: close."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        self.closed = True
+        self._wake()
+        self._session.transport_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More than the high watermark is unsent."""
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        """Less than the low watermark is unsent."""
+        self.paused = False
+        self._wake()
+
+    # ------------------------------------------------------------------ sessions call these
+
+    def flush(self) -> None:
+        """Writes what was appended so far."""
+        block = self.out.take()
+        if block and not self.closed and self._transport is not None:
+            self._transport.write(block)
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush_turn)
+
+    def _flush_turn(self) -> None:
+        self._flush_scheduled = False
+        self.flush()
+
+    def _wake(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    async def drain(self) -> None:
+        """Waits until `paused` is false or the transport is closed. The caller sets the deadline."""
+        while self.paused and not self.closed:
+            if self._drained is None:
+                self._drained = self._loop.create_future()
+            # Shielded: several publishers wait for the same future, and one of them may be cancelled.
+            await asyncio.shield(self._drained)
+
+    def pause_reading(self) -> None:
+        """Stops reading from the socket, so that the peer's writes come to a halt."""
+        self.reading = False
+        if self._transport is not None and not self.closed:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Goes on reading."""
+        self.reading = True
+        if self._transport is not None and not self.closed:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Sends what was appended, then closes; `transport_lost` follows."""
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Closes at once and drops what was not sent; `transport_lost` follows."""
+        self.out.take()
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        queued = 0 if self._transport is None or self.closed else self._transport.get_write_buffer_size()
+        return queued + len(self.out)
+
+    def extra_info(self, name: str) -> Any:
+        """What asyncio knows of the transport, for example `sockname`, `peername` or `ssl_object`."""
+        return None if self._transport is None else self._transport.get_extra_info(name)
+
+
+# ---------------------------------------------------------------------- dialing
+
+
+def _tls_context(tls: TLSSettings, where: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(
+            ssl.Purpose.SERVER_AUTH, cafile=tls.cafile, capath=tls.capath, cadata=tls.cadata
+        )
+        context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimum_version == "TLSv1.3" else ssl.TLSVersion.TLSv1_2
+        if tls.certfile:
+            password = tls.keyfile_password
+            context.load_cert_chain(tls.certfile, tls.keyfile, None if password is None else password.reveal())
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"TLS for {where}: {error.strerror or error}", option="tls") from error
+    if tls.insecure_skip_verification:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def set_socket_options(sock: socket.socket, settings: ConnectionSettings) -> None:
+    """Applies the guide's network options to a TCP socket, before it connects.
+
+    Buffer sizes come first because the TCP window is negotiated at connect time. Linux doubles the sizes it is
+    given (man 7 socket).
+
+    Args:
+        sock: A TCP socket.
+        settings: Names and defaults of the options.
+    """
+    if settings.socket_receive_buffer_size:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings.socket_receive_buffer_size)
+    if settings.socket_send_buffer_size:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.socket_send_buffer_size)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(settings.tcp_nodelay))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(settings.tcp_keepalive))
+    if settings.tcp_keepalive:
+        # macOS calls the idle time TCP_KEEPALIVE.
+        idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+        if idle is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, idle, int(settings.tcp_keepalive_time))
+        if hasattr(socket, "TCP_KEEPINTVL"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(settings.tcp_keepalive_interval))
+
+
+async def _connect_tcp(settings: ConnectionSettings, endpoint: Endpoint) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    last: OSError | None = None
+    for family, kind, proto, _, address in await loop.getaddrinfo(
+        endpoint.host, endpoint.port, type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setblocking(False)
+            set_socket_options(sock, settings)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise last or OSError(f"{endpoint.host} has no address")
+
+
+async def dial(
+    settings: ConnectionSettings, endpoint: Endpoint | None, factory: Callable[[], FrameTransport]
+) -> FrameTransport:
+    """Connects a socket, with TLS when the settings say so.
+
+    Args:
+        settings: Deadline, network and TLS options.
+        endpoint: Host and port; None for `settings.unix_socket`.
+        factory: Makes the transport once the socket is connected.
+
+    Returns:
+        The connected transport.
+
+    Raises:
+        ConnectFailed: No connection within `connect_timeout` seconds; the text names the address and the reason.
+        TLSVerificationError: The certificate was refused.
+        ConfigurationError: A certificate or key file cannot be used.
+    """
+    loop = asyncio.get_running_loop()
+    where = settings.unix_socket if endpoint is None else f"{endpoint.host}:{endpoint.port}"
+    try:
+        async with asyncio.timeout(settings.connect_timeout):
+            if endpoint is None:
+                _, protocol = await loop.create_unix_connection(factory, settings.unix_socket)
+                return protocol
+            context = hostname = None
+            if settings.tls is not None:
+                context = _tls_context(settings.tls, str(where))
+                hostname = settings.tls.server_hostname or endpoint.host
+            sock = await _connect_tcp(settings, endpoint)
+            try:
+                _, protocol = await loop.create_connection(factory, sock=sock, ssl=context, server_hostname=hostname)
+            except BaseException:
+                sock.close()
+                raise
+            if not settings.tcp_nodelay:
+                # asyncio and uvloop turn it on for every TCP connection.
+                protocol.extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+            return protocol
+    except TimeoutError:
+        raise ConnectFailed(
+            f"no connection to {where} within connect_timeout of {settings.connect_timeout:g} s"
+        ) from None
+    except ssl.SSLCertVerificationError as error:
+        raise TLSVerificationError(f"the certificate of {where} was refused: {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise ConnectFailed(
+            f"TLS with {where} failed: {error.reason or error}; is that a TLS port, and does it take this version?"
+        ) from error
+    except UnicodeError as error:
+        # From the resolver's IDNA codec: a label that is empty or over 63 bytes.
+        raise ConnectFailed(f"cannot connect to {where}: that is no host name") from error
+    except OSError as error:
+        # asyncio replaces the system's words by "Connect call failed"; the number of a gaierror is of another kind.
+        number = None if isinstance(error, socket.gaierror) else error.errno
+        reason = error.strerror or error if number is None else os.strerror(number)
+        raise ConnectFailed(f"cannot connect to {where}: {reason}") from error
+
+
+async def serve(
+    factory: Callable[[], FrameTransport],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    path: str | None = None,
+    backlog: int = 128,
+) -> asyncio.Server:
+    """Listens, with TCP_NODELAY, for the embedded broker and for tests.
+
+    Args:
+        factory: Makes a transport for each connection.
+        host: The address to listen on.
+        port: 0 lets the kernel choose.
+        path: A unix socket instead of host and port.
+        backlog: How many connections may wait to be accepted.
+
+    Returns:
+        The listening server.
+    """
+    loop = asyncio.get_running_loop()
+    if path is not None:
+        return await loop.create_unix_server(factory, path, backlog=backlog)
+    return await loop.create_server(factory, host, port, backlog=backlog)
+
+
+def run(main: Coroutine[Any, Any, T] | Awaitable[T], *, debug: bool | None = None) -> T:
+    """Runs a coroutine to its end, on uvloop where it is installed and on asyncio elsewhere.
+
+    Args:
+        main: The program's coroutine.
+        debug: As for `asyncio.run`.
+
+    Returns:
+        What the coroutine returns.
+    """
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
+        return runner.run(main)  # type: ignore[arg-type]

@@ -1,0 +1,65 @@
+"""What the integration tests share: a broker, a client, names that are cleaned up, and a look at what is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.brokers import Broker, Embedded, RabbitMQ
+from tests.support.leftovers import nothing_left_behind
+
+import leveret
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+@pytest.fixture
+async def no_leftovers() -> AsyncIterator[None]:
+    """Fails a test that leaves tasks or errors that nobody looked at. Modules ask for it with `pytestmark`."""
+    async with nothing_left_behind():
+        yield
+
+
+@pytest.fixture(params=[pytest.param("rabbitmq", marks=pytest.mark.integration), "embedded"])
+async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
+    """A live broker that can be told to fail; a test that uses it runs once on each kind."""
+    if request.param == "rabbitmq":
+        yield RabbitMQ(request.getfixturevalue("rabbitmq"))
+        return
+    from leveret.broker import EmbeddedBroker
+
+    async with EmbeddedBroker() as embedded:
+        yield Embedded(embedded)
+
+
+@pytest.fixture
+async def name(broker: Broker, unique_name: Callable[[str], str]) -> AsyncIterator[Callable[[str], str]]:
+    """Makes names of queues and exchanges; what has them is deleted after the test."""
+    given: list[str] = []
+
+    def make(prefix: str = "test") -> str:
+        given.append(unique_name(prefix))
+        return given[-1]
+
+    yield make
+    if isinstance(broker, RabbitMQ) and given:
+        async with leveret.connect(broker.url) as cleaner:
+            for each in given:
+                await cleaner.delete_queue(each)
+                await cleaner.delete_exchange(each)
+
+
+@pytest.fixture
+async def client(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[leveret.Client]:
+    """A connected client, which is closed before names are cleaned up: its exclusive queues go with it."""
+    async with leveret.connect(broker.url) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def queue(client: leveret.Client, name: Callable[[str], str]) -> str:
+    """The name of an empty durable classic queue."""
+    made = name("queue")
+    await client.declare(leveret.Topology().queue(made))
+    return made

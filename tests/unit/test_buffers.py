@@ -1,0 +1,205 @@
+"""The memory that a connection reads into, and the blocks that it writes."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.corpus import frames, strategies
+
+from leveret._batching import PublishBatch, PublishTemplate
+from leveret._buffers import RecvBuffer, SendBuffer
+from leveret._framing import FrameReader
+
+assert strategies  # its import loads the hypothesis profile
+
+KiB = 1024
+
+
+class Blocks:
+    """A send buffer whose callbacks write like a transport: when told to flush, and at once when full."""
+
+    def __init__(self, flush_bytes: int = 64 * KiB) -> None:
+        self.scheduled = 0
+        self.full = 0
+        self.written: list[bytes] = []
+        self.buffer = SendBuffer(self.on_data, self.on_full, flush_bytes)
+
+    def on_data(self) -> None:
+        self.scheduled += 1
+
+    def on_full(self) -> None:
+        self.full += 1
+        self.written.append(self.buffer.take())
+
+
+# ---------------------------------------------------------------------------------------------- receiving
+
+
+def test_memory_of_at_least_64_KiB_is_offered_when_asked_for_any_size() -> None:
+    buffer = RecvBuffer()
+    for sizehint in (-1, 0, 1, 64 * KiB):
+        assert len(buffer.get_buffer(sizehint)) >= 64 * KiB
+    assert len(buffer.get_buffer(1_000_000)) >= 1_000_000
+    assert len(RecvBuffer(0).get_buffer(-1)) >= 64 * KiB
+
+
+def test_memory_behind_what_was_read_is_offered_when_nothing_was_consumed() -> None:
+    buffer = RecvBuffer(128 * KiB)
+    before = len(buffer.get_buffer(-1))
+    buffer.get_buffer(-1)[:3] = b"abc"
+    buffer.written(3)
+    assert len(buffer) == 3
+    assert len(buffer.get_buffer(-1)) == before - 3
+    assert buffer.received_bytes == 3
+
+
+@pytest.mark.parametrize("n", [-1, 262_145, 2**40])
+def test_a_count_that_was_not_offered_is_refused_when_reported_as_written(n: int) -> None:
+    buffer = RecvBuffer(262_144)
+    with pytest.raises(ValueError, match=f"{n} bytes.*262144"):
+        buffer.written(n)
+    assert len(buffer) == 0
+    reader = FrameReader()
+    with pytest.raises(ValueError, match=f"{n} bytes"):
+        reader.received(n)
+    assert reader.error is None
+
+
+def test_bytes_are_kept_in_order_when_the_buffer_grows() -> None:
+    reader = FrameReader(frame_max=1 << 20, capacity=64 * KiB)
+    data = b"".join(frames.method(1, 50, 11, bytes([i]) * 1000 * i) for i in range(200))
+    pieces = [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
+    assert [event[4] for event in frames.receive_pieces(reader, pieces)] == [bytes([i]) * 1000 * i for i in range(200)]
+
+
+def test_a_view_is_harmless_when_its_buffer_has_grown_meanwhile() -> None:
+    buffer = RecvBuffer(64 * KiB)
+    view = buffer.get_buffer(-1)
+    buffer.feed(bytes(1_000_000))
+    view[:] = b"x" * len(view)  # a transport that writes late writes into memory that is still there
+    assert len(buffer) == 1_000_000
+    del buffer
+    gc.collect()
+    assert view[-1] == ord("x")
+
+
+def test_capacity_stays_when_small_reads_follow_each_other() -> None:
+    reader = FrameReader(capacity=64 * KiB)
+    size = len(reader.get_buffer(-1))
+    data = frames.delivery(1, 1, bytes(3000))
+    for _ in range(2000):
+        frames.receive_pieces(reader, [data[:1000], data[1000:]])
+    assert len(reader.get_buffer(-1)) <= 2 * size
+
+
+@pytest.mark.parametrize("data", [bytearray(b"ab"), memoryview(b"ab"), memoryview(bytearray(b"xabx"))[1:3]])
+def test_any_contiguous_bytes_are_copied_when_fed(data: object) -> None:
+    buffer = RecvBuffer()
+    buffer.feed(data)
+    buffer.feed(b"")
+    assert len(buffer) == 2
+
+
+@pytest.mark.parametrize("data", [None, "text", 5, memoryview(b"abcd")[::2]], ids=["None", "str", "int", "strided"])
+def test_anything_else_is_refused_when_fed(data: object) -> None:
+    for feed in (RecvBuffer().feed, FrameReader().feed, Blocks().buffer.append):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            feed(data)
+
+
+# ---------------------------------------------------------------------------------------------- sending
+
+
+def test_flush_is_scheduled_once_when_many_frames_are_appended() -> None:
+    blocks = Blocks()
+    for _ in range(100):
+        blocks.buffer.append(b"12345678")
+    assert (blocks.scheduled, blocks.full, len(blocks.buffer)) == (1, 0, 800)
+    assert blocks.buffer.take() == b"12345678" * 100
+    assert len(blocks.buffer) == 0
+    blocks.buffer.append(b"x")
+    assert blocks.scheduled == 2
+
+
+def test_block_is_written_at_once_when_full() -> None:
+    blocks = Blocks(1000)
+    for i in range(10):
+        blocks.buffer.append(bytes([i]) * 300)
+    assert [len(block) for block in blocks.written] == [1200, 1200]
+    assert len(blocks.buffer) == 600
+    assert blocks.scheduled == 3, "a new block asks for a flush of its own"
+
+
+def test_empty_bytes_are_taken_when_nothing_was_appended() -> None:
+    blocks = Blocks()
+    assert blocks.buffer.take() == b""
+    blocks.buffer.append(b"")
+    assert blocks.scheduled == 0
+    assert blocks.buffer.sent_bytes == 0
+
+
+def test_a_block_that_was_taken_never_changes_when_more_is_appended() -> None:
+    blocks = Blocks()
+    taken = []
+    for i in range(200):
+        blocks.buffer.append(bytes([i]) * (i + 1))
+        taken.append(blocks.buffer.take())
+    assert taken == [bytes([i]) * (i + 1) for i in range(200)]
+    assert blocks.buffer.sent_bytes == sum(map(len, taken))
+    assert all(sys.getrefcount(block) == 3 for block in taken), "the list, the loop and the argument"
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 600), st.integers(0, 200_000), st.none()), max_size=40), st.integers(1, 100_000)
+)
+def test_all_bytes_leave_in_order_when_blocks_grow_and_are_taken_at_random(sizes: list, flush_bytes: int) -> None:
+    blocks = Blocks(flush_bytes)
+    expected = bytearray()
+    for i, size in enumerate(sizes):
+        if size is None:
+            blocks.written.append(blocks.buffer.take())
+        else:
+            data = bytes([i]) * size
+            blocks.buffer.append(data)
+            expected += data
+    blocks.written.append(blocks.buffer.take())
+    assert b"".join(blocks.written) == expected
+    assert blocks.buffer.sent_bytes == len(expected)
+
+
+def test_buffer_works_on_when_a_diagnostic_tool_holds_its_block() -> None:
+    # Tools that hunt for leaks call gc.get_referents and so hold the bytes object that is still being filled.
+    blocks = Blocks()
+    blocks.buffer.append(b"abc")
+    held = gc.get_referents(blocks.buffer)
+    blocks.buffer.append(bytes(100_000)[:60_000])
+    held += gc.get_referents(blocks.buffer)
+    assert blocks.buffer.take() == b"abc" + bytes(60_000)
+    assert blocks.buffer.take() == b""
+    reader = FrameReader()
+    reader.feed(frames.deliver(1, 1) + frames.header(1, 3_000_000) + frames.body(1, b"x"))
+    assembly = next(a for table in gc.get_referents(reader) if isinstance(table, dict) for a in table.values())
+    held += gc.get_referents(assembly)
+    (run,) = reader.feed(b"".join(frames.bodies(1, bytes(2_999_999), 4000)))
+    assert run.messages[0].body == b"x" + bytes(2_999_999)
+
+
+@pytest.mark.parametrize("flush_bytes", [0, -1])
+def test_flush_bytes_is_refused_when_not_positive(flush_bytes: int) -> None:
+    with pytest.raises(ValueError, match="flush_bytes"):
+        Blocks(flush_bytes)
+
+
+def test_message_is_whole_when_the_block_is_written_in_mid_publish() -> None:
+    blocks = Blocks(100)
+    batch = PublishBatch(blocks.buffer, None)
+    template = PublishTemplate(1, "", "q")
+    for i in range(20):
+        batch.add(template, bytes([i]) * 50)
+    blocks.written.append(blocks.buffer.take())
+    events = frames.feed_whole(FrameReader(server=True), b"".join(blocks.written))
+    assert [event[-1] for event in events] == [bytes([i]) * 50 for i in range(20)]

@@ -1,0 +1,76 @@
+"""How many calls a read costs: a bound that does not drift as timings do, and guards the compiled boundary."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.corpus import frames
+
+from leveret._batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret._buffers import SendBuffer
+from leveret._framing import FrameReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: The call itself, what `sys.setprofile` counts of its own switching off, and a margin of two.
+BOUND = 5
+COUNT = 1000
+
+
+def calls_of(function: Callable[..., object], *args: object) -> tuple[int, object]:
+    """Counts the Python and C calls that the interpreter sees while `function` runs."""
+    seen: list[str] = []
+    gc.disable()
+    sys.setprofile(lambda frame, event, arg: seen.append(event) if event in {"call", "c_call"} else None)
+    try:
+        result = function(*args)
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return len(seen), result
+
+
+DELIVERIES = b"".join(frames.delivery(1, tag, b"small body", exchange="e") for tag in range(1, COUNT + 1))
+SETTLEMENTS = b"".join(frames.ack(1, tag) for tag in range(1, COUNT + 1))
+PUBLISHINGS = b"".join(frames.publish(1) + frames.header(1, 3) + frames.body(1, b"abc") for _ in range(COUNT))
+
+
+@pytest.mark.parametrize(
+    ("data", "server"),
+    [(DELIVERIES, False), (SETTLEMENTS, False), (PUBLISHINGS, True), (SETTLEMENTS, True)],
+    ids=["deliveries", "confirms", "publishings", "acks"],
+)
+def test_calls_do_not_grow_with_the_messages_when_a_read_holds_a_thousand(data: bytes, server: bool) -> None:
+    reader = FrameReader(server=server)
+    count, (run,) = calls_of(reader.feed, data)
+    assert len(getattr(run, "messages", run)) == COUNT
+    assert count <= BOUND
+    reader.get_buffer(-1)[: len(data)] = data
+    count, (run,) = calls_of(reader.received, len(data))
+    assert len(getattr(run, "messages", run)) == COUNT
+    assert count <= BOUND
+
+
+def test_calls_do_not_grow_with_the_messages_when_a_run_is_taken_up_and_acknowledged_at_once() -> None:
+    (run,) = FrameReader().feed(DELIVERIES)
+    window = AckWindow(1)
+    assert calls_of(window.delivered, run)[0] <= BOUND
+    assert calls_of(run.adopt, object())[0] <= BOUND
+    for tag in range(1, COUNT + 1):
+        window.ack(tag)
+    assert calls_of(window.flush, SendBuffer(lambda: None, lambda: None))[0] <= BOUND + 1  # it schedules a flush
+
+
+def test_calls_do_not_grow_with_the_messages_when_a_batch_is_published_and_confirmed() -> None:
+    window, ticket = ConfirmWindow(), Ticket()
+    out = SendBuffer(lambda: None, lambda: None, 1 << 30)
+    batch = PublishBatch(out, window)
+    bodies = [b"small body"] * COUNT
+    assert calls_of(batch.add_many, PublishTemplate(1, "", "q"), bodies, ticket)[0] <= BOUND + 1
+    (confirms,) = FrameReader().feed(SETTLEMENTS)
+    assert calls_of(window.settle, confirms)[0] <= BOUND
+    assert ticket.confirmed == COUNT

@@ -1,0 +1,233 @@
+"""Random and mutated input: whatever comes, only our own errors, bounded memory, and no crash."""
+
+from __future__ import annotations
+
+import contextlib
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tests.corpus import frames, malformed, strategies
+
+from leveret._framing import (
+    FrameReader,
+    MethodFrame,
+    Properties,
+    decode_arguments,
+    decode_properties,
+    decode_table,
+    encode_table,
+)
+from leveret.errors import FrameError, LeveretError, RemoteProtocolError, TableSyntaxError
+from leveret.protocol import commands
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+both_sides = pytest.mark.parametrize("server", [False, True], ids=["client", "server"])
+STREAMS = {server: strategies.streams(server=server).map(lambda stream: stream[0]) for server in (False, True)}
+
+
+@st.composite
+def mutated(draw: Callable[..., object], originals: st.SearchStrategy[bytes]) -> bytes:
+    """Valid bytes with a few changed, cut out, doubled or put in: it goes deeper than random bytes do."""
+    data = bytearray(draw(originals))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.sampled_from(["set", "flip", "cut", "insert", "double", "truncate"])):
+            case "set" if at < len(data):
+                data[at] = draw(st.sampled_from([0, 1, 2, 3, 8, 0x7F, 0x80, 0xCE, 0xFE, 0xFF]))
+            case "flip" if at < len(data):
+                data[at] ^= 1 << draw(st.integers(0, 7))
+            case "cut":
+                del data[at : at + draw(st.integers(1, 12))]
+            case "insert":
+                data[at:at] = draw(st.binary(max_size=12))
+            case "double":
+                data[at:at] = data[at : at + draw(st.integers(1, 60))]
+            case "truncate":
+                del data[at:]
+    return bytes(data)
+
+
+def read_everything(reader: FrameReader, pieces: list[bytes]) -> None:
+    """Feeds a reader and touches all that comes out, as the layers above it would."""
+    for piece in pieces:
+        for event in reader.feed(piece):
+            frames.flatten([event])
+            if isinstance(event, MethodFrame):
+                with_our_errors(commands.decode, event)
+            for message in getattr(event, "messages", []):
+                repr(message)
+                with_our_errors(getattr, message, "headers")
+    assert reader.error is None or isinstance(reader.error, RemoteProtocolError)
+
+
+def with_our_errors(function: Callable[..., object], *args: object) -> None:
+    try:
+        function(*args)
+    except RemoteProtocolError as error:
+        assert error.reply_code in {501, 502, 503, 505}  # noqa: PT017
+
+
+@both_sides
+@given(st.data())
+def test_reader_raises_nothing_when_bytes_are_random(server: bool, data: st.DataObject) -> None:
+    pieces = data.draw(st.lists(st.binary(max_size=200), max_size=5))
+    read_everything(FrameReader(server=server, protocol_header=data.draw(st.booleans())), pieces)
+
+
+@both_sides
+@given(st.data())
+def test_reader_raises_nothing_when_a_valid_stream_is_mutated(server: bool, data: st.DataObject) -> None:
+    raw = data.draw(mutated(STREAMS[server]))
+    at = data.draw(st.integers(0, len(raw)))
+    read_everything(FrameReader(server=server, max_body_size=strategies.MAX_BODY), [raw[:at], raw[at:]])
+
+
+@both_sides
+@given(st.data())
+def test_error_and_events_do_not_depend_on_splits_when_a_stream_is_mutated(server: bool, data: st.DataObject) -> None:
+    raw = data.draw(mutated(STREAMS[server]))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=10)))
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    whole, split = (FrameReader(server=server, max_body_size=strategies.MAX_BODY) for _ in range(2))
+    assert frames.feed_whole(whole, raw) == frames.feed_pieces(split, pieces)
+    assert type(whole.error) is type(split.error)
+    if whole.error is not None:
+        assert whole.error.reply_code == split.error.reply_code
+
+
+TABLES = strategies.tables.map(encode_table)
+
+
+@given(st.binary(max_size=300) | mutated(TABLES))
+@example(malformed.TABLE_NESTED_32_DEEP[:-1])
+@example(b"\x00\x00\x00\x02\x00V")
+def test_decode_table_raises_only_syntax_errors_when_bytes_are_random_or_mutated(raw: bytes) -> None:
+    try:
+        table = decode_table(raw)
+    except TableSyntaxError as error:
+        assert error.reply_code == 502  # noqa: PT017
+    else:
+        assert isinstance(table, dict)
+        # What was read can be printed; an unsigned long or a late timestamp may not be written again.
+        repr(table)
+
+
+PROPERTIES = st.builds(
+    Properties,
+    content_type=st.none() | strategies.shortstrs,
+    headers=st.none() | strategies.tables,
+    delivery_mode=st.sampled_from([None, 1, 2]),
+    message_id=st.none() | strategies.shortstrs,
+    timestamp=st.none() | st.integers(0, 2**64 - 1),
+    app_id=st.none() | strategies.shortstrs,
+).map(Properties.encode)
+
+
+@given(st.binary(max_size=300) | mutated(PROPERTIES))
+def test_decode_properties_raises_only_syntax_errors_when_bytes_are_random_or_mutated(raw: bytes) -> None:
+    try:
+        properties = decode_properties(raw)
+    except TableSyntaxError as error:
+        assert error.reply_code == 502  # noqa: PT017
+    else:
+        assert isinstance(properties, Properties)
+
+
+@given(st.text("tohlqsST", max_size=12), st.binary(max_size=200) | TABLES)
+def test_decode_arguments_raises_only_syntax_errors_when_bytes_are_random(types: str, raw: bytes) -> None:
+    try:
+        values = decode_arguments(types, raw)
+    except TableSyntaxError as error:
+        assert error.reply_code == 502  # noqa: PT017
+    else:
+        assert len(values) == len(types)
+
+
+@given(st.recursive(st.one_of(strategies.leaves, st.builds(object), st.integers()), st.lists))
+def test_encode_table_raises_only_our_errors_when_values_are_anything(value: object) -> None:
+    with contextlib.suppress(LeveretError):
+        encode_table({"k": value})
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+@pytest.fixture
+def peak() -> Iterator[Callable[[], int]]:
+    """Returns a function that says how many bytes were allocated at the most since the test began."""
+    tracemalloc.start()
+    start = tracemalloc.get_traced_memory()[0]
+    yield lambda: tracemalloc.get_traced_memory()[1] - start
+    tracemalloc.stop()
+
+
+MiB = 1024 * 1024
+
+
+def test_memory_follows_what_arrived_when_headers_declare_64_MiB(peak: Callable[[], int]) -> None:
+    reader = FrameReader()
+    for channel in range(1, 501):
+        assert reader.feed(frames.deliver(channel, 1) + frames.header(channel, 64 * MiB)) == []
+    assert reader.error is None
+    assert peak() < 2 * MiB, "500 headers that declare 32 GB together and send nothing must cost next to nothing"
+
+
+def test_memory_is_one_block_when_a_body_of_64_MiB_has_only_begun(peak: Callable[[], int]) -> None:
+    reader = FrameReader()
+    reader.feed(frames.deliver(1, 1) + frames.header(1, 64 * MiB) + frames.body(1, b"x") * 100)
+    assert peak() < 2 * MiB
+
+
+def test_memory_is_at_most_doubled_when_a_large_body_arrives(peak: Callable[[], int]) -> None:
+    reader = FrameReader(frame_max=131_072)
+    size = 16 * MiB
+    chunk = frames.body(1, bytes(131_064))
+    reader.feed(frames.deliver(1, 1) + frames.header(1, size))
+    arrived = 0
+    while arrived + 131_064 <= size:
+        assert reader.feed(chunk) == []
+        arrived += 131_064
+    (run,) = reader.feed(frames.body(1, bytes(size - arrived)))
+    assert len(run.messages[0].body) == size
+    # The body, half of it again while it moves, and the receive buffer.
+    assert peak() < 2 * size + 2 * MiB
+
+
+def test_memory_stays_when_an_oversize_body_is_dropped(peak: Callable[[], int]) -> None:
+    reader = FrameReader(max_body_size=MiB)
+    reader.feed(frames.deliver(1, 1) + frames.header(1, 40_000_000))
+    chunk = frames.body(1, bytes(4000)) * 10
+    for _ in range(1000):
+        reader.feed(chunk)
+    assert peak() < 2 * MiB
+    assert reader.error is None
+
+
+def test_memory_is_not_taken_when_a_frame_of_4_GiB_is_announced(peak: Callable[[], int]) -> None:
+    reader = FrameReader()
+    reader.feed(b"\x03\x00\x01\xff\xff\xff\xf0")
+    assert isinstance(reader.error, FrameError)
+    assert peak() < MiB
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xff\xff\xff\xff",
+        frames.longstr(b"\x01aS\xff\xff\xff\xff"),
+        frames.longstr(b"\x01ax\x7f\xff\xff\xff"),
+        frames.longstr(b"\x01aA\xff\xff\xff\xf0"),
+        frames.longstr(b"\x01aA" + frames.longstr(b"V" * 120_000)),
+        frames.longstr(b"\x01aA" + frames.longstr(b"F\x00\x00\x00\x00" * 24_000)),
+    ],
+    ids=["table", "string", "bytes", "array", "many-voids", "many-tables"],
+)
+def test_memory_is_bounded_when_a_table_lies_or_has_too_many_entries(peak: Callable[[], int], raw: bytes) -> None:
+    with pytest.raises(TableSyntaxError):
+        decode_table(raw)
+    assert peak() < 3 * MiB

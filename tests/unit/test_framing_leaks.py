@@ -1,0 +1,135 @@
+"""Error paths that leak do so for each bad frame that a peer sends: 20,000 times each, and memory must not grow."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.corpus import frames, malformed
+
+from leveret._batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret._buffers import SendBuffer
+from leveret._framing import (
+    FieldValue,
+    FrameReader,
+    Properties,
+    SettlementRun,
+    decode_arguments,
+    decode_properties,
+    decode_table,
+    encode_method,
+    encode_table,
+)
+from leveret.errors import LeveretError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TIMES = 20_000
+WARM_UP = 500
+#: What free lists and caches may take after the warm-up.
+ALLOWED = 64 * 1024
+
+refused = contextlib.suppress(LeveretError, TypeError, ValueError)
+
+
+def bad_streams() -> Iterator[Callable[[], object]]:
+    for case in malformed.STREAMS:
+        # The receive buffer makes a reader expensive; small ones do.
+        def read(case: malformed.Stream = case) -> None:
+            reader = FrameReader(server=case.server, frame_max=case.frame_max, max_body_size=case.max_body_size)
+            reader.feed(frames.delivery(8, 1) + case.data)
+
+        yield read
+
+
+def bad_blocks() -> Iterator[Callable[[], object]]:
+    for decode, cases in ((decode_table, malformed.TABLES), (decode_properties, malformed.PROPERTIES)):
+        for case in cases:
+            if len(case.data) < 10_000:
+                yield lambda decode=decode, case=case: decode(case.data, **case.limits)
+    for case in malformed.ARGUMENTS:
+        yield lambda case=case: decode_arguments(case.types, case.data)
+
+
+def bad_values() -> Iterator[Callable[[], object]]:
+    for value in (2**64, object(), FieldValue("b", 200), FieldValue("D", 1), {"k": [object()]}, {5: 1}, "\ud800"):
+        yield lambda value=value: encode_table({"some-key": [1.5, "text", value]})
+    yield lambda: Properties(priority=256, headers={"a": {"b": 1}}, message_id="m").encode()
+    yield lambda: Properties(message_id="m" * 256, headers={"a": {"b": 1}}).encode()
+    yield lambda: encode_method(1, 50, 10, "sT", ("q", {"k": object()}))
+    yield lambda: encode_method(1, 50, 10, "h", (70_000,))
+    yield lambda: PublishTemplate(1, "e" * 256, "r")
+    yield lambda: PublishTemplate(1, "e", "r", bytes(5000), frame_max=4096)
+    yield lambda: FieldValue("Z", 1)
+
+
+def publishing() -> Iterator[Callable[[], object]]:
+    out = SendBuffer(lambda: None, lambda: None)
+    window = ConfirmWindow()
+    batch = PublishBatch(out, window, max_body_size=100)
+    template = PublishTemplate(1, "e", "r")
+    yield lambda: batch.add(template, bytes(101), Ticket())
+    yield lambda: batch.add(template, None, Ticket())
+    yield lambda: batch.add(template, memoryview(b"abcd")[::2], Ticket())
+    yield lambda: batch.add_many(template, [None], Ticket())
+
+    def dropped_ticket() -> None:
+        batch.add(template, b"x", Ticket(object()))
+        out.take()
+        window.settle(SettlementRun.of(1, [(window.first, False, True, False)]))
+
+    def returned_ticket() -> None:
+        batch.add(template, b"x", ticket := Ticket(object()))
+        ticket.future = "somebody waits"
+        out.take()
+        window.mark_returned(window.first, object())
+        window.settle(SettlementRun.of(1, [(0, True, False, False), (7, False, False, False)]))
+
+    def dropped_window() -> None:
+        lost = ConfirmWindow()
+        lost.track(Ticket(lost))
+        lost.track(Ticket(object()))
+        lost.expire(1)
+
+    def half_read() -> None:
+        reader = FrameReader(capacity=65_536)
+        reader.feed(frames.deliver(1, 1) + frames.header(1, 200) + frames.body(1, b"x"))
+        reader.forget(1)
+        reader.feed(frames.deliver(1, 1) + frames.header(1, 200) + frames.body(1, b"x"))
+
+    def impossible_deliveries() -> None:
+        (run,) = FrameReader().feed(frames.delivery(1, 0))
+        acks = AckWindow(1)
+        acks.delivered(run)
+        acks.ack(5)
+        acks.flush(out)
+
+    yield from (dropped_ticket, returned_ticket, dropped_window, half_read, impossible_deliveries)
+
+
+@pytest.mark.parametrize("paths", [bad_streams, bad_blocks, bad_values, publishing], ids=lambda paths: paths.__name__)
+def test_memory_does_not_grow_when_the_same_errors_happen_20000_times(paths: Callable) -> None:
+    functions = list(paths())
+
+    def go_round(times: int) -> None:
+        for i in range(times):
+            with refused:
+                functions[i % len(functions)]()
+
+    go_round(WARM_UP)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        go_round(WARM_UP)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        go_round(TIMES)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < ALLOWED

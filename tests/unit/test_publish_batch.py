@@ -1,0 +1,449 @@
+"""What publishing writes, what it refuses, and that a refusal leaves no trace."""
+
+from __future__ import annotations
+
+import array
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import body as pamqp_body
+from pamqp import frame as pamqp_frame
+from pamqp import header as pamqp_header
+from pamqp.commands import Basic
+from tests.corpus import frames, strategies
+
+from leveret._batching import (
+    ConfirmWindow,
+    PublishBatch,
+    PublishTemplate,
+    Ticket,
+    append_content,
+    append_deliveries,
+)
+from leveret._buffers import SendBuffer
+from leveret._framing import FrameReader, Message, Properties, SettlementRun
+from leveret.errors import BodyTooLarge, EncodeFailed
+from leveret.protocol import commands
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SMALLEST_FRAME_MAX = 4096
+
+
+def buffer() -> SendBuffer:
+    return SendBuffer(lambda: None, lambda: None)
+
+
+class Publisher:
+    """A batch with its buffer and window."""
+
+    def __init__(self, *, confirms: bool = True, **options: int) -> None:
+        self.out = buffer()
+        self.window = ConfirmWindow() if confirms else None
+        self.batch = PublishBatch(self.out, self.window, **options)
+
+
+def pamqp_frames(data: bytes) -> list[tuple[int, object]]:
+    """All frames in `data`, read by pamqp."""
+    found = []
+    while data:
+        consumed, channel, frame = pamqp_frame.unmarshal(data)
+        assert consumed
+        found.append((channel, frame))
+        data = data[consumed:]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- what is written
+
+
+@given(
+    channel=st.integers(1, 65535),
+    exchange=strategies.shortstrs,
+    routing_key=strategies.shortstrs,
+    mandatory=st.booleans(),
+    size=st.sampled_from([0, 1, 100, 4087, 4088, 4089, 8176, 8177, 20_000]),
+    properties=st.fixed_dictionaries(
+        {}, optional={"content_type": st.just("text/plain"), "delivery_mode": st.just(2), "priority": st.just(3)}
+    ),
+)
+def test_pamqp_reads_the_same_when_we_published(
+    channel: int, exchange: str, routing_key: str, mandatory: bool, size: int, properties: dict
+) -> None:
+    body = bytes(i * 7 & 0xFF for i in range(size))
+    publisher = Publisher(frame_max=SMALLEST_FRAME_MAX)
+    raw = Properties(**properties).encode()
+    template = PublishTemplate(channel, exchange, routing_key, raw, mandatory=mandatory, frame_max=SMALLEST_FRAME_MAX)
+    publisher.batch.add(template, body)
+    data = publisher.out.take()
+    (_, method), (_, header), *bodies = found = pamqp_frames(data)
+    assert {number for number, _ in found} == {channel}
+    assert isinstance(method, Basic.Publish)
+    assert (method.exchange, method.routing_key, method.mandatory, method.immediate, method.ticket) == (
+        exchange,
+        routing_key,
+        mandatory,
+        False,
+        0,
+    )
+    assert (header.class_id, header.weight, header.body_size) == (60, 0, size)
+    assert {name: value for name, value in header.properties if value} == properties
+    assert b"".join(part.value for _, part in bodies) == body
+    # Split as rarely as frame_max allows (AMQP 0-9-1 section 4.2.6.2).
+    assert len(bodies) == -(-size // (SMALLEST_FRAME_MAX - 8))
+    assert all(len(part.value) == SMALLEST_FRAME_MAX - 8 for _, part in bodies[:-1])
+
+
+@given(
+    exchange=st.text("abc.-_", max_size=20),
+    routing_key=strategies.shortstrs,
+    size=st.sampled_from([0, 1, 4088, 4089, 9000]),
+    method_id=st.sampled_from([frames.DELIVER, frames.GET_OK, frames.RETURN]),
+    redelivered=st.booleans(),
+    tag=st.integers(0, 2**63 - 1),
+)
+def test_we_read_the_same_when_pamqp_wrote_a_message(
+    exchange: str, routing_key: str, size: int, method_id: int, redelivered: bool, tag: int
+) -> None:
+    names = {"exchange": exchange, "routing_key": routing_key}
+    match method_id:
+        case frames.DELIVER:
+            fields = {"consumer_tag": "ctag", "delivery_tag": tag, "redelivered": redelivered}
+            method = Basic.Deliver(**fields, **names)
+        case frames.GET_OK:
+            fields = {"delivery_tag": tag, "redelivered": redelivered, "message_count": 9}
+            method = Basic.GetOk(**fields, **names)
+        case _:
+            fields = {"reply_code": 312, "reply_text": "NO_ROUTE"}
+            method = Basic.Return(**fields, **names)
+    body = bytes(i * 7 & 0xFF for i in range(size))
+    properties = Basic.Properties(message_id="m", delivery_mode=2)
+    data = pamqp_frame.marshal(method, 3)
+    data += pamqp_frame.marshal(pamqp_header.ContentHeader(0, size, properties), 3)
+    for at in range(0, size, 4088):
+        data += pamqp_frame.marshal(pamqp_body.ContentBody(body[at : at + 4088]), 3)
+    expected = frames.content_event(
+        3, method_id, **fields, **names, body_size=size, body=body, raw_properties=properties.marshal()
+    )
+    assert frames.feed_whole(FrameReader(), data) == [expected]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4087, 4088, 4089, 70_000])
+@pytest.mark.parametrize(
+    "kind", [bytes, bytearray, memoryview, lambda b: memoryview(bytearray(b)), type("B", (bytes,), {})]
+)
+def test_bytes_are_the_same_when_the_body_is_another_kind_of_bytes(size: int, kind: Callable[[bytes], object]) -> None:
+    body = bytes(i & 0xFF for i in range(size))
+    one, two = Publisher(frame_max=4096), Publisher(frame_max=4096)
+    template = PublishTemplate(1, "e", "r")
+    one.batch.add(template, body)
+    two.batch.add(template, kind(body))
+    expected = frames.publish(1, exchange="e", routing_key="r") + frames.header(1, size)
+    expected += b"".join(frames.bodies(1, body, 4088))
+    assert one.out.take() == two.out.take() == expected
+
+
+def test_bodies_of_wider_items_are_their_bytes_when_published() -> None:
+    publisher = Publisher()
+    publisher.batch.add(PublishTemplate(1, "", "q"), array.array("I", [1, 2]))
+    assert publisher.out.take().endswith(frames.body(1, array.array("I", [1, 2]).tobytes()))
+
+
+def test_tags_count_up_and_counters_follow_when_published() -> None:
+    publisher = Publisher()
+    template = PublishTemplate(1, "", "q")
+    assert [publisher.batch.add(template, b"abc") for _ in range(3)] == [1, 2, 3]
+    assert publisher.batch.add_many(template, [b"d"] * 5, None) == 5
+    assert publisher.window.next_delivery_tag == 9
+    assert (publisher.batch.published, publisher.batch.published_bytes) == (8, 14)
+    assert publisher.window.outstanding_bytes == 14
+
+
+def test_tag_is_zero_when_there_are_no_confirms() -> None:
+    publisher = Publisher(confirms=False)
+    assert publisher.batch.add(PublishTemplate(1, "", "q"), b"x") == 0
+
+
+def test_many_are_the_same_bytes_as_one_by_one_when_published() -> None:
+    bodies = [bytes(i) for i in range(300)]
+    template = PublishTemplate(1, "e", "r", Properties(delivery_mode=2).encode())
+    one, many = Publisher(), Publisher()
+    for body in bodies:
+        one.batch.add(template, body)
+    ticket = Ticket()
+    assert many.batch.add_many(template, bodies, ticket, 10, 0, 100) == 100
+    assert many.batch.add_many(template, bodies, ticket, 110, 100) == 200
+    assert many.batch.add_many(template, bodies, ticket, 310, 300) == 0
+    assert one.out.take() == many.out.take()
+    assert (ticket.count, ticket.delivery_tag) == (300, 1)
+    many.window.settle(SettlementRun.of(1, [(150, False, True, False)]))
+    assert ticket.failures == {10 + 149: 3}
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+def check_untouched(publisher: Publisher, refuse: Callable[[], object], error: type[Exception], match: str) -> None:
+    """A refused publishing takes no tag, leaves no byte, and the next one is number 2 behind number 1."""
+    template = PublishTemplate(1, "", "q")
+    ticket = Ticket()
+    assert publisher.batch.add(template, b"before", ticket) == 1
+    before = len(publisher.out)
+    for _ in range(3):
+        with pytest.raises(error, match=match):
+            refuse()
+    assert len(publisher.out) == before
+    assert (publisher.window.outstanding, publisher.window.outstanding_bytes) == (1, 6)
+    assert publisher.batch.published == 1
+    assert ticket.count == 1
+    assert publisher.batch.add(template, b"after", ticket) == 2
+    events = frames.feed_whole(FrameReader(server=True), publisher.out.take())
+    assert [event[-1] for event in events] == [b"before", b"after"]
+
+
+def test_nothing_is_left_when_a_body_is_too_large() -> None:
+    publisher = Publisher(max_body_size=100)
+    template = PublishTemplate(1, "", "q")
+    for body in (bytes(101), bytearray(101), memoryview(bytes(101)), bytes(1_000_000)):
+        publisher = Publisher(max_body_size=100)
+        check_untouched(
+            publisher,
+            lambda p=publisher, b=body: p.batch.add(template, b, Ticket()),
+            BodyTooLarge,
+            rf"{len(body)} bytes.*100",
+        )
+    assert publisher.batch.add(template, bytes(100)) == 3
+
+
+@pytest.mark.parametrize(
+    "body", [None, "text", 5, [b"a"], memoryview(b"abcd")[::2]], ids=["None", "str", "int", "list", "strided"]
+)
+def test_nothing_is_left_when_a_body_is_no_bytes(body: object) -> None:
+    publisher = Publisher()
+    template = PublishTemplate(1, "", "q")
+    check_untouched(
+        publisher, lambda: publisher.batch.add(template, body, Ticket()), TypeError, "bytes-like|contiguous|None"
+    )
+
+
+@pytest.mark.parametrize("bad", [None, "text", bytearray(b"x"), 5], ids=lambda bad: type(bad).__name__)
+def test_those_before_are_published_when_one_of_many_is_no_bytes(bad: object) -> None:
+    publisher, ticket = Publisher(), Ticket()
+    template = PublishTemplate(1, "", "q")
+    with pytest.raises(TypeError, match=f"body 2 is {type(bad).__name__}"):
+        publisher.batch.add_many(template, [b"0", b"1", bad, b"3"], ticket)
+    assert (ticket.count, publisher.window.next_delivery_tag) == (2, 3)
+    assert publisher.batch.add(template, b"next") == 3
+    events = frames.feed_whole(FrameReader(server=True), publisher.out.take())
+    assert [event[-1] for event in events] == [b"0", b"1", b"next"]
+
+
+def test_those_before_are_published_when_one_of_many_is_too_large() -> None:
+    publisher, ticket = Publisher(max_body_size=3), Ticket()
+    with pytest.raises(BodyTooLarge, match=r"4 bytes.*3"):
+        publisher.batch.add_many(PublishTemplate(1, "", "q"), [b"0", b"4444", b"1"], ticket)
+    assert (ticket.count, publisher.window.next_delivery_tag) == (1, 2)
+
+
+@pytest.mark.parametrize("start", [-1, -(2**40), 4, 2**40])
+def test_start_is_refused_when_outside_the_list(start: int) -> None:
+    publisher = Publisher()
+    with pytest.raises(ValueError, match=f"start {start}.*3"):
+        publisher.batch.add_many(PublishTemplate(1, "", "q"), [b"a", b"b", b"c"], None, 0, start)
+    assert publisher.window.next_delivery_tag == 1
+
+
+def test_publishing_stops_when_a_callback_cuts_the_list_short() -> None:
+    bodies = [bytes(100)] * 1000
+
+    def on_full() -> None:
+        out.take()
+        del bodies[10:]
+
+    out = SendBuffer(lambda: None, on_full, 500)
+    batch = PublishBatch(out, None)
+    with pytest.raises(ValueError, match="cut to 10"):
+        batch.add_many(PublishTemplate(1, "", "q"), bodies, None)
+    assert batch.published == 10
+
+
+@pytest.mark.parametrize("frame_max", [0, 8, 4095])
+def test_frame_max_is_refused_when_below_the_protocols_minimum(frame_max: int) -> None:
+    message = FrameReader().feed(frames.delivery(1, 1))[0].messages[0]
+    for call in (
+        lambda: PublishBatch(buffer(), None, frame_max=frame_max),
+        lambda: append_deliveries(buffer(), 1, "c", 1, [message], frame_max=frame_max),
+        lambda: append_content(buffer(), b"", message, channel=1, frame_max=frame_max),
+    ):
+        with pytest.raises(ValueError, match=rf"frame_max {frame_max}.*4096"):
+            call()
+
+
+# ---------------------------------------------------------------------------------------------- templates
+
+
+@pytest.mark.parametrize("name", ["exchange", "routing_key"])
+@pytest.mark.parametrize("text", ["n" * 256, "é" * 128, "n" * 100_000])
+def test_template_is_refused_when_a_name_is_over_255_bytes(name: str, text: str) -> None:
+    names = {"exchange": "", "routing_key": ""}
+    with pytest.raises(EncodeFailed, match=rf"{name} is {len(text.encode())} bytes.*255"):
+        PublishTemplate(1, **names | {name: text})
+    longest = text[:127]
+    assert getattr(PublishTemplate(1, **names | {name: longest}), name) == longest
+
+
+def test_template_takes_names_of_255_bytes() -> None:
+    publisher = Publisher()
+    publisher.batch.add(PublishTemplate(1, "e" * 255, "é" * 127 + "r"), b"")
+    ((_, method), _) = pamqp_frames(publisher.out.take())
+    assert (method.exchange, method.routing_key) == ("e" * 255, "é" * 127 + "r")
+
+
+@pytest.mark.parametrize(("over", "fits"), [(4096 - 8 - 12, True), (4096 - 8 - 12 + 1, False)], ids=["fits", "over"])
+def test_template_is_refused_when_the_header_frame_is_over_frame_max(over: int, fits: bool) -> None:
+    # Properties cannot be split over frames (AMQP 0-9-1 section 4.2.6.1).
+    raw = bytes(over)
+    if fits:
+        publisher = Publisher(frame_max=4096)
+        publisher.batch.add(PublishTemplate(1, "", "q", raw, frame_max=4096), b"x")
+        assert FrameReader(server=True, frame_max=4096).feed(publisher.out.take())
+    else:
+        with pytest.raises(EncodeFailed, match=r"4097 bytes.*frame_max is 4096"):
+            PublishTemplate(1, "", "q", raw, frame_max=4096)
+
+
+def test_names_go_out_as_they_came_when_they_are_no_utf8() -> None:
+    name = b"\xff\xfe".decode("utf-8", "surrogateescape")
+    publisher = Publisher()
+    publisher.batch.add(PublishTemplate(1, name, name), b"")
+    (event,) = frames.feed_whole(FrameReader(server=True), publisher.out.take())
+    assert event == frames.content_event(1, frames.PUBLISH, exchange=name, routing_key=name)
+    with pytest.raises(EncodeFailed, match=r"exchange.*UTF-8"):
+        PublishTemplate(1, "\ud800", "q")
+
+
+@pytest.mark.parametrize("channel", [-1, 65536])
+def test_template_is_refused_when_the_channel_is_no_16_bit_number(channel: int) -> None:
+    with pytest.raises(OverflowError):
+        PublishTemplate(channel, "", "")
+
+
+def test_template_shows_what_it_was_made_of() -> None:
+    template = PublishTemplate(9, "e", "r", b"\x10\x00\x02", mandatory=True)
+    assert (template.channel, template.exchange, template.routing_key) == (9, "e", "r")
+    assert (template.mandatory, template.raw_properties) == (True, b"\x10\x00\x02")
+
+
+# ---------------------------------------------------------------------------------------------- the broker's side
+
+
+def published(*bodies: bytes, properties: bytes = b"\x10\x00\x02") -> list[Message]:
+    data = b"".join(
+        frames.publish(1, exchange="e", routing_key="r")
+        + frames.header(1, len(body), properties)
+        + b"".join(frames.bodies(1, body, 4000))
+        for body in bodies
+    )
+    (run,) = FrameReader(server=True).feed(data)
+    return run.messages
+
+
+@pytest.mark.parametrize("frame_max", [4096, 131_072])
+def test_a_client_reads_what_was_published_when_a_broker_delivers_it(frame_max: int) -> None:
+    out = buffer()
+    bodies = [b"", b"a", bytes(4088), bytes(4089), bytes(50_000)]
+    messages = published(*bodies)
+    messages[1] = messages[1]._copy(redelivered=True)
+    append_deliveries(out, 7, "consumer", 41, messages, frame_max=frame_max)
+    expected = [
+        frames.content_event(
+            7,
+            frames.DELIVER,
+            delivery_tag=41 + i,
+            consumer_tag="consumer",
+            redelivered=i == 1,
+            exchange="e",
+            routing_key="r",
+            raw_properties=b"\x10\x00\x02",
+            body_size=len(body),
+            body=body,
+        )
+        for i, body in enumerate(bodies)
+    ]
+    assert frames.feed_whole(FrameReader(frame_max=frame_max), out.take()) == expected
+
+
+def test_a_client_reads_the_content_when_a_broker_returns_it() -> None:
+    out = buffer()
+    (message,) = published(bytes(5000))
+    method = commands.encode(
+        3, commands.make(Basic.Return, reply_code=312, reply_text="NO_ROUTE", exchange="e", routing_key="r")
+    )
+    append_content(out, method, message, channel=3, frame_max=4096)
+    (event,) = frames.feed_whole(FrameReader(), out.take())
+    assert event == frames.content_event(
+        3,
+        frames.RETURN,
+        reply_code=312,
+        reply_text="NO_ROUTE",
+        exchange="e",
+        routing_key="r",
+        raw_properties=b"\x10\x00\x02",
+        body_size=5000,
+        body=bytes(5000),
+    )
+
+
+def test_a_message_is_refused_when_it_has_no_body_to_deliver() -> None:
+    data = frames.publish(1) + frames.header(1, 20) + frames.body(1, bytes(20))
+    (run,) = FrameReader(server=True, max_body_size=10).feed(data)
+    out = buffer()
+    with pytest.raises(ValueError, match="without its body"):
+        append_deliveries(out, 1, "c", 1, run.messages)
+    with pytest.raises(ValueError, match="without its body"):
+        append_deliveries(out, 1, "c", 1, [None])
+    with pytest.raises(ValueError, match="without its body"):
+        append_content(out, b"", run.messages[0], channel=1)
+    assert len(out) == 0
+
+
+def test_a_consumer_tag_is_refused_when_over_255_bytes() -> None:
+    with pytest.raises(EncodeFailed, match=r"consumer_tag is 256 bytes"):
+        append_deliveries(buffer(), 1, "c" * 256, 1, published(b""))
+
+
+# ---------------------------------------------------------------------------------------------- references
+
+
+def test_bodies_and_tickets_are_let_go_when_written_and_settled() -> None:
+    bodies = [struct.pack(">I", i) * 100 for i in range(1000)]
+    ticket = Ticket()
+    before = [sys.getrefcount(body) for body in bodies], sys.getrefcount(ticket)
+    publisher = Publisher()
+    template = PublishTemplate(1, "", "q")
+    publisher.batch.add_many(template, bodies, ticket)
+    publisher.batch.add(template, bodies[0], ticket)
+    publisher.batch.add(template, memoryview(bodies[1]), ticket)
+    assert [sys.getrefcount(body) for body in bodies] == before[0], "bodies are copied, not kept"
+    assert sys.getrefcount(ticket) == before[1] + 1002
+    publisher.window.settle(SettlementRun.of(1, [(500, True, False, False), (501, False, True, False)]))
+    publisher.window.expire(2000)
+    assert sys.getrefcount(ticket) - before[1] <= 1, "at most the list of finished tickets, if nobody took it"
+    publisher.out.take()
+    assert [sys.getrefcount(body) for body in bodies] == before[0]
+
+
+def test_a_body_that_was_exported_can_change_again_when_published() -> None:
+    body = bytearray(b"x" * 100)
+    publisher = Publisher(max_body_size=100)
+    template = PublishTemplate(1, "", "q")
+    publisher.batch.add(template, body)
+    body += b"y"  # a buffer that is still exported would refuse to grow
+    with pytest.raises(BodyTooLarge):
+        publisher.batch.add(template, body)
+    body += b"z"
