@@ -226,7 +226,7 @@ class Consumer(Generic[T]):
         candidate: object = handler  # the type promises a coroutine function; a caller without a type checker may not
         if not (
             inspect.iscoroutinefunction(candidate)
-            or inspect.iscoroutinefunction(getattr(type(candidate), "__call__", None))
+            or (callable(candidate) and inspect.iscoroutinefunction(type(candidate).__call__))
         ):
             raise ConfigurationError(
                 f"the handler must be an `async def` function of (value, message), not {handler!r}", option="handler"
