@@ -83,7 +83,43 @@ class ConfigurationError(LeveretError, ValueError):
 
 
 class PluginError(LeveretError):
-    """A plugin cannot be found, loaded or used."""
+    """A plugin cannot be loaded or used.
+
+    Attributes:
+        plugin: The plugin's name.
+        distribution: The distribution that it was installed with, or an empty string.
+        version: The distribution's version, or an empty string.
+        entry_point: The module that its entry point names, or an empty string.
+    """
+
+    def __init__(
+        self, message: str, *, plugin: str = "", distribution: str = "", version: str = "", entry_point: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.plugin = plugin
+        self.distribution = distribution
+        self.version = version
+        self.entry_point = entry_point
+
+
+class PluginLoadError(PluginError):
+    """A plugin cannot be imported, or its hooks are wrong."""
+
+
+class PluginVersionError(PluginError):
+    """A plugin was written for another version of the plugin interface."""
+
+
+class PluginConflictError(PluginError):
+    """Two plugins bring the same thing, and the settings do not choose.
+
+    Attributes:
+        distributions: Both distributions with their versions.
+    """
+
+    def __init__(self, message: str, *, distributions: tuple[str, str]) -> None:
+        super().__init__(message)
+        self.distributions = distributions
 
 
 class WrongLoopError(LeveretError, RuntimeError):

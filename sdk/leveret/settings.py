@@ -25,6 +25,8 @@ __all__ = [
     "ConnectionSettings",
     "ConsumerSettings",
     "Endpoint",
+    "MonitoringSettings",
+    "PluginSettings",
     "ProducerSettings",
     "Secret",
     "Settings",
@@ -54,7 +56,7 @@ _NOT_IN_QUERY: Final = {"endpoints", "username", "password", "virtual_host", "un
 _TLS_IN_QUERY: Final = ("cafile", "certfile", "keyfile", "server_hostname", "insecure_skip_verification")
 _QUERY_ALIASES: Final = {"name": "client_name"}
 #: Variables that belong to others; those that end in "_" are families.
-_OTHER_VARIABLES: Final = ("PLUGINS", "PLUGINS_BLOCK", "BUILD", "ANNOTATE", "PRODUCER_", "CONSUMER_", "TLS_")
+_OTHER_VARIABLES: Final = ("PLUGINS", "BUILD", "ANNOTATE", "PLUGINS_", "PRODUCER_", "CONSUMER_", "MONITORING_", "TLS_")
 
 
 class Secret:
@@ -485,8 +487,8 @@ class ConnectionSettings(_Options):
         """Makes settings from environment variables.
 
         `LEVERET_URL` is the base; `LEVERET_<OPTION>`, such as `LEVERET_PASSWORD` or `LEVERET_ENDPOINTS=a:5672,b`, and
-        `LEVERET_TLS_<OPTION>` win over it. Left alone are `LEVERET_PLUGINS`, `LEVERET_PLUGINS_BLOCK`, `LEVERET_BUILD`,
-        `LEVERET_ANNOTATE`, and the families `LEVERET_PRODUCER_` and `LEVERET_CONSUMER_`.
+        `LEVERET_TLS_<OPTION>` win over it. Left alone are `LEVERET_PLUGINS`, `LEVERET_BUILD`, `LEVERET_ANNOTATE`, and
+        the families `LEVERET_PLUGINS_`, `LEVERET_PRODUCER_`, `LEVERET_CONSUMER_` and `LEVERET_MONITORING_`.
 
         Args:
             environ: The variables; None means those of the process.
@@ -526,17 +528,17 @@ class ConnectionSettings(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Section(_Options):
-    """What the settings of producers and consumers have in common."""
+    """What the settings of producers, consumers and monitoring have in common."""
 
     _family: ClassVar[str]
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, prefix: str = "LEVERET_") -> Self:
-        """Makes settings from the variables `LEVERET_PRODUCER_<OPTION>` or `LEVERET_CONSUMER_<OPTION>`.
+        """Makes settings from the variables `LEVERET_PRODUCER_<OPTION>`, `LEVERET_CONSUMER_<OPTION>` and so on.
 
         Args:
             environ: The variables; None means those of the process.
-            prefix: What stands before `PRODUCER_` or `CONSUMER_`.
+            prefix: What stands before `PRODUCER_`, `CONSUMER_` or `MONITORING_`.
 
         Returns:
             The checked settings.
@@ -553,7 +555,12 @@ class ProducerSettings(_Section):
 
     Attributes:
         exchange: Where to publish, at most 255 bytes; the empty name is the default exchange: it routes by queue name.
-        serializer: The serializer's name.
+        serializer: The serializer's name: "json", "text", "bytes", "empty", "hybrid" or a plugin's.
+        compressor: The compressor's name: "gzip", "deflate" or a plugin's; None leaves bodies as they are, except for a
+            serializer that has a compressor of its own, as "hybrid" has.
+        compression_level: The compressor's level, within its own bounds; None is its default.
+        compression_threshold: Bodies of up to this many bytes are not compressed, 0 to 2**40.
+        compression_ratio: A compressed body is kept when it is smaller than this share of the original, 0.01 to 1.
         confirms: False publishes without asking the broker to confirm: lost messages stay unknown.
         confirm_timeout: Seconds to wait for a confirm before the outcome is UNKNOWN, 0.001 to 86400.
         mandatory: True has unroutable messages returned.
@@ -564,6 +571,8 @@ class ProducerSettings(_Section):
         batch_size: Messages per batch, 1 to 1000000.
         max_body_size: The largest body, 1 to 2**40 bytes. RabbitMQ's own limit, `max_message_size`, is 128 MiB unless
             configured; since 4.0 it is 16 MiB.
+        retry: The name of a retry policy, asked after each failure of `publish` and `publish_batch`; None for none.
+        circuit_breaker: The name of a circuit breaker, told of failures and asked when it is not closed; None for none.
 
     Example:
         >>> ProducerSettings(exchange="orders", mandatory=True).delivery_mode
@@ -574,6 +583,10 @@ class ProducerSettings(_Section):
 
     exchange: str = _option("", maximum=255)
     serializer: str = _option("json", minimum=1, maximum=255)
+    compressor: str | None = _option(None, str, minimum=1, maximum=255)
+    compression_level: int | None = _option(None, int, minimum=-(2**31), maximum=2**31 - 1)
+    compression_threshold: int = _size(1024, 0)
+    compression_ratio: float = _option(0.9, minimum=0.01, maximum=1)
     confirms: bool = _option(True)
     confirm_timeout: float = _seconds(5.0)
     mandatory: bool = _option(False)
@@ -583,6 +596,8 @@ class ProducerSettings(_Section):
     max_buffered: int = _option(10_000, minimum=1, maximum=1_000_000)
     batch_size: int = _option(1000, minimum=1, maximum=1_000_000)
     max_body_size: int = _size(128 * _MIB)
+    retry: str | None = _option(None, str, minimum=1, maximum=255)
+    circuit_breaker: str | None = _option(None, str, minimum=1, maximum=255)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -597,8 +612,12 @@ class ConsumerSettings(_Section):
         exclusive: True refuses other consumers of the queue.
         consumer_tag: At most 255 bytes; empty has the broker choose one.
         priority: The consumer's priority (`x-priority`), a 32-bit number; None means the broker's default of 0.
-        accept: The content types to take, each of 1 to 255 bytes; empty means the serializer's own.
-        serializer: The serializer that decodes everything; None chooses by content type.
+        accept: The content types to take, each of 1 to 255 bytes; empty means those of all serializers that can make
+            the model and are safe.
+        serializer: The serializer that decodes everything; None chooses by content type. "bytes" takes bodies as they
+            came, compressed ones too.
+        max_decompressed_size: The largest body after decompression, 1 to 2**40 bytes.
+        max_decompression_ratio: How many times its compressed size a body may have, 1 to 1000000.
 
     Example:
         >>> ConsumerSettings(prefetch=500, accept=("application/json",)).replace(concurrency=8).prefetch
@@ -616,6 +635,76 @@ class ConsumerSettings(_Section):
     priority: int | None = _option(None, int, minimum=-(2**31), maximum=2**31 - 1)
     accept: tuple[str, ...] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
     serializer: str | None = _option(None, str, minimum=1, maximum=255)
+    max_decompressed_size: int = _size(64 * _MIB)
+    max_decompression_ratio: float = _option(200.0, minimum=1, maximum=1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitoringSettings(_Section):
+    """Where a client's counters go.
+
+    Attributes:
+        sinks: The names of metrics sinks, which plugins bring; empty for none. Counting costs the same either way.
+        close_timeout: Seconds that all sinks together get to start, and again to close, 0.001 to 86400.
+
+    Example:
+        >>> MonitoringSettings(sinks=["prometheus"]).sinks
+        ('prometheus',)
+    """
+
+    _family = "MONITORING_"
+
+    sinks: tuple[str, ...] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
+    close_timeout: float = _seconds(5.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSettings(_Options):
+    """Which installed plugins to use. Plugins are meant by the name of their entry point or of their distribution.
+
+    Attributes:
+        allow: Only these; None allows all, and an empty list none. What the core brings is always there.
+        block: Not these. A blocked plugin is not imported.
+        strict: True makes a plugin that fails to load an error; otherwise it is logged and left out.
+        choose: Which plugin is meant where two bring the same: a name, content type or content encoding, and its plugin.
+
+    Example:
+        >>> PluginSettings.from_env({"LEVERET_PLUGINS": "msgpack,lz4"}).allow
+        ('msgpack', 'lz4')
+    """
+
+    allow: tuple[str, ...] | None = _option(None, tuple, items=_Rule(kind=str, minimum=1, maximum=255))  # noqa: RUF009
+    block: tuple[str, ...] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
+    strict: bool = _option(False)
+    choose: Mapping[str, str] = field(default_factory=dict, metadata={"rule": _Rule(kind=dict)})
+
+    def _check_together(self) -> None:
+        for key, plugin in self.choose.items():
+            if not isinstance(key, str) or not isinstance(plugin, str):
+                raise _wrong("choose", "choose must be a table of text to text")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, prefix: str = "LEVERET_") -> Self:
+        """Makes settings from `LEVERET_PLUGINS` (what to allow; `none` for nothing) and `LEVERET_PLUGINS_<OPTION>`.
+
+        Args:
+            environ: The variables; None means those of the process.
+            prefix: What the names start with.
+
+        Returns:
+            The checked settings.
+
+        Raises:
+            ConfigurationError: One of these variables is unknown or wrong.
+        """
+        environ = os.environ if environ is None else environ
+        rules = {name: rule for name, rule in _rules(cls).items() if name in ("block", "strict")}
+        values = _read_environment(environ, f"{prefix}PLUGINS_", rules)
+        allow = environ.get(f"{prefix}PLUGINS", "")
+        if allow:
+            with _inside(f"{prefix}PLUGINS"):
+                values["allow"] = _rules(cls)["allow"].read("allow", "" if allow == "none" else allow, text=True)
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -626,6 +715,8 @@ class Settings:
         connection: The table `[leveret.connection]`.
         producer: The table `[leveret.producer]`.
         consumer: The table `[leveret.consumer]`.
+        plugins: The table `[leveret.plugins]`.
+        monitoring: The table `[leveret.monitoring]`.
 
     Example:
         >>> Settings().consumer.prefetch
@@ -635,13 +726,16 @@ class Settings:
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     producer: ProducerSettings = field(default_factory=ProducerSettings)
     consumer: ConsumerSettings = field(default_factory=ConsumerSettings)
+    plugins: PluginSettings = field(default_factory=PluginSettings)
+    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
 
 
 def load(path: str | os.PathLike[str], section: str = "leveret") -> Settings:
     """Reads a TOML file.
 
     The tables are `[leveret.connection]` (a `url`, and options that win over it), `[leveret.connection.tls]`,
-    `[leveret.producer]` and `[leveret.consumer]`. What is absent keeps its default.
+    `[leveret.producer]`, `[leveret.consumer]`, `[leveret.plugins]` and `[leveret.monitoring]`. What is absent keeps its
+    default.
 
     Args:
         path: The file.
@@ -673,9 +767,13 @@ def load(path: str | os.PathLike[str], section: str = "leveret") -> Settings:
             connection = _read_table(table, "connection", ConnectionSettings._outside_rules())
             with _inside("[connection]"):
                 made = ConnectionSettings._from_outside(connection)
-            producer = ProducerSettings(**_read_table(table, "producer", _rules(ProducerSettings)))
-            consumer = ConsumerSettings(**_read_table(table, "consumer", _rules(ConsumerSettings)))
-            return Settings(connection=made, producer=producer, consumer=consumer)
+            return Settings(
+                connection=made,
+                producer=ProducerSettings(**_read_table(table, "producer", _rules(ProducerSettings))),
+                consumer=ConsumerSettings(**_read_table(table, "consumer", _rules(ConsumerSettings))),
+                plugins=PluginSettings(**_read_table(table, "plugins", _rules(PluginSettings))),
+                monitoring=MonitoringSettings(**_read_table(table, "monitoring", _rules(MonitoringSettings))),
+            )
 
 
 def _decode(option: str, text: str) -> str:

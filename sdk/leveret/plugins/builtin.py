@@ -1,0 +1,166 @@
+"""What the core brings itself, through the same hooks as everybody: JSON, text, bytes, hybrid; gzip and deflate."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from leveret.errors import BodyTooLarge, ConfigurationError
+from leveret.plugins.hookspecs import hookimpl
+from leveret.plugins.interfaces import CompositeSpec, CompressorSpec, SerializerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "BytesSerializer",
+    "EmptySerializer",
+    "JSONSerializer",
+    "TextSerializer",
+    "ZlibCompressor",
+    "leveret_compressors",
+    "leveret_serializers",
+]
+
+
+class JSONSerializer:
+    """JSON by msgspec: Struct, dataclass, TypedDict, attrs and plain values, validated against the model."""
+
+    def __init__(self) -> None:
+        self.encode = msgspec.json.Encoder().encode
+
+    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
+        """A decoder with the model's schema compiled once."""
+        try:
+            return msgspec.json.Decoder(Any if model is None else model).decode
+        except TypeError as error:
+            raise ConfigurationError(f"JSON cannot decode into {model!r}: {error}", option="model") from error
+
+
+class TextSerializer:
+    """Strings as UTF-8."""
+
+    @staticmethod
+    def encode(value: Any, /) -> bytes:
+        """Encodes a str."""
+        if not isinstance(value, str):
+            raise TypeError(f"the text serializer takes str, not {type(value).__name__}")
+        return value.encode()
+
+    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
+        """A decoder to str."""
+        if model not in (None, str):
+            raise ConfigurationError(f"text decodes into str, not {model!r}", option="model")
+        return bytes.decode
+
+
+class BytesSerializer:
+    """Bytes as they are."""
+
+    @staticmethod
+    def encode(value: Any, /) -> bytes:
+        """Takes bytes, or copies a bytes-like object."""
+        if type(value) is bytes:
+            return value
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise TypeError(f"the bytes serializer takes bytes, not {type(value).__name__}")
+        return bytes(value)
+
+    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
+        """A decoder that returns the body."""
+        if model not in (None, bytes):
+            raise ConfigurationError(f"bytes decode into bytes, not {model!r}", option="model")
+        return bytes
+
+
+class EmptySerializer:
+    """None as no bytes at all."""
+
+    @staticmethod
+    def encode(value: Any, /) -> bytes:
+        """Encodes None."""
+        if value is not None:
+            raise TypeError(f"the empty serializer takes None, not {type(value).__name__}")
+        return b""
+
+    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
+        """A decoder to None, whatever the model: nothing was sent."""
+        return _nothing
+
+
+def _nothing(body: bytes) -> None:
+    if body:
+        raise ValueError("an empty message has a body")
+
+
+def _hybrid_part(value: Any) -> str:
+    if value is None:
+        return "empty"
+    return "json" if isinstance(value, bool | int | float | str) else "msgpack"
+
+
+@hookimpl
+def leveret_serializers() -> Iterable[SerializerSpec | CompositeSpec]:
+    """JSON, text, bytes, empty, and the guide's hybrid of empty, JSON and MessagePack."""
+    return [
+        SerializerSpec(name="json", content_type="application/json", factory=JSONSerializer, aliases=("text/json",)),
+        SerializerSpec(name="text", content_type="text/plain", factory=TextSerializer),
+        SerializerSpec(name="bytes", content_type="application/octet-stream", factory=BytesSerializer),
+        SerializerSpec(name="empty", content_type="application/x-empty", factory=EmptySerializer),
+        CompositeSpec(name="hybrid", parts=("empty", "json", "msgpack"), select=_hybrid_part, compressor="lz4"),
+    ]
+
+
+# ---------------------------------------------------------------------- compressors
+
+_GZIP: Final = 16 + zlib.MAX_WBITS  # zlib's manual, deflateInit2: 16 more writes and reads a gzip header
+_FASTEST: Final = 1
+
+
+class ZlibCompressor:
+    """gzip (RFC 1952), or what HTTP calls deflate, which is zlib's format (RFC 1950).
+
+    Args:
+        wbits: Which of them, as zlib writes it.
+        level: 0 (no compression) to 9 (smallest); None is 1, the fastest.
+    """
+
+    def __init__(self, wbits: int, level: int | None) -> None:
+        self._wbits = wbits
+        self._level = _FASTEST if level is None else level
+
+    def compress(self, data: bytes, /) -> bytes:
+        """Compresses into one stream with its trailer."""
+        return zlib.compress(data, self._level, self._wbits)
+
+    def decompress(self, data: bytes, /, max_size: int) -> bytes:
+        """Decompresses one stream; see `leveret.plugins.Compressor`."""
+        stream = zlib.decompressobj(self._wbits)
+        # One byte more than is allowed tells "exactly full" from "too large".
+        body = stream.decompress(data, max_size + 1)
+        if len(body) > max_size:
+            raise BodyTooLarge(f"the body decompresses to more than {max_size} bytes")
+        if not stream.eof:
+            raise ValueError("the compressed body is cut off")
+        if stream.unused_data:
+            raise ValueError(f"{len(stream.unused_data)} bytes follow the compressed body")
+        return body
+
+
+def _gzip(level: int | None) -> ZlibCompressor:
+    return ZlibCompressor(_GZIP, level)
+
+
+def _deflate(level: int | None) -> ZlibCompressor:
+    return ZlibCompressor(zlib.MAX_WBITS, level)
+
+
+@hookimpl
+def leveret_compressors() -> Iterable[CompressorSpec]:
+    """The two that every language has."""
+    return [
+        CompressorSpec(name="gzip", content_encoding="gzip", factory=_gzip, levels=(0, 9), aliases=("x-gzip",)),
+        CompressorSpec(name="deflate", content_encoding="deflate", factory=_deflate, levels=(0, 9)),
+    ]
