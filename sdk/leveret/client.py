@@ -8,15 +8,26 @@ from weakref import WeakSet
 
 from leveret.connection import Connection
 from leveret.consumer import Consumer
-from leveret.errors import ConfigurationError, ConnectionClosed, again
+from leveret.errors import ConfigurationError, ConnectionClosed
+from leveret.monitoring import ConnectionMeter, Monitor, Sinks
+from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
+from leveret.plugins.registry import PluginRegistry
 from leveret.producer import Producer
-from leveret.settings import ConnectionSettings, ConsumerSettings, ProducerSettings
+from leveret.settings import (
+    ConnectionSettings,
+    ConsumerSettings,
+    MonitoringSettings,
+    PluginSettings,
+    ProducerSettings,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from types import TracebackType
 
     from leveret.channel import Channel
+    from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy, Sample
     from leveret.topology import DeclareReport, Topology
 
 __all__ = ["Client", "connect"]
@@ -25,20 +36,23 @@ T = TypeVar("T")
 
 
 class _Link:
-    """One of the client's connections, opened when it is first needed."""
+    """One of the client's connections, opened when it is first needed, and again when it was lost."""
 
-    def __init__(self, settings: ConnectionSettings, purpose: str) -> None:
+    def __init__(self, settings: ConnectionSettings, purpose: str, registry: PluginRegistry) -> None:
         self._settings = settings
         self._name = f"{settings.client_name} ({purpose})"
         self._lock = asyncio.Lock()
+        self._registry = registry
+        self.meter = ConnectionMeter()
         self.connection: Connection | None = None
         self.closed = False
 
     async def __call__(self) -> Connection:
         async with self._lock:
             self._check_open()
-            if self.connection is None:
-                connection = await Connection.open(self._settings, name=self._name)
+            lost = self.connection is not None and self.connection.error is not None
+            if self.connection is None or lost:
+                connection = await Connection.open(self._settings, name=self._name, on_event=self._on_event)
                 try:
                     self._check_open()
                 except ConnectionClosed:
@@ -46,9 +60,19 @@ class _Link:
                     await connection.close()
                     raise
                 self.connection = connection
-            elif self.connection.error is not None:
-                raise again(self.connection.error)
+                self.meter.replace(connection)
+                self._tell(ConnectionEventKind.OPENED)
+                if lost:
+                    self._tell(ConnectionEventKind.RECOVERED)
             return self.connection
+
+    def _tell(self, kind: ConnectionEventKind) -> None:
+        self._registry.connection_event(ConnectionEvent(kind=kind, connection_name=self._name))
+
+    def _on_event(self, event: ConnectionEvent) -> None:
+        if event.error is not None:
+            self.meter.lost += 1
+        self._registry.connection_event(event)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -65,17 +89,26 @@ class Client:
 
     Publishing and consuming use separate connections, because a broker that is short of memory stops reading from
     connections that publish, and acknowledgements must still get through (RabbitMQ: connection.blocked). The
-    publishing connection is opened by `connect`, the other with the first consumer. A lost connection is not made
-    again: what waits on it ends with a typed error, and so does what comes after.
+    publishing connection is opened by `connect`, the other with the first consumer.
+
+    When a connection is lost, what waits on it ends with a typed error, and so do its producers and consumers; they are
+    not revived. New ones get a new connection.
 
     Attributes:
         settings: What it was made with.
+        registry: The plugins it uses.
     """
 
-    def __init__(self, settings: ConnectionSettings) -> None:
-        self.settings = settings
-        self._publishing = _Link(settings, "publish")
-        self._consuming = _Link(settings, "consume")
+    def __init__(self, settings: Settings, registry: PluginRegistry) -> None:
+        self.settings = settings.connection
+        self.registry = registry
+        self._defaults = settings
+        self._publishing = _Link(settings.connection, "publish", registry)
+        self._consuming = _Link(settings.connection, "consume", registry)
+        self._monitor = Monitor(settings.connection.client_name)
+        self._monitor.add(self._publishing, "connection", "publish", self._publishing.meter)
+        self._monitor.add(self._consuming, "connection", "consume", self._consuming.meter)
+        self._sinks = Sinks(registry, settings.monitoring)
         # To be closed with the client. What is open is held by its channel, and what was closed is not held here: a
         # service may make a consumer for each message.
         self._producers: WeakSet[Producer] = WeakSet()
@@ -103,7 +136,25 @@ class Client:
             try:
                 await self._consuming.close()
             finally:
-                await self._publishing.close()
+                try:
+                    await self._publishing.close()
+                finally:
+                    await self._sinks.close()
+
+    async def open(self) -> Client:
+        """Opens the publishing connection and starts the metrics sinks; `connect` does it.
+
+        Raises:
+            LeveretError: What `Connection.open` raises.
+            PluginError: A metrics sink could not be started.
+        """
+        await self._publishing()
+        try:
+            await self._sinks.start(self._monitor)
+        except BaseException:
+            await self.close()
+            raise
+        return self
 
     async def __aenter__(self) -> Client:
         return self
@@ -120,6 +171,14 @@ class Client:
         if connection is None:
             raise ConnectionClosed("the client is not connected; use `async with leveret.connect(...)`")
         return connection
+
+    def metrics(self) -> list[Sample]:
+        """Everything that this client has counted, now; what metrics sinks read.
+
+        Returns:
+            A sample for each metric and label set. Counters include producers and consumers that are gone.
+        """
+        return self._monitor.snapshot()
 
     async def channel(self) -> Channel:
         """Opens a channel on the publishing connection, for methods of AMQP that have no other place here."""
@@ -172,11 +231,20 @@ class Client:
 
     # ------------------------------------------------------------------ publishing and consuming
 
-    def producer(self, settings: ProducerSettings | None = None, **options: Any) -> Producer:
+    def producer(
+        self,
+        settings: ProducerSettings | None = None,
+        *,
+        retry: RetryPolicy | str | None = None,
+        circuit_breaker: CircuitBreaker | str | None = None,
+        **options: Any,
+    ) -> Producer:
         """Makes a producer; use it with `async with`.
 
         Args:
-            settings: All options at once.
+            settings: All options at once; those that `connect` was given by default.
+            retry: A retry policy, or the name of one, over that of `settings`.
+            circuit_breaker: A circuit breaker, or the name of one. An object may be shared by producers.
             **options: Single options of `ProducerSettings`, over those of `settings`.
 
         Returns:
@@ -184,10 +252,24 @@ class Client:
 
         Raises:
             ConfigurationError: An option is unknown or out of range.
+            PluginError: A serializer, compressor or policy could not be made.
         """
-        settings = settings or ProducerSettings()
-        producer = Producer(self._publishing, settings.replace(**options))
+        settings = (settings or self._defaults.producer).replace(**options)
+        if retry is None:
+            retry = settings.retry
+        if circuit_breaker is None:
+            circuit_breaker = settings.circuit_breaker
+        producer = Producer(
+            self._publishing,
+            settings,
+            self.registry,
+            retry=self.registry.retry_policy(retry) if isinstance(retry, str) else retry,
+            circuit_breaker=(
+                self.registry.circuit_breaker(circuit_breaker) if isinstance(circuit_breaker, str) else circuit_breaker
+            ),
+        )
         self._producers.add(producer)
+        self._monitor.add(producer, "producer", settings.exchange, producer.meter)
         return producer
 
     @overload
@@ -208,7 +290,7 @@ class Client:
         Args:
             queue: The queue.
             model: What values should be, for example a `msgspec.Struct` or dataclass; None for plain values.
-            settings: All options at once.
+            settings: All options at once; those that `connect` was given by default.
             **options: Single options of `ConsumerSettings`, over those of `settings`.
 
         Returns:
@@ -217,23 +299,24 @@ class Client:
         Raises:
             ConfigurationError: An option is unknown or out of range, or no serializer makes the model.
         """
-        settings = settings or ConsumerSettings()
-        consumer: Consumer[Any] = Consumer(self._consuming, queue, model, settings.replace(**options))
+        settings = settings or self._defaults.consumer
+        consumer: Consumer[Any] = Consumer(self._consuming, queue, model, settings.replace(**options), self.registry)
         self._consumers.add(consumer)
+        self._monitor.add(consumer, "consumer", queue, consumer.meter)
         return consumer
 
 
 class _Connector:
     """What `connect` returns: awaitable, and an asynchronous context manager."""
 
-    def __init__(self, settings: ConnectionSettings) -> None:
+    def __init__(self, settings: Settings, registry: PluginRegistry | None) -> None:
         self._settings = settings
+        self._registry = registry
         self._client: Client | None = None
 
     async def _connect(self) -> Client:
-        client = Client(self._settings)
-        await client._publishing()
-        return client
+        registry = self._registry or PluginRegistry.load(self._settings.plugins)
+        return await Client(self._settings, registry).open()
 
     def __await__(self) -> Generator[Any, None, Client]:
         return self._connect().__await__()
@@ -249,12 +332,22 @@ class _Connector:
             await self._client.close()
 
 
-def connect(target: str | ConnectionSettings | None = None, **options: Any) -> _Connector:
+def connect(
+    target: str | ConnectionSettings | Settings | None = None,
+    *,
+    plugins: PluginRegistry | PluginSettings | None = None,
+    monitoring: MonitoringSettings | None = None,
+    **options: Any,
+) -> _Connector:
     """Connects to a broker.
 
     Args:
         target: An AMQP URL such as `amqps://user:password@a,b/vhost?heartbeat=20`, or `ConnectionSettings`, or None
-            for the environment's `LEVERET_*` variables and the defaults.
+            for the environment's `LEVERET_*` variables and the defaults. `Settings`, for example from
+            `leveret.settings.load`, say everything, with the options that producers and consumers begin with.
+        plugins: A registry to share between clients, or which installed plugins to load; by default what
+            `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK` say, or else all.
+        monitoring: Which metrics sinks to start; by default what `LEVERET_MONITORING_SINKS` says, or else none.
         **options: Single options of `ConnectionSettings`, over those of the target.
 
     Returns:
@@ -262,16 +355,34 @@ def connect(target: str | ConnectionSettings | None = None, **options: Any) -> _
 
     Raises:
         ConfigurationError: A URL part or option is unknown or out of range; it is named.
-        And on entering or awaiting, what `Connection.open` raises.
+        And on entering or awaiting, what `Connection.open` and `PluginRegistry.load` raise, and `PluginError` when a
+        metrics sink cannot be started.
     """
     if target is None:
-        settings = ConnectionSettings.from_env().replace(**options)
+        connection = ConnectionSettings.from_env().replace(**options)
     elif isinstance(target, str):
-        settings = ConnectionSettings.from_url(target, **options)
+        connection = ConnectionSettings.from_url(target, **options)
     elif isinstance(target, ConnectionSettings):
-        settings = target.replace(**options)
+        connection = target.replace(**options)
+    elif isinstance(target, Settings):
+        connection = target.connection.replace(**options)
     else:
         raise ConfigurationError(
-            f"connect takes a URL or ConnectionSettings, not {type(target).__name__}", option="target"
+            f"connect takes a URL, ConnectionSettings or Settings, not {type(target).__name__}", option="target"
         )
-    return _Connector(settings)
+    whole = target if isinstance(target, Settings) else None
+    registry = plugins if isinstance(plugins, PluginRegistry) else None
+    if registry is not None:
+        chosen = registry.settings
+    elif isinstance(plugins, PluginSettings):
+        chosen = plugins
+    else:
+        chosen = whole.plugins if whole else PluginSettings.from_env()
+    settings = Settings(
+        connection=connection,
+        producer=whole.producer if whole else ProducerSettings(),
+        consumer=whole.consumer if whole else ConsumerSettings(),
+        plugins=chosen,
+        monitoring=monitoring or (whole.monitoring if whole else MonitoringSettings.from_env()),
+    )
+    return _Connector(settings, registry)

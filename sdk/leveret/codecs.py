@@ -1,148 +1,176 @@
-"""Values to bytes and back: the serializers that the core has, and how a consumer finds one for a message."""
+"""Values to bytes and back: serializer and compressor, chosen once and then called directly."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-import msgspec
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from leveret.errors import (
     BodyTooLarge,
+    CodecError,
     ConfigurationError,
     ContentTypeNotAccepted,
     DecodeFailed,
     EncodeFailed,
+    PluginError,
     TableSyntaxError,
+    printable,
 )
+from leveret.plugins.interfaces import CompositeSpec, SerializerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
     from leveret._framing import Message
+    from leveret.plugins.interfaces import Compressor
+    from leveret.plugins.registry import PluginRegistry, Provided
+    from leveret.settings import ConsumerSettings, ProducerSettings
 
-__all__ = ["SERIALIZERS", "BodyDecoder", "Serializer", "encode_failed", "serializer"]
+__all__ = ["ORIGINAL_SIZE", "BodyDecoder", "BodyEncoder", "Form", "OriginalSize"]
 
-
-class Serializer(Protocol):
-    """Turns values into bodies of one content type, and back.
-
-    Attributes:
-        name: What settings call it.
-        content_type: The MIME type it writes into the `content_type` property.
-        aliases: Other content types whose bodies it can read.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def content_type(self) -> str: ...  # noqa: D102
-
-    @property
-    def aliases(self) -> Sequence[str]: ...  # noqa: D102
-
-    @property
-    def encode(self) -> Callable[[Any], bytes]:
-        """Encodes a value; raises whatever it likes, which is wrapped in `EncodeFailed`."""
-        ...
-
-    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """Makes the function that decodes a body into `model`, or into plain values when it is None."""
-        ...
+#: The header that tells the size of a compressed body before compression, in bytes.
+ORIGINAL_SIZE: Final = "original-size"
+#: Consumers refuse bodies that grow more than this by default (`max_decompression_ratio`), so producers send them as
+#: they are.
+_MAX_RATIO: Final = 200
+#: Encodings that change nothing; the last are what some clients write for text.
+_NO_ENCODINGS: Final = (None, "", "identity", "utf-8", "UTF-8")
 
 
-class JSONSerializer:
-    """JSON by msgspec: Struct, dataclass, TypedDict, attrs and plain values, validated against the model."""
+class Form(NamedTuple):
+    """What a body is; bodies of one form share their properties."""
 
-    name = "json"
-    content_type = "application/json"
-    aliases = ("text/json",)
-
-    def __init__(self) -> None:
-        self.encode = msgspec.json.Encoder().encode
-
-    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """A decoder with the model's schema compiled once."""
-        try:
-            return msgspec.json.Decoder(Any if model is None else model).decode
-        except TypeError as error:
-            raise ConfigurationError(f"JSON cannot decode into {model!r}: {error}", option="model") from error
+    content_type: str
+    content_encoding: str | None = None
 
 
-class TextSerializer:
-    """Strings as UTF-8."""
+class BodyEncoder:
+    """Encodes the values of one producer.
 
-    name = "text"
-    content_type = "text/plain"
-    aliases = ("text/plain; charset=utf-8", "text/plain;charset=utf-8")
-
-    @staticmethod
-    def encode(value: Any, /) -> bytes:
-        """Encodes a str."""
-        if not isinstance(value, str):
-            raise TypeError(f"the text serializer takes str, not {type(value).__name__}")
-        return value.encode()
-
-    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """A decoder to str."""
-        if model not in (None, str):
-            raise ConfigurationError(f"text decodes into str, not {model!r}", option="model")
-        return bytes.decode
-
-
-class BytesSerializer:
-    """Bytes as they are."""
-
-    name = "bytes"
-    content_type = "application/octet-stream"
-    aliases = ()
-
-    @staticmethod
-    def encode(value: Any, /) -> bytes:
-        """Takes bytes, or copies a bytes-like object."""
-        if type(value) is bytes:
-            return value
-        if not isinstance(value, bytes | bytearray | memoryview):
-            raise TypeError(f"the bytes serializer takes bytes, not {type(value).__name__}")
-        return bytes(value)
-
-    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """A decoder that returns the body."""
-        if model not in (None, bytes):
-            raise ConfigurationError(f"bytes decode into bytes, not {model!r}", option="model")
-        return bytes
-
-
-#: The serializers of the core, by name.
-SERIALIZERS: Final[dict[str, Serializer]] = {s.name: s for s in (JSONSerializer(), TextSerializer(), BytesSerializer())}
-
-
-def serializer(name: str) -> Serializer:
-    """Finds a serializer.
+    A producer whose bodies all have one form calls `encode`, which is the serializer's own function. Otherwise, with a
+    compressor or a composite serializer, it calls `pack`.
 
     Args:
-        name: `json`, `text` or `bytes`.
+        registry: Where serializers and compressors come from.
+        settings: Names them.
 
-    Returns:
-        The serializer.
+    Attributes:
+        name: The serializer's name.
+        form: The form of every body, or None when `pack` tells it for each.
+        encode: The serializer's function.
 
     Raises:
-        ConfigurationError: There is none with this name; the text lists those there are.
+        ConfigurationError: There is no such serializer or compressor, or level.
+        PluginError: One of them could not be made.
     """
-    try:
-        return SERIALIZERS[name]
-    except KeyError:
-        known = ", ".join(SERIALIZERS)
-        raise ConfigurationError(f"there is no serializer {name!r}; known are {known}", option="serializer") from None
 
+    def __init__(self, registry: PluginRegistry, settings: ProducerSettings) -> None:
+        provided = registry.provided("serializer", settings.serializer)
+        self.name = provided.name
+        self._origin = provided.origin
+        self._select: Callable[[Any], str] | None = None
+        self._parts: dict[str, tuple[Callable[[Any], bytes], Form]] = {}
+        self._compressor: Compressor | None = None
+        self._compressor_name = settings.compressor or ""
+        self._threshold = settings.compression_threshold
+        self._ratio = settings.compression_ratio
+        if isinstance(provided.spec, CompositeSpec):
+            for part in provided.spec.parts:
+                self._parts[part] = self._part(registry, registry.provided("serializer", part))
+            self._select = provided.spec.select
+            self._compressor_name = settings.compressor or provided.spec.compressor or ""
+            self.encode: Callable[[Any], bytes] = self._encode_part
+        else:
+            self.encode, self._form = self._part(registry, provided)
+        if self._compressor_name:
+            self._compressor, compressed_by = registry.make_compressor(
+                self._compressor_name, settings.compression_level
+            )
+            self._encoding = compressed_by.keys[0]
+            self._compressor_origin = compressed_by.origin
+        elif settings.compression_level is not None:
+            raise ConfigurationError("compression_level is of no use without a compressor", option="compression_level")
+        self.form = None if self._select or self._compressor else self._form
 
-def encode_failed(error: Exception, name: str, value: object) -> EncodeFailed:
-    """Wraps what a serializer raised; names the type and never the value."""
-    # A TypeError names types; other texts may quote the value.
-    detail = str(error) if isinstance(error, TypeError) else type(error).__name__
-    failure = EncodeFailed(f"the {name} serializer cannot encode a {type(value).__name__}: {detail}")
-    failure.__cause__ = error
-    return failure
+    @staticmethod
+    def _part(registry: PluginRegistry, provided: Provided) -> tuple[Callable[[Any], bytes], Form]:
+        if isinstance(provided.spec, CompositeSpec):
+            raise ConfigurationError(
+                f"the serializer {provided.name!r} chooses among others and cannot be a part itself",
+                option="serializer",
+            )
+        return registry.make_serializer(provided).encode, Form(provided.keys[0])
+
+    def _encode_part(self, value: Any) -> bytes:
+        return self._choose(value)[0](value)
+
+    def _choose(self, value: Any) -> tuple[Callable[[Any], bytes], Form]:
+        if self._select is None:
+            return self.encode, self._form
+        part = self._select(value)
+        try:
+            return self._parts[part]
+        except (KeyError, TypeError):
+            known = ", ".join(self._parts)
+            raise PluginError(
+                f"the serializer {self.name!r} of {self._origin} chose {printable(str(part), 64)!r}, which is none of "
+                f"its parts {known}"
+            ) from None
+
+    def pack(self, value: Any, *, compress: bool = True) -> tuple[bytes, Form, int]:
+        """Encodes a value, and compresses it when that is worth it.
+
+        Args:
+            value: What the serializer takes.
+            compress: False leaves the body as it is.
+
+        Returns:
+            The body, its form, and its size before compression, or -1 when it is not compressed.
+
+        Raises:
+            EncodeFailed: The serializer or the compressor refused it.
+        """
+        try:
+            encode, form = self._choose(value)
+            body = encode(value)
+        except Exception as error:
+            raise self.failed(error, value) from error
+        if type(body) is not bytes:
+            raise self.not_bytes(body)
+        size = len(body)
+        if self._compressor is None or not compress or size <= self._threshold:
+            return body, form, -1
+        try:
+            compressed = self._compressor.compress(body)
+        except Exception as error:
+            raise EncodeFailed(
+                f"the {self._compressor_name} compressor ({self._compressor_origin}) failed on {size} bytes: "
+                f"{type(error).__name__}"
+            ) from error
+        if type(compressed) is not bytes:
+            raise EncodeFailed(
+                f"the {self._compressor_name} compressor ({self._compressor_origin}) returned "
+                f"{type(compressed).__name__}, not bytes"
+            )
+        if not size / _MAX_RATIO <= len(compressed) < self._ratio * size:
+            return body, form, -1
+        return compressed, Form(form.content_type, self._encoding), size
+
+    def failed(self, error: Exception, value: object) -> EncodeFailed:
+        """Wraps what a serializer raised; names the type and never the value."""
+        if isinstance(error, EncodeFailed):
+            return error
+        # A TypeError names types; other texts may quote the value.
+        detail = str(error) if isinstance(error, TypeError | PluginError) else type(error).__name__
+        failure = EncodeFailed(
+            f"the {self.name} serializer ({self._origin}) cannot encode a {type(value).__name__}: {detail}"
+        )
+        failure.__cause__ = error
+        return failure
+
+    def not_bytes(self, body: object) -> EncodeFailed:
+        """The error of a serializer that returned something else."""
+        return EncodeFailed(f"the {self.name} serializer ({self._origin}) returned {type(body).__name__}, not bytes")
 
 
 class BodyDecoder:
@@ -152,43 +180,68 @@ class BodyDecoder:
     with equal packed properties, which is to say nearly all from one publisher, are looked up once.
 
     Args:
+        registry: Where serializers and compressors come from.
         model: What values should be, for example a `msgspec.Struct` or dataclass; None for plain values.
-        name: Decode every message with this serializer, whatever its content type; None to go by content type.
-        accept: The content types to accept; empty for those of all serializers that can make the model.
+        settings: Name a serializer or content types, and limit decompression.
 
     Raises:
         ConfigurationError: The serializer or content type is not known, or cannot make the model.
+        PluginError: A serializer could not be made.
     """
 
-    def __init__(self, model: Any = None, *, name: str | None = None, accept: Sequence[str] = ()) -> None:
+    def __init__(self, registry: PluginRegistry, model: Any, settings: ConsumerSettings) -> None:
+        self._registry = registry
+        self._max_size = settings.max_decompressed_size
+        self._max_ratio = settings.max_decompression_ratio
+        self._raw = settings.serializer == "bytes"
         self._always: Callable[[bytes], Any] | None = None
         self._by_type: dict[str, Callable[[bytes], Any]] = {}
         self._untyped: Callable[[bytes], Any] = bytes
+        self._decompressors: dict[str, Compressor] = {}
+        self._encodings: Mapping[str, Provided] = registry.readers("compressor")
         self._last_properties: bytes | None = None
         self._last: Callable[[bytes], Any] | None = None
-        if name is not None or model is bytes:
-            self._always = serializer(name or "bytes").decoder(model)
+        name, accept = settings.serializer, settings.accept
+        if name is None and model is bytes:
+            name = "bytes"
+        named = None if name is None else registry.provided("serializer", name, option="serializer")
+        if named is not None and not isinstance(named.spec, CompositeSpec):
+            self._always = registry.make_serializer(named).decoder(model)
             return
-        for candidate in SERIALIZERS.values():
-            wanted = [t for t in (candidate.content_type, *candidate.aliases) if not accept or t in accept]
-            if not wanted:
-                continue
-            try:
-                decode = candidate.decoder(model)
-            except ConfigurationError:
-                if accept:
-                    raise
-                continue
-            self._by_type.update(dict.fromkeys(wanted, decode))
-        missing = [t for t in accept if t not in self._by_type]
+        readers = dict(registry.readers("serializer"))
+        if named is not None:
+            assert isinstance(named.spec, CompositeSpec)
+            parts = [registry.provided("serializer", part) for part in named.spec.parts]
+            readers = {key: part for part in parts for key in part.keys}
+        elif (specific := registry.specific_serializer(model)) is not None:
+            readers.update(dict.fromkeys(specific.keys, specific))
+        self._bind(readers, model, accept)
+        missing = [content_type for content_type in accept if content_type not in self._by_type]
         if missing:
-            raise ConfigurationError(f"no serializer reads {missing[0]!r}", option="accept")
+            raise ConfigurationError(f"no serializer reads {printable(missing[0], 80)!r}", option="accept")
         if not self._by_type:
             raise ConfigurationError(f"no serializer decodes into {model!r}", option="model")
         if model is not None:
             # The publisher did not say what it is, but the consumer's model does.
-            first = next(iter(self._by_type.values()))
+            first = self._by_type.get("application/json") or next(iter(self._by_type.values()))
             self._untyped = self._by_type.get("text/plain", first) if model is str else first
+
+    def _bind(self, readers: Mapping[str, Provided], model: Any, accept: tuple[str, ...]) -> None:
+        made: dict[str, Callable[[bytes], Any] | None] = {}
+        for content_type, provided in readers.items():
+            assert isinstance(provided.spec, SerializerSpec)
+            if content_type not in accept if accept else not provided.spec.safe:
+                continue
+            if provided.name not in made:
+                try:
+                    made[provided.name] = self._registry.make_serializer(provided).decoder(model)
+                except ConfigurationError:
+                    if accept:
+                        raise
+                    made[provided.name] = None
+            decode = made[provided.name]
+            if decode is not None:
+                self._by_type[content_type] = decode
 
     def decode(self, message: Message) -> Any:
         """Decodes a body.
@@ -200,18 +253,21 @@ class BodyDecoder:
             Its value. A message without a content type and without a model is its bytes.
 
         Raises:
-            DecodeFailed: The body is not what the content type or the model says.
+            DecodeFailed: The body is not what the content type, content encoding or model says.
             ContentTypeNotAccepted: The content type or encoding is not accepted.
-            BodyTooLarge: The body was larger than `max_body_size` and was not kept.
+            BodyTooLarge: The body was larger than `max_body_size` and was not kept, or would be larger than
+                `max_decompressed_size` or `max_decompression_ratio` allow.
         """
         if message.raw_properties is not self._last_properties:
-            self._last = self._always or self._find(message)
+            self._last = self._find(message)
             self._last_properties = message.raw_properties
         body = message.body
         if body is None:
             raise BodyTooLarge(f"the body has {message.body_size} bytes, more than max_body_size")
         try:
             return self._last(body)  # type: ignore[misc]
+        except CodecError:
+            raise
         except Exception as error:
             # "Expected `int`, got `str` - at `$.amount`" is what a developer needs; other texts may quote the body.
             text = str(error)
@@ -223,19 +279,84 @@ class BodyDecoder:
     def _find(self, message: Message) -> Callable[[bytes], Any]:
         # Whatever happens below, the next message is looked at afresh.
         self._last_properties = None
+        if self._raw:
+            assert self._always is not None
+            return self._always
         try:
             encoding = message.content_encoding
         except TableSyntaxError as error:
             raise DecodeFailed(f"the properties could not be decoded: {error}") from error
-        if encoding not in (None, "", "identity", "utf-8", "UTF-8"):
-            raise ContentTypeNotAccepted(f"the content encoding {encoding[:80]!r} is not accepted")
-        content_type = message.content_type
+        decode = self._always or self._by_content_type(message.content_type)
+        return decode if encoding in _NO_ENCODINGS else self._decompressing(encoding or "", decode)
+
+    def _by_content_type(self, content_type: str | None) -> Callable[[bytes], Any]:
         if content_type is None:
             return self._untyped
         decode = self._by_type.get(content_type) or self._by_type.get(content_type.partition(";")[0].strip().lower())
         if decode is None:
             known = ", ".join(self._by_type)
             raise ContentTypeNotAccepted(
-                f"the content type {content_type[:80]!r} is not accepted; accepted are {known}"
+                f"the content type {printable(content_type, 80)!r} is not accepted; accepted are {known}"
             )
         return decode
+
+    def _decompressing(self, encoding: str, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        provided = self._encodings.get(encoding) or self._encodings.get(encoding.strip().lower())
+        if provided is None:
+            known = ", ".join(self._encodings)
+            raise ContentTypeNotAccepted(
+                f"the content encoding {printable(encoding, 80)!r} is not accepted; accepted are {known}"
+            )
+        compressor = self._decompressors.get(provided.name)
+        if compressor is None:
+            try:
+                compressor = self._registry.make_decompressor(provided)
+            except PluginError as error:
+                raise DecodeFailed(str(error)) from error
+            self._decompressors[provided.name] = compressor
+        decompress, max_size, max_ratio = compressor.decompress, self._max_size, self._max_ratio
+        who = f"the {provided.name} compressor ({provided.origin})"
+
+        def decode_compressed(data: bytes) -> Any:
+            limit = min(max_size, int(len(data) * max_ratio))
+            try:
+                body = decompress(data, limit)
+            except BodyTooLarge:
+                raise BodyTooLarge(
+                    f"a compressed body of {len(data)} bytes decompresses to more than {limit} bytes "
+                    f"(max_decompressed_size {max_size}, max_decompression_ratio {max_ratio:g})"
+                ) from None
+            except Exception as error:
+                raise DecodeFailed(
+                    f"{who} could not decompress a body of {len(data)} bytes ({type(error).__name__})"
+                ) from error
+            if type(body) is not bytes or len(body) > limit:
+                found = f"{len(body)} bytes" if type(body) is bytes else type(body).__name__
+                raise DecodeFailed(f"{who} returned {found}; it must return at most {limit} bytes")
+            return decode(body)
+
+        return decode_compressed
+
+
+class OriginalSize:
+    """Packed properties with an `original-size` header whose number changes from message to message.
+
+    Args:
+        pack: Packs the properties with a given number in that header.
+    """
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, pack: Callable[[int], bytes]) -> None:
+        # The number is eight bytes wide whatever its value (the header is a FieldValue of type "l"), and the only
+        # thing in which these two differ.
+        zeros, ones = pack(0), pack(-1)
+        at = next(i for i, (zero, one) in enumerate(zip(zeros, ones, strict=True)) if zero != one)
+        self._before, self._after = zeros[:at], zeros[at + 8 :]
+
+    def of(self, size: int) -> bytes:
+        """The properties of a body that had `size` bytes before compression."""
+        return self._before + _LONGLONG.pack(size) + self._after
+
+
+_LONGLONG: Final = struct.Struct(">q")

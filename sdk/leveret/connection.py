@@ -22,13 +22,19 @@ from leveret.errors import (
     TransportError,
     WrongLoopError,
     again,
+    printable,
 )
+from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol import connection as protocol
 from leveret.protocol.connection import ConnectionPhase, ConnectionState
 from leveret.transport import FrameTransport, dial
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from leveret.settings import ConnectionSettings, Endpoint
+
+    EventListener = Callable[[ConnectionEvent], None]
 
 __all__ = ["Connection"]
 
@@ -69,9 +75,10 @@ class Connection:
         error: Why it is closed, or None while it is open.
     """
 
-    def __init__(self, settings: ConnectionSettings, name: str) -> None:
+    def __init__(self, settings: ConnectionSettings, name: str, on_event: EventListener | None = None) -> None:
         self.settings = settings
         self.name = name
+        self._on_event = on_event
         self.error: LeveretError | None = None
         self.transport: FrameTransport
         self._loop = asyncio.get_running_loop()
@@ -90,12 +97,15 @@ class Connection:
     # ------------------------------------------------------------------ opening
 
     @classmethod
-    async def open(cls, settings: ConnectionSettings, *, name: str | None = None) -> Connection:
+    async def open(
+        cls, settings: ConnectionSettings, *, name: str | None = None, on_event: EventListener | None = None
+    ) -> Connection:
         """Connects to the first endpoint that answers.
 
         Args:
             settings: Endpoints, credentials, deadlines and limits.
             name: The connection's name; the settings' `client_name` by default.
+            on_event: Called when the open connection is blocked, unblocked or closed; it does not raise.
 
         Returns:
             The open connection.
@@ -111,7 +121,7 @@ class Connection:
         endpoints: tuple[Endpoint | None, ...] = (None,) if settings.unix_socket else settings.endpoints
         failures: list[LeveretError] = []
         for endpoint in endpoints:
-            connection = cls(settings, name or settings.client_name)
+            connection = cls(settings, name or settings.client_name, on_event)
             try:
                 await connection._dial(endpoint)
             except (TransportError, OperationTimeout, ProtocolError) as error:
@@ -201,6 +211,16 @@ class Connection:
         if negotiated is None:
             raise ConnectionClosed("the connection was never open")
         return negotiated
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes read from the socket so far."""
+        return self.transport.reader.received_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes given to the socket so far."""
+        return self.transport.out.sent_bytes
 
     @property
     def blocked(self) -> str | None:
@@ -390,9 +410,11 @@ class Connection:
                 self._opened.set_result(None)
         elif isinstance(event, protocol.Blocked):
             logger.warning("connection %r: the broker blocks publishers: %s", self.name, event.reason)
+            self._tell(ConnectionEventKind.BLOCKED, event.reason)
         elif isinstance(event, protocol.Unblocked):
             logger.info("connection %r: the broker takes publishings again", self.name)
             self._wake_unblocked()
+            self._tell(ConnectionEventKind.UNBLOCKED)
         elif isinstance(event, protocol.SecretUpdated):
             if self._secret_updates:
                 future = self._secret_updates.pop(0)
@@ -413,7 +435,8 @@ class Connection:
         self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=200)
         if self._timer is not None:
             self._timer.cancel()
-        if error is not None and self._opened.done():
+        opened = self._opened.done()
+        if error is not None and opened:
             logger.warning("connection %r is lost: %s", self.name, error)
         self._wake_unblocked()
         for channel in list(self._channels.values()):
@@ -432,6 +455,12 @@ class Connection:
         else:
             self.transport.close()
             self._timer = self._loop.call_later(self.settings.close_timeout, self.transport.abort)
+        if opened:
+            self._tell(ConnectionEventKind.CLOSED, "" if error is None else str(error), error)
+
+    def _tell(self, kind: ConnectionEventKind, reason: str = "", error: LeveretError | None = None) -> None:
+        if self._on_event is not None:
+            self._on_event(ConnectionEvent(kind=kind, connection_name=self.name, reason=printable(reason), error=error))
 
     def _tick(self) -> None:
         transport = self.transport

@@ -20,6 +20,7 @@ from leveret.errors import (
     LeveretError,
     again,
 )
+from leveret.monitoring import ConsumerMeter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from leveret._framing import ContentRun, Message
     from leveret.channel import Channel
     from leveret.connection import Connection
+    from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
 
 __all__ = ["Consumer", "Settled"]
@@ -91,11 +93,12 @@ class Consumer(Generic[T]):
         queue: str,
         model: type[T] | None,
         settings: ConsumerSettings,
+        registry: PluginRegistry,
     ) -> None:
         self.queue = queue
         self.settings = settings
         self._connect = connect
-        self._decoder = BodyDecoder(model, name=settings.serializer, accept=settings.accept)
+        self._decoder = BodyDecoder(registry, model, settings)
         #: Called by `Message.value`.
         self.decode: Callable[[Message], T] = self._decoder.decode
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
@@ -112,15 +115,15 @@ class Consumer(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._opening = asyncio.Lock()
-        self._counters = dict.fromkeys(("delivered", "undecodable", "handler_errors", "retried", "dead_lettered"), 0)
+        #: Read by `counters` and by the client's monitor.
+        self.meter = ConsumerMeter(self._acks)
 
     def __repr__(self) -> str:
         return f"<Consumer queue={self.queue!r} unsettled={self._acks.unsettled}>"
 
     def counters(self) -> dict[str, int]:
         """Deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
-        acks = self._acks
-        return self._counters | {"acked": acks.acked, "unsettled": acks.unsettled, "stale_acks": acks.ignored}
+        return self.meter.read()
 
     # ------------------------------------------------------------------ life
 
@@ -137,7 +140,7 @@ class Consumer(Generic[T]):
                     # Closed meanwhile: nobody else would close the channel.
                     channel.abandon()
                     raise
-                self._acks = AckWindow(channel.number)
+                self._acks = self.meter.acks = AckWindow(channel.number)
                 self._channel = channel
             return self._channel
 
@@ -272,7 +275,7 @@ class Consumer(Generic[T]):
         no_ack = not self.settings.ack
         message = await channel.basic_get(self.queue, no_ack=no_ack)
         if message is not None:
-            self._counters["delivered"] += 1
+            self.meter.delivered += 1
             message._adopt(self)
             if not no_ack:
                 self._acks.track(message.delivery_tag)
@@ -330,18 +333,18 @@ class Consumer(Generic[T]):
                 self._handler_failed(message, nonsense)
 
     def _undecodable(self, message: Message, error: CodecError) -> None:
-        self._counters["undecodable"] += 1
-        if self._counters["undecodable"] in (1, 10, 100) or self._counters["undecodable"] % 1000 == 0:
+        self.meter.undecodable += 1
+        if self.meter.undecodable in (1, 10, 100) or self.meter.undecodable % 1000 == 0:
             logger.warning(
                 "queue %r: %d bodies could not be decoded and were dead-lettered; the last: %s",
                 self.queue,
-                self._counters["undecodable"],
+                self.meter.undecodable,
                 error,
             )
         self._unless_settled(message, "dead_letter")
 
     def _handler_failed(self, message: Message, error: BaseException) -> None:
-        self._counters["handler_errors"] += 1
+        self.meter.handler_errors += 1
         logger.warning(
             "queue %r: the handler failed for %r: %s", self.queue, message, type(error).__name__, exc_info=error
         )
@@ -388,10 +391,10 @@ class Consumer(Generic[T]):
         out = self._connection.transport.out
         if verb == "dead_letter":
             append_settlement(out, channel.number, _REJECT, tag)
-            self._counters["dead_lettered"] += 1
+            self.meter.dead_lettered += 1
         elif verb == "retry":
             append_settlement(out, channel.number, _REJECT, tag, _REJECT_REQUEUE)
-            self._counters["retried"] += 1
+            self.meter.retried += 1
         else:
             append_settlement(out, channel.number, _NACK, tag, _NACK_REQUEUE)
         return _YES
@@ -425,7 +428,7 @@ class Consumer(Generic[T]):
         run.adopt(self)
         if self.settings.ack:
             self._acks.delivered(run)
-        self._counters["delivered"] += len(messages)
+        self.meter.delivered += len(messages)
         buffer = self._buffer
         buffer.extend(messages)
         if self._idle:

@@ -10,11 +10,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from leveret._batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
-from leveret._framing import Properties
-from leveret.codecs import encode_failed, serializer
+from leveret._framing import FieldValue, Properties
+from leveret.codecs import ORIGINAL_SIZE, BodyEncoder, Form, OriginalSize
 from leveret.errors import (
     BackpressureError,
     BodyTooLarge,
+    CodecError,
     ConfigurationError,
     ConfirmTimeout,
     EncodeFailed,
@@ -26,6 +27,8 @@ from leveret.errors import (
     printable,
 )
 from leveret.message import BatchResult, Outcome, Receipt
+from leveret.monitoring import ProducerMeter
+from leveret.policies import PublishGuard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from leveret._framing import ContentRun, Message, SettlementRun
     from leveret.channel import Channel
     from leveret.connection import Connection
+    from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+    from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ProducerSettings
 
     Connect = Callable[[], Awaitable[Connection]]
@@ -80,6 +85,7 @@ class PublishOptions(TypedDict, total=False):
     content_type: str | None
     """The serializer's by default."""
     content_encoding: str | None
+    """The compressor's by default. A value that comes with an encoding of its own is not compressed."""
 
 
 class Producer:
@@ -94,20 +100,34 @@ class Producer:
         settings: What it was made with.
     """
 
-    def __init__(self, connect: Connect, settings: ProducerSettings) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        settings: ProducerSettings,
+        registry: PluginRegistry,
+        *,
+        retry: RetryPolicy | None = None,
+        circuit_breaker: CircuitBreaker | None = None,
+    ) -> None:
         self.settings = settings
         self._connect = connect
-        self._serializer = serializer(settings.serializer)
-        self._encode = self._serializer.encode
+        self._encoder = BodyEncoder(registry, settings)
+        # The serializer's own function, called for each message.
+        self._encode = self._encoder.encode
+        self._form = self._encoder.form
         self._loop = asyncio.get_running_loop()
         self._channel: Channel | None = None
         self._connection: Connection
         self._window: ConfirmWindow = ConfirmWindow()
+        #: Read by `counters` and by the client's monitor.
+        self.meter = ProducerMeter(self._window)
         self._batch: PublishBatch
         # Packed frames by routing key, and those of the last one, which mostly is the next one too.
         self._templates: dict[str, PublishTemplate] = {}
         self._last_key: str | None = None
         self._last_template: PublishTemplate
+        # The same when bodies have several forms: by routing key, then by form.
+        self._forms: dict[str, dict[Form, PublishTemplate | OriginalSize]] = {}
         self._closed = False
         self._error: LeveretError | None = None
         # Who waits for room: (outstanding publishings from which it goes on, future).
@@ -120,6 +140,9 @@ class Producer:
         # What failed and nobody awaited: the first tickets, and how many more there were.
         self._unobserved: dict[Ticket, None] = {}
         self._unobserved_more = 0
+        self._guard: PublishGuard | None = None
+        if retry is not None or circuit_breaker is not None:
+            self._guard = PublishGuard(retry, circuit_breaker, lambda: self._window.confirmed, self._is_alive)
 
     # ------------------------------------------------------------------ life
 
@@ -147,6 +170,7 @@ class Producer:
             frame_max=self._connection.negotiated.frame_max,
             max_body_size=settings.max_body_size,
         )
+        self.meter.batch = self._batch
         self._transport = self._connection.transport
         self._channel = channel
         return self
@@ -197,17 +221,7 @@ class Producer:
 
     def counters(self) -> dict[str, int]:
         """How many publishings were written and how they ended so far, by outcome."""
-        window = self._window
-        batch = self._batch
-        return {
-            "published": batch.published,
-            "published_bytes": batch.published_bytes,
-            "outstanding": window.outstanding,
-            "confirmed": window.confirmed,
-            "returned": window.returned,
-            "nacked": window.nacked,
-            "unknown": window.unknown,
-        }
+        return self.meter.read()
 
     # ------------------------------------------------------------------ publishing
 
@@ -232,12 +246,15 @@ class Producer:
             ConfirmTimeout: No confirm within `confirm_timeout` seconds; the outcome is UNKNOWN.
             PublishError: With outcome NOT_SENT: there was no room within `confirm_timeout` seconds, or the
                 producer is closed. With UNKNOWN: the channel or connection was lost; the cause says why.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
         """
-        body = self._body(value)
-        if options or routing_key is not self._last_key:
-            template = self._template(routing_key, options)
-        else:
-            template = self._last_template
+        if self._guard is None:
+            return await self._publish(value, routing_key, options)
+        return await self._guard.publish(lambda: self._publish(value, routing_key, options))
+
+    async def _publish(self, value: Any, routing_key: str, options: PublishOptions) -> Receipt:
+        """One attempt."""
+        template, body = self._encoded(value, routing_key, options)
         self._connection.check_loop()
         if self._window.outstanding >= self.settings.max_outstanding or self._too_many_bytes() or not self._writable():
             await self._room(self.settings.max_outstanding, self.settings.max_outstanding - 1)
@@ -269,13 +286,12 @@ class Producer:
                 the socket is full, or the broker blocks publishers; nothing was sent.
             EncodeFailed, BodyTooLarge: As `publish`.
             PublishError: The producer is closed; the outcome is NOT_SENT.
+            CircuitOpen: The producer's circuit breaker is not closed.
             WrongLoopError: Called from another thread.
         """
-        body = self._body(value)
-        if options or routing_key is not self._last_key:
-            template = self._template(routing_key, options)
-        else:
-            template = self._last_template
+        if self._guard is not None:
+            self._guard.check()
+        template, body = self._encoded(value, routing_key, options)
         window, settings = self._window, self.settings
         if (
             window.outstanding >= settings.max_buffered
@@ -296,7 +312,9 @@ class Producer:
         """Publishes values and waits once for all their outcomes.
 
         Values are encoded and sent in chunks of up to `batch_size`, with two chunks in flight, so an iterable of
-        any length takes bounded memory. A value that cannot be encoded fails alone; the others go.
+        any length takes bounded memory. A value that cannot be encoded fails alone; the others go. With a retry policy
+        or circuit breaker they go in parts of ten chunks, and what fails of a part is tried again, out of its turn,
+        before the next part.
 
         Args:
             values: What the serializer takes.
@@ -310,9 +328,25 @@ class Producer:
 
         Raises:
             EncodeFailed: The routing key or an option does not fit; nothing was sent.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
             Exception: What the iterable itself raised; what came before is in flight.
         """
-        template = self._template(routing_key, options)
+        if self._guard is None:
+            return await self._publish_batch(values, routing_key, options)
+        return await self._guard.publish_batch(
+            values, self.settings.batch_size, lambda part: self._publish_batch(part, routing_key, options)
+        )
+
+    async def _publish_batch(self, values: Iterable[Any], routing_key: str, options: PublishOptions) -> BatchResult:
+        """One attempt."""
+        template = None
+        forms: dict[Form, PublishTemplate | OriginalSize] = {}
+        if self._form is not None:
+            template = self._template(routing_key, options)
+        else:
+            # What does not fit is said before anything is sent.
+            self._make_template(routing_key, options, self._properties(options, Form("")))
+            forms = self._forms_of(routing_key, options)
         self._connection.check_loop()
         settings = self.settings
         started = self._loop.time()
@@ -329,7 +363,10 @@ class Producer:
             try:
                 if not self._writable() or self._window.outstanding + len(chunk) > limit or self._too_many_bytes():
                     await self._room(limit, max(0, limit - len(chunk)))
-                sent = self._put_chunk(template, chunk, start, ticket, failures)
+                if template is not None:
+                    sent = self._put_chunk(template, chunk, start, ticket, failures)
+                else:
+                    sent = self._put_forms(forms, routing_key, options, chunk, start, ticket, failures)
             except PublishError as error:
                 # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
                 index = max(index, len(values)) if isinstance(values, Sized) else index
@@ -393,39 +430,26 @@ class Producer:
 
     # ------------------------------------------------------------------ encoding
 
-    def _body(self, value: Any) -> bytes:
+    def _encoded(self, value: Any, routing_key: str, options: PublishOptions) -> tuple[PublishTemplate, bytes]:
+        if self._form is None:
+            return self._encoded_form(self._forms_of(routing_key, options), value, routing_key, options)
         try:
             body = self._encode(value)
         except Exception as error:
-            raise encode_failed(error, self._serializer.name, value) from error
+            raise self._encoder.failed(error, value) from error
         if type(body) is not bytes:
-            raise EncodeFailed(f"the {self._serializer.name} serializer returned {type(body).__name__}, not bytes")
-        return body
+            raise self._encoder.not_bytes(body)
+        if options or routing_key is not self._last_key:
+            return self._template(routing_key, options), body
+        return self._last_template, body
 
     def _template(self, routing_key: str, options: PublishOptions) -> PublishTemplate:
+        """The packed frames of bodies that all have one form."""
         if not options and routing_key in self._templates:
             self._last_key, self._last_template = routing_key, self._templates[routing_key]
             return self._last_template
-        if self._channel is None:
-            raise PublishError("the producer is not open; use `async with`", outcome=Outcome.NOT_SENT)
-        settings = self.settings
-        unknown = sorted(options.keys() - PublishOptions.__annotations__.keys())
-        if unknown:
-            raise ConfigurationError(f"publish has no option {unknown[0]!r}", option=unknown[0])
-        properties: dict[str, Any] = {k: v for k, v in options.items() if k not in ("exchange", "mandatory")}
-        properties.setdefault("content_type", self._serializer.content_type)
-        properties.setdefault("delivery_mode", settings.delivery_mode)
-        if properties.get("expiration") is not None:
-            properties["expiration"] = _milliseconds(properties["expiration"])
-        raw = Properties(**properties).encode()
-        template = PublishTemplate(
-            self._channel.number,
-            options.get("exchange", settings.exchange),
-            routing_key,
-            raw,
-            mandatory=options.get("mandatory", settings.mandatory),
-            frame_max=self._connection.negotiated.frame_max,
-        )
+        assert self._form is not None
+        template = self._make_template(routing_key, options, self._properties(options, self._form))
         if not options:
             if len(self._templates) >= _TEMPLATES:
                 # Routing keys that never repeat: start over rather than grow.
@@ -433,6 +457,60 @@ class Producer:
             self._templates[routing_key] = self._last_template = template
             self._last_key = routing_key
         return template
+
+    def _forms_of(self, routing_key: str, options: PublishOptions) -> dict[Form, PublishTemplate | OriginalSize]:
+        if options:
+            return {}
+        if len(self._forms) >= _TEMPLATES:
+            self._forms.clear()
+        return self._forms.setdefault(routing_key, {})
+
+    def _encoded_form(
+        self,
+        forms: dict[Form, PublishTemplate | OriginalSize],
+        value: Any,
+        routing_key: str,
+        options: PublishOptions,
+    ) -> tuple[PublishTemplate, bytes]:
+        """Encodes a value whose body may have one of several forms."""
+        body, form, original_size = self._encoder.pack(value, compress=options.get("content_encoding") is None)
+        packed = forms.get(form)
+        if packed is None:
+            if original_size < 0:
+                packed = self._make_template(routing_key, options, self._properties(options, form))
+            else:
+                packed = OriginalSize(lambda size: self._properties(options, form, size))
+            forms[form] = packed
+        if isinstance(packed, OriginalSize):
+            return self._make_template(routing_key, options, packed.of(original_size)), body
+        return packed, body
+
+    def _properties(self, options: PublishOptions, form: Form, original_size: int | None = None) -> bytes:
+        unknown = sorted(options.keys() - PublishOptions.__annotations__.keys())
+        if unknown:
+            raise ConfigurationError(f"publish has no option {unknown[0]!r}", option=unknown[0])
+        properties: dict[str, Any] = {k: v for k, v in options.items() if k not in ("exchange", "mandatory")}
+        properties.setdefault("content_type", form.content_type)
+        properties.setdefault("delivery_mode", self.settings.delivery_mode)
+        if original_size is not None:
+            properties["content_encoding"] = form.content_encoding
+            properties["headers"] = {**(options.get("headers") or {}), ORIGINAL_SIZE: FieldValue("l", original_size)}
+        if properties.get("expiration") is not None:
+            properties["expiration"] = _milliseconds(properties["expiration"])
+        return Properties(**properties).encode()
+
+    def _make_template(self, routing_key: str, options: PublishOptions, raw_properties: bytes) -> PublishTemplate:
+        if self._channel is None:
+            raise PublishError("the producer is not open; use `async with`", outcome=Outcome.NOT_SENT)
+        settings = self.settings
+        return PublishTemplate(
+            self._channel.number,
+            options.get("exchange", settings.exchange),
+            routing_key,
+            raw_properties,
+            mandatory=options.get("mandatory", settings.mandatory),
+            frame_max=self._connection.negotiated.frame_max,
+        )
 
     # ------------------------------------------------------------------ writing
 
@@ -448,7 +526,7 @@ class Producer:
         self, template: PublishTemplate, chunk: list[Any], start: int, ticket: Ticket, failures: dict[int, Exception]
     ) -> int:
         """Encodes and appends a chunk; returns its bytes. What fails is noted under its index."""
-        if self._error is not None or self._closed:
+        if not self._is_alive():
             raise self._not_sent("the producer is closed")
         before = self._batch.published_bytes
         done = 0
@@ -459,7 +537,7 @@ class Producer:
                 # list.extend keeps what came before a value that fails.
                 bodies.extend(map(self._encode, islice(chunk, done, None)))
             except Exception as raised:
-                error = encode_failed(raised, self._serializer.name, chunk[done + len(bodies)])
+                error = self._encoder.failed(raised, chunk[done + len(bodies)])
             first = 0
             while first < len(bodies):
                 published = self._batch.published
@@ -470,9 +548,7 @@ class Producer:
                 except (BodyTooLarge, TypeError) as raised:
                     added = self._batch.published - published
                     failures[start + done + first + added] = (
-                        raised
-                        if isinstance(raised, BodyTooLarge)
-                        else EncodeFailed(f"the {self._serializer.name} serializer did not return bytes")
+                        raised if isinstance(raised, BodyTooLarge) else self._encoder.not_bytes(bodies[first + added])
                     )
                 if template.mandatory and self.settings.confirms:
                     self._mandatory.extend((tag + i, template, bodies[first + i]) for i in range(added))
@@ -485,6 +561,31 @@ class Producer:
         if self._timer is None and self._window.outstanding:
             self._start_clock()
         return self._batch.published_bytes - before
+
+    def _put_forms(
+        self,
+        forms: dict[Form, PublishTemplate | OriginalSize],
+        routing_key: str,
+        options: PublishOptions,
+        chunk: list[Any],
+        start: int,
+        ticket: Ticket,
+        failures: dict[int, Exception],
+    ) -> int:
+        """As `_put_chunk`, for bodies of several forms."""
+        if not self._is_alive():
+            raise self._not_sent("the producer is closed")
+        before = self._batch.published_bytes
+        for index, value in enumerate(chunk, start):
+            try:
+                template, body = self._encoded_form(forms, value, routing_key, options)
+                self._put(template, body, ticket, index)
+            except CodecError as error:
+                failures[index] = error
+        return self._batch.published_bytes - before
+
+    def _is_alive(self) -> bool:
+        return self._error is None and not self._closed
 
     def _writable(self) -> bool:
         return (
@@ -580,7 +681,10 @@ class Producer:
             # Shielded: somebody else may wait for the same ticket, and must not be cancelled with this one.
             await asyncio.shield(future)
         if ticket.failures is not None:
-            raise self._outcome_error(ticket)
+            failure = self._outcome_error(ticket)
+            if self._guard is not None and future is not None:
+                self._guard.failed(1, failure)
+            raise failure
         return Receipt(ticket.delivery_tag, Outcome.CONFIRMED if self.settings.confirms else Outcome.UNKNOWN)
 
     def _outcome_error(self, ticket: Ticket) -> PublishError:
@@ -623,7 +727,10 @@ class Producer:
             if ticket.future is not None:
                 if not ticket.future.done():
                     ticket.future.set_result(None)
-            elif len(self._unobserved) < _UNOBSERVED:
+                continue
+            if self._guard is not None:
+                self._guard.failed(1, self._outcome_error(ticket))
+            if len(self._unobserved) < _UNOBSERVED:
                 self._unobserved[ticket] = None
             else:
                 self._unobserved_more += 1

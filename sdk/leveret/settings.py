@@ -645,7 +645,7 @@ class MonitoringSettings(_Section):
 
     Attributes:
         sinks: The names of metrics sinks, which plugins bring; empty for none. Counting costs the same either way.
-        close_timeout: Seconds that all sinks together get to start, and again to close, 0.001 to 86400.
+        sink_timeout: Seconds that a sink gets to start, and again to close, 0.001 to 86400.
 
     Example:
         >>> MonitoringSettings(sinks=["prometheus"]).sinks
@@ -655,7 +655,7 @@ class MonitoringSettings(_Section):
     _family = "MONITORING_"
 
     sinks: tuple[str, ...] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
-    close_timeout: float = _seconds(5.0)
+    sink_timeout: float = _seconds(5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -666,22 +666,22 @@ class PluginSettings(_Options):
         allow: Only these; None allows all, and an empty list none. What the core brings is always there.
         block: Not these. A blocked plugin is not imported.
         strict: True makes a plugin that fails to load an error; otherwise it is logged and left out.
-        choose: Which plugin is meant where two bring the same: a name, content type or content encoding, and its plugin.
+        choose: Which plugin is meant where two bring the same: by name, content type or content encoding.
 
     Example:
         >>> PluginSettings.from_env({"LEVERET_PLUGINS": "msgpack,lz4"}).allow
         ('msgpack', 'lz4')
     """
 
-    allow: tuple[str, ...] | None = _option(None, tuple, items=_Rule(kind=str, minimum=1, maximum=255))  # noqa: RUF009
+    allow: tuple[str, ...] | None = _option(None, tuple, items=_Rule(kind=str, minimum=1, maximum=255))
     block: tuple[str, ...] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
     strict: bool = _option(False)
     choose: Mapping[str, str] = field(default_factory=dict, metadata={"rule": _Rule(kind=dict)})
 
     def _check_together(self) -> None:
-        for key, plugin in self.choose.items():
-            if not isinstance(key, str) or not isinstance(plugin, str):
-                raise _wrong("choose", "choose must be a table of text to text")
+        texts: tuple[object, ...] = (*self.choose, *self.choose.values())
+        if not all(isinstance(text, str) for text in texts):
+            raise _wrong("choose", "choose must be a table of text to text")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, prefix: str = "LEVERET_") -> Self:

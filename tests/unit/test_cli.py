@@ -31,8 +31,8 @@ from leveret.cli.pacing import pace, schedule
 from leveret.cli.process import BrokerProcess, BrokerStartError
 from leveret.cli.progress import Bars, supervise
 from leveret.cli.stage import together
-from leveret.codecs import serializer
 from leveret.errors import ConfigurationError
+from leveret.plugins.builtin import JSONSerializer
 
 
 def run(*arguments: str) -> Result:
@@ -244,8 +244,8 @@ def test_orders_are_the_guide_s() -> None:
         "Amount": made[7].amount,
         "Items": [{"ProductName": "Product 7", "Quantity": 1, "Price": made[7].items[0].price}],
     }
-    assert serializer("json").decoder(Order)(encode(made[7])) == made[7]
-    assert serializer("json").encode(made[7]) == encode(made[7])
+    assert JSONSerializer().decoder(Order)(encode(made[7])) == made[7]
+    assert JSONSerializer().encode(made[7]) == encode(made[7])
 
 
 def test_orders_are_the_same_each_time_but_for_their_identities() -> None:

@@ -15,7 +15,7 @@ from leveret.cli.orders import Order, encode, orders
 from leveret.cli.pacing import pace, schedule
 from leveret.cli.progress import supervise
 from leveret.cli.stage import STALL, Stage, together
-from leveret.codecs import serializer
+from leveret.plugins.builtin import JSONSerializer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -233,7 +233,7 @@ async def concurrent_consume(plan: Plan) -> Figures:
 async def serialization(plan: Plan) -> Figures:
     """JSON to bytes and back with the SDK's own serializer; no broker."""
     values = plan.workload.orders
-    json = serializer("json")
+    json = JSONSerializer()
     to_bytes, to_order = json.encode, json.decoder(Order)
     for order in values[:_WARM_UP]:
         if to_order(to_bytes(order)) != order:

@@ -1,0 +1,241 @@
+"""The files of a new plugin, as `leveret plugins new` writes them.
+
+Beside this module lies a real module for each kind of plugin, which is linted and type-checked as everything here is.
+It becomes the new package's `__init__.py`. Nothing imports it: it is read as text, in which `$name` and the like are
+replaced.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import string
+from dataclasses import dataclass
+from typing import Final
+
+from leveret import __version__
+
+__all__ = ["KINDS", "Kind", "files", "module_name"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What differs between the kinds of plugins.
+
+    Attributes:
+        what: What its users call it.
+        hook: Its hook.
+        spec: What the hook returns.
+        kit: Its conformance kit.
+        fixtures: What its test needs beyond `spec`.
+        settings: How the README's program makes the client's settings.
+        connect: How its client uses it.
+        producer: How its producer uses it.
+    """
+
+    what: str
+    hook: str
+    spec: str
+    kit: str
+    fixtures: str = ""
+    settings: str = ""
+    connect: str = ""
+    producer: str = ""
+
+
+_VALUES: Final = """
+    @pytest.fixture
+    def values(self) -> list[tuple[object, object]]:
+        return [
+            ({}, None),
+            ({"hello": "world"}, dict),
+            ({"a=b": "&;%+", "": "", "line\\n": "\\u00e9\\U0001f407"}, None),
+            ({str(number): "x" * number for number in range(100)}, None),
+        ]
+"""
+
+KINDS: Final = {
+    "serializer": Kind(
+        what="serializer",
+        hook="leveret_serializers",
+        spec="SerializerSpec",
+        kit="SerializerConformance",
+        fixtures=_VALUES,
+        producer='serializer="$name"',
+    ),
+    "compressor": Kind(
+        what="compressor",
+        hook="leveret_compressors",
+        spec="CompressorSpec",
+        kit="CompressorConformance",
+        producer='compressor="$name"',
+    ),
+    "metrics": Kind(
+        what="metrics sink",
+        hook="leveret_metrics",
+        spec="MetricsSpec",
+        kit="MetricsConformance",
+        settings='\n    settings = leveret.MonitoringSettings(sinks=["$name"])',
+        connect=", monitoring=settings",
+    ),
+    "policy": Kind(
+        what="retry policy",
+        hook="leveret_policies",
+        spec="PolicySpec",
+        kit="RetryConformance",
+        producer='retry="$name"',
+    ),
+}
+
+_PYPROJECT: Final = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "$distribution"
+version = "0.1.0"
+description = "A $what for Leveret, the RabbitMQ messaging SDK."
+readme = "README.md"
+license = "MIT"
+authors = [{ name = "The $distribution developers" }]
+keywords = ["amqp", "leveret", "messaging", "rabbitmq"]
+requires-python = ">=3.11"
+classifiers = [
+    "Development Status :: 3 - Alpha",
+    "Framework :: AsyncIO",
+    "Intended Audience :: Developers",
+    "Programming Language :: Python :: 3",
+    "Typing :: Typed",
+]
+dependencies = ["leveret$versions"]
+
+[project.entry-points."leveret.plugins"]
+$name = "$module"
+
+[dependency-groups]
+test = ["pytest>=9"]
+
+[tool.setuptools.packages.find]
+where = ["src"]
+
+[tool.setuptools.package-data]
+"*" = ["py.typed"]
+"""
+
+_CHANGELOG: Final = """\
+# Changelog
+
+The form is that of [Keep a Changelog](https://keepachangelog.com/en/1.1.0/), the versions are
+[semantic](https://semver.org/spec/v2.0.0.html).
+
+## [0.1.0] - Unreleased
+
+### Added
+
+- The $what `$name`.
+"""
+
+_README: Final = """\
+# $distribution
+
+A $what for Leveret, the RabbitMQ messaging SDK. It is used when it is installed and named:
+
+```sh
+pip install $distribution
+```
+
+```python
+import leveret
+
+URL = "amqp://guest:guest@localhost"
+
+
+async def main() -> None:$settings
+    async with leveret.connect(URL$connect) as client:
+        await client.declare(leveret.Topology().queue("greetings"))
+        async with client.producer($producer) as producer:
+            await producer.publish({"hello": "world"}, "greetings")
+        async for message in client.consumer("greetings"):
+            print(message.value)
+            message.ack()
+            break
+        await client.delete_queue("greetings")
+
+
+leveret.run(main())
+```
+
+## Working on it
+
+```sh
+pip install --editable . --group test
+pytest
+leveret plugins check $name
+```
+
+The tests run Leveret's conformance kit: what every $what must do, tried out. `leveret plugins check` runs it as well,
+and looks at the metadata.
+"""
+
+_TEST: Final = """\
+from __future__ import annotations
+
+import pytest
+from leveret.plugins import $spec
+from leveret.testing import $kit
+
+from $module import $hook
+
+
+class TestConformance($kit):
+    @pytest.fixture
+    def spec(self) -> $spec:
+        (spec,) = $hook()
+        return spec
+"""
+
+
+def module_name(name: str) -> str:
+    """The module of the plugin with this name."""
+    return "leveret_" + name.replace("-", "_")
+
+
+def files(name: str, kind: str) -> dict[str, str]:
+    """Makes the files of a plugin.
+
+    Args:
+        name: The plugin's name: lower-case letters, digits and single `-`.
+        kind: One of `KINDS`.
+
+    Returns:
+        The text of each file, by its path in the new folder.
+    """
+    its = KINDS[kind]
+    module = module_name(name)
+    words = {
+        "name": name,
+        "module": module,
+        "distribution": f"leveret-{name}",
+        "versions": _compatible(__version__),
+        "what": its.what,
+        "hook": its.hook,
+        "spec": its.spec,
+        "kit": its.kit,
+    }
+    words |= {key: string.Template(getattr(its, key)).substitute(words) for key in ("settings", "connect", "producer")}
+    source = importlib.resources.files(__name__).joinpath(f"{kind}.py").read_text(encoding="utf-8")
+    texts = {
+        "pyproject.toml": _PYPROJECT,
+        "README.md": _README,
+        "CHANGELOG.md": _CHANGELOG,
+        f"src/{module}/__init__.py": source,
+        f"src/{module}/py.typed": "",
+        f"tests/test_{module}.py": _TEST + its.fixtures,
+    }
+    return {path: string.Template(text).substitute(words) for path, text in texts.items()}
+
+
+def _compatible(version: str) -> str:
+    """The versions that promise to work with a plugin that was made with this one."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return f">={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"

@@ -1,0 +1,292 @@
+"""Loads one plugin and checks what its hooks return: whatever goes wrong is its own failure and nobody else's."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import pluggy
+
+from leveret.errors import PluginError, PluginLoadError, PluginVersionError, printable
+from leveret.plugins import builtin
+from leveret.plugins.hookspecs import PROJECT, HookSpecs
+from leveret.plugins.interfaces import (
+    SUPPORTED_API_VERSIONS,
+    CommandSpec,
+    CompositeSpec,
+    CompressorSpec,
+    MetricsSpec,
+    PolicySpec,
+    SerializerSpec,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Plugin", "PluginInfo", "Provided", "Spec", "describe", "hook_names"]
+
+logger = logging.getLogger("leveret.plugins")
+
+Spec = SerializerSpec | CompositeSpec | CompressorSpec | MetricsSpec | PolicySpec | CommandSpec
+
+#: What is read when plugins are discovered, and the descriptors that each hook may return.
+_COLLECTED: Final[dict[str, tuple[type, ...]]] = {
+    "leveret_serializers": (SerializerSpec, CompositeSpec),
+    "leveret_compressors": (CompressorSpec,),
+    "leveret_metrics": (MetricsSpec,),
+    "leveret_policies": (PolicySpec,),
+}
+_POLICY_KINDS: Final = ("retry", "backoff", "circuit_breaker")
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_TOKEN: Final = r"[A-Za-z0-9!#$&^_.+-]{1,127}"  # noqa: S105 - RFC 6838 section 4.2
+_CONTENT_TYPE: Final = re.compile(rf"{_TOKEN}/{_TOKEN}(?:; ?{_TOKEN}={_TOKEN})*")
+_CONTENT_ENCODING: Final = re.compile(_TOKEN)
+
+Status = Literal["built in", "active", "blocked", "not allowed", "not chosen", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """One thing that a plugin brings.
+
+    Attributes:
+        kind: "serializer", "compressor", "metrics", "retry", "backoff" or "circuit_breaker".
+        name: Its name among its kind.
+        keys: The content types or encodings that it reads, its own first.
+        plugin: The plugin's name.
+        distribution: The plugin's distribution.
+        origin: The distribution with its version, for texts.
+        spec: Its descriptor.
+    """
+
+    kind: str
+    name: str
+    keys: tuple[str, ...]
+    plugin: str
+    distribution: str
+    origin: str
+    spec: Spec
+
+    @property
+    def plugin_names(self) -> tuple[str, str]:
+        """What settings may call its plugin."""
+        return self.plugin, self.distribution
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """A plugin that was found.
+
+    Attributes:
+        name: Its entry point's name.
+        distribution: What it was installed with; empty when it was passed as an object.
+        version: The distribution's version.
+        entry_point: The module that its entry point names.
+        status: Whether it is used.
+        provides: What it brings; empty unless it is used.
+        load_time: Seconds that importing it and reading its hooks took.
+        error: Why it failed, or None.
+    """
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    entry_point: str = ""
+    status: Status = "active"
+    provides: tuple[Provided, ...] = ()
+    load_time: float = 0.0
+    error: PluginError | None = None
+
+    @property
+    def origin(self) -> str:
+        """The distribution and version, or that there is none."""
+        return f"{self.distribution} {self.version}".strip() or f"the plugin object {self.name!r}"
+
+
+class Plugin:
+    """A plugin that is being loaded: whatever goes wrong is its failure and nobody else's."""
+
+    def __init__(self, name: str, distribution: str = "", version: str = "", entry_point: str = "") -> None:
+        self.info = PluginInfo(name, distribution, version, entry_point)
+        self.hooks: dict[str, Callable[..., Any]] = {}
+        self.argnames: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What settings may call it."""
+        return self.info.name, self.info.distribution
+
+    def failed(self, kind: type[PluginError], text: str) -> PluginError:
+        """Makes an error that names the plugin."""
+        info = self.info
+        place = f"plugin {info.name!r} of {info.origin}" if info.distribution else f"plugin {info.name!r}"
+        if info.entry_point:
+            place += f" (entry point {info.entry_point})"
+        return kind(
+            f"{place} {text}",
+            plugin=info.name,
+            distribution=info.distribution,
+            version=info.version,
+            entry_point=info.entry_point,
+        )
+
+    def register(self, plugin: object) -> None:
+        """Reads which hooks a plugin has."""
+        # A manager of its own: a plugin that is refused has not touched the others.
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(HookSpecs)
+        try:
+            manager.register(plugin, self.info.name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            known = ", ".join(hook_names())
+            raise self.failed(PluginLoadError, f"has a wrong hook: {error}; the hooks are {known}") from error
+        for name in hook_names():
+            for implementation in getattr(manager.hook, name).get_hookimpls():
+                if implementation.hookwrapper or implementation.wrapper:
+                    raise self.failed(PluginLoadError, f"wraps {name}; hooks cannot be wrapped")
+                self.hooks[name] = implementation.function
+                self.argnames[name] = tuple(implementation.argnames)
+        unmarked = [name for name in hook_names() if name not in self.hooks and callable(getattr(plugin, name, None))]
+        if unmarked:
+            raise self.failed(PluginLoadError, f"does not mark {unmarked[0]} with @hookimpl")
+        if not self.hooks:
+            raise self.failed(PluginLoadError, f"has none of the hooks {', '.join(hook_names())}")
+
+    def collect(self, hook: str, kinds: tuple[type, ...]) -> list[Any]:
+        """Calls a hook that returns descriptors, and checks them."""
+        function = self.hooks.get(hook)
+        if function is None:
+            return []
+        try:
+            returned = function()
+            specs = list(returned) if isinstance(returned, Iterable) else None
+        except Exception as error:
+            raise self.failed(PluginLoadError, f"failed in {hook}: {describe(error)}") from error
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        if specs is None:
+            raise self.failed(
+                PluginLoadError, f"returned {type(returned).__name__} from {hook}, not an iterable of {wanted}"
+            )
+        for spec in specs:
+            if not isinstance(spec, kinds):
+                raise self.failed(PluginLoadError, f"returned a {type(spec).__name__} from {hook}, not a {wanted}")
+            self._check(hook, spec)
+        return specs
+
+    def _check(self, hook: str, spec: Any) -> None:
+        if spec.api_version not in SUPPORTED_API_VERSIONS:
+            supported = ", ".join(map(str, sorted(SUPPORTED_API_VERSIONS)))
+            raise self.failed(
+                PluginVersionError,
+                f"was written for plugin API version {spec.api_version!r} ({hook}); this core has {supported}",
+            )
+        problem = _problem(spec)
+        if problem:
+            raise self.failed(PluginLoadError, f"returned a wrong {type(spec).__name__} from {hook}: {problem}")
+
+    def provided(self) -> tuple[Provided, ...]:
+        """Everything that it brings."""
+        found = []
+        for hook, kinds in _COLLECTED.items():
+            for spec in self.collect(hook, kinds):
+                kind, keys = _kind_and_keys(spec)
+                found.append(
+                    Provided(kind, spec.name, keys, self.info.name, self.info.distribution, self.info.origin, spec)
+                )
+        for number, one in enumerate(found):
+            for other in found[:number]:
+                if one.kind == other.kind and one.name == other.name:
+                    raise self.failed(PluginLoadError, f"brings two things named {one.kind} {one.name!r}")
+        return tuple(found)
+
+    def load(self, get: Callable[[], object], *, strict: bool, seen: dict[int, str]) -> None:
+        """Imports the plugin and reads what it brings; a failure is logged and kept, or raised when `strict`."""
+        started = time.perf_counter()
+        try:
+            try:
+                found = get()
+            except (Exception, SystemExit) as error:
+                raise self.failed(PluginLoadError, f"cannot be imported: {describe(error)}") from error
+            if id(found) in seen:
+                raise self.failed(PluginLoadError, f"is the object of plugin {seen[id(found)]!r}, registered twice")
+            seen[id(found)] = self.info.name
+            self.register(found)
+            self.info = replace(
+                self.info, status="active", provides=self.provided(), load_time=time.perf_counter() - started
+            )
+        except PluginError as error:
+            if strict:
+                raise
+            self.hooks.clear()
+            self.info = replace(self.info, status="failed", error=error, load_time=time.perf_counter() - started)
+            logger.warning("%s; Leveret goes on without it", error)
+
+    def load_builtin(self) -> Plugin:
+        """Reads what the core brings."""
+        self.register(builtin)
+        self.info = replace(self.info, status="built in", provides=self.provided())
+        return self
+
+    def leave_out(self, status: Status) -> None:
+        """Does not import it."""
+        self.info = replace(self.info, status=status)
+
+
+def hook_names() -> tuple[str, ...]:
+    """The names of all hooks."""
+    return tuple(name for name in vars(HookSpecs) if name.startswith(f"{PROJECT}_"))
+
+
+def _kind_and_keys(spec: Spec) -> tuple[str, tuple[str, ...]]:
+    if isinstance(spec, SerializerSpec):
+        return "serializer", (spec.content_type, *spec.aliases)
+    if isinstance(spec, CompressorSpec):
+        return "compressor", (spec.content_encoding, *spec.aliases)
+    if isinstance(spec, PolicySpec):
+        return spec.kind, ()
+    return ("metrics" if isinstance(spec, MetricsSpec) else "serializer"), ()
+
+
+def _problem(spec: Any) -> str:
+    """What is wrong with a descriptor, or an empty string."""
+    if not isinstance(spec.name, str) or not _NAME.fullmatch(spec.name):
+        return f"its name is {spec.name!r}; it must be lower-case letters, digits, '-', '_' and '.', at most 64"
+    functions = {"factory": True, "select": True, "load": True, "models": False}
+    for name, needed in functions.items():
+        function = getattr(spec, name, None)
+        if hasattr(spec, name) and not callable(function) and (needed or function is not None):
+            return f"its {name} is a {type(function).__name__}, which cannot be called"
+    pattern = _CONTENT_TYPE if isinstance(spec, SerializerSpec) else _CONTENT_ENCODING
+    keys: Any = ()
+    if isinstance(spec, SerializerSpec):
+        keys = (spec.content_type, *_strings(spec.aliases))
+    elif isinstance(spec, CompressorSpec):
+        keys = (spec.content_encoding, *_strings(spec.aliases))
+        levels: object = spec.levels
+        if not (isinstance(levels, tuple) and list(map(type, levels)) == [int, int] and levels[0] <= levels[1]):
+            return f"its levels are {levels!r}; they must be (lowest, highest)"
+    elif isinstance(spec, CompositeSpec):
+        if not spec.parts or not all(isinstance(part, str) for part in _strings(spec.parts)):
+            return "its parts must be names of serializers"
+    elif isinstance(spec, PolicySpec) and spec.kind not in _POLICY_KINDS:
+        return f"its kind is {spec.kind!r}; it must be one of {', '.join(_POLICY_KINDS)}"
+    for key in keys:
+        if not isinstance(key, str) or not pattern.fullmatch(key) or len(key) > 255:
+            return f"{key!r} is not a {'content type' if pattern is _CONTENT_TYPE else 'content encoding'}"
+    return ""
+
+
+def _strings(value: Any) -> tuple[Any, ...]:
+    # A lone string is a sequence of letters, which nobody means.
+    return (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+
+
+def describe(error: BaseException) -> str:
+    """The error's type and text, safe to print."""
+    text = printable(str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

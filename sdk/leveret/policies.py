@@ -1,0 +1,216 @@
+"""What a producer does with a retry policy and a circuit breaker: nothing while all goes well.
+
+A policy is asked or told about a failure, about a batch that had one, and about calls while the breaker is not closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from leveret.errors import CircuitOpen, PublishError, printable
+from leveret.message import BatchResult
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from leveret.message import Receipt
+    from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+
+__all__ = ["PublishGuard"]
+
+logger = logging.getLogger("leveret.policies")
+
+#: A batch with policies goes in parts of this many of the producer's chunks, so that what has to be published again is
+#: at hand without keeping everything.
+_CHUNKS_PER_PART: Final = 10
+
+
+class PublishGuard:
+    """Publishes through a retry policy, a circuit breaker, or both.
+
+    Args:
+        retry: Asked after each failure; None does not try again.
+        breaker: Told of failures, and asked while it is not closed; None for none.
+        confirmed: Returns how many publishings the broker has confirmed so far.
+        alive: Returns False when the producer cannot publish any more, so that trying again is of no use.
+    """
+
+    def __init__(
+        self,
+        retry: RetryPolicy | None,
+        breaker: CircuitBreaker | None,
+        confirmed: Callable[[], int],
+        alive: Callable[[], bool],
+    ) -> None:
+        self._retry = retry
+        self._breaker = breaker
+        self._confirmed = confirmed
+        self._alive = alive
+        self._clock = asyncio.get_running_loop().time
+        # Up to when, and up to which count, successes were told.
+        self._told_at = self._clock()
+        self._told = 0
+
+    async def publish(self, once: Callable[[], Awaitable[Receipt]]) -> Receipt:
+        """Publishes one message.
+
+        Args:
+            once: Makes one attempt.
+
+        Returns:
+            What the attempt that succeeded returned.
+
+        Raises:
+            CircuitOpen: The breaker does not allow it; nothing was sent.
+            PublishError: The last attempt failed, and the retry policy allows no more; a note counts the attempts.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            asked = self._ask()
+            try:
+                receipt = await once()
+            except PublishError as error:
+                self.failed(1, error)
+                delay = self._delay(attempt, error)
+                if delay is None:
+                    if attempt > 1:
+                        error.add_note(f"it was the last of {attempt} attempts")
+                    raise
+            except BaseException:
+                if asked:
+                    self._record(0, 0)  # cancelled, or not encodable: no result
+                raise
+            else:
+                if asked:
+                    self._tell(1, 0, None)
+                return receipt
+            await asyncio.sleep(delay)
+
+    async def publish_batch(
+        self, values: Iterable[Any], size: int, once: Callable[[list[Any]], Awaitable[BatchResult]]
+    ) -> BatchResult:
+        """Publishes values in parts; what failed of a part is tried again before the next part begins.
+
+        Args:
+            values: The values.
+            size: The producer's batch size.
+            once: Publishes a list.
+
+        Returns:
+            The outcomes by index.
+
+        Raises:
+            CircuitOpen: The breaker did not allow the first part; nothing was sent.
+        """
+        started = self._clock()
+        iterator = iter(values)
+        failures: dict[int, Exception] = {}
+        count = confirmed = 0
+        confirms = True
+        while part := list(islice(iterator, size * _CHUNKS_PER_PART)):
+            result = await self._publish_part(part, once, first=count == 0)
+            failures.update((count + index, error) for index, error in result.failures.items())
+            count += len(part)
+            confirmed += result.confirmed
+            confirms = result.confirms
+            if not self._alive() or any(isinstance(error, CircuitOpen) for error in result.failures.values()):
+                break
+        return BatchResult(count, confirmed, self._clock() - started, failures, confirms)
+
+    async def _publish_part(
+        self, part: list[Any], once: Callable[[list[Any]], Awaitable[BatchResult]], *, first: bool
+    ) -> BatchResult:
+        failures: dict[int, Exception] = {}
+        indexes = list(range(len(part)))
+        attempt = confirmed = 0
+        confirms = True
+        while True:
+            attempt += 1
+            try:
+                asked = self._ask()
+            except CircuitOpen as error:
+                if first and attempt == 1:
+                    raise
+                failures.update(dict.fromkeys(indexes, error))
+                break
+            try:
+                result = await once([part[index] for index in indexes])
+            except BaseException:
+                if asked:
+                    self._record(0, 0)
+                raise
+            confirmed += result.confirmed
+            confirms = result.confirms
+            refused = [error for error in result.failures.values() if isinstance(error, PublishError)]
+            if refused:
+                self.failed(len(refused), refused[0])
+            elif asked:
+                self._tell(result.confirmed, 0, None)
+            again: list[int] = []
+            delay = 0.0
+            for index, failure in result.failures.items():
+                wait = self._delay(attempt, failure) if isinstance(failure, PublishError) else None
+                if wait is None:
+                    failures[indexes[index]] = failure
+                else:
+                    again.append(indexes[index])
+                    delay = max(delay, wait)
+            if not again:
+                break
+            indexes = sorted(again)
+            await asyncio.sleep(delay)
+        return BatchResult(len(part), confirmed, 0.0, dict(sorted(failures.items())), confirms)
+
+    def check(self) -> None:
+        """Refuses a publishing that nobody waits for while the breaker is not closed: its result would be missed.
+
+        Raises:
+            CircuitOpen: It is not closed.
+        """
+        if self._breaker is not None and not self._breaker.closed:
+            raise CircuitOpen("the circuit breaker is not closed; only publish and publish_batch try whether it may be")
+
+    def failed(self, count: int, error: BaseException) -> None:
+        """Tells the breaker of failed publishings, and of the successes since it was told last."""
+        if self._breaker is not None:
+            confirmed = self._confirmed()
+            self._tell(confirmed - self._told, count, error)
+
+    def _tell(self, successes: int, failures: int, error: BaseException | None) -> None:
+        now = self._clock()
+        seconds, self._told_at = now - self._told_at, now
+        self._told = self._confirmed()
+        self._record(successes, failures, seconds=seconds, error=error)
+
+    # ------------------------------------------------------------------ the plugin's code: what it raises stays here
+
+    def _ask(self) -> bool:
+        """Returns whether the breaker was asked, and so is owed a record."""
+        breaker = self._breaker
+        if breaker is None or breaker.closed:
+            return False
+        breaker.before_call()
+        return True
+
+    def _record(
+        self, successes: int, failures: int, *, seconds: float = 0.0, error: BaseException | None = None
+    ) -> None:
+        if self._breaker is None:
+            return
+        try:
+            self._breaker.record(successes, failures, seconds=seconds, error=error)
+        except Exception as raised:
+            logger.warning("the circuit breaker failed: %s: %s", type(raised).__name__, printable(str(raised)))
+
+    def _delay(self, attempt: int, error: PublishError) -> float | None:
+        if self._retry is None or not self._alive():
+            return None
+        try:
+            return self._retry.next_delay(attempt, error)
+        except Exception as raised:
+            logger.warning("the retry policy failed: %s: %s", type(raised).__name__, printable(str(raised)))
+            return None
