@@ -16,6 +16,7 @@ from leveret import Classic, Outcome, Topology
 from leveret.errors import (
     BackpressureError,
     ConfirmTimeout,
+    ConnectFailed,
     ConnectionClosed,
     ConnectionLost,
     HeartbeatTimeout,
@@ -138,14 +139,15 @@ async def test_everything_that_waits_ends_when_the_connection_is_cut(
 
 
 @pytest.mark.parametrize("how", ["reset", "hang_up"])
-async def test_everything_is_refused_at_once_when_the_connection_was_lost_before(
+async def test_what_was_open_is_refused_at_once_when_the_connection_was_lost_before(
     proxy: Proxy, proxied: leveret.Client, queue: str, how: str
 ) -> None:
     producer = await proxied.producer().open()
+    channel = await proxied.channel()
     consumer = proxied.consumer(queue)
     assert await consumer.get() is None
     getattr(proxy, how)()
-    for call in (anext(consumer), proxied.channel()):
+    for call in (anext(consumer), channel.basic_qos(1)):
         assert type(await failure(call)) is ConnectionLost  # from here on both connections know
 
     with pytest.raises(PublishError) as at_once:
@@ -159,19 +161,39 @@ async def test_everything_is_refused_at_once_when_the_connection_was_lost_before
         assert refused.outcome is Outcome.NOT_SENT
         assert isinstance(refused.__cause__, ConnectionLost)
     assert await failure(producer.flush()) is None
-    for call in (
-        proxied.declare(Topology().queue(queue)),
-        proxied.channel(),
-        proxied.producer().open(),
-        proxied.purge(queue),
-        consumer.get(),
-        anext(consumer),
-        proxied.consumer(queue).get(),
-        proxied.connection.update_secret("guest"),
-    ):
+    for call in (consumer.get(), anext(consumer), proxied.connection.update_secret("guest")):
         assert type(await failure(call)) is ConnectionLost
     await producer.close()
     await consumer.close()
+
+
+async def test_new_producers_and_consumers_get_a_new_connection_when_the_old_one_was_lost(
+    proxy: Proxy, proxied: leveret.Client, queue: str
+) -> None:
+    lost = proxied.connection
+    channel = await proxied.channel()
+    proxy.reset()
+    assert type(await failure(channel.basic_qos(1))) is ConnectionLost
+
+    async with proxied.producer() as producer:
+        assert await producer.publish("after the loss", queue)
+    message = await proxied.consumer(queue).get()
+
+    assert message is not None
+    assert message.value == "after the loss"
+    assert proxied.connection is not lost
+    counted = {(s.metric.name, s.labels[1]): s.value for s in proxied.metrics()}
+    assert counted["connections_opened", "publish"] == 2
+    assert counted["connections_lost", "publish"] == 1
+    assert counted["connections_open", "publish"] == 1
+
+
+async def test_the_reason_is_told_when_no_new_connection_can_be_made(proxy: Proxy, proxied: leveret.Client) -> None:
+    channel = await proxied.channel()
+    await proxy.stop()
+    assert type(await failure(channel.basic_qos(1))) is ConnectionLost
+
+    assert type(await failure(proxied.channel())) is ConnectFailed
 
 
 async def test_the_reason_is_told_when_the_broker_closes_the_connection(
@@ -190,7 +212,8 @@ async def test_the_reason_is_told_when_the_broker_closes_the_connection(
     assert error.outcome in (Outcome.UNKNOWN, Outcome.NOT_SENT)
     outcomes = await waiters.outcomes()
     assert outcomes.keys() == {"run", "async for"}
-    for lost in (*outcomes.values(), error.__cause__, await failure(client.channel())):
+    for lost in (*outcomes.values(), error.__cause__, await failure(waiters.producer.publish(1, queue))):
+        lost = lost.__cause__ if isinstance(lost, PublishError) else lost
         assert type(lost) is ConnectionClosed
         assert lost.reply_code == 320
         assert lost.reply_text.startswith("CONNECTION_FORCED")

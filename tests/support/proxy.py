@@ -59,6 +59,10 @@ class Proxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Ends every client's connection, and takes no more."""
         self._server.close()
         for writer in [*self._pairs, *self._pairs.values()]:
             writer.transport.abort()

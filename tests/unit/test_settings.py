@@ -23,6 +23,8 @@ from leveret.settings import (
     ConnectionSettings,
     ConsumerSettings,
     Endpoint,
+    MonitoringSettings,
+    PluginSettings,
     ProducerSettings,
     Secret,
     Settings,
@@ -34,7 +36,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MIB = 2**20
-KINDS = (Endpoint, TLSSettings, ConnectionSettings, ProducerSettings, ConsumerSettings)
+KINDS = (
+    Endpoint,
+    TLSSettings,
+    ConnectionSettings,
+    ProducerSettings,
+    ConsumerSettings,
+    MonitoringSettings,
+    PluginSettings,
+)
 
 #: Every option with a range: the smallest and largest value, and the step that leaves the range.
 RANGES: list[tuple[type, str, float, float, float]] = [
@@ -66,6 +76,12 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ConsumerSettings, "concurrency", 1, 10_000, 1),
     (ConsumerSettings, "ack_delay", 0, 1, 0.001),
     (ConsumerSettings, "priority", -(2**31), 2**31 - 1, 1),
+    (ProducerSettings, "compression_level", -(2**31), 2**31 - 1, 1),
+    (ProducerSettings, "compression_threshold", 0, 2**40, 1),
+    (ProducerSettings, "compression_ratio", 0.01, 1, 0.005),
+    (ConsumerSettings, "max_decompressed_size", 1, 2**40, 1),
+    (ConsumerSettings, "max_decompression_ratio", 1, 1_000_000, 0.5),
+    (MonitoringSettings, "sink_timeout", 0.001, 86_400, 0.0005),
 ]
 #: Every option that is text, with its lengths in bytes; None is no limit.
 LENGTHS: list[tuple[type, str, int, int | None]] = [
@@ -81,6 +97,9 @@ LENGTHS: list[tuple[type, str, int, int | None]] = [
     (ProducerSettings, "serializer", 1, 255),
     (ConsumerSettings, "consumer_tag", 0, 255),
     (ConsumerSettings, "serializer", 1, 255),
+    (ProducerSettings, "compressor", 1, 255),
+    (ProducerSettings, "retry", 1, 255),
+    (ProducerSettings, "circuit_breaker", 1, 255),
 ]
 FLAGS: list[tuple[type, str]] = [
     (TLSSettings, "insecure_skip_verification"),
@@ -90,6 +109,7 @@ FLAGS: list[tuple[type, str]] = [
     (ProducerSettings, "mandatory"),
     (ConsumerSettings, "ack"),
     (ConsumerSettings, "exclusive"),
+    (PluginSettings, "strict"),
 ]
 #: Options that are none of these, with values that they refuse.
 OTHERS: list[tuple[type, str, object]] = [
@@ -106,6 +126,12 @@ OTHERS: list[tuple[type, str, object]] = [
     (ConsumerSettings, "accept", "application/json"),
     (ConsumerSettings, "accept", [""]),
     (ConsumerSettings, "accept", [None]),
+    (MonitoringSettings, "sinks", "prometheus"),
+    (PluginSettings, "allow", "msgpack"),
+    (PluginSettings, "allow", [""]),
+    (PluginSettings, "block", [7]),
+    (PluginSettings, "choose", ["json"]),
+    (PluginSettings, "choose", {"json": 7}),
 ]
 #: What else has to be said to reach an end of a range.
 COMPANIONS: dict[str, dict[str, int]] = {
@@ -666,7 +692,17 @@ def test_environment_sets_producers_and_consumers_when_variables_are_in_their_fa
     assert ConnectionSettings.from_env(environ).heartbeat == 7.0
 
 
-@pytest.mark.parametrize("name", ["PLUGINS", "PLUGINS_BLOCK", "BUILD", "ANNOTATE", "PRODUCER_X", "CONSUMER_X"])
+def test_plugins_come_from_the_environment_when_variables_are_set() -> None:
+    environ = {"LEVERET_PLUGINS": "msgpack, lz4", "LEVERET_PLUGINS_BLOCK": "lz4", "LEVERET_PLUGINS_STRICT": "yes"}
+    assert PluginSettings.from_env(environ) == PluginSettings(allow=("msgpack", "lz4"), block=("lz4",), strict=True)
+    assert PluginSettings.from_env({"LEVERET_PLUGINS": "none"}) == PluginSettings(allow=())
+    assert PluginSettings.from_env({"LEVERET_PLUGINS": ""}) == PluginSettings(allow=None)
+    assert MonitoringSettings.from_env({"LEVERET_MONITORING_SINKS": "prometheus"}).sinks == ("prometheus",)
+
+
+@pytest.mark.parametrize(
+    "name", ["PLUGINS", "PLUGINS_X", "BUILD", "ANNOTATE", "PRODUCER_X", "CONSUMER_X", "MONITORING_X"]
+)
 def test_variable_is_left_alone_when_it_belongs_to_others(name: str) -> None:
     assert ConnectionSettings.from_env({f"LEVERET_{name}": "x"}) == ConnectionSettings()
 
@@ -681,7 +717,11 @@ def test_variable_is_left_alone_when_it_belongs_to_others(name: str) -> None:
             "LEVERET_HARTBEAT",
             "unknown option 'LEVERET_HARTBEAT'; did you mean 'LEVERET_HEARTBEAT'?",
         ),
-        (ConnectionSettings, "LEVERET_PLUGINS_X", "1", "LEVERET_PLUGINS_X", "unknown option"),
+        (PluginSettings, "LEVERET_PLUGINS_X", "1", "LEVERET_PLUGINS_X", "unknown option"),
+        (PluginSettings, "LEVERET_PLUGINS_CHOOSE", "1", "LEVERET_PLUGINS_CHOOSE", "unknown option"),
+        (PluginSettings, "LEVERET_PLUGINS_STRICT", "maybe", "strict", "LEVERET_PLUGINS_STRICT: strict is 'maybe'"),
+        (PluginSettings, "LEVERET_PLUGINS", "a,,b", "allow", "LEVERET_PLUGINS: item 2: allow has 0 bytes"),
+        (MonitoringSettings, "LEVERET_MONITORING_X", "1", "LEVERET_MONITORING_X", "unknown option"),
         (ConnectionSettings, "LEVERET_TLS", "1", "LEVERET_TLS", "unknown option"),
         (ConnectionSettings, "LEVERET_TLS_X", "1", "LEVERET_TLS_X", "unknown option"),
         (ConnectionSettings, "LEVERET_HEARTBEAT", "x", "heartbeat", "LEVERET_HEARTBEAT: heartbeat is 'x'"),

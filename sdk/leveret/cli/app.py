@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 import leveret
 from leveret.cli.failures import Incomplete, reported
+from leveret.cli.output import STDOUT, check_writable, console, write_json
+from leveret.cli.plugin_commands import ExtensibleGroup
+from leveret.cli.plugins import plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
-
-    from rich.console import Console
 
 __all__ = ["app"]
 
@@ -39,8 +37,8 @@ _BROKER: Final = click.option(
 _QUIET: Final = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 
-class _Commands(click.Group):
-    """Commands whose errors are reported in one place."""
+class _Commands(ExtensibleGroup):
+    """The core's commands and those of plugins, whose errors are reported in one place."""
 
     def invoke(self, ctx: click.Context) -> Any:
         with reported():
@@ -51,6 +49,9 @@ class _Commands(click.Group):
 @click.version_option(leveret.__version__, prog_name="leveret")
 def app() -> None:
     """Leveret: typed objects in, confirmed messages out, over RabbitMQ (AMQP 0-9-1)."""
+
+
+app.add_command(plugins)
 
 
 @app.command()
@@ -140,12 +141,12 @@ def bench(
     selected = tuple(dict.fromkeys(names)) or _BENCHMARKS
     consumers = concurrency or cpu_count()
     needs_broker = not benchmarks.NEEDS_NO_BROKER.issuperset(selected)
-    _check_writable(json_file)
+    check_writable(json_file)
     try:
         workload = benchmarks.Workload(count, size)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--size") from error
-    to_stdout = json_file == "-"
+    to_stdout = json_file == STDOUT
     with _broker_at(where if needs_broker else None) as (connection, broker_cpu_ns):
         target = Target(
             connection=connection,
@@ -158,7 +159,7 @@ def bench(
 
         async def run() -> tuple[dict[str, Any] | None, list[benchmarks.Result]]:
             identity = await identify(target) if needs_broker else None
-            with Bars(_console(stderr=True), enabled=not quiet) as bars:
+            with Bars(console(stderr=True), enabled=not quiet) as bars:
                 plan = benchmarks.Plan(
                     target=target,
                     workload=workload,
@@ -184,19 +185,12 @@ def bench(
         "paced_rate_msgs_per_s": benchmarks.PACED_RATE,
     }
     if not (to_stdout and quiet):
-        console = _console(stderr=to_stdout)
-        console.print(report.bench_table(results, width=console.width))
+        screen = console(stderr=to_stdout)
+        screen.print(report.bench_table(results, width=screen.width))
         for line in report.captions(settings, identity):
-            console.print(line, markup=False, highlight=False)
+            screen.print(line, markup=False, highlight=False)
     if json_file is not None:
-        text = json.dumps(report.bench_json(results, settings, identity), indent=2)
-        if to_stdout:
-            click.echo(text)
-        else:
-            try:
-                Path(json_file).write_text(text + "\n")
-            except OSError as error:
-                raise click.FileError(json_file, error.strerror) from error
+        write_json(json_file, report.bench_json(results, settings, identity))
 
 
 @app.command()
@@ -216,12 +210,11 @@ def demo(where: str, count: int, quiet: bool) -> None:
 
         async def run() -> tuple[dict[str, Any], Any]:
             identity = await identify(target)
-            with Bars(_console(stderr=True), enabled=not quiet) as bars:
+            with Bars(console(stderr=True), enabled=not quiet) as bars:
                 return identity, await run_demo(target, Meter(broker_cpu_ns, lambda: bars.cpu_ns), bars)
 
         identity, outcome = _run(run())
-        console = _console()
-        console.print(report.demo_table(outcome, count, identity))
+        console().print(report.demo_table(outcome, count, identity))
         if outcome.errors:
             raise Incomplete("the demo failed: " + "; ".join(outcome.errors))
 
@@ -247,21 +240,3 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
         return leveret.run(main)
     finally:
         main.close()  # Ctrl-C may come before it began
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        # A file or pipe has no width; a table that wraps in it is no use.
-        console.width = 120
-    return console
-
-
-def _check_writable(file: str | None) -> None:
-    """Refuses a file that cannot be written, before the benchmarks have run for minutes."""
-    if file is not None and file != "-":
-        path = Path(file)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise click.BadParameter(f"cannot write {file}", param_hint="--json")

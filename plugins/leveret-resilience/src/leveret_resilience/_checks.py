@@ -65,6 +65,4 @@ def started(function: Callable[..., Awaitable[T]], *args: object, **kwargs: obje
 
 
 def _is_coroutine_function(value: object) -> bool:
-    return inspect.iscoroutinefunction(value) or (
-        callable(value) and inspect.iscoroutinefunction(type(value).__call__)
-    )
+    return inspect.iscoroutinefunction(value) or (callable(value) and inspect.iscoroutinefunction(type(value).__call__))

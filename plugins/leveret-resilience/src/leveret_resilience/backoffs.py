@@ -7,8 +7,9 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from leveret_resilience._checks import check_callable, check_flag, check_number
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_incrementing
+
+from leveret_resilience._checks import check_callable, check_flag, check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ class ExponentialBackoff(Backoff):
     jitter: bool = True
     random: Callable[[], float] = field(default=random.random, repr=False, compare=False)
 
-    def __post_init__(self) -> None:  # noqa: D102
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_number("initial", self.initial, 0.001, _DAY, " s")
         check_number("maximum", self.maximum, self.initial, _DAY, " s")
@@ -93,7 +94,7 @@ class LinearBackoff(Backoff):
     step: float = 1.0
     maximum: float = 30.0
 
-    def __post_init__(self) -> None:  # noqa: D102
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_number("step", self.step, 0.001, _DAY, " s")
         check_number("maximum", self.maximum, self.step, _DAY, " s")
@@ -112,7 +113,7 @@ class FixedBackoff(Backoff):
 
     interval: float = 1.0
 
-    def __post_init__(self) -> None:  # noqa: D102
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_number("interval", self.interval, 0, _DAY, " s")
 

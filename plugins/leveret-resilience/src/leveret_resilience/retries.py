@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from leveret.errors import (
+    AuthenticationError,
     BackpressureError,
     ConfigurationError,
     ConnectFailed,
@@ -20,7 +21,6 @@ from leveret.errors import (
     ResourceLocked,
     TLSVerificationError,
 )
-from leveret.errors import AuthenticationError as _AuthenticationError
 from leveret.message import Outcome
 from leveret_resilience._checks import check_callable, check_count, check_flag
 from leveret_resilience.backoffs import Backoff, ExponentialBackoff, FixedBackoff, LinearBackoff
@@ -28,7 +28,7 @@ from leveret_resilience.backoffs import Backoff, ExponentialBackoff, FixedBackof
 __all__ = ["ExponentialRetry", "FixedRetry", "LinearRetry", "NoRetry", "Retry", "RetryOn", "is_transient"]
 
 #: Exception types, or a function that says of an error whether to try again.
-RetryOn: TypeAlias = "type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]"
+RetryOn: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
 
 _MOST_RETRIES: Final = 1_000_000
 #: No `retry_on` makes these worth trying again: another policy has decided, or the same call would fail the same way.
@@ -62,7 +62,7 @@ def is_transient(error: BaseException, *, retry_unknown: bool = False) -> bool:
         return error.outcome in (Outcome.NACKED, Outcome.NOT_SENT) or (
             retry_unknown and error.outcome == Outcome.UNKNOWN
         )
-    if isinstance(error, TLSVerificationError | _AuthenticationError):
+    if isinstance(error, TLSVerificationError | AuthenticationError):
         return False
     if isinstance(error, BackpressureError | ConnectFailed | ResourceLocked):
         return True
@@ -91,7 +91,7 @@ class Retry(Backoff):
     retry_on: RetryOn | None = None
     retry_unknown: bool = False
 
-    def __post_init__(self) -> None:  # noqa: D102
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_count("retries", self.retries, 0, _MOST_RETRIES)
         check_flag("retry_unknown", self.retry_unknown)

@@ -1,0 +1,60 @@
+"""Retry, backoff and circuit breaker policies for Leveret, which work around any other call, too.
+
+from leveret_resilience import CircuitBreaker, ExponentialRetry, retrying
+
+breaker = CircuitBreaker(name="stock")
+await retrying(ExponentialRetry(), stock.reserve, order, breaker=breaker)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leveret.plugins import PolicySpec, hookimpl
+from leveret_resilience.backoffs import Backoff, ExponentialBackoff, FixedBackoff, LinearBackoff
+from leveret_resilience.breaker import BreakerChange, BreakerState, CircuitBreaker, is_failure
+from leveret_resilience.calls import guard, retry, retrying
+from leveret_resilience.errors import AttemptsExhausted, BreakerOpen
+from leveret_resilience.retries import ExponentialRetry, FixedRetry, LinearRetry, NoRetry, Retry, RetryOn, is_transient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "AttemptsExhausted",
+    "Backoff",
+    "BreakerChange",
+    "BreakerOpen",
+    "BreakerState",
+    "CircuitBreaker",
+    "ExponentialBackoff",
+    "ExponentialRetry",
+    "FixedBackoff",
+    "FixedRetry",
+    "LinearBackoff",
+    "LinearRetry",
+    "NoRetry",
+    "Retry",
+    "RetryOn",
+    "guard",
+    "is_failure",
+    "is_transient",
+    "leveret_policies",
+    "retry",
+    "retrying",
+]
+
+
+@hookimpl
+def leveret_policies() -> Iterable[PolicySpec]:
+    """The policies by name, each with its default options; every producer that names one gets one of its own."""
+    return [
+        PolicySpec(kind="retry", name="exponential", factory=ExponentialRetry),
+        PolicySpec(kind="retry", name="linear", factory=LinearRetry),
+        PolicySpec(kind="retry", name="fixed", factory=FixedRetry),
+        PolicySpec(kind="retry", name="none", factory=NoRetry),
+        PolicySpec(kind="backoff", name="exponential", factory=ExponentialBackoff),
+        PolicySpec(kind="backoff", name="linear", factory=LinearBackoff),
+        PolicySpec(kind="backoff", name="fixed", factory=FixedBackoff),
+        PolicySpec(kind="circuit_breaker", name="failure-rate", factory=CircuitBreaker),
+    ]

@@ -1,0 +1,203 @@
+"""Retries around any asynchronous call, and around handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, TypeVarTuple
+
+from leveret.errors import ConfigurationError
+from leveret.plugins import RetryPolicy
+from leveret_resilience._checks import check_coroutine_function, check_number, started
+from leveret_resilience.breaker import CircuitBreaker
+from leveret_resilience.errors import AttemptsExhausted
+from leveret_resilience.retries import NoRetry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+__all__ = ["guard", "retry", "retrying"]
+
+logger = logging.getLogger("leveret.resilience")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+Value = TypeVar("Value")
+Incoming = TypeVar("Incoming")
+
+_LONGEST: Final = 31 * 86_400.0
+
+
+async def retrying(
+    policy: RetryPolicy,
+    function: Callable[[*Arguments], Awaitable[T]],
+    /,
+    *args: *Arguments,
+    breaker: CircuitBreaker | None = None,
+    timeout: float | None = None,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> T:
+    """Calls a function until it succeeds, the policy gives up or the time is over.
+
+    Attempts are counted for this call alone. Cancellation ends it at once, in an attempt as well as between two.
+
+    Args:
+        policy: Asked after each failure.
+        function: An `async def`, or another function that returns an awaitable. For keyword arguments use
+            `functools.partial`.
+        *args: Its arguments.
+        breaker: Asked before each attempt, and told how it ended. When it is open, `CircuitOpen` ends the retries.
+        timeout: Seconds for everything, 0.001 to 2678400; None sets no limit. An attempt that runs when it is over is
+            cancelled and fails with `TimeoutError`, and no wait is begun that would end after it.
+        sleep: Waits for some seconds; for tests.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        RetriesExhausted: The policy gave up after several attempts, or the time was over. Its cause is the last
+            failure; see `AttemptsExhausted.attempts`.
+        CircuitOpen: The breaker let nothing through.
+        Exception: An error that the policy does not try again after, as the function raised it.
+        ConfigurationError: An argument is of the wrong type or out of bounds.
+    """
+    _check(policy, breaker, timeout, sleep)
+    return await _attempts(policy, function, args, breaker, timeout, sleep)
+
+
+def retry(
+    policy: RetryPolicy,
+    *,
+    breaker: CircuitBreaker | None = None,
+    timeout: float | None = None,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
+    """Makes a decorator for `async def` functions whose calls shall be retried; see `retrying`.
+
+    Args:
+        policy: Asked after each failure. It may be shared: each call counts its own attempts.
+        breaker: Asked before each attempt, and told how it ended.
+        timeout: Seconds for everything in one call, 0.001 to 2678400; None sets no limit.
+        sleep: Waits for some seconds; for tests.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        ConfigurationError: An argument is of the wrong type or out of bounds, or what is decorated is no `async def`.
+    """
+    _check(policy, breaker, timeout, sleep)
+
+    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        check_coroutine_function("function", function)
+
+        @functools.wraps(function)
+        async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            bound = functools.partial(function, *args, **kwargs)
+            return await _attempts(policy, bound, (), breaker, timeout, sleep)
+
+        return wrapped
+
+    return decorate
+
+
+def guard(
+    handler: Callable[[Value, Incoming], Awaitable[bool | None]],
+    /,
+    *,
+    retry: RetryPolicy | None = None,
+    breaker: CircuitBreaker | None = None,
+    timeout: float | None = None,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> Callable[[Value, Incoming], Coroutine[Any, Any, bool | None]]:
+    """Puts a retry policy and a circuit breaker around a consumer's handler.
+
+    The handler is tried again in the same delivery, before the message goes back to its queue: its worker is taken for as
+    long as that lasts. A result is no failure, False neither. When the breaker is open the handler is not run, and the
+    consumer gets `CircuitOpen`. A handler that settles its message itself must do it last.
+
+    Args:
+        handler: `async def handler(value, message)`.
+        retry: Asked after each failure; None tries once.
+        breaker: Asked before each attempt, and told how it ended.
+        timeout: Seconds for all attempts at one message, 0.001 to 2678400; None sets no limit.
+        sleep: Waits for some seconds; for tests.
+
+    Returns:
+        A handler for `Consumer.run`. It returns what `handler` returned, and raises what `retrying` raises.
+
+    Raises:
+        ConfigurationError: An argument is of the wrong type or out of bounds.
+    """
+    check_coroutine_function("handler", handler)
+    policy = NoRetry() if retry is None else retry
+    _check(policy, breaker, timeout, sleep)
+
+    @functools.wraps(handler)
+    async def guarded(value: Value, message: Incoming) -> bool | None:
+        return await _attempts(policy, handler, (value, message), breaker, timeout, sleep)
+
+    return guarded
+
+
+def _check(policy: object, breaker: object, timeout: object, sleep: object) -> None:
+    # A class has its instances' methods, too.
+    if isinstance(policy, type) or not isinstance(policy, RetryPolicy):
+        raise ConfigurationError(
+            f"retry must be a policy such as ExponentialRetry(), with next_delay(), not {policy!r}", option="retry"
+        )
+    if breaker is not None and not isinstance(breaker, CircuitBreaker):
+        raise ConfigurationError(f"breaker must be a CircuitBreaker, not {breaker!r}", option="breaker")
+    if timeout is not None:
+        check_number("timeout", timeout, 0.001, _LONGEST, " s")
+    if not callable(sleep):
+        raise ConfigurationError(f"sleep must be a function, not {type(sleep).__name__}", option="sleep")
+
+
+async def _attempts(
+    policy: RetryPolicy,
+    function: Callable[[*Arguments], Awaitable[T]],
+    args: tuple[*Arguments],
+    breaker: CircuitBreaker | None,
+    timeout: float | None,
+    sleep: Callable[[float], Awaitable[object]],
+) -> T:
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else loop.time() + timeout
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            if breaker is None:
+                return await _attempt(deadline, function, *args)
+            # The time limit is inside, so that the breaker takes what hangs for a failure and not for a cancellation.
+            return await breaker.call(_attempt, deadline, function, *args)
+        except Exception as error:
+            delay = policy.next_delay(attempt, error)
+            if delay is None:
+                # An error that the policy would not even try again once is not one that it ran out of attempts for.
+                if attempt == 1 or policy.next_delay(1, error) is None:
+                    raise
+                raise _exhausted(attempt, error, "") from error
+            if deadline is not None and loop.time() + delay >= deadline:
+                raise _exhausted(attempt, error, f" in {timeout:g} s") from error
+            logger.info("attempt %d failed with %s; the next one in %.3g s", attempt, type(error).__name__, delay)
+        await sleep(delay)
+
+
+async def _attempt(deadline: float | None, function: Callable[[*Arguments], Awaitable[T]], /, *args: *Arguments) -> T:
+    if deadline is None:
+        return await started(function, *args)
+    async with asyncio.timeout_at(deadline):
+        return await started(function, *args)
+
+
+def _exhausted(attempts: int, error: Exception, within: str) -> AttemptsExhausted:
+    # Not the error's text, which may show what the function was called with.
+    return AttemptsExhausted(
+        f"gave up after {attempts} attempt{'s' if attempts > 1 else ''}{within}; the last one failed with "
+        f"{type(error).__name__}",
+        attempts=attempts,
+    )

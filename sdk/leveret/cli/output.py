@@ -1,0 +1,49 @@
+"""Where the commands print: a console, and files for JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["STDOUT", "check_writable", "console", "write_json"]
+
+#: What `--json` calls standard output.
+STDOUT: Final = "-"
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Makes a console; what is no terminal is 120 characters wide."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        # A file or pipe has no width; a table that wraps in it is no use.
+        made.width = 120
+    return made
+
+
+def check_writable(file: str | None) -> None:
+    """Refuses a file for `--json` that cannot be written, before a command has worked for minutes."""
+    if file is not None and file != STDOUT:
+        path = Path(file)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise click.BadParameter(f"cannot write {file}", param_hint="--json")
+
+
+def write_json(file: str, data: Any) -> None:
+    """Writes to a file, or to standard output for `-`."""
+    text = json.dumps(data, indent=2)
+    if file == STDOUT:
+        click.echo(text)
+        return
+    try:
+        Path(file).write_text(text + "\n")
+    except OSError as error:
+        raise click.FileError(file, error.strerror) from error

@@ -1,0 +1,154 @@
+"""Commands that plugins add to `leveret`.
+
+Finding them means importing plugins, so it is done only when somebody asks: for `leveret --help`, for completion, and for
+a command that the core does not have. Whatever goes wrong then is a note; it never keeps a command of the core from running.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from leveret.errors import LeveretError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from leveret.plugins import CommandSpec
+
+__all__ = ["ExtensibleGroup", "PluginCommand", "PluginCommands"]
+
+#: `leveret.plugins.registry.GROUP`; importing that module would load half of the core for `leveret --help`.
+GROUP: Final = "leveret.plugins"
+_LONGEST_HELP: Final = 200
+
+
+class PluginCommand(click.Command):
+    """Stands for a plugin's command, which is loaded when it is run or its help is shown.
+
+    Args:
+        spec: The command's description.
+        origin: Its plugin's distribution and version.
+    """
+
+    def __init__(self, spec: CommandSpec, origin: str) -> None:
+        text = printable(str(spec.help).strip(), _LONGEST_HELP)
+        super().__init__(spec.name, help=text, short_help=f"{text} [{origin}]")
+        self._spec = spec
+        self._origin = origin
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Loads the command, and makes its context: what runs from there on is the plugin's."""
+        try:
+            command = self._load()
+        except click.ClickException:
+            if not extra.get("resilient_parsing"):
+                raise
+            return super().make_context(info_name, [], parent, **extra)  # completion has nothing to add
+        return command.make_context(info_name, args, parent, **extra)
+
+    def _load(self) -> click.Command:
+        try:
+            command = self._spec.load()
+        except (Exception, SystemExit) as error:
+            text = printable(f"{type(error).__name__}: {error}")
+            raise click.ClickException(f"command {self.name!r} of {self._origin} cannot be loaded: {text}") from error
+        if not isinstance(command, click.Command):
+            raise click.ClickException(
+                f"command {self.name!r} of {self._origin} cannot be loaded: it is a {type(command).__name__}, not a "
+                "click.Command"
+            )
+        return command
+
+
+@dataclass(frozen=True, slots=True)
+class PluginCommands:
+    """What plugins add.
+
+    Attributes:
+        commands: Their commands by name.
+        notes: What went wrong, one line for each.
+    """
+
+    commands: dict[str, PluginCommand] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, taken: Container[str]) -> PluginCommands:
+        """Asks the installed plugins.
+
+        Args:
+            taken: The names of the core's commands, which win.
+
+        Returns:
+            The commands. Nothing is raised: what cannot be used is noted.
+        """
+        found = cls()
+        if not importlib.metadata.entry_points(group=GROUP):
+            return found
+        # What is logged is noted, too.
+        logging.getLogger("leveret").addHandler(logging.NullHandler())
+        try:
+            found._read(taken)
+        except LeveretError as error:
+            found.notes.append(printable(str(error), 1000))
+        except Exception as error:
+            found.notes.append(printable(f"plugins cannot be loaded: {type(error).__name__}: {error}", 1000))
+        return found
+
+    def _read(self, taken: Container[str]) -> None:
+        from leveret.plugins import PluginRegistry
+
+        registry = PluginRegistry.load()
+        self.notes.extend(printable(str(info.error), 1000) for info in registry.plugins if info.error)
+        specs, errors = registry.commands()
+        self.notes.extend(printable(str(error), 1000) for error in errors)
+        for info, spec in specs:
+            if spec.name in taken:
+                self.notes.append(f"command {spec.name!r} of {info.origin} is not used: the core has one of that name")
+            else:
+                self.commands[spec.name] = PluginCommand(spec, info.origin)
+
+
+class ExtensibleGroup(click.Group):
+    """A group whose commands come first, and those of plugins after them."""
+
+    def added(self, ctx: click.Context) -> PluginCommands:
+        """What plugins add; they are asked once for each run."""
+        found: PluginCommands | None = ctx.meta.get(__name__)
+        if found is None:
+            found = ctx.meta[__name__] = PluginCommands.read(self.commands)
+        return found
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return [*super().list_commands(ctx), *sorted(self.added(ctx).commands)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Finds a command; plugins are asked when the core does not have it."""
+        return super().get_command(ctx, cmd_name) or self.added(ctx).commands.get(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command of a command line; an unknown one may be that of a plugin that failed."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if notes := self.added(ctx).notes:
+                error.message += f" Not all plugins could be asked ({notes[0]}); see: leveret plugins list."
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the commands, and what went wrong with plugins."""
+        super().format_commands(ctx, formatter)
+        if notes := self.added(ctx).notes:
+            with formatter.section("Plugins that are not used, or not wholly"):
+                for note in notes:
+                    formatter.write_text(note)

@@ -1,0 +1,225 @@
+"""`leveret plugins`: what is installed, whether it is right, and a first version of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from leveret import __version__
+from leveret.cli.failures import CommandFailed
+from leveret.cli.output import STDOUT, check_writable, console, write_json
+from leveret.errors import PluginConflictError, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from leveret.plugins import PluginRegistry
+    from leveret.plugins.registry import PluginInfo
+
+__all__ = ["plugins"]
+
+#: `leveret.cli.template.KINDS` has the same names.
+_KINDS: Final = ("serializer", "compressor", "metrics", "policy")
+#: What a distribution may be called (PyPA, "Names and normalization").
+_DISTRIBUTION: Final = re.compile(r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", re.IGNORECASE)
+_PREFIX: Final = "leveret-"
+#: A name's length in descriptors.
+_LONGEST_NAME: Final = 64
+_STYLES: Final = {"failed": "red", "blocked": "yellow", "not allowed": "yellow", "not chosen": "yellow"}
+
+
+@click.group()
+def plugins() -> None:
+    """List the installed plugins, check one, or write a new one."""
+    # What is logged is said by the commands themselves.
+    logging.getLogger("leveret").addHandler(logging.NullHandler())
+
+
+# ---------------------------------------------------------------------- list
+
+
+@plugins.command("list")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True), help="Write it as JSON; '-': stdout."
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 when a plugin failed.")
+def list_plugins(json_file: str | None, strict: bool) -> None:
+    """Show all plugins that were found, used or not, and what they bring.
+
+    LEVERET_PLUGINS and LEVERET_PLUGINS_BLOCK choose among them, as for every program.
+    """
+    from leveret.plugins import PluginRegistry
+    from leveret.settings import PluginSettings
+
+    check_writable(json_file)
+    settings = PluginSettings.from_env()
+    try:
+        # Strict settings would end it at the first failure, and show nothing.
+        registry = PluginRegistry.load(dataclasses.replace(settings, strict=False))
+    except PluginConflictError as error:
+        raise CommandFailed(f"{error}. LEVERET_PLUGINS_BLOCK leaves one out") from error
+    rows = _rows(registry)
+    if json_file != STDOUT:
+        screen = console()
+        screen.print(_table(rows))
+    if json_file is not None:
+        write_json(json_file, {"leveret": __version__, "plugins": rows})
+    if (strict or settings.strict) and any(row["error"] for row in rows):
+        raise SystemExit(1)
+
+
+def _rows(registry: PluginRegistry) -> list[dict[str, Any]]:
+    """One object for each plugin, ready for JSON."""
+    commands, errors = registry.commands()
+    rows = [_row(info) for info in registry.plugins]
+    for info, row in zip(registry.plugins, rows, strict=True):
+        row["provides"] += [
+            {"kind": "command", "name": spec.name, "keys": []} for owner, spec in commands if owner is info
+        ]
+        for error in errors:
+            mine = (error.plugin, error.distribution) == (info.name, info.distribution)
+            if mine or info.origin in getattr(error, "distributions", ()):
+                row["error"] = str(error)
+    return rows
+
+
+def _row(info: PluginInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "status": info.status,
+        "distribution": info.distribution,
+        "version": info.version,
+        "entry_point": info.entry_point,
+        "provides": [{"kind": each.kind, "name": each.name, "keys": list(each.keys)} for each in info.provides],
+        "load_time_ms": round(info.load_time * 1000, 3),
+        "error": None if info.error is None else str(info.error),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("plugin", "status", "distribution", "version"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("provides", overflow="fold", ratio=1)
+    table.add_column("load ms", justify="right", no_wrap=True)
+    for row in rows:
+        provides = Text("\n".join(map(_in_words, row["provides"])))
+        if row["error"] is not None:
+            provides.append(("\n" if provides else "") + printable(row["error"], 1000), style=_STYLES["failed"])
+        status = Text(row["status"], style=_STYLES.get(row["status"], "green"))
+        names = [Text(printable(str(row[name]), 64)) for name in ("name", "distribution", "version")]
+        loaded = f"{row['load_time_ms']:.1f}" if row["load_time_ms"] else "-"
+        table.add_row(names[0], status, *names[1:], provides or Text("-"), loaded)
+    return table
+
+
+def _in_words(provided: dict[str, Any]) -> str:
+    keys = ", ".join(provided["keys"])
+    return f"{provided['kind'].replace('_', ' ')} {provided['name']}" + (f" ({keys})" if keys else "")
+
+
+# ---------------------------------------------------------------------- check
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def check(name: str, quiet: bool) -> None:
+    """Check the installed plugin NAME (or all of the distribution NAME): metadata, conflicts, conformance.
+
+    The conformance kits need pytest. Exits with 1 when a check failed; what could not be checked is no failure.
+    """
+    from leveret.cli.plugin_checks import STATUSES, checks
+
+    styles = {"ok": "green", "failed": "red", "not checked": "yellow"}
+    counts = dict.fromkeys(STATUSES, 0)
+    screen = console(stderr=True)
+    for step in checks(name):
+        if quiet or not screen.is_terminal:
+            found = step.run()
+        else:
+            with screen.status(f"{step.plugin}: {step.title}"):
+                found = step.run()
+        for result in found:
+            counts[result.status] += 1
+            status = click.style(f"{result.status:11}", fg=styles[result.status])
+            click.echo(f"{status}  {step.plugin}  {result.title}: {printable(result.text, 2000)}")
+    click.echo(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if counts["failed"]:
+        raise SystemExit(1)
+
+
+# ---------------------------------------------------------------------- new
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--kind", required=True, type=click.Choice(_KINDS), help="What it brings.")
+@click.option(
+    "--directory",
+    default=".",
+    show_default=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where to make the folder leveret-NAME.",
+)
+def new(name: str, kind: str, directory: Path) -> None:
+    """Write a plugin that works, with tests: the distribution leveret-NAME, in a folder of that name.
+
+    Nothing that exists is overwritten.
+    """
+    from leveret.cli.template import files
+
+    name = _plugin_name(name, kind)
+    folder = directory / f"{_PREFIX}{name}"
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise CommandFailed(f"{folder} is there and is no folder; nothing was written")
+        if folder.exists() and any(folder.iterdir()):
+            raise CommandFailed(f"{folder} is there and not empty; nothing was written")
+        for path, text in files(name, kind).items():
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("x", encoding="utf-8", newline="\n") as stream:
+                stream.write(text)
+    except OSError as error:
+        raise CommandFailed(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    click.echo(f"Wrote a {kind} to {folder}. Next:\n")
+    for command in (
+        f"cd {shlex.quote(str(folder))}",
+        "pip install --editable . --group test",
+        "pytest",
+        f"leveret plugins check {name}",
+    ):
+        click.echo(f"  {command}")
+
+
+def _plugin_name(name: str, kind: str) -> str:
+    """The plugin's name: what is left of a distribution's name without `leveret-`."""
+    from leveret.plugins import PluginRegistry
+
+    if not _DISTRIBUTION.fullmatch(name):
+        raise click.BadParameter(
+            f"{printable(name, 64)!r} is no name for a distribution: letters, digits, '-', '_' and '.', with a letter "
+            "or digit at both ends",
+            param_hint="NAME",
+        )
+    plugin = re.sub(r"[-_.]+", "-", name).lower().removeprefix(_PREFIX)
+    if len(plugin) > _LONGEST_NAME:
+        raise click.BadParameter(
+            f"{printable(plugin, 64)!r} has {len(plugin)} characters; the most are {_LONGEST_NAME}", param_hint="NAME"
+        )
+    core = PluginRegistry.from_plugins()
+    taken = {*core.names("retry" if kind == "policy" else kind), *(info.name for info in core.plugins)}
+    if plugin in taken:
+        raise click.BadParameter(f"the core brings {plugin!r}; choose another name", param_hint="NAME")
+    return plugin

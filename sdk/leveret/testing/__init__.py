@@ -1,0 +1,60 @@
+"""Conformance kits for plugin authors: abstract pytest classes that check what the plugin interfaces promise.
+
+Subclass the kit of what the plugin brings, in a class named `Test...`, and override its fixture:
+
+    import pytest
+    import leveret_upper
+    from leveret.testing import SerializerConformance
+
+    class TestUpper(SerializerConformance):
+        @pytest.fixture
+        def spec(self):
+            return leveret_upper.UPPER
+
+Everything here needs pytest; nothing else of Leveret does. Names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leveret.testing.breakers import CircuitBreakerConformance as CircuitBreakerConformance
+    from leveret.testing.compressors import CompressorConformance as CompressorConformance
+    from leveret.testing.metrics import MetricsConformance as MetricsConformance
+    from leveret.testing.plugins import CheckResult as CheckResult
+    from leveret.testing.plugins import check_plugin as check_plugin
+    from leveret.testing.policies import BackoffConformance as BackoffConformance
+    from leveret.testing.policies import RetryConformance as RetryConformance
+    from leveret.testing.serializers import SerializerConformance as SerializerConformance
+
+_HOMES = {
+    "BackoffConformance": "policies",
+    "CheckResult": "plugins",
+    "CircuitBreakerConformance": "breakers",
+    "CompressorConformance": "compressors",
+    "MetricsConformance": "metrics",
+    "RetryConformance": "policies",
+    "SerializerConformance": "serializers",
+    "check_plugin": "plugins",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+if importlib.util.find_spec("pytest") is None:
+    raise ImportError("leveret.testing needs pytest, which is not installed: pip install pytest", name="pytest")
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

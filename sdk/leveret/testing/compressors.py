@@ -1,0 +1,328 @@
+"""The conformance kit of compressors."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from leveret.errors import BodyTooLarge, PluginError
+from leveret.plugins.interfaces import CompressorSpec
+from leveret.testing.base import Conformance, fail, in_threads, ordinary, override, registry_of, require
+from leveret.testing.child import MiB, in_child, peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from leveret.plugins.interfaces import Compressor
+
+__all__ = ["CompressorConformance"]
+
+#: The seed of everything that looks random here, so that a failure comes back.
+_SEED: Final = 20_091_119
+_BOMB_SIZE: Final = 64 * MiB
+#: The shortest random body that no format should take for its own by chance.
+_TELLING: Final = 16
+
+
+def _random(size: int) -> bytes:
+    return random.Random(_SEED).randbytes(size)  # noqa: S311 - must come back the same
+
+
+def _bodies() -> dict[str, bytes]:
+    return {
+        "an empty body": b"",
+        "one byte": b"x",
+        "a short text": b"hello, hare",
+        "64 KiB and one byte of text": (b'{"id": 1, "name": "leveret"}' * 2500)[: 65536 + 1],
+        "100,000 incompressible bytes": _random(100_000),
+        "1 MiB of zeros": bytes(MiB),
+    }
+
+
+class CompressorConformance(Conformance):
+    """Checks a compressor against `leveret.plugins.Compressor`.
+
+    Subclass it in a class named `Test...` and override the fixture `spec`, which returns the `CompressorSpec`.
+
+    Example:
+        >>> import pytest
+        >>> from leveret.plugins import builtin
+        >>> class TestGzip(CompressorConformance):
+        ...     @pytest.fixture
+        ...     def spec(self):
+        ...         return builtin.leveret_compressors()[0]
+    """
+
+    @pytest.fixture
+    def spec(self) -> CompressorSpec:
+        """The descriptor to check; override it."""
+        override(type(self), "spec", "your CompressorSpec")
+
+    # ------------------------------------------------------------------ the descriptor
+
+    def test_descriptor_is_accepted_by_the_registry(self, spec: CompressorSpec) -> None:
+        """Name, content encoding, aliases and levels have the right form, and the factory makes a compressor."""
+        require(isinstance(spec, CompressorSpec), f"`spec` is a {type(spec).__name__}, not a CompressorSpec")
+        try:
+            registry = registry_of("leveret_compressors", spec)
+            for level in (None, *spec.levels):
+                registry.make_compressor(spec.name, level)
+        except PluginError as error:
+            fail(f"the core does not take this CompressorSpec: {error}")
+
+    # ------------------------------------------------------------------ round trips
+
+    def test_bodies_come_back_whole_at_every_level(self, spec: CompressorSpec) -> None:
+        """What the lowest, default and highest level write, a compressor of the default level reads."""
+        reader = spec.factory(None)
+        for level in _levels(spec):
+            writer = spec.factory(level)
+            for what, body in _bodies().items():
+                found = _decompress(reader, _compress(writer, body), len(body), f"{what} (level {level})")
+                require(found == body, f"{what} came back as {len(found)} other bytes (level {level})")
+
+    def test_both_functions_return_bytes(self, spec: CompressorSpec) -> None:
+        """`compress` and `decompress` return exactly bytes: no bytearray or memoryview."""
+        compressor = spec.factory(None)
+        for what, body in _bodies().items():
+            compressed = compressor.compress(body)
+            require(
+                type(compressed) is bytes,
+                f"compress returned {type(compressed).__name__} for {what}; the interface wants bytes",
+            )
+            found = compressor.decompress(compressed, len(body))
+            require(
+                type(found) is bytes,
+                f"decompress returned {type(found).__name__} for {what}; the interface wants bytes",
+            )
+
+    def test_repetitive_bodies_become_smaller(self, spec: CompressorSpec) -> None:
+        """At its default level it makes text that repeats itself less than half as large."""
+        body = b'{"id": 1, "name": "leveret"}' * 4000
+        size = len(_compress(spec.factory(None), body))
+        require(size < len(body) / 2, f"{len(body)} bytes of repeating text became {size}: it does not compress")
+
+    # ------------------------------------------------------------------ max_size
+
+    def test_max_size_is_exact(self, spec: CompressorSpec) -> None:
+        """A body of exactly `max_size` bytes is returned, and one of `max_size + 1` raises BodyTooLarge."""
+        compressor = spec.factory(None)
+        for what, body in _bodies().items():
+            compressed = _compress(compressor, body)
+            found = _decompress(compressor, compressed, len(body), f"{what} with max_size {len(body)}")
+            require(found == body, f"{what} came back changed with max_size {len(body)}")
+            for max_size in {len(body) - 1, len(body) // 2, 0}:
+                if not 0 <= max_size < len(body):
+                    continue
+                try:
+                    found = compressor.decompress(compressed, max_size)
+                except BodyTooLarge:
+                    continue
+                except BaseException as error:
+                    ordinary(error, f"decompressing {what} with max_size {max_size}")
+                    fail(
+                        f"decompressing {what} ({len(body)} bytes) with max_size {max_size} raised "
+                        f"{type(error).__name__}; the interface wants leveret.errors.BodyTooLarge"
+                    )
+                fail(
+                    f"decompressing {what} ({len(body)} bytes) with max_size {max_size} returned {len(found)} bytes; the "
+                    "interface wants leveret.errors.BodyTooLarge"
+                )
+
+    def test_bombs_are_refused_within_bounded_memory(self, spec: CompressorSpec) -> None:
+        """64 MiB of zeros raise BodyTooLarge with `max_size` 1 MiB, and take little more memory than that.
+
+        Measured in a process of its own, as its peak resident memory, over what a smaller bomb took.
+        """
+        max_size = MiB
+        bombs = [spec.factory(level).compress(bytes(_BOMB_SIZE)) for level in _levels(spec)]
+
+        def check() -> None:
+            for bomb in bombs:
+                compressor = spec.factory(None)
+                # Everything that is loaded on first use is loaded now, and does not count.
+                _expect_too_large(compressor, bomb, 1024)
+                baseline = peak_memory()
+                _expect_too_large(compressor, bomb, max_size)
+                used = peak_memory() - baseline
+                require(
+                    used <= 2 * max_size + MiB,
+                    f"refusing a bomb of {len(bomb)} bytes with max_size {max_size} took {used / MiB:.1f} MiB of memory: "
+                    "decompress piece by piece and stop, instead of decompressing all of it first",
+                )
+
+        in_child(check, "decompressing a bomb")
+
+    # ------------------------------------------------------------------ bad data
+
+    def test_cut_off_frames_are_refused(self, spec: CompressorSpec) -> None:
+        """Everything that is shorter than what `compress` returned raises, down to nothing at all."""
+
+        def check() -> None:
+            compressor = spec.factory(None)
+            for body in (b"", b"hello, hare" * 3, _random(300), bytes(5000)):
+                frame = _compress(compressor, body)
+                for size in range(len(frame)):
+                    what = f"decompressing the first {size} of {len(frame)} bytes of a frame"
+                    _expect_refusal(compressor, frame[:size], 10_000, what, "a frame that is cut off must raise")
+
+        in_child(check, "decompressing frames that are cut off")
+
+    def test_bytes_behind_the_frame_are_refused(self, spec: CompressorSpec) -> None:
+        """Anything behind the frame raises, even a second frame: the length of the body says where it ends."""
+        compressor = spec.factory(None)
+        for body in (b"", b"hello, hare" * 3, _random(300)):
+            frame = _compress(compressor, body)
+            for what, behind in {"a zero": b"\0", "16 random bytes": _random(16), "a second frame": frame}.items():
+                _expect_refusal(
+                    compressor,
+                    frame + behind,
+                    10_000,
+                    f"decompressing a frame with {what} behind it",
+                    "a body is one complete frame and nothing else; take a decompressor that tells where the frame ended",
+                )
+
+    def test_random_bytes_are_refused(self, spec: CompressorSpec) -> None:
+        """Random bytes raise ordinary exceptions; up to 15 bytes, which may mean something by chance, may be taken."""
+
+        def check() -> None:
+            compressor = spec.factory(None)
+            source = random.Random(_SEED)  # noqa: S311 - must come back the same
+            for size in (*(number % 200 for number in range(2000)), 65_536, MiB):
+                data = source.randbytes(size)
+                what = f"decompressing {size} random bytes"
+                if size < _TELLING:
+                    _attempt(compressor, data, 10_000, what)
+                else:
+                    _expect_refusal(compressor, data, 10_000, what, "random bytes must raise")
+
+        in_child(check, "decompressing random bytes")
+
+    def test_flipped_bits_are_harmless(self, spec: CompressorSpec) -> None:
+        """A frame with one wrong bit raises or gives at most `max_size` bytes, within 64 MiB of memory."""
+        max_size = 2000
+
+        def check() -> None:
+            compressor = spec.factory(None)
+            baseline = peak_memory()
+            for body in (b"hello, hare" * 30, _random(200), bytes(max_size)):
+                frame = _compress(compressor, body)
+                for bit in range(len(frame) * 8):
+                    bad = bytearray(frame)
+                    bad[bit // 8] ^= 1 << bit % 8
+                    _attempt(compressor, bytes(bad), max_size, f"decompressing a frame whose bit {bit} was flipped")
+                    used = peak_memory() - baseline
+                    require(
+                        used <= 64 * MiB,
+                        f"decompressing {len(bad)} bytes with max_size {max_size}, bit {bit} flipped, took "
+                        f"{used // MiB} MiB of memory: do not allocate by a size that the data claims",
+                    )
+
+        in_child(check, "decompressing frames with flipped bits")
+
+    # ------------------------------------------------------------------ independence
+
+    def test_two_instances_do_not_share_state(self, spec: CompressorSpec) -> None:
+        """Two compressors used in turns do what each would do alone."""
+        bodies = list(_bodies().values())
+        lowest, highest = spec.levels
+        alone = [[spec.factory(level).compress(body) for body in bodies] for level in (lowest, highest)]
+        one, other = spec.factory(lowest), spec.factory(highest)
+        require(one is not other, "the factory returned one object twice; each producer and consumer gets its own")
+        for number, body in enumerate(bodies):
+            compressed = one.compress(body), other.compress(body)
+            require(
+                compressed == (alone[0][number], alone[1][number]),
+                "two compressors of different levels, used in turns, wrote other bytes than each alone: they share state",
+            )
+            found = one.decompress(compressed[1], len(body)), other.decompress(compressed[0], len(body))
+            require(found == (body, body), "two compressors used in turns did not give the body back: they share state")
+
+    def test_two_threads_do_not_disturb_each_other(self, spec: CompressorSpec) -> None:
+        """Two threads with a compressor each get what they would get alone."""
+        bodies = list(_bodies().values())
+
+        def work(mine: list[bytes]) -> Callable[[], None]:
+            def run() -> None:
+                compressor = spec.factory(None)
+                for _ in range(20):
+                    for body in mine:
+                        found = compressor.decompress(compressor.compress(body), len(body))
+                        require(
+                            found == body,
+                            "with two threads that have a compressor each, a body came back changed: they share state",
+                        )
+
+            return run
+
+        in_threads(work(bodies), work(bodies[::-1]))
+
+    def test_works_as_before_after_an_error(self, spec: CompressorSpec) -> None:
+        """Data that was refused, for whatever reason, does not spoil what comes next."""
+        compressor = spec.factory(None)
+        for body in (b"", b"hello, hare" * 3, _random(300)):
+            frame = _compress(compressor, body)
+            for bad in (frame[:-1], frame + b"\0", _random(50), b"", frame[: len(frame) // 2]):
+                _attempt(compressor, bad, 10_000, "decompressing bad data")
+                if body:
+                    _attempt(compressor, frame, len(body) - 1, "decompressing too large a body")
+                found = _decompress(compressor, frame, len(body), "a good frame after a bad one")
+                require(found == body, "after data that was refused, a good frame came back changed")
+                require(
+                    _compress(compressor, body) == frame,
+                    "after data that was refused, a body was compressed to other bytes: something was left behind",
+                )
+
+
+# ---------------------------------------------------------------------- using compressors
+
+
+def _levels(spec: CompressorSpec) -> Iterator[int | None]:
+    lowest, highest = spec.levels
+    yield from dict.fromkeys((None, lowest, highest))
+
+
+def _compress(compressor: Compressor, body: bytes) -> bytes:
+    try:
+        return compressor.compress(body)
+    except BaseException as error:
+        ordinary(error, f"compressing {len(body)} bytes")
+        fail(f"compressing {len(body)} bytes raised {type(error).__name__}: {error}")
+
+
+def _decompress(compressor: Compressor, data: bytes, max_size: int, what: str) -> bytes:
+    try:
+        return compressor.decompress(data, max_size)
+    except BaseException as error:
+        ordinary(error, f"decompressing {what}")
+        fail(f"decompressing {what} raised {type(error).__name__}: {error}")
+
+
+def _attempt(compressor: Compressor, data: bytes, max_size: int, what: str) -> bytes | None:
+    """Decompresses what may raise, but only what is ordinary; returns what it gave, or None."""
+    try:
+        found = compressor.decompress(data, max_size)
+    except BaseException as error:
+        ordinary(error, what)
+        return None
+    require(len(found) <= max_size, f"{what} returned {len(found)} bytes with max_size {max_size}")
+    return found
+
+
+def _expect_refusal(compressor: Compressor, data: bytes, max_size: int, what: str, why: str) -> None:
+    found = _attempt(compressor, data, max_size, what)
+    if found is not None:
+        fail(f"{what} returned {len(found)} bytes: {why}")
+
+
+def _expect_too_large(compressor: Compressor, data: bytes, max_size: int) -> None:
+    try:
+        found = compressor.decompress(data, max_size)
+    except BodyTooLarge:
+        return
+    except BaseException as error:
+        ordinary(error, "decompressing a bomb")
+        fail(f"decompressing a bomb raised {type(error).__name__}; the interface wants leveret.errors.BodyTooLarge")
+    fail(f"decompressing a bomb with max_size {max_size} returned {len(found)} bytes")
