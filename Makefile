@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard cext/leveret/*)
+PLUGINS := $(sort $(wildcard plugins/leveret-*))
+PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcard $(plugin)/src/*/* $(plugin)/src/*/*/*))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -12,7 +14,7 @@ SOURCES := $(wildcard cext/leveret/*)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: $(VENV)/.built ## make .venv with everything needed, and build the extension modules
+setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, build the extension modules, install the plugins
 	@:
 
 demo: setup ## publish and consume typed orders on the embedded broker
@@ -42,9 +44,10 @@ rabbitmq: ## install the RabbitMQ server that the tests need
 	@tools/rabbitmq.sh ensure
 
 clean: ## remove what was built, and caches (the installed tools in .venv stay)
-	@rm -rf build dist sdk/leveret.egg-info $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf build dist sdk/leveret.egg-info $(VENV)/.built $(VENV)/.plugins $(PLUGINS:%=%/build) plugins/*/src/*.egg-info
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@rm -f sdk/leveret/*.so
-	@find sdk tests asv_bench examples cext -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	@find sdk plugins tests asv_bench examples cext -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Builds as well; when only sources changed, building is enough.
 define INSTALL
@@ -53,6 +56,16 @@ echo "installing dependencies and building the extension modules (about a minute
 $(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'; \
 $(BIN)/python -m pip install -qq --group dev; \
 $(BIN)/python -m pip install -qq --no-build-isolation --editable '.[cli]'
+endef
+
+# As wheels, because that is what their users get; what a removed module left in build/ would get into them.
+define INSTALL_PLUGINS
+set -e; \
+echo "installing the plugins"; \
+rm -rf $(PLUGINS:%=%/build) plugins/*/src/*.egg-info; \
+$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation $(PLUGINS:%=./%) \
+    $(PLUGINS:%=--group %/pyproject.toml:test); \
+rm -rf $(PLUGINS:%=%/build) plugins/*/src/*.egg-info
 endef
 
 # Says why an interpreter will not do.
@@ -81,4 +94,8 @@ $(VENV)/.made:
 $(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(SOURCES)
 	@command -v "$${CC:-cc}" >/dev/null || { echo "a C compiler is needed (Debian: apt-get install gcc)" >&2; exit 1; }
 	@$(if $(filter-out cext/%,$?),$(INSTALL),$(BIN)/python setup.py -q build_ext --inplace)
+	@touch $@
+
+$(VENV)/.plugins: $(VENV)/.made pyproject.toml setup.py $(PLUGIN_SOURCES) | $(VENV)/.built
+	@$(INSTALL_PLUGINS)
 	@touch $@

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
 BLOCK = re.compile(r"^```(?P<fence>[^\n`]+)\n(?P<code>.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 DOCUMENTED_URL = "amqp://guest:guest@localhost"
 TIMEOUT = 30.0

@@ -15,18 +15,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_lat
 
 from leveret.errors import ConfigurationError
 from leveret.plugins import Metric, PluginRegistry
-from leveret.testing import MetricsConformance
 
 ORDERS = 'leveret_publishings_messages_total{client="billing",exchange="orders"}'
 UNSETTLED = Metric("deliveries_unsettled", "gauge", "messages", "Deliveries being worked on.", ("client", "queue"))
 GAUGE = 'leveret_deliveries_unsettled_messages{client="billing",queue="work"}'
-
-
-class TestConformance(MetricsConformance):
-    @pytest.fixture
-    def spec(self):
-        (spec,) = leveret_prometheus.leveret_metrics()
-        return spec
 
 
 def test_sink_is_found_when_the_wheel_is_installed() -> None:

@@ -1,7 +1,8 @@
 """Commands that plugins add to `leveret`.
 
-Finding them means importing plugins, so it is done only when somebody asks: for `leveret --help`, for completion, and for
-a command that the core does not have. Whatever goes wrong then is a note; it never keeps a command of the core from running.
+Finding them means importing plugins, so it is done only when somebody asks: for `leveret --help`, for completion, and
+for a command that the core does not have. Whatever goes wrong then is a note; it never keeps a command of the core from
+running.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def new(name: str, kind: str, directory: Path) -> None:
 
     Nothing that exists is overwritten.
     """
-    from leveret.cli.template import files
+    from leveret.cli.template import KINDS, files
 
     name = _plugin_name(name, kind)
     folder = directory / f"{_PREFIX}{name}"
@@ -193,7 +193,7 @@ def new(name: str, kind: str, directory: Path) -> None:
                 stream.write(text)
     except OSError as error:
         raise CommandFailed(f"cannot write {error.filename or folder}: {error.strerror}") from error
-    click.echo(f"Wrote a {kind} to {folder}. Next:\n")
+    click.echo(f"Wrote a {KINDS[kind].what} to {folder}. Next:\n")
     for command in (
         f"cd {shlex.quote(str(folder))}",
         "pip install --editable . --group test",

@@ -261,29 +261,29 @@ def _problem(spec: Any) -> str:
         function = getattr(spec, name, None)
         if hasattr(spec, name) and not callable(function) and (needed or function is not None):
             return f"its {name} is a {type(function).__name__}, which cannot be called"
-    pattern = _CONTENT_TYPE if isinstance(spec, SerializerSpec) else _CONTENT_ENCODING
-    keys: Any = ()
+    for name in ("aliases", "parts"):
+        texts = getattr(spec, name, ())
+        # A lone text is a sequence of letters, which nobody means.
+        good = not isinstance(texts, str) and isinstance(texts, Iterable) and all(isinstance(t, str) for t in texts)
+        if not good or (name == "parts" and hasattr(spec, name) and not texts):
+            return f"its {name} are {texts!r}; they must be a list of text"
     if isinstance(spec, SerializerSpec):
-        keys = (spec.content_type, *_strings(spec.aliases))
-    elif isinstance(spec, CompressorSpec):
-        keys = (spec.content_encoding, *_strings(spec.aliases))
+        return _key_problem("content type", _CONTENT_TYPE, spec.content_type, *spec.aliases)
+    if isinstance(spec, CompressorSpec):
         levels: object = spec.levels
         if not (isinstance(levels, tuple) and list(map(type, levels)) == [int, int] and levels[0] <= levels[1]):
             return f"its levels are {levels!r}; they must be (lowest, highest)"
-    elif isinstance(spec, CompositeSpec):
-        if not spec.parts or not all(isinstance(part, str) for part in _strings(spec.parts)):
-            return "its parts must be names of serializers"
-    elif isinstance(spec, PolicySpec) and spec.kind not in _POLICY_KINDS:
+        return _key_problem("content encoding", _CONTENT_ENCODING, spec.content_encoding, *spec.aliases)
+    if isinstance(spec, PolicySpec) and spec.kind not in _POLICY_KINDS:
         return f"its kind is {spec.kind!r}; it must be one of {', '.join(_POLICY_KINDS)}"
-    for key in keys:
-        if not isinstance(key, str) or not pattern.fullmatch(key) or len(key) > 255:
-            return f"{key!r} is not a {'content type' if pattern is _CONTENT_TYPE else 'content encoding'}"
     return ""
 
 
-def _strings(value: Any) -> tuple[Any, ...]:
-    # A lone string is a sequence of letters, which nobody means.
-    return (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+def _key_problem(what: str, pattern: re.Pattern[str], *keys: object) -> str:
+    for key in keys:
+        if not isinstance(key, str) or not pattern.fullmatch(key) or len(key) > 255:
+            return f"{key!r} is not a {what}"
+    return ""
 
 
 def describe(error: BaseException) -> str:

@@ -103,7 +103,9 @@ def ordinary(error: BaseException, what: str, *, recursion: bool = False) -> Non
     if isinstance(error, MemoryError):
         fail(f"{what} raised MemoryError: it allocates by what foreign data claims; allocate by what is there")
     if isinstance(error, RecursionError) and not recursion:
-        fail(f"{what} raised RecursionError on data that is not nested deeply; the interface wants an ordinary Exception")
+        fail(
+            f"{what} raised RecursionError on data that is not nested deeply; the interface wants an ordinary Exception"
+        )
     if not isinstance(error, Exception):
         fail(f"{what} raised {type(error).__name__}, which is no Exception: it would end the program that calls it")
 

@@ -54,7 +54,7 @@ def plain_values() -> list[tuple[Any, Any]]:
     """The default value table: what JSON can say, and one Struct and one dataclass with their models."""
     numbers = [0, 1, -1, 127, 128, 255, 256, 65_535, 65_536, 2**31, -(2**31), 2**53, -(2**53)]
     floats = [0.5, -0.1, 1.0, 1e300, -1.7976931348623157e308, 5e-324]
-    texts = ["", "a", "Grüße", "日本語", "\N{LEVEL SLIDER}\U0001f407", "\x00\x1f\"\\/\u2028", "leveret " * 20_000]
+    texts = ["", "a", "Grüße", "日本語", "\N{LEVEL SLIDER}\U0001f407", '\x00\x1f"\\/\u2028', "leveret " * 20_000]
     containers: list[Any] = [
         [],
         {},
@@ -210,7 +210,9 @@ class SerializerConformance(Conformance):
                     "ConfigurationError(..., option='model') for a model that it cannot decode into"
                 )
             else:
-                require(callable(decode), f"decoder({model!r}) returned a {type(decode).__name__}, which is no function")
+                require(
+                    callable(decode), f"decoder({model!r}) returned a {type(decode).__name__}, which is no function"
+                )
 
     # ------------------------------------------------------------------ bad bodies
 
@@ -238,9 +240,7 @@ class SerializerConformance(Conformance):
 
         in_child(check, "decoding bodies that are cut off")
 
-    def test_random_bodies_raise_ordinary_exceptions(
-        self, spec: SerializerSpec, values: list[tuple[Any, Any]]
-    ) -> None:
+    def test_random_bodies_raise_ordinary_exceptions(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
         """Random bytes, up to 1 MiB, are decoded or refused; nothing else happens, and a model's decoder returns it."""
 
         def check() -> None:
@@ -407,9 +407,7 @@ def _decoders(serializer: Serializer, values: list[tuple[Any, Any]]) -> Iterator
             yield model, _decoder(serializer, model)
 
 
-def _attempt(
-    function: Callable[[Any], Any], argument: Any, what: str, *, recursion: bool = False
-) -> tuple[bool, Any]:
+def _attempt(function: Callable[[Any], Any], argument: Any, what: str, *, recursion: bool = False) -> tuple[bool, Any]:
     """Calls a function that may raise, but only what is ordinary; returns whether it returned, and what."""
     try:
         return True, function(argument)

@@ -29,8 +29,8 @@ _NOBODY: Final = AsyncRetrying()
 class Backoff(abc.ABC):
     """What all delays have in common: they depend on the number of failed attempts and on nothing that was before."""
 
-    def __post_init__(self) -> None:
-        """Checks the options; each class checks its own, and then asks the next."""
+    def __post_init__(self) -> None:  # noqa: B027 - the end of the chain, which each class calls with super()
+        """Checks the options."""
 
     @abc.abstractmethod
     def delay(self, attempt: int, /) -> float:

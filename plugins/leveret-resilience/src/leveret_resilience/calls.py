@@ -114,9 +114,9 @@ def guard(
 ) -> Callable[[Value, Incoming], Coroutine[Any, Any, bool | None]]:
     """Puts a retry policy and a circuit breaker around a consumer's handler.
 
-    The handler is tried again in the same delivery, before the message goes back to its queue: its worker is taken for as
-    long as that lasts. A result is no failure, False neither. When the breaker is open the handler is not run, and the
-    consumer gets `CircuitOpen`. A handler that settles its message itself must do it last.
+    The handler is tried again in the same delivery, before the message goes back to its queue: its worker is taken for
+    as long as that lasts. A result is no failure, False neither. When the breaker is open the handler is not run, and
+    the consumer gets `CircuitOpen`. A handler that settles its message itself must do it last.
 
     Args:
         handler: `async def handler(value, message)`.
@@ -166,14 +166,19 @@ async def _attempts(
 ) -> T:
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
+
+    async def once() -> T:
+        if deadline is None:
+            return await started(function, *args)
+        async with asyncio.timeout_at(deadline):
+            return await started(function, *args)
+
     attempt = 0
     while True:
         attempt += 1
         try:
-            if breaker is None:
-                return await _attempt(deadline, function, *args)
             # The time limit is inside, so that the breaker takes what hangs for a failure and not for a cancellation.
-            return await breaker.call(_attempt, deadline, function, *args)
+            return await (once() if breaker is None else breaker.call(once))
         except Exception as error:
             delay = policy.next_delay(attempt, error)
             if delay is None:
@@ -185,13 +190,6 @@ async def _attempts(
                 raise _exhausted(attempt, error, f" in {timeout:g} s") from error
             logger.info("attempt %d failed with %s; the next one in %.3g s", attempt, type(error).__name__, delay)
         await sleep(delay)
-
-
-async def _attempt(deadline: float | None, function: Callable[[*Arguments], Awaitable[T]], /, *args: *Arguments) -> T:
-    if deadline is None:
-        return await started(function, *args)
-    async with asyncio.timeout_at(deadline):
-        return await started(function, *args)
 
 
 def _exhausted(attempts: int, error: Exception, within: str) -> AttemptsExhausted:

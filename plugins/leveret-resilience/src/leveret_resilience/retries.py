@@ -43,7 +43,7 @@ def is_transient(error: BaseException, *, retry_unknown: bool = False) -> bool:
     | error | |
     |---|---|
     | `PublishError` with outcome NACKED or NOT_SENT, `BackpressureError` | yes: the broker does not have the message |
-    | `PublishError` with outcome UNKNOWN, `OperationTimeout`, `ConnectionLost`, `ConnectionClosed` | with `retry_unknown` |
+    | outcome UNKNOWN, `OperationTimeout`, `ConnectionLost`, `ConnectionClosed` | only with `retry_unknown` |
     | `PublishError` with outcome RETURNED | no: there is no binding for it |
     | `ConnectFailed`, `ResourceLocked` | yes, but not `TLSVerificationError` |
     | every other error of Leveret, such as `ConfigurationError`, `EncodeFailed`, `NotFound`, `CircuitOpen` | no |

@@ -8,6 +8,7 @@ replaced.
 from __future__ import annotations
 
 import importlib.resources
+import re
 import string
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +27,7 @@ class Kind:
         hook: Its hook.
         spec: What the hook returns.
         kit: Its conformance kit.
-        fixtures: What its test needs beyond `spec`.
+        dependencies: What it needs beside Leveret.
         settings: How the README's program makes the client's settings.
         connect: How its client uses it.
         producer: How its producer uses it.
@@ -36,22 +37,11 @@ class Kind:
     hook: str
     spec: str
     kit: str
-    fixtures: str = ""
+    dependencies: tuple[str, ...] = ()
     settings: str = ""
     connect: str = ""
     producer: str = ""
 
-
-_VALUES: Final = """
-    @pytest.fixture
-    def values(self) -> list[tuple[object, object]]:
-        return [
-            ({}, None),
-            ({"hello": "world"}, dict),
-            ({"a=b": "&;%+", "": "", "line\\n": "\\u00e9\\U0001f407"}, None),
-            ({str(number): "x" * number for number in range(100)}, None),
-        ]
-"""
 
 KINDS: Final = {
     "serializer": Kind(
@@ -59,7 +49,7 @@ KINDS: Final = {
         hook="leveret_serializers",
         spec="SerializerSpec",
         kit="SerializerConformance",
-        fixtures=_VALUES,
+        dependencies=("msgspec>=0.19",),
         producer='serializer="$name"',
     ),
     "compressor": Kind(
@@ -86,6 +76,9 @@ KINDS: Final = {
     ),
 }
 
+#: What Leveret's own linting needs: here `leveret` is our own package, there it is not.
+_NOQA: Final = re.compile(r"  # noqa: .*$", re.MULTILINE)
+
 _PYPROJECT: Final = """\
 [build-system]
 requires = ["setuptools>=77"]
@@ -107,7 +100,7 @@ classifiers = [
     "Programming Language :: Python :: 3",
     "Typing :: Typed",
 ]
-dependencies = ["leveret$versions"]
+dependencies = [$dependencies]
 
 [project.entry-points."leveret.plugins"]
 $name = "$module"
@@ -216,7 +209,7 @@ def files(name: str, kind: str) -> dict[str, str]:
         "name": name,
         "module": module,
         "distribution": f"leveret-{name}",
-        "versions": _compatible(__version__),
+        "dependencies": ", ".join(f'"{each}"' for each in (_leveret(), *its.dependencies)),
         "what": its.what,
         "hook": its.hook,
         "spec": its.spec,
@@ -224,18 +217,19 @@ def files(name: str, kind: str) -> dict[str, str]:
     }
     words |= {key: string.Template(getattr(its, key)).substitute(words) for key in ("settings", "connect", "producer")}
     source = importlib.resources.files(__name__).joinpath(f"{kind}.py").read_text(encoding="utf-8")
+    source = _NOQA.sub("", source)
     texts = {
         "pyproject.toml": _PYPROJECT,
         "README.md": _README,
         "CHANGELOG.md": _CHANGELOG,
         f"src/{module}/__init__.py": source,
         f"src/{module}/py.typed": "",
-        f"tests/test_{module}.py": _TEST + its.fixtures,
+        f"tests/test_{module}.py": _TEST,
     }
     return {path: string.Template(text).substitute(words) for path, text in texts.items()}
 
 
-def _compatible(version: str) -> str:
-    """The versions that promise to work with a plugin that was made with this one."""
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return f">={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"
+def _leveret() -> str:
+    """The requirement of the versions that promise to work with a plugin that was made with this one."""
+    major, minor = (int(part) for part in __version__.split(".")[:2])
+    return f"leveret>={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"

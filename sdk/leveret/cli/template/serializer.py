@@ -1,78 +1,64 @@
 """$distribution: a serializer for Leveret.
 
-It takes dictionaries of text and writes them as HTML forms are written, which any
-language can read. Put your own format in its place: what the two functions must do is
-said in `leveret.plugins.Serializer`.
+It writes JSON, by the standard library. Put your own format in the place of `_dumps` and
+`_loads`; msgspec turns models into the plain values that such formats know, and back.
+What the two functions must do is said in `leveret.plugins.Serializer`.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001
 
+import json
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode
 
+import msgspec
 from leveret.errors import ConfigurationError
 from leveret.plugins import SerializerSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FormSerializer", "leveret_serializers"]
+__all__ = ["PlainSerializer", "leveret_serializers"]
 
 
-class FormSerializer:
-    """Dictionaries of text as `key=value&key=value`, percent-encoded.
+class PlainSerializer:
+    """Plain values, and models that msgspec knows, as text.
 
     One object serves one producer or one consumer, in one thread.
     """
 
     def encode(self, value: Any, /) -> bytes:
-        """Encodes a dictionary of text.
-
-        Args:
-            value: The dictionary; its keys and values must be `str`.
-
-        Returns:
-            The body, which is ASCII.
-
-        Raises:
-            TypeError: It is something else.
-        """
-        if not isinstance(value, dict):
-            raise TypeError(f"takes a dict, not {type(value).__name__}")
-        for part in (part for pair in value.items() for part in pair):
-            if not isinstance(part, str):
-                raise TypeError(f"takes text, not {type(part).__name__}")
-        return urlencode(value).encode("ascii")
+        """Encodes a value; raises TypeError when it is of a type that it does not know."""
+        return _dumps(msgspec.to_builtins(value, str_keys=True))
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
         """Makes the function that decodes a body.
 
         Args:
-            model: `dict`, or None, which is the same.
+            model: A Struct, dataclass, TypedDict or the like; None for plain values.
 
         Returns:
-            The function. It raises ValueError for a body that is no form.
+            The function. It raises ValueError for a body that is not the model.
 
         Raises:
-            ConfigurationError: The model is something else.
+            ConfigurationError: The model is nothing that msgspec knows.
         """
-        if model not in (None, dict):
-            problem = f"$name decodes into dict, not {model!r}"
-            raise ConfigurationError(problem, option="model")
-        return _decode
+        if model is None:
+            return _loads
+        try:
+            # This looks at the whole model; `convert` would find out at the first body.
+            msgspec.json.Decoder(model)
+        except TypeError as error:
+            problem = f"$name cannot decode into {model!r}: {error}"
+            raise ConfigurationError(problem, option="model") from error
+        return lambda body: msgspec.convert(_loads(body), model, str_keys=True)
 
 
-def _decode(body: bytes) -> dict[str, str]:
-    pairs = parse_qsl(
-        body.decode("ascii"),
-        keep_blank_values=True,
-        strict_parsing=bool(body),
-        errors="strict",
-    )
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key is there twice")
-    return value
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _loads(body: bytes) -> Any:
+    return json.loads(body)
 
 
 @hookimpl
@@ -82,7 +68,7 @@ def leveret_serializers() -> list[SerializerSpec]:
         SerializerSpec(
             name="$name",
             content_type="application/x-$name",
-            factory=FormSerializer,
+            factory=PlainSerializer,
             api_version=1,
         )
     ]

@@ -1,0 +1,139 @@
+"""Spans around handlers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind
+
+from leveret.errors import ConfigurationError
+from leveret.plugins import Delivery
+from leveret_opentelemetry._conventions import (
+    CONVERSATION_ID,
+    DELIVERY_TAG,
+    MESSAGE_ID,
+    SCHEMA_URL,
+    SCOPE,
+    __version__,
+    checked,
+    describe,
+    logger,
+    record_exception,
+    set_error,
+    text,
+)
+from leveret_opentelemetry._propagation import extract
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.trace import TracerProvider
+
+__all__ = ["traced"]
+
+T = TypeVar("T")
+D = TypeVar("D", bound=Delivery)
+R = TypeVar("R")
+
+
+def traced(
+    handler: Callable[[T, D], Awaitable[R]],
+    tracer_provider: TracerProvider | None = None,
+    propagator: TextMapPropagator | None = None,
+    *,
+    queue: str = "",
+    linked: bool = False,
+    record_exceptions: bool = True,
+) -> Callable[[T, D], Coroutine[Any, Any, R]]:
+    """Puts a span around a consumer's handler.
+
+    It is a CONSUMER span of OpenTelemetry's conventions for RabbitMQ, the current one while the handler runs, and ends
+    with it. It is a child of the publishing's span, whose context came in the message's headers, and linked to it; a
+    span that was the current one when the handler was called is linked, too. A batch's messages are children of the
+    batch's span. What is wrong in the headers is ignored.
+
+    The handler's result is returned, and what it raises is recorded and raised again, cancellation included.
+
+    Args:
+        handler: What `Consumer.run` takes: `async def handler(value, message)`, or an object with such a `__call__`.
+        tracer_provider: Where spans go; the process's by default.
+        propagator: Reads the context; the process's by default.
+        queue: The consumer's queue, to name it in the span; a message does not say it.
+        linked: Begin no child of the publishing's span, but a trace of its own (or a child of the current span), which
+            is linked to it. For batches of thousands of messages, and for messages that wait for hours.
+        record_exceptions: Tell exceptions with text and traceback. The text is the handler's own, which may quote the
+            message; otherwise only the type is told.
+
+    Returns:
+        A coroutine function that takes what the handler takes.
+
+    Raises:
+        ConfigurationError: An argument is something else.
+
+    Example:
+        >>> @traced
+        ... async def handler(order, message):
+        ...     print(order)
+    """
+    candidate: object = handler  # the type promises a coroutine function; a caller without a type checker may not
+    if not (
+        inspect.iscoroutinefunction(candidate)
+        or (callable(candidate) and inspect.iscoroutinefunction(type(candidate).__call__))
+    ):
+        raise ConfigurationError(
+            f"the handler must be an `async def` function of (value, message), not {handler!r}", option="handler"
+        )
+    if tracer_provider is not None:
+        checked("tracer_provider", tracer_provider, "get_tracer")
+    if propagator is not None:
+        checked("propagator", propagator, "inject", "extract")
+    tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL)
+
+    # Not the handler's __dict__: that of an object is its state.
+    @functools.partial(functools.update_wrapper, wrapped=handler, updated=())
+    async def handle(value: T, message: D) -> R:
+        ambient = contexts.get_current()
+        name, attributes, headers = _read(message, queue)
+        context, creation = extract(propagator, headers, ambient)
+        links = [Link(creation)] if creation.is_valid else []
+        outer = trace.get_current_span(ambient)
+        if creation.is_valid:
+            if linked:
+                context = trace.set_span_in_context(outer, context)
+            elif outer.get_span_context().is_valid:
+                links.append(Link(outer.get_span_context()))
+        span = tracer.start_span(name, context, SpanKind.CONSUMER, attributes, links)
+        token = contexts.attach(trace.set_span_in_context(span, context))
+        try:
+            return await handler(value, message)
+        except BaseException as error:
+            if span.is_recording():
+                set_error(span, error, record=record_exceptions)
+                if record_exceptions and isinstance(error, Exception):
+                    record_exception(span, error)
+            raise
+        finally:
+            contexts.detach(token)
+            span.end()
+
+    return handle
+
+
+def _read(message: Delivery, queue: str) -> tuple[str, dict[str, Any], object]:
+    """What a message says of itself: the span's name and attributes, and the headers."""
+    name, attributes = describe("process", "process", text(message.exchange), text(message.routing_key), text(queue))
+    attributes[DELIVERY_TAG] = message.delivery_tag
+    try:
+        # Properties are decoded when they are first looked at, and may be malformed.
+        for attribute, value in ((MESSAGE_ID, message.message_id), (CONVERSATION_ID, message.correlation_id)):
+            if printed := text(value):
+                attributes[attribute] = printed
+        return name, attributes, message.headers
+    except Exception as error:
+        logger.debug("the properties of a message are ignored: %s", type(error).__name__, exc_info=True)
+        return name, attributes, None

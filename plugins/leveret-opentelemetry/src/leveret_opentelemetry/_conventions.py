@@ -1,0 +1,149 @@
+"""OpenTelemetry's semantic conventions for RabbitMQ, version 1.44, as far as they are followed here.
+
+The package that has these names keeps them in a private module and changes them in minor releases, so they are written
+down. A test compares them with the package.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.trace import StatusCode
+
+from leveret.errors import ConfigurationError, LeveretError, printable
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+__version__ = "0.1.0"
+
+logger = logging.getLogger("leveret.opentelemetry")
+
+SCOPE: Final = "leveret_opentelemetry"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+
+SYSTEM: Final = "messaging.system"
+RABBITMQ: Final = "rabbitmq"
+OPERATION_NAME: Final = "messaging.operation.name"
+OPERATION_TYPE: Final = "messaging.operation.type"
+DESTINATION: Final = "messaging.destination.name"
+ANONYMOUS: Final = "messaging.destination.anonymous"
+ROUTING_KEY: Final = "messaging.rabbitmq.destination.routing_key"
+DELIVERY_TAG: Final = "messaging.rabbitmq.message.delivery_tag"
+MESSAGE_ID: Final = "messaging.message.id"
+CONVERSATION_ID: Final = "messaging.message.conversation_id"
+MESSAGE_COUNT: Final = "messaging.batch.message_count"
+ERROR_TYPE: Final = "error.type"
+EXCEPTION_MESSAGE: Final = "exception.message"
+EXCEPTION_STACKTRACE: Final = "exception.stacktrace"
+
+#: Not in the conventions: how a publishing ended (`leveret.Outcome`, lower case), and how many of a batch were
+#: confirmed.
+OUTCOME: Final = "leveret.outcome"
+CONFIRMED_COUNT: Final = "leveret.batch.confirmed_count"
+FAILED_COUNT: Final = "leveret.batch.failed_count"
+
+#: Longest text taken from an exception, in characters.
+_LONGEST_TEXT: Final = 1024
+_LONGEST_STACKTRACE: Final = 16 * 1024
+
+
+def text(value: object) -> str:
+    """Makes an AMQP short string fit for an attribute.
+
+    Names that are not UTF-8 come in as surrogates. Exporters cannot write those, and would lose a whole batch of spans
+    for one of them.
+
+    Args:
+        value: A string, or something that is none.
+
+    Returns:
+        The string, printable; empty for anything else.
+    """
+    return printable(value) if isinstance(value, str) else ""
+
+
+def checked(option: str, value: Any, *names: str) -> None:
+    """Refuses an argument that lacks a method.
+
+    Raises:
+        ConfigurationError: It does; the error names the argument.
+    """
+    for name in names:
+        if not callable(getattr(value, name, None)):
+            raise ConfigurationError(f"{option} has no {name}(): it is {type(value).__name__}", option=option)
+
+
+def describe(operation: str, kind: str, exchange: str, routing_key: str, queue: str = "") -> tuple[str, dict[str, Any]]:
+    """Names a span, and says what it is about.
+
+    The span's name has the queue, or else the exchange, or else (default exchange) the routing key, which then is a
+    queue's name. It never has the routing key of another exchange: those may be different for each message, and span
+    names are what backends group by. Queues with names that brokers generate ("amq.gen-...") are left out of it, too.
+
+    Args:
+        operation: The operation's name in Leveret: "publish" or "process".
+        kind: Its type in the conventions: "send" or "process".
+        exchange: The exchange.
+        routing_key: The routing key.
+        queue: The queue of a consumer, if it is known.
+
+    Returns:
+        The span's name and its first attributes.
+    """
+    parts = [part for part in (exchange, routing_key) if part]
+    if queue and queue != routing_key:
+        parts.append(queue)
+    attributes: dict[str, Any] = {
+        SYSTEM: RABBITMQ,
+        OPERATION_NAME: operation,
+        OPERATION_TYPE: kind,
+        DESTINATION: ":".join(parts) or "amq.default",
+    }
+    if routing_key:
+        attributes[ROUTING_KEY] = routing_key
+    target = queue or exchange or routing_key
+    if (target == queue or not exchange) and target.startswith("amq."):
+        # Queues of this prefix are the broker's: server-named ones, and those for direct reply-to.
+        attributes[ANONYMOUS] = True
+        target = exchange
+    return f"{operation} {target}".rstrip(), attributes
+
+
+def set_error(span: Span, error: BaseException, *, record: bool) -> None:
+    """Says on a span that its operation failed.
+
+    Args:
+        span: The span.
+        error: Why.
+        record: Whether the error's own text may be told. Leveret's errors have neither bodies nor credentials in
+            theirs; others may.
+    """
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    span.set_attribute(ERROR_TYPE, name)
+    description = _told(error) if record or isinstance(error, LeveretError) else None
+    span.set_status(StatusCode.ERROR, description)
+
+
+def record_exception(span: Span, error: BaseException) -> None:
+    """Adds an exception event, with the traceback, to a span; never raises."""
+    try:
+        trace = "".join(traceback.format_exception(error))[-_LONGEST_STACKTRACE:]
+        span.record_exception(error, {EXCEPTION_MESSAGE: _told(error), EXCEPTION_STACKTRACE: _writable(trace)})
+    except Exception:
+        # The SDK asks for str(error), which is somebody else's code.
+        logger.debug("an exception could not be recorded: %s", type(error).__name__, exc_info=True)
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return _writable(str(error)[:_LONGEST_TEXT])
+    except Exception:
+        return ""
+
+
+def _writable(value: str) -> str:
+    return value.encode("utf-8", "backslashreplace").decode()

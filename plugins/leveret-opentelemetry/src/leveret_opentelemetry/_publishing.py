@@ -1,0 +1,157 @@
+"""Spans around publishing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind, StatusCode
+
+from leveret.errors import PublishError
+from leveret_opentelemetry._conventions import (
+    CONFIRMED_COUNT,
+    CONVERSATION_ID,
+    FAILED_COUNT,
+    MESSAGE_COUNT,
+    MESSAGE_ID,
+    OUTCOME,
+    SCHEMA_URL,
+    SCOPE,
+    __version__,
+    checked,
+    describe,
+    set_error,
+    text,
+)
+from leveret_opentelemetry._propagation import creation_context, headers_with_context
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Iterator
+
+    from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.trace import Span, TracerProvider
+
+    from leveret.message import BatchResult, Receipt
+    from leveret.plugins import Publisher
+
+__all__ = ["TracingPublisher"]
+
+
+class TracingPublisher:
+    """Publishes through another publisher, with a span for each call, and the span's context in the message's headers.
+
+    * `publish`: a span from the call to the outcome.
+    * `publish_batch`: one span for the whole batch, whose context all its messages carry.
+    * `publish_nowait`: a span of the call alone; it ends before the outcome is known, with outcome "pending".
+
+    The spans are PRODUCER spans of OpenTelemetry's conventions for RabbitMQ. They say how publishings ended, and never
+    hold a body. Headers of the caller are kept, and the mapping is not changed. When they hold a trace context already,
+    as those of a message that is passed on do, that one stays, and the span (then CLIENT) is linked to it.
+
+    A wrapper that publishes again after failures belongs inside for one span in all, outside for one for each attempt.
+
+    Args:
+        publisher: A `leveret.Producer` or another wrapper.
+        tracer_provider: Where spans go; the process's by default.
+        propagator: Writes the context; the process's by default: W3C `traceparent`, `tracestate` and `baggage`, unless
+            `OTEL_PROPAGATORS` says otherwise.
+        exchange: The exchange to name when a call does not; that of the producer's settings by default. Needed only
+            for publishers that have no settings.
+
+    Raises:
+        ConfigurationError: An argument is something else.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        tracer_provider: TracerProvider | None = None,
+        propagator: TextMapPropagator | None = None,
+        *,
+        exchange: str | None = None,
+    ) -> None:
+        checked("publisher", publisher, "publish", "publish_nowait", "publish_batch", "flush")
+        if tracer_provider is not None:
+            checked("tracer_provider", tracer_provider, "get_tracer")
+        if propagator is not None:
+            checked("propagator", propagator, "inject", "extract")
+        self._publisher = publisher
+        self._propagator = propagator
+        self._exchange = getattr(getattr(publisher, "settings", None), "exchange", "") if exchange is None else exchange
+        self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL)
+
+    def __repr__(self) -> str:
+        return f"<TracingPublisher {self._publisher!r}>"
+
+    async def publish(self, value: Any, routing_key: str = "", **options: Any) -> Receipt:
+        """Publishes one value and waits for its outcome; see `leveret.Producer.publish`."""
+        with self._span(routing_key, options, single=True) as span:
+            receipt = await self._publisher.publish(value, routing_key, **options)
+            span.set_attribute(OUTCOME, receipt.outcome.name.lower())
+            return receipt
+
+    def publish_nowait(self, value: Any, routing_key: str = "", **options: Any) -> Awaitable[Receipt]:
+        """Publishes one value without waiting; see `leveret.Producer.publish_nowait`.
+
+        Returns:
+            The publisher's own ticket. What becomes of it is not in the span: that is what `publish` is for.
+        """
+        with self._span(routing_key, options, single=True) as span:
+            ticket = self._publisher.publish_nowait(value, routing_key, **options)
+            span.set_attribute(OUTCOME, "pending")
+            return ticket
+
+    async def publish_batch(self, values: Iterable[Any], routing_key: str = "", **options: Any) -> BatchResult:
+        """Publishes values and waits for all their outcomes; see `leveret.Producer.publish_batch`.
+
+        The span is an error when one of them failed, with the type of the first failure.
+        """
+        with self._span(routing_key, options, single=False) as span:
+            if isinstance(values, Sized):
+                span.set_attribute(MESSAGE_COUNT, len(values))
+            result = await self._publisher.publish_batch(values, routing_key, **options)
+            span.set_attribute(MESSAGE_COUNT, result.count)
+            span.set_attribute(CONFIRMED_COUNT, result.confirmed)
+            span.set_attribute(FAILED_COUNT, len(result.failures))
+            if result.failures:
+                set_error(span, result.failures[min(result.failures)], record=False)
+                span.set_status(StatusCode.ERROR, f"{len(result.failures)} of {result.count} publishings failed")
+            return result
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Waits for the outcomes of what was published; see `leveret.Producer.flush`. It has no span."""
+        await self._publisher.flush(timeout)
+
+    @contextmanager
+    def _span(self, routing_key: str, options: dict[str, Any], *, single: bool) -> Iterator[Span]:
+        """Makes a span the current one, and puts its context into the options' headers."""
+        exchange = options.get("exchange", self._exchange)
+        name, attributes = describe("publish", "send", text(exchange), text(routing_key))
+        if single:
+            for attribute, option in ((MESSAGE_ID, "message_id"), (CONVERSATION_ID, "correlation_id")):
+                if value := text(options.get(option)):
+                    attributes[attribute] = value
+        headers = options.get("headers")
+        custom = creation_context(self._propagator, headers)
+        span = self._tracer.start_span(
+            name,
+            kind=SpanKind.CLIENT if custom.is_valid else SpanKind.PRODUCER,
+            attributes=attributes,
+            links=[Link(custom)] if custom.is_valid else None,
+        )
+        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            if not custom.is_valid and (headers is None or isinstance(headers, Mapping)):
+                # Anything else is refused by the producer, by its name.
+                enriched = headers_with_context(self._propagator, headers, trace.set_span_in_context(span))
+                if enriched is not headers:
+                    options["headers"] = enriched
+            try:
+                yield span
+            except BaseException as error:
+                if isinstance(error, PublishError):
+                    span.set_attribute(OUTCOME, error.outcome.name.lower())
+                # No exception event: the traceback tells the cause's text, which may tell the value.
+                set_error(span, error, record=False)
+                raise

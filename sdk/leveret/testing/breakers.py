@@ -1,0 +1,286 @@
+"""The conformance kit of circuit breakers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from leveret.errors import CircuitOpen
+from leveret.plugins.interfaces import CircuitBreaker
+from leveret.testing.base import Conformance, fail, ordinary, override, require
+from leveret.testing.policies import some_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["CircuitBreakerConformance", "KitClock"]
+
+#: Failures in a row after which every breaker should have opened, and trials after which it should have decided.
+_MANY: Final = 10_000
+_TRIALS: Final = 1000
+#: Seconds within which an open breaker must allow a trial.
+_PATIENCE: Final = 3600
+
+
+class KitClock:
+    """A monotonic clock that stands still until it is told to go on.
+
+    Attributes:
+        now: What it shows, in seconds.
+    """
+
+    def __init__(self) -> None:
+        # Not 0, which monotonic clocks may show and code may take for "never".
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class CircuitBreakerConformance(Conformance):
+    """Checks a circuit breaker against `leveret.plugins.CircuitBreaker`, with a clock that the kit moves.
+
+    Subclass it in a class named `Test...` and override the fixture `make_breaker`, which returns a function that takes
+    a clock (a function that returns seconds as a float, like `time.monotonic`) and returns a new, closed breaker that
+    reads no other clock. The breaker must open after at most 10,000 failures in a row and allow a trial after at most an
+    hour.
+
+    Example:
+        >>> import pytest
+        >>> class TestMyBreaker(CircuitBreakerConformance):
+        ...     @pytest.fixture
+        ...     def make_breaker(self):
+        ...         return lambda clock: MyBreaker(threshold=5, clock=clock)
+    """
+
+    @pytest.fixture
+    def make_breaker(self) -> Callable[[Callable[[], float]], CircuitBreaker]:
+        """Makes a breaker for a clock; override it."""
+        override(type(self), "make_breaker", "a function that takes a clock and returns your breaker")
+
+    @pytest.fixture
+    def clock(self) -> KitClock:
+        """The clock that the kit moves."""
+        return KitClock()
+
+    @pytest.fixture
+    def breaker(self, make_breaker: Callable[[Callable[[], float]], CircuitBreaker], clock: KitClock) -> CircuitBreaker:
+        """A breaker that reads the kit's clock."""
+        made = make_breaker(clock)
+        require(
+            isinstance(made, CircuitBreaker),
+            f"make_breaker returned a {type(made).__name__}; a breaker has `closed`, `before_call` and `record`",
+        )
+        return made
+
+    # ------------------------------------------------------------------ closed
+
+    def test_is_closed_at_first(self, breaker: CircuitBreaker) -> None:
+        """A new breaker lets everything through."""
+        require(breaker.closed is True, f"`closed` of a new breaker is {breaker.closed!r}, not True")
+        for _ in range(_TRIALS):
+            require(_allowed(breaker), "a new breaker refused a call with CircuitOpen")
+            breaker.record(1, 0)
+
+    def test_closed_is_a_plain_attribute(self, breaker: CircuitBreaker) -> None:
+        """`closed` is read for each call, so reading it must not run code."""
+        try:
+            found = inspect.getattr_static(breaker, "closed")
+        except AttributeError:
+            fail("`closed` is made by __getattr__; make it a plain attribute, which costs nothing to read")
+        require(
+            not isinstance(found, property) and not inspect.isfunction(getattr(type(found), "__get__", None)),
+            "`closed` is a property; make it a plain attribute, which costs nothing to read, and set it when the state "
+            "changes",
+        )
+
+    def test_stays_closed_while_calls_succeed(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """Successes alone never open it, however many and however fast."""
+        for step in (0.0, 0.001, 1.0, 100.0):
+            for _ in range(_TRIALS):
+                clock.now += step
+                breaker.record(10, 0, seconds=step)
+        require(breaker.closed is True, "it opened although no call ever failed")
+
+    def test_takes_every_error(self, breaker: CircuitBreaker) -> None:
+        """`record` never raises, whatever the error is, or when there is none."""
+        for error in (None, *some_errors()):
+            try:
+                breaker.record(1, 1, error=error)
+            except BaseException as raised:
+                ordinary(raised, f"record(1, 1, error={type(error).__name__})")
+                fail(f"record(1, 1, error={type(error).__name__}) raised {type(raised).__name__}; it must never raise")
+
+    def test_two_breakers_do_not_share_state(
+        self, make_breaker: Callable[[Callable[[], float]], CircuitBreaker], clock: KitClock
+    ) -> None:
+        """One that opens leaves the other closed."""
+        one, other = make_breaker(clock), make_breaker(clock)
+        require(one is not other, "make_breaker returned one object twice")
+        _open(one)
+        require(other.closed is True, "opening one breaker opened another: they share state")
+        require(_allowed(other), "opening one breaker made another refuse calls: they share state")
+
+    # ------------------------------------------------------------------ opening
+
+    def test_opens_after_many_failures(self, breaker: CircuitBreaker) -> None:
+        """At most 10,000 failures in a row open it."""
+        _open(breaker)
+
+    def test_opens_after_failures_that_come_at_once(self, breaker: CircuitBreaker) -> None:
+        """Failures may be recorded many at a time, as those of a batch are."""
+        breaker.record(0, _MANY, error=OSError())
+        require(breaker.closed is False, f"record(0, {_MANY}) did not open it: count all failures of one call")
+
+    def test_opens_although_old_successes_are_recorded_late(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """Successes are told together with the next failure, and `seconds` says over what time they happened.
+
+        A million of them, one every ten seconds, do not hide ten thousand failures that happen now.
+        """
+        clock.now += 1e7
+        breaker.record(1_000_000, 1, seconds=1e7, error=OSError())
+        for _ in range(_MANY):
+            if breaker.closed is False:
+                return
+            breaker.record(0, 1, error=OSError())
+        fail(
+            f"after record(1_000_000, 1, seconds=1e7), {_MANY} failures in a row did not open it: the successes happened "
+            "over 10,000,000 seconds, so all but a few are older than any window"
+        )
+
+    def test_refuses_calls_while_open(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """`before_call` raises CircuitOpen, and goes on doing so while no time passes; nothing else is raised."""
+        _open(breaker)
+        for _ in range(_TRIALS):
+            require(
+                not _allowed(breaker),
+                "it is open and no time has passed, but before_call allowed a call; raise leveret.errors.CircuitOpen",
+            )
+            require(breaker.closed is False, "a call that was refused closed it")
+
+    def test_stays_open_until_a_trial_succeeds(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """Time alone does not close it: `closed` stays False, so that the next call asks."""
+        _open(breaker)
+        clock.now += _PATIENCE
+        require(
+            breaker.closed is False,
+            "`closed` became True when time passed; a breaker that was open allows trials and closes when they succeed",
+        )
+
+    # ------------------------------------------------------------------ trials
+
+    def test_allows_a_trial_after_some_time(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """Within an hour of being open, a call is allowed."""
+        _half_open(breaker, clock)
+
+    def test_limits_how_many_trials_run_at_once(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """While trials run and have no result, further calls are refused at some number."""
+        _half_open(breaker, clock)
+        _take_all_trials(breaker)
+
+    def test_closes_when_trials_succeed(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """A trial that succeeds, or several, closes it; then calls need not ask, and it can open again."""
+        _half_open(breaker, clock)
+        breaker.record(1, 0)
+        _succeed_until_closed(breaker, clock)
+        require(_allowed(breaker), "it closed, but before_call still refuses")
+        breaker.record(1, 0)
+        _open(breaker)
+        require(not _allowed(breaker), "it opened for the second time, and before_call allowed a call")
+
+    def test_opens_again_when_a_trial_fails(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """A trial that fails, or several, makes it refuse again, and after some time it allows another."""
+        for _ in range(3):
+            _half_open(breaker, clock)
+            for _ in range(_TRIALS):
+                breaker.record(0, 1, error=OSError())
+                require(breaker.closed is False, "a trial failed, and it closed")
+                if not _allowed(breaker):
+                    break
+            else:
+                fail(f"{_TRIALS} trials failed one after the other, and it allows still more: open it again")
+
+    def test_a_trial_without_result_is_given_back(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """`record(0, 0)` ends an allowed call that has no result, and its place is free for another at once."""
+        _half_open(breaker, clock)
+        _take_all_trials(breaker)
+        for _ in range(_TRIALS):
+            breaker.record(0, 0)
+            require(
+                breaker.closed is False,
+                "a trial that ended without a result (record(0, 0)) closed it: only a success may",
+            )
+            require(
+                _allowed(breaker),
+                "a trial ended without a result (record(0, 0)), and the next call was refused: give its place back, or "
+                "a cancelled trial blocks it for ever",
+            )
+
+    def test_recovers_after_cancelled_trials(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+        """Trials that are cancelled, again and again, do not keep it from closing when one succeeds at last."""
+        _half_open(breaker, clock)
+        for _ in range(_TRIALS):
+            breaker.record(0, 0)
+            clock.now += 1
+            _advance_until_allowed(breaker, clock, "after a trial was cancelled")
+        breaker.record(1, 0)
+        _succeed_until_closed(breaker, clock)
+
+
+# ---------------------------------------------------------------------- driving a breaker
+
+
+def _allowed(breaker: CircuitBreaker) -> bool:
+    """Asks for a call; only CircuitOpen refuses one."""
+    try:
+        breaker.before_call()
+    except CircuitOpen:
+        return False
+    except BaseException as error:
+        ordinary(error, "before_call")
+        fail(f"before_call raised {type(error).__name__}; the interface wants leveret.errors.CircuitOpen")
+    return True
+
+
+def _open(breaker: CircuitBreaker) -> None:
+    for _ in range(_MANY):
+        breaker.record(0, 1, error=OSError())
+        if breaker.closed is False:
+            return
+    fail(f"{_MANY} failures in a row did not open it: `closed` is still {breaker.closed!r}")
+
+
+def _advance_until_allowed(breaker: CircuitBreaker, clock: KitClock, when: str) -> None:
+    for _ in range(_PATIENCE):
+        if _allowed(breaker):
+            return
+        clock.now += 1
+    fail(
+        f"{when} it refused every call for {_PATIENCE} seconds: allow a trial after some time, or it stays open for ever"
+    )
+
+
+def _half_open(breaker: CircuitBreaker, clock: KitClock) -> None:
+    """Opens it and waits until it allows a trial, which is then running."""
+    if breaker.closed:
+        _open(breaker)
+    _advance_until_allowed(breaker, clock, "after it opened")
+    require(breaker.closed is False, "it allowed a trial and is closed at once; it must close when the trial succeeded")
+
+
+def _take_all_trials(breaker: CircuitBreaker) -> None:
+    for _ in range(_MANY):
+        if not _allowed(breaker):
+            return
+    fail(f"it is not closed, and allowed {_MANY} calls at once without a result of any: limit the trials")
+
+
+def _succeed_until_closed(breaker: CircuitBreaker, clock: KitClock) -> None:
+    for _ in range(_TRIALS):
+        if breaker.closed is True:
+            return
+        _advance_until_allowed(breaker, clock, "after a trial succeeded")
+        breaker.record(1, 0)
+    fail(f"{_TRIALS} trials succeeded one after the other, and it is still not closed")

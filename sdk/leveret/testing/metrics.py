@@ -1,0 +1,351 @@
+"""The conformance kit of metrics sinks."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from leveret.errors import PluginError
+from leveret.plugins.interfaces import Metric, MetricsSpec, Sample
+from leveret.testing.base import (
+    Conformance,
+    fail,
+    in_threads,
+    ordinary,
+    override,
+    registry_of,
+    require,
+    with_deadline,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from leveret.plugins.interfaces import MetricsSink
+
+__all__ = ["KitSource", "MetricsConformance", "ReadMetrics"]
+
+if TYPE_CHECKING:
+    #: Returns what is exported: (metric name, label values) to value.
+    ReadMetrics = Callable[[], Mapping[tuple[str, tuple[str, ...]], float]]
+
+_SENT: Final = Metric("conformance_sendings", "counter", "messages", "What the kit counts.", ("client", "outcome"))
+_BYTES: Final = Metric("conformance_volume", "counter", "bytes", "How much the kit counts.", ("client",))
+_WAITING: Final = Metric("conformance_waiting", "gauge", "messages", "What the kit has waiting.", ("client", "queue"))
+_UP: Final = Metric("conformance_up", "gauge", "", "Whether the kit is up.", ("client",))
+
+#: How often a sink may read the numbers while nobody asks for them: when it starts, and once more.
+_UNASKED: Final = 3
+#: Seconds for which a sink that nobody asks is watched.
+_WATCHED: Final = 0.5
+#: Seconds that `start` and `close` may take; the core does not wait longer.
+_PROMPT: Final = 10.0
+
+_clients = itertools.count(1)
+
+
+class KitSource:
+    """A `MetricsSource` whose numbers the kit sets.
+
+    Args:
+        client: The first label of every sample, unique unless it is given.
+
+    Attributes:
+        client: The first label of every sample.
+        broken: True makes `snapshot` raise.
+        calls: How often `snapshot` was called.
+        too_often: Set when `snapshot` was called more than three times.
+        step: What the counters are multiples of.
+    """
+
+    def __init__(self, client: str = "") -> None:
+        # Exports may be shared by a whole process, where no two tests may mean the same numbers.
+        self.client = client or f"conformance-{next(_clients)}"
+        self.broken = False
+        self.calls = 0
+        self.too_often = threading.Event()
+        self.step = 1
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Two counters and two gauges."""
+        return (_SENT, _BYTES, _WAITING, _UP)
+
+    def samples(self) -> list[Sample]:
+        """The numbers as they are now."""
+        client = self.client
+        return [
+            Sample(_SENT, (client, "confirmed"), 10 * self.step),
+            Sample(_SENT, (client, 'a "strange"\noutcome \\ {}'), 3 * self.step),
+            Sample(_BYTES, (client,), 2**40 * self.step),
+            Sample(_WAITING, (client, "orders"), 7),
+            Sample(_WAITING, (client, ""), 0),
+            Sample(_UP, (client,), 1),
+        ]
+
+    def snapshot(self) -> Iterable[Sample]:
+        """Reads the numbers, and counts that."""
+        self.calls += 1
+        if self.calls > _UNASKED:
+            self.too_often.set()
+        if self.broken:
+            raise RuntimeError("the kit's source fails on purpose")
+        return self.samples()
+
+
+class MetricsConformance(Conformance):
+    """Checks a metrics sink against `leveret.plugins.MetricsSink`.
+
+    Subclass it in a class named `Test...` and override two fixtures. `spec` returns the `MetricsSpec`. `read` returns a
+    function without arguments that asks for the numbers as whoever they are exported to would, and returns them:
+    `{(metric name, label values): value}`. Names may have a prefix and a suffix and other signs between the words;
+    label values may stand in any order, and there may be more of them.
+
+    Example:
+        >>> import pytest
+        >>> class Registry:
+        ...     def read(self):
+        ...         return {("myapp_conformance_up", ("conformance-1",)): 1.0}
+        >>> class TestMySink(MetricsConformance):
+        ...     @pytest.fixture
+        ...     def registry(self):
+        ...         return Registry()
+        ...
+        ...     @pytest.fixture
+        ...     def spec(self, registry):
+        ...         return MetricsSpec(name="mine", factory=lambda: MySink(registry))
+        ...
+        ...     @pytest.fixture
+        ...     def read(self, registry):
+        ...         return registry.read
+    """
+
+    @pytest.fixture
+    def spec(self) -> MetricsSpec:
+        """The descriptor to check; override it."""
+        override(type(self), "spec", "your MetricsSpec")
+
+    @pytest.fixture
+    def read(self) -> ReadMetrics:
+        """Reads what is exported; override it. Without it half of the interface could not be checked."""
+        override(type(self), "read", "a function that returns {(metric name, label values): value} as exported")
+
+    # ------------------------------------------------------------------ the descriptor
+
+    def test_descriptor_is_accepted_by_the_registry(self, spec: MetricsSpec) -> None:
+        """The name has the right syntax, and the factory makes a sink."""
+        require(isinstance(spec, MetricsSpec), f"`spec` is a {type(spec).__name__}, not a MetricsSpec")
+        try:
+            registry_of("leveret_metrics", spec).make_sink(spec.name)
+        except PluginError as error:
+            fail(f"the core does not take this MetricsSpec: {error}")
+
+    # ------------------------------------------------------------------ starting and closing
+
+    def test_starts_and_closes(self, spec: MetricsSpec) -> None:
+        """Both end within seconds and raise nothing."""
+        sink = spec.factory()
+        _start(sink, KitSource())
+        _close(sink)
+
+    def test_closes_twice(self, spec: MetricsSpec) -> None:
+        """Closing again does nothing."""
+        sink = spec.factory()
+        _start(sink, KitSource())
+        _close(sink)
+        _close(sink, "close, called a second time,")
+
+    def test_closes_without_start(self, spec: MetricsSpec) -> None:
+        """A sink that was never started can be closed: its client may not have got so far."""
+        _close(spec.factory(), "close without start")
+
+    def test_two_sinks_live_side_by_side(self, spec: MetricsSpec) -> None:
+        """A process may have several clients, each with a sink; they start and close in any order."""
+        one, other = spec.factory(), spec.factory()
+        require(one is not other, "the factory returned one object twice; each client gets its own")
+        _start(one, KitSource())
+        _start(other, KitSource(), "start of a second sink, while the first runs,")
+        _close(one)
+        _close(other)
+
+    def test_many_sinks_start_and_close_at_once(self, spec: MetricsSpec) -> None:
+        """`start` and `close` run in threads; those of several clients may meet."""
+
+        def live() -> None:
+            for _ in range(10):
+                sink = spec.factory()
+                _start(sink, KitSource(), "start, in several threads at once,")
+                _close(sink, "close, in several threads at once,")
+
+        in_threads(live, live, live, live)
+
+    # ------------------------------------------------------------------ pulling
+
+    def test_pulls_only_when_asked(self, spec: MetricsSpec) -> None:
+        """In `start` and the half second after it, while nobody asks, `snapshot` is called three times at most."""
+        source = KitSource()
+        sink = spec.factory()
+        _start(sink, source)
+        try:
+            often = source.too_often.wait(_WATCHED)
+        finally:
+            _close(sink)
+        require(
+            not often,
+            f"nobody asked for the numbers, and the sink called snapshot more than {_UNASKED} times within {_WATCHED} s: "
+            "keep the source, and call its snapshot when somebody wants the numbers, or at an interval of seconds",
+        )
+
+    def test_reads_nothing_after_close(self, spec: MetricsSpec, read: ReadMetrics) -> None:
+        """After `close` the source may be gone: it is not asked again."""
+        source = KitSource()
+        sink = spec.factory()
+        _start(sink, source)
+        _read(read)
+        _close(sink)
+        before = source.calls
+        _read(read)
+        require(source.calls == before, "after close the sink called snapshot again; the source may be gone by then")
+
+    # ------------------------------------------------------------------ what is exported
+
+    def test_exports_every_sample(self, spec: MetricsSpec, read: ReadMetrics) -> None:
+        """Every number of the source arrives, under a name that contains its metric's and with its label values."""
+        source = KitSource()
+        sink = spec.factory()
+        _start(sink, source)
+        try:
+            for source.step in (1, 2, 5):
+                _require_exported(source, _read(read))
+        finally:
+            _close(sink)
+
+    def test_exports_both_of_two_sinks(self, spec: MetricsSpec, read: ReadMetrics) -> None:
+        """The numbers of two clients are exported beside each other, and those of one go on when the other closes."""
+        sources = KitSource(), KitSource()
+        sinks = spec.factory(), spec.factory()
+        for sink, source in zip(sinks, sources, strict=True):
+            _start(sink, source)
+        try:
+            sources[1].step = 4
+            exported = _read(read)
+            for source in sources:
+                _require_exported(source, exported)
+            _close(sinks[0])
+            sources[1].step = 6
+            _require_exported(sources[1], _read(read))
+        finally:
+            for sink in sinks:
+                _close(sink)
+
+    def test_counters_never_fall(self, spec: MetricsSpec, read: ReadMetrics) -> None:
+        """A counter does not fall, even when its client was closed and another of the same name begins at zero."""
+        first, second = KitSource(), None
+        sink = spec.factory()
+        _start(sink, first)
+        exported = []
+        try:
+            for first.step in (1, 2, 3):
+                exported.append(_read(read))
+        finally:
+            _close(sink)
+        second = KitSource(first.client)
+        sink = spec.factory()
+        _start(sink, second, "start of a second sink, after the first was closed,")
+        try:
+            for second.step in (0, 1, 5):
+                exported.append(_read(read))
+        finally:
+            _close(sink)
+        for sample in first.samples():
+            if sample.metric.kind == "gauge":
+                continue
+            found = [_value_of(sample, numbers) for numbers in exported]
+            require(
+                found == sorted(found),
+                f"the counter {sample.metric.name} {sample.labels} was exported as {found}, one after the other. The "
+                "fourth comes from a second client of the same name, which begins at 0: a counter never falls, so add "
+                "the last numbers of sources that were closed",
+            )
+
+    # ------------------------------------------------------------------ bad sources
+
+    def test_survives_a_source_that_raises(self, spec: MetricsSpec, read: ReadMetrics) -> None:
+        """While one source raises, others are exported; when it works again, so is it."""
+        bad, good = KitSource(), KitSource()
+        sinks = spec.factory(), spec.factory()
+        bad.broken = True
+        _start(sinks[0], bad, "start, with a source that raises,")
+        try:
+            _start(sinks[1], good)
+            _require_exported(good, _read(read, "while another source raises"))
+            bad.broken = False
+            _require_exported(bad, _read(read, "after a source that had raised works again"))
+            bad.broken = True
+        finally:
+            _close(sinks[0], "close, with a source that raises,")
+            _close(sinks[1])
+        _read(read, "after a source that raises was closed")
+
+
+# ---------------------------------------------------------------------- using sinks
+
+
+def _start(sink: MetricsSink, source: KitSource, what: str = "start") -> None:
+    _call(lambda: sink.start(source), what)
+
+
+def _close(sink: MetricsSink, what: str = "close") -> None:
+    _call(sink.close, what)
+
+
+def _call(function: Callable[[], None], what: str) -> None:
+    try:
+        with_deadline(function, what, _PROMPT)
+    except BaseException as error:
+        ordinary(error, what)
+        fail(f"{what} raised {type(error).__name__}: {error}")
+
+
+def _read(read: ReadMetrics, when: str = "") -> Mapping[tuple[str, tuple[str, ...]], float]:
+    try:
+        return dict(read())
+    except BaseException as error:
+        ordinary(error, "read")
+        fail(f"reading what is exported{when and ' ' + when} raised {type(error).__name__}: {error}")
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower())
+
+
+def _found(sample: Sample, exported: Mapping[tuple[str, tuple[str, ...]], float]) -> list[float]:
+    return [
+        value
+        for (name, labels), value in exported.items()
+        if sample.metric.name in _words(name) and all(labels.count(each) >= 1 for each in sample.labels)
+    ]
+
+
+def _value_of(sample: Sample, exported: Mapping[tuple[str, tuple[str, ...]], float]) -> float:
+    found = _found(sample, exported)
+    names = sorted({name for name, _ in exported if "conformance" in name})
+    require(
+        len(found) == 1,
+        f"{sample.metric.name} with the labels {sample.labels} is exported {len(found)} times, not once; the names of the "
+        f"kit's metrics in what `read` returned are {names}",
+    )
+    return found[0]
+
+
+def _require_exported(source: KitSource, exported: Mapping[tuple[str, tuple[str, ...]], float]) -> None:
+    for sample in source.samples():
+        value = _value_of(sample, exported)
+        require(
+            value == sample.value,
+            f"{sample.metric.name} with the labels {sample.labels} is exported as {value}, not {sample.value}",
+        )
