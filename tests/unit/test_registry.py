@@ -391,8 +391,11 @@ def test_a_plugin_that_fails_in_an_event_is_logged_and_the_next_is_told(caplog: 
     def fail(event: ConnectionEvent) -> None:
         raise ValueError("not today")
 
+    def tell(event: ConnectionEvent) -> None:
+        told.append(event)
+
     registry = PluginRegistry.from_plugins(
-        plugin("first", connection_event=fail), plugin("second", connection_event=told.append)
+        plugin("first", connection_event=fail), plugin("second", connection_event=tell)
     )
     event = ConnectionEvent(kind=ConnectionEventKind.OPENED, connection_name="billing (publish)")
     registry.connection_event(event)

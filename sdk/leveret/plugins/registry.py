@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from collections import defaultdict
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -132,18 +133,19 @@ class PluginRegistry:
 
     @classmethod
     def _of(cls, settings: PluginSettings, plugins: Sequence[Plugin]) -> PluginRegistry:
-        by_name: dict[tuple[str, str], Provided] = {}
-        by_key: dict[tuple[str, str], Provided] = {}
-        specific: list[Provided] = []
+        named: defaultdict[tuple[str, str], list[Provided]] = defaultdict(list)
         for plugin in plugins:
             for each in plugin.info.provides:
-                _claim(by_name, (each.kind, each.name), each, settings)
+                named[each.kind, each.name].append(each)
+        by_name = _chosen(named, settings)
+        specific: list[Provided] = []
+        keyed: defaultdict[tuple[str, str], list[Provided]] = defaultdict(list)
         for each in by_name.values():
             if isinstance(each.spec, SerializerSpec) and each.spec.models is not None:
                 specific.append(each)
                 continue
-            for key in each.keys:
-                _claim(by_key, (each.kind, key), each, settings)
+            for key in dict.fromkeys(each.keys):
+                keyed[each.kind, key].append(each)
         known = {name for plugin in plugins for name in plugin.names}
         for key, choice in settings.choose.items():
             if choice not in known:
@@ -156,7 +158,7 @@ class PluginRegistry:
             tuple(plugin.info for plugin in plugins),
             tuple(plugin for plugin in plugins if plugin.hooks),
             MappingProxyType(by_name),
-            MappingProxyType(by_key),
+            MappingProxyType(_chosen(keyed, settings)),
             tuple(specific),
         )
 
@@ -431,23 +433,25 @@ def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings) -> None:
             taken[plugin.info.name] = other if loser is plugin else plugin
 
 
-def _claim(
-    table: dict[tuple[str, str], Provided], key: tuple[str, str], each: Provided, settings: PluginSettings
-) -> None:
-    """Enters a plugin's thing under a name or key; of two, the settings choose."""
-    other = table.setdefault(key, each)
-    if other is each:
-        return
-    kind, name = key
-    choice = settings.choose.get(name)
-    chosen = [one for one in (other, each) if choice in one.plugin_names]
-    if len(chosen) != 1:
-        raise PluginConflictError(
-            f"{other.origin} (plugin {other.plugin!r}) and {each.origin} (plugin {each.plugin!r}) both bring a {kind} "
-            f"for {name!r}; block one of them, or choose, for example with choose={{{name!r}: {each.plugin!r}}}",
-            distributions=(other.origin, each.origin),
-        )
-    table[key] = chosen[0]
+def _chosen(
+    candidates: Mapping[tuple[str, str], Sequence[Provided]], settings: PluginSettings
+) -> dict[tuple[str, str], Provided]:
+    """Takes one for each name or key; where there are more, the settings choose."""
+    table = {}
+    for (kind, name), claims in candidates.items():
+        chosen = list(claims)
+        if len(claims) > 1:
+            choice = settings.choose.get(name)
+            chosen = [each for each in claims if choice in each.plugin_names]
+        if len(chosen) != 1:
+            one, other = claims[:2]
+            raise PluginConflictError(
+                f"{one.origin} (plugin {one.plugin!r}) and {other.origin} (plugin {other.plugin!r}) both bring a {kind} "
+                f"for {name!r}; block one of them, or choose, for example with choose={{{name!r}: {other.plugin!r}}}",
+                distributions=(one.origin, other.origin),
+            )
+        table[kind, name] = chosen[0]
+    return table
 
 
 def _check_has(provided: Provided, made: object, names: Iterable[str]) -> None:
