@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.distributions import PLUGIN, Installed
+from tests.support.plugins import plugin
 
 from leveret.errors import (
     ConfigurationError,
@@ -26,7 +27,6 @@ from leveret.plugins import (
     PluginRegistry,
     PolicySpec,
     SerializerSpec,
-    hookimpl,
 )
 from leveret.settings import PluginSettings
 
@@ -37,17 +37,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
     return Installed(tmp_path, monkeypatch)
-
-
-def plugin(name: str = "tested", **hooks: Any) -> Any:
-    """A plugin object with hooks that return these values, or are these functions."""
-
-    def hook(value: Any) -> Any:
-        return hookimpl(value if callable(value) else lambda: value)
-
-    made = type(name, (), {f"leveret_{key}": staticmethod(hook(value)) for key, value in hooks.items()})()
-    made.__name__ = name
-    return made
 
 
 def serializer(name: str = "reversing", **fields: Any) -> SerializerSpec:

@@ -56,12 +56,12 @@ class Check:
     Attributes:
         plugin: The plugin's name.
         title: What is checked.
-        run: Checks it, and returns one or more results.
+        run: Checks it, and returns one or more results. It takes a function that is told what it is at.
     """
 
     plugin: str
     title: str
-    run: Callable[[], list[Result]]
+    run: Callable[[Callable[[str], None]], list[Result]]
 
 
 def checks(name: str) -> list[Check]:
@@ -83,13 +83,8 @@ def checks(name: str) -> list[Check]:
     steps = []
     for entry in found:
         subject = _Subject(entry)
-        steps += [
-            Check(entry.name, "metadata", subject.metadata),
-            Check(entry.name, "imports", subject.imports),
-            Check(entry.name, "loading", subject.loading),
-            Check(entry.name, "conflicts", subject.conflicts),
-            Check(entry.name, "conformance", subject.conformance),
-        ]
+        for part in (subject.metadata, subject.imports, subject.loading, subject.conflicts, subject.conformance):
+            steps.append(Check(entry.name, part.__name__, part))
     return steps
 
 
@@ -123,7 +118,7 @@ class _Subject:
 
     # ------------------------------------------------------------------ metadata
 
-    def metadata(self) -> list[Result]:
+    def metadata(self, tell: Callable[[str], None]) -> list[Result]:
         """Looks at what the distribution says of itself, and whether it is typed."""
         entry, distribution = self._entry, self._entry.dist
         results = [Result("entry point", "ok", f"{entry.name} = {entry.value}")]
@@ -154,7 +149,7 @@ class _Subject:
         spec = importlib.util.find_spec(self._package)
         return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 
-    def imports(self) -> list[Result]:
+    def imports(self, tell: Callable[[str], None]) -> list[Result]:
         """Reads its sources for imports of what is not promised; imports that are made otherwise are not seen."""
         sources = list(self._sources())
         if not sources:
@@ -196,7 +191,7 @@ class _Subject:
         name, distribution = self._entry.name, _distribution(self._entry)
         return next(info for info in registry.plugins if (info.name, info.distribution) == (name, distribution))
 
-    def loading(self) -> list[Result]:
+    def loading(self, tell: Callable[[str], None]) -> list[Result]:
         """Imports it, and calls its hooks."""
         registry = self._alone
         if isinstance(registry, PluginConflictError):
@@ -214,7 +209,7 @@ class _Subject:
             Result("API version", "ok", f"{versions}; this core has {supported}"),
         ]
 
-    def conflicts(self) -> list[Result]:
+    def conflicts(self, tell: Callable[[str], None]) -> list[Result]:
         """Loads it together with all other plugins that the environment allows."""
         alone = self._alone
         if isinstance(alone, PluginConflictError):
@@ -257,14 +252,23 @@ class _Subject:
 
     # ------------------------------------------------------------------ conformance
 
-    def conformance(self) -> list[Result]:
+    def conformance(self, tell: Callable[[str], None]) -> list[Result]:
         """Runs the conformance kits of what it brings."""
         registry = self._alone
         if isinstance(registry, PluginConflictError) or self._info(registry).error is not None:
             return [Result("conformance", "not checked", "it does not load")]
         if importlib.util.find_spec("pytest") is None:
             return [Result("conformance", "not checked", "pytest is not installed; run: pip install pytest")]
-        return []
+        from leveret.testing import CheckResult, check_plugin
+
+        def title(result: CheckResult) -> str:
+            return f"{result.kind.replace('_', ' ')} {result.name!r}, {result.check}"
+
+        statuses: dict[bool | None, Status] = {True: "ok", False: "failed", None: "not checked"}
+        found = check_plugin(registry, self._entry.name, lambda result: tell(title(result)))
+        if not found:
+            return [Result("conformance", "not checked", "there is no kit for what it brings")]
+        return [Result(title(result), statuses[result.passed], result.message) for result in found]
 
 
 def _unpromised(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -19,6 +19,7 @@ from leveret.errors import PluginConflictError, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from leveret.cli.plugin_checks import Result
     from leveret.plugins import PluginRegistry
     from leveret.plugins.registry import PluginInfo
 
@@ -139,24 +140,44 @@ def check(name: str, quiet: bool) -> None:
 
     The conformance kits need pytest. Exits with 1 when a check failed; what could not be checked is no failure.
     """
+    from rich.progress import BarColumn, Progress, TextColumn
+
     from leveret.cli.plugin_checks import STATUSES, checks
 
-    styles = {"ok": "green", "failed": "red", "not checked": "yellow"}
+    steps = checks(name)
     counts = dict.fromkeys(STATUSES, 0)
     screen = console(stderr=True)
-    for step in checks(name):
-        if quiet or not screen.is_terminal:
-            found = step.run()
-        else:
-            with screen.status(f"{step.plugin}: {step.title}"):
-                found = step.run()
-        for result in found:
-            counts[result.status] += 1
-            status = click.style(f"{result.status:11}", fg=styles[result.status])
-            click.echo(f"{status}  {step.plugin}  {result.title}: {printable(result.text, 2000)}")
+    # Drawn by hand: the kits fork, and a process with a thread that draws cannot do that safely.
+    with Progress(
+        BarColumn(10),
+        TextColumn("{task.description}", markup=False),
+        console=screen,
+        auto_refresh=False,
+        transient=True,
+        disable=quiet or not screen.is_terminal,
+    ) as progress:
+        bar = progress.add_task("", total=len(steps))
+        for step in steps:
+
+            def tell(text: str, plugin: str = step.plugin) -> None:
+                progress.update(bar, description=f"{plugin}: {text}", refresh=True)
+
+            tell(step.title)
+            for result in step.run(tell):
+                counts[result.status] += 1
+                _print_result(step.plugin, result)
+            progress.advance(bar)
     click.echo(", ".join(f"{count} {status}" for status, count in counts.items()))
     if counts["failed"]:
         raise SystemExit(1)
+
+
+def _print_result(plugin: str, result: Result) -> None:
+    style = {"ok": "green", "failed": "red", "not checked": "yellow"}[result.status]
+    line = f"{plugin}  {result.title}"
+    if text := " ".join(result.text.split()):
+        line += f": {text}"
+    click.echo(f"{click.style(f'{result.status:11}', fg=style)}  {printable(line, 2000)}")
 
 
 # ---------------------------------------------------------------------- new

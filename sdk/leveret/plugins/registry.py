@@ -446,8 +446,8 @@ def _chosen(
         if len(chosen) != 1:
             one, other = claims[:2]
             raise PluginConflictError(
-                f"{one.origin} (plugin {one.plugin!r}) and {other.origin} (plugin {other.plugin!r}) both bring a {kind} "
-                f"for {name!r}; block one of them, or choose, for example with choose={{{name!r}: {other.plugin!r}}}",
+                f"{one.origin} (plugin {one.plugin!r}) and {other.origin} (plugin {other.plugin!r}) both bring a "
+                f"{kind} for {name!r}; block one of them, or choose, as with choose={{{name!r}: {other.plugin!r}}}",
                 distributions=(one.origin, other.origin),
             )
         table[kind, name] = chosen[0]

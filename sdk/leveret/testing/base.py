@@ -197,11 +197,8 @@ def registry_of(hook: str, spec: SerializerSpec | CompressorSpec | MetricsSpec |
     Raises:
         PluginError: The descriptor is wrong.
     """
-    keys: list[str] = [spec.name]
-    for name in ("content_type", "content_encoding"):
-        if hasattr(spec, name):
-            keys.append(getattr(spec, name))
+    keys: list[Any] = [spec.name, getattr(spec, "content_type", None), getattr(spec, "content_encoding", None)]
     with suppress(TypeError):
         keys.extend(getattr(spec, "aliases", ()))
-    choose = {key: KIT_PLUGIN for key in keys if isinstance(key, str)}
+    choose = dict.fromkeys((key for key in keys if isinstance(key, str)), KIT_PLUGIN)
     return PluginRegistry.from_plugins(_Hooks(hook, spec), settings=PluginSettings(strict=True, choose=choose))

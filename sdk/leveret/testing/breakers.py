@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from leveret.errors import CircuitOpen
 from leveret.plugins.interfaces import CircuitBreaker
 from leveret.testing.base import Conformance, fail, ordinary, override, require
-from leveret.testing.policies import some_errors
+from leveret.testing.policies import require_kind, some_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from leveret.plugins.interfaces import PolicySpec
 
 __all__ = ["CircuitBreakerConformance", "KitClock"]
 
@@ -36,6 +38,7 @@ class KitClock:
         self.now = 1000.0
 
     def __call__(self) -> float:
+        """Reads it."""
         return self.now
 
 
@@ -44,8 +47,8 @@ class CircuitBreakerConformance(Conformance):
 
     Subclass it in a class named `Test...` and override the fixture `make_breaker`, which returns a function that takes
     a clock (a function that returns seconds as a float, like `time.monotonic`) and returns a new, closed breaker that
-    reads no other clock. The breaker must open after at most 10,000 failures in a row and allow a trial after at most an
-    hour.
+    reads no other clock. The breaker must open after at most 10,000 failures in a row and allow a trial after an hour at
+    the latest. A class that overrides the fixture `spec`, which returns the `PolicySpec`, has the descriptor checked too.
 
     Example:
         >>> import pytest
@@ -54,6 +57,17 @@ class CircuitBreakerConformance(Conformance):
         ...     def make_breaker(self):
         ...         return lambda clock: MyBreaker(threshold=5, clock=clock)
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.spec is CircuitBreakerConformance.spec:
+            # Not collected, rather than passed without a check.
+            cls.test_descriptor_is_accepted_by_the_registry = None  # type: ignore[assignment, method-assign]
+
+    @pytest.fixture
+    def spec(self) -> PolicySpec:
+        """The descriptor to check; override it, or leave the check out."""
+        override(type(self), "spec", "your PolicySpec")
 
     @pytest.fixture
     def make_breaker(self) -> Callable[[Callable[[], float]], CircuitBreaker]:
@@ -74,6 +88,15 @@ class CircuitBreakerConformance(Conformance):
             f"make_breaker returned a {type(made).__name__}; a breaker has `closed`, `before_call` and `record`",
         )
         return made
+
+    # ------------------------------------------------------------------ the descriptor
+
+    def test_descriptor_is_accepted_by_the_registry(self, spec: PolicySpec) -> None:
+        """The name has the right syntax, the kind is "circuit_breaker", and the factory makes a closed breaker."""
+        require_kind(spec, "circuit_breaker", CircuitBreaker)
+        breaker = spec.factory()
+        assert isinstance(breaker, CircuitBreaker)
+        require(breaker.closed is True, f"`closed` of a new breaker is {breaker.closed!r}, not True")
 
     # ------------------------------------------------------------------ closed
 
@@ -146,8 +169,8 @@ class CircuitBreakerConformance(Conformance):
                 return
             breaker.record(0, 1, error=OSError())
         fail(
-            f"after record(1_000_000, 1, seconds=1e7), {_MANY} failures in a row did not open it: the successes happened "
-            "over 10,000,000 seconds, so all but a few are older than any window"
+            f"after record(1_000_000, 1, seconds=1e7), {_MANY} failures in a row did not open it: the successes "
+            "happened over 10,000,000 seconds, so all but a few are older than any window"
         )
 
     def test_refuses_calls_while_open(self, breaker: CircuitBreaker, clock: KitClock) -> None:
@@ -258,7 +281,8 @@ def _advance_until_allowed(breaker: CircuitBreaker, clock: KitClock, when: str) 
             return
         clock.now += 1
     fail(
-        f"{when} it refused every call for {_PATIENCE} seconds: allow a trial after some time, or it stays open for ever"
+        f"{when} it refused every call for {_PATIENCE} seconds: allow a trial after some time, or it stays open for "
+        "ever"
     )
 
 

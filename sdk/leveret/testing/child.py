@@ -102,7 +102,7 @@ def _limit_resources() -> None:
 def _read(file: int, seconds: float) -> tuple[str, bool]:
     """Reads until the other side closes; returns the text and whether it did in time."""
     end = time.monotonic() + seconds
-    parts = []
+    parts: list[bytes] = []
     while True:
         ready, _, _ = select.select([file], [], [], max(0.0, end - time.monotonic()))
         if not ready:

@@ -15,9 +15,9 @@ from leveret.plugins.interfaces import BackoffPolicy, PolicySpec, RetryPolicy
 from leveret.testing.base import Conformance, fail, in_threads, ordinary, override, registry_of, require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["BackoffConformance", "RetryConformance", "some_errors"]
+__all__ = ["BackoffConformance", "RetryConformance", "require_kind", "some_errors"]
 
 #: Attempts from the first to one that no process reaches, and where numbers of 32 and 64 bits end.
 _ATTEMPTS: Final = sorted(
@@ -66,8 +66,7 @@ def some_errors() -> list[BaseException]:
         errors.EncodeFailed("no"),
         errors.OperationTimeout("late"),
     ]
-    for outcome in Outcome:
-        found.append(errors.PublishError("failed", outcome=outcome))
+    found.extend(errors.PublishError("failed", outcome=outcome) for outcome in Outcome)
     for kind, outcome in (
         (errors.MessageNacked, Outcome.NACKED),
         (errors.MessageReturned, Outcome.RETURNED),
@@ -111,11 +110,14 @@ class RetryConformance(Conformance):
 
     def test_descriptor_is_accepted_by_the_registry(self, spec: PolicySpec) -> None:
         """The name has the right syntax, the kind is "retry", and the factory makes a retry policy."""
-        _require_kind(spec, "retry", RetryPolicy)
+        require_kind(spec, "retry", RetryPolicy)
 
     def test_delays_are_finite_and_bounded(self, spec: PolicySpec) -> None:
         """For attempts 1 to a thousand million and every kind of error: None, or 0 to `longest_delay` seconds."""
         policy = _retry(spec)
+        if self.retried is not None:
+            delay = policy.next_delay(1, self.retried)
+            require(delay is not None, f"next_delay(1, {type(self.retried).__name__}) is None, yet `retried` says it")
         for attempt in _ATTEMPTS:
             for error in self._errors():
                 what = f"next_delay({attempt}, {type(error).__name__})"
@@ -233,7 +235,7 @@ class BackoffConformance(Conformance):
 
     def test_descriptor_is_accepted_by_the_registry(self, spec: PolicySpec) -> None:
         """The name has the right syntax, the kind is "backoff", and the factory makes a backoff policy."""
-        _require_kind(spec, "backoff", BackoffPolicy)
+        require_kind(spec, "backoff", BackoffPolicy)
 
     def test_delays_are_finite_and_bounded(self, spec: PolicySpec) -> None:
         """For attempts 1 to a thousand million: a number of seconds from 0 to `longest_delay`, never None."""
@@ -263,7 +265,8 @@ class BackoffConformance(Conformance):
 # ---------------------------------------------------------------------- using policies
 
 
-def _require_kind(spec: PolicySpec, kind: str, interface: type) -> None:
+def require_kind(spec: PolicySpec, kind: str, interface: type) -> None:
+    """Fails unless the core takes a descriptor, it is of this kind, and its factory makes something of this interface."""
     require(isinstance(spec, PolicySpec), f"`spec` is a {type(spec).__name__}, not a PolicySpec")
     require(spec.kind == kind, f"the kind of this PolicySpec is {spec.kind!r}; this kit checks {kind!r}")
     try:
@@ -318,8 +321,8 @@ def _require_stateless(ask: Callable[[int], float | None], what: str) -> None:
     for attempt in reversed(attempts):
         old, new = before[attempt], _samples(ask, attempt)
         text = (
-            f"{what} for attempt {attempt} was {_range(old)} at first and {_range(new)} after other calls: it keeps state. "
-            "One policy serves all operations at once, so it must go by its arguments alone"
+            f"{what} for attempt {attempt} was {_range(old)} at first and {_range(new)} after other calls: it keeps "
+            "state. One policy serves all operations at once, so it must go by its arguments alone"
         )
         require((None in old) == (None in new) and (set(old) == {None}) == (set(new) == {None}), text)
         first, second = _numbers(old), _numbers(new)

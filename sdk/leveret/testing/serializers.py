@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import random
 import typing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 import pytest
 
-from leveret.errors import ConfigurationError, PluginError
+from leveret.errors import ConfigurationError, DecodeFailed, EncodeFailed, PluginError
 from leveret.plugins.interfaces import SerializerSpec
 from leveret.testing.base import Conformance, describe, fail, in_threads, ordinary, override, registry_of, require, same
 from leveret.testing.child import MiB, in_child, peak_memory
+from leveret.testing.live import QUEUE, take, with_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from leveret.client import Client
+    from leveret.errors import CodecError
     from leveret.plugins.interfaces import Serializer
 
 __all__ = ["SampleRecord", "SampleStruct", "SerializerConformance", "plain_values"]
@@ -27,6 +31,8 @@ __all__ = ["SampleRecord", "SampleStruct", "SerializerConformance", "plain_value
 _SEED: Final = 20_091_119
 #: Deep enough to overflow the stack of a parser that recurses in C without counting.
 _NESTED: Final = 250_000
+#: What must not be seen in errors: it stands for what messages say.
+_SECRET: Final = "the-secret-5f1d"
 _SCALARS: Final = (str, bytes, bytearray, int, float, complex, type(None))
 
 
@@ -76,6 +82,15 @@ class Unencodable:
 
     def __reduce_ex__(self, protocol: typing.SupportsIndex, /) -> str:
         raise TypeError("this cannot be serialized")
+
+
+class Secret(Unencodable):
+    """What no serializer can encode, and must not be seen in errors."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return _SECRET
 
 
 class SerializerConformance(Conformance):
@@ -156,8 +171,8 @@ class SerializerConformance(Conformance):
             decoded = _decoder(serializer, model)(_encode(serializer, value))
             require(
                 same(value, decoded),
-                f"{describe(value)} came back as {describe(decoded)} (model {model!r}); a round trip must give an equal "
-                "value of the same type. Values that yours cannot carry do not belong into `values`",
+                f"{describe(value)} came back as {describe(decoded)} (model {model!r}); a round trip must give an "
+                "equal value of the same type. Values that yours cannot carry do not belong into `values`",
             )
 
     def test_encode_returns_bytes(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
@@ -217,7 +232,7 @@ class SerializerConformance(Conformance):
     # ------------------------------------------------------------------ bad bodies
 
     def test_cut_off_bodies_are_refused(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
-        """A body that is cut off anywhere raises an ordinary exception; see `prefixes_are_refused` for those that may not.
+        """A body that is cut off anywhere raises an ordinary exception, unless `prefixes_are_refused` is False.
 
         Whatever is returned for it is of the model, never None or half a value.
         """
@@ -243,6 +258,9 @@ class SerializerConformance(Conformance):
     def test_random_bodies_raise_ordinary_exceptions(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
         """Random bytes, up to 1 MiB, are decoded or refused; nothing else happens, and a model's decoder returns it."""
 
+        if not spec.safe:
+            _skip_unsafe()
+
         def check() -> None:
             serializer = spec.factory()
             for model, decode in _decoders(serializer, values):
@@ -260,6 +278,9 @@ class SerializerConformance(Conformance):
         """Bodies in which a few bytes were set to 255 are decoded or refused within 64 MiB of memory."""
         allowed = 64 * MiB
 
+        if not spec.safe:
+            _skip_unsafe()
+
         def check() -> None:
             serializer = spec.factory()
             baseline = peak_memory()
@@ -272,14 +293,17 @@ class SerializerConformance(Conformance):
                     used = peak_memory() - baseline
                     require(
                         used <= allowed,
-                        f"decoding {len(bad)} bytes took {used // MiB} MiB of memory: do not allocate by a size that the "
-                        "body claims",
+                        f"decoding {len(bad)} bytes took {used // MiB} MiB of memory: do not allocate by a size that "
+                        "the body claims",
                     )
 
         in_child(check, "decoding bodies that claim large sizes")
 
     def test_deeply_nested_bodies_do_not_crash(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
         """Bodies that nest a quarter of a million levels are decoded or refused; RecursionError counts as refused."""
+
+        if not spec.safe:
+            _skip_unsafe()
 
         def check() -> None:
             serializer = spec.factory()
@@ -304,6 +328,66 @@ class SerializerConformance(Conformance):
 
         in_child(check, "encoding deeply nested values")
 
+    # ------------------------------------------------------------------ in the core
+
+    def test_values_travel_from_a_producer_to_a_consumer(
+        self, spec: SerializerSpec, values: list[tuple[Any, Any]]
+    ) -> None:
+        """Through a real client and broker: by the serializer's name, and by the content type alone."""
+        registry = registry_of("leveret_serializers", spec)
+
+        async def work(client: Client) -> None:
+            async with client.producer(serializer=spec.name) as producer:
+                for value, model in values:
+                    readers: list[dict[str, Any]] = [{"serializer": spec.name}]
+                    if spec.models is None or model is not None:
+                        readers.append({"accept": (spec.content_type,)})
+                    for options in readers:
+                        await producer.publish(value, QUEUE)
+                        async with client.consumer(QUEUE, model, **options) as consumer:
+                            message = await take(consumer)
+                            require(
+                                message.content_type == spec.content_type,
+                                f"{describe(value)} arrived with the content type {message.content_type!r}",
+                            )
+                            require(
+                                same(value, message.value),
+                                f"{describe(value)} arrived as {describe(message.value)} (model {model!r}, {options})",
+                            )
+
+        with_client(registry, work, "publishing and consuming")
+
+    def test_values_do_not_show_in_errors(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
+        """What cannot be encoded raises EncodeFailed, what cannot be decoded DecodeFailed, and neither quotes the value.
+
+        The core passes on the text of a TypeError, and texts that begin with "Expected" or "Object missing".
+        """
+        registry = registry_of("leveret_serializers", spec)
+
+        async def work(client: Client) -> None:
+            async with client.producer(serializer=spec.name) as producer:
+                for bad in (Secret(), [_SECRET, Secret()], {_SECRET: Secret()}, _SECRET, {_SECRET: _SECRET}):
+                    what = f"publishing a {type(bad).__name__} that cannot be encoded"
+                    try:
+                        await producer.publish(bad, QUEUE)
+                    except Exception as error:
+                        _require_discreet(error, EncodeFailed, what)
+            async with client.producer(serializer="bytes", content_type=spec.content_type) as producer:
+                for model, bodies in _secret_bodies(spec, values):
+                    async with client.consumer(QUEUE, model, serializer=spec.name) as consumer:
+                        for body in bodies:
+                            await producer.publish(body, QUEUE)
+                            message = await take(consumer)
+                            try:
+                                message.value  # noqa: B018 - decodes
+                            except Exception as error:
+                                _require_discreet(error, DecodeFailed, f"decoding a bad body (model {model!r})")
+
+        if spec.safe:
+            with_client(registry, work, "publishing and consuming what is bad")
+        else:
+            _skip_unsafe()
+
     # ------------------------------------------------------------------ independence
 
     def test_two_instances_do_not_share_state(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
@@ -320,8 +404,8 @@ class SerializerConformance(Conformance):
             bodies = _encode(one, value), _encode(other, another)
             require(
                 bodies == (expected[first], expected[second]),
-                f"two serializers used in turns encoded {describe(value)} and {describe(another)} to other bytes than one "
-                "alone: they share state. Keep state in the object, not in the class or module",
+                f"two serializers used in turns encoded {describe(value)} and {describe(another)} to other bytes than "
+                "one alone: they share state. Keep state in the object, not in the class or module",
             )
             decoded = pairs[first][0](expected[first])
             other_decoded = pairs[second][1](expected[second])
@@ -371,8 +455,8 @@ class SerializerConformance(Conformance):
                 decoded = decode(body)
                 require(
                     same(value, decoded),
-                    f"after a decode of a bad body, {describe(value)} was decoded to {describe(decoded)}: the failed call "
-                    "left something behind",
+                    f"after a decode of a bad body, {describe(value)} was decoded to {describe(decoded)}: the failed "
+                    "call left something behind",
                 )
 
 
@@ -424,7 +508,45 @@ def _require_model(result: Any, model: Any, what: str) -> None:
         )
 
 
+def _require_discreet(error: Exception, wanted: type[CodecError], what: str) -> None:
+    require(
+        isinstance(error, wanted),
+        f"{what} raised {type(error).__name__}; users expect {wanted.__name__}. Raise an ordinary exception, and leave it "
+        "to the core to wrap it",
+    )
+    require(
+        _SECRET not in str(error) and _SECRET not in repr(error),
+        f"{what} raised {wanted.__name__} with the value in its text: name types, places and sizes, and never what a "
+        "message says",
+    )
+
+
+def _skip_unsafe() -> None:
+    pytest.skip("the serializer says that it is not safe: a body that nobody encoded could run code")
+
+
 # ---------------------------------------------------------------------- bad bodies
+
+
+def _secret_bodies(spec: SerializerSpec, values: list[tuple[Any, Any]]) -> Iterator[tuple[Any, list[bytes]]]:
+    """Bodies that hold the secret and are mostly wrong, for each model of the values."""
+    serializer = spec.factory()
+    secret = _SECRET.encode()
+    bodies = [secret, b'"' + secret + b'"', b'{"id": "' + secret + b'"}', b'{"' + secret + b'": 1', b"\xff" + secret]
+    for bad in (
+        _SECRET,
+        [_SECRET],
+        {"id": _SECRET},
+        {"id": 1, "name": _SECRET, _SECRET: [_SECRET]},
+        {_SECRET: _SECRET},
+    ):
+        with suppress(Exception):
+            # Whole bodies of the wrong kind, from a serializer that takes plain values, and cut off ones.
+            body = serializer.encode(bad)
+            bodies += [body, body[:-1], body + secret]
+    for model, _ in _decoders(serializer, values):
+        own = [_encode(serializer, value) for value, its_model in values if its_model is model]
+        yield model, [*bodies, *(body + secret for body in own[:20]), *(secret + body for body in own[:20])]
 
 
 def _cuts(size: int) -> list[int]:
@@ -462,8 +584,7 @@ def _nested_bodies(serializer: Serializer) -> list[bytes]:
     for wrap in (lambda inner: [inner], lambda inner: {"a": inner}):
         try:
             inside, once, twice = (serializer.encode(value) for value in (1, wrap(1), wrap(wrap(1))))
-        except Exception:
-            # Not a serializer of plain values, and so not of nested ones.
+        except Exception:  # noqa: S112 - not a serializer of plain values, and so not of nested ones
             continue
         at = once.find(inside)
         opening, closing = once[:at], once[at + len(inside) :]

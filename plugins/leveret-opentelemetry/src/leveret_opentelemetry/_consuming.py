@@ -21,6 +21,7 @@ from leveret_opentelemetry._conventions import (
     __version__,
     checked,
     describe,
+    error_text,
     logger,
     record_exception,
     set_error,
@@ -94,8 +95,7 @@ def traced(
         checked("propagator", propagator, "inject", "extract")
     tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL)
 
-    # Not the handler's __dict__: that of an object is its state.
-    @functools.partial(functools.update_wrapper, wrapped=handler, updated=())
+    @functools.wraps(handler, updated=())  # not the handler's __dict__: that of an object is its state
     async def handle(value: T, message: D) -> R:
         ambient = contexts.get_current()
         name, attributes, headers = _read(message, queue)
@@ -113,7 +113,7 @@ def traced(
             return await handler(value, message)
         except BaseException as error:
             if span.is_recording():
-                set_error(span, error, record=record_exceptions)
+                set_error(span, error, error_text(error) if record_exceptions else None)
                 if record_exceptions and isinstance(error, Exception):
                     record_exception(span, error)
             raise

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import StatusCode
 
-from leveret.errors import ConfigurationError, LeveretError, printable
+from leveret.errors import ConfigurationError, printable
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -112,37 +112,36 @@ def describe(operation: str, kind: str, exchange: str, routing_key: str, queue: 
     return f"{operation} {target}".rstrip(), attributes
 
 
-def set_error(span: Span, error: BaseException, *, record: bool) -> None:
+def set_error(span: Span, error: BaseException, description: str | None) -> None:
     """Says on a span that its operation failed.
 
     Args:
         span: The span.
         error: Why.
-        record: Whether the error's own text may be told. Leveret's errors have neither bodies nor credentials in
-            theirs; others may.
+        description: What may be told of it, or None for its type alone.
     """
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     span.set_attribute(ERROR_TYPE, name)
-    description = _told(error) if record or isinstance(error, LeveretError) else None
     span.set_status(StatusCode.ERROR, description)
+
+
+def error_text(error: BaseException) -> str:
+    """An error's text, cut, and writable for exporters; empty when it cannot be had."""
+    try:
+        return _writable(str(error)[:_LONGEST_TEXT])
+    except Exception:
+        return ""  # str() is somebody else's code here
 
 
 def record_exception(span: Span, error: BaseException) -> None:
     """Adds an exception event, with the traceback, to a span; never raises."""
     try:
         trace = "".join(traceback.format_exception(error))[-_LONGEST_STACKTRACE:]
-        span.record_exception(error, {EXCEPTION_MESSAGE: _told(error), EXCEPTION_STACKTRACE: _writable(trace)})
+        span.record_exception(error, {EXCEPTION_MESSAGE: error_text(error), EXCEPTION_STACKTRACE: _writable(trace)})
     except Exception:
-        # The SDK asks for str(error), which is somebody else's code.
+        # The SDK calls str(error) as well.
         logger.debug("an exception could not be recorded: %s", type(error).__name__, exc_info=True)
-
-
-def _told(error: BaseException) -> str:
-    try:
-        return _writable(str(error)[:_LONGEST_TEXT])
-    except Exception:
-        return ""
 
 
 def _writable(value: str) -> str:

@@ -38,7 +38,7 @@ class _Headers(Getter[Mapping[str, Any]]):
         return [value] if value.isascii() and value.isprintable() else None
 
     def keys(self, carrier: Mapping[str, Any]) -> list[str]:
-        return [key for key in carrier if isinstance(key, str)]
+        return list(carrier)
 
 
 _HEADERS: Final = _Headers()

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.trace import Link, SpanKind, StatusCode
+from opentelemetry.trace import Link, SpanKind
 
-from leveret.errors import PublishError
+from leveret.errors import LeveretError, PublishError
 from leveret_opentelemetry._conventions import (
     CONFIRMED_COUNT,
     CONVERSATION_ID,
@@ -22,6 +22,7 @@ from leveret_opentelemetry._conventions import (
     __version__,
     checked,
     describe,
+    error_text,
     set_error,
     text,
 )
@@ -116,8 +117,8 @@ class TracingPublisher:
             span.set_attribute(CONFIRMED_COUNT, result.confirmed)
             span.set_attribute(FAILED_COUNT, len(result.failures))
             if result.failures:
-                set_error(span, result.failures[min(result.failures)], record=False)
-                span.set_status(StatusCode.ERROR, f"{len(result.failures)} of {result.count} publishings failed")
+                first = result.failures[min(result.failures)]
+                set_error(span, first, f"{len(result.failures)} of {result.count} publishings failed")
             return result
 
     async def flush(self, timeout: float | None = None) -> None:
@@ -152,6 +153,7 @@ class TracingPublisher:
             except BaseException as error:
                 if isinstance(error, PublishError):
                     span.set_attribute(OUTCOME, error.outcome.name.lower())
-                # No exception event: the traceback tells the cause's text, which may tell the value.
-                set_error(span, error, record=False)
+                # No exception event: a traceback has the text of causes, which may quote the value. The text of
+                # Leveret's own errors never does.
+                set_error(span, error, error_text(error) if isinstance(error, LeveretError) else None)
                 raise

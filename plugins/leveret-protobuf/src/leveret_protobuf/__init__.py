@@ -85,6 +85,8 @@ class ProtobufSerializer:
     def encode(value: Any, /) -> bytes:
         """Encodes a generated message.
 
+        protobuf does not count levels here: what is nested more than 100 deep is written, and no decoder takes it.
+
         Args:
             value: The message.
 
@@ -93,17 +95,18 @@ class ProtobufSerializer:
 
         Raises:
             TypeError: It is no protobuf message.
-            InvalidMessage: It lacks required fields, or is nested deeper or larger than protobuf allows.
+            InvalidMessage: It lacks required fields.
+            google.protobuf.message.EncodeError: protobuf cannot write it, for example because it is too large.
         """
         if not isinstance(value, Message):
             raise TypeError(f"the protobuf serializer takes generated protobuf messages, not {type(value).__name__}")
         try:
             return value.SerializeToString(deterministic=True)
         except EncodeError:
-            pass  # Its text quotes the keys of maps; what is raised below, outside, does not hold on to it.
-        if not value.IsInitialized():
-            raise _incomplete(value)
-        raise InvalidMessage(f"Expected a {value.DESCRIPTOR.full_name} of at most 100 levels and 2 GiB")
+            if value.IsInitialized():
+                raise
+        # Outside of the handler: protobuf's text quotes the keys of maps, and must not hang on to this error.
+        raise _incomplete(value)
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
         """Makes the function that decodes bodies into one message class, or those of `MessageTypes`.

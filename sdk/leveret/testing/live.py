@@ -1,0 +1,59 @@
+"""Runs checks with a real client, on an embedded broker in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+from leveret.broker import EmbeddedBroker
+from leveret.client import connect
+from leveret.settings import MonitoringSettings
+from leveret.testing.base import fail, with_deadline
+from leveret.topology import Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from leveret._framing import Message
+    from leveret.client import Client
+    from leveret.consumer import Consumer
+    from leveret.plugins.registry import PluginRegistry
+
+__all__ = ["QUEUE", "take", "with_client"]
+
+T = TypeVar("T")
+
+#: The queue that is there for the check.
+QUEUE = "conformance"
+
+
+def with_client(registry: PluginRegistry, work: Callable[[Client], Awaitable[T]], what: str) -> T:
+    """Runs a coroutine function with a client, in an event loop and thread of its own.
+
+    Args:
+        registry: The plugins that the client uses.
+        work: What to do. The queue `QUEUE` is there.
+        what: What it does, as the beginning of a sentence.
+
+    Returns:
+        What it returns.
+    """
+
+    async def main() -> T:
+        # Whatever the environment says of metrics is not for a check.
+        monitoring = MonitoringSettings()
+        async with EmbeddedBroker() as broker, connect(broker.url, plugins=registry, monitoring=monitoring) as client:
+            await client.declare(Topology().queue(QUEUE))
+            return await work(client)
+
+    # A thread, because the caller may have a running event loop.
+    return with_deadline(lambda: asyncio.run(main()), what)
+
+
+async def take(consumer: Consumer[T]) -> Message:
+    """Takes and acknowledges the next message, which must be there."""
+    message = await consumer.get()
+    if message is None:
+        fail("a message that was confirmed is not in its queue")
+    message.ack()
+    return message

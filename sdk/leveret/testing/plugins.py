@@ -1,0 +1,198 @@
+"""Runs the kits for everything that a plugin brings, outside of its own tests; `leveret plugins check` prints this."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from leveret.errors import ConfigurationError, printable
+from leveret.plugins.interfaces import CompositeSpec, SerializerSpec
+from leveret.testing.breakers import CircuitBreakerConformance
+from leveret.testing.compressors import CompressorConformance
+from leveret.testing.metrics import MetricsConformance
+from leveret.testing.policies import BackoffConformance, RetryConformance
+from leveret.testing.serializers import SerializerConformance, plain_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from leveret.plugins.interfaces import Serializer
+    from leveret.plugins.registry import PluginInfo, PluginRegistry, Provided
+    from leveret.testing.base import Conformance
+
+__all__ = ["CheckResult", "check_plugin"]
+
+#: The kit of each kind; see `leveret.plugins.registry.Provided.kind`.
+_KITS: Final[dict[str, type[Conformance]]] = {
+    "serializer": SerializerConformance,
+    "compressor": CompressorConformance,
+    "metrics": MetricsConformance,
+    "retry": RetryConformance,
+    "backoff": BackoffConformance,
+    "circuit_breaker": CircuitBreakerConformance,
+}
+#: Why a fixture is not there: only the author can write it.
+_UNKNOWN: Final = {
+    "read": "how to read what the sink exports cannot be guessed",
+    "make_breaker": "how to give the breaker another clock cannot be guessed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """How one check of one thing ended.
+
+    Attributes:
+        kind: "serializer", "compressor", "metrics", "retry", "backoff" or "circuit_breaker".
+        name: The thing's name among its kind.
+        check: What was checked, in words.
+        passed: Whether it passed; None when it was not checked.
+        message: What is wrong, or why it was not checked; empty when it passed.
+    """
+
+    kind: str
+    name: str
+    check: str
+    passed: bool | None
+    message: str = ""
+
+
+def check_plugin(
+    registry: PluginRegistry, plugin_name: str, on_result: Callable[[CheckResult], None] | None = None
+) -> list[CheckResult]:
+    """Runs the conformance kits for everything that a loaded plugin brings. It takes seconds.
+
+    Some checks need what only a plugin's author can write, for example how to read what a sink exports: those are
+    reported as not checked, with the reason. In the plugin's own tests a subclass of the kit runs them.
+
+    Args:
+        registry: Where the plugin was loaded.
+        plugin_name: The plugin's name.
+        on_result: Called with each result as soon as it is there.
+
+    Returns:
+        All results, in the order in which the checks ran; empty when the plugin brings nothing that has a kit.
+
+    Raises:
+        ConfigurationError: The registry has no such plugin in use.
+    """
+    results = []
+    for provided in _find(registry, plugin_name).provides:
+        for result in _check(provided):
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+    return results
+
+
+def _find(registry: PluginRegistry, name: str) -> PluginInfo:
+    for info in registry.plugins:
+        if info.name == name and info.status in ("active", "built in"):
+            return info
+    found = [f"{info.name} ({info.status})" for info in registry.plugins]
+    raise ConfigurationError(
+        f"there is no plugin {printable(name, 64)!r} in use; this registry has {', '.join(found)}", option="plugin_name"
+    )
+
+
+def _check(provided: Provided) -> Iterator[CheckResult]:
+    kit, kind, name = _KITS[provided.kind], provided.kind, provided.name
+    if isinstance(provided.spec, CompositeSpec):
+        parts = ", ".join(provided.spec.parts)
+        yield CheckResult(kind, name, "conformance", None, f"it encodes nothing itself; its parts are {parts}")
+        return
+    fixtures: dict[str, Any] = {"spec": provided.spec}
+    missing = dict(_UNKNOWN)
+    if isinstance(provided.spec, SerializerSpec):
+        values, why = _values(provided.spec)
+        if values:
+            fixtures["values"] = values
+        else:
+            missing["values"] = why
+        if values and why:
+            yield CheckResult(kind, name, "takes all plain values", None, why)
+    for method, check in _checks_of(kit):
+        needed = [each for each in inspect.signature(check).parameters if each not in ("self", *fixtures)]
+        title = method.removeprefix("test_").replace("_", " ")
+        if needed:
+            why = next((missing[each] for each in needed if each in missing), missing["make_breaker"])
+            hint = f"{why}; subclass {kit.__name__} in the plugin's tests"
+            yield CheckResult(kind, name, title, None, hint)
+        else:
+            yield CheckResult(kind, name, title, *_run(check, kit, fixtures))
+
+
+def _checks_of(kit: type[Conformance]) -> Iterator[tuple[str, Callable[..., None]]]:
+    for name, member in vars(kit).items():
+        if name.startswith("test_") and inspect.isfunction(member):
+            yield name, member
+
+
+def _run(check: Callable[..., None], kit: type[Conformance], fixtures: dict[str, Any]) -> tuple[bool | None, str]:
+    """Runs a check as pytest would, and returns whether it passed, and what it said."""
+    passed, text = _attempt(check, kit(), fixtures)
+    if passed is False and issubclass(kit, SerializerConformance):
+        # The format may be one in which the beginning of a body is a body; its author knows.
+        lenient = kit()
+        vars(lenient)["prefixes_are_refused"] = False
+        if _attempt(check, lenient, fixtures)[0]:
+            return None, text
+    return passed, text
+
+
+def _attempt(check: Callable[..., None], instance: Conformance, fixtures: dict[str, Any]) -> tuple[bool | None, str]:
+    try:
+        check(instance, **{name: fixtures[name] for name in inspect.signature(check).parameters if name != "self"})
+    except pytest.fail.Exception as failure:
+        return False, str(failure)
+    except pytest.skip.Exception as skipped:
+        return None, str(skipped)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return False, f"the check was ended by {type(error).__name__}: {printable(str(error))}"
+    return True, ""
+
+
+# ---------------------------------------------------------------------- values
+
+
+def _values(spec: SerializerSpec) -> tuple[list[tuple[Any, Any]], str]:
+    """Those of the usual values that a serializer takes, and what it does not take, or why there are none."""
+    if spec.models is not None:
+        return [], "it is for certain models only, which cannot be guessed"
+    taken: list[tuple[Any, Any]] = []
+    refused: list[str] = []
+    try:
+        serializer = spec.factory()
+    except Exception as error:
+        return [], f"it could not be made ({type(error).__name__})"
+    for value, model in plain_values():
+        if _takes(serializer, value, model):
+            taken.append((value, model))
+        else:
+            refused.append(type(value).__name__)
+    if not refused:
+        return taken, ""
+    if not taken:
+        # A serializer of bytes takes nothing else. Others may take bytes and give text back, as JSON's do.
+        taken = [(value, None) for value in (b"", b"\x00\xffbytes", bytes(5000)) if _takes(serializer, value, None)]
+    kinds = ", ".join(dict.fromkeys(refused))
+    if not taken:
+        return [], f"it takes none of the usual values ({kinds}), and others cannot be guessed"
+    mine = ", ".join(dict.fromkeys(type(value).__name__ for value, _ in taken))
+    return taken, f"it does not take {kinds}; checked with {mine} alone"
+
+
+def _takes(serializer: Serializer, value: Any, model: Any) -> bool:
+    try:
+        serializer.encode(value)
+        serializer.decoder(model)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return False
+    return True
