@@ -19,7 +19,7 @@ shares = st.floats(min_value=0.0, max_value=1.0)
 
 
 @st.composite
-def exponential(draw: st.DrawFn, **options: Any) -> ExponentialBackoff:
+def exponential(draw: st.DrawFn, /, **options: Any) -> ExponentialBackoff:
     initial = draw(seconds)
     maximum = draw(st.floats(min_value=initial, max_value=86_400.0))
     return ExponentialBackoff(initial=initial, maximum=maximum, factor=draw(st.floats(1.0, 100.0)), **options)

@@ -27,7 +27,7 @@ from leveret_resilience import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .conftest import Clock, Sleep
+    from conftest import Clock, Sleep
 
 
 class Flaky:
@@ -126,7 +126,7 @@ async def test_keyword_arguments_go_through_functools_partial(sleep: Sleep) -> N
 
 
 async def test_function_that_returns_no_awaitable_is_called_once(sleep: Sleep) -> None:
-    calls = []
+    calls: list[int] = []
     with pytest.raises(ConfigurationError, match=r"must return an awaitable; .* returned NoneType"):
         await retrying(FixedRetry(), calls.append, 1, sleep=sleep)  # type: ignore[arg-type]
     assert calls == [1]
@@ -201,7 +201,7 @@ async def test_cancelled_trial_leaves_its_place_to_the_next_one(clock: Clock, sl
     await cancelled_while(lambda: guard(hang_with(hang), breaker=breaker, sleep=sleep)(None, None), reached)
     assert breaker.state is BreakerState.HALF_OPEN
     await retrying(FixedRetry(), Flaky(0).run, breaker=breaker, sleep=sleep)
-    assert breaker.state is BreakerState.CLOSED
+    assert breaker.closed
 
 
 def hang_with(hang: Callable[[], Any]) -> Callable[[Any, Any], Any]:

@@ -83,8 +83,8 @@ def checks(name: str) -> list[Check]:
     steps = []
     for entry in found:
         subject = _Subject(entry)
-        for part in (subject.metadata, subject.imports, subject.loading, subject.conflicts, subject.conformance):
-            steps.append(Check(entry.name, part.__name__, part))
+        parts = (subject.metadata, subject.imports, subject.loading, subject.conflicts, subject.conformance)
+        steps += [Check(entry.name, part.__name__, part) for part in parts]
     return steps
 
 

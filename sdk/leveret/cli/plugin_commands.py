@@ -142,9 +142,11 @@ class ExtensibleGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            if notes := self.added(ctx).notes:
-                error.message += f" Not all plugins could be asked ({notes[0]}); see: leveret plugins list."
-            raise
+            notes = self.added(ctx).notes
+            if not notes:
+                raise
+            text = f"{error.format_message()} Not all plugins could be asked: {notes[0]}. See: leveret plugins list"
+            raise click.UsageError(text, ctx=ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the commands, and what went wrong with plugins."""

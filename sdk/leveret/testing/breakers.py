@@ -47,8 +47,8 @@ class CircuitBreakerConformance(Conformance):
 
     Subclass it in a class named `Test...` and override the fixture `make_breaker`, which returns a function that takes
     a clock (a function that returns seconds as a float, like `time.monotonic`) and returns a new, closed breaker that
-    reads no other clock. The breaker must open after at most 10,000 failures in a row and allow a trial after an hour at
-    the latest. A class that overrides the fixture `spec`, which returns the `PolicySpec`, has the descriptor checked too.
+    reads no other clock. The breaker must open after at most 10,000 failures in a row, and allow a trial after an hour
+    at the latest. Overriding the fixture `spec`, which returns the `PolicySpec`, has the descriptor checked as well.
 
     Example:
         >>> import pytest
@@ -60,7 +60,7 @@ class CircuitBreakerConformance(Conformance):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls.spec is CircuitBreakerConformance.spec:
+        if inspect.getattr_static(cls, "spec") is vars(CircuitBreakerConformance)["spec"]:
             # Not collected, rather than passed without a check.
             cls.test_descriptor_is_accepted_by_the_registry = None  # type: ignore[assignment, method-assign]
 

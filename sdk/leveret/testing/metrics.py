@@ -205,7 +205,8 @@ class MetricsConformance(Conformance):
         require(
             not often,
             f"nobody asked for the numbers, and the sink called snapshot more than {_UNASKED} times within "
-            f"{_WATCHED} s: keep the source, and call its snapshot when somebody wants the numbers, or at an interval of seconds",
+            f"{_WATCHED} s: keep the source, and call its snapshot when somebody wants the numbers, or every "
+            "few seconds",
         )
 
     def test_reads_nothing_after_close(self, spec: MetricsSpec, read: ReadMetrics) -> None:

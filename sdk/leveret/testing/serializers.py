@@ -32,7 +32,7 @@ _SEED: Final = 20_091_119
 #: Deep enough to overflow the stack of a parser that recurses in C without counting.
 _NESTED: Final = 250_000
 #: What must not be seen in errors: it stands for what messages say.
-_SECRET: Final = "the-secret-5f1d"
+_HIDDEN: Final = "the-hidden-5f1d"
 _SCALARS: Final = (str, bytes, bytearray, int, float, complex, type(None))
 
 
@@ -84,13 +84,13 @@ class Unencodable:
         raise TypeError("this cannot be serialized")
 
 
-class Secret(Unencodable):
+class Hidden(Unencodable):
     """What no serializer can encode, and must not be seen in errors."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return _SECRET
+        return _HIDDEN
 
 
 class SerializerConformance(Conformance):
@@ -257,7 +257,6 @@ class SerializerConformance(Conformance):
 
     def test_random_bodies_raise_ordinary_exceptions(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
         """Random bytes, up to 1 MiB, are decoded or refused; nothing else happens, and a model's decoder returns it."""
-
         if not spec.safe:
             _skip_unsafe()
 
@@ -301,7 +300,6 @@ class SerializerConformance(Conformance):
 
     def test_deeply_nested_bodies_do_not_crash(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
         """Bodies that nest a quarter of a million levels are decoded or refused; RecursionError counts as refused."""
-
         if not spec.safe:
             _skip_unsafe()
 
@@ -358,7 +356,7 @@ class SerializerConformance(Conformance):
         with_client(registry, work, "publishing and consuming")
 
     def test_values_do_not_show_in_errors(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
-        """What cannot be encoded raises EncodeFailed, what cannot be decoded DecodeFailed, and neither quotes the value.
+        """What cannot be encoded raises EncodeFailed, and what cannot be decoded DecodeFailed, without its value.
 
         The core passes on the text of a TypeError, and texts that begin with "Expected" or "Object missing".
         """
@@ -366,17 +364,17 @@ class SerializerConformance(Conformance):
 
         async def work(client: Client) -> None:
             async with client.producer(serializer=spec.name) as producer:
-                for bad in (Secret(), [_SECRET, Secret()], {_SECRET: Secret()}, _SECRET, {_SECRET: _SECRET}):
+                for bad in (Hidden(), [_HIDDEN, Hidden()], {_HIDDEN: Hidden()}, _HIDDEN, {_HIDDEN: _HIDDEN}):
                     what = f"publishing a {type(bad).__name__} that cannot be encoded"
                     try:
                         await producer.publish(bad, QUEUE)
                     except Exception as error:
                         _require_discreet(error, EncodeFailed, what)
-            async with client.producer(serializer="bytes", content_type=spec.content_type) as producer:
-                for model, bodies in _secret_bodies(spec, values):
+            async with client.producer(serializer="bytes") as producer:
+                for model, bodies in _telling_bodies(spec, values):
                     async with client.consumer(QUEUE, model, serializer=spec.name) as consumer:
                         for body in bodies:
-                            await producer.publish(body, QUEUE)
+                            await producer.publish(body, QUEUE, content_type=spec.content_type)
                             message = await take(consumer)
                             try:
                                 message.value  # noqa: B018 - decodes
@@ -511,11 +509,11 @@ def _require_model(result: Any, model: Any, what: str) -> None:
 def _require_discreet(error: Exception, wanted: type[CodecError], what: str) -> None:
     require(
         isinstance(error, wanted),
-        f"{what} raised {type(error).__name__}; users expect {wanted.__name__}. Raise an ordinary exception, and leave it "
-        "to the core to wrap it",
+        f"{what} raised {type(error).__name__}; users expect {wanted.__name__}. Raise an ordinary exception; the "
+        "core wraps it",
     )
     require(
-        _SECRET not in str(error) and _SECRET not in repr(error),
+        _HIDDEN not in str(error) and _HIDDEN not in repr(error),
         f"{what} raised {wanted.__name__} with the value in its text: name types, places and sizes, and never what a "
         "message says",
     )
@@ -528,25 +526,25 @@ def _skip_unsafe() -> None:
 # ---------------------------------------------------------------------- bad bodies
 
 
-def _secret_bodies(spec: SerializerSpec, values: list[tuple[Any, Any]]) -> Iterator[tuple[Any, list[bytes]]]:
-    """Bodies that hold the secret and are mostly wrong, for each model of the values."""
+def _telling_bodies(spec: SerializerSpec, values: list[tuple[Any, Any]]) -> Iterator[tuple[Any, list[bytes]]]:
+    """Bodies that hold the hidden text and are mostly wrong, for each model of the values."""
     serializer = spec.factory()
-    secret = _SECRET.encode()
-    bodies = [secret, b'"' + secret + b'"', b'{"id": "' + secret + b'"}', b'{"' + secret + b'": 1', b"\xff" + secret]
+    hidden = _HIDDEN.encode()
+    bodies = [hidden, b'"' + hidden + b'"', b'{"id": "' + hidden + b'"}', b'{"' + hidden + b'": 1', b"\xff" + hidden]
     for bad in (
-        _SECRET,
-        [_SECRET],
-        {"id": _SECRET},
-        {"id": 1, "name": _SECRET, _SECRET: [_SECRET]},
-        {_SECRET: _SECRET},
+        _HIDDEN,
+        [_HIDDEN],
+        {"id": _HIDDEN},
+        {"id": 1, "name": _HIDDEN, _HIDDEN: [_HIDDEN]},
+        {_HIDDEN: _HIDDEN},
     ):
         with suppress(Exception):
             # Whole bodies of the wrong kind, from a serializer that takes plain values, and cut off ones.
             body = serializer.encode(bad)
-            bodies += [body, body[:-1], body + secret]
+            bodies += [body, body[:-1], body + hidden]
     for model, _ in _decoders(serializer, values):
         own = [_encode(serializer, value) for value, its_model in values if its_model is model]
-        yield model, [*bodies, *(body + secret for body in own[:20]), *(secret + body for body in own[:20])]
+        yield model, [*bodies, *(body + hidden for body in own[:20]), *(hidden + body for body in own[:20])]
 
 
 def _cuts(size: int) -> list[int]:

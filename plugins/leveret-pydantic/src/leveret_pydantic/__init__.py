@@ -36,8 +36,8 @@ class SerializationFailed(ValueError):
 class PydanticSerializer:
     """JSON by pydantic.
 
-    A value comes back equal when its model allows that: its aliases for validation and serialization are the same (or it
-    has none), and its serializers write what its validators take.
+    A value comes back equal when its model allows that: it has the same aliases for validation and serialization, and
+    its serializers write what its validators take.
     """
 
     @staticmethod

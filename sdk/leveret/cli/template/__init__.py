@@ -18,6 +18,49 @@ from leveret import __version__
 __all__ = ["KINDS", "Kind", "files", "module_name"]
 
 
+_TEST: Final = """\
+from __future__ import annotations
+
+import pytest
+from leveret.plugins import $spec
+from leveret.testing import $kit
+
+from $module import $hook
+
+
+class TestConformance($kit):
+    @pytest.fixture
+    def spec(self) -> $spec:
+        (spec,) = $hook()
+        return spec
+"""
+
+_METRICS_TEST: Final = """\
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from leveret.plugins import $spec
+from leveret.testing import $kit
+
+from $module import $hook, read
+
+
+class TestConformance($kit):
+    counters_go_on = False  # a client that was closed is not there any more
+
+    @pytest.fixture
+    def spec(self) -> $spec:
+        (spec,) = $hook()
+        return spec
+
+    @pytest.fixture
+    def read(self) -> Callable[[], dict[tuple[str, tuple[str, ...]], int]]:
+        return read
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """What differs between the kinds of plugins.
@@ -28,6 +71,7 @@ class Kind:
         spec: What the hook returns.
         kit: Its conformance kit.
         dependencies: What it needs beside Leveret.
+        test: Its test.
         settings: How the README's program makes the client's settings.
         connect: How its client uses it.
         producer: How its producer uses it.
@@ -38,6 +82,7 @@ class Kind:
     spec: str
     kit: str
     dependencies: tuple[str, ...] = ()
+    test: str = _TEST
     settings: str = ""
     connect: str = ""
     producer: str = ""
@@ -64,6 +109,7 @@ KINDS: Final = {
         hook="leveret_metrics",
         spec="MetricsSpec",
         kit="MetricsConformance",
+        test=_METRICS_TEST,
         settings='\n    settings = leveret.MonitoringSettings(sinks=["$name"])',
         connect=", monitoring=settings",
     ),
@@ -170,23 +216,6 @@ The tests run Leveret's conformance kit: what every $what must do, tried out. `l
 and looks at the metadata.
 """
 
-_TEST: Final = """\
-from __future__ import annotations
-
-import pytest
-from leveret.plugins import $spec
-from leveret.testing import $kit
-
-from $module import $hook
-
-
-class TestConformance($kit):
-    @pytest.fixture
-    def spec(self) -> $spec:
-        (spec,) = $hook()
-        return spec
-"""
-
 
 def module_name(name: str) -> str:
     """The module of the plugin with this name."""
@@ -224,7 +253,7 @@ def files(name: str, kind: str) -> dict[str, str]:
         "CHANGELOG.md": _CHANGELOG,
         f"src/{module}/__init__.py": source,
         f"src/{module}/py.typed": "",
-        f"tests/test_{module}.py": _TEST,
+        f"tests/test_{module}.py": its.test,
     }
     return {path: string.Template(text).substitute(words) for path, text in texts.items()}
 

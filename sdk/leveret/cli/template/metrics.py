@@ -1,7 +1,7 @@
 """$distribution: a metrics sink for Leveret.
 
-It logs the numbers of a client when the client closes, and gives them to whoever asks.
-Bring them to your own system in their place: what the functions must do is said in
+It gives the numbers of all clients to whoever calls `read`, for example a status page.
+Bring them to your own system in its place: what the functions must do is said in
 `leveret.plugins.MetricsSink`.
 """
 
@@ -16,46 +16,48 @@ from leveret.plugins import MetricsSpec, hookimpl
 if TYPE_CHECKING:
     from leveret.plugins import MetricsSource
 
-__all__ = ["LogSink", "leveret_metrics"]
+__all__ = ["StatusSink", "leveret_metrics", "read"]
 
 logger = logging.getLogger("$module")
 
+_lock = threading.Lock()
+_sources: dict[StatusSink, MetricsSource] = {}
 
-class LogSink:
-    """Logs the counters of one client, one line for each, when it closes."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._source: MetricsSource | None = None
+def read() -> dict[tuple[str, tuple[str, ...]], int]:
+    """Reads the numbers as they are now; safe to call from any thread.
+
+    Returns:
+        Each number, by its metric's name and the values of its labels. Clients of one
+        name are added up, and those that are closed are not there any more.
+    """
+    with _lock:
+        sources = list(_sources.values())
+    numbers: dict[tuple[str, tuple[str, ...]], int] = {}
+    for source in sources:
+        try:
+            samples = list(source.snapshot())
+        except Exception:
+            logger.exception("a client's numbers could not be read")
+            continue
+        for sample in samples:
+            key = (sample.metric.name, sample.labels)
+            numbers[key] = numbers.get(key, 0) + sample.value
+    return numbers
+
+
+class StatusSink:
+    """Shows the numbers of one client to `read`, from `start` to `close`."""
 
     def start(self, source: MetricsSource, /) -> None:
-        """Keeps the source. Nothing is read before somebody asks."""
-        with self._lock:
-            self._source = source
-
-    def read(self) -> dict[tuple[str, tuple[str, ...]], int]:
-        """Reads the numbers as they are now; safe to call from any thread.
-
-        Returns:
-            Each number by its metric's name and its labels' values; none before `start`
-            and after `close`.
-        """
-        with self._lock:
-            source = self._source
-        if source is None:
-            return {}
-        samples = source.snapshot()
-        return {(each.metric.name, each.labels): each.value for each in samples}
+        """Keeps the source; nothing is read before somebody asks."""
+        with _lock:
+            _sources[self] = source
 
     def close(self) -> None:
-        """Logs the numbers, and forgets the source."""
-        try:
-            for (name, labels), value in sorted(self.read().items()):
-                logger.info("%s{%s} %d", name, ",".join(labels), value)
-        except Exception:
-            logger.exception("the last numbers could not be read")
-        with self._lock:
-            self._source = None
+        """Forgets the source."""
+        with _lock:
+            _sources.pop(self, None)
 
 
 @hookimpl
@@ -64,7 +66,7 @@ def leveret_metrics() -> list[MetricsSpec]:
     return [
         MetricsSpec(
             name="$name",
-            factory=LogSink,
+            factory=StatusSink,
             api_version=1,
         )
     ]

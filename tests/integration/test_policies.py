@@ -1,0 +1,401 @@
+"""Retry policies and circuit breakers at a producer: asked after failures, and never while all goes well."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+import pytest
+from tests.support.plugins import plugin
+
+import leveret
+from leveret.broker import EmbeddedBroker
+from leveret.errors import CircuitOpen, EncodeFailed, MessageNacked, MessageReturned, PublishError
+from leveret.message import Outcome
+from leveret.plugins import PluginRegistry, PolicySpec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.usefixtures("no_leftovers")
+
+
+class Retries:
+    """Tries again at once, this many times, what the broker refused."""
+
+    def __init__(self, retries: int = 3) -> None:
+        self.retries = retries
+        self.asked: list[tuple[int, Outcome]] = []
+
+    def next_delay(self, attempt: int, error: BaseException) -> float | None:
+        assert isinstance(error, PublishError)
+        self.asked.append((attempt, error.outcome))
+        return 0.0 if attempt <= self.retries and error.outcome is Outcome.NACKED else None
+
+
+class Breaker:
+    """Opens after this many failures, and closes when a trial succeeds. It notes what it is told."""
+
+    def __init__(self, opens_after: int = 2) -> None:
+        self.closed = True
+        self.trial_allowed = False
+        self.opens_after = opens_after
+        self.failures = 0
+        self.calls: list[Any] = []
+
+    def before_call(self) -> None:
+        self.calls.append("asked")
+        if not self.trial_allowed:
+            raise CircuitOpen("open")
+
+    def record(
+        self, successes: int, failures: int, *, seconds: float = 0.0, error: BaseException | None = None
+    ) -> None:
+        assert seconds >= 0
+        assert (error is None) == (failures == 0)
+        self.calls.append((successes, failures))
+        if not self.closed and successes and not failures:
+            self.closed = True
+        self.failures += failures
+        if self.failures >= self.opens_after:
+            self.closed = False
+            self.failures = 0
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[leveret.Client]:
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as connected:
+        await connected.declare(
+            leveret.Topology().queue("q").queue("full", leveret.Classic(max_length=1, overflow="reject-publish"))
+        )
+        yield connected
+
+
+async def fill(client: leveret.Client) -> None:
+    async with client.producer() as producer:
+        await producer.publish(0, "full")
+
+
+class Unfilling(Retries):
+    """Makes room in the full queue when it is asked the second time."""
+
+    def __init__(self, client: leveret.Client) -> None:
+        super().__init__()
+        self.client = client
+        self.tasks: list[asyncio.Task[int]] = []
+
+    def next_delay(self, attempt: int, error: BaseException) -> float | None:
+        delay = super().next_delay(attempt, error)
+        if attempt == 2:
+            self.tasks.append(asyncio.get_running_loop().create_task(self.client.purge("full")))
+            return 0.05
+        return delay
+
+
+# ---------------------------------------------------------------------- nothing while all goes well
+
+
+class NeverCalled:
+    """A policy of both interfaces that counts every touch of its methods."""
+
+    def __init__(self) -> None:
+        self.closed = True
+        self.calls = 0
+
+    def next_delay(self, *_: Any) -> None:
+        self.calls += 1
+
+    def before_call(self) -> None:
+        self.calls += 1
+
+    def record(self, *_: Any, **__: Any) -> None:
+        self.calls += 1
+
+
+async def test_no_policy_and_no_hook_is_called_when_10000_messages_succeed(
+    client: leveret.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook_calls = 0
+
+    def counted(*_: Any, **__: Any) -> Any:
+        nonlocal hook_calls
+        hook_calls += 1
+
+    call = pluggy.HookCaller.__call__
+
+    def counted_if_ours(caller: pluggy.HookCaller, **arguments: object) -> Any:
+        if not caller.name.startswith("leveret_"):
+            return call(caller, **arguments)  # pytest's own
+        return counted()
+
+    retry, breaker = NeverCalled(), NeverCalled()
+    seen = 0
+    async with client.producer(retry=retry, circuit_breaker=breaker, serializer="json") as producer:
+        consumer = client.consumer("q", prefetch=1000, concurrency=4)
+        await consumer.subscribe()
+        # From here on a call of any hook, by whatever way, would be noticed.
+        monkeypatch.setattr(pluggy.HookCaller, "__call__", counted_if_ours)
+        for name, method in vars(PluginRegistry).items():
+            if inspect.isfunction(method) and not name.startswith("__"):
+                monkeypatch.setattr(PluginRegistry, name, counted)
+
+        assert await producer.publish_batch(range(9000), "q")
+        tickets = [producer.publish_nowait(i, "q") for i in range(500)]
+        await producer.flush()
+        await asyncio.gather(*(producer.publish(i, "q") for i in range(500)))
+        assert all(ticket.done for ticket in tickets)
+        assert producer.counters()["confirmed"] == 10_000
+
+        async def handle(value: Any, message: leveret.Message) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 10_000:
+                consumer.stop()
+
+        await consumer.run(handle)
+    assert (seen, hook_calls, retry.calls, breaker.calls) == (10_000, 0, 0, 0)
+
+
+# ---------------------------------------------------------------------- retry
+
+
+async def test_publish_is_tried_again_as_often_as_the_policy_allows(client: leveret.Client) -> None:
+    await fill(client)
+    policy = Retries(3)
+    async with client.producer(retry=policy) as producer:
+        with pytest.raises(MessageNacked) as caught:
+            await producer.publish(1, "full")
+        assert policy.asked == [(attempt, Outcome.NACKED) for attempt in (1, 2, 3, 4)]
+        assert caught.value.__notes__ == ["it was the last of 4 attempts"]
+        assert producer.counters()["nacked"] == 4
+
+
+async def test_publish_succeeds_when_a_later_attempt_does(client: leveret.Client) -> None:
+    await fill(client)
+    policy = Unfilling(client)
+    async with client.producer(retry=policy) as producer:
+        assert (await producer.publish(1, "full")).delivery_tag == 3
+    assert [attempt for attempt, _ in policy.asked] == [1, 2]
+    await asyncio.gather(*policy.tasks)
+
+
+async def test_what_the_policy_does_not_retry_is_raised_at_once(client: leveret.Client) -> None:
+    policy = Retries()
+    async with client.producer(retry=policy, mandatory=True) as producer:
+        with pytest.raises(MessageReturned):
+            await producer.publish(1, "nowhere")
+        with pytest.raises(EncodeFailed):
+            await producer.publish(object(), "q")
+    assert policy.asked == [(1, Outcome.RETURNED)]
+
+
+async def test_only_what_failed_of_a_batch_is_tried_again(client: leveret.Client) -> None:
+    await fill(client)
+    policy = Unfilling(client)
+    async with client.producer(retry=policy) as producer:
+        result = await producer.publish_batch([1, object(), 2], "full")
+        await asyncio.gather(*policy.tasks)
+        counted = producer.counters()
+    # The purge makes room for one of them.
+    assert result.count == 3
+    assert result.confirmed == 1
+    assert [type(error) for error in result.failures.values()] == [EncodeFailed, MessageNacked]
+    assert list(result.failures) == [1, 2]
+    assert counted["published"] == 2 + 2 + 2 + 1
+
+
+async def test_batch_indexes_are_those_of_the_iterable_when_it_goes_in_parts(client: leveret.Client) -> None:
+    async with client.producer(retry=Retries(1), batch_size=10) as producer:
+        values = (object() if i in (0, 99, 100, 249) else i for i in range(250))
+        result = await producer.publish_batch(values, "q")
+    assert (result.count, result.confirmed) == (250, 246)
+    assert list(result.failures) == [0, 99, 100, 249]
+
+
+async def test_a_lost_producer_is_not_tried_again(client: leveret.Client) -> None:
+    class Always(Retries):
+        def next_delay(self, attempt: int, error: BaseException) -> float | None:
+            self.asked.append((attempt, Outcome.NOT_SENT))
+            return 0.0
+
+    policy = Always()
+    producer = await client.producer(exchange="no-such-exchange", retry=policy).open()
+    with pytest.raises(PublishError) as caught:
+        await producer.publish(1)
+    assert caught.value.outcome is Outcome.UNKNOWN
+    assert policy.asked == []
+    assert len((await producer.publish_batch([1, 2, 3], "q")).failures) == 3
+    await producer.close()
+
+
+async def test_a_publisher_that_waits_for_its_next_attempt_can_be_cancelled(client: leveret.Client) -> None:
+    await fill(client)
+    asked = asyncio.Event()
+
+    class Slow(Retries):
+        def next_delay(self, attempt: int, error: BaseException) -> float | None:
+            asked.set()
+            return 3600.0
+
+    async with client.producer(retry=Slow()) as producer:
+        for publishing in (producer.publish(1, "full"), producer.publish_batch([1], "full")):
+            asked.clear()
+            task = asyncio.create_task(publishing)
+            await asked.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await producer.publish(1, "q")
+
+
+async def test_the_error_is_raised_when_the_policy_itself_fails(
+    client: leveret.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Retries):
+        def next_delay(self, attempt: int, error: BaseException) -> float | None:
+            raise ZeroDivisionError("oops")
+
+    await fill(client)
+    async with client.producer(retry=Broken()) as producer:
+        with pytest.raises(MessageNacked):
+            await producer.publish(1, "full")
+    assert "the retry policy failed: ZeroDivisionError: oops" in caplog.text
+
+
+# ---------------------------------------------------------------------- circuit breaker
+
+
+async def test_the_breaker_is_told_of_failures_and_of_the_successes_before(client: leveret.Client) -> None:
+    await fill(client)
+    breaker = Breaker(opens_after=100)
+    async with client.producer(circuit_breaker=breaker) as producer:
+        assert await producer.publish_batch(range(50), "q")
+        await producer.publish(50, "q")
+        assert breaker.calls == []
+        with pytest.raises(MessageNacked):
+            await producer.publish(1, "full")
+        assert breaker.calls == [(51, 1)]
+        assert len((await producer.publish_batch([1, 2, 3], "full")).failures) == 3
+        assert breaker.calls == [(51, 1), (0, 3)]
+
+
+async def test_nothing_is_sent_while_the_breaker_is_open(client: leveret.Client) -> None:
+    await fill(client)
+    breaker = Breaker(opens_after=1)
+    async with client.producer(circuit_breaker=breaker) as producer:
+        with pytest.raises(MessageNacked):
+            await producer.publish(1, "full")
+        sent = producer.next_delivery_tag
+        with pytest.raises(CircuitOpen):
+            await producer.publish(1, "q")
+        with pytest.raises(CircuitOpen):
+            await producer.publish_batch([1, 2], "q")
+        with pytest.raises(CircuitOpen, match="not closed; only publish and publish_batch try"):
+            producer.publish_nowait(1, "q")
+        assert producer.next_delivery_tag == sent
+
+
+async def test_a_trial_that_succeeds_closes_the_breaker(client: leveret.Client) -> None:
+    await fill(client)
+    for batch in (False, True):
+        breaker = Breaker(opens_after=1)
+        async with client.producer(circuit_breaker=breaker) as producer:
+            with pytest.raises(MessageNacked):
+                await producer.publish(1, "full")
+            breaker.trial_allowed = True
+            breaker.calls.clear()
+            assert await (producer.publish_batch([1, 2], "q") if batch else producer.publish(1, "q"))
+            assert breaker.closed
+            assert breaker.calls == ["asked", (2 if batch else 1, 0)]
+            breaker.calls.clear()
+            assert await producer.publish(1, "q")
+            assert breaker.calls == []
+
+
+async def test_a_trial_without_a_result_is_given_back(client: leveret.Client) -> None:
+    breaker = Breaker()
+    breaker.closed, breaker.trial_allowed = False, True
+    async with client.producer(circuit_breaker=breaker) as producer:
+        with pytest.raises(EncodeFailed):
+            await producer.publish(object(), "q")
+        task = asyncio.create_task(producer.publish(1, "q"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert breaker.calls == ["asked", (0, 0), "asked", (0, 0)]
+
+
+async def test_the_rest_of_a_batch_fails_when_the_breaker_opens_meanwhile(client: leveret.Client) -> None:
+    await fill(client)
+    breaker = Breaker(opens_after=1)
+    async with client.producer(circuit_breaker=breaker, batch_size=1) as producer:
+        read = 0
+
+        def values() -> Any:
+            nonlocal read
+            while read < 1000:
+                read += 1
+                yield read
+
+        result = await producer.publish_batch(values(), "full")
+    assert result.confirmed == 0
+    assert result.count == read < 1000
+    assert {type(error) for error in result.failures.values()} == {MessageNacked, CircuitOpen}
+
+
+async def test_failures_of_tickets_that_nobody_awaits_count(client: leveret.Client) -> None:
+    await fill(client)
+    breaker = Breaker(opens_after=100)
+    async with client.producer(circuit_breaker=breaker) as producer:
+        awaited = producer.publish_nowait(1, "full")
+        with pytest.raises(MessageNacked):
+            await awaited
+        producer.publish_nowait(2, "full")
+        with pytest.raises(PublishError):
+            await producer.flush()
+        assert breaker.calls == [(0, 1), (0, 1)]
+
+
+async def test_publishing_goes_on_when_the_breaker_itself_fails(
+    client: leveret.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Breaker):
+        def record(self, *_: Any, **__: Any) -> None:
+            raise ZeroDivisionError("oops")
+
+    await fill(client)
+    async with client.producer(circuit_breaker=Broken()) as producer:
+        with pytest.raises(MessageNacked):
+            await producer.publish(1, "full")
+        assert await producer.publish(1, "q")
+    assert "the circuit breaker failed: ZeroDivisionError: oops" in caplog.text
+
+
+# ---------------------------------------------------------------------- by name
+
+
+async def test_policies_are_found_by_name_and_made_for_each_producer() -> None:
+    made: list[object] = []
+
+    def make(kind: type) -> Any:
+        def factory() -> object:
+            made.append(kind())
+            return made[-1]
+
+        return factory
+
+    registry = PluginRegistry.from_plugins(
+        plugin(
+            policies=[
+                PolicySpec(kind="retry", name="at-once", factory=make(Retries)),
+                PolicySpec(kind="circuit_breaker", name="simple", factory=make(Breaker)),
+            ]
+        )
+    )
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url, plugins=registry) as client:
+        settings = leveret.ProducerSettings(retry="at-once")
+        async with client.producer(settings, circuit_breaker="simple"), client.producer(settings):
+            assert [type(each) for each in made] == [Retries, Breaker, Retries]
