@@ -27,7 +27,7 @@ class JSON:
     def setup(self, value: str) -> None:
         import msgspec
 
-        codec = need("leveret.codecs").serializer("json")
+        codec = need("leveret.plugins.builtin").JSONSerializer()
         model = _order_struct() if value == "struct" else None
         self.value = msgspec.convert(corpus.ORDER, model) if model else corpus.ORDER
         self.encode, self.decode = codec.encode, codec.decoder(model)
@@ -47,7 +47,7 @@ class Text:
     operations = 1
 
     def setup(self) -> None:
-        codec = need("leveret.codecs").serializer("text")
+        codec = need("leveret.plugins.builtin").TextSerializer()
         self.encode, self.decode = codec.encode, codec.decoder(None)
         self.value = "x" * 1024
         self.body = self.encode(self.value)

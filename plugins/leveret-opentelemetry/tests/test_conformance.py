@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from leveret_opentelemetry import OpenTelemetrySink
 
 from leveret.plugins import MetricsSpec
 from leveret.testing import MetricsConformance
+from leveret_opentelemetry import OpenTelemetrySink
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,15 +6,15 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import leveret_prometheus
 import pytest
-from leveret_prometheus import PrometheusSink
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import leveret
+import leveret_prometheus
 from leveret.broker import EmbeddedBroker
 from leveret.plugins import MetricsSpec, PluginRegistry, hookimpl
+from leveret_prometheus import PrometheusSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

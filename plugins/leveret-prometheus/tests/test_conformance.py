@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import leveret_prometheus
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from leveret.plugins import MetricsSpec
+import leveret_prometheus
 from leveret.testing import MetricsConformance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from leveret.plugins import MetricsSpec
 
 
 class TestPrometheus(MetricsConformance):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from leveret_prometheus import PrometheusSink
 from prometheus_client.openmetrics.exposition import generate_latest as open_metrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from leveret.plugins import Metric
+from leveret_prometheus import PrometheusSink
 
 LABELS = ("client",)
 

@@ -8,13 +8,13 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-import leveret_prometheus
 import pytest
-from leveret_prometheus import PrometheusSink, _collector
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
 
+import leveret_prometheus
 from leveret.errors import ConfigurationError
 from leveret.plugins import Metric, PluginRegistry
+from leveret_prometheus import PrometheusSink, _collector
 
 ORDERS = 'leveret_publishings_messages_total{client="billing",exchange="orders"}'
 UNSETTLED = Metric("deliveries_unsettled", "gauge", "messages", "Deliveries being worked on.", ("client", "queue"))

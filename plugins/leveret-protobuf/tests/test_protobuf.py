@@ -502,6 +502,27 @@ async def test_bodies_without_content_type_are_read_when_the_consumer_names_the_
     assert message.value == order()
 
 
+@pytest.mark.parametrize("model", [Order, MessageTypes(Order)], ids=["class", "types"])
+async def test_bodies_without_content_type_are_read_when_protobuf_alone_makes_the_model(
+    client: Client, model: Any
+) -> None:
+    async with client.producer(serializer="bytes") as producer:
+        body = encode(order() if model is Order else packed(order()))
+        await producer.publish(body, "q", content_type=None)
+    message = await client.consumer("q", model).get()
+    assert message is not None
+    assert message.value == order()
+
+
+async def test_json_bodies_are_not_accepted_when_the_model_is_a_message_class(client: Client) -> None:
+    async with client.producer(serializer="json") as producer:
+        await producer.publish({"id": 1}, "q")
+    message = await client.consumer("q", Order).get()
+    assert message is not None
+    with pytest.raises(ContentTypeNotAccepted, match="'application/json' is not accepted"):
+        _ = message.value
+
+
 async def test_consumer_without_a_model_does_not_take_protobuf_bodies(client: Client) -> None:
     with pytest.raises(ConfigurationError, match="not None") as refusal:
         client.consumer("q", serializer="protobuf")

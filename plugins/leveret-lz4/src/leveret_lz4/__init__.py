@@ -164,9 +164,10 @@ class _Frame:
         context = lz4.frame.create_decompression_context()
         view = memoryview(self._data)
         position = 0
-        smaller = block_size < self._header["block_size"]
+        # So few bytes that they cannot fill a block need no smaller one.
+        smaller = block_size < min(self._header["block_size"], len(view) * _MAX_RATIO)
         if smaller:
-            _, _, _ = lz4.frame.decompress_chunk(context, self._header_with(block_size))
+            lz4.frame.decompress_chunk(context, self._header_with(block_size))
             position = _HEADER_SIZE + (_CONTENT_SIZE_SIZE if self._data[_FLG] & _HAS_SIZE else 0)
         left = max_size
         ended = False
@@ -183,6 +184,8 @@ class _Frame:
                 raise self._too_large(max_size, block_size) from error
             position += read
             left -= len(chunk)
+            if left < 0 and self.content_size is not None:
+                raise ValueError(f"the body has more than the {self.content_size} bytes that it says it has")
             if left < 0:
                 raise BodyTooLarge(f"the body decompresses to more than {max_size} bytes")
             if chunk:
@@ -193,7 +196,7 @@ class _Frame:
             raise ValueError(f"{len(view) - position} bytes follow the compressed body")
 
     def _header_with(self, block_size: int) -> bytes:
-        """The frame's header with a smaller block size, so that the decoder allocates no more and refuses larger blocks."""
+        """The frame's header with a smaller block size: the decoder allocates no more then, and refuses larger blocks."""
         header = self._header
         writer = lz4.frame.LZ4FrameCompressor(
             block_size=_BLOCK_SIZES[block_size],

@@ -26,7 +26,7 @@ __all__ = ["SERIALIZER", "MessagePackSerializer", "leveret_serializers"]
 _BINARY: Final = (bytes, bytearray, memoryview)
 #: What MessagePack can say and JSON cannot: the packer gets these as they are, not as text.
 _NATIVE: Final = (*_BINARY, datetime, msgpack.Timestamp, msgpack.ExtType)
-#: A packer keeps its buffer, which grows to twice the largest body. It is replaced after a body of more bytes than this.
+#: A packer keeps its buffer, which grows to twice the largest body. It is replaced after a body of more than this.
 _LARGE: Final = 1 << 20
 #: The option with which msgpack turns timestamps into aware datetimes, in UTC.
 _AS_DATETIME: Final = 3
@@ -110,7 +110,7 @@ def _packer() -> Callable[[Any], bytes]:
 
 
 def _plain(value: Any) -> Any:
-    """Makes something of what the packer cannot write; also called for naive datetimes and for integers out of range."""
+    """Makes something of what the packer cannot write. Naive datetimes and integers out of range come here, too."""
     if type(value) is datetime:
         return value.isoformat()
     return msgspec.to_builtins(value, builtin_types=_NATIVE, str_keys=True)
