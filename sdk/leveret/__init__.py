@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from leveret.producer import Producer as Producer
     from leveret.settings import ConnectionSettings as ConnectionSettings
     from leveret.settings import ConsumerSettings as ConsumerSettings
+    from leveret.settings import MonitoringSettings as MonitoringSettings
+    from leveret.settings import PluginSettings as PluginSettings
     from leveret.settings import ProducerSettings as ProducerSettings
     from leveret.settings import TLSSettings as TLSSettings
     from leveret.topology import Classic as Classic
@@ -57,6 +59,8 @@ _HOMES = {
     "Producer": "producer",
     "ConnectionSettings": "settings",
     "ConsumerSettings": "settings",
+    "MonitoringSettings": "settings",
+    "PluginSettings": "settings",
     "ProducerSettings": "settings",
     "TLSSettings": "settings",
     "Classic": "topology",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 METRIC = re.compile(r"\bleveret_[a-z0-9_]+")
+
+
+class Exported(NamedTuple):
+    kind: str
+    labels: frozenset[str]
 
 
 class Plugin:
@@ -48,7 +53,8 @@ def connect(broker: EmbeddedBroker, registry: CollectorRegistry, name: str = "bi
     )
 
 
-async def publish_and_consume(client: leveret.Client, count: int) -> None:
+async def publish_and_consume(client: leveret.Client, count: int) -> tuple[object, object]:
+    """Returns the producer and the consumer: gauges are theirs, and end with them."""
     await client.declare(leveret.Topology().queue("work"))
     async with client.producer() as producer:
         (await producer.publish_batch(range(count), "work")).raise_for_failures()
@@ -59,14 +65,18 @@ async def publish_and_consume(client: leveret.Client, count: int) -> None:
             consumer.stop()
 
     await consumer.run(handle)
+    return producer, consumer
 
 
-async def exported(broker: EmbeddedBroker, registry: CollectorRegistry) -> dict[str, str]:
-    """The types of everything a client exports, by the names that PromQL uses."""
+async def exported(broker: EmbeddedBroker, registry: CollectorRegistry) -> dict[str, Exported]:
+    """Everything that a client at work exports, by the names that PromQL uses."""
     async with connect(broker, registry) as client:
-        await publish_and_consume(client, 3)
+        kept = await publish_and_consume(client, 3)
         families = list(text_string_to_metric_families(generate_latest(registry).decode()))
-    return {sample.name: family.type for family in families for sample in family.samples}
+        del kept
+    return {
+        sample.name: Exported(family.type, frozenset(sample.labels)) for family in families for sample in family.samples
+    }
 
 
 def expressions(value: Any) -> list[str]:
@@ -125,7 +135,7 @@ async def test_dashboard_takes_rates_of_counters_and_of_nothing_else(broker, reg
     checked = 0
     for text in expressions(json.loads(leveret_prometheus.dashboard())):
         rated = set(re.findall(r"\b(?:rate|irate|increase)\(\s*(leveret_[a-z0-9_]+)", text))
-        counters = {name for name in METRIC.findall(text) if known[name] == "counter"}
+        counters = {name for name in METRIC.findall(text) if known[name].kind == "counter"}
         if "label_values" not in text:
             assert rated == counters, text
             checked += len(rated)
@@ -133,16 +143,13 @@ async def test_dashboard_takes_rates_of_counters_and_of_nothing_else(broker, reg
 
 
 async def test_dashboard_groups_by_labels_that_the_metrics_have(broker, registry) -> None:
-    async with connect(broker, registry) as client:
-        await publish_and_consume(client, 1)
-        families = list(text_string_to_metric_families(generate_latest(registry).decode()))
-    labels = {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    known = await exported(broker, registry)
 
     for text in expressions(json.loads(leveret_prometheus.dashboard())):
         (name,) = METRIC.findall(text)
         asked = re.findall(r"by \(([^)]*)\)", text) + re.findall(r"label_values\([^,]+, (\w+)\)", text)
         asked += re.findall(r"(\w+)=~", text)
-        assert {word.strip() for words in asked for word in words.split(",")} <= labels[name], text
+        assert {word.strip() for words in asked for word in words.split(",")} <= known[name].labels, text
 
 
 def test_dashboard_can_be_imported_when_grafana_reads_it() -> None:

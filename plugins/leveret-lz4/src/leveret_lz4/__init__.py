@@ -196,7 +196,7 @@ class _Frame:
             raise ValueError(f"{len(view) - position} bytes follow the compressed body")
 
     def _header_with(self, block_size: int) -> bytes:
-        """The frame's header with a smaller block size: the decoder allocates no more then, and refuses larger blocks."""
+        """The frame's header with a smaller block size: the decoder allocates no more, and refuses larger blocks."""
         header = self._header
         writer = lz4.frame.LZ4FrameCompressor(
             block_size=_BLOCK_SIZES[block_size],

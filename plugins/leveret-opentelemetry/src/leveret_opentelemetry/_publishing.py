@@ -144,7 +144,7 @@ class TracingPublisher:
         )
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             if not custom.is_valid and (headers is None or isinstance(headers, Mapping)):
-                # Anything else is refused by the producer, by its name.
+                # What is no mapping is the producer's to judge.
                 enriched = headers_with_context(self._propagator, headers, trace.set_span_in_context(span))
                 if enriched is not headers:
                     options["headers"] = enriched
