@@ -42,6 +42,19 @@ def blocks() -> list[Block]:
     return found
 
 
+def split_commands(line: str) -> list[list[str]]:
+    """Splits a line of shell into its commands, and each into words."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    parts: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set(";|&"):
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """Returns (place, words) of each command in shell blocks; in console blocks only of lines after a prompt."""
     found = []
@@ -52,8 +65,7 @@ def commands() -> list[tuple[str, list[str]]]:
         if block.fence == "console":
             lines = [line[2:] for line in lines if line.startswith("$ ")]
         for line in lines:
-            for part in re.split(r"&&|\|\||[;|]", line):
-                words = shlex.split(part, comments=True)
+            for words in split_commands(line):
                 while words and re.fullmatch(r"\w+=.*", words[0]):  # VARIABLE=value before the command
                     words.pop(0)
                 if words and Path(words[0]).name in {"leveret", "make"}:

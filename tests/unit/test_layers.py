@@ -138,3 +138,18 @@ def test_imports_of_cython_are_found(text: str, expected: set[str]) -> None:
 )
 def test_imports_of_python_are_found(text: str, expected: set[str]) -> None:
     assert imports_of_python(text) == expected
+
+
+def test_plugins_import_only_what_is_promised_to_them() -> None:
+    promised = {"leveret.plugins", "leveret.errors", "leveret.message"}
+    sources = sorted(ROOT.glob("plugins/*/src/**/*.py"))
+    assert sources
+    for source in sources:
+        for edge in ours(imports_of_python(source.read_text())):
+            assert any(edge == name or edge.startswith(f"{name}.") for name in promised), f"{source} imports {edge}"
+
+
+def test_the_core_imports_no_plugin_distribution() -> None:
+    distributions = {path.name.replace("-", "_") for path in ROOT.glob("plugins/*")}
+    for path in PACKAGE.rglob("*.py"):
+        assert not {edge.split(".")[0] for edge in imports_of_python(path.read_text())} & distributions, path

@@ -22,13 +22,14 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 async def main():
     monitoring = leveret.MonitoringSettings(sinks=["opentelemetry"])
     async with EmbeddedBroker() as broker, leveret.connect(broker.url, monitoring=monitoring) as client:
-        await client.declare(leveret.Topology().queue("work"))
+        await client.declare(leveret.Topology().queue("work").queue("next"))
         seen = []
         consumer = client.consumer("work", concurrency=1)
 
         async def handle(value, message):
             seen.append((value, message.headers, trace.get_current_span().get_span_context().span_id))
             if len(seen) == 4:
+                await publisher.publish(5, "next")
                 consumer.stop()
 
         async with client.producer() as producer:
@@ -38,7 +39,9 @@ async def main():
             await publisher.publish_batch([3], "work")
             await publisher.publish(4, "work", headers={"traceparent": PARENT})
             await publisher.flush()
-        await consumer.run(traced(handle))
+            await consumer.run(traced(handle))
+        passed_on = await client.consumer("next").get()
+        assert passed_on.headers == {"traceparent": PARENT}, passed_on.headers
     assert seen == [(1, {}, 0), (2, {}, 0), (3, {}, 0), (4, {"traceparent": PARENT}, 0xB7AD6B7169203331)], seen
 
 

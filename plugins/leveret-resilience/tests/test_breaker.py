@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import tracemalloc
@@ -300,29 +301,49 @@ async def test_trial_that_ends_with_an_error_that_does_not_count_gives_its_place
 
 
 @pytest.mark.parametrize("late", ["success", "failure"])
-async def test_late_result_of_a_call_from_before_the_opening_counts_for_nothing(
-    breaker: CircuitBreaker, clock: Clock, late: str
-) -> None:
-    gate = asyncio.Event()
+async def test_late_result_of_a_call_from_before_the_opening_counts_for_nothing(clock: Clock, late: str) -> None:
+    breaker = CircuitBreaker(minimum_calls=1, clock=clock)
+    gates = {state: asyncio.Event() for state in BreakerState}
 
-    async def slow() -> None:
-        await gate.wait()
+    async def slow(state: BreakerState) -> None:
+        await gates[state].wait()
         if late == "failure":
             raise OSError("down")
 
-    old = asyncio.create_task(run(breaker, slow))
+    # One ends in each state that comes after.
+    old = {state: asyncio.create_task(run(breaker, functools.partial(slow, state))) for state in BreakerState}
     await asyncio.sleep(0)
-    opened(breaker)
-    clock.advance(60.0)
+    ended = "None" if late == "success" else "OSError"
+    assert await run(breaker, fail) == "OSError"
+    assert breaker.state is OPEN
+    gates[OPEN].set()
+    assert await old[OPEN] == ended
+    clock.advance(59.0)
+    assert await run(breaker, succeed) == "refused"
+    clock.advance(1.0)
     trial_gate = asyncio.Event()
     trial = asyncio.create_task(breaker.call(trial_gate.wait))
     await asyncio.sleep(0)
-    gate.set()
-    assert await old == ("None" if late == "success" else "OSError")
+    gates[HALF_OPEN].set()
+    assert await old[HALF_OPEN] == ended
     assert breaker.state is HALF_OPEN
     assert await run(breaker, succeed) == "refused", "the trial still has its place"
     trial_gate.set()
     await trial
+    assert breaker.closed
+    gates[CLOSED].set()
+    assert await old[CLOSED] == ended
+    assert breaker.closed
+
+
+def test_nothing_is_counted_any_more_when_it_has_closed(clock: Clock) -> None:
+    breaker = CircuitBreaker(open_time=1.0, clock=clock)
+    opened(breaker)
+    clock.advance(1.0)
+    breaker.before_call()
+    breaker.record(1, 0)
+    # The failures from before the opening are still within the window.
+    breaker.record(0, 4)
     assert breaker.state is CLOSED
 
 
@@ -529,7 +550,7 @@ class AnySequence(RuleBasedStateMachine):
         elif state is CLOSED:
             self.calls = []
 
-    @rule(seconds=st.integers(0, 12))
+    @rule(seconds=st.sampled_from([1, 2, 7, 12]))
     def time_passes(self, seconds: int) -> None:
         self.now += seconds
 

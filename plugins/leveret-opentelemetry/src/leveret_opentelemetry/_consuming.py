@@ -108,7 +108,9 @@ def traced(
             elif outer.get_span_context().is_valid:
                 links.append(Link(outer.get_span_context()))
         span = tracer.start_span(name, context, SpanKind.CONSUMER, attributes, links)
-        token = contexts.attach(trace.set_span_in_context(span, context))
+        if span.get_span_context().is_valid:  # without an SDK older APIs drop the context; it is passed on here
+            context = trace.set_span_in_context(span, context)
+        token = contexts.attach(context)
         try:
             return await handler(value, message)
         except BaseException as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind
 
@@ -142,10 +143,13 @@ class TracingPublisher:
             attributes=attributes,
             links=[Link(custom)] if custom.is_valid else None,
         )
+        context = contexts.get_current()
+        if span.get_span_context().is_valid:  # without an SDK older APIs drop the context; it is passed on here
+            context = trace.set_span_in_context(span, context)
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             if not custom.is_valid and (headers is None or isinstance(headers, Mapping)):
                 # What is no mapping is the producer's to judge.
-                enriched = headers_with_context(self._propagator, headers, trace.set_span_in_context(span))
+                enriched = headers_with_context(self._propagator, headers, context)
                 if enriched is not headers:
                     options["headers"] = enriched
             try:

@@ -102,7 +102,10 @@ class ZstdCompressor:
             raise BodyTooLarge(f"the body says that it has {size} bytes, more than {max_size}")
         if size == 0:
             # python-zstandard would take its word and not look at the rest.
-            return self._decompress_unsized(data, 0, header.window_size)
+            try:
+                return self._decompress_unsized(data, 0, header.window_size)
+            except BodyTooLarge:
+                raise ValueError("the body has more than the 0 bytes that it says it has") from None
         return self._decompressor.decompress(data, allow_extra_data=False)
 
     def _decompress_unsized(self, data: bytes, max_size: int, window_size: int) -> bytes:
