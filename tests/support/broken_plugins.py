@@ -21,7 +21,7 @@ import pytest
 
 from leveret.errors import BodyTooLarge, CircuitOpen, ConfigurationError
 from leveret.plugins import CompressorSpec, MetricsSpec, PolicySpec, SerializerSpec
-from leveret.plugins.builtin import JSONSerializer, ZlibCompressor
+from leveret.plugins.builtin import ZlibCompressor
 from leveret.testing import (
     BackoffConformance,
     CircuitBreakerConformance,
@@ -37,6 +37,17 @@ if TYPE_CHECKING:
     from leveret.plugins import MetricsSource
 
 # ---------------------------------------------------------------------- serializers
+
+
+class JSONSerializer:
+    def encode(self, value: Any) -> Any:
+        return msgspec.json.encode(value)
+
+    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
+        try:
+            return msgspec.json.Decoder(Any if model is None else model).decode
+        except TypeError as error:
+            raise ConfigurationError(str(error), option="model") from error
 
 
 class BrokenSerializer(SerializerConformance):
@@ -78,16 +89,17 @@ class SharesTheModel(JSONSerializer):
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
         SharesTheModel._decode = super().decoder(model)
-        return lambda body: SharesTheModel._decode(body)
+
+        def decode(body: bytes) -> Any:
+            return SharesTheModel._decode(body)
+
+        return decode
 
 
 class TestBrokenBySharingTheModel(BrokenSerializer):
     make = SharesTheModel
     caught_by = "test_two_instances_do_not_share_state"
-    because = "Expected"
-
-    def test_two_instances_do_not_share_state(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
-        super().test_two_instances_do_not_share_state(spec, values)
+    because = "they share state"
 
 
 class SharesAScratchBuffer(JSONSerializer):
@@ -274,6 +286,22 @@ class TestBrokenByOverflowingItsStack(BrokenSerializer):
     because = "crashed the process (SIGSEGV)"
 
 
+class OverflowsWhenItEncodes(JSONSerializer):
+    def encode(self, value: Any) -> Any:
+        inside, depth = value, 0
+        while isinstance(inside, list) and inside:
+            inside, depth = inside[0], depth + 1
+        if depth > 100_000:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().encode(value)
+
+
+class TestBrokenByOverflowingWhenItEncodes(BrokenSerializer):
+    make = OverflowsWhenItEncodes
+    caught_by = "test_deeply_nested_values_do_not_crash"
+    because = "crashed the process (SIGSEGV)"
+
+
 class RefusesModelsWithTypeError(JSONSerializer):
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
         return msgspec.json.Decoder(Any if model is None else model).decode
@@ -341,19 +369,17 @@ class TestBrokenByRefusingItsValues(BrokenSerializer):
         return [(object(), None)]
 
 
-class WritesAnotherContentType(JSONSerializer):
-    """Stands for a format that only its own name finds again."""
-
+class WantsAModel(JSONSerializer):
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
         if model is None:
-            raise ConfigurationError("no", option="model")
+            raise ConfigurationError("it wants a model", option="model")
         return super().decoder(model)
 
 
 class TestBrokenByNotMakingItsModels(BrokenSerializer):
-    make = WritesAnotherContentType
+    make = WantsAModel
     caught_by = "test_values_travel_from_a_producer_to_a_consumer"
-    because = "no"
+    because = "it wants a model"
 
 
 # ---------------------------------------------------------------------- compressors
@@ -363,11 +389,12 @@ class BrokenCompressor(CompressorConformance):
     caught_by: ClassVar[str]
     because: ClassVar[str]
     make: ClassVar[Callable[[int | None], Any]]
+    levels: ClassVar[tuple[int, int]] = (0, 9)
 
     @pytest.fixture
     def spec(self) -> CompressorSpec:
-        make = type(self).make
-        return CompressorSpec(name="broken", content_encoding="x-broken", factory=make, levels=(0, 9))
+        make, levels = type(self).make, self.levels
+        return CompressorSpec(name="broken", content_encoding="x-broken", factory=make, levels=levels)
 
 
 class Zlib(ZlibCompressor):
@@ -413,6 +440,12 @@ class TestBrokenByRaisingAnotherError(BrokenCompressor):
     make = RaisesAnotherError
     caught_by = "test_max_size_is_exact"
     because = "raised ValueError; the interface wants leveret.errors.BodyTooLarge"
+
+
+class TestBrokenByRaisingAnotherErrorInAConsumer(BrokenCompressor):
+    make = RaisesAnotherError
+    caught_by = "test_bad_bodies_are_refused_by_a_consumer"
+    because = "raised DecodeFailed, not BodyTooLarge"
 
 
 class LooksAfterwards(Zlib):
@@ -483,6 +516,34 @@ class TestBrokenByNotCompressing(BrokenCompressor):
     make = DoesNotCompress
     caught_by = "test_repetitive_bodies_become_smaller"
     because = "it does not compress"
+
+
+class TestBrokenByArrivingAsItWas(BrokenCompressor):
+    make = DoesNotCompress
+    caught_by = "test_bodies_travel_from_a_producer_to_a_consumer"
+    because = "arrived with the content encoding None"
+
+
+class TestBrokenByItsLevels(BrokenCompressor):
+    make = Zlib
+    levels = (9, 0)
+    caught_by = "test_descriptor_is_accepted_by_the_registry"
+    because = "its levels are (9, 0)"
+
+
+class SharesAStream(Zlib):
+    data: ClassVar[bytes] = b""
+
+    def decompress(self, data: bytes, /, max_size: int) -> bytes:
+        SharesAStream.data = data
+        time.sleep(1e-5)  # where another thread may come in
+        return super().decompress(SharesAStream.data, max(max_size, 1 << 20))
+
+
+class TestBrokenBySharingAStream(BrokenCompressor):
+    make = SharesAStream
+    caught_by = "test_two_threads_do_not_disturb_each_other"
+    because = "they share state"
 
 
 class TakesWhatItDoesNotKnow(Zlib):
@@ -820,6 +881,16 @@ class TestBrokenByCollidingWithOthers(BrokenSink):
     because = "start, in several threads at once, raised RuntimeError"
 
 
+class TestBrokenByItsName(BrokenSink):
+    make = SoundSink
+    caught_by = "test_descriptor_is_accepted_by_the_registry"
+    because = "its name is 'Not a name'"
+
+    @pytest.fixture
+    def spec(self, page: Page) -> MetricsSpec:
+        return MetricsSpec(name="Not a name", factory=lambda: SoundSink(page))
+
+
 class TestBrokenByMissingRead(MetricsConformance):
     caught_by = "test_counters_never_fall"
     because = "must override the fixture `read`"
@@ -947,7 +1018,7 @@ class ReRaises(SoundRetry):
 class TestBrokenByRaisingTheError(BrokenRetry):
     make = ReRaises
     caught_by = "test_never_raises_whatever_the_error"
-    because = "a policy decides, and never raises"
+    because = "raised _Base, which is no Exception"
 
 
 class IsNegative(SoundRetry):
@@ -1003,6 +1074,12 @@ class SoundBackoff:
 class TestSoundBackoff(BrokenBackoff):
     make = SoundBackoff
     longest_delay = 32.0
+
+
+class TestBrokenByBeingARetryPolicy(BrokenBackoff):
+    make = SoundRetry
+    caught_by = "test_descriptor_is_accepted_by_the_registry"
+    because = "the factory made a SoundRetry, which is no BackoffPolicy"
 
 
 class GrowsWithoutEnd(SoundBackoff):
@@ -1071,7 +1148,8 @@ class SoundBreaker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.closed = True
-        self.calls: list[tuple[float, float, int]] = []
+        self.good: Counter[int] = Counter()
+        self.bad: Counter[int] = Counter()
         self.opened_at = 0.0
         self.trials = 0
 
@@ -1088,12 +1166,13 @@ class SoundBreaker:
         if not self.closed:
             self.decide(successes, failures)
             return
-        now = self.clock()
-        share = min(1.0, 60.0 / seconds) if seconds else 1.0
-        self.calls = [each for each in self.calls[-1000:] if each[0] > now - 60]
-        self.calls.append((now, successes * share, failures))
-        good, bad = sum(each[1] for each in self.calls), sum(each[2] for each in self.calls)
-        if bad >= 10 and bad > good:
+        now = int(self.clock())
+        self.good[now] += round(successes * min(1.0, 60.0 / seconds)) if seconds else successes
+        self.bad[now] += failures
+        for calls in (self.good, self.bad):
+            for second in [second for second in calls if second < now - 60]:
+                del calls[second]
+        if self.bad.total() >= 10 and self.bad.total() > self.good.total():
             self.open()
 
     def decide(self, successes: int, failures: int) -> None:
@@ -1110,7 +1189,8 @@ class SoundBreaker:
 
     def close(self) -> None:
         self.closed = True
-        self.calls.clear()
+        self.good.clear()
+        self.bad.clear()
 
 
 class BrokenBreaker(CircuitBreakerConformance):
@@ -1170,7 +1250,8 @@ class TestBrokenByRefusingOtherwise(BrokenBreaker):
 
 class NeverOpens(SoundBreaker):
     def open(self) -> None:
-        self.calls.clear()
+        self.good.clear()
+        self.bad.clear()
 
 
 class TestBrokenByNeverOpening(BrokenBreaker):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -730,3 +732,36 @@ def test_check_checks_every_plugin_of_a_distribution(demo: Path) -> None:
     (failed,) = failures(result)[-1:]
     assert failed.startswith("ghost  loading: ")
     assert "ok           demo  loading" in result.stdout
+
+
+def on_terminal(*arguments: str, **environment: str) -> str:
+    """Runs the command with a terminal for its output; returns what the terminal got."""
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "leveret.cli", *arguments]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200", **environment}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=end, stderr=end, env=environment) as process:
+        os.close(end)
+        parts = []
+        with contextlib.suppress(OSError):  # Linux: when the other side is closed
+            while part := os.read(terminal, 4096):
+                parts.append(part)
+    os.close(terminal)
+    assert process.returncode == 0
+    return b"".join(parts).decode()
+
+
+def test_check_shows_what_it_is_at_and_wipes_it_before_results(demo: Path) -> None:
+    printed = on_terminal("plugins", "check", "demo", PYTHONPATH=str(demo))
+    assert "demo: conformance" in printed
+    assert "demo: retry 'demo', gives up in the end" in printed
+    assert printed.endswith("0 not checked\r\n")
+    results = re.findall(r"([^\n]*)ok +\x1b\[0m  demo  ", printed)
+    assert len(results) > 10
+    assert all(before == "\x1b[32m" or before.endswith("\x1b[2K\x1b[32m") for before in results)
+
+
+def test_check_draws_nothing_when_it_is_quiet(demo: Path) -> None:
+    printed = on_terminal("plugins", "check", "demo", "--quiet", PYTHONPATH=str(demo))
+    assert "demo: conformance" not in printed
+    assert "\x1b[2K" not in printed
+    assert printed.endswith("0 not checked\r\n")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Resident memory, not tracemalloc: lz4 allocates with malloc, which tracemalloc does not see. Not ru_maxrss, where the
-# system has better: it begins with what the parent had before exec, and cannot be set back. The frame comes from a file,
-# so that nothing that was needed to make it counts; three rounds, because malloc changes its ways after large frees.
+# system has better: it begins with what the parent had before exec, and cannot be set back. The frame is in a file, so
+# that nothing that was needed to make it counts. Three rounds, because malloc changes its ways after large frees.
 _PROGRAM = """
 import ctypes, pathlib, re, resource, sys
 

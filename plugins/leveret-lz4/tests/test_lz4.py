@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import leveret
+import leveret_lz4
 from leveret.broker import EmbeddedBroker
 from leveret.errors import BodyTooLarge, ConfigurationError, DecodeFailed
 from leveret.plugins import CompressorSpec, PluginRegistry
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 KiB = 1 << 10
 MiB = 1 << 20
 TEXT = b" ".join(b"order %d" % number for number in range(100_000))  # 1.2 MiB that LZ4 makes a third of
-NOISE = __import__("random").Random(20_091_119).randbytes(8 * MiB)
+NOISE = random.Random(20_091_119).randbytes(8 * MiB)
 
 
 class TestConformance(CompressorConformance):
@@ -83,8 +85,6 @@ def test_levels_are_those_that_make_a_difference() -> None:
 
 
 def test_levels_out_of_range_are_refused_by_the_core() -> None:
-    import leveret_lz4
-
     registry = PluginRegistry.from_plugins(leveret_lz4)
     for level in (-65_537, 13):
         with pytest.raises(ConfigurationError, match=rf"compression_level is {level}; lz4 has -65536 to 12"):
@@ -168,7 +168,9 @@ def test_large_blocks_are_refused_when_they_do_not_fit_beside_the_body() -> None
     frame = lz4.frame.compress(TEXT * 6, block_size=7)
     size = len(TEXT * 6)
     assert LZ4Compressor().decompress(frame, size + 13 * MiB // 4) == TEXT * 6
-    with pytest.raises(BlockTooLarge, match=rf"has a block of more than 1048576 bytes, .* limit of {size} bytes"):
+    with pytest.raises(
+        BlockTooLarge, match=rf"^the body's {size} bytes, with blocks of up to 4194304 bytes, need more"
+    ):
         LZ4Compressor().decompress(frame, size)
 
 
@@ -208,7 +210,7 @@ HOSTILE = {
     ),
     "a size of 2**62 bytes": Hostile(header(source_size=2**62) + stored(b"x") + END, MiB, "BodyTooLarge"),
     "a size as large as the limit, of 10 bytes": Hostile(
-        header(source_size=16 * MiB) + stored(b"0123456789") + END, 16 * MiB, "ValueError"
+        header(source_size=16 * MiB) + stored(b"0123456789") + END, 16 * MiB, "RuntimeError"
     ),
     "a size as large as the limit, of 64 KiB": Hostile(
         header(source_size=16 * MiB) + stored(NOISE[: 64 * KiB]) * 2 + END, 16 * MiB, "RuntimeError"
@@ -269,13 +271,19 @@ def test_bytes_behind_a_frame_are_counted_in_the_error(behind: bytes, size: int)
             LZ4Compressor().decompress(frame + behind, MiB)
 
 
-def test_a_flipped_bit_anywhere_is_noticed() -> None:
-    frame = LZ4Compressor().compress(TEXT[:500])
+def test_a_flipped_bit_never_makes_another_body() -> None:
+    body = TEXT[:500]
+    frame = LZ4Compressor().compress(body)
+    noticed = 0
     for bit in range(len(frame) * 8):
         damaged = bytearray(frame)
         damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises((ValueError, RuntimeError, BodyTooLarge)):
-            LZ4Compressor().decompress(bytes(damaged), 10_000)
+        try:
+            # In text that repeats itself, another distance can mean the same bytes.
+            assert LZ4Compressor().decompress(bytes(damaged), 10_000) == body
+        except (ValueError, RuntimeError, BodyTooLarge):
+            noticed += 1
+    assert noticed > len(frame) * 7
 
 
 def test_it_can_be_used_again_after_an_error() -> None:
@@ -318,16 +326,16 @@ async def test_a_consumer_without_options_reads_what_a_producer_compressed(clien
 
 async def test_a_consumer_reads_what_another_client_compressed(client: leveret.Client) -> None:
     body = foreign(TEXT, [], {"block_size": 7, "store_size": False})
-    async with client.producer(serializer="bytes", content_type="text/plain", content_encoding="lz4") as producer:
-        await producer.publish(body, "orders")
+    async with client.producer(serializer="bytes") as producer:
+        await producer.publish(body, "orders", content_type="text/plain", content_encoding="lz4")
 
     assert (await take(client)).value == TEXT.decode()
 
 
 async def test_a_bomb_is_an_error_and_the_next_message_is_read(client: leveret.Client) -> None:
-    async with client.producer(serializer="bytes", content_type="text/plain", content_encoding="lz4") as producer:
+    async with client.producer(serializer="bytes") as producer:
         for body in (bomb(64 * MiB), bomb(64 * MiB, 7), GOOD[:-1], GOOD):
-            await producer.publish(body, "orders")
+            await producer.publish(body, "orders", content_type="text/plain", content_encoding="lz4")
 
     async with client.consumer("orders", max_decompressed_size=MiB) as consumer:
         for error in (BodyTooLarge, BodyTooLarge, DecodeFailed):

@@ -110,6 +110,7 @@ def test_backoffs_have_the_plugin_interface_and_cannot_be_changed(kind: type[Bac
         (ExponentialBackoff, {"initial": 0}, "initial", "initial is 0 s; it must be 0.001 to 86400"),
         (ExponentialBackoff, {"initial": 5.0, "maximum": 2.5}, "maximum", "maximum is 2.5 s; it must be 5 to 86400"),
         (ExponentialBackoff, {"maximum": math.inf}, "maximum", "maximum is inf s; it must be 1 to 86400"),
+        (ExponentialBackoff, {"maximum": 10**400}, "maximum", "maximum is inf s; it must be 1 to 86400"),
         (ExponentialBackoff, {"factor": 0.5}, "factor", "factor is 0.5; it must be 1 to 100"),
         (ExponentialBackoff, {"factor": math.nan}, "factor", "factor is nan; it must be 1 to 100"),
         (ExponentialBackoff, {"initial": "1"}, "initial", "initial must be a number, not str"),

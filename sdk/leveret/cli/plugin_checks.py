@@ -101,7 +101,8 @@ def _unknown(name: str, entries: Iterable[EntryPoint]) -> str:
 
 
 def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else ""
+    # A broken distribution has no name, whatever the types say.
+    return (entry.dist.name or "") if entry.dist is not None else ""
 
 
 def _same(one: str, other: str) -> bool:

@@ -147,26 +147,31 @@ def check(name: str, quiet: bool) -> None:
     steps = checks(name)
     counts = dict.fromkeys(STATUSES, 0)
     screen = console(stderr=True)
-    # Drawn by hand: the kits fork, and a process with a thread that draws cannot do that safely.
-    with Progress(
+    progress = Progress(
         BarColumn(10),
         TextColumn("{task.description}", markup=False),
         console=screen,
+        # Drawn by hand: the kits fork, and a process with a thread that draws cannot do that safely.
         auto_refresh=False,
         transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
         disable=quiet or not screen.is_terminal,
-    ) as progress:
-        bar = progress.add_task("", total=len(steps))
-        for step in steps:
+    )
+    bar = progress.add_task("", total=len(steps))
+    for step in steps:
 
-            def tell(text: str, plugin: str = step.plugin) -> None:
-                progress.update(bar, description=f"{plugin}: {text}", refresh=True)
+        def tell(text: str, plugin: str = step.plugin) -> None:
+            progress.update(bar, description=f"{plugin}: {text}", refresh=True)
 
+        # The bar is gone before results are printed.
+        with progress:
             tell(step.title)
-            for result in step.run(tell):
-                counts[result.status] += 1
-                _print_result(step.plugin, result)
-            progress.advance(bar)
+            results = step.run(tell)
+        progress.advance(bar)
+        for result in results:
+            counts[result.status] += 1
+            _print_result(step.plugin, result)
     click.echo(", ".join(f"{count} {status}" for status, count in counts.items()))
     if counts["failed"]:
         raise SystemExit(1)

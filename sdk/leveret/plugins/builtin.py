@@ -117,6 +117,8 @@ def leveret_serializers() -> Iterable[SerializerSpec | CompositeSpec]:
 
 _GZIP: Final = 16 + zlib.MAX_WBITS  # zlib's manual, deflateInit2: 16 more writes and reads a gzip header
 _FASTEST: Final = 1
+#: Bodies up to this size are decompressed at once; of larger ones so much is in hand beside the result.
+_CHUNK: Final = 256 * 1024
 
 
 class ZlibCompressor:
@@ -138,15 +140,53 @@ class ZlibCompressor:
     def decompress(self, data: bytes, /, max_size: int) -> bytes:
         """Decompresses one stream; see `leveret.plugins.Compressor`."""
         stream = zlib.decompressobj(self._wbits)
-        # One byte more than is allowed tells "exactly full" from "too large".
-        body = stream.decompress(data, max_size + 1)
+        # One byte more than is allowed tells "exactly full" from "too large". zlib collects blocks and joins them, so a
+        # call takes twice what it returns.
+        body = stream.decompress(data, min(max_size, _CHUNK) + 1)
+        if not stream.eof and len(body) > min(max_size, _CHUNK):
+            return self._decompress_large(data, max_size)
         if len(body) > max_size:
-            raise BodyTooLarge(f"the body decompresses to more than {max_size} bytes")
-        if not stream.eof:
-            raise ValueError("the compressed body is cut off")
-        if stream.unused_data:
-            raise ValueError(f"{len(stream.unused_data)} bytes follow the compressed body")
+            raise _too_large(max_size)
+        _check_end(stream.eof, stream.unused_data)
         return body
+
+    def _decompress_large(self, data: bytes, max_size: int) -> bytes:
+        """Decompresses with no more than `max_size` and two chunks of memory, which joining would double."""
+        stream = zlib.decompressobj(self._wbits)
+        chunks: list[bytes] = []
+        size = 0
+        # In slices, because what a call leaves over is copied.
+        for start in range(0, len(data), _CHUNK):
+            rest = data[start : start + _CHUNK]
+            while not stream.eof:
+                chunk = stream.decompress(rest, _CHUNK)
+                rest = stream.unconsumed_tail
+                size += len(chunk)
+                if size > max_size:
+                    raise _too_large(max_size)
+                if 2 * size <= max_size:
+                    chunks.append(chunk)
+                else:
+                    chunks.clear()
+                if not rest and len(chunk) < _CHUNK:
+                    break
+            if stream.eof:
+                _check_end(True, stream.unused_data or data[start + _CHUNK :])
+                break
+        _check_end(stream.eof, b"")
+        # The size is known now, so that zlib needs no more than one block of it.
+        return b"".join(chunks) if chunks else zlib.decompress(data, self._wbits, size)
+
+
+def _too_large(max_size: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body decompresses to more than {max_size} bytes")
+
+
+def _check_end(ended: bool, behind: bytes) -> None:
+    if not ended:
+        raise ValueError("the compressed body is cut off")
+    if behind:
+        raise ValueError(f"{len(behind)} bytes or more follow the compressed body")
 
 
 def _gzip(level: int | None) -> ZlibCompressor:

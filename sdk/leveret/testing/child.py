@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import select
 import signal
@@ -9,6 +11,7 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +51,7 @@ def in_child(function: Callable[[], None], what: str, *, seconds: float = _DEADL
     if not hasattr(os, "fork"):
         pytest.skip("needs fork: run the conformance kit on Linux or macOS as well")
     reading, writing = os.pipe()
+    _give_back_free_memory()
     with warnings.catch_warnings():
         # Python 3.12 and later warn when other threads exist. The child calls the plugin and leaves with _exit.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -66,6 +70,17 @@ def in_child(function: Callable[[], None], what: str, *, seconds: float = _DEADL
         fail(f"{what} crashed the process ({signal.Signals(os.WTERMSIG(status)).name})")
     if os.WEXITSTATUS(status) or text:
         fail(text or f"{what} ended the process with status {os.WEXITSTATUS(status)}")
+
+
+def _give_back_free_memory() -> None:
+    """Has the C library give free memory back to the system.
+
+    The child could use it again, and what it takes would not show in its peak.
+    """
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):
+        # glibc's; others have none, and keep less.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _be_the_child(function: Callable[[], None], writing: int) -> None:

@@ -168,7 +168,7 @@ class SerializerConformance(Conformance):
         require(values, "`values` is empty: there is nothing to check")
         serializer = spec.factory()
         for value, model in values:
-            decoded = _decoder(serializer, model)(_encode(serializer, value))
+            decoded = _decode(_decoder(serializer, model), _encode(serializer, value), value)
             require(
                 same(value, decoded),
                 f"{describe(value)} came back as {describe(decoded)} (model {model!r}); a round trip must give an "
@@ -381,10 +381,10 @@ class SerializerConformance(Conformance):
                             except Exception as error:
                                 _require_discreet(error, DecodeFailed, f"decoding a bad body (model {model!r})")
 
-        if spec.safe:
-            with_client(registry, work, "publishing and consuming what is bad")
-        else:
+        if not spec.safe:
             _skip_unsafe()
+        what = "publishing and consuming what is bad"
+        in_child(lambda: with_client(registry, work, what), what)
 
     # ------------------------------------------------------------------ independence
 
@@ -405,8 +405,9 @@ class SerializerConformance(Conformance):
                 f"two serializers used in turns encoded {describe(value)} and {describe(another)} to other bytes than "
                 "one alone: they share state. Keep state in the object, not in the class or module",
             )
-            decoded = pairs[first][0](expected[first])
-            other_decoded = pairs[second][1](expected[second])
+            text = "with two serializers used in turns: they share state"
+            decoded = _decode(pairs[first][0], expected[first], value, text)
+            other_decoded = _decode(pairs[second][1], expected[second], another, text)
             require(
                 same(value, decoded) and same(another, other_decoded),
                 f"two serializers used in turns decoded {describe(value)} (model {model!r}) to {describe(decoded)} and "
@@ -422,7 +423,8 @@ class SerializerConformance(Conformance):
                 serializer = spec.factory()
                 for _ in range(20):
                     for value, model in mine:
-                        decoded = _decoder(serializer, model)(_encode(serializer, value))
+                        text = "with two threads that have a serializer each: they share state"
+                        decoded = _decode(_decoder(serializer, model), _encode(serializer, value), value, text)
                         require(
                             same(value, decoded),
                             f"with two threads that have a serializer each, {describe(value)} came back as "
@@ -435,27 +437,31 @@ class SerializerConformance(Conformance):
 
     def test_works_as_before_after_an_error(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
         """A value that cannot be encoded, or a body that cannot be decoded, does not spoil the next."""
-        serializer = spec.factory()
-        expected = [_encode(serializer, value) for value, _ in values]
-        bad_bodies = list(_random_bodies(count=20, large=False))
-        for (value, model), body in zip(values, expected, strict=True):
-            decode = _decoder(serializer, model)
-            for bad in (Unencodable(), [value, Unencodable()], {"a": value, "b": Unencodable()}):
-                _attempt(serializer.encode, bad, f"encoding a {type(bad).__name__} that cannot be encoded")
-                after = _encode(serializer, value)
-                require(
-                    after == body,
-                    f"after an encode that failed, {describe(value)} was encoded to {describe(after)}, not "
-                    f"{describe(body)}: the failed call left something behind",
-                )
-            for bad_body in (*bad_bodies, body[: len(body) // 2], body + b"\xc1"):
-                _attempt(decode, bad_body, "decoding a bad body")
-                decoded = decode(body)
-                require(
-                    same(value, decoded),
-                    f"after a decode of a bad body, {describe(value)} was decoded to {describe(decoded)}: the failed "
-                    "call left something behind",
-                )
+
+        def check() -> None:
+            serializer = spec.factory()
+            expected = [_encode(serializer, value) for value, _ in values]
+            bad_bodies = list(_random_bodies(count=20, large=False))
+            for (value, model), body in zip(values, expected, strict=True):
+                decode = _decoder(serializer, model)
+                for bad in (Unencodable(), [value, Unencodable()], {"a": value, "b": Unencodable()}):
+                    _attempt(serializer.encode, bad, f"encoding a {type(bad).__name__} that cannot be encoded")
+                    after = _encode(serializer, value)
+                    require(
+                        after == body,
+                        f"after an encode that failed, {describe(value)} was encoded to {describe(after)}, not "
+                        f"{describe(body)}: the failed call left something behind",
+                    )
+                for bad_body in (*bad_bodies, body[: len(body) // 2], body + b"\xc1"):
+                    _attempt(decode, bad_body, "decoding a bad body")
+                    decoded = _decode(decode, body, value, "after a decode of a bad body")
+                    require(
+                        same(value, decoded),
+                        f"after a decode of a bad body, {describe(value)} was decoded to {describe(decoded)}: the "
+                        "failed call left something behind",
+                    )
+
+        in_child(check, "encoding and decoding good and bad in turns")
 
 
 # ---------------------------------------------------------------------- using serializers
@@ -478,6 +484,15 @@ def _decoder(serializer: Serializer, model: Any) -> Callable[[bytes], Any]:
     except BaseException as error:
         ordinary(error, f"decoder({model!r})")
         fail(f"decoder({model!r}) raised {type(error).__name__}: {error}; `values` says that it can make this model")
+
+
+def _decode(decode: Callable[[bytes], Any], body: bytes, value: Any, when: str = "") -> Any:
+    try:
+        return decode(body)
+    except BaseException as error:
+        what = f"decoding what {describe(value)} was encoded to"
+        ordinary(error, what)
+        fail(f"{what} raised {type(error).__name__}: {error}{when and '; ' + when}")
 
 
 def _decoders(serializer: Serializer, values: list[tuple[Any, Any]]) -> Iterator[tuple[Any, Callable[[bytes], Any]]]:

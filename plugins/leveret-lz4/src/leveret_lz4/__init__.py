@@ -96,22 +96,29 @@ class LZ4Compressor:
         # What the frame says is believed only as far as so few bytes can become so many.
         most = min(max_size if size is None else size, len(data) * _MAX_RATIO)
         if most <= _SMALL:
-            return b"".join(frame.chunks(most, _block_size(max_size + _ROOM)))
-        if size is None:
-            # A first pass counts: a body that grew while it is made would be copied again and again.
-            size, body = _measure(frame, max_size)
+            return b"".join(frame.chunks(most, _SMALL))
+        if size is not None and size > most:
+            raise ValueError(f"the body says that it has {size} bytes, which {len(data)} compressed bytes cannot be")
+        block_size = min(frame.block_size, _block_size(max_size + _ROOM))
+        if size is None or frame.block_size > _SMALL:
+            # A first pass counts. A body that grew while it is made would be copied again and again; and a block could
+            # have more bytes than the frame says that it has altogether.
+            size, body = _measure(frame, most, block_size)
             if body is not None:
                 return body
-        elif size > most:
-            raise ValueError(f"the body says that it has {size} bytes, which {len(data)} compressed bytes cannot be")
-        return _collect(frame, size, _block_size(max_size + _ROOM - size))
+        if size + min(size, block_size) > max_size + _ROOM:
+            raise BlockTooLarge(
+                f"the body's {size} bytes, with blocks of up to {block_size} bytes, need more memory than a limit of "
+                f"{max_size} bytes allows"
+            )
+        return _collect(frame, size, block_size)
 
 
-def _measure(frame: _Frame, max_size: int) -> tuple[int, bytes | None]:
-    """Counts the bytes of a body; returns them as well when they are few."""
+def _measure(frame: _Frame, max_size: int, block_size: int) -> tuple[int, bytes | None]:
+    """Counts the bytes of a body; returns the body as well when it is one chunk."""
     size = 0
     first = b""
-    for chunk in frame.chunks(max_size, _block_size(max_size + _ROOM)):
+    for chunk in frame.chunks(max_size, block_size):
         first = first or chunk
         size += len(chunk)
     return size, first if len(first) == size else None
@@ -141,6 +148,7 @@ class _Frame:
         data: The frame.
 
     Attributes:
+        block_size: The most bytes that a block has, as the header says.
         content_size: What the header says, or None.
     """
 
@@ -150,8 +158,11 @@ class _Frame:
             raise ValueError("the compressed body is no LZ4 frame")
         self._data = data
         self._header: dict[str, Any] = lz4.frame.get_frame_info(data)
+        # One for all passes: a second one would not use the memory of the first, which malloc often keeps.
+        self._context = lz4.frame.create_decompression_context()
         if data[_FLG] & _HAS_DICTIONARY:
             raise ValueError("the compressed body needs a dictionary")
+        self.block_size: int = self._header["block_size"]
         self.content_size: int | None = self._header["content_size"] or None
 
     def chunks(self, max_size: int, block_size: int) -> Iterator[bytes]:
@@ -161,11 +172,12 @@ class _Frame:
             max_size: The most bytes to yield; a body with more is too large.
             block_size: The most memory that the decoder may use for a block.
         """
-        context = lz4.frame.create_decompression_context()
+        context = self._context
+        lz4.frame.reset_decompression_context(context)
         view = memoryview(self._data)
         position = 0
         # So few bytes that they cannot fill a block need no smaller one.
-        smaller = block_size < min(self._header["block_size"], len(view) * _MAX_RATIO)
+        smaller = block_size < min(self.block_size, len(view) * _MAX_RATIO)
         if smaller:
             lz4.frame.decompress_chunk(context, self._header_with(block_size))
             position = _HEADER_SIZE + (_CONTENT_SIZE_SIZE if self._data[_FLG] & _HAS_SIZE else 0)
@@ -208,12 +220,16 @@ class _Frame:
         return made
 
     def _too_large(self, max_size: int, block_size: int) -> Exception:
-        if block_size >= max_size:
-            return BodyTooLarge(f"the body is malformed, or decompresses to more than {max_size} bytes")
-        return BlockTooLarge(
-            f"the body is malformed, or has a block of more than {block_size} bytes, for which a limit of {max_size} "
-            "bytes leaves no memory"
-        )
+        if block_size < max_size:
+            return BlockTooLarge(
+                f"the body is malformed, or has a block of more than {block_size} bytes, for which the limit leaves no "
+                "memory"
+            )
+        if self.content_size is not None:
+            return ValueError(
+                f"the body is malformed, or has more than the {self.content_size} bytes that it says it has"
+            )
+        return BodyTooLarge(f"the body is malformed, or decompresses to more than {max_size} bytes")
 
 
 #: The compressor "lz4".

@@ -25,7 +25,7 @@ __all__ = ["SERIALIZER", "MessagePackSerializer", "leveret_serializers"]
 
 _BINARY: Final = (bytes, bytearray, memoryview)
 #: What MessagePack can say and JSON cannot: the packer gets these as they are, not as text.
-_NATIVE: Final = (*_BINARY, datetime, msgpack.Timestamp, msgpack.ExtType)
+_NATIVE: Final = (*_BINARY, datetime, msgpack.Timestamp)
 #: A packer keeps its buffer, which grows to twice the largest body. It is replaced after a body of more than this.
 _LARGE: Final = 1 << 20
 #: The option with which msgpack turns timestamps into aware datetimes, in UTC.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,8 +19,12 @@ def check_number(option: str, value: object, lowest: float, highest: float, unit
     """Refuses what is not a number within bounds; NaN is within none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(f"{option} must be a number, not {type(value).__name__}", option=option)
-    if not lowest <= value <= highest:
-        raise ConfigurationError(f"{option} is {value:g}{unit}; it must be {lowest:g} to {highest:g}", option=option)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not lowest <= number <= highest:
+        raise ConfigurationError(f"{option} is {number:g}{unit}; it must be {lowest:g} to {highest:g}", option=option)
 
 
 def check_count(option: str, value: object, lowest: int, highest: int) -> None:

@@ -344,7 +344,8 @@ class CircuitBreaker:
             elif successes:
                 self._passed += 1
                 if self._passed >= self._half_open_calls:
-                    self._change(BreakerState.CLOSED, f"{self._passed} trial calls succeeded", self._clock())
+                    what = "a trial call" if self._passed == 1 else f"{self._passed} trial calls"
+                    self._change(BreakerState.CLOSED, f"{what} succeeded", self._clock())
 
     def _count(self, successes: int, failures: int, seconds: float) -> None:
         now = self._clock()

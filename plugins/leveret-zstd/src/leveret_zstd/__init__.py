@@ -102,10 +102,8 @@ class ZstdCompressor:
             raise BodyTooLarge(f"the body says that it has {size} bytes, more than {max_size}")
         if size == 0:
             # python-zstandard would take its word and not look at the rest.
-            try:
-                return self._decompress_unsized(data, 0, header.window_size)
-            except BodyTooLarge:
-                raise ValueError("the body has more than the 0 bytes that it says it has") from None
+            _expect_nothing(data)
+            return b""
         return self._decompressor.decompress(data, allow_extra_data=False)
 
     def _decompress_unsized(self, data: bytes, max_size: int, window_size: int) -> bytes:
@@ -115,10 +113,9 @@ class ZstdCompressor:
                 f"the compressed body does not tell its size and has a window of {window_size} bytes, more than the "
                 f"{_MAX_WINDOW} that are taken"
             )
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
-        size = _measure(decompressor, data, max_size)
+        size = _measure(data, max_size)
         if not size:
-            _expect_nothing(decompressor, data)
+            _expect_nothing(data)
             return b""
         if size + min(size, window_size, len(data)) > max_size + _ROOM:
             raise WindowTooLarge(
@@ -128,26 +125,34 @@ class ZstdCompressor:
         if len(data) < window_size:
             return self._decompressor.decompress(_sized(data, size), allow_extra_data=False)
         # With room for exactly as much as there is, python-zstandard looks whether anything follows.
-        body = decompressor.decompress(data, max_output_size=size, allow_extra_data=False)
+        body = _windowed().decompress(data, max_output_size=size, allow_extra_data=False)
         if len(body) != size:
             raise ValueError("another frame follows the compressed body")
         return body
 
 
-def _measure(decompressor: zstandard.ZstdDecompressor, data: bytes, max_size: int) -> int:
+def _windowed() -> zstandard.ZstdDecompressor:
+    # Never kept: it holds on to its window, which would count when the body is made.
+    return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+
+
+def _measure(data: bytes, max_size: int) -> int:
     """Counts the bytes that there are, without keeping them. It does not see whether the frame is whole and alone."""
-    reader = decompressor.stream_reader(data)
+    reader = _windowed().stream_reader(data)
     size = 0
-    while chunk := reader.read(_CHUNK):
-        size += len(chunk)
+    while True:
+        read = len(reader.read(_CHUNK))
+        size += read
         if size > max_size:
             raise BodyTooLarge(f"the body decompresses to more than {max_size} bytes")
-    return size
+        if read < _CHUNK:
+            # The frame ended, or the data. Reading on would go over to the next frame.
+            return size
 
 
-def _expect_nothing(decompressor: zstandard.ZstdDecompressor, data: bytes) -> None:
-    """Raises unless a frame without content is whole, and nothing follows."""
-    rest = decompressor.decompressobj()
+def _expect_nothing(data: bytes) -> None:
+    """Raises unless a frame without content is whole, and nothing follows. zstd makes no more than a frame announces."""
+    rest = _windowed().decompressobj()
     rest.decompress(data)
     if not rest.eof:
         raise ValueError("the compressed body is cut off")

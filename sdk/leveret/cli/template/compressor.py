@@ -23,7 +23,7 @@ class StreamCompressor:
     One object serves one producer or one consumer, in one thread.
 
     Args:
-        level: 0 (no compression) to 9 (smallest); None is 6.
+        level: 1 (fastest) to 9 (smallest); None is 6.
     """
 
     def __init__(self, level: int | None) -> None:
@@ -38,7 +38,7 @@ class StreamCompressor:
 
         Args:
             data: One stream, and nothing behind it.
-            max_size: The most bytes to return. No more than that is allocated.
+            max_size: The most bytes to return; about twice that is allocated at most.
 
         Returns:
             The body.
@@ -68,7 +68,7 @@ def leveret_compressors() -> list[CompressorSpec]:
             name="$name",
             content_encoding="x-$name",
             factory=StreamCompressor,
-            levels=(0, 9),
+            levels=(1, 9),
             api_version=1,
         )
     ]
