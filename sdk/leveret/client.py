@@ -279,7 +279,7 @@ class Client:
 
     @overload
     def consumer(
-        self, queue: str, model: None = None, settings: ConsumerSettings | None = None, **options: Any
+        self, queue: str, model: Any = None, settings: ConsumerSettings | None = None, **options: Any
     ) -> Consumer[Any]: ...
 
     def consumer(

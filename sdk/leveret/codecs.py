@@ -202,6 +202,7 @@ class BodyDecoder:
         self._last_properties: bytes | None = None
         self._last: Callable[[bytes], Any] | None = None
         name, accept = settings.serializer, settings.accept
+        specific: Provided | None = None
         if name is None and model is bytes:
             name = "bytes"
         named = None if name is None else registry.provided("serializer", name, option="serializer")
@@ -215,18 +216,22 @@ class BodyDecoder:
             readers = {key: part for part in parts for key in part.keys}
         elif (specific := registry.specific_serializer(model)) is not None:
             readers.update(dict.fromkeys(specific.keys, specific))
-        self._bind(readers, model, accept)
+        self._bind(readers, model, accept, specific)
         missing = [content_type for content_type in accept if content_type not in self._by_type]
         if missing:
             raise ConfigurationError(f"no serializer reads {printable(missing[0], 80)!r}", option="accept")
-        if not self._by_type:
+        # What has no body fits every model, and says nothing about it.
+        bodies = {key: decode for key, decode in self._by_type.items() if readers[key].name != "empty"} or self._by_type
+        if not bodies or (bodies is self._by_type and not accept):
             raise ConfigurationError(f"no serializer decodes into {model!r}", option="model")
         if model is not None:
             # The publisher did not say what it is, but the consumer's model does.
-            first = self._by_type.get("application/json") or next(iter(self._by_type.values()))
-            self._untyped = self._by_type.get("text/plain", first) if model is str else first
+            first = bodies.get("application/json") or next(iter(bodies.values()))
+            self._untyped = bodies.get("text/plain", first) if model is str else first
 
-    def _bind(self, readers: Mapping[str, Provided], model: Any, accept: tuple[str, ...]) -> None:
+    def _bind(
+        self, readers: Mapping[str, Provided], model: Any, accept: tuple[str, ...], specific: Provided | None
+    ) -> None:
         made: dict[str, Callable[[bytes], Any] | None] = {}
         for content_type, provided in readers.items():
             assert isinstance(provided.spec, SerializerSpec)
@@ -236,7 +241,7 @@ class BodyDecoder:
                 try:
                     made[provided.name] = self._registry.make_serializer(provided).decoder(model)
                 except ConfigurationError:
-                    if accept:
+                    if accept or provided is specific:
                         raise
                     made[provided.name] = None
             decode = made[provided.name]

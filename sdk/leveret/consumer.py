@@ -13,6 +13,7 @@ from leveret._batching import AckWindow, append_settlement
 from leveret.codecs import BodyDecoder
 from leveret.errors import (
     ChannelClosed,
+    CircuitOpen,
     CodecError,
     ConfigurationError,
     ConsumerCancelled,
@@ -48,6 +49,8 @@ _REJECT_REQUEUE, _NACK_REQUEUE = 1, 2
 _ACK_SHARE = 4
 #: A worker lets others run after this many messages without a pause.
 _TURN = 256
+#: The longest time in seconds that a worker stands still after its handler raised CircuitOpen.
+_BREAKER_PAUSE = 1.0
 
 
 class Settled:
@@ -215,6 +218,7 @@ class Consumer(Generic[T]):
         `concurrency` workers share the messages; with one, messages are handled in the queue's order.
         The handler's result settles its message: None or True acknowledges it, False dead-letters it. When it raises,
         the message goes back to the queue once, and is dead-lettered when it fails again (it is marked redelivered).
+        `CircuitOpen` is no failure: the message is released, and its worker waits up to a second.
         A body that cannot be decoded is dead-lettered without a call. A handler may settle the message itself.
 
         Args:
@@ -311,6 +315,11 @@ class Consumer(Generic[T]):
                 continue
             try:
                 result: object = await handler(value, message)
+            except CircuitOpen as error:
+                # Not tried, so it is no failure. The pause keeps what comes back from going round and round.
+                self._unless_settled(message, "release")
+                await asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) or _BREAKER_PAUSE)
+                continue
             except Exception as error:
                 self._handler_failed(message, error)
                 continue

@@ -314,11 +314,27 @@ class PolicyError(LeveretError):
 
 
 class CircuitOpen(PolicyError):
-    """The circuit breaker is open; the operation was not tried."""
+    """The circuit breaker is open; the operation was not tried.
+
+    Attributes:
+        retry_after: Seconds after which it may be tried again, or 0 when that is not known.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class RetriesExhausted(PolicyError):
-    """The operation failed as often as the retry policy allows."""
+    """The operation failed as often as the retry policy allows; the cause is the last failure.
+
+    Attributes:
+        attempts: How often it was tried.
+    """
+
+    def __init__(self, message: str, *, attempts: int = 0) -> None:
+        super().__init__(message)
+        self.attempts = attempts
 
 
 class BackpressureError(LeveretError):

@@ -147,33 +147,32 @@ class _Connection(Protocol):
 class ConnectionMeter:
     """Counts the connections that took each other's place."""
 
-    __slots__ = ("_connection", "_received", "_sent", "lost", "opened")
+    __slots__ = ("_now", "lost", "opened")
 
     def __init__(self) -> None:
         self.opened = 0
         self.lost = 0
-        self._connection: _Connection | None = None
-        self._received = 0
-        self._sent = 0
+        # The connection, and the bytes received and sent by those before it: together, because another thread may read
+        # between two assignments.
+        self._now: tuple[_Connection | None, int, int] = (None, 0, 0)
 
     def replace(self, connection: _Connection) -> None:
         """A new connection is open."""
-        before, self._connection = self._connection, connection
+        before = self.read()
+        self._now = (connection, before["received_bytes"], before["sent_bytes"])
         self.opened += 1
-        if before is not None:
-            self._received += before.received_bytes
-            self._sent += before.sent_bytes
 
     def read(self) -> dict[str, int]:
         """The counters."""
-        connection = self._connection
+        connection, received, sent = self._now
+        is_open = connection is not None and connection.is_open
         return {
             "opened": self.opened,
             "lost": self.lost,
-            "open": int(connection is not None and connection.is_open),
-            "blocked": int(connection is not None and connection.is_open and connection.blocked is not None),
-            "received_bytes": self._received + (connection.received_bytes if connection is not None else 0),
-            "sent_bytes": self._sent + (connection.sent_bytes if connection is not None else 0),
+            "open": int(is_open),
+            "blocked": int(connection is not None and is_open and connection.blocked is not None),
+            "received_bytes": received + (connection.received_bytes if connection is not None else 0),
+            "sent_bytes": sent + (connection.sent_bytes if connection is not None else 0),
         }
 
 

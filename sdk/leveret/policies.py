@@ -70,7 +70,7 @@ class PublishGuard:
         attempt = 0
         while True:
             attempt += 1
-            asked = self._ask()
+            asked = self.ask()
             try:
                 receipt = await once()
             except PublishError as error:
@@ -82,11 +82,11 @@ class PublishGuard:
                     raise
             except BaseException:
                 if asked:
-                    self._record(0, 0)  # cancelled, or not encodable: no result
+                    self.gave_up()  # cancelled, or not encodable
                 raise
             else:
                 if asked:
-                    self._tell(1, 0, None)
+                    self.succeeded()
                 return receipt
             await asyncio.sleep(delay)
 
@@ -131,7 +131,7 @@ class PublishGuard:
         while True:
             attempt += 1
             try:
-                asked = self._ask()
+                asked = self.ask()
             except CircuitOpen as error:
                 if first and attempt == 1:
                     raise
@@ -141,7 +141,7 @@ class PublishGuard:
                 result = await once([part[index] for index in indexes])
             except BaseException:
                 if asked:
-                    self._record(0, 0)
+                    self.gave_up()
                 raise
             confirmed += result.confirmed
             confirms = result.confirms
@@ -165,20 +165,33 @@ class PublishGuard:
             await asyncio.sleep(delay)
         return BatchResult(len(part), confirmed, 0.0, dict(sorted(failures.items())), confirms)
 
-    def check(self) -> None:
-        """Refuses a publishing that nobody waits for while the breaker is not closed: its result would be missed.
+    def ask(self) -> bool:
+        """Asks the breaker while it is not closed.
+
+        Returns:
+            Whether it was asked, and so is owed `succeeded`, `failed` or `gave_up`.
 
         Raises:
-            CircuitOpen: It is not closed.
+            CircuitOpen: It does not allow the publishing.
         """
-        if self._breaker is not None and not self._breaker.closed:
-            raise CircuitOpen("the circuit breaker is not closed; only publish and publish_batch try whether it may be")
+        breaker = self._breaker
+        if breaker is None or breaker.closed:
+            return False
+        breaker.before_call()
+        return True
+
+    def succeeded(self) -> None:
+        """A publishing that was asked for is confirmed."""
+        self._tell(1, 0, None)
+
+    def gave_up(self) -> None:
+        """A publishing that was asked for has no result."""
+        self._record(0, 0)
 
     def failed(self, count: int, error: BaseException) -> None:
         """Tells the breaker of failed publishings, and of the successes since it was told last."""
         if self._breaker is not None:
-            confirmed = self._confirmed()
-            self._tell(confirmed - self._told, count, error)
+            self._tell(self._confirmed() - self._told, count, error)
 
     def _tell(self, successes: int, failures: int, error: BaseException | None) -> None:
         now = self._clock()
@@ -187,14 +200,6 @@ class PublishGuard:
         self._record(successes, failures, seconds=seconds, error=error)
 
     # ------------------------------------------------------------------ the plugin's code: what it raises stays here
-
-    def _ask(self) -> bool:
-        """Returns whether the breaker was asked, and so is owed a record."""
-        breaker = self._breaker
-        if breaker is None or breaker.closed:
-            return False
-        breaker.before_call()
-        return True
 
     def _record(
         self, successes: int, failures: int, *, seconds: float = 0.0, error: BaseException | None = None

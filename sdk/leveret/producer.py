@@ -141,6 +141,8 @@ class Producer:
         self._unobserved: dict[Ticket, None] = {}
         self._unobserved_more = 0
         self._guard: PublishGuard | None = None
+        # The tickets whose failures the guard learns from `publish` and `publish_batch`.
+        self._guarded: set[Ticket] = set()
         if retry is not None or circuit_breaker is not None:
             self._guard = PublishGuard(retry, circuit_breaker, lambda: self._window.confirmed, self._is_alive)
 
@@ -264,7 +266,7 @@ class Producer:
             return Receipt(0, Outcome.UNKNOWN)
         future = self._observe(ticket)
         if future is not None:
-            await future
+            await (future if self._guard is None else self._guarded_wait(ticket, future))
         if ticket.failures is not None:
             raise self._outcome_error(ticket)
         return Receipt(ticket.delivery_tag)
@@ -286,11 +288,14 @@ class Producer:
                 the socket is full, or the broker blocks publishers; nothing was sent.
             EncodeFailed, BodyTooLarge: As `publish`.
             PublishError: The producer is closed; the outcome is NOT_SENT.
-            CircuitOpen: The producer's circuit breaker is not closed.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
             WrongLoopError: Called from another thread.
         """
-        if self._guard is not None:
-            self._guard.check()
+        if self._guard is not None and self._guard.ask():
+            return self._publish_trial(value, routing_key, options)
+        return self._publish_nowait(value, routing_key, options)
+
+    def _publish_nowait(self, value: Any, routing_key: str, options: PublishOptions) -> Ticket:
         template, body = self._encoded(value, routing_key, options)
         window, settings = self._window, self.settings
         if (
@@ -304,6 +309,33 @@ class Producer:
         self._connection.check_loop()
         ticket = Ticket(self)
         self._put(template, body, ticket)
+        return ticket
+
+    def _publish_trial(self, value: Any, routing_key: str, options: PublishOptions) -> Ticket:
+        """Publishes what the circuit breaker was asked for, and tells it the outcome."""
+        guard = self._guard
+        assert guard is not None
+        try:
+            ticket = self._publish_nowait(value, routing_key, options)
+        except PublishError as error:
+            guard.failed(1, error)
+            raise
+        except BaseException:
+            guard.gave_up()
+            raise
+        if not ticket.pending:  # without confirms there is no better news
+            guard.succeeded()
+            return ticket
+        ticket.future = self._loop.create_future()
+
+        def ended(future: asyncio.Future[None]) -> None:
+            # A failure was told in `_hand_out`.
+            if ticket.failures is None:
+                guard.succeeded()
+            elif not ticket.observed:
+                self._unobserved[ticket] = None
+
+        ticket.future.add_done_callback(ended)
         return ticket
 
     async def publish_batch(
@@ -379,7 +411,7 @@ class Producer:
                 await asyncio.sleep(0)
         future = self._observe(ticket)
         if future is not None:
-            await future
+            await (future if self._guard is None else self._guarded_wait(ticket, future))
         if ticket.failures is not None:
             for i, reason in ticket.failures.items():
                 failures[i] = self._failure(reason, 0)
@@ -673,6 +705,13 @@ class Producer:
             future = ticket.future = self._loop.create_future()
         return future
 
+    async def _guarded_wait(self, ticket: Ticket, future: asyncio.Future[None]) -> None:
+        self._guarded.add(ticket)
+        try:
+            await future
+        finally:
+            self._guarded.discard(ticket)
+
     async def wait_for(self, ticket: Ticket) -> Receipt:
         """What awaiting a ticket does; see `publish_nowait`."""
         self._connection.check_loop()
@@ -681,10 +720,7 @@ class Producer:
             # Shielded: somebody else may wait for the same ticket, and must not be cancelled with this one.
             await asyncio.shield(future)
         if ticket.failures is not None:
-            failure = self._outcome_error(ticket)
-            if self._guard is not None and future is not None:
-                self._guard.failed(1, failure)
-            raise failure
+            raise self._outcome_error(ticket)
         return Receipt(ticket.delivery_tag, Outcome.CONFIRMED if self.settings.confirms else Outcome.UNKNOWN)
 
     def _outcome_error(self, ticket: Ticket) -> PublishError:
@@ -724,13 +760,12 @@ class Producer:
 
     def _hand_out(self, finished: list[Ticket] | None) -> None:
         for ticket in finished or ():
+            if self._guard is not None and ticket.failures and ticket not in self._guarded:
+                self._guard.failed(1, self._outcome_error(ticket))
             if ticket.future is not None:
                 if not ticket.future.done():
                     ticket.future.set_result(None)
-                continue
-            if self._guard is not None:
-                self._guard.failed(1, self._outcome_error(ticket))
-            if len(self._unobserved) < _UNOBSERVED:
+            elif len(self._unobserved) < _UNOBSERVED:
                 self._unobserved[ticket] = None
             else:
                 self._unobserved_more += 1

@@ -33,10 +33,38 @@ class JSONSerializer:
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
         """A decoder with the model's schema compiled once."""
+        if model is None:
+            return msgspec.json.Decoder().decode
         try:
-            return msgspec.json.Decoder(Any if model is None else model).decode
+            decode = msgspec.json.Decoder(model).decode
+            foreign = _foreign_class(model)
         except TypeError as error:
             raise ConfigurationError(f"JSON cannot decode into {model!r}: {error}", option="model") from error
+        if foreign is not None:
+            raise ConfigurationError(
+                f"JSON cannot decode into {model!r}: {foreign!r} is no type that msgspec knows", option="model"
+            )
+        return decode
+
+
+def _foreign_class(model: Any) -> type | None:
+    """Finds a class that msgspec takes for the application's own, which only fails when a message comes."""
+    import msgspec.inspect
+
+    todo: list[Any] = [msgspec.inspect.type_info(model)]
+    seen: set[int] = set()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, msgspec.inspect.CustomType):
+            return node.cls
+        if id(node) in seen or not isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field | tuple):
+            continue
+        seen.add(id(node))
+        if isinstance(node, tuple):
+            todo.extend(node)
+        elif not (isinstance(node, msgspec.inspect.Field) and not node.required):
+            todo.extend(getattr(node, name, None) for name in node.__struct_fields__)
+    return None
 
 
 class TextSerializer:

@@ -403,17 +403,23 @@ class CommandSpec:
 
 
 class Publisher(Protocol):
-    """What publishes: a `leveret.Producer`, or a plugin's wrapper around one, which can be wrapped again."""
+    """What publishes: a `leveret.Producer`, or a plugin's wrapper around one, which can be wrapped again.
 
-    async def publish(self, value: Any, routing_key: str = "", **options: Any) -> Receipt:
+    The options are those of `leveret.Producer.publish`. (`*args` is there because type checkers take `*args: Any,
+    **options: Any` for any arguments, and the producer's typed options for a mismatch otherwise. Nothing passes them.)
+    """
+
+    async def publish(self, value: Any, routing_key: str = "", *args: Any, **options: Any) -> Receipt:
         """See `leveret.Producer.publish`."""
         ...
 
-    def publish_nowait(self, value: Any, routing_key: str = "", **options: Any) -> Awaitable[Receipt]:
+    def publish_nowait(self, value: Any, routing_key: str = "", *args: Any, **options: Any) -> Awaitable[Receipt]:
         """See `leveret.Producer.publish_nowait`."""
         ...
 
-    async def publish_batch(self, values: Iterable[Any], routing_key: str = "", **options: Any) -> BatchResult:
+    async def publish_batch(
+        self, values: Iterable[Any], routing_key: str = "", *args: Any, **options: Any
+    ) -> BatchResult:
         """See `leveret.Producer.publish_batch`."""
         ...
 

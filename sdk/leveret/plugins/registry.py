@@ -401,7 +401,8 @@ def _named_by(entry: importlib.metadata.EntryPoint) -> Plugin:
     distribution = entry.dist
     if distribution is None:
         return Plugin(entry.name, entry_point=entry.value)
-    return Plugin(entry.name, distribution.name, distribution.version, entry.value)
+    # A distribution that is half installed has neither.
+    return Plugin(entry.name, distribution.name or "", distribution.version or "", entry.value)
 
 
 def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings) -> None:
