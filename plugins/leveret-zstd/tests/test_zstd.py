@@ -338,7 +338,7 @@ def test_bytes_behind_a_frame_are_refused(behind: bytes, size: int) -> None:
     narrow = streamed(body, compression_params=zstandard.ZstdCompressionParameters(window_log=10))
     for frame in (ZstdCompressor().compress(body), streamed(body), narrow):
         assert ZstdCompressor().decompress(frame, MiB) == body
-        with pytest.raises((ValueError, zstandard.ZstdError)):
+        with pytest.raises((ValueError, zstandard.ZstdError, BodyTooLarge)):
             ZstdCompressor().decompress(frame + behind, MiB)
 
 

@@ -146,13 +146,14 @@ def _measure(data: bytes, max_size: int) -> int:
         if size > max_size:
             raise BodyTooLarge(f"the body decompresses to more than {max_size} bytes")
         if read < _CHUNK:
-            # The frame ended, or the data. Reading on would go over to the next frame.
+            # The frame ended, or the data. Reading on would go over to the next frame, as it does after full chunks.
             return size
 
 
 def _expect_nothing(data: bytes) -> None:
-    """Raises unless a frame without content is whole, and nothing follows. zstd makes no more than a frame announces."""
+    """Raises unless a frame without content is whole, and nothing follows."""
     rest = _windowed().decompressobj()
+    # This could return any amount; but zstd raises when there is more than a frame announces, and stops at its end.
     rest.decompress(data)
     if not rest.eof:
         raise ValueError("the compressed body is cut off")
