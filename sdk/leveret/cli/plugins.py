@@ -97,6 +97,7 @@ def _row(info: PluginInfo) -> dict[str, Any]:
         "distribution": info.distribution,
         "version": info.version,
         "entry_point": info.entry_point,
+        "hooks": list(info.hooks),
         "provides": [{"kind": each.kind, "name": each.name, "keys": list(each.keys)} for each in info.provides],
         "load_time_ms": round(info.load_time * 1000, 3),
         "error": None if info.error is None else str(info.error),
@@ -120,7 +121,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         status = Text(row["status"], style=_STYLES.get(row["status"], "green"))
         names = [Text(printable(str(row[name]), 64)) for name in ("name", "distribution", "version")]
         loaded = f"{row['load_time_ms']:.1f}" if row["load_time_ms"] else "-"
-        table.add_row(names[0], status, *names[1:], provides or Text("-"), loaded)
+        table.add_row(names[0], status, *names[1:], provides or Text(", ".join(row["hooks"]) or "-"), loaded)
     return table
 
 

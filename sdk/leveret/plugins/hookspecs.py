@@ -67,4 +67,4 @@ class HookSpecs:
     @staticmethod
     @hookspec
     def leveret_cli() -> Iterable[CommandSpec]:  # type: ignore[empty-body]
-        """Called when the `leveret` command starts: the plugin's commands."""
+        """Called when the `leveret` command has to know, as for its help or a command not its own: the commands."""

@@ -41,7 +41,8 @@ __all__ = [
     "SerializerSpec",
 ]
 
-#: Raised when a descriptor or interface changes incompatibly; every descriptor says which one it was written for.
+#: Raised when a descriptor or interface changes incompatibly. A descriptor that does not say was written for the first,
+#: whatever this is now.
 API_VERSION: Final = 1
 SUPPORTED_API_VERSIONS: Final = frozenset({1})
 
@@ -94,7 +95,7 @@ class SerializerSpec:
             a content type. One that is for certain models may share it, and decodes those.
         safe: False when decoding can run code that the sender chose, as pickle does: it decodes then only for a
             consumer that names it with `serializer=`, or its content type with `accept=`.
-        api_version: The plugin interface that it was written for.
+        api_version: The plugin interface that it was written for; 1 when it does not say.
 
     Example:
         >>> SerializerSpec(name="repr", content_type="text/x-python", factory=object).safe
@@ -107,7 +108,7 @@ class SerializerSpec:
     aliases: Sequence[str] = ()
     models: Callable[[Any], bool] | None = None
     safe: bool = True
-    api_version: int = API_VERSION
+    api_version: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,14 +122,14 @@ class CompositeSpec:
         parts: The names of the serializers it chooses among; all must be there when it is used.
         select: Returns the part for a value. Called for each message.
         compressor: The compressor that a producer uses with it unless it names one.
-        api_version: The plugin interface that it was written for.
+        api_version: The plugin interface that it was written for; 1 when it does not say.
     """
 
     name: str
     parts: Sequence[str]
     select: Callable[[Any], str]
     compressor: str | None = None
-    api_version: int = API_VERSION
+    api_version: int = 1
 
 
 # ---------------------------------------------------------------------- compressors
@@ -168,7 +169,7 @@ class CompressorSpec:
         factory: Makes a `Compressor` for a level; None stands for its own default.
         levels: The lowest and highest level.
         aliases: Other content encodings that it reads.
-        api_version: The plugin interface that it was written for.
+        api_version: The plugin interface that it was written for; 1 when it does not say.
     """
 
     name: str
@@ -176,7 +177,7 @@ class CompressorSpec:
     factory: Callable[[int | None], Compressor]
     levels: tuple[int, int]
     aliases: Sequence[str] = ()
-    api_version: int = API_VERSION
+    api_version: int = 1
 
 
 # ---------------------------------------------------------------------- metrics
@@ -251,12 +252,12 @@ class MetricsSpec:
     Attributes:
         name: What `sinks=` of `MonitoringSettings` calls it, unique among sinks.
         factory: Makes a `MetricsSink` for one client.
-        api_version: The plugin interface that it was written for.
+        api_version: The plugin interface that it was written for; 1 when it does not say.
     """
 
     name: str
     factory: Callable[[], MetricsSink]
-    api_version: int = API_VERSION
+    api_version: int = 1
 
 
 # ---------------------------------------------------------------------- policies
@@ -335,13 +336,13 @@ class PolicySpec:
         kind: Which of the three interfaces it has.
         name: What `retry=`, `backoff=` or `circuit_breaker=` calls it, unique among its kind.
         factory: Makes a `RetryPolicy`, `BackoffPolicy` or `CircuitBreaker` with its default options.
-        api_version: The plugin interface that it was written for.
+        api_version: The plugin interface that it was written for; 1 when it does not say.
     """
 
     kind: PolicyKind
     name: str
     factory: Callable[[], RetryPolicy | BackoffPolicy | CircuitBreaker]
-    api_version: int = API_VERSION
+    api_version: int = 1
 
 
 # ---------------------------------------------------------------------- connection events
@@ -390,13 +391,13 @@ class CommandSpec:
         name: The command's name, unique and not one of the core's.
         help: One line for `leveret --help`.
         load: Imports and returns the `click.Command`. Called when the command is run or its help is shown.
-        api_version: The plugin interface that it was written for.
+        api_version: The plugin interface that it was written for; 1 when it does not say.
     """
 
     name: str
     help: str
     load: Callable[[], Any]
-    api_version: int = API_VERSION
+    api_version: int = 1
 
 
 # ---------------------------------------------------------------------- what plugins wrap

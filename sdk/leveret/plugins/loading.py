@@ -87,6 +87,7 @@ class PluginInfo:
         version: The distribution's version.
         entry_point: The module that its entry point names.
         status: Whether it is used.
+        hooks: The names of its hooks; empty unless it is used.
         provides: What it brings; empty unless it is used.
         load_time: Seconds that importing it and reading its hooks took.
         error: Why it failed, or None.
@@ -97,6 +98,7 @@ class PluginInfo:
     version: str = ""
     entry_point: str = ""
     status: Status = "active"
+    hooks: tuple[str, ...] = ()
     provides: tuple[Provided, ...] = ()
     load_time: float = 0.0
     error: PluginError | None = None
@@ -119,6 +121,11 @@ class Plugin:
     def names(self) -> tuple[str, str]:
         """What settings may call it."""
         return self.info.name, self.info.distribution
+
+    def is_same_as(self, other: Plugin) -> bool:
+        """Whether it is the same entry point of the same distribution."""
+        mine, its = self.info, other.info
+        return (mine.name, mine.distribution, mine.entry_point) == (its.name, its.distribution, its.entry_point)
 
     def failed(self, kind: type[PluginError], text: str) -> PluginError:
         """Makes an error that names the plugin."""
@@ -216,8 +223,10 @@ class Plugin:
                 raise self.failed(PluginLoadError, f"is the object of plugin {seen[id(found)]!r}, registered twice")
             seen[id(found)] = self.info.name
             self.register(found)
+            provided = self.provided()
+            loaded = time.perf_counter() - started
             self.info = replace(
-                self.info, status="active", provides=self.provided(), load_time=time.perf_counter() - started
+                self.info, status="active", hooks=tuple(self.hooks), provides=provided, load_time=loaded
             )
         except PluginError as error:
             if strict:
@@ -229,7 +238,7 @@ class Plugin:
     def load_builtin(self) -> Plugin:
         """Reads what the core brings."""
         self.register(builtin)
-        self.info = replace(self.info, status="built in", provides=self.provided())
+        self.info = replace(self.info, status="built in", hooks=tuple(self.hooks), provides=self.provided())
         return self
 
     def leave_out(self, status: Status) -> None:
@@ -256,6 +265,9 @@ def _problem(spec: Any) -> str:
     """What is wrong with a descriptor, or an empty string."""
     if not isinstance(spec.name, str) or not _NAME.fullmatch(spec.name):
         return f"its name is {spec.name!r}; it must be lower-case letters, digits, '-', '_' and '.', at most 64"
+    text: object = getattr(spec, "help", "")
+    if not isinstance(text, str):
+        return f"its help is a {type(text).__name__}, not text"
     functions = {"factory": True, "select": True, "load": True, "models": False}
     for name, needed in functions.items():
         function = getattr(spec, name, None)

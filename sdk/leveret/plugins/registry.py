@@ -97,7 +97,12 @@ class PluginRegistry:
             ConfigurationError: The settings name a plugin that is not installed.
         """
         settings = PluginSettings.from_env() if settings is None else settings
-        found = [(_named_by(entry), entry) for entry in importlib.metadata.entry_points(group=GROUP)]
+        found: list[tuple[Plugin, importlib.metadata.EntryPoint]] = []
+        for entry in importlib.metadata.entry_points(group=GROUP):
+            plugin = _named_by(entry)
+            # What an interrupted pip leaves behind is a second folder with the same in it.
+            if not any(plugin.is_same_as(other) for other, _ in found):
+                found.append((plugin, entry))
         # Not the order of installation: it differs between machines.
         found.sort(key=lambda pair: (pair[0].info.distribution.lower(), pair[0].info.name))
         plugins = [plugin for plugin, _ in found]
