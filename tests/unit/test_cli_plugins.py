@@ -91,6 +91,7 @@ def test_list_shows_plugins_with_distribution_version_and_what_they_bring(instal
     assert {**row, "load_time_ms": 0} == {
         "name": "upside",
         "status": "active",
+        "hooks": ["leveret_serializers"],
         "distribution": "leveret-upside",
         "version": "2.5",
         "entry_point": module,

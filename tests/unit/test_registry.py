@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,15 @@ def test_plugins_are_not_imported_when_the_settings_leave_them_out(
     assert {name: module in sys.modules for name, module in modules.items()} == {
         name: state == "active" for name, state in expected.items()
     }
+
+
+def test_what_an_interrupted_installation_left_is_no_second_plugin(installed: Installed, tmp_path: Path) -> None:
+    installed.add("leveret-one", plugin="one")
+    shutil.copytree(tmp_path / "leveret_one-1.0.dist-info", tmp_path / "~everet_one-1.0.dist-info")
+    (tmp_path / "empty-1.0.dist-info").mkdir()
+    (tmp_path / "empty-1.0.dist-info" / "entry_points.txt").write_text("[leveret.plugins]\nnameless = no_such_module\n")
+    registry = PluginRegistry.load(PluginSettings())
+    assert status(registry) == {"builtin": "built in", "nameless": "failed", "one": "active"}
 
 
 def test_environment_chooses_when_there_are_no_settings(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from leveret.errors import CircuitOpen, ConfigurationError, EncodeFailed, MessageReturned
 from leveret.message import Outcome
 from leveret.plugins import CircuitBreaker as CircuitBreakerInterface
-from leveret_resilience import BreakerChange, BreakerOpen, BreakerState, CircuitBreaker
+from leveret_resilience import BreakerChange, BreakerState, CircuitBreaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,11 +230,10 @@ async def test_open_breaker_lets_nothing_through_and_says_when_it_may_be_tried_a
         nonlocal called
         called = True
 
-    with pytest.raises(BreakerOpen) as caught:
+    with pytest.raises(CircuitOpen) as caught:
         await breaker.call(notice)
     assert not called
     assert caught.value.retry_after == 42.0
-    assert caught.value.breaker == "stock"
     assert str(caught.value) == (
         "the circuit breaker 'stock' is open: 5 of 5 calls failed within 60 s; it may be tried again in 42 s"
     )
@@ -255,7 +254,7 @@ async def test_half_open_breaker_lets_only_some_trials_through_at_once(clock: Cl
     tasks = [asyncio.create_task(run(breaker, wait_for_gate)) for _ in range(5)]
     await asyncio.sleep(0)
     clock.advance(10.0)
-    with pytest.raises(BreakerOpen, match="half-open and waits for 2 trial calls") as caught:
+    with pytest.raises(CircuitOpen, match="half-open and waits for 2 trial calls") as caught:
         breaker.before_call()
     assert caught.value.retry_after == 50.0
     gate.set()
@@ -578,7 +577,7 @@ class AnySequence(RuleBasedStateMachine):
             self.breaker.before_call()
             self.trials.append(self.now)
         else:
-            with pytest.raises(BreakerOpen) as caught:
+            with pytest.raises(CircuitOpen) as caught:
                 self.breaker.before_call()
             since = self.opened_at if self.state is OPEN else self.trials[0]
             assert caught.value.retry_after == since + self.OPEN_TIME - self.now

@@ -167,23 +167,27 @@ class ZlibCompressor:
 
     def decompress(self, data: bytes, /, max_size: int) -> bytes:
         """Decompresses one stream; see `leveret.plugins.Compressor`."""
-        stream = zlib.decompressobj(self._wbits)
-        # One byte more than is allowed tells "exactly full" from "too large". zlib collects blocks and joins them, so a
-        # call takes twice what it returns.
-        body = stream.decompress(data, min(max_size, _CHUNK) + 1)
-        if not stream.eof and len(body) > min(max_size, _CHUNK):
-            return self._decompress_large(data, max_size)
-        if len(body) > max_size:
-            raise _too_large(max_size)
-        _check_end(stream.eof, stream.unused_data)
-        return body
+        if len(data) <= _CHUNK:
+            stream = zlib.decompressobj(self._wbits)
+            # One byte more than is allowed tells "exactly full" from "too large".
+            most = min(max_size, _CHUNK)
+            body = stream.decompress(data, most + 1)
+            if len(body) <= most:
+                _check_end(stream.eof, stream.unused_data)
+                return body
+            if most == max_size:
+                raise _too_large(max_size)
+            del stream, body
+        return self._decompress_large(data, max_size)
 
     def _decompress_large(self, data: bytes, max_size: int) -> bytes:
-        """Decompresses with no more than `max_size` and two chunks of memory, which joining would double."""
+        """Decompresses with little more than `max_size` of memory.
+
+        zlib returns joined blocks, which takes their size twice, and a copy of what it has not read yet.
+        """
         stream = zlib.decompressobj(self._wbits)
         chunks: list[bytes] = []
         size = 0
-        # In slices, because what a call leaves over is copied.
         for start in range(0, len(data), _CHUNK):
             rest = data[start : start + _CHUNK]
             while not stream.eof:

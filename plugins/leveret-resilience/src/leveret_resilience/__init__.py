@@ -14,17 +14,14 @@ from leveret.plugins import PolicySpec, hookimpl
 from leveret_resilience.backoffs import Backoff, ExponentialBackoff, FixedBackoff, LinearBackoff
 from leveret_resilience.breaker import BreakerChange, BreakerState, CircuitBreaker, is_failure
 from leveret_resilience.calls import guard, retry, retrying
-from leveret_resilience.errors import AttemptsExhausted, BreakerOpen
 from leveret_resilience.retries import ExponentialRetry, FixedRetry, LinearRetry, NoRetry, Retry, RetryOn, is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
-    "AttemptsExhausted",
     "Backoff",
     "BreakerChange",
-    "BreakerOpen",
     "BreakerState",
     "CircuitBreaker",
     "ExponentialBackoff",

@@ -31,7 +31,6 @@ from leveret_resilience._checks import (
     started,
 )
 from leveret_resilience._window import Window
-from leveret_resilience.errors import BreakerOpen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -125,6 +124,8 @@ class CircuitBreaker:
     seconds a share of `threshold` or more has failed, it opens. *Open*, it refuses everything for `open_time` seconds.
     The first call after that makes it *half-open*: `half_open_calls` trials may run at once, and the others are
     refused. It closes, with nothing counted, when as many trials have succeeded, and one that fails opens it again.
+    The `retry_after` of each refusal is the time until a call may be let through; while trials run it is the latest
+    moment, and it may be earlier.
 
     A trial that ends without a result, by cancellation or with an error that is not counted, gives its place back. One
     that runs for longer than `open_time` has lost its place. Results of calls that were let through before the last
@@ -231,7 +232,7 @@ class CircuitBreaker:
             What it returned.
 
         Raises:
-            CircuitOpen: Not now: the function was not called. See `BreakerOpen.retry_after`.
+            CircuitOpen: Not now: the function was not called. Its `retry_after` says when to ask again.
             Exception: What the function raised, unchanged.
         """
         trial = None if self.closed else self._admit(anonymous=False)
@@ -270,7 +271,7 @@ class CircuitBreaker:
         """Allows a call, which one `record` must follow unless it was allowed while closed.
 
         Raises:
-            CircuitOpen: Not now. See `BreakerOpen.retry_after`.
+            CircuitOpen: Not now. Its `retry_after` says when to ask again.
         """
         if not self.closed:
             self._admit(anonymous=True)
@@ -328,9 +329,9 @@ class CircuitBreaker:
         self._trials.append(trial)
         return trial
 
-    def _refusal(self, text: str, retry_after: float) -> BreakerOpen:
+    def _refusal(self, text: str, retry_after: float) -> CircuitOpen:
         name = f"the circuit breaker {self.name!r}" if self.name else "the circuit breaker"
-        return BreakerOpen(f"{name} {text}", breaker=self.name, retry_after=retry_after)
+        return CircuitOpen(f"{name} {text}", retry_after=retry_after)
 
     def _end(self, period: int, trial: _Trial | None, *, successes: int, failures: int) -> None:
         if period != self._period:

@@ -7,11 +7,10 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, TypeVarTuple
 
-from leveret.errors import ConfigurationError
+from leveret.errors import ConfigurationError, RetriesExhausted
 from leveret.plugins import RetryPolicy
 from leveret_resilience._checks import check_coroutine_function, check_number, started
 from leveret_resilience.breaker import CircuitBreaker
-from leveret_resilience.errors import AttemptsExhausted
 from leveret_resilience.retries import NoRetry
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ async def retrying(
 
     Raises:
         RetriesExhausted: The policy gave up after several attempts, or the time was over. Its cause is the last
-            failure; see `AttemptsExhausted.attempts`.
+            failure, and its `attempts` counts them all.
         CircuitOpen: The breaker let nothing through.
         Exception: An error that the policy does not try again after, as the function raised it.
         ConfigurationError: An argument is of the wrong type or out of bounds.
@@ -192,9 +191,9 @@ async def _attempts(
         await sleep(delay)
 
 
-def _exhausted(attempts: int, error: Exception, within: str) -> AttemptsExhausted:
+def _exhausted(attempts: int, error: Exception, within: str) -> RetriesExhausted:
     # Not the error's text, which may show what the function was called with.
-    return AttemptsExhausted(
+    return RetriesExhausted(
         f"gave up after {attempts} attempt{'s' if attempts > 1 else ''}{within}; the last one failed with "
         f"{type(error).__name__}",
         attempts=attempts,
