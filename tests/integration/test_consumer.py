@@ -788,3 +788,41 @@ async def test_the_value_raises_when_a_message_that_was_taken_cannot_be_decoded(
         assert message.body == b'{"id":"one"}'
         assert message.dead_letter()
     assert await queues.dead_letters(1) == [{"id": "one"}]
+
+
+# ---------------------------------------------------------------------- handlers that a circuit breaker stops
+
+
+async def test_a_message_is_released_and_handled_later_when_its_handler_raises_circuit_open(
+    queues: Queues, caplog: pytest.LogCaptureFixture
+) -> None:
+    await queues.publish("value")
+    consumer = queues.client.consumer(queues.work)
+    seen = []
+
+    async def handler(value: str, message: leveret.Message) -> None:
+        seen.append((value, message.redelivered))
+        if len(seen) <= 3:
+            raise leveret.errors.CircuitOpen("the circuit breaker is open", retry_after=0.01)
+        consumer.stop()
+
+    async with asyncio.timeout(10):
+        await consumer.run(handler)
+    assert seen == [("value", False), ("value", True), ("value", True), ("value", True)]
+    assert consumer.counters() == {
+        "delivered": 4,
+        "acked": 1,
+        "unsettled": 0,
+        "undecodable": 0,
+        "handler_errors": 0,
+        "retried": 0,
+        "dead_lettered": 0,
+        "stale_acks": 0,
+    }
+    assert [record for record in caplog.records if record.name == "leveret.consumer"] == []
+    assert await queues.remaining() == []
+    # Dead letters keep their order, so what comes first shows that nothing was before it.
+    await queues.publish("refused")
+    async with queues.client.consumer(queues.work) as other:
+        assert (await anext(other)).dead_letter()
+    assert await queues.dead_letters(1) == ["refused"]

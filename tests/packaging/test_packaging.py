@@ -31,7 +31,7 @@ def test_metadata_names_requirements_by_name_only(built: Built) -> None:
     metadata = HeaderParser().parsestr(built.metadata)
     requirements = metadata.get_all("Requires-Dist")
     assert {re.split(r"[^\w-]", line)[0] for line in requirements} == {
-        "click", "msgspec", "pamqp", "pluggy", "rich", "uvloop",
+        "click", "msgspec", "pamqp", "pluggy", "pytest", "rich", "uvloop",
     }  # fmt: skip
     assert [line for line in requirements if "@" in line or "file:" in line] == []
     assert metadata["License-Expression"] == "MIT"

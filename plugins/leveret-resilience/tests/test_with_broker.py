@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,10 +12,10 @@ import pytest
 import leveret
 from leveret.broker import EmbeddedBroker
 from leveret.errors import CircuitOpen, MessageNacked, MessageReturned, RetriesExhausted
-from leveret_resilience import BreakerState, CircuitBreaker, FixedRetry, LinearRetry, guard, retrying
+from leveret_resilience import BreakerChange, BreakerState, CircuitBreaker, FixedRetry, LinearRetry, guard, retrying
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from conftest import Clock, Sleep
 
@@ -111,16 +113,18 @@ async def test_producer_publishes_only_what_failed_of_a_batch_again(client: leve
     assert await waiting(client) == 1
 
 
+@pytest.mark.parametrize("way", ["publish", "publish_nowait"])
 async def test_producers_breaker_opens_lets_nothing_through_and_closes_after_a_trial(
-    client: leveret.Client, clock: Clock
+    client: leveret.Client, clock: Clock, way: str
 ) -> None:
     breaker = CircuitBreaker(name=QUEUE, clock=clock)
     async with client.producer(circuit_breaker=breaker) as producer:
-        await producer.publish("first", QUEUE)
+        publish = getattr(producer, way)
+        await publish("first", QUEUE)
         failures = 0
         while breaker.closed:
             with pytest.raises(MessageNacked):
-                await producer.publish("more", QUEUE)
+                await publish("more", QUEUE)
             failures += 1
         # The first one succeeded, so 4 of 5 calls failed when there were enough of them.
         assert failures == 4
@@ -135,25 +139,49 @@ async def test_producers_breaker_opens_lets_nothing_through_and_closes_after_a_t
             await producer.publish_batch(["refused"], QUEUE)
         assert producer.counters()["published"] == published
         clock.advance(60.0)
-        await producer.publish("trial", QUEUE)
+        await publish("trial", QUEUE)
         assert breaker.state is BreakerState.CLOSED
     message = await client.consumer(QUEUE).get()
     assert message is not None
     assert message.value == "trial"
 
 
-async def test_producers_breaker_opens_again_when_the_trial_is_refused(client: leveret.Client, clock: Clock) -> None:
+@pytest.mark.parametrize("way", ["publish", "publish_nowait"])
+async def test_producers_breaker_opens_again_when_the_trial_is_refused(
+    client: leveret.Client, clock: Clock, way: str
+) -> None:
     breaker = CircuitBreaker(minimum_calls=1, clock=clock)
     async with client.producer(circuit_breaker=breaker) as producer:
-        await producer.publish("first", QUEUE)
+        publish = getattr(producer, way)
+        await publish("first", QUEUE)
         with pytest.raises(MessageNacked):
-            await producer.publish("more", QUEUE)
+            await publish("more", QUEUE)
         clock.advance(60.0)
         with pytest.raises(MessageNacked):
-            await producer.publish("trial", QUEUE)
+            await publish("trial", QUEUE)
         assert breaker.state is BreakerState.OPEN
         with pytest.raises(CircuitOpen):
-            await producer.publish("refused", QUEUE)
+            await publish("refused", QUEUE)
+
+
+async def test_ticket_that_nobody_awaits_is_a_trial_like_any_other(client: leveret.Client, clock: Clock) -> None:
+    closed = asyncio.Event()
+
+    def notice(change: BreakerChange) -> None:
+        if change.new is BreakerState.CLOSED:
+            closed.set()
+
+    breaker = CircuitBreaker(minimum_calls=1, clock=clock, on_change=notice)
+    breaker.record(0, 1)
+    clock.advance(60.0)
+    async with client.producer(circuit_breaker=breaker) as producer:
+        ticket = producer.publish_nowait("trial", QUEUE)
+        with pytest.raises(CircuitOpen, match="half-open and waits for 1 trial calls"):
+            producer.publish_nowait("refused", QUEUE)
+        async with asyncio.timeout(10):
+            await closed.wait()
+        assert ticket.done
+    assert await waiting(client) == 1
 
 
 async def test_policies_are_found_by_name_when_the_plugin_is_installed(client: leveret.Client) -> None:
@@ -191,27 +219,150 @@ async def test_guarded_handler_is_retried_in_the_same_delivery(client: leveret.C
     assert await waiting(client) == 0
 
 
-async def test_consumer_gets_circuit_open_and_the_handler_is_not_run_when_the_breaker_is_open(
-    client: leveret.Client, clock: Clock
-) -> None:
-    breaker = CircuitBreaker(minimum_calls=1, clock=clock)
-    breaker.record(0, 1)
-    refused = asyncio.Event()
-    handled = []
+# ---------------------------------------------------------------------- handlers whose breaker opens
 
-    async def handler(value: str, message: leveret.Message) -> None:
-        handled.append(value)
+WORK, DEAD = "work", "dead"
+#: The consumer waits for as long as the breaker says, in real time, but no time passes for the breaker until a test
+#: moves its clock.
+OPEN_TIME = 0.001
 
-    guarded = guard(handler, breaker=breaker)
 
-    async def watched(value: str, message: leveret.Message) -> bool | None:
-        try:
-            return await guarded(value, message)
-        except CircuitOpen:
-            refused.set()
-            raise
+class Service:
+    """What handlers call: down until it is `up`."""
 
+    def __init__(self, clock: Clock) -> None:
+        self.up = False
+        self.failures = 0
+        self.handled: list[int] = []
+        #: How often the breaker refused each value.
+        self.refused: Counter[int] = Counter()
+        self.breaker = CircuitBreaker(minimum_calls=1, open_time=OPEN_TIME, clock=clock)
+        self._changed = asyncio.Event()
+
+    async def _handle(self, value: int, message: leveret.Message) -> bool:
+        if not self.up:
+            self.failures += 1
+            self._changed.set()
+            raise OSError("down")
+        self.handled.append(value)
+        self._changed.set()
+        return value >= 0
+
+    def handler(self, **options: Any) -> Any:
+        guarded = guard(self._handle, breaker=self.breaker, **options)
+
+        async def watched(value: int, message: leveret.Message) -> bool | None:
+            try:
+                return await guarded(value, message)
+            except CircuitOpen:
+                self.refused[value] += 1
+                self._changed.set()
+                raise
+
+        return watched
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+@pytest.fixture
+def service(clock: Clock) -> Service:
+    return Service(clock)
+
+
+@pytest.fixture
+async def publish(client: leveret.Client) -> AsyncIterator[Callable[..., Any]]:
+    """Publishes values to a queue with a dead-letter exchange."""
+    await client.declare(
+        leveret.Topology()
+        .exchange("dlx", "fanout")
+        .queue(DEAD)
+        .bind(DEAD, "dlx")
+        .queue(WORK, leveret.Classic(dead_letter_exchange="dlx"))
+    )
     async with client.producer() as producer:
-        await producer.publish("value", QUEUE)
-    await consume(client, watched, refused)
-    assert handled == []
+
+        async def publish(*values: int) -> None:
+            (await producer.publish_batch(values, WORK)).raise_for_failures()
+
+        yield publish
+
+
+@contextlib.asynccontextmanager
+async def running(consumer: leveret.Consumer[Any], handler: Any) -> AsyncIterator[None]:
+    task = asyncio.create_task(consumer.run(handler))
+    try:
+        yield
+    finally:
+        consumer.stop()
+        await task
+
+
+async def first_dead_letter(client: leveret.Client) -> Any:
+    async with asyncio.timeout(10), client.consumer(DEAD) as consumer:
+        return (await anext(consumer)).value
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_messages_wait_in_their_queue_while_the_breaker_is_open_and_are_handled_when_it_has_closed(
+    client: leveret.Client, service: Service, publish: Callable[..., Any], clock: Clock, concurrency: int
+) -> None:
+    values = list(range(20))
+    await publish(*values)
+    consumer = client.consumer(WORK, concurrency=concurrency)
+    async with running(consumer, service.handler()):
+        await service.until(lambda: len(service.refused) == 20)
+        # The first failure opened the breaker. It is the only one, and its message was refused like the others then.
+        assert service.breaker.state is BreakerState.OPEN
+        counters = consumer.counters()
+        assert (counters["handler_errors"], counters["retried"], counters["dead_lettered"]) == (1, 1, 0)
+        assert service.handled == []
+
+        service.up = True
+        clock.advance(OPEN_TIME)
+        await service.until(lambda: len(service.handled) == 20)
+        assert service.breaker.state is BreakerState.CLOSED
+        assert sorted(service.handled) == values
+        assert consumer.counters()["dead_lettered"] == 0
+
+        await publish(-1)  # the handler returns False
+        assert await first_dead_letter(client) == -1
+    counters = consumer.counters()
+    assert (counters["acked"], counters["handler_errors"], counters["dead_lettered"]) == (20, 1, 1)
+
+
+async def test_message_is_dead_lettered_when_it_is_the_trial_and_fails(
+    client: leveret.Client, service: Service, publish: Callable[..., Any], clock: Clock
+) -> None:
+    service.breaker.record(0, 1)
+    await publish(1)
+    async with running(client.consumer(WORK), service.handler()):
+        await service.until(lambda: service.refused[1] > 0)
+        # It was given back once, and so is marked redelivered; to the consumer that looks like a second failure.
+        clock.advance(OPEN_TIME)
+        assert await first_dead_letter(client) == 1
+    assert service.failures == 1
+    assert service.breaker.state is BreakerState.OPEN
+
+
+async def test_message_is_kept_when_it_is_the_trial_and_fails_and_the_guard_tries_again(
+    client: leveret.Client, service: Service, publish: Callable[..., Any], clock: Clock, sleep: Sleep
+) -> None:
+    service.breaker.record(0, 1)
+    await publish(1)
+    consumer = client.consumer(WORK)
+    async with running(consumer, service.handler(retry=FixedRetry(), sleep=sleep)):
+        for failures in (1, 2, 3):
+            refused = service.refused[1]
+            clock.advance(OPEN_TIME)
+            await service.until(lambda failures=failures: service.failures == failures)  # type: ignore[misc]
+            # The next attempt met the breaker, which the trial had opened again.
+            await service.until(lambda refused=refused: service.refused[1] > refused)  # type: ignore[misc]
+        service.up = True
+        clock.advance(OPEN_TIME)
+        await service.until(lambda: service.handled == [1])
+    counters = consumer.counters()
+    assert (counters["acked"], counters["handler_errors"], counters["dead_lettered"]) == (1, 0, 0)

@@ -114,8 +114,12 @@ def guard(
     """Puts a retry policy and a circuit breaker around a consumer's handler.
 
     The handler is tried again in the same delivery, before the message goes back to its queue: its worker is taken for
-    as long as that lasts. A result is no failure, False neither. When the breaker is open the handler is not run, and
-    the consumer gets `CircuitOpen`. A handler that settles its message itself must do it last.
+    as long as that lasts. A result is no failure, False neither. A handler that settles its message itself must do it
+    last.
+
+    When the breaker is open the handler is not run, and the consumer gets `CircuitOpen`: it gives the message back and
+    waits for up to a second. With `retry`, that is also how a failure ends that opened the breaker; without it the
+    consumer gets the failure.
 
     Args:
         handler: `async def handler(value, message)`.
