@@ -824,5 +824,5 @@ async def test_a_message_is_released_and_handled_later_when_its_handler_raises_c
     # Dead letters keep their order, so what comes first shows that nothing was before it.
     await queues.publish("refused")
     async with queues.client.consumer(queues.work) as other:
-        assert (await anext(other)).dead_letter()
+        assert await (await anext(other)).dead_letter()
     assert await queues.dead_letters(1) == ["refused"]

@@ -118,8 +118,8 @@ def guard(
     last.
 
     When the breaker is open the handler is not run, and the consumer gets `CircuitOpen`: it gives the message back and
-    waits for up to a second. With `retry`, that is also how a failure ends that opened the breaker; without it the
-    consumer gets the failure.
+    waits for up to a second. With `retry`, that is also how a failure ends that opened the breaker, unless it was the
+    last attempt; otherwise the consumer gets the failure.
 
     Args:
         handler: `async def handler(value, message)`.
