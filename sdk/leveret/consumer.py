@@ -317,8 +317,10 @@ class Consumer(Generic[T]):
                 result: object = await handler(value, message)
             except CircuitOpen as error:
                 # Not tried, so it is no failure. The pause keeps what comes back from going round and round.
+                if no_ack:
+                    self._handler_failed(message, error)  # it cannot come again
                 self._unless_settled(message, "release")
-                await asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) or _BREAKER_PAUSE)
+                await asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) if error.retry_after > 0 else _BREAKER_PAUSE)
                 continue
             except Exception as error:
                 self._handler_failed(message, error)
@@ -406,6 +408,7 @@ class Consumer(Generic[T]):
             self.meter.retried += 1
         else:
             append_settlement(out, channel.number, _NACK, tag, _NACK_REQUEUE)
+            self.meter.released += 1
         return _YES
 
     def _acknowledge(self, delivery_tag: int) -> bool:

@@ -49,6 +49,7 @@ _CATALOGUE: Final = {
     "delivered": Metric("deliveries", "counter", "messages", "Deliveries taken from the broker.", _CONSUMER),
     "acked": Metric("deliveries_acked", "counter", "messages", "Deliveries acknowledged.", _CONSUMER),
     "retried": Metric("deliveries_retried", "counter", "messages", "Deliveries given back to be retried.", _CONSUMER),
+    "released": Metric("deliveries_released", "counter", "messages", "Deliveries given back untried.", _CONSUMER),
     "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries rejected.", _CONSUMER),
     "undecodable": Metric(
         "deliveries_undecodable", "counter", "messages", "Deliveries whose body could not be decoded.", _CONSUMER
@@ -103,7 +104,7 @@ class ProducerMeter:
 class ConsumerMeter:
     """What a consumer counts: for each read, each failure, or in its compiled part."""
 
-    __slots__ = ("acks", "dead_lettered", "delivered", "handler_errors", "retried", "undecodable")
+    __slots__ = ("acks", "dead_lettered", "delivered", "handler_errors", "released", "retried", "undecodable")
 
     def __init__(self, acks: AckWindow) -> None:
         self.acks = acks
@@ -111,6 +112,7 @@ class ConsumerMeter:
         self.undecodable = 0
         self.handler_errors = 0
         self.retried = 0
+        self.released = 0
         self.dead_lettered = 0
 
     def read(self) -> dict[str, int]:
@@ -121,6 +123,7 @@ class ConsumerMeter:
             "undecodable": self.undecodable,
             "handler_errors": self.handler_errors,
             "retried": self.retried,
+            "released": self.released,
             "dead_lettered": self.dead_lettered,
             "acked": acks.acked,
             "unsettled": acks.unsettled,

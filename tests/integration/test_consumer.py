@@ -129,6 +129,7 @@ async def test_a_message_is_gone_when_its_handler_returns_none_or_true(queues: Q
         "undecodable": 0,
         "handler_errors": 0,
         "retried": 0,
+        "released": 0,
         "dead_lettered": 0,
         "stale_acks": 0,
     }
@@ -816,6 +817,7 @@ async def test_a_message_is_released_and_handled_later_when_its_handler_raises_c
         "undecodable": 0,
         "handler_errors": 0,
         "retried": 0,
+        "released": 3,
         "dead_lettered": 0,
         "stale_acks": 0,
     }
