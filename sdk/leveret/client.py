@@ -10,7 +10,7 @@ from leveret.connection import Connection
 from leveret.consumer import Consumer
 from leveret.errors import ConfigurationError, ConnectionClosed
 from leveret.monitoring import ConnectionMeter, Monitor, Sinks
-from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
+from leveret.plugins.interfaces import CircuitBreaker, ConnectionEvent, ConnectionEventKind, RetryPolicy
 from leveret.plugins.registry import PluginRegistry
 from leveret.producer import Producer
 from leveret.settings import (
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from leveret.channel import Channel
-    from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy, Sample
+    from leveret.plugins.interfaces import Sample
     from leveret.topology import DeclareReport, Topology
 
 __all__ = ["Client", "connect"]
@@ -61,13 +61,10 @@ class _Link:
                     raise
                 self.connection = connection
                 self.meter.replace(connection)
-                self._tell(ConnectionEventKind.OPENED)
                 if lost:
-                    self._tell(ConnectionEventKind.RECOVERED)
+                    recovered = ConnectionEvent(kind=ConnectionEventKind.RECOVERED, connection_name=self._name)
+                    self._registry.connection_event(recovered)
             return self.connection
-
-    def _tell(self, kind: ConnectionEventKind) -> None:
-        self._registry.connection_event(ConnectionEvent(kind=kind, connection_name=self._name))
 
     def _on_event(self, event: ConnectionEvent) -> None:
         if event.error is not None:
@@ -255,19 +252,17 @@ class Client:
             PluginError: A serializer, compressor or policy could not be made.
         """
         settings = (settings or self._defaults.producer).replace(**options)
-        if retry is None:
-            retry = settings.retry
-        if circuit_breaker is None:
-            circuit_breaker = settings.circuit_breaker
-        producer = Producer(
-            self._publishing,
-            settings,
-            self.registry,
-            retry=self.registry.retry_policy(retry) if isinstance(retry, str) else retry,
-            circuit_breaker=(
-                self.registry.circuit_breaker(circuit_breaker) if isinstance(circuit_breaker, str) else circuit_breaker
-            ),
-        )
+        chosen: object = settings.retry if retry is None else retry
+        policy = self.registry.retry_policy(chosen) if isinstance(chosen, str) else chosen
+        if policy is not None and not isinstance(policy, RetryPolicy):
+            raise ConfigurationError(f"retry is a {type(policy).__name__}, which is no RetryPolicy", option="retry")
+        chosen = settings.circuit_breaker if circuit_breaker is None else circuit_breaker
+        breaker = self.registry.circuit_breaker(chosen) if isinstance(chosen, str) else chosen
+        if breaker is not None and not isinstance(breaker, CircuitBreaker):
+            raise ConfigurationError(
+                f"circuit_breaker is a {type(breaker).__name__}, which is no CircuitBreaker", option="circuit_breaker"
+            )
+        producer = Producer(self._publishing, settings, self.registry, retry=policy, circuit_breaker=breaker)
         self._producers.add(producer)
         self._monitor.add(producer, "producer", settings.exchange, producer.meter)
         return producer
@@ -344,10 +339,12 @@ def connect(
     Args:
         target: An AMQP URL such as `amqps://user:password@a,b/vhost?heartbeat=20`, or `ConnectionSettings`, or None
             for the environment's `LEVERET_*` variables and the defaults. `Settings`, for example from
-            `leveret.settings.load`, say everything, with the options that producers and consumers begin with.
-        plugins: A registry to share between clients, or which installed plugins to load; by default what
-            `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK` say, or else all.
-        monitoring: Which metrics sinks to start; by default what `LEVERET_MONITORING_SINKS` says, or else none.
+            `leveret.settings.load`, say everything, with the options that producers and consumers begin with; the
+            environment is not asked then.
+        plugins: A registry to share between clients, or which installed plugins to load; by default what the `Settings`
+            or `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK` say, or else all.
+        monitoring: Which metrics sinks to start; by default what the `Settings` or `LEVERET_MONITORING_SINKS` say, or
+            else none.
         **options: Single options of `ConnectionSettings`, over those of the target.
 
     Returns:

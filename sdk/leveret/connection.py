@@ -87,6 +87,7 @@ class Connection:
         self._free_numbers: list[int] = []
         self._crossed: set[int] = set()
         self._highest_number = 0
+        self._was_open = False
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -105,7 +106,7 @@ class Connection:
         Args:
             settings: Endpoints, credentials, deadlines and limits.
             name: The connection's name; the settings' `client_name` by default.
-            on_event: Called when the open connection is blocked, unblocked or closed; it does not raise.
+            on_event: Called when the connection was opened, blocked, unblocked or closed; it does not raise.
 
         Returns:
             The open connection.
@@ -406,8 +407,10 @@ class Connection:
         if isinstance(event, protocol.Tuned):
             self.transport.reader.frame_max = event.negotiated.frame_max
         elif isinstance(event, protocol.Opened):
+            self._was_open = True
             if not self._opened.done():
                 self._opened.set_result(None)
+            self._tell(ConnectionEventKind.OPENED)
         elif isinstance(event, protocol.Blocked):
             logger.warning("connection %r: the broker blocks publishers: %s", self.name, event.reason)
             self._tell(ConnectionEventKind.BLOCKED, event.reason)
@@ -435,7 +438,7 @@ class Connection:
         self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=200)
         if self._timer is not None:
             self._timer.cancel()
-        opened = self._opened.done()
+        opened = self._was_open
         if error is not None and opened:
             logger.warning("connection %r is lost: %s", self.name, error)
         self._wake_unblocked()

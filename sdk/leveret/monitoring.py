@@ -260,6 +260,7 @@ class Sinks:
     def __init__(self, registry: PluginRegistry, settings: MonitoringSettings) -> None:
         self._timeout = settings.sink_timeout
         self._sinks: list[tuple[MetricsSink, Provided]] = [registry.make_sink(name) for name in settings.sinks]
+        self._locks: dict[str, threading.Lock] = {}
         self._started: list[tuple[MetricsSink, Provided]] = []
 
     async def start(self, monitor: Monitor) -> None:
@@ -270,14 +271,15 @@ class Sinks:
         """
         for sink, provided in self._sinks:
             self._started.append((sink, provided))
+            self._locks[provided.name] = threading.Lock()
             error = await self._call(provided, "start", sink.start, monitor)
             if error is not None:
                 raise error
 
     async def close(self) -> None:
         """Closes them; what goes wrong is logged, and a sink that hangs is left behind."""
-        started, self._started = self._started, []
-        for sink, provided in started:
+        while self._started:
+            sink, provided = self._started.pop()
             error = await self._call(provided, "close", sink.close)
             if error is not None:
                 logger.warning("%s", error)
@@ -293,10 +295,14 @@ class Sinks:
             if not future.done():
                 future.set_result(error)
 
+        lock = self._locks[provided.name]
+
         def work() -> None:
             error: BaseException | None = None
             try:
-                function(*arguments)
+                # A start that takes too long ends before its close begins.
+                with lock:
+                    function(*arguments)
             except BaseException as raised:
                 error = raised
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more

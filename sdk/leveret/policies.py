@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import CircuitOpen, PublishError, printable
-from leveret.message import BatchResult
+from leveret.message import BatchResult, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -68,17 +69,26 @@ class PublishGuard:
             PublishError: The last attempt failed, and the retry policy allows no more; a note counts the attempts.
         """
         attempt = 0
+        failure: PublishError | None = None
         while True:
             attempt += 1
-            asked = self.ask()
+            try:
+                asked = self.ask()
+            except CircuitOpen as error:
+                if failure is None:
+                    raise
+                raise failure from error
             try:
                 receipt = await once()
             except PublishError as error:
                 self.failed(1, error)
                 delay = self._delay(attempt, error)
+                failure = _more_honest(failure, error)
                 if delay is None:
                     if attempt > 1:
-                        error.add_note(f"it was the last of {attempt} attempts")
+                        failure.add_note(f"it was tried {attempt} times")
+                    if failure is not error:
+                        raise failure from error
                     raise
             except BaseException:
                 if asked:
@@ -105,26 +115,44 @@ class PublishGuard:
 
         Raises:
             CircuitOpen: The breaker did not allow the first part; nothing was sent.
+            Exception: What the iterable raised, after what came before has its outcome; a note counts them.
         """
         started = self._clock()
+        raised: BaseException | None = None
         iterator = iter(values)
         failures: dict[int, Exception] = {}
         count = confirmed = 0
         confirms = True
-        while part := list(islice(iterator, size * _CHUNKS_PER_PART)):
+        while raised is None:
+            part: list[Any] = []
+            try:
+                part.extend(islice(iterator, size * _CHUNKS_PER_PART))
+            except BaseException as error:
+                raised = error
+            if not part:
+                break
             result = await self._publish_part(part, once, first=count == 0)
             failures.update((count + index, error) for index, error in result.failures.items())
             count += len(part)
             confirmed += result.confirmed
             confirms = result.confirms
-            if not self._alive() or any(isinstance(error, CircuitOpen) for error in result.failures.values()):
+            obstacle = next(filter(_is_obstacle, result.failures.values()), None)
+            if obstacle is not None:
+                # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
+                left = range(count, len(values)) if isinstance(values, Sized) else range(0)
+                failures.update(dict.fromkeys(left, obstacle))
+                count += len(left)
                 break
+        if raised is not None:
+            raised.add_note(f"of the {count} values before it {confirmed} were confirmed and {len(failures)} failed")
+            raise raised
         return BatchResult(count, confirmed, self._clock() - started, failures, confirms)
 
     async def _publish_part(
         self, part: list[Any], once: Callable[[list[Any]], Awaitable[BatchResult]], *, first: bool
     ) -> BatchResult:
         failures: dict[int, Exception] = {}
+        earlier: dict[int, PublishError] = {}
         indexes = list(range(len(part)))
         attempt = confirmed = 0
         confirms = True
@@ -135,7 +163,8 @@ class PublishGuard:
             except CircuitOpen as error:
                 if first and attempt == 1:
                     raise
-                failures.update(dict.fromkeys(indexes, error))
+                # What was tried has a better answer.
+                failures.update((index, earlier.get(index, error)) for index in indexes)
                 break
             try:
                 result = await once([part[index] for index in indexes])
@@ -149,15 +178,18 @@ class PublishGuard:
             if refused:
                 self.failed(len(refused), refused[0])
             elif asked:
-                self._tell(result.confirmed, 0, None)
+                self._tell(max(1, result.confirmed), 0, None)  # without confirms there is no better news
             again: list[int] = []
             delay = 0.0
-            for index, failure in result.failures.items():
+            for position, failure in result.failures.items():
+                index = indexes[position]
                 wait = self._delay(attempt, failure) if isinstance(failure, PublishError) else None
+                if isinstance(failure, PublishError):
+                    failure = earlier[index] = _more_honest(earlier.get(index), failure)
                 if wait is None:
-                    failures[indexes[index]] = failure
+                    failures[index] = failure
                 else:
-                    again.append(indexes[index])
+                    again.append(index)
                     delay = max(delay, wait)
             if not again:
                 break
@@ -177,7 +209,13 @@ class PublishGuard:
         breaker = self._breaker
         if breaker is None or breaker.closed:
             return False
-        breaker.before_call()
+        try:
+            breaker.before_call()
+        except CircuitOpen:
+            raise
+        except Exception as raised:
+            logger.warning("the circuit breaker failed: %s: %s", type(raised).__name__, printable(str(raised)))
+            return False
         return True
 
     def succeeded(self) -> None:
@@ -215,7 +253,19 @@ class PublishGuard:
         if self._retry is None or not self._alive():
             return None
         try:
-            return self._retry.next_delay(attempt, error)
+            delay = self._retry.next_delay(attempt, error)
+            if delay is not None and not (isinstance(delay, int | float) and 0 <= delay < float("inf")):
+                raise ValueError(f"the delay is {printable(repr(delay), 64)}; it must be seconds or None")
+            return delay
         except Exception as raised:
             logger.warning("the retry policy failed: %s: %s", type(raised).__name__, printable(str(raised)))
             return None
+
+
+def _more_honest(earlier: PublishError | None, error: PublishError) -> PublishError:
+    """Of the failures of two attempts, the one to report: what may be in the queue stays UNKNOWN, whatever came later."""
+    return earlier if earlier is not None and earlier.outcome is Outcome.UNKNOWN else error
+
+
+def _is_obstacle(error: Exception) -> bool:
+    return isinstance(error, CircuitOpen) or (isinstance(error, PublishError) and error.outcome is Outcome.NOT_SENT)

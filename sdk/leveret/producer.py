@@ -128,7 +128,9 @@ class Producer:
         self._last_template: PublishTemplate
         # The same when bodies have several forms: by routing key, then by form.
         self._forms: dict[str, dict[Form, PublishTemplate | OriginalSize]] = {}
+        self._opening = False
         self._closed = False
+        self._done = asyncio.Event()
         self._error: LeveretError | None = None
         # Who waits for room: (outstanding publishings from which it goes on, future).
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -141,8 +143,10 @@ class Producer:
         self._unobserved: dict[Ticket, None] = {}
         self._unobserved_more = 0
         self._guard: PublishGuard | None = None
-        # The tickets whose failures the guard learns from `publish` and `publish_batch`.
+        # The tickets whose failures the guard learns from `publish` and `publish_batch`, and those of `publish_nowait`
+        # for which it was asked.
         self._guarded: set[Ticket] = set()
+        self._trials: set[Ticket] = set()
         if retry is not None or circuit_breaker is not None:
             self._guard = PublishGuard(retry, circuit_breaker, lambda: self._window.confirmed, self._is_alive)
 
@@ -154,17 +158,25 @@ class Producer:
         Raises:
             LeveretError: No connection or channel could be opened.
         """
-        if self._channel is not None or self._closed:
+        if self._opening or self._closed:
             raise ConfigurationError("a producer can be opened once")
-        self._connection = await self._connect()
-        channel = await self._connection.channel()
+        self._opening = True
+        try:
+            self._connection = await self._connect()
+            channel = await self._connection.channel()
+        except BaseException:
+            self._opening = False
+            raise
         settings = self.settings
-        if settings.confirms:
-            try:
+        try:
+            if settings.confirms:
                 await channel.confirm_select()
-            except BaseException:
-                channel.abandon()
-                raise
+            if self._closed:
+                raise self._not_sent("the producer was closed while it was opened")
+        except BaseException:
+            self._opening = False
+            channel.abandon()
+            raise
         channel.publisher = self
         self._batch = PublishBatch(
             self._connection.transport.out,
@@ -183,20 +195,25 @@ class Producer:
         What has no outcome by then ends UNKNOWN. A failure of `publish_nowait` that nobody looked at is logged.
         """
         if self._closed:
+            # Another task closes it. What is in flight there must not be cut off by whoever waits for this.
+            await self._done.wait()
             return
         channel = self._channel
         if channel is not None:
             self._connection.check_loop()
         self._closed = True
         try:
-            if channel is not None and self._error is None:
+            if channel is not None:
                 await self.flush()
         except (PublishError, OperationTimeout) as error:
             logger.warning("closing a producer: %s", error)
         finally:
             self._give_up(PublishError("the producer was closed", outcome=Outcome.NOT_SENT))
-            if channel is not None:
-                await channel.close()
+            try:
+                if channel is not None:
+                    await channel.close()
+            finally:
+                self._done.set()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -326,16 +343,8 @@ class Producer:
         if not ticket.pending:  # without confirms there is no better news
             guard.succeeded()
             return ticket
-        ticket.future = self._loop.create_future()
-
-        def ended(future: asyncio.Future[None]) -> None:
-            # A failure was told in `_hand_out`.
-            if ticket.failures is None:
-                guard.succeeded()
-            elif not ticket.observed:
-                self._unobserved[ticket] = None
-
-        ticket.future.add_done_callback(ended)
+        ticket.future = self._loop.create_future()  # so that the window hands it out, whatever its outcome
+        self._trials.add(ticket)
         return ticket
 
     async def publish_batch(
@@ -361,7 +370,7 @@ class Producer:
         Raises:
             EncodeFailed: The routing key or an option does not fit; nothing was sent.
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
-            Exception: What the iterable itself raised; what came before is in flight.
+            Exception: What the iterable itself raised; what came before is in flight, and its failures are for `flush`.
         """
         if self._guard is None:
             return await self._publish_batch(values, routing_key, options)
@@ -389,7 +398,16 @@ class Producer:
         limit = max(settings.max_outstanding, 2 * settings.batch_size)
         size = min(settings.batch_size, 100)
         index = 0
-        while chunk := list(islice(iterator, size)):
+        raised: BaseException | None = None
+        while raised is None:
+            chunk: list[Any] = []
+            try:
+                # list.extend keeps what came before the iterable failed.
+                chunk.extend(islice(iterator, size))
+            except BaseException as error:
+                raised = error
+            if not chunk:
+                break
             start = index
             index += len(chunk)
             try:
@@ -409,6 +427,13 @@ class Producer:
             if not settings.confirms:
                 # Nothing else in this loop lets other tasks run.
                 await asyncio.sleep(0)
+        if raised is not None:
+            # Nobody gets a result, so failures of what was sent are for `flush`.
+            if ticket.pending:
+                ticket.observed = False
+            elif ticket.failures:
+                self._remember(ticket)
+            raise raised
         future = self._observe(ticket)
         if future is not None:
             await (future if self._guard is None else self._guarded_wait(ticket, future))
@@ -467,8 +492,10 @@ class Producer:
             return self._encoded_form(self._forms_of(routing_key, options), value, routing_key, options)
         try:
             body = self._encode(value)
-        except Exception as error:
-            raise self._encoder.failed(error, value) from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise self._encoder.failed(error, value)  # noqa: B904 - it has its cause
         if type(body) is not bytes:
             raise self._encoder.not_bytes(body)
         if options or routing_key is not self._last_key:
@@ -493,9 +520,12 @@ class Producer:
     def _forms_of(self, routing_key: str, options: PublishOptions) -> dict[Form, PublishTemplate | OriginalSize]:
         if options:
             return {}
-        if len(self._forms) >= _TEMPLATES:
-            self._forms.clear()
-        return self._forms.setdefault(routing_key, {})
+        forms = self._forms.get(routing_key)
+        if forms is None:
+            if len(self._forms) >= _TEMPLATES:
+                self._forms.clear()
+            forms = self._forms[routing_key] = {}
+        return forms
 
     def _encoded_form(
         self,
@@ -568,7 +598,9 @@ class Producer:
             try:
                 # list.extend keeps what came before a value that fails.
                 bodies.extend(map(self._encode, islice(chunk, done, None)))
-            except Exception as raised:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as raised:
                 error = self._encoder.failed(raised, chunk[done + len(bodies)])
             first = 0
             while first < len(bodies):
@@ -707,10 +739,7 @@ class Producer:
 
     async def _guarded_wait(self, ticket: Ticket, future: asyncio.Future[None]) -> None:
         self._guarded.add(ticket)
-        try:
-            await future
-        finally:
-            self._guarded.discard(ticket)
+        await future
 
     async def wait_for(self, ticket: Ticket) -> Receipt:
         """What awaiting a ticket does; see `publish_nowait`."""
@@ -724,9 +753,9 @@ class Producer:
         return Receipt(ticket.delivery_tag, Outcome.CONFIRMED if self.settings.confirms else Outcome.UNKNOWN)
 
     def _outcome_error(self, ticket: Ticket) -> PublishError:
-        """The error of a ticket that stands for one publishing."""
-        reasons = ticket.failures or {}
-        return self._failure(reasons[0], ticket.delivery_tag)
+        """The first error of a ticket that has one."""
+        assert ticket.failures
+        return self._failure(next(iter(ticket.failures.values())), ticket.delivery_tag)
 
     def _failure(self, reason: int | Message, delivery_tag: int) -> PublishError:
         if isinstance(reason, int):
@@ -758,17 +787,41 @@ class Producer:
         error.exchange, error.routing_key = reason.exchange, reason.routing_key
         return error
 
+    def _tell_guard(self, guard: PublishGuard, ticket: Ticket) -> bool:
+        """Tells the circuit breaker of a finished ticket; true when nothing else is to be done with it."""
+        if ticket in self._guarded:
+            # `publish` and `publish_batch` tell it themselves, and were cancelled if the ticket is still here.
+            self._guarded.discard(ticket)
+            return False
+        if ticket.failures:
+            guard.failed(len(ticket.failures), self._outcome_error(ticket))
+        elif ticket in self._trials:
+            guard.succeeded()
+        if ticket not in self._trials:
+            return False
+        self._trials.discard(ticket)
+        if ticket.future is not None and not ticket.future.done():
+            ticket.future.set_result(None)
+        if ticket.failures and not ticket.observed:
+            self._remember(ticket)
+        return True
+
+    def _remember(self, ticket: Ticket) -> None:
+        """Keeps a failed ticket that nobody looked at, for `flush`."""
+        if len(self._unobserved) < _UNOBSERVED:
+            self._unobserved[ticket] = None
+        else:
+            self._unobserved_more += 1
+
     def _hand_out(self, finished: list[Ticket] | None) -> None:
         for ticket in finished or ():
-            if self._guard is not None and ticket.failures and ticket not in self._guarded:
-                self._guard.failed(1, self._outcome_error(ticket))
+            if self._guard is not None and self._tell_guard(self._guard, ticket):
+                continue
             if ticket.future is not None:
                 if not ticket.future.done():
                     ticket.future.set_result(None)
-            elif len(self._unobserved) < _UNOBSERVED:
-                self._unobserved[ticket] = None
             else:
-                self._unobserved_more += 1
+                self._remember(ticket)
 
     # ------------------------------------------------------------------ channel.PublisherSink
 
