@@ -5,18 +5,21 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
+
 from leveret.errors import (
     BodyTooLarge,
-    CodecError,
     ConfigurationError,
     ContentTypeNotAccepted,
     DecodeFailed,
     EncodeFailed,
+    LeveretError,
     PluginError,
     TableSyntaxError,
     printable,
 )
 from leveret.plugins.interfaces import CompositeSpec, SerializerSpec
+from leveret.plugins.loading import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +37,7 @@ ORIGINAL_SIZE: Final = "original-size"
 #: they are.
 _MAX_RATIO: Final = 200
 #: Encodings that change nothing; the last are what some clients write for text.
-_NO_ENCODINGS: Final = (None, "", "identity", "utf-8", "UTF-8")
+_NO_ENCODINGS: Final = frozenset({"", "identity", "utf-8", "us-ascii", "binary"})
 
 
 class Form(NamedTuple):
@@ -68,6 +71,7 @@ class BodyEncoder:
         provided = registry.provided("serializer", settings.serializer)
         self.name = provided.name
         self._origin = provided.origin
+        self._trusted = provided.plugin == "builtin"
         self._select: Callable[[Any], str] | None = None
         self._parts: dict[str, tuple[Callable[[Any], bytes], Form]] = {}
         self._compressor: Compressor | None = None
@@ -133,8 +137,10 @@ class BodyEncoder:
         try:
             encode, form = self._choose(value)
             body = encode(value)
-        except Exception as error:
-            raise self.failed(error, value) from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise self.failed(error, value)  # noqa: B904 - it has its cause
         if type(body) is not bytes:
             raise self.not_bytes(body)
         size = len(body)
@@ -142,7 +148,9 @@ class BodyEncoder:
             return body, form, -1
         try:
             compressed = self._compressor.compress(body)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             raise EncodeFailed(
                 f"the {self._compressor_name} compressor ({self._compressor_origin}) failed on {size} bytes: "
                 f"{type(error).__name__}"
@@ -156,12 +164,13 @@ class BodyEncoder:
             return body, form, -1
         return compressed, Form(form.content_type, self._encoding), size
 
-    def failed(self, error: Exception, value: object) -> EncodeFailed:
+    def failed(self, error: BaseException, value: object) -> EncodeFailed:
         """Wraps what a serializer raised; names the type and never the value."""
         if isinstance(error, EncodeFailed):
             return error
-        # A TypeError names types; other texts may quote the value.
-        detail = str(error) if isinstance(error, TypeError | PluginError) else type(error).__name__
+        # The core's own TypeErrors name types. Other texts may quote the value.
+        trusted = isinstance(error, PluginError) or (isinstance(error, TypeError) and self._trusted)
+        detail = str(error) if trusted else type(error).__name__
         failure = EncodeFailed(
             f"the {self.name} serializer ({self._origin}) cannot encode a {type(value).__name__}: {detail}"
         )
@@ -171,6 +180,26 @@ class BodyEncoder:
     def not_bytes(self, body: object) -> EncodeFailed:
         """The error of a serializer that returned something else."""
         return EncodeFailed(f"the {self.name} serializer ({self._origin}) returned {type(body).__name__}, not bytes")
+
+
+class _Reader(NamedTuple):
+    """A bound decoder, and whose it is."""
+
+    decode: Callable[[bytes], Any]
+    who: str
+    decompress: Callable[[bytes], bytes] | None = None
+
+
+def _what_is_wrong(error: BaseException) -> str:
+    """Names an error; its text is shown only where it is known to have nothing of the body."""
+    kind = type(error).__name__
+    if isinstance(error, DecodeFailed):
+        return printable(str(error), 500)  # a plugin's own words
+    if type(error) is not msgspec.ValidationError:
+        return kind
+    # "Expected `int`, got `str` - at `$.amount`" is what a developer needs.
+    text = str(error)
+    return f"{kind}: {text}" if text.startswith(("Expected", "Object missing")) else kind
 
 
 class BodyDecoder:
@@ -194,32 +223,44 @@ class BodyDecoder:
         self._max_size = settings.max_decompressed_size
         self._max_ratio = settings.max_decompression_ratio
         self._raw = settings.serializer == "bytes"
-        self._always: Callable[[bytes], Any] | None = None
-        self._by_type: dict[str, Callable[[bytes], Any]] = {}
-        self._untyped: Callable[[bytes], Any] = bytes
+        self._always: _Reader | None = None
+        self._by_type: dict[str, _Reader] = {}
+        self._untyped = _Reader(bytes, "bytes")
         self._decompressors: dict[str, Compressor] = {}
         self._encodings: Mapping[str, Provided] = registry.readers("compressor")
         self._last_properties: bytes | None = None
-        self._last: Callable[[bytes], Any] | None = None
+        self._last: _Reader = self._untyped
         name, accept = settings.serializer, settings.accept
         specific: Provided | None = None
+        if name is not None and accept:
+            raise ConfigurationError(
+                "accept is of no use with serializer: the one goes by content type, the other does not", option="accept"
+            )
         if name is None and model is bytes:
-            name = "bytes"
+            self._by_type = dict.fromkeys(map(comparable, accept), self._untyped)
+            self._always = None if accept else self._untyped
+            return
         named = None if name is None else registry.provided("serializer", name, option="serializer")
         if named is not None and not isinstance(named.spec, CompositeSpec):
-            self._always = registry.make_serializer(named).decoder(model)
+            self._always = self._reader(named, model)
             return
         readers = dict(registry.readers("serializer"))
         if named is not None:
             assert isinstance(named.spec, CompositeSpec)
             parts = [registry.provided("serializer", part) for part in named.spec.parts]
-            readers = {key: part for part in parts for key in part.keys}
+            readers = {key: part for part in parts for key in part.claims}
         elif (specific := registry.specific_serializer(model)) is not None:
-            readers.update(dict.fromkeys(specific.keys, specific))
-        self._bind(readers, model, accept, specific)
-        missing = [content_type for content_type in accept if content_type not in self._by_type]
-        if missing:
-            raise ConfigurationError(f"no serializer reads {printable(missing[0], 80)!r}", option="accept")
+            readers.update(dict.fromkeys(map(comparable, specific.keys), specific))
+        if accept:
+            wanted: dict[str, Provided] = {}
+            for key in map(comparable, accept):
+                # Parameters do not matter, unless a serializer has registered them.
+                kind = key if key in readers else key.partition(";")[0]
+                if kind not in readers:
+                    raise ConfigurationError(f"no serializer reads {printable(key, 80)!r}", option="accept")
+                wanted[kind] = readers[kind]
+            readers = wanted
+        self._bind(readers, model, bool(accept), specific)
         # What has no body fits every model, and says nothing about it.
         bodies = {key: decode for key, decode in self._by_type.items() if readers[key].name != "empty"} or self._by_type
         if not bodies or (bodies is self._by_type and not accept):
@@ -229,24 +270,36 @@ class BodyDecoder:
             first = bodies.get("application/json") or next(iter(bodies.values()))
             self._untyped = bodies.get("text/plain", first) if model is str else first
 
-    def _bind(
-        self, readers: Mapping[str, Provided], model: Any, accept: tuple[str, ...], specific: Provided | None
-    ) -> None:
-        made: dict[str, Callable[[bytes], Any] | None] = {}
+    def _bind(self, readers: Mapping[str, Provided], model: Any, accepted: bool, specific: Provided | None) -> None:
+        made: dict[str, _Reader | None] = {}
         for content_type, provided in readers.items():
             assert isinstance(provided.spec, SerializerSpec)
-            if content_type not in accept if accept else not provided.spec.safe:
+            if not accepted and not provided.spec.safe:
                 continue
             if provided.name not in made:
                 try:
-                    made[provided.name] = self._registry.make_serializer(provided).decoder(model)
+                    made[provided.name] = self._reader(provided, model)
                 except ConfigurationError:
-                    if accept or provided is specific:
+                    if accepted or provided is specific:
                         raise
                     made[provided.name] = None
-            decode = made[provided.name]
-            if decode is not None:
-                self._by_type[content_type] = decode
+            reader = made[provided.name]
+            if reader is not None:
+                self._by_type[content_type] = reader
+
+    def _reader(self, provided: Provided, model: Any) -> _Reader:
+        who = f"the {provided.name} serializer ({provided.origin})"
+        serializer = self._registry.make_serializer(provided)
+        try:
+            return _Reader(serializer.decoder(model), who)
+        except (ConfigurationError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise PluginError(
+                f"{who} failed to make a decoder: {type(error).__name__}",
+                plugin=provided.plugin,
+                distribution=provided.distribution,
+            ) from error
 
     def decode(self, message: Message) -> Any:
         """Decodes a body.
@@ -269,44 +322,46 @@ class BodyDecoder:
         body = message.body
         if body is None:
             raise BodyTooLarge(f"the body has {message.body_size} bytes, more than max_body_size")
+        decode, who, decompress = self._last
+        if decompress is not None:
+            body = decompress(body)
         try:
-            return self._last(body)  # type: ignore[misc]
-        except CodecError:
+            return decode(body)
+        except (KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:
-            # "Expected `int`, got `str` - at `$.amount`" is what a developer needs; other texts may quote the body.
-            text = str(error)
-            detail = f": {text}" if text.startswith(("Expected", "Object missing")) else ""
+        except BaseException as error:
+            # Also what is no Exception: one message must not end the consumer.
             raise DecodeFailed(
-                f"a body of {message.body_size} bytes could not be decoded ({type(error).__name__}){detail}"
+                f"a body of {message.body_size} bytes could not be decoded by {who} ({_what_is_wrong(error)})"
             ) from error
 
-    def _find(self, message: Message) -> Callable[[bytes], Any]:
+    def _find(self, message: Message) -> _Reader:
         # Whatever happens below, the next message is looked at afresh.
         self._last_properties = None
         if self._raw:
             assert self._always is not None
             return self._always
         try:
-            encoding = message.content_encoding
+            encoding = comparable(message.content_encoding or "")
         except TableSyntaxError as error:
             raise DecodeFailed(f"the properties could not be decoded: {error}") from error
-        decode = self._always or self._by_content_type(message.content_type)
-        return decode if encoding in _NO_ENCODINGS else self._decompressing(encoding or "", decode)
+        reader = self._always or self._by_content_type(message.content_type)
+        return reader if encoding in _NO_ENCODINGS else self._decompressing(encoding, reader)
 
-    def _by_content_type(self, content_type: str | None) -> Callable[[bytes], Any]:
+    def _by_content_type(self, content_type: str | None) -> _Reader:
         if content_type is None:
             return self._untyped
-        decode = self._by_type.get(content_type) or self._by_type.get(content_type.partition(";")[0].strip().lower())
-        if decode is None:
+        key = comparable(content_type)
+        reader = self._by_type.get(key) or self._by_type.get(key.partition(";")[0])
+        if reader is None:
             known = ", ".join(self._by_type)
             raise ContentTypeNotAccepted(
                 f"the content type {printable(content_type, 80)!r} is not accepted; accepted are {known}"
             )
-        return decode
+        return reader
 
-    def _decompressing(self, encoding: str, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-        provided = self._encodings.get(encoding) or self._encodings.get(encoding.strip().lower())
+    def _decompressing(self, encoding: str, reader: _Reader) -> _Reader:
+        provided = self._encodings.get(encoding)
         if provided is None:
             known = ", ".join(self._encodings)
             raise ContentTypeNotAccepted(
@@ -316,13 +371,13 @@ class BodyDecoder:
         if compressor is None:
             try:
                 compressor = self._registry.make_decompressor(provided)
-            except PluginError as error:
+            except LeveretError as error:
                 raise DecodeFailed(str(error)) from error
             self._decompressors[provided.name] = compressor
         decompress, max_size, max_ratio = compressor.decompress, self._max_size, self._max_ratio
         who = f"the {provided.name} compressor ({provided.origin})"
 
-        def decode_compressed(data: bytes) -> Any:
+        def limited(data: bytes) -> bytes:
             limit = min(max_size, int(len(data) * max_ratio))
             try:
                 body = decompress(data, limit)
@@ -331,16 +386,18 @@ class BodyDecoder:
                     f"a compressed body of {len(data)} bytes decompresses to more than {limit} bytes "
                     f"(max_decompressed_size {max_size}, max_decompression_ratio {max_ratio:g})"
                 ) from None
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
                 raise DecodeFailed(
                     f"{who} could not decompress a body of {len(data)} bytes ({type(error).__name__})"
                 ) from error
             if type(body) is not bytes or len(body) > limit:
                 found = f"{len(body)} bytes" if type(body) is bytes else type(body).__name__
                 raise DecodeFailed(f"{who} returned {found}; it must return at most {limit} bytes")
-            return decode(body)
+            return body
 
-        return decode_compressed
+        return _Reader(reader.decode, reader.who, limited)
 
 
 class OriginalSize:

@@ -253,17 +253,17 @@ class PublishGuard:
         if self._retry is None or not self._alive():
             return None
         try:
-            delay = self._retry.next_delay(attempt, error)
+            delay: object = self._retry.next_delay(attempt, error)
             if delay is not None and not (isinstance(delay, int | float) and 0 <= delay < float("inf")):
                 raise ValueError(f"the delay is {printable(repr(delay), 64)}; it must be seconds or None")
-            return delay
+            return float(delay) if isinstance(delay, int | float) else None
         except Exception as raised:
             logger.warning("the retry policy failed: %s: %s", type(raised).__name__, printable(str(raised)))
             return None
 
 
 def _more_honest(earlier: PublishError | None, error: PublishError) -> PublishError:
-    """Of the failures of two attempts, the one to report: what may be in the queue stays UNKNOWN, whatever came later."""
+    """Of two attempts' failures the one to report: what may be in the queue stays UNKNOWN, whatever came later."""
     return earlier if earlier is not None and earlier.outcome is Outcome.UNKNOWN else error
 
 

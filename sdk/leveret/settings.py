@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, Self, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
@@ -19,7 +21,7 @@ from leveret.errors import ConfigurationError, printable
 from leveret.message import PERSISTENT, TRANSIENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "ConnectionSettings",
@@ -47,6 +49,7 @@ _WORDS: Final = {
     "str": "text",
     "Secret": "text",
     "dict": "a table",
+    "Mapping": "a table",
 }
 _BOOLEANS: Final = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _WHY_NO_ZERO: Final = " (AMQP's 0 means unlimited: memory would be unbounded)"
@@ -633,7 +636,7 @@ class ConsumerSettings(_Section):
     exclusive: bool = _option(False)
     consumer_tag: str = _option("", maximum=255)
     priority: int | None = _option(None, int, minimum=-(2**31), maximum=2**31 - 1)
-    accept: tuple[str, ...] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
+    accept: Sequence[str] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
     serializer: str | None = _option(None, str, minimum=1, maximum=255)
     max_decompressed_size: int = _size(64 * _MIB)
     max_decompression_ratio: float = _option(200.0, minimum=1, maximum=1_000_000)
@@ -654,8 +657,12 @@ class MonitoringSettings(_Section):
 
     _family = "MONITORING_"
 
-    sinks: tuple[str, ...] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
+    sinks: Sequence[str] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
     sink_timeout: float = _seconds(5.0)
+
+    def _check_together(self) -> None:
+        if len(set(self.sinks)) < len(self.sinks):
+            raise _wrong("sinks", "sinks names one sink twice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -673,15 +680,17 @@ class PluginSettings(_Options):
         ('msgpack', 'lz4')
     """
 
-    allow: tuple[str, ...] | None = _option(None, tuple, items=_Rule(kind=str, minimum=1, maximum=255))
-    block: tuple[str, ...] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
+    allow: Sequence[str] | None = _option(None, tuple, items=_Rule(kind=str, minimum=1, maximum=255))
+    block: Sequence[str] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
     strict: bool = _option(False)
-    choose: Mapping[str, str] = field(default_factory=dict, metadata={"rule": _Rule(kind=dict)})
+    choose: Mapping[str, str] = field(default_factory=dict, hash=False, metadata={"rule": _Rule(kind=Mapping)})
 
     def _check_together(self) -> None:
         texts: tuple[object, ...] = (*self.choose, *self.choose.values())
         if not all(isinstance(text, str) for text in texts):
             raise _wrong("choose", "choose must be a table of text to text")
+        # The caller's own may change.
+        object.__setattr__(self, "choose", MappingProxyType(dict(self.choose)))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, prefix: str = "LEVERET_") -> Self:
@@ -700,7 +709,7 @@ class PluginSettings(_Options):
         environ = os.environ if environ is None else environ
         rules = {name: rule for name, rule in _rules(cls).items() if name in ("block", "strict")}
         values = _read_environment(environ, f"{prefix}PLUGINS_", rules)
-        allow = environ.get(f"{prefix}PLUGINS", "")
+        allow = environ.get(f"{prefix}PLUGINS", "").strip()
         if allow:
             with _inside(f"{prefix}PLUGINS"):
                 values["allow"] = _rules(cls)["allow"].read("allow", "" if allow == "none" else allow, text=True)

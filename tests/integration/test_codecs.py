@@ -296,7 +296,12 @@ BOMB = gzip.compress(bytes(50_000_000))
         (b"", "gzip", DecodeFailed, "could not decompress a body of 0 bytes"),
         (b"[1]", "br", ContentTypeNotAccepted, "the content encoding 'br' is not accepted; accepted are gzip"),
         (b"[1]", "gzip, br", ContentTypeNotAccepted, "the content encoding 'gzip, br' is not accepted"),
-        (gzip.compress(b"[1"), "gzip", DecodeFailed, "could not be decoded (DecodeError)"),
+        (
+            gzip.compress(b"[1"),
+            "gzip",
+            DecodeFailed,
+            "could not be decoded by the json serializer (leveret 0.1.0) (DecodeError)",
+        ),
     ],
 )
 async def test_a_hostile_body_is_refused_and_the_consumer_goes_on(
@@ -430,7 +435,9 @@ async def test_no_body_is_in_an_error_when_a_plugin_quotes_it(embedded: Embedded
     async with leveret.connect(embedded.url, plugins=registry) as client:
         await client.declare(leveret.Topology().queue("q"))
         await publish_raw(client, "q", SECRET.encode(), content_type="text/x-bad")
-        with pytest.raises(DecodeFailed, match=r"could not be decoded \(ValueError\)") as caught:
+        with pytest.raises(
+            DecodeFailed, match=r"by the bad serializer \(the plugin object 'bad'\) \(ValueError\)"
+        ) as caught:
             await decoded(client, "q")
         assert SECRET not in str(caught.value)
 

@@ -393,4 +393,3 @@ def test_a_plugin_may_leave_out_all_hooks_but(name: str) -> None:
     registry = PluginRegistry.from_plugins(type("Single", (), {name: staticmethod(hookimpl(hook))})())
     assert registry.plugins[-1].status == "active"
     assert registry.plugins[-1].provides == ()
-    assert not registry.has_connection_hooks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aio_pika
 import uvloop
@@ -95,29 +95,10 @@ async def consume(connection: AbstractConnection, job: Job) -> None:
     job.check(messages=seen, size=size)
 
 
-async def iterate(connection: AbstractConnection, job: Job) -> None:
-    channel = await connection.channel()
-    await channel.set_qos(job.task.prefetch)
-    queue = await channel.get_queue(job.queue, ensure=False)
-    seen = size = 0
-    with job.measured():
-        async with queue.iterator() as messages:
-            async for received in messages:
-                seen += 1
-                size += len(received.body)
-                if seen % job.task.ack_every == 0 or seen == job.count:
-                    await received.ack(multiple=True)
-                    if seen == job.count:
-                        break
-        await channel.close()
-    job.check(messages=seen, size=size)
-
-
 ENTRIES = (
     Entry(PUBLISH, publish, "Exchange.publish"),
     Entry(CONFIRMED, confirmed, "as many tasks as the window, which await Exchange.publish"),
     Entry(ONE_BY_ONE, one_by_one, "await Exchange.publish"),
     Entry(CONSUME, consume, "Queue.consume with a coroutine function, multiple basic.ack"),
-    Entry(CONSUME, iterate, "queue iterator"),
 )
 NOT_POSSIBLE: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import time
@@ -27,7 +28,7 @@ from leveret.plugins.interfaces import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Plugin", "PluginInfo", "Provided", "Spec", "describe", "hook_names"]
+__all__ = ["Plugin", "PluginInfo", "Provided", "Spec", "comparable", "describe", "hook_names", "normalized"]
 
 logger = logging.getLogger("leveret.plugins")
 
@@ -72,9 +73,15 @@ class Provided:
     spec: Spec
 
     @property
-    def plugin_names(self) -> tuple[str, str]:
-        """What settings may call its plugin."""
-        return self.plugin, self.distribution
+    def claims(self) -> tuple[str, ...]:
+        """The keys that nobody else may have, as they are compared."""
+        if isinstance(self.spec, SerializerSpec) and self.spec.models is not None:
+            return ()
+        return tuple(dict.fromkeys(map(comparable, self.keys)))
+
+    def is_of(self, plugin: str | None) -> bool:
+        """Whether settings that name this plugin or distribution mean the one that brings it."""
+        return plugin is not None and normalized(plugin) in (normalized(self.plugin), normalized(self.distribution))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +126,8 @@ class Plugin:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What settings may call it."""
-        return self.info.name, self.info.distribution
+        """What settings may call it, normalized."""
+        return normalized(self.info.name), normalized(self.info.distribution)
 
     def is_same_as(self, other: Plugin) -> bool:
         """Whether it is the same entry point of the same distribution."""
@@ -156,6 +163,10 @@ class Plugin:
             for implementation in getattr(manager.hook, name).get_hookimpls():
                 if implementation.hookwrapper or implementation.wrapper:
                     raise self.failed(PluginLoadError, f"wraps {name}; hooks cannot be wrapped")
+                if name in self.hooks:
+                    raise self.failed(PluginLoadError, f"has two functions for {name}")
+                if inspect.iscoroutinefunction(implementation.function):
+                    raise self.failed(PluginLoadError, f"has an `async def` {name}; hooks are not awaited")
                 self.hooks[name] = implementation.function
                 self.argnames[name] = tuple(implementation.argnames)
         unmarked = [name for name in hook_names() if name not in self.hooks and callable(getattr(plugin, name, None))]
@@ -186,7 +197,7 @@ class Plugin:
         return specs
 
     def _check(self, hook: str, spec: Any) -> None:
-        if spec.api_version not in SUPPORTED_API_VERSIONS:
+        if not isinstance(spec.api_version, int) or spec.api_version not in SUPPORTED_API_VERSIONS:
             supported = ", ".join(map(str, sorted(SUPPORTED_API_VERSIONS)))
             raise self.failed(
                 PluginVersionError,
@@ -209,6 +220,9 @@ class Plugin:
             for other in found[:number]:
                 if one.kind == other.kind and one.name == other.name:
                     raise self.failed(PluginLoadError, f"brings two things named {one.kind} {one.name!r}")
+                shared = set(one.claims) & set(other.claims)
+                if one.kind == other.kind and shared:
+                    raise self.failed(PluginLoadError, f"brings two {one.kind}s for {min(shared)!r}")
         return tuple(found)
 
     def load(self, get: Callable[[], object], *, strict: bool, seen: dict[int, str]) -> None:
@@ -217,7 +231,9 @@ class Plugin:
         try:
             try:
                 found = get()
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 raise self.failed(PluginLoadError, f"cannot be imported: {describe(error)}") from error
             if id(found) in seen:
                 raise self.failed(PluginLoadError, f"is the object of plugin {seen[id(found)]!r}, registered twice")
@@ -228,12 +244,19 @@ class Plugin:
             self.info = replace(
                 self.info, status="active", hooks=tuple(self.hooks), provides=provided, load_time=loaded
             )
-        except PluginError as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:
+            # Also what is no Exception: a plugin must not end the program that tries to leave it out.
+            failure = raised
+            if not isinstance(failure, PluginError):
+                failure = self.failed(PluginLoadError, f"failed: {describe(raised)}")
+                failure.__cause__ = raised
             if strict:
-                raise
+                raise failure from failure.__cause__
             self.hooks.clear()
-            self.info = replace(self.info, status="failed", error=error, load_time=time.perf_counter() - started)
-            logger.warning("%s; Leveret goes on without it", error)
+            self.info = replace(self.info, status="failed", error=failure, load_time=time.perf_counter() - started)
+            logger.warning("%s; Leveret goes on without it", failure)
 
     def load_builtin(self) -> Plugin:
         """Reads what the core brings."""
@@ -275,10 +298,15 @@ def _problem(spec: Any) -> str:
             return f"its {name} is a {type(function).__name__}, which cannot be called"
     for name in ("aliases", "parts"):
         texts = getattr(spec, name, ())
-        # A lone text is a sequence of letters, which nobody means.
-        good = not isinstance(texts, str) and isinstance(texts, Iterable) and all(isinstance(t, str) for t in texts)
+        good = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
         if not good or (name == "parts" and hasattr(spec, name) and not texts):
             return f"its {name} are {texts!r}; they must be a list of text"
+    compressor: object = getattr(spec, "compressor", None)
+    if not isinstance(compressor, str | None):
+        return f"its compressor is a {type(compressor).__name__}, not a name or None"
+    safe: object = getattr(spec, "safe", True)
+    if not isinstance(safe, bool):
+        return f"its safe is a {type(safe).__name__}, not a bool"
     if isinstance(spec, SerializerSpec):
         return _key_problem("content type", _CONTENT_TYPE, spec.content_type, *spec.aliases)
     if isinstance(spec, CompressorSpec):
@@ -298,7 +326,20 @@ def _key_problem(what: str, pattern: re.Pattern[str], *keys: object) -> str:
     return ""
 
 
+def comparable(key: str) -> str:
+    """A content type or encoding as it is compared: without regard to case and blanks (RFC 2045 section 5.1)."""
+    return ";".join(part.strip().lower() for part in key.split(";"))
+
+
+def normalized(name: str) -> str:
+    """The name of a plugin or distribution as it is compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def describe(error: BaseException) -> str:
     """The error's type and text, safe to print."""
-    text = printable(str(error))
+    try:
+        text = printable(str(error))
+    except Exception:
+        text = ""  # one that cannot be printed
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from leveret.errors import ConfigurationError, LeveretError, PluginConflictError, PluginError, printable
+from leveret.errors import ConfigurationError, PluginConflictError, PluginError, printable
 from leveret.plugins.hookspecs import PROJECT
 from leveret.plugins.interfaces import (
     BackoffPolicy,
@@ -27,7 +27,7 @@ from leveret.plugins.interfaces import (
     RetryPolicy,
     SerializerSpec,
 )
-from leveret.plugins.loading import Plugin, PluginInfo, Provided, describe
+from leveret.plugins.loading import Plugin, PluginInfo, Provided, describe, normalized
 from leveret.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -149,11 +149,11 @@ class PluginRegistry:
             if isinstance(each.spec, SerializerSpec) and each.spec.models is not None:
                 specific.append(each)
                 continue
-            for key in dict.fromkeys(each.keys):
+            for key in each.claims:
                 keyed[each.kind, key].append(each)
         known = {name for plugin in plugins for name in plugin.names}
         for key, choice in settings.choose.items():
-            if choice not in known:
+            if normalized(choice) not in known:
                 raise ConfigurationError(
                     f"choose gives {printable(key, 64)!r} to {printable(choice, 64)!r}, which is no installed plugin",
                     option="choose",
@@ -204,7 +204,7 @@ class PluginRegistry:
         return ""
 
     def readers(self, kind: str) -> Mapping[str, Provided]:
-        """Who reads what: the serializers by content type or the compressors by content encoding."""
+        """Who reads what: serializers by content type or compressors by content encoding, in lower case."""
         return {key: each for (its_kind, key), each in self._by_key.items() if its_kind == kind}
 
     def specific_serializer(self, model: Any) -> Provided | None:
@@ -218,7 +218,6 @@ class PluginRegistry:
 
         Raises:
             PluginConflictError: Two claim the model.
-            PluginError: A plugin could not say.
         """
         if model is None:
             return None
@@ -227,11 +226,14 @@ class PluginRegistry:
             spec = each.spec
             assert isinstance(spec, SerializerSpec)
             assert spec.models is not None
-            if self._call(each, "could not say whether it takes the model", spec.models, model):
-                claims.append(each)
+            try:
+                if spec.models(model):
+                    claims.append(each)
+            except Exception as error:
+                # Models are anybody's: a plugin that cannot say does not take it.
+                logger.warning("%s could not say whether it takes %r: %s", each.origin, model, describe(error))
         if len(claims) > 1:
-            choice = self.settings.choose.get(claims[0].keys[0])
-            chosen = [each for each in claims if choice in each.plugin_names]
+            chosen = [each for each in claims if each.is_of(self.settings.choose.get(claims[0].keys[0]))]
             if len(chosen) == 1:
                 return chosen[0]
             raise PluginConflictError(
@@ -330,9 +332,9 @@ class PluginRegistry:
     def _call(self, provided: Provided, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except LeveretError:
+        except KeyboardInterrupt:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise PluginError(
                 f"the {provided.kind} {provided.name!r} of {provided.origin} {what}: {describe(error)}",
                 plugin=provided.plugin,
@@ -340,11 +342,6 @@ class PluginRegistry:
             ) from error
 
     # ------------------------------------------------------------------ rare hooks
-
-    @property
-    def has_connection_hooks(self) -> bool:
-        """True when some plugin wants connection events."""
-        return any("leveret_connection_event" in plugin.hooks for plugin in self._loaded)
 
     def connection_event(self, event: ConnectionEvent) -> None:
         """Tells all plugins that want to know; what one raises is logged with its name, and the others are told."""
@@ -355,7 +352,9 @@ class PluginRegistry:
             arguments = [event] if plugin.argnames["leveret_connection_event"] else []
             try:
                 function(*arguments)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 logger.warning(
                     "plugin %r of %s failed in leveret_connection_event(%s): %s",
                     plugin.info.name,
@@ -414,29 +413,38 @@ def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings) -> None:
     """Marks what is not to be imported."""
     known = {name for plugin in plugins for name in plugin.names}
     for name in settings.allow or ():
-        if name not in known:
+        if normalized(name) not in known:
             installed = ", ".join(sorted(plugin.info.name for plugin in plugins)) or "none"
             raise ConfigurationError(
                 f"allow names the plugin {printable(name, 64)!r}, which is not installed; installed are {installed}",
                 option="allow",
             )
-    taken: dict[str, Plugin] = {}
+    block = set(map(normalized, settings.block))
+    allow = None if settings.allow is None else set(map(normalized, settings.allow))
+    for name in block - known:
+        logger.info("block names the plugin %r, which is not installed", printable(name, 64))
+    named: defaultdict[str, list[Plugin]] = defaultdict(list)
     for plugin in plugins:
-        if any(name in settings.block for name in plugin.names):
+        if not block.isdisjoint(plugin.names):
             plugin.leave_out("blocked")
-        elif settings.allow is not None and not any(name in settings.allow for name in plugin.names):
+        elif allow is not None and allow.isdisjoint(plugin.names):
             plugin.leave_out("not allowed")
-        elif (other := taken.setdefault(plugin.info.name, plugin)) is not plugin:
-            choice = settings.choose.get(plugin.info.name)
-            if choice not in (plugin.info.distribution, other.info.distribution):
-                raise PluginConflictError(
-                    f"{other.info.origin} and {plugin.info.origin} both bring a plugin named {plugin.info.name!r}; "
-                    "block or choose one of the distributions",
-                    distributions=(other.info.origin, plugin.info.origin),
-                )
-            loser = plugin if choice == other.info.distribution else other
-            loser.leave_out("not chosen")
-            taken[plugin.info.name] = other if loser is plugin else plugin
+        else:
+            named[plugin.info.name].append(plugin)
+    for name, twins in named.items():
+        chosen = twins
+        if len(twins) > 1:
+            choice = normalized(settings.choose.get(name, ""))
+            chosen = [plugin for plugin in twins if normalized(plugin.info.distribution) == choice]
+        if len(chosen) != 1:
+            one, other = (plugin.info.origin for plugin in twins[:2])
+            raise PluginConflictError(
+                f"{one} and {other} both bring a plugin named {name!r}; block or choose one of the distributions",
+                distributions=(one, other),
+            )
+        for plugin in twins:
+            if plugin is not chosen[0]:
+                plugin.leave_out("not chosen")
 
 
 def _chosen(
@@ -447,8 +455,7 @@ def _chosen(
     for (kind, name), claims in candidates.items():
         chosen = list(claims)
         if len(claims) > 1:
-            choice = settings.choose.get(name)
-            chosen = [each for each in claims if choice in each.plugin_names]
+            chosen = [each for each in claims if each.is_of(settings.choose.get(name))]
         if len(chosen) != 1:
             one, other = claims[:2]
             raise PluginConflictError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from leveret.errors import DecodeFailed
+
 if TYPE_CHECKING:
     from pydantic_core import ValidationError
 
@@ -17,7 +19,7 @@ _MAX_DETAILED: Final = 1000
 _SKIPPED: Final = frozenset({"default", "metadata"})
 
 
-class ValidationFailed(ValueError):
+class ValidationFailed(DecodeFailed):
     """A body is not what the model says.
 
     Its text has paths and error types, such as "Expected a valid Order: items.0.price: decimal_parsing". It never has

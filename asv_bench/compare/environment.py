@@ -1,0 +1,135 @@
+"""Makes ready what the peers need, under build/compare: a virtual environment, Node's modules, a compiled program.
+
+What cannot be had is a `MissingError` with the reason; the comparison goes on without that peer and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from asv_bench.compare.children import ROOT, Program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+HERE: Final = Path(__file__).parent
+DRIVERS: Final = HERE / "drivers"
+FOLDER: Final = ROOT / "build" / "compare"
+#: Run with the Python of this process: they need the Leveret that is being measured, or nothing.
+_IN_THIS_PYTHON: Final = frozenset({"leveret", "ready-made"})
+#: Where they stand in tables; the others come between them, by name.
+_FIRST: Final = ("leveret", "rabbitmq-c")
+_LAST: Final = ("ready-made",)
+_INSTALL_TIMEOUT: Final = 600.0
+
+
+class MissingError(Exception):
+    """Something that a peer needs cannot be had; the text says what, and how to get it."""
+
+
+def driver_files(folder: Path = DRIVERS) -> dict[str, Path]:
+    """All drivers by the names of their peers, in the order of the tables."""
+    found = {
+        path.stem.replace("_", "-"): path
+        for path in sorted(folder.iterdir())
+        if path.suffix in _STARTERS and not path.stem.startswith("__")
+    }
+    middle = [name for name in found if name not in (*_FIRST, *_LAST)]
+    return {name: found[name] for name in (*_FIRST, *middle, *_LAST) if name in found}
+
+
+def prepare(name: str, path: Path) -> Program:
+    """Makes ready what a driver needs.
+
+    Raises:
+        MissingError: It cannot be had.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    return _STARTERS[path.suffix](name, path)
+
+
+def _python(name: str, path: Path) -> Program:
+    python = sys.executable if name in _IN_THIS_PYTHON else str(_virtual_environment())
+    return Program((python, "-m", "asv_bench.compare.child", path.stem))
+
+
+def _virtual_environment() -> Path:
+    """Returns the Python of the peers' environment, which is made when it is not there or the pins changed."""
+    requirements = HERE / "requirements.txt"
+    folder = FOLDER / "venv"
+    python = folder / "bin" / "python"
+    stamp = folder / ".installed"
+    digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
+    if python.exists() and stamp.exists() and stamp.read_text() == digest:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([sys.executable, "-m", "venv", str(folder)], "cannot make a virtual environment")
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    try:
+        _run([*install, "--requirement", str(requirements)], "pip")
+    except MissingError:
+        # One by one, so that one which cannot be had takes no other with it; its driver fails to import and says so.
+        for line in requirements.read_text().splitlines():
+            if line.strip() and not line.startswith("#"):
+                _try([*install, line.strip()])
+        return python  # without the stamp: the next time may have more luck
+    stamp.write_text(digest)
+    return python
+
+
+def _node(name: str, path: Path) -> Program:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        raise MissingError("needs Node.js and npm (Debian: apt-get install nodejs npm)")
+    folder = FOLDER / "node"
+    manifest = (HERE / "package.json").read_text()
+    stamp = folder / ".installed"
+    if not stamp.exists() or stamp.read_text() != manifest:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "package.json").write_text(manifest)
+        _run([npm, "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"], "npm", cwd=folder)
+        stamp.write_text(manifest)
+    return Program((node, str(path)), {"NODE_PATH": str(folder / "node_modules")})
+
+
+def _c(name: str, path: Path) -> Program:
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+    if compiler is None:
+        raise MissingError("needs a C compiler (Debian: apt-get install gcc)")
+    program = FOLDER / path.stem
+    hint = "needs rabbitmq-c's headers (Debian: apt-get install librabbitmq-dev)"
+    _run([compiler, "-O2", "-o", str(program), str(path), "-lrabbitmq"], hint)
+    return Program((str(program),))
+
+
+#: How a driver is made ready, by the suffix of its file.
+_STARTERS: Final[Mapping[str, Callable[[str, Path], Program]]] = {".py": _python, ".js": _node, ".c": _c}
+
+
+def _run(command: Sequence[str], what: str, cwd: Path = ROOT) -> None:
+    done = _try(command, cwd)
+    if done is not None:
+        raise MissingError(f"{what}: {done}")
+
+
+def _try(command: Sequence[str], cwd: Path = ROOT) -> str | None:
+    """Runs a command; returns why it failed, or None."""
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)[:300]
+    if done.returncode == 0:
+        return None
+    said = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines()]
+    # The first line that speaks of an error says what it was; what follows mostly is advice.
+    errors = [line for line in said if "error" in line.lower()] or [line for line in said if line]
+    return (errors[0] if errors else f"status {done.returncode}")[:300]

@@ -1,0 +1,216 @@
+"""What is run, in which order and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from asv_bench.compare.job import CONFIRMED, CONSUME, ONE_BY_ONE, PUBLISH, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+SIZES: Final = (64, 1024, 16 * 1024, 1024 * 1024)
+#: The size at which everything is run; the other sizes have the main cases only, unless sizes are asked for.
+COMMON_SIZE: Final = 1024
+#: Unconfirmed publishings; fewer of large bodies.
+WINDOW: Final = 1000
+_WINDOW_BYTES: Final = 16 * 1024 * 1024
+#: Bodies of one run, in all.
+_RUN_BYTES: Final = 96 * 1024 * 1024
+_LEAST_COUNT: Final = 10
+#: The share of the messages that each child sends or takes before it measures, and that the first round has.
+_WARM_UP_SHARE: Final = 0.1
+_FIRST_ROUND_SHARE: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One thing that all clients do.
+
+    Attributes:
+        name: For the command line.
+        title: For tables.
+        kind: One of `job.KINDS`.
+        count: Messages of a run, when they are small.
+        prefetch: Of a consumer.
+        every_size: Whether it is run with all sizes, or only at `COMMON_SIZE`.
+    """
+
+    name: str
+    title: str
+    kind: str
+    count: int = 20_000
+    prefetch: int = 0
+    every_size: bool = True
+
+    def messages(self, size: int, scale: float = 1.0) -> int:
+        """How many messages of this size a run has."""
+        count = min(self.count, _RUN_BYTES // max(1, size)) * scale
+        return max(_LEAST_COUNT, round(count))
+
+    def window(self, size: int) -> int:
+        """How many publishings may be unconfirmed; 0 where there are no confirms."""
+        if self.kind == CONFIRMED:
+            return max(1, min(WINDOW, _WINDOW_BYTES // max(1, size)))
+        return 1 if self.kind == ONE_BY_ONE else 0
+
+
+CASES: Final = (
+    Case(name="publish", title="publish without confirms", kind=PUBLISH),
+    Case(name="confirmed", title="publish, confirmed, window 1,000", kind=CONFIRMED),
+    Case(name="one-by-one", title="publish, confirmed one by one", kind=ONE_BY_ONE, count=1500, every_size=False),
+    Case(name="consume-100", title="consume and acknowledge, prefetch 100", kind=CONSUME, prefetch=100),
+    Case(
+        name="consume-500",
+        title="consume and acknowledge, prefetch 500",
+        kind=CONSUME,
+        prefetch=500,
+        every_size=False,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way of a client to do a kind of case, as its driver describes it.
+
+    Attributes:
+        kind: One of `job.KINDS`.
+        how: What of its API it uses.
+        share: How much of the messages it gets, up to 1.
+        best: Whether it is the client's best; the others are variants.
+    """
+
+    kind: str
+    how: str
+    share: float
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A client and what it can do.
+
+    Attributes:
+        name: For the command line.
+        title: For tables.
+        version: Its version, and those of what it stands on.
+        ways: What it can do.
+        not_possible: Kinds that it has no way to do, and why.
+        problem: Why it cannot be run at all; None when it can.
+    """
+
+    name: str
+    title: str
+    version: str = ""
+    ways: tuple[Way, ...] = ()
+    not_possible: Mapping[str, str] | None = None
+    problem: str | None = None
+
+    @classmethod
+    def described(cls, name: str, description: Mapping[str, Any]) -> Peer:
+        """Makes one of what its driver said.
+
+        Raises:
+            KeyError: It left something out.
+        """
+        seen: set[str] = set()
+        ways = []
+        for entry in description["entries"]:
+            ways.append(Way(entry["kind"], entry["how"], float(entry["share"]), entry["kind"] not in seen))
+            seen.add(entry["kind"])
+        return cls(name, description["title"], description["version"], tuple(ways), dict(description["not_possible"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A peer in one of its ways, in one cell of the plan.
+
+    Attributes:
+        peer: Who.
+        way: How; None when it cannot do this, and `problem` says why.
+        problem: Why it is not run; None when it is.
+    """
+
+    peer: Peer
+    way: Way | None
+    problem: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The row's name."""
+        return self.peer.title if self.way is None or self.way.best else f"{self.peer.title}: {self.way.how}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A case at a size, with all who take part: what is compared with each other.
+
+    Attributes:
+        case: The case.
+        size: Bytes of each body.
+        runners: Who takes part or should, in the table's order.
+    """
+
+    case: Case
+    size: int
+    runners: tuple[Runner, ...]
+
+    def task(
+        self, way: Way, *, first_round: bool, scale: float, host: str, port: int, queue: str, warm_up_queue: str
+    ) -> Task:
+        """What a runner is asked to do in a round; the first one is not counted, and shorter."""
+        share = way.share * (_FIRST_ROUND_SHARE if first_round else 1.0)
+        count = max(_LEAST_COUNT, round(self.case.messages(self.size, scale) * share))
+        return Task(
+            kind=self.case.kind,
+            how=way.how,
+            host=host,
+            port=port,
+            queue=queue,
+            warm_up_queue=warm_up_queue,
+            count=count,
+            warm_up_count=max(_LEAST_COUNT, round(count * _WARM_UP_SHARE)),
+            size=self.size,
+            window=self.case.window(self.size),
+            prefetch=self.case.prefetch,
+            ack_every=max(1, self.case.prefetch // 4),
+        )
+
+
+def make_plan(
+    peers: Sequence[Peer], cases: Iterable[Case], sizes: Sequence[int] | None, *, variants: bool = True
+) -> list[Cell]:
+    """Says who does what.
+
+    Args:
+        peers: The clients, in the tables' order.
+        cases: The cases.
+        sizes: Bytes of bodies. With None it is all of `SIZES` for the main cases, and `COMMON_SIZE` for the other cases
+            and for variants.
+        variants: Whether ways that are not their client's best are run.
+
+    Returns:
+        The cells. A peer that cannot be run or has no way to do something is in them, with the reason.
+    """
+    plan = []
+    for case in cases:
+        for size in sizes or (SIZES if case.every_size else (COMMON_SIZE,)):
+            runners = []
+            for peer in peers:
+                ways = [way for way in peer.ways if way.kind == case.kind]
+                if peer.problem is not None or not ways:
+                    reason = peer.problem or (peer.not_possible or {}).get(case.kind, "its driver has no such entry")
+                    runners.append(Runner(peer, None, reason))
+                    continue
+                with_variants = variants and (sizes is not None or size == COMMON_SIZE)
+                runners += [Runner(peer, way) for way in ways if way.best or with_variants]
+            plan.append(Cell(case, size, tuple(runners)))
+    return plan
+
+
+def rotated(runners: Sequence[Runner], turn: int) -> list[Runner]:
+    """The order of a round: each round another one is the first, so that none always follows the same one's load."""
+    start = turn % len(runners) if runners else 0
+    return [*runners[start:], *runners[:start]]
