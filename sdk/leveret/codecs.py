@@ -9,6 +9,7 @@ import msgspec
 
 from leveret.errors import (
     BodyTooLarge,
+    CodecError,
     ConfigurationError,
     ContentTypeNotAccepted,
     DecodeFailed,
@@ -166,10 +167,9 @@ class BodyEncoder:
 
     def failed(self, error: BaseException, value: object) -> EncodeFailed:
         """Wraps what a serializer raised; names the type and never the value."""
-        if isinstance(error, EncodeFailed):
-            return error
-        # The core's own TypeErrors name types. Other texts may quote the value.
-        trusted = isinstance(error, PluginError) or (isinstance(error, TypeError) and self._trusted)
+        # The core's own TypeErrors name types, and who raises a codec error has promised it. Other texts may quote the
+        # value.
+        trusted = isinstance(error, CodecError | PluginError) or (isinstance(error, TypeError) and self._trusted)
         detail = str(error) if trusted else type(error).__name__
         failure = EncodeFailed(
             f"the {self.name} serializer ({self._origin}) cannot encode a {type(value).__name__}: {detail}"
@@ -190,16 +190,15 @@ class _Reader(NamedTuple):
     decompress: Callable[[bytes], bytes] | None = None
 
 
-def _what_is_wrong(error: BaseException) -> str:
-    """Names an error; its text is shown only where it is known to have nothing of the body."""
-    kind = type(error).__name__
-    if isinstance(error, DecodeFailed):
-        return printable(str(error), 500)  # a plugin's own words
+def _detail(error: BaseException) -> str:
+    """The text of an error where it is known to have nothing of the body, or an empty string."""
+    if isinstance(error, CodecError):
+        return f": {printable(str(error), 500)}"  # chosen by the plugin, which promises it
     if type(error) is not msgspec.ValidationError:
-        return kind
+        return ""
     # "Expected `int`, got `str` - at `$.amount`" is what a developer needs.
     text = str(error)
-    return f"{kind}: {text}" if text.startswith(("Expected", "Object missing")) else kind
+    return f": {text}" if text.startswith(("Expected", "Object missing")) else ""
 
 
 class BodyDecoder:
@@ -332,7 +331,8 @@ class BodyDecoder:
         except BaseException as error:
             # Also what is no Exception: one message must not end the consumer.
             raise DecodeFailed(
-                f"a body of {message.body_size} bytes could not be decoded by {who} ({_what_is_wrong(error)})"
+                f"a body of {message.body_size} bytes could not be decoded by {who} "
+                f"({type(error).__name__}){_detail(error)}"
             ) from error
 
     def _find(self, message: Message) -> _Reader:

@@ -670,7 +670,7 @@ async def test_the_error_of_the_iterable_comes_through_when_it_fails(client: lev
         with pytest.raises(ValueError, match="the application's"):
             await producer.publish_batch(values(), queue)
         await producer.flush()
-        assert producer.counters()["confirmed"] == producer.counters()["published"] == 100
+        assert producer.counters()["confirmed"] == producer.counters()["published"] == 150
         await producer.publish("good", queue)
 
 

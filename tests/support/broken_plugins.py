@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 import pytest
 
-from leveret.errors import BodyTooLarge, CircuitOpen, ConfigurationError
+from leveret.errors import BodyTooLarge, CircuitOpen, ConfigurationError, DecodeFailed, EncodeFailed
 from leveret.plugins import CompressorSpec, MetricsSpec, PolicySpec, SerializerSpec
 from leveret.plugins.builtin import ZlibCompressor
 from leveret.testing import (
@@ -183,7 +183,7 @@ class QuotesTheValue(JSONSerializer):
         try:
             return msgspec.json.encode(value)
         except TypeError:
-            raise TypeError(f"cannot encode {value!r}") from None
+            raise EncodeFailed(f"cannot encode {value!r}") from None
 
 
 class TestBrokenByQuotingTheValue(BrokenSerializer):
@@ -200,7 +200,7 @@ class QuotesTheBody(JSONSerializer):
             try:
                 return decode(body)
             except msgspec.DecodeError:
-                raise ValueError(f"Expected JSON, got {body!r}") from None
+                raise DecodeFailed(f"Expected JSON, got {body!r}") from None
 
         return telling
 

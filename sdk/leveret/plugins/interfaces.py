@@ -62,7 +62,8 @@ class Serializer(Protocol):
         """Encodes a value. A method will do.
 
         It returns `bytes`, and raises whatever it likes for a value that it cannot encode: the core raises
-        `EncodeFailed` from it, with the value's type and never the value.
+        `EncodeFailed` from it, with the value's type and never the value. Texts are shown of a `CodecError` only, whose
+        author promises that nothing of the value is in it.
         """
         ...
 
@@ -73,7 +74,8 @@ class Serializer(Protocol):
             model: What values should be, for example a class; None for plain values.
 
         Returns:
-            The function. It raises whatever it likes for a body that it cannot decode, which is foreign data: no body
+            The function. It raises whatever it likes for a body that it cannot decode; texts are shown of a
+            `CodecError` only, whose author promises that nothing of the body is in it. Bodies are foreign data: none
             may run code, allocate far more than its size, or recurse without a limit.
 
         Raises:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack  # type: ignore[import-untyped]
 import msgspec
 
-from leveret.errors import ConfigurationError
+from leveret.errors import ConfigurationError, EncodeFailed
 from leveret.plugins import SerializerSpec, hookimpl
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class MessagePackSerializer:
             One MessagePack object.
 
         Raises:
-            TypeError: It holds something else, or in a typed object a dict with other keys than text and numbers.
+            EncodeFailed: It holds something else, or in a typed object a dict with other keys than text and numbers.
             OverflowError: It holds an int that is below -2**63 or above 2**64 - 1.
             ValueError: It is nested too deep.
         """
@@ -113,7 +113,10 @@ def _plain(value: Any) -> Any:
     """Makes something of what the packer cannot write. Naive datetimes and integers out of range come here, too."""
     if type(value) is datetime:
         return value.isoformat()
-    return msgspec.to_builtins(value, builtin_types=_NATIVE, str_keys=True)
+    try:
+        return msgspec.to_builtins(value, builtin_types=_NATIVE, str_keys=True)
+    except TypeError as error:
+        raise EncodeFailed(str(error)) from error  # msgspec's text names types only
 
 
 def _refuse_extension(code: int, data: bytes) -> NoReturn:

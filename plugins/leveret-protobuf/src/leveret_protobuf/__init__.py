@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from google.protobuf import any_pb2
 from google.protobuf.message import EncodeError, Message
 
-from leveret.errors import ConfigurationError
+from leveret.errors import CodecError, ConfigurationError
 from leveret.plugins import SerializerSpec, hookimpl
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["SERIALIZER", "InvalidMessage", "MessageTypes", "ProtobufSerializer", "leveret_serializers"]
 
 
-class InvalidMessage(ValueError):
+class InvalidMessage(CodecError):
     """A message that protobuf takes and its schema does not, or one that is not registered.
 
     Its text names types and fields and never values.
