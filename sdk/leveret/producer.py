@@ -132,8 +132,11 @@ class Producer:
         self._closed = False
         self._done = asyncio.Event()
         self._error: LeveretError | None = None
-        # Who waits for room: (outstanding publishings from which it goes on, future).
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        # Who waits for room, in the order in which they came: (outstanding publishings from which it goes on, deadline,
+        # future; its result is false when the deadline came first).
+        self._waiting: deque[tuple[int, float, asyncio.Future[bool]]] = deque()
+        # Calls of `flush`: (the first delivery tag that it does not wait for, future).
+        self._flushing: list[tuple[int, asyncio.Future[None]]] = []
         # (time, highest tag published by then), to give up on what is not confirmed in time.
         self._clock: deque[tuple[float, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -275,10 +278,15 @@ class Producer:
         """One attempt."""
         template, body = self._encoded(value, routing_key, options)
         self._connection.check_loop()
-        if self._window.outstanding >= self.settings.max_outstanding or self._too_many_bytes() or not self._writable():
-            await self._room(self.settings.max_outstanding, self.settings.max_outstanding - 1)
+        limit = self.settings.max_outstanding
+        if self._waiting or self._window.outstanding >= limit or self._too_many_bytes() or not self._writable():
+            await self._room(limit, limit - 1)
         ticket = Ticket(self)
-        self._put(template, body, ticket)
+        try:
+            self._put(template, body, ticket)
+        except BaseException:
+            self._wake()  # its turn passes to the next
+            raise
         if not self.settings.confirms:
             return Receipt(0, Outcome.UNKNOWN)
         future = self._observe(ticket)
@@ -411,7 +419,8 @@ class Producer:
             start = index
             index += len(chunk)
             try:
-                if not self._writable() or self._window.outstanding + len(chunk) > limit or self._too_many_bytes():
+                full = self._window.outstanding + len(chunk) > limit or self._too_many_bytes()
+                if full or self._waiting or not self._writable():
                     await self._room(limit, max(0, limit - len(chunk)))
                 if template is not None:
                     sent = self._put_chunk(template, chunk, start, ticket, failures)
@@ -468,15 +477,14 @@ class Producer:
             limit = timeout if timeout is not None else self.settings.confirm_timeout * (1 + 2 / _CLOCK_STEPS)
             try:
                 async with asyncio.timeout(limit):
-                    while self._window.first < target:
-                        await self._wake_at(max(0, self._window.outstanding - 1))
+                    if self._window.first < target:
+                        future: asyncio.Future[None] = self._loop.create_future()
+                        self._flushing.append((target, future))
+                        await future
             except TimeoutError:
                 raise OperationTimeout(
                     f"{self._window.outstanding} publishings have no outcome after {limit:g} s"
                 ) from None
-            finally:
-                # Whoever waits for room has the next turn; this call publishes nothing.
-                self._wake()
         unobserved, self._unobserved = self._unobserved, {}
         more, self._unobserved_more = self._unobserved_more, 0
         if unobserved:
@@ -682,47 +690,70 @@ class Producer:
         return failure
 
     async def _room(self, limit: int, low: int) -> None:
-        """Waits, for at most `confirm_timeout` seconds, until the next publishing may be written."""
+        """Waits, for at most `confirm_timeout` seconds, until the next publishing may be written.
+
+        First come, first served: whoever comes while others wait waits behind them, and whoever was woken and finds
+        that somebody was quicker waits before them.
+        """
         seconds = self.settings.confirm_timeout
+        deadline = self._loop.time() + seconds
+        in_time = True
+        woken = False
         try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    if self._error is not None or self._closed or self._channel is None:
-                        raise self._not_sent(self._obstacle(limit))
-                    if self._connection.blocked is not None:
-                        await self._connection.wait_unblocked()
-                    elif self._transport.paused:
-                        await self._transport.drain()
-                    elif self._window.outstanding > low or self._too_many_bytes():
-                        await self._wake_at(low)
-                    else:
-                        return
-        except BaseException as error:
+            while in_time:
+                if self._error is not None or self._closed or self._channel is None:
+                    raise self._not_sent(self._obstacle(limit))
+                if self._connection.blocked is not None or self._transport.paused:
+                    in_time = await self._flowing(deadline)
+                elif self._window.outstanding > low or self._too_many_bytes() or (self._waiting and not woken):
+                    # No timer for each: the producer's clock looks after all of them.
+                    future: asyncio.Future[bool] = self._loop.create_future()
+                    (self._waiting.appendleft if woken else self._waiting.append)((low, deadline, future))
+                    if self._timer is None:
+                        self._start_clock()
+                    in_time = await future
+                    woken = True
+                else:
+                    return
+        except BaseException:
             # It may have been this one's turn, which passes to the next.
             self._wake()
-            if not isinstance(error, TimeoutError):
-                raise
-            raise self._not_sent(f"{self._obstacle(limit)}; waited confirm_timeout of {seconds:g} s") from None
+            raise
+        self._wake()
+        raise self._not_sent(f"{self._obstacle(limit)}; waited confirm_timeout of {seconds:g} s")
 
-    def _wake_at(self, outstanding: int) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append((outstanding, future))
-        return future
+    async def _flowing(self, deadline: float) -> bool:
+        """Waits until the broker and the socket take publishings; returns false when the deadline came first."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                if self._connection.blocked is not None:
+                    await self._connection.wait_unblocked()
+                else:
+                    await self._transport.drain()
+        except TimeoutError:
+            return False
+        return True
 
     def _wake(self) -> None:
+        """Wakes those who may publish now, and calls of `flush` that are done."""
         outstanding = self._window.outstanding
         too_many = self._too_many_bytes()
         waiting = self._waiting
-        for _ in range(len(waiting)):
-            low, future = waiting.popleft()
-            if future.done():
-                continue
-            if self._error is not None or (outstanding <= low and (not too_many or not outstanding)):
-                future.set_result(None)
+        while waiting:
+            low, _, future = waiting[0]
+            if not future.done():
+                if self._error is None and (outstanding > low or (too_many and outstanding)):
+                    break
+                future.set_result(True)
                 # Each one that goes on is about to add a publishing.
                 outstanding += 1
-            else:
-                waiting.append((low, future))
+            waiting.popleft()
+        if self._flushing:
+            first = self._window.first
+            for target, flushed in self._flushing:
+                if target <= first and not flushed.done():
+                    flushed.set_result(None)
+            self._flushing = [(target, flushed) for target, flushed in self._flushing if not flushed.done()]
 
     # ------------------------------------------------------------------ outcomes
 
@@ -828,10 +859,11 @@ class Producer:
     def settled(self, run: SettlementRun) -> None:
         """Applies confirms."""
         finished = self._window.settle(run)
+        # Before those whose publishing has ended, because they may publish again.
+        if self._waiting or self._flushing:
+            self._wake()
         if finished is not None:
             self._hand_out(finished)
-        if self._waiting:
-            self._wake()
         if self._mandatory:
             self._trim()
 
@@ -884,13 +916,17 @@ class Producer:
         self._timer = self._loop.call_later(self.settings.confirm_timeout / _CLOCK_STEPS, self._tick)
 
     def _tick(self) -> None:
-        """Gives up on publishings that are older than `confirm_timeout`; one timer for all of them."""
+        """Gives up on publishings and waiters that are older than `confirm_timeout`; one timer for all of them."""
         self._timer = None
         window, clock = self._window, self._clock
-        if not window.outstanding:
+        now = self._loop.time()
+        while self._waiting and (self._waiting[0][1] <= now or self._waiting[0][2].done()):
+            _, _, future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(False)
+        if not window.outstanding and not self._waiting:
             clock.clear()
             return
-        now = self._loop.time()
         clock.append((now, window.next_delivery_tag - 1))
         while clock and now - clock[0][0] >= self.settings.confirm_timeout:
             _, tag = clock.popleft()

@@ -303,21 +303,23 @@ async def test_a_publish_goes_on_when_a_flush_waited_before_it(client: leveret.C
 
 
 async def test_the_next_publish_goes_on_when_one_that_had_its_turn_is_cancelled(
-    client: leveret.Client, queue: str
+    client: leveret.Client, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with client.producer(max_outstanding=1, confirm_timeout=20) as producer:
+        settled = producer.settled
 
-        async def first() -> None:
-            await producer.publish("first", queue)
+        def settled_and_cancelled(run: Any) -> None:
+            settled(run)
             second.cancel()  # at this moment its turn has come, and it has not run yet
 
-        tasks = [asyncio.create_task(first())]
+        monkeypatch.setattr(producer, "settled", settled_and_cancelled)
+        first = asyncio.create_task(producer.publish("first", queue))
         await asyncio.sleep(0)
         second = asyncio.create_task(producer.publish("second", queue))
         await asyncio.sleep(0)
         async with asyncio.timeout(5):
             await producer.publish("third", queue)
-            await asyncio.wait([*tasks, second])
+            await asyncio.wait([first, second])
     assert second.cancelled()
     assert await client.purge(queue) == 2
 
@@ -483,3 +485,35 @@ async def test_what_was_published_is_confirmed_when_the_client_closes(
         tickets = [producer.publish_nowait(number, queue) for number in range(500)]
     assert all(ticket.done and ticket.confirmed == 1 for ticket in tickets)
     assert await client.purge(queue) == 500
+
+
+async def test_publishers_have_their_turns_in_order_when_many_more_wait_than_may_publish(
+    client: leveret.Client, queue: str
+) -> None:
+    turns: list[int] = []
+    async with client.producer(max_outstanding=5, confirm_timeout=2.0) as producer:
+
+        async def publish(number: int) -> None:
+            for _ in range(20):
+                await producer.publish(number, queue)
+                turns.append(number)
+
+        await asyncio.gather(*map(publish, range(50)))
+        assert producer.counters()["confirmed"] == 1000
+    # Nobody gets far ahead of anybody: after any number of turns, the most and the least differ by a few.
+    for end in range(100, 1001, 100):
+        counts = [turns[:end].count(number) for number in range(50)]
+        assert max(counts) - min(counts) <= 3, end
+
+
+async def test_a_waiting_publisher_has_its_turn_when_the_one_before_it_fails(
+    client: leveret.Client, queue: str
+) -> None:
+    async with client.producer(max_outstanding=1, max_body_size=100, confirm_timeout=2.0) as producer:
+        first, large, last = (
+            asyncio.create_task(producer.publish(value, queue)) for value in ("first", "x" * 200, "last")
+        )
+        assert await first
+        with pytest.raises(leveret.errors.BodyTooLarge):
+            await large
+        assert await last
