@@ -283,7 +283,13 @@ class RabbitMQNode:
 
 def main() -> None:
     """Runs a node in the foreground and prints its URL; Ctrl-C or SIGTERM stops it."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # Both: a shell that starts it in the background has it ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     with contextlib.suppress(KeyboardInterrupt), RabbitMQNode() as node:
         print(f"{node.url}  (Ctrl-C stops it; data and logs: {node.folder})", flush=True)
         signal.pause()
