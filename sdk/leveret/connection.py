@@ -73,6 +73,7 @@ class Connection:
         name: The name that the broker lists (RabbitMQ: connection_name).
         transport: The socket's side.
         error: Why it is closed, or None while it is open.
+        blocked: The broker's reason for blocking publishers, or None.
     """
 
     def __init__(self, settings: ConnectionSettings, name: str, on_event: EventListener | None = None) -> None:
@@ -80,6 +81,7 @@ class Connection:
         self.name = name
         self._on_event = on_event
         self.error: LeveretError | None = None
+        self.blocked: str | None = None
         self.transport: FrameTransport
         self._loop = asyncio.get_running_loop()
         self._state: ConnectionState
@@ -222,11 +224,6 @@ class Connection:
     def sent_bytes(self) -> int:
         """Bytes given to the socket so far."""
         return self.transport.out.sent_bytes
-
-    @property
-    def blocked(self) -> str | None:
-        """The broker's reason for blocking publishers, or None."""
-        return self._state.blocked
 
     def check_loop(self) -> None:
         """Refuses use from another event loop or thread, where nothing would wake this connection's.
@@ -412,9 +409,11 @@ class Connection:
                 self._opened.set_result(None)
             self._tell(ConnectionEventKind.OPENED)
         elif isinstance(event, protocol.Blocked):
+            self.blocked = event.reason
             logger.warning("connection %r: the broker blocks publishers: %s", self.name, event.reason)
             self._tell(ConnectionEventKind.BLOCKED, event.reason)
         elif isinstance(event, protocol.Unblocked):
+            self.blocked = None
             logger.info("connection %r: the broker takes publishings again", self.name)
             self._wake_unblocked()
             self._tell(ConnectionEventKind.UNBLOCKED)

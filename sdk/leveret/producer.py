@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Sized
 from itertools import islice
@@ -28,6 +29,7 @@ from leveret.errors import (
 )
 from leveret.message import BatchResult, Outcome, Receipt
 from leveret.monitoring import ProducerMeter
+from leveret.plugins.builtin import BytesSerializer
 from leveret.policies import PublishGuard
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ _TEMPLATES = 1024
 _CHUNK_BYTES = 1024 * 1024
 #: How many failed tickets are kept for `flush`; more are counted.
 _UNOBSERVED = 100
+#: The types of values that are ready as they are, with the serializer "bytes".
+_ONLY_BYTES = {bytes}
 #: How finely confirm_timeout is measured: a publishing may be given up this fraction of it too late.
 _CLOCK_STEPS = 20
 
@@ -128,6 +132,12 @@ class Producer:
         self._last_template: PublishTemplate
         # The same when bodies have several forms: by routing key, then by form.
         self._forms: dict[str, dict[Form, PublishTemplate | OriginalSize]] = {}
+        # Read for each message.
+        self._max_buffered = settings.max_buffered
+        self._max_outstanding_bytes = settings.max_outstanding_bytes
+        self._ready = self._encode is BytesSerializer.encode
+        #: It can publish: it was opened, and is neither closed nor lost.
+        self._alive = False
         self._opening = False
         self._closed = False
         self._done = asyncio.Event()
@@ -190,6 +200,7 @@ class Producer:
         self.meter.batch = self._batch
         self._transport = self._connection.transport
         self._channel = channel
+        self._alive = True
         return self
 
     async def close(self) -> None:
@@ -205,6 +216,7 @@ class Producer:
         if channel is not None:
             self._connection.check_loop()
         self._closed = True
+        self._alive = False
         try:
             if channel is not None:
                 await self.flush()
@@ -322,16 +334,17 @@ class Producer:
 
     def _publish_nowait(self, value: Any, routing_key: str, options: PublishOptions) -> Ticket:
         template, body = self._encoded(value, routing_key, options)
-        window, settings = self._window, self.settings
+        window = self._window
         if (
-            window.outstanding >= settings.max_buffered
-            or window.outstanding_bytes >= settings.max_outstanding_bytes
+            window.outstanding >= self._max_buffered
+            or window.outstanding_bytes >= self._max_outstanding_bytes
             or not self._writable()
         ):
-            if self._error is not None or self._closed:
-                raise self._not_sent(self._obstacle(settings.max_buffered))
-            raise BackpressureError(f"not sent: {self._obstacle(settings.max_buffered)}")
-        self._connection.check_loop()
+            if not self._is_alive():
+                raise self._not_sent(self._obstacle(self._max_buffered))
+            raise BackpressureError(f"not sent: {self._obstacle(self._max_buffered)}")
+        if _get_running_loop() is not self._loop:
+            self._connection.check_loop()
         ticket = Ticket(self)
         self._put(template, body, ticket)
         return ticket
@@ -604,8 +617,11 @@ class Producer:
             bodies: list[bytes] = []
             error: Exception | None = None
             try:
-                # list.extend keeps what came before a value that fails.
-                bodies.extend(map(self._encode, islice(chunk, done, None)))
+                if self._ready and not done and set(map(type, chunk)) == _ONLY_BYTES:
+                    bodies = chunk
+                else:
+                    # list.extend keeps what came before a value that fails.
+                    bodies.extend(map(self._encode, islice(chunk, done, None)))
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as raised:
@@ -660,16 +676,10 @@ class Producer:
         return self._error is None and not self._closed
 
     def _writable(self) -> bool:
-        return (
-            self._error is None
-            and not self._closed
-            and self._channel is not None
-            and not self._transport.paused
-            and self._connection.blocked is None
-        )
+        return self._alive and not self._transport.paused and self._connection.blocked is None
 
     def _too_many_bytes(self) -> bool:
-        return self._window.outstanding_bytes >= self.settings.max_outstanding_bytes
+        return self._window.outstanding_bytes >= self._max_outstanding_bytes
 
     def _obstacle(self, limit: int) -> str:
         """Names what keeps a publishing from being sent."""
@@ -900,6 +910,7 @@ class Producer:
         self._give_up(error)
 
     def _give_up(self, error: LeveretError) -> None:
+        self._alive = False
         if self._error is None:
             self._error = error
         if self._timer is not None:
