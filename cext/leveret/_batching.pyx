@@ -234,8 +234,8 @@ cdef class ConfirmWindow:
     cdef int end(self, uint64_t tag, int outcome) except -1:
         cdef Slot* slot = &self.slots[tag & self.mask]
         cdef Ticket ticket = <Ticket>self.tickets[tag & self.mask]
-        if slot.state == OPEN_RETURNED and outcome == CONFIRMED:
-            outcome = RETURNED
+        if slot.state == OPEN_RETURNED:
+            outcome = RETURNED  # basic.return said so, and nothing that comes or does not come after it changes that
         slot.state = FREE
         self.outstanding -= 1
         self.outstanding_bytes -= slot.size

@@ -80,6 +80,7 @@ class Channel:
         self._state = ChannelState(
             connection.transport.out,
             number,
+            frame_max=connection.negotiated.frame_max,
             max_table_depth=settings.max_table_depth,
             max_table_entries=settings.max_table_entries,
         )

@@ -400,3 +400,12 @@ async def test_channels_are_not_used_up_when_declares_are_cancelled(broker: Brok
             await asyncio.wait([task])
             # A channel that was being opened is closed as soon as the broker has opened it.
             await client.declare(Topology().queue(queue))
+
+
+async def test_a_declaration_that_fits_no_frame_is_refused_and_the_channel_goes_on(
+    client: leveret.Client, name: Callable[[str], str]
+) -> None:
+    channel = await client.channel()
+    with pytest.raises(EncodeFailed, match=r"queue.declare takes \d+ bytes; the negotiated frame_max is 131072"):
+        await channel.queue_declare(name("queue"), arguments={"comment": "x" * 200_000})
+    assert (await channel.queue_declare(name("queue"), arguments={"comment": "x" * 1000})).message_count == 0

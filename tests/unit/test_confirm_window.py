@@ -117,7 +117,7 @@ class ConfirmModel(RuleBasedStateMachine):
 
     def ended(self, tag: int, outcome: Outcome) -> None:
         model, index, _, returned = self.open.pop(tag)
-        if returned and outcome == Outcome.CONFIRMED:
+        if returned:
             outcome = Outcome.RETURNED
         self.counts[outcome.name.lower()] += 1
         if model is None:
@@ -309,6 +309,17 @@ def test_outcome_is_returned_when_the_ack_follows_a_return() -> None:
     assert not window.is_returned(1)
     assert ticket.failures == {0: MESSAGE}
     assert (window.returned, window.confirmed, ticket.confirmed) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("how", ["nacked", "expired"])
+def test_outcome_is_returned_whatever_follows_a_return(how: str) -> None:
+    window, ticket = ConfirmWindow(), Ticket()
+    window.track(ticket)
+    window.mark_returned(1, MESSAGE)
+    finished = window.settle(run((1, False, True))) if how == "nacked" else window.expire(1)
+    assert finished == [ticket]
+    assert ticket.failures == {0: MESSAGE}
+    assert (window.returned, window.nacked, window.unknown) == (1, 0, 0)
 
 
 def test_nothing_is_outstanding_when_everything_expired() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from leveret.errors import (
     AccessRefused,
     ChannelClosed,
+    EncodeFailed,
     LeveretError,
     LocalProtocolError,
     NotFound,
@@ -131,14 +132,22 @@ class ChannelState:
     Args:
         out: Where frames are appended.
         number: The channel number.
+        frame_max: The negotiated limit of a frame in bytes; a method must fit one (AMQP 0-9-1 section 4.2.3).
         max_table_depth: Limit for tables from the server.
         max_table_entries: Limit for tables from the server.
     """
 
     def __init__(
-        self, out: SendBuffer, number: int, *, max_table_depth: int = 32, max_table_entries: int = 16384
+        self,
+        out: SendBuffer,
+        number: int,
+        *,
+        frame_max: int = 131_072,
+        max_table_depth: int = 32,
+        max_table_entries: int = 16384,
     ) -> None:
         self.number = number
+        self._frame_max = frame_max
         self.phase = ChannelPhase.IDLE
         self._out = out
         self._table_limits = {"max_table_depth": max_table_depth, "max_table_entries": max_table_entries}
@@ -185,7 +194,11 @@ class ChannelState:
 
     def _request(self, method: commands.Method, token: Any) -> None:
         # Encoded first: when an argument does not fit, no place in the queue was taken.
-        self._out.append(commands.encode(self.number, method))
+        frame = commands.encode(self.number, method)
+        if len(frame) > self._frame_max:
+            name = commands.spec_of(type(method)).name
+            raise EncodeFailed(f"{name} takes {len(frame)} bytes; the negotiated frame_max is {self._frame_max}")
+        self._out.append(frame)
         self._requests.append((commands.spec_of(type(method)).replies, token))
 
     def _take(self, name: str) -> Any:
