@@ -34,7 +34,7 @@ check: setup ## lint, types, stubs of the extension modules, layers
 bench: setup ## run the benchmarks quickly and print them
 	@$(BIN)/python asv_bench/quick.py $(ARGS)
 
-compare: setup rabbitmq ## CPU per message beside the C client (needs librabbitmq-dev); a few minutes
+compare: setup rabbitmq ## Leveret beside seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
 	@$(BIN)/python asv_bench/compare/run.py $(ARGS)
 
 soak: setup ## 5 million messages on the embedded broker, watching memory; a few minutes

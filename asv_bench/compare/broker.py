@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import pika
 import pika.exceptions
-
 from asv_bench.compare import wire
 from asv_bench.compare.job import Address
 
@@ -42,9 +41,13 @@ class WrongCountError(Exception):
 @contextlib.contextmanager
 def rabbitmq() -> Iterator[Address]:
     """Starts a private RabbitMQ node, which ends with this process."""
-    from tests.support.rabbitmq import RabbitMQNode
+    from tests.support.rabbitmq import RabbitMQNode, RabbitMQUnavailableError
 
-    with RabbitMQNode() as node:
+    with contextlib.ExitStack() as stack:
+        try:
+            node = stack.enter_context(RabbitMQNode())
+        except RabbitMQUnavailableError as error:
+            raise SystemExit(f"comparison: {error}") from None
         yield Address("127.0.0.1", node.port)
 
 
@@ -70,6 +73,10 @@ def embedded() -> Iterator[Address]:
 BROKERS: Final = {"rabbitmq": rabbitmq, "embedded": embedded}
 
 
+#: What goes wrong with a run because of its client or the broker. The next run may have more luck.
+FAILURES: Final = (WrongCountError, wire.WireError, pika.exceptions.AMQPError, OSError)
+
+
 class Queues:
     """Makes the queues of the runs, fills them, counts what is in them, and removes them. Use it with `with`.
 
@@ -83,13 +90,16 @@ class Queues:
     def __init__(self, address: Address) -> None:
         logging.getLogger("pika").setLevel(logging.CRITICAL)  # what goes wrong is raised
         self._address = address
-        parameters = pika.ConnectionParameters(address.host, address.port, heartbeat=0)
-        self._connection = pika.BlockingConnection(parameters)
-        self._channel: BlockingChannel = self._connection.channel()
-        properties = self._connection._impl.server_properties or {}
-        self.identity = f"{properties.get('product', 'unknown')} {properties.get('version', '')}".strip()
+        self._channel = self._open()
+        with wire.Connection(address.host, address.port) as connection:
+            said = connection.server_properties
+        self.identity = f"{said.get('product', 'unknown broker')} {said.get('version', '')}".strip()
         self._numbers = itertools.count(1)
         self._made: list[str] = []
+
+    def _open(self) -> BlockingChannel:
+        parameters = pika.ConnectionParameters(self._address.host, self._address.port, heartbeat=0)
+        return pika.BlockingConnection(parameters).channel()
 
     def __enter__(self) -> Self:
         return self
@@ -99,10 +109,17 @@ class Queues:
     ) -> None:
         with contextlib.suppress(pika.exceptions.AMQPError):
             self.remove()
-            self._connection.close()
+        self._close()
+
+    def _close(self) -> None:
+        with contextlib.suppress(pika.exceptions.AMQPError):
+            self._channel.connection.close()
 
     def make(self) -> str:
         """Declares a durable classic queue of a new name."""
+        if not self._channel.is_open:
+            self._close()
+            self._channel = self._open()
         # The process's number keeps several comparisons on one broker apart; names are equally long, as frames are.
         name = f"compare-{os.getpid() % 10**7:07}-{next(self._numbers):05}"
         self._channel.queue_declare(name, durable=True)

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         outcome = {"event": "failed", "reason": _reason(error)}
     print(json.dumps(outcome), flush=True)
-    return outcome["event"] == "failed"
+    return 1 if outcome["event"] == "failed" else 0
 
 
 def _reason(error: BaseException) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asv_bench.compare.job import CONFIRMED, CONSUME, ONE_BY_ONE, PUBLISH, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+T = TypeVar("T")
 
 SIZES: Final = (64, 1024, 16 * 1024, 1024 * 1024)
 #: The size at which everything is run; the other sizes have the main cases only, unless sizes are asked for.
@@ -19,8 +21,9 @@ _WINDOW_BYTES: Final = 16 * 1024 * 1024
 #: Bodies of one run, in all.
 _RUN_BYTES: Final = 96 * 1024 * 1024
 _LEAST_COUNT: Final = 10
-#: The share of the messages that each child sends or takes before it measures, and that the first round has.
+#: The share of a run's messages, whatever its scale, that each child sends or takes before it measures.
 _WARM_UP_SHARE: Final = 0.1
+#: The share of the messages that the first round has, which is not counted.
 _FIRST_ROUND_SHARE: Final = 0.25
 
 
@@ -46,8 +49,7 @@ class Case:
 
     def messages(self, size: int, scale: float = 1.0) -> int:
         """How many messages of this size a run has."""
-        count = min(self.count, _RUN_BYTES // max(1, size)) * scale
-        return max(_LEAST_COUNT, round(count))
+        return max(_LEAST_COUNT, round(min(self.count, _RUN_BYTES // max(1, size)) * scale))
 
     def window(self, size: int) -> int:
         """How many publishings may be unconfirmed; 0 where there are no confirms."""
@@ -161,8 +163,7 @@ class Cell:
         self, way: Way, *, first_round: bool, scale: float, host: str, port: int, queue: str, warm_up_queue: str
     ) -> Task:
         """What a runner is asked to do in a round; the first one is not counted, and shorter."""
-        share = way.share * (_FIRST_ROUND_SHARE if first_round else 1.0)
-        count = max(_LEAST_COUNT, round(self.case.messages(self.size, scale) * share))
+        scale *= _FIRST_ROUND_SHARE if first_round else 1.0
         return Task(
             kind=self.case.kind,
             how=way.how,
@@ -170,8 +171,8 @@ class Cell:
             port=port,
             queue=queue,
             warm_up_queue=warm_up_queue,
-            count=count,
-            warm_up_count=max(_LEAST_COUNT, round(count * _WARM_UP_SHARE)),
+            count=self.case.messages(self.size, scale * way.share),
+            warm_up_count=self.case.messages(self.size, _WARM_UP_SHARE * way.share),
             size=self.size,
             window=self.case.window(self.size),
             prefetch=self.case.prefetch,
@@ -210,7 +211,7 @@ def make_plan(
     return plan
 
 
-def rotated(runners: Sequence[Runner], turn: int) -> list[Runner]:
-    """The order of a round: each round another one is the first, so that none always follows the same one's load."""
-    start = turn % len(runners) if runners else 0
-    return [*runners[start:], *runners[:start]]
+def rotated(everyone: Sequence[T], turn: int) -> list[T]:
+    """The order of a round: each round begins with another one, so that none always follows the same one's load."""
+    start = turn % len(everyone) if everyone else 0
+    return [*everyone[start:], *everyone[:start]]

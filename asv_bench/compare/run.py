@@ -1,137 +1,339 @@
-"""CPU per message of Leveret and of rabbitmq-c, in turn, on one private RabbitMQ: `make compare`.
-
-Rates drift with the machine, so only ratios within one run say anything; the table gives medians.
-"""
+"""Leveret beside other AMQP clients, in turn, on one private broker: `make compare`; see docs/comparison.md."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import statistics
-import subprocess
+import contextlib
+import os
+import platform
 import sys
-import tempfile
+import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-sys.path.insert(0, str(ROOT))
+ROOT: Final = Path(__file__).parents[2]
+if __name__ == "__main__":  # as a program it finds itself, and the tests' RabbitMQ
+    sys.path[0] = str(ROOT)
 
-from tests.support.rabbitmq import RabbitMQNode  # noqa: E402
+from asv_bench.compare import chart  # noqa: E402
+from asv_bench.compare import report as reports  # noqa: E402
+from asv_bench.compare.broker import BROKERS, FAILURES, Queues  # noqa: E402
+from asv_bench.compare.children import ChildError, Program  # noqa: E402
+from asv_bench.compare.environment import MissingError, driver_files, prepare  # noqa: E402
+from asv_bench.compare.job import CONSUME  # noqa: E402
+from asv_bench.compare.plan import CASES, COMMON_SIZE, SIZES, Case, Cell, Peer, Runner, make_plan, rotated  # noqa: E402
+from asv_bench.compare.results import Row, Sample, Series, summarize  # noqa: E402
 
-#: Title; the case and its numbers: publish COUNT SIZE WINDOW, or consume COUNT PREFETCH.
-CASES = {
-    "publish, confirmed, window 1000": ("publish", 1024, 1000),
-    "consume + ack, prefetch 100": ("consume", 100),
-}
-Figures = dict[str, list[float]]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
+    from asv_bench.compare.job import Address
 
-def build(folder: Path) -> Path:
-    """Compiles the C side."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or not Path("/usr/include/amqp.h").exists():
-        raise SystemExit("the comparison needs a C compiler and rabbitmq-c's headers: apt-get install librabbitmq-dev")
-    program = folder / "rabbitmq_c"
-    subprocess.run([compiler, "-O2", "-o", program, HERE / "rabbitmq_c.c", "-lrabbitmq"], check=True)
-    return program
-
-
-def measure(command: list[str], case: tuple[str | int, ...], port: int, count: int) -> dict[str, float]:
-    """Runs one side of one case."""
-    name, *numbers = map(str, case)
-    done = subprocess.run(
-        [*command, name, "127.0.0.1", str(port), "compare", str(count), *numbers],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
+ROUNDS: Final = 5
+QUICK_PEERS: Final = ("leveret", "rabbitmq-c")
+QUICK_ROUNDS: Final = 3
+QUICK_SCALE: Final = 0.25
+#: Columns of tables that go to a file.
+WIDTH: Final = 140
+#: Seconds until a child is killed.
+TIMEOUT: Final = 120.0
 
 
-def compare(count: int, runs: int, console: Console) -> list[dict[str, object]]:
-    """Runs every case `runs` times on both sides, alternating, and returns the medians."""
-    results: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory() as folder, RabbitMQNode() as node, Progress(console=console) as progress:
-        sides = {"rabbitmq-c": [str(build(Path(folder)))], "leveret": [sys.executable, str(HERE / "leveret_side.py")]}
-        port = node.port
-        task = progress.add_task("comparing", total=len(CASES) * len(sides) * (runs + 1))
-        declare = [sys.executable, "-c", DECLARE, node.url]
-        subprocess.run(declare, check=True)
-        for title, case in CASES.items():
-            cpu: Figures = {side: [] for side in sides}
-            rate: Figures = {side: [] for side in sides}
-            for turn in range(runs + 1):
-                for side, command in sides.items():
-                    # Every run starts with a queue that is empty, or that holds just what will be consumed.
-                    subprocess.run(declare, check=True)
-                    if case[0] == "consume":
-                        measure(sides["rabbitmq-c"], ("publish", 1024, 1000), port, count)
-                    figures = measure(command, case, port, count)
-                    progress.advance(task)
+class Comparison:
+    """Runs a plan on a broker.
+
+    Args:
+        address: The broker.
+        queues: Its queues.
+        programs: How the drivers are started, by the names of their peers.
+        rounds: Rounds that are counted; one more comes before.
+        scale: Factor of all counts.
+        timeout: Seconds until a child is killed.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        queues: Queues,
+        programs: Mapping[str, Program],
+        *,
+        rounds: int,
+        scale: float = 1.0,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._address = address
+        self._queues = queues
+        self._programs = programs
+        self._rounds = rounds
+        self._scale = scale
+        self._timeout = timeout
+
+    def run(self, cell: Cell, progress: Callable[[Runner], None] = lambda runner: None) -> list[Row]:
+        """Runs all of a cell in turn, round by round. Who fails takes no part any more.
+
+        Args:
+            cell: Who does what.
+            progress: Called before each run, and for those that are left out.
+
+        Returns:
+            The rows, in the order of the cell's runners.
+        """
+        all_series = [Series(runner, problem=runner.problem) for runner in cell.runners]
+        for turn in range(self._rounds + 1):
+            for series in rotated(all_series, turn):
+                progress(series.runner)
+                if series.problem is not None:
+                    continue
+                try:
+                    sample = self._measure(cell, series.runner, first_round=turn == 0)
+                except (ChildError, ValueError, KeyError, *FAILURES) as error:
+                    series.problem = f"failed in round {turn}: {error or type(error).__name__}"
+                else:
                     if turn:  # the first is a warm-up
-                        cpu[side].append(1e6 * figures["cpu_seconds"] / count)
-                        rate[side].append(count / figures["seconds"])
-            results += [
-                {
-                    "case": title,
-                    "client": side,
-                    "cpu_us_per_message": statistics.median(cpu[side]),
-                    "cpu_us_per_message_runs": cpu[side],
-                    "messages_per_second": statistics.median(rate[side]),
-                    "cpu_ratio_to_rabbitmq_c": statistics.median(
-                        a / b for a, b in zip(cpu[side], cpu["rabbitmq-c"], strict=True)
-                    ),
-                }
-                for side in sides
-            ]
-    return results
+                        series.samples[turn] = sample
+        return summarize(cell, all_series)
+
+    def _measure(self, cell: Cell, runner: Runner, *, first_round: bool) -> Sample:
+        """One run, from new queues to the proof that everything arrived."""
+        assert runner.way is not None
+        queues, consuming = self._queues, cell.case.kind == CONSUME
+        queue, warm_up_queue = queues.make(), queues.make()
+        try:
+            task = cell.task(
+                runner.way,
+                first_round=first_round,
+                scale=self._scale,
+                host=self._address.host,
+                port=self._address.port,
+                queue=queue,
+                warm_up_queue=warm_up_queue,
+            )
+            if consuming:
+                queues.fill(queue, task.size, task.count)
+                queues.fill(warm_up_queue, task.size, task.warm_up_count)
+            figures = self._programs[runner.peer.name].measure(task.arguments(), self._timeout)
+            queues.expect(queue, 0 if consuming else task.count)
+            queues.expect(warm_up_queue, 0 if consuming else task.warm_up_count)
+            if not consuming:
+                queues.check_sample(warm_up_queue, task.size)
+            return Sample.of(figures, task.count)
+        finally:
+            queues.remove()
 
 
-DECLARE = """
-import sys, leveret
-async def main():
-    async with leveret.connect(sys.argv[1]) as client:
-        await client.declare(leveret.Topology().queue("compare"))
-        await client.purge("compare")
-leveret.run(main())
-"""
+def find_peers(names: Sequence[str], say: Callable[[str], None]) -> tuple[list[Peer], dict[str, Program]]:
+    """Makes the drivers ready and asks what they can do; who cannot take part is among the peers, with the reason."""
+    files = driver_files()
+    peers, programs = [], {}
+    for name in names:
+        say(f"preparing {name}")
+        try:
+            program = prepare(name, files[name])
+            peers.append(Peer.described(name, program.describe()))
+            programs[name] = program
+        except (MissingError, ChildError) as error:
+            peers.append(Peer(name, name, problem=f"cannot be run: {error}"))
+    return peers, programs
 
 
-def main() -> None:
-    """Reads the options, compares, prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=50_000, help="messages for each run (default 50000)")
-    parser.add_argument("--runs", type=int, default=5, help="counted runs of each side (default 5)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    console = Console()
-    results = compare(options.count, options.runs, console)
-    table = Table(title=f"1 KiB persistent messages, medians of {options.runs} alternating runs of {options.count}")
-    for heading in ("case", "client", "CPU us/msg", "min-max", "msgs/s", "CPU : rabbitmq-c"):
-        table.add_column(heading, justify="left" if heading in ("case", "client") else "right")
-    for row in results:
-        runs = row["cpu_us_per_message_runs"]
-        assert isinstance(runs, list)
-        table.add_row(
-            str(row["case"]),
-            str(row["client"]),
-            f"{row['cpu_us_per_message']:.2f}",
-            f"{min(runs):.2f}-{max(runs):.2f}",
-            f"{row['messages_per_second']:,.0f}",
-            f"{row['cpu_ratio_to_rabbitmq_c']:.2f}",
+def choose(given: str | None, known: Sequence[str], what: str) -> list[str]:
+    """Reads a list of names, which keeps the order of the known ones.
+
+    Raises:
+        SystemExit: One is not known; the text names it.
+    """
+    if given is None:
+        return list(known)
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise SystemExit(f"there is no {what} {unknown[0] if unknown else given!r}; there are {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def read_sizes(given: str | None) -> list[int] | None:
+    """Reads sizes in bytes; `k` and `m` stand for KiB and MiB.
+
+    Raises:
+        SystemExit: One is no size; the text names it.
+    """
+    if given is None:
+        return None
+    sizes = []
+    for word in given.split(","):
+        digits = word.strip().lower()
+        factor = {"k": 1024, "m": 1024 * 1024}.get(digits[-1:], 1)
+        digits = digits.rstrip("km") if factor > 1 else digits
+        if not digits.isdigit() or not 1 <= int(digits) * factor <= 64 * 1024 * 1024:
+            raise SystemExit(f"{word!r} is no size: bytes from 1 to 64m, such as 64, 1k or 1m")
+        sizes.append(int(digits) * factor)
+    return list(dict.fromkeys(sizes))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(prog="make compare", description=__doc__)
+    peers = ", ".join(driver_files())
+    cases = ", ".join(case.name for case in CASES)
+    add = parser.add_argument
+    add("--peers", help=f"some of {peers} (default: all)")
+    add("--cases", help=f"some of {cases} (default: all)")
+    add(
+        "--sizes",
+        help="bytes of bodies, such as 64,1k,1m; everything is run with these. Default: the main cases with "
+        f"{', '.join(map(reports.size_text, SIZES))}, the others with {reports.size_text(COMMON_SIZE)}",
+    )
+    add("--rounds", type=int, help=f"counted rounds (default {ROUNDS})")
+    add("--count-scale", type=float, help="factor of all message counts (default 1)")
+    add("--variants", action=argparse.BooleanOptionalAction, help="run what is not its client's best, too (default)")
+    add("--broker", choices=sorted(BROKERS), default="rabbitmq", help="a private one of these (default rabbitmq)")
+    add("--timeout", type=float, default=TIMEOUT, help="seconds until a client is killed (default %(default)g)")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"without other options: {' and '.join(QUICK_PEERS)}, {reports.size_text(COMMON_SIZE)}, "
+        f"{QUICK_ROUNDS} rounds, fewer messages, no variants; under a minute",
+    )
+    add("--json", type=Path, metavar="FILE", help="write everything here")
+    add(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="fill the marked places of this file, or make it; may be given again",
+    )
+    add("--chart", type=Path, metavar="FILE.svg", help="draw CPU per message here")
+    options = parser.parse_args(arguments)
+    quick = options.quick
+    options.peers = choose(options.peers or (",".join(QUICK_PEERS) if quick else None), list(driver_files()), "peer")
+    options.cases = choose(options.cases, [case.name for case in CASES], "case")
+    options.sizes = read_sizes(options.sizes or (str(COMMON_SIZE) if quick else None))
+    options.rounds = options.rounds if options.rounds is not None else QUICK_ROUNDS if quick else ROUNDS
+    options.count_scale = options.count_scale if options.count_scale is not None else QUICK_SCALE if quick else 1.0
+    options.variants = options.variants if options.variants is not None else not quick
+    if options.rounds < 1:
+        parser.error(f"--rounds is at least 1, not {options.rounds}")
+    if not 0 < options.count_scale <= 100:
+        parser.error(f"--count-scale is above 0 and at most 100, not {options.count_scale:g}")
+    if options.timeout <= 0:
+        parser.error(f"--timeout is above 0, not {options.timeout:g}")
+    # What is wrong with a file is said now, and not when the work is done.
+    for path in (options.json, options.chart, *options.markdown):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"{path} is in no folder that exists")
+    for path in options.markdown:
+        try:
+            reports.places(path)
+        except reports.MarkerError as error:
+            parser.error(str(error))
+    return options
+
+
+def facts(options: argparse.Namespace, broker: str, peers: Sequence[Peer]) -> dict[str, str]:
+    """Where and how it was measured."""
+    processor = ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = f", {line.partition(':')[2].strip()}"
+                break
+    scale = "" if options.count_scale == 1 else f", message counts x {options.count_scale:g}"
+    versions = "; ".join(peer.version for peer in peers if peer.version)
+    return {
+        "Broker": f"{broker}, on the same machine",
+        "Machine": f"{os.cpu_count()} CPUs{processor}, {platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        "Clients": versions,
+        "Figures": f"medians of {options.rounds} rounds after a warm-up{scale}",
+        "Date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def compare(options: argparse.Namespace, console: Console) -> reports.Report:
+    """Does all that was asked for."""
+    peers, programs = find_peers(options.peers, console.print)
+    for peer in peers:
+        if peer.problem:
+            console.print(f"[yellow]{escape(peer.name)} {escape(peer.problem)}")
+    cases: list[Case] = [case for case in CASES if case.name in options.cases]
+    plan = make_plan(peers, cases, options.sizes, variants=options.variants)
+    console.print(f"starting {options.broker}")
+    rows: list[Row] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(BROKERS[options.broker]())
+        queues = stack.enter_context(Queues(address))
+        # Drawn only between runs: a thread that draws would share the machine with what is measured.
+        bars = stack.enter_context(Progress(*columns, TimeRemainingColumn(), console=console, auto_refresh=False))
+        runs = sum(len(cell.runners) for cell in plan) * (options.rounds + 1)
+        bar = bars.add_task("comparing", total=runs)
+        comparison = Comparison(
+            address,
+            queues,
+            programs,
+            rounds=options.rounds,
+            scale=options.count_scale,
+            timeout=options.timeout,
         )
-    console.print(table)
+        for cell in plan:
+            name = f"{cell.case.name}, {reports.size_text(cell.size)}"
+
+            def progress(runner: Runner, name: str = name) -> None:
+                bars.update(bar, description=f"{name}: {runner.peer.name}", refresh=True)
+                bars.advance(bar)
+
+            rows += comparison.run(cell, progress)
+        bars.update(bar, description="done", refresh=True)
+        broker = queues.identity
+    return reports.Report(rows, peers, facts(options, broker, peers))
+
+
+def write(report: reports.Report, options: argparse.Namespace) -> None:
+    """Writes the files that were asked for."""
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        options.json.write_text(report.as_json())
+    if options.chart:
+        title = "CPU of the client, microseconds per message (logarithmic; shorter is better)"
+        options.chart.write_text(chart.draw(chart.panels(report), title))
+    for path in options.markdown:
+        reports.fill(path, report)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the options, compares, shows.
+
+    Returns:
+        The exit status: 1 when a run failed, otherwise 0; a client that could not be installed is no failure.
+    """
+    options = parse(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    began = time.monotonic()
+    report = compare(options, console)
+    for table in reports.tables(report):
+        console.print(table)
+    missing = reports.problems(report)
+    if missing is not None:
+        console.print(missing)
+    console.print(f"took {time.monotonic() - began:.0f} s")
+    write(report, options)
+    failures = report.failures()
+    if failures:
+        console.print(f"[red]{len(failures)} of {len(report.rows)} rows failed")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except OSError as error:
+        sys.exit(f"comparison: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

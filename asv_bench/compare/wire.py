@@ -1,7 +1,7 @@
 """AMQP from a plain socket: a handshake, and frames that are made once and sent again and again.
 
-Nothing is encoded per message and next to nothing is decoded, so what this costs is what the kernel and the broker ask of
-any client: the ceiling of the comparison. The harness fills queues with it, too.
+Nothing is encoded per message and next to nothing is decoded, so what this costs is what the kernel and the broker ask
+of any client: the ceiling of the comparison. The harness fills queues with it, too.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from pamqp import body, commands, frame, header
-
 from asv_bench.compare.job import CONTENT_TYPE
+from pamqp import body, commands, frame, header
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,6 +46,7 @@ class Connection:
     Attributes:
         socket: The socket.
         frame_max: Bytes of a frame at most.
+        server_properties: What the broker says of itself.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
@@ -54,6 +54,7 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._channels = 0
         self.frame_max = 0
+        self.server_properties: dict[str, Any] = {}
         with contextlib.ExitStack() as stack:
             stack.callback(self.socket.close)
             self._shake_hands()
@@ -61,7 +62,7 @@ class Connection:
 
     def _shake_hands(self) -> None:
         self.socket.sendall(header.ProtocolHeader().marshal())
-        self.expect(commands.Connection.Start)
+        self.server_properties = dict(self.expect(commands.Connection.Start).server_properties)
         tune = self.call(
             commands.Connection.StartOk({}, "PLAIN", "\0guest\0guest", "en_US"), commands.Connection.Tune, channel=0
         )
@@ -81,7 +82,7 @@ class Connection:
         """
         head = self._read(_HEADER.size)
         size: int = _HEADER.unpack(head)[2]
-        _, _, found = frame.unmarshal(head + self._read(size + 1))
+        found: Any = frame.unmarshal(head + self._read(size + 1))[2]
         if not isinstance(found, kind):
             details = f" ({found.reply_code} {found.reply_text})" if hasattr(found, "reply_text") else ""
             raise WireError(f"the broker sent {found.name}{details} where {kind.__name__} was due")

@@ -1,8 +1,8 @@
 """One file per client; each is a program of its own.
 
-A Python driver is a module that `asv_bench.compare.child` runs; what it has to define is in `asv_bench.compare.job`. A C
-or JavaScript driver speaks the protocol itself: it is started as `DRIVER describe` or as `DRIVER run key=value ...` with
-the fields of `job.Task`, and prints JSON objects on standard output, one per line. The last one counts:
+A Python driver is a module that `asv_bench.compare.child` runs; what it has to define is in `asv_bench.compare.job`.
+A C or JavaScript driver speaks the protocol itself: it is started as `DRIVER describe` or as `DRIVER run key=value ...`
+with the fields of `job.Task`, and prints JSON objects on standard output, one per line. The last one counts:
 
     {"event": "described", "title", "version", "entries": [{"kind", "how", "share"}], "not_possible": {kind: reason}}
     {"event": "measured", "messages", "seconds", "cpu_seconds", "peak_rss_bytes", "latency_p50_s", "latency_p99_s"}

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 import aio_pika
 import uvloop
-
 from asv_bench.compare.job import CONFIRMED, CONSUME, CONTENT_TYPE, ONE_BY_ONE, PUBLISH, Entry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
-
     from asv_bench.compare.job import Address, Job
 
 TITLE = "aio-pika"

@@ -1,4 +1,4 @@
-"""aiormq on uvloop: `basic_publish` with one `Basic.Properties`, without waiting for the socket where that can be chosen."""
+"""aiormq on uvloop: `basic_publish` with one `Basic.Properties`, which does not wait until the socket has taken it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 import aiormq
 import uvloop
-
 from asv_bench.compare.job import CONFIRMED, CONSUME, CONTENT_TYPE, ONE_BY_ONE, PUBLISH, Entry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aiormq.abc import AbstractConnection, DeliveredMessage
-
     from asv_bench.compare.job import Address, Job
 
 TITLE = "aiormq"
@@ -38,8 +36,14 @@ def properties() -> aiormq.spec.Basic.Properties:
     return aiormq.spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=2)
 
 
+async def open_channel(connection: AbstractConnection, *, confirms: bool) -> aiormq.Channel:
+    channel = await connection.channel(publisher_confirms=confirms)
+    assert isinstance(channel, aiormq.Channel)  # the abstract one has no `wait`
+    return channel
+
+
 async def publish(connection: AbstractConnection, job: Job) -> None:
-    channel = await connection.channel(publisher_confirms=False)
+    channel = await open_channel(connection, confirms=False)
     send, body, queue, content = channel.basic_publish, job.body, job.queue, properties()
     with job.measured():
         for _ in range(job.count):
@@ -48,7 +52,7 @@ async def publish(connection: AbstractConnection, job: Job) -> None:
 
 
 async def confirmed(connection: AbstractConnection, job: Job) -> None:
-    channel = await connection.channel(publisher_confirms=True)
+    channel = await open_channel(connection, confirms=True)
     send, body, queue, content = channel.basic_publish, job.body, job.queue, properties()
     numbers = iter(range(job.count))
     done = 0
@@ -67,7 +71,7 @@ async def confirmed(connection: AbstractConnection, job: Job) -> None:
 
 async def one_by_one(connection: AbstractConnection, job: Job) -> None:
     now = time.perf_counter
-    channel = await connection.channel(publisher_confirms=True)
+    channel = await open_channel(connection, confirms=True)
     send, body, queue, content = channel.basic_publish, job.body, job.queue, properties()
     with job.measured():
         for _ in range(job.count):

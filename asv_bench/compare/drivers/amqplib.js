@@ -12,7 +12,7 @@ const ENTRIES = {
   consume: ['consume with a callback, ack with allUpTo', consume],
 };
 const OPTIONS = { contentType: 'application/octet-stream', deliveryMode: 2 };
-// Messages that a channel buffers before publish() asks to wait; the default of 16 makes it wait for nearly each.
+// Messages that a channel buffers before publish() asks to wait; the default is 16.
 const HIGH_WATER_MARK = 256;
 
 const seconds = () => Number(process.hrtime.bigint()) / 1e9;

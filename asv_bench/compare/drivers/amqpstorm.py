@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING
 
 import amqpstorm
-
 from asv_bench.compare.job import CONFIRMED, CONSUME, CONTENT_TYPE, ONE_BY_ONE, PUBLISH, Entry
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from itertools import cycle, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from asv_bench.compare.job import CONFIRMED, CONSUME, ONE_BY_ONE, PUBLISH, Entry
 
 import leveret
-from asv_bench.compare.job import CONFIRMED, CONSUME, ONE_BY_ONE, PUBLISH, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -145,9 +145,9 @@ async def consume(client: leveret.Client, job: Job) -> None:
 ENTRIES = (
     Entry(PUBLISH, publish, "publish_batch"),
     Entry(CONFIRMED, confirmed, "publish_batch"),
-    Entry(CONFIRMED, typed, "typed orders as JSON, publish_batch"),
+    Entry(CONFIRMED, typed, "typed orders as JSON"),
     Entry(CONFIRMED, nowait, "publish_nowait and flush"),
-    Entry(CONFIRMED, concurrent, "1,000 tasks that await publish"),
+    Entry(CONFIRMED, concurrent, "1,000 tasks await publish"),
     Entry(ONE_BY_ONE, one_by_one, "await publish"),
     Entry(CONSUME, consume, "run with an async handler"),
 )

@@ -10,15 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pika
-
 from asv_bench.compare.job import CONFIRMED, CONSUME, CONTENT_TYPE, ONE_BY_ONE, PUBLISH, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pika.channel import Channel
-
     from asv_bench.compare.job import Address, Job
+    from pika.channel import Channel
 
 TITLE = "pika"
 DISTRIBUTIONS = ("pika",)

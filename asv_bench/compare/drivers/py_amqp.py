@@ -1,4 +1,4 @@
-"""py-amqp: one `Message` that is published again and again; confirms as events, because its own way waits for each."""
+"""py-amqp: one `Message` that is published again and again; confirms as events, as its own way waits for each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 import amqp
-
 from asv_bench.compare.job import CONFIRMED, CONSUME, CONTENT_TYPE, ONE_BY_ONE, PUBLISH, Entry
 
 if TYPE_CHECKING:

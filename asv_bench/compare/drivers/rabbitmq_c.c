@@ -10,8 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char MULTIPLE[] = "amqp_consume_message, multiple basic.ack";
-static const char EACH[] = "amqp_consume_message, one basic.ack for each";
+static const char MULTIPLE[] = "multiple basic.ack";
+static const char EACH[] = "basic.ack for each";
 static const char PUBLISH[] = "amqp_basic_publish";
 static const char CONFIRMED[] = "amqp_basic_publish, amqp_simple_wait_frame";
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from asv_bench.compare.job import Address, Job
 
 TITLE = "ready-made frames"
-DISTRIBUTIONS = ("pamqp",)
+DISTRIBUTIONS: tuple[str, ...] = ()
 
 
 def connect(address: Address) -> wire.Connection:

@@ -342,7 +342,9 @@ class Session:
     def _tune(self, method: Connection.TuneOk) -> None:
         _check_negotiated("frame_max", method.frame_max, 4096, self.broker.frame_max)
         _check_negotiated("channel_max", method.channel_max, 1, self.broker.channel_max)
-        self.frame_max = self.transport.reader.frame_max = method.frame_max
+        self.frame_max = method.frame_max
+        # RabbitMQ takes 8 bytes more, for clients that do not count a frame's own (rabbit_reader.erl, FRAME_SIZE_FUDGE).
+        self.transport.reader.frame_max = method.frame_max + 8
         self._channel_max = method.channel_max
         self._tick_s = method.heartbeat / TICKS
         self._state = _OPEN

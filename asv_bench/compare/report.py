@@ -1,0 +1,245 @@
+"""Shows results: tables for the console and for Markdown, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from asv_bench.compare.plan import Peer
+    from asv_bench.compare.results import Row
+
+_MARKER: Final = re.compile(
+    r"(?P<begin><!-- comparison:(?P<name>\w+) -->)(?P<old>(?:(?!<!-- comparison:).)*)(?P<end><!-- comparison:end -->)",
+    re.DOTALL,
+)
+_NOTHING: Final = "-"
+
+
+class MarkerError(Exception):
+    """A file has no place for results, or one of an unknown name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that a comparison found.
+
+    Attributes:
+        rows: The results, cell by cell.
+        peers: Who took part, and who could not.
+        facts: Where and how it was measured, as names and texts.
+    """
+
+    rows: Sequence[Row]
+    peers: Sequence[Peer]
+    facts: Mapping[str, str]
+
+    def cells(self) -> Iterator[list[Row]]:
+        """The rows by case and size, in their order."""
+        grouped: dict[tuple[str, int], list[Row]] = {}
+        for row in self.rows:
+            grouped.setdefault((row.case, row.size), []).append(row)
+        yield from grouped.values()
+
+    def failures(self) -> list[Row]:
+        """Rows of runs that were begun and went wrong."""
+        return [row for row in self.rows if row.problem is not None and row.how]
+
+    def as_json(self) -> str:
+        """Everything, including single rounds. All figures carry their units in their names."""
+        document: dict[str, Any] = {
+            "schema": 1,
+            "facts": dict(self.facts),
+            "peers": [dataclasses.asdict(peer) for peer in self.peers],
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+
+#: Heading, and what stands there; shared by the console and Markdown.
+_COLUMNS: Final = (
+    "client",
+    "messages/s",
+    "CPU us/message",
+    "lowest to highest",
+    "peak MiB",
+    "p50 ms",
+    "CPU : rabbitmq-c",
+    "CPU : ceiling",
+    "rate : ceiling",
+)
+_LATENCY_COLUMN: Final = _COLUMNS.index("p50 ms")
+
+
+def size_text(size: int) -> str:
+    """Bytes in the largest unit that divides them."""
+    for unit, factor in (("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor and size % factor == 0:
+            return f"{size // factor} {unit}"
+    return f"{size} B"
+
+
+def _number(value: float | None, form: str) -> str:
+    return _NOTHING if value is None else format(value, form)
+
+
+def cpu_text(value: float | None) -> str:
+    """Microseconds with about three digits."""
+    if value is None:
+        return _NOTHING
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _cells(row: Row) -> list[str]:
+    p50 = None if row.latency_p50_s is None else 1e3 * row.latency_p50_s
+    spread = _NOTHING if row.cpu_us_low is None else f"{cpu_text(row.cpu_us_low)} to {cpu_text(row.cpu_us_high)}"
+    return [
+        row.label,
+        _number(row.rate, ",.0f"),
+        cpu_text(row.cpu_us),
+        spread,
+        _number(None if row.peak_rss_bytes is None else row.peak_rss_bytes / 2**20, ",.0f"),
+        _number(p50, ".2f"),
+        _number(row.cpu_to_rabbitmq_c, ".2f"),
+        _number(row.cpu_to_ceiling, ".2f"),
+        _number(row.rate_to_ceiling, ".2f"),
+    ]
+
+
+def _with_latency(rows: Iterable[Row]) -> bool:
+    return any(row.latency_p50_s is not None for row in rows)
+
+
+def _kept(cells: Sequence[str], with_latency: bool) -> list[str]:
+    return [cell for index, cell in enumerate(cells) if with_latency or index != _LATENCY_COLUMN]
+
+
+def tables(report: Report) -> Iterator[Table]:
+    """A table for each case and size."""
+    for rows in report.cells():
+        with_latency = _with_latency(rows)
+        table = Table(title=f"{rows[0].title}, {size_text(rows[0].size)}", title_justify="left")
+        for heading in _kept(_COLUMNS, with_latency):
+            table.add_column(heading, justify="left" if heading == "client" else "right")
+        for row in rows:
+            if row.problem is None:
+                table.add_row(*map(escape, _kept(_cells(row), with_latency)))
+        yield table
+
+
+def problems(report: Report) -> Table | None:
+    """A table of what is missing and why, or None when nothing is."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    for row in report.rows:
+        if row.problem is not None:
+            missing.setdefault((row.label, row.problem), []).append(f"{row.case} {size_text(row.size)}")
+    if not missing:
+        return None
+    table = Table(title="not measured", title_justify="left")
+    for heading in ("client", "why", "cases"):
+        table.add_column(heading, overflow="fold")
+    for (label, why), cases in missing.items():
+        table.add_row(escape(label), escape(why), ", ".join(cases))
+    return table
+
+
+def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---" if index == 0 else "---:" for index, _ in enumerate(headings)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def full_markdown(report: Report) -> str:
+    """All tables, with what is missing and where it was measured."""
+    parts = [_facts(report)]
+    for rows in report.cells():
+        with_latency = _with_latency(rows)
+        parts.append(f"### {rows[0].title[0].upper()}{rows[0].title[1:]}, {size_text(rows[0].size)}")
+        body = []
+        for row in rows:
+            cells = _kept(_cells(row), with_latency)
+            body.append(cells if row.problem is None else [row.label, row.problem, *[""] * (len(cells) - 2)])
+        parts.append(_markdown_table(_kept(_COLUMNS, with_latency), body))
+    return "\n\n".join(parts)
+
+
+def summary_markdown(report: Report) -> str:
+    """One table: a row for each client, and for each case its CPU per message and rate, at one size."""
+    size = summary_size(report)
+    rows = [row for row in report.rows if row.size == size]
+    cases = list(dict.fromkeys((row.case, row.title) for row in rows))
+    found = {(row.label, row.case): row for row in rows}
+    body = []
+    for label in dict.fromkeys(row.label for row in rows):
+        cells = [_short(found.get((label, case))) for case, _ in cases]
+        body.append([label, *cells])
+    headings = ["client", *(title for _, title in cases)]
+    return f"{_facts(report)}\n\n{_markdown_table(headings, body)}"
+
+
+def _short(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row.problem is not None:
+        return row.problem
+    latency = "" if row.latency_p50_s is None else f", {1e3 * row.latency_p50_s:.2f} ms"
+    return f"{cpu_text(row.cpu_us)} us, {_number(row.rate, ',.0f')}/s{latency}"
+
+
+def summary_size(report: Report) -> int:
+    """The size that a short table and the chart show: 1 KiB, or the first there is."""
+    sizes = list(dict.fromkeys(row.size for row in report.rows))
+    return 1024 if 1024 in sizes or not sizes else sizes[0]
+
+
+def _facts(report: Report) -> str:
+    return " ".join(f"{name}: {text}." for name, text in report.facts.items())
+
+
+def places(path: Path) -> list[str]:
+    """The names of the places in a Markdown file that `fill` fills; all of them for a file that is not there.
+
+    Raises:
+        MarkerError: The file has no marked place, or one of another name than `summary` and `full`.
+    """
+    if not path.exists():
+        return list(_WRITERS)
+    names = [match["name"] for match in _MARKER.finditer(path.read_text())]
+    unknown = [name for name in names if name not in _WRITERS]
+    if unknown:
+        raise MarkerError(f"{path}: a comparison has no part {unknown[0]!r}; there are {', '.join(_WRITERS)}")
+    if not names:
+        raise MarkerError(
+            f"{path} has no place for results: write <!-- comparison:summary --> or <!-- comparison:full -->, and "
+            "<!-- comparison:end --> behind it"
+        )
+    return names
+
+
+def fill(path: Path, report: Report) -> None:
+    """Writes results into the marked places of a Markdown file; a file that is not there gets everything.
+
+    Raises:
+        MarkerError: As `places`; nothing is written.
+    """
+    places(path)
+    if not path.exists():
+        path.write_text(f"# Comparison\n\n{summary_markdown(report)}\n\n## All cases\n\n{full_markdown(report)}\n")
+        return
+
+    def replaced(match: re.Match[str]) -> str:
+        return f"{match['begin']}\n{_WRITERS[match['name']](report)}\n{match['end']}"
+
+    path.write_text(_MARKER.sub(replaced, path.read_text()))
+
+
+#: What fills the places: between `<!-- comparison:NAME -->` and `<!-- comparison:end -->`.
+_WRITERS: Final = {"summary": summary_markdown, "full": full_markdown}
