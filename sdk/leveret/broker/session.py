@@ -343,7 +343,7 @@ class Session:
         _check_negotiated("frame_max", method.frame_max, 4096, self.broker.frame_max)
         _check_negotiated("channel_max", method.channel_max, 1, self.broker.channel_max)
         self.frame_max = method.frame_max
-        # RabbitMQ takes 8 bytes more, for clients that do not count a frame's own (rabbit_reader.erl, FRAME_SIZE_FUDGE).
+        # RabbitMQ takes 8 bytes more, for clients that do not count a frame's own (rabbit_reader: FRAME_SIZE_FUDGE).
         self.transport.reader.frame_max = method.frame_max + 8
         self._channel_max = method.channel_max
         self._tick_s = method.heartbeat / TICKS
