@@ -553,6 +553,21 @@ cdef class AckWindow:
         self.acked += 1
         return True
 
+    def finish(self, uint64_t delivery_tag):
+        """Marks a delivery as acknowledged unless it is settled already, which is not counted here.
+
+        Returns:
+            0 when it was settled already, or else how many acknowledgements are ready to be written.
+        """
+        if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
+                or self.states[delivery_tag & self.mask] != UNSETTLED):
+            return 0
+        self.states[delivery_tag & self.mask] = ACKED
+        self.unsettled -= 1
+        self.ready += 1
+        self.acked += 1
+        return self.ready
+
     def settle(self, uint64_t delivery_tag):
         """Marks a delivery as settled by a method of its own, such as basic.reject. Returns as `ack` does."""
         if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag

@@ -229,6 +229,8 @@ class BodyDecoder:
         self._encodings: Mapping[str, Provided] = registry.readers("compressor")
         self._last_properties: bytes | None = None
         self._last: _Reader = self._untyped
+        # The serializer's own function, called for each message.
+        self._decode: Callable[[bytes], Any] = bytes
         name, accept = settings.serializer, settings.accept
         specific: Provided | None = None
         if name is not None and accept:
@@ -317,21 +319,22 @@ class BodyDecoder:
         """
         if message.raw_properties is not self._last_properties:
             self._last = self._find(message)
+            self._decode = self._last.decode
             self._last_properties = message.raw_properties
         body = message.body
         if body is None:
             raise BodyTooLarge(f"the body has {message.body_size} bytes, more than max_body_size")
-        decode, who, decompress = self._last
-        if decompress is not None:
-            body = decompress(body)
+        reader = self._last
+        if reader.decompress is not None:
+            body = reader.decompress(body)
         try:
-            return decode(body)
+            return self._decode(body)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             # Also what is no Exception: one message must not end the consumer.
             raise DecodeFailed(
-                f"a body of {message.body_size} bytes could not be decoded by {who} "
+                f"a body of {message.body_size} bytes could not be decoded by {reader.who} "
                 f"({type(error).__name__}){_detail(error)}"
             ) from error
 

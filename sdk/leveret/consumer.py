@@ -334,9 +334,10 @@ class Consumer(Generic[T]):
             if no_ack:
                 pass
             elif result is None or result is True:
-                # A handler that settled its message itself was counted then.
-                if acks.is_open(message.delivery_tag):
-                    self._acknowledge(message.delivery_tag)
+                # 0 when the handler settled its message itself, which was counted then.
+                ready = acks.finish(message.delivery_tag)
+                if ready and (ready >= self._ack_at or self._timer is None):
+                    self._acknowledged()
             elif result is False:
                 self.settle(message, "dead_letter")
             else:
@@ -414,11 +415,15 @@ class Consumer(Generic[T]):
     def _acknowledge(self, delivery_tag: int) -> bool:
         acks = self._acks
         settled = acks.ack(delivery_tag)
-        if acks.ready >= self._ack_at:
-            self._flush_acks()
-        if self._timer is None and acks.ready:
-            self._start_timer()
+        self._acknowledged()
         return settled
+
+    def _acknowledged(self) -> None:
+        """Writes acknowledgements when enough of them are ready, or sees to it that they are not forgotten."""
+        if self._acks.ready >= self._ack_at:
+            self._flush_acks()
+        if self._timer is None and self._acks.ready:
+            self._start_timer()
 
     def _flush_acks(self, *, stragglers: bool = False) -> None:
         channel = self._channel

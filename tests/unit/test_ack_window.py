@@ -222,3 +222,12 @@ def test_acks_go_out_when_the_buffer_is_written_while_flushing() -> None:
     (run,) = FrameReader().feed(b"".join(blocks))
     assert isinstance(run, SettlementRun)
     assert [entry[0] for entry in run] == [2, 4, 6, 8, 10]
+
+
+def test_finish_returns_what_is_ready_and_passes_over_what_was_settled() -> None:
+    window = AckWindow(1)
+    for tag in (1, 2, 3):
+        window.track(tag)
+    window.settle(2)
+    assert [window.finish(tag) for tag in (3, 2, 1, 1, 4)] == [1, 0, 2, 0, 0]
+    assert (window.acked, window.rejected, window.ignored, window.unsettled) == (2, 1, 0, 0)
