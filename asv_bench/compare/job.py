@@ -188,6 +188,9 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+# The next two are also in leveret.cli.measure, which the other clients' environment does not have.
+
+
 def reset_peak_rss() -> None:
     """Makes `peak_rss_bytes` start over, where the kernel can (Linux: proc(5), clear_refs)."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:

@@ -88,9 +88,8 @@ class BodyEncoder:
         else:
             self.encode, self._form = self._part(registry, provided)
         if self._compressor_name:
-            self._compressor, compressed_by = registry.make_compressor(
-                self._compressor_name, settings.compression_level
-            )
+            compressed_by = registry.provided("compressor", self._compressor_name)
+            self._compressor = registry.make_compressor(compressed_by, settings.compression_level)
             self._encoding = compressed_by.keys[0]
             self._compressor_origin = compressed_by.origin
         elif settings.compression_level is not None:
@@ -229,8 +228,6 @@ class BodyDecoder:
         self._encodings: Mapping[str, Provided] = registry.readers("compressor")
         self._last_properties: bytes | None = None
         self._last: _Reader = self._untyped
-        # The serializer's own function, called for each message.
-        self._decode: Callable[[bytes], Any] = bytes
         name, accept = settings.serializer, settings.accept
         specific: Provided | None = None
         if name is not None and accept:
@@ -319,7 +316,6 @@ class BodyDecoder:
         """
         if message.raw_properties is not self._last_properties:
             self._last = self._find(message)
-            self._decode = self._last.decode
             self._last_properties = message.raw_properties
         body = message.body
         if body is None:
@@ -328,7 +324,7 @@ class BodyDecoder:
         if reader.decompress is not None:
             body = reader.decompress(body)
         try:
-            return self._decode(body)
+            return reader.decode(body)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -373,7 +369,7 @@ class BodyDecoder:
         compressor = self._decompressors.get(provided.name)
         if compressor is None:
             try:
-                compressor = self._registry.make_decompressor(provided)
+                compressor = self._registry.make_compressor(provided)
             except LeveretError as error:
                 raise DecodeFailed(str(error)) from error
             self._decompressors[provided.name] = compressor

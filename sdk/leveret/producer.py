@@ -138,7 +138,7 @@ class Producer:
         self._ready = self._encode is BytesSerializer.encode
         #: It can publish: it was opened, and is neither closed nor lost.
         self._alive = False
-        self._opening = False
+        self._opened = False
         self._closed = False
         self._done = asyncio.Event()
         self._error: LeveretError | None = None
@@ -161,7 +161,7 @@ class Producer:
         self._guarded: set[Ticket] = set()
         self._trials: set[Ticket] = set()
         if retry is not None or circuit_breaker is not None:
-            self._guard = PublishGuard(retry, circuit_breaker, lambda: self._window.confirmed, self._is_alive)
+            self._guard = PublishGuard(retry, circuit_breaker, lambda: self._window.confirmed, lambda: self._alive)
 
     # ------------------------------------------------------------------ life
 
@@ -169,26 +169,25 @@ class Producer:
         """Opens the channel; `async with` does it.
 
         Raises:
-            LeveretError: No connection or channel could be opened.
+            LeveretError: No connection or channel could be opened; it may be tried again.
+            ConfigurationError: It is open, being opened, or closed.
         """
-        if self._opening or self._closed:
+        if self._opened or self._closed:
             raise ConfigurationError("a producer can be opened once")
-        self._opening = True
+        self._opened = True
+        settings = self.settings
+        channel = None
         try:
             self._connection = await self._connect()
             channel = await self._connection.channel()
-        except BaseException:
-            self._opening = False
-            raise
-        settings = self.settings
-        try:
             if settings.confirms:
                 await channel.confirm_select()
             if self._closed:
                 raise self._not_sent("the producer was closed while it was opened")
         except BaseException:
-            self._opening = False
-            channel.abandon()
+            self._opened = False
+            if channel is not None:
+                channel.abandon()
             raise
         channel.publisher = self
         self._batch = PublishBatch(
@@ -340,7 +339,7 @@ class Producer:
             or window.outstanding_bytes >= self._max_outstanding_bytes
             or not self._writable()
         ):
-            if not self._is_alive():
+            if not self._alive:
                 raise self._not_sent(self._obstacle(self._max_buffered))
             raise BackpressureError(f"not sent: {self._obstacle(self._max_buffered)}")
         if _get_running_loop() is not self._loop:
@@ -510,7 +509,8 @@ class Producer:
 
     def _encoded(self, value: Any, routing_key: str, options: PublishOptions) -> tuple[PublishTemplate, bytes]:
         if self._form is None:
-            return self._encoded_form(self._forms_of(routing_key, options), value, routing_key, options)
+            forms = None if options else self._forms_of(routing_key, options)
+            return self._encoded_form(forms, value, routing_key, options)
         try:
             body = self._encode(value)
         except (KeyboardInterrupt, SystemExit):
@@ -550,13 +550,16 @@ class Producer:
 
     def _encoded_form(
         self,
-        forms: dict[Form, PublishTemplate | OriginalSize],
+        forms: dict[Form, PublishTemplate | OriginalSize] | None,
         value: Any,
         routing_key: str,
         options: PublishOptions,
     ) -> tuple[PublishTemplate, bytes]:
-        """Encodes a value whose body may have one of several forms."""
+        """Encodes a value whose body may have one of several forms; what is packed is kept in `forms` for the next."""
         body, form, original_size = self._encoder.pack(value, compress=options.get("content_encoding") is None)
+        if forms is None:
+            size = original_size if original_size >= 0 else None
+            return self._make_template(routing_key, options, self._properties(options, form, size)), body
         packed = forms.get(form)
         if packed is None:
             if original_size < 0:
@@ -609,7 +612,7 @@ class Producer:
         self, template: PublishTemplate, chunk: list[Any], start: int, ticket: Ticket, failures: dict[int, Exception]
     ) -> int:
         """Encodes and appends a chunk; returns its bytes. What fails is noted under its index."""
-        if not self._is_alive():
+        if not self._alive:
             raise self._not_sent("the producer is closed")
         before = self._batch.published_bytes
         done = 0
@@ -661,7 +664,7 @@ class Producer:
         failures: dict[int, Exception],
     ) -> int:
         """As `_put_chunk`, for bodies of several forms."""
-        if not self._is_alive():
+        if not self._alive:
             raise self._not_sent("the producer is closed")
         before = self._batch.published_bytes
         for index, value in enumerate(chunk, start):
@@ -671,9 +674,6 @@ class Producer:
             except CodecError as error:
                 failures[index] = error
         return self._batch.published_bytes - before
-
-    def _is_alive(self) -> bool:
-        return self._error is None and not self._closed
 
     def _writable(self) -> bool:
         return self._alive and not self._transport.paused and self._connection.blocked is None
@@ -711,7 +711,7 @@ class Producer:
         woken = False
         try:
             while in_time:
-                if self._error is not None or self._closed or self._channel is None:
+                if not self._alive:
                     raise self._not_sent(self._obstacle(limit))
                 if self._connection.blocked is not None or self._transport.paused:
                     in_time = await self._flowing(deadline)

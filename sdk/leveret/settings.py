@@ -616,7 +616,7 @@ class ConsumerSettings(_Section):
         consumer_tag: At most 255 bytes; empty has the broker choose one.
         priority: The consumer's priority (`x-priority`), a 32-bit number; None means the broker's default of 0.
         accept: The content types to take, each of 1 to 255 bytes; empty means those of all serializers that can make
-            the model and are safe.
+            the model and are safe. Refused together with `serializer`.
         serializer: The serializer that decodes everything; None chooses by content type. "bytes" takes bodies as they
             came, compressed ones too.
         max_decompressed_size: The largest body after decompression, 1 to 2**40 bytes.

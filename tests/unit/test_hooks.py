@@ -156,7 +156,7 @@ def test_hooks_are_called_once_for_each_registry() -> None:
     PluginRegistry.from_plugins(plugin)
     assert plugin.calls == dict.fromkeys(DISCOVERED, 2)
     first.make_serializer(first.provided("serializer", "reversing"))
-    first.make_compressor("quarter")
+    first.make_compressor(first.provided("compressor", "quarter"))
     first.make_sink("kept")
     first.retry_policy("once")
     assert plugin.calls == dict.fromkeys(DISCOVERED, 2)

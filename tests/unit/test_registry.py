@@ -376,8 +376,9 @@ def test_a_policy_of_the_wrong_interface_is_an_error() -> None:
 
 @pytest.mark.parametrize("level", [-1, 10])
 def test_a_level_that_a_compressor_does_not_have_is_an_error(level: int) -> None:
+    registry = PluginRegistry.from_plugins()
     with pytest.raises(ConfigurationError, match=f"compression_level is {level}; gzip has 0 to 9") as caught:
-        PluginRegistry.from_plugins().make_compressor("gzip", level)
+        registry.make_compressor(registry.provided("compressor", "gzip"), level)
     assert caught.value.option == "compression_level"
 
 

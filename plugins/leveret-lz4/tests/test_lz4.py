@@ -18,11 +18,11 @@ import leveret_lz4
 from leveret.broker import EmbeddedBroker
 from leveret.errors import BodyTooLarge, ConfigurationError, DecodeFailed
 from leveret.plugins import CompressorSpec, PluginRegistry
-from leveret.testing import CompressorConformance
+from leveret.testing import CompressorConformance, measure_decompression
 from leveret_lz4 import COMPRESSOR, BlockTooLarge, LZ4Compressor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -88,7 +88,7 @@ def test_levels_out_of_range_are_refused_by_the_core() -> None:
     registry = PluginRegistry.from_plugins(leveret_lz4)
     for level in (-65_537, 13):
         with pytest.raises(ConfigurationError, match=rf"compression_level is {level}; lz4 has -65536 to 12"):
-            registry.make_compressor("lz4", level)
+            registry.make_compressor(registry.provided("compressor", "lz4"), level)
 
 
 @given(st.binary(max_size=5000), st.sampled_from([-65_536, 0, 12]))
@@ -233,10 +233,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("hostile", [pytest.param(each, id=what) for what, each in HOSTILE.items()])
-def test_hostile_frames_take_no_more_memory_than_the_limit_and_1_mib(
-    hostile: Hostile, measure: Callable[[bytes, int], Any]
-) -> None:
-    measured = measure(hostile.data, hostile.max_size)
+def test_hostile_frames_take_no_more_memory_than_the_limit_and_1_mib(hostile: Hostile) -> None:
+    measured = measure_decompression("leveret_lz4:COMPRESSOR", hostile.data, hostile.max_size)
 
     assert measured.outcome == hostile.outcome
     assert measured.memory <= hostile.max_size + MiB

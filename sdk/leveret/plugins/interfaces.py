@@ -284,7 +284,10 @@ class RetryPolicy(Protocol):
 
 @runtime_checkable
 class BackoffPolicy(Protocol):
-    """Says how long to wait between attempts of something that goes on until it succeeds."""
+    """Says how long to wait between attempts of something that goes on until it succeeds.
+
+    Applications take one from `PluginRegistry.backoff_policy`. The core asks for none yet: it revives no connection.
+    """
 
     def delay(self, attempt: int, /) -> float:
         """Seconds to wait after `attempt` failed attempts (1 after the first)."""
@@ -336,7 +339,7 @@ class PolicySpec:
 
     Attributes:
         kind: Which of the three interfaces it has.
-        name: What `retry=`, `backoff=` or `circuit_breaker=` calls it, unique among its kind.
+        name: What `retry=`, `circuit_breaker=` or `PluginRegistry.backoff_policy` calls it, unique among its kind.
         factory: Makes a `RetryPolicy`, `BackoffPolicy` or `CircuitBreaker` with its default options.
         api_version: The plugin interface that it was written for; 1 when it does not say.
     """

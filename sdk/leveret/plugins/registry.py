@@ -46,8 +46,11 @@ GROUP: Final = "leveret.plugins"
 _OPTIONS: Final = {"metrics": "sinks"}
 #: What to install for names that people will look for.
 _FIRST_PARTY: Final = {
-    **dict.fromkeys(("msgpack", "lz4", "zstd", "protobuf", "pydantic", "prometheus", "opentelemetry"), ""),
-    **dict.fromkeys(("exponential", "linear", "fixed", "failure-rate"), "resilience"),
+    **{
+        name: f"leveret-{name}"
+        for name in ("msgpack", "lz4", "zstd", "protobuf", "pydantic", "prometheus", "opentelemetry")
+    },
+    **dict.fromkeys(("exponential", "linear", "fixed", "failure-rate"), "leveret-resilience"),
 }
 
 
@@ -200,7 +203,7 @@ class PluginRegistry:
                 why = f": {info.error}" if info.error else ""
                 return f". Its plugin ({info.origin}) is {info.status}{why}"
         if name in _FIRST_PARTY:
-            return f". Install leveret-{_FIRST_PARTY[name] or name}"
+            return f". Install {_FIRST_PARTY[name]}"
         return ""
 
     def readers(self, kind: str) -> Mapping[str, Provided]:
@@ -255,40 +258,28 @@ class PluginRegistry:
         _check_has(provided, made, ("encode", "decoder"))
         return cast("Serializer", made)
 
-    def make_compressor(self, name: str, level: int | None = None) -> tuple[Compressor, Provided]:
-        """Makes a compressor.
+    def make_compressor(self, provided: Provided, level: int | None = None) -> Compressor:
+        """Calls a compressor's factory.
 
         Args:
-            name: Its name.
+            provided: The compressor.
             level: Its level; None stands for its own default.
 
         Returns:
-            It, and who brings it.
+            It.
 
         Raises:
-            ConfigurationError: There is none with this name, or it has no such level.
+            ConfigurationError: It has no such level.
             PluginError: The factory failed, or made something else.
         """
-        provided = self.provided("compressor", name)
         spec = provided.spec
         assert isinstance(spec, CompressorSpec)
         lowest, highest = spec.levels
         if level is not None and not lowest <= level <= highest:
             raise ConfigurationError(
-                f"compression_level is {level}; {name} has {lowest} to {highest}", option="compression_level"
+                f"compression_level is {level}; {provided.name} has {lowest} to {highest}", option="compression_level"
             )
         made = self._call(provided, "could not be made", spec.factory, level)
-        _check_has(provided, made, ("compress", "decompress"))
-        return made, provided
-
-    def make_decompressor(self, provided: Provided) -> Compressor:
-        """Makes the compressor that reads an encoding, at its default level.
-
-        Raises:
-            PluginError: The factory failed, or made something else.
-        """
-        assert isinstance(provided.spec, CompressorSpec)
-        made = self._call(provided, "could not be made", provided.spec.factory, None)
         _check_has(provided, made, ("compress", "decompress"))
         return cast("Compressor", made)
 

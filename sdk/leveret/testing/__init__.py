@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leveret.testing.breakers import CircuitBreakerConformance as CircuitBreakerConformance
     from leveret.testing.compressors import CompressorConformance as CompressorConformance
+    from leveret.testing.measuring import measure_decompression as measure_decompression
     from leveret.testing.metrics import MetricsConformance as MetricsConformance
     from leveret.testing.plugins import CheckResult as CheckResult
     from leveret.testing.plugins import check_plugin as check_plugin
@@ -39,6 +40,7 @@ _HOMES = {
     "RetryConformance": "policies",
     "SerializerConformance": "serializers",
     "check_plugin": "plugins",
+    "measure_decompression": "measuring",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

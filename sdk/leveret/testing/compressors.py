@@ -72,7 +72,7 @@ class CompressorConformance(Conformance):
         try:
             registry = registry_of("leveret_compressors", spec)
             for level in (None, *spec.levels):
-                registry.make_compressor(spec.name, level)
+                registry.make_compressor(registry.provided("compressor", spec.name), level)
         except PluginError as error:
             fail(f"the core does not take this CompressorSpec: {error}")
 
