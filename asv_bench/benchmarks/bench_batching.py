@@ -19,7 +19,7 @@ class PublishEncode:
         self.out = discarding_buffer()
         self.batch = batching.PublishBatch(self.out, None)
         self.template = batching.PublishTemplate(
-            1, corpus.EXCHANGE.decode(), corpus.ROUTING_KEY.decode(), corpus.RAW_PROPERTIES
+            corpus.EXCHANGE.decode(), corpus.ROUTING_KEY.decode(), corpus.RAW_PROPERTIES
         )
         self.bodies = [bytes(corpus.BODY_SIZES[body])] * corpus.MESSAGES
 
@@ -42,7 +42,7 @@ class Template:
         self.batching = need("leveret._batching")
 
     def time_make(self) -> None:
-        self.batching.PublishTemplate(1, "orders", "order.created", corpus.RAW_PROPERTIES)
+        self.batching.PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
 
 
 class Confirms:
@@ -85,7 +85,7 @@ class PublishAndConfirm:
         self.out = discarding_buffer()
         self.window = batching.ConfirmWindow()
         self.batch = batching.PublishBatch(self.out, self.window)
-        self.template = batching.PublishTemplate(1, "orders", "order.created", corpus.RAW_PROPERTIES)
+        self.template = batching.PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
         self.bodies = [bytes(1024)] * corpus.MESSAGES
         self.new_ticket = batching.Ticket
         self.everything = framing.SettlementRun.of(1, [(0, True, False, False)])

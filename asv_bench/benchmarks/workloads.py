@@ -35,7 +35,7 @@ def publish(total: int) -> Callable[[], None]:
 
     out = discarding_buffer()
     batch = PublishBatch(out, None)
-    template = PublishTemplate(1, "orders", "order.created", corpus.RAW_PROPERTIES)
+    template = PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
     bodies = [bytes(1024)] * GROUP
     return lambda: batch.add_many(template, bodies, None)
 

@@ -1,10 +1,11 @@
+from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret._buffers cimport SendBuffer
+from leveret._framing cimport Message
 
 
 cdef class PublishTemplate:
-    cdef readonly uint16_t channel
     cdef readonly str exchange
     cdef readonly str routing_key
     cdef readonly bint mandatory
@@ -12,13 +13,20 @@ cdef class PublishTemplate:
     cdef bytes prefix
     cdef uint8_t* data
     cdef Py_ssize_t size
-    cdef Py_ssize_t size_at
+    cdef Py_ssize_t header_at
 
 
 cdef struct Slot:
+    PyObject* template
+    PyObject* body
     Py_ssize_t index
     Py_ssize_t size
     uint8_t state
+
+
+cdef class Receipt:
+    cdef readonly uint64_t delivery_tag
+    cdef readonly object outcome
 
 
 cdef class Ticket:
@@ -46,11 +54,23 @@ cdef class ConfirmWindow:
     cdef readonly uint64_t unknown
     cdef readonly uint64_t ignored
     cdef list finished
+    # Where the next return is looked for.
+    cdef uint64_t return_at
+    # Of a channel after the first: what was sent again there, by the broker's tag less one; None when all of that has
+    # its outcome. What came behind it has the broker's tag plus the offset.
+    cdef list resent
+    cdef bint resending
+    cdef uint64_t resend_at
+    cdef uint64_t offset
 
-    cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, Py_ssize_t size) except 0
+    cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
+                       Py_ssize_t size) except 0
     cdef int grow(self) except -1
-    cdef int end(self, uint64_t tag, int outcome) except -1
-    cdef int end_through(self, uint64_t tag, int outcome) except -1
+    cdef int end(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef int end_through(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef bint end_one(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome) except -1
+    cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end) except? 0
     cdef void advance(self) noexcept
     cdef list take_finished(self)
 
@@ -58,13 +78,38 @@ cdef class ConfirmWindow:
 cdef class PublishBatch:
     cdef SendBuffer out
     cdef ConfirmWindow window
+    cdef readonly uint16_t channel
     cdef readonly uint32_t frame_max
     cdef readonly Py_ssize_t max_body_size
     cdef readonly uint64_t published
     cdef readonly uint64_t published_bytes
 
-    cdef uint64_t put(self, PublishTemplate template, const uint8_t* body, Py_ssize_t size,
-                      Ticket ticket, Py_ssize_t index) except? 0
+    cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
+    cdef Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1
+    cdef void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept
+
+
+cdef class Publisher:
+    cdef public ConfirmWindow _window
+    cdef public PublishBatch _batch
+    cdef public object _encoder
+    cdef public object _encode
+    cdef public object _loop
+    cdef public object _timer
+    cdef public object _waiting
+    cdef public object _last_key
+    cdef public PublishTemplate _last_template
+    cdef public dict _templates
+    cdef public Py_ssize_t _limit
+    cdef public Py_ssize_t _max_buffered
+    cdef public Py_ssize_t _max_bytes
+    cdef public bint _ready
+    cdef public bint _plain
+    cdef public bint _confirms
+    cdef public object _running_loop
+
+    cdef Ticket offer(self, value, routing_key, Py_ssize_t limit)
+    cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept
 
 
 cdef class AckWindow:

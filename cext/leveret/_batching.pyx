@@ -5,7 +5,10 @@ tags costs one step for each tag, once.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
 from cpython.list cimport PyList_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_CLEAR, Py_INCREF
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -17,6 +20,7 @@ from leveret._framing cimport (
     FRAME_OVERHEAD, SETTLE_MULTIPLE, SETTLE_NACK, ContentRun, Message, SettlementRun, Writer)
 
 from leveret.errors import BodyTooLarge, EncodeFailed
+from leveret.message import Outcome
 
 cdef enum:
     FIRST_SLOTS = 256
@@ -72,10 +76,9 @@ cdef inline Py_ssize_t _body_frames(Py_ssize_t size, Py_ssize_t chunk) noexcept 
 
 @cython.final
 cdef class PublishTemplate:
-    """The frames of a publishing, packed once: all but its body and its body's size.
+    """The frames of a publishing, packed once: all but its channel, its body and its body's size.
 
     Args:
-        channel: The channel it will be published on.
         exchange: The exchange; empty for the default exchange.
         routing_key: The routing key.
         raw_properties: What `Properties.encode` returns.
@@ -86,20 +89,19 @@ cdef class PublishTemplate:
         EncodeFailed: A name is longer than 255 bytes, or the properties do not fit one frame.
     """
 
-    def __cinit__(self, uint16_t channel, str exchange not None, str routing_key not None,
-                  bytes raw_properties not None=b"\x00\x00", *, bint mandatory=False, uint32_t frame_max=131072):
+    def __cinit__(self, str exchange not None, str routing_key not None, bytes raw_properties not None=b"\x00\x00", *,
+                  bint mandatory=False, uint32_t frame_max=131072):
         cdef Writer w = Writer()
         cdef Py_ssize_t header = 12 + PyBytes_GET_SIZE(raw_properties)
         if header + FRAME_OVERHEAD > frame_max:
             raise EncodeFailed(f"the properties and headers take {header + FRAME_OVERHEAD} bytes; the negotiated "
                                f"frame_max is {frame_max}")
-        self.channel = channel
         self.exchange = exchange
         self.routing_key = routing_key
         self.raw_properties = raw_properties
         self.mandatory = mandatory
         w.put8(FRAME_METHOD)
-        w.put16(channel)
+        w.put16(0)
         w.put32(0)
         w.put16(BASIC)
         w.put16(BASIC_PUBLISH)
@@ -109,12 +111,12 @@ cdef class PublishTemplate:
         w.put8(1 if mandatory else 0)
         lv_put32(w.data + 3, <uint32_t>(w.used - 7))
         w.put8(FRAME_END)
+        self.header_at = w.used
         w.put8(FRAME_HEADER)
-        w.put16(channel)
+        w.put16(0)
         w.put32(<uint32_t>header)
         w.put16(BASIC)
         w.put16(0)
-        self.size_at = w.used
         w.put64(0)
         w.put_raw(<uint8_t*>PyBytes_AS_STRING(raw_properties), PyBytes_GET_SIZE(raw_properties))
         w.put8(FRAME_END)
@@ -125,17 +127,44 @@ cdef class PublishTemplate:
 
 @cython.final
 @cython.freelist(512)
+cdef class Receipt:
+    """What `publish` returns: the broker has confirmed the message.
+
+    Attributes:
+        delivery_tag: The publishing's sequence number in its producer, from 1 (RabbitMQ: publisher confirms).
+        outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because nobody can know.
+    """
+
+    def __cinit__(self, uint64_t delivery_tag, outcome=Outcome.CONFIRMED):
+        self.delivery_tag = delivery_tag
+        self.outcome = outcome
+
+    def __eq__(self, other):
+        if type(other) is not Receipt:
+            return NotImplemented
+        return (self.delivery_tag == (<Receipt>other).delivery_tag
+                and self.outcome == (<Receipt>other).outcome)
+
+    def __hash__(self):
+        return hash((self.delivery_tag, self.outcome))
+
+    def __repr__(self):
+        return f"Receipt(delivery_tag={self.delivery_tag}, outcome={self.outcome!r})"
+
+
+@cython.final
+@cython.freelist(512)
 cdef class Ticket:
     """What becomes of one publishing, or of all the publishings of a batch.
 
     Awaiting it waits for the outcome; see `Producer.publish_nowait`.
 
     Attributes:
-        delivery_tag: The sequence number of the first publishing.
+        delivery_tag: The sequence number of the first publishing in its producer.
         count: How many publishings it stands for.
         pending: How many have no outcome yet.
         confirmed: How many ended confirmed.
-        failures: None, or by index an `Outcome` value, or the returned `Message`.
+        failures: None, or by index an `Outcome` value, the returned `Message`, or the error that ended it.
         future: Set by whoever waits; finished tickets with a future are handed out by the window.
         observed: Somebody looked at the outcome, or will.
     """
@@ -165,7 +194,10 @@ cdef class Ticket:
 
 @cython.final
 cdef class ConfirmWindow:
-    """The publishings of one channel that the broker has not settled yet.
+    """The publishings of a producer that the broker has not settled yet.
+
+    It keeps them whole, so that those which a lost channel left without an outcome can be sent again: see `renumber`.
+    Delivery tags count the producer's publishings from 1. On its first channel they are the broker's too.
 
     Attributes:
         first: The lowest delivery tag without an outcome.
@@ -184,13 +216,18 @@ cdef class ConfirmWindow:
         if self.slots is NULL:
             raise MemoryError()
         # A list beside the slots, so that the garbage collector sees the tickets: through their owner they may
-        # hold this window.
+        # hold this window. Templates and bodies hold nothing.
         self.tickets = [None] * FIRST_SLOTS
         self.mask = FIRST_SLOTS - 1
         self.first = self.next_delivery_tag = 1
         self.finished = []
 
     def __dealloc__(self):
+        cdef Py_ssize_t i
+        if self.slots is not NULL:
+            for i in range(self.mask + 1):
+                Py_CLEAR(self.slots[i].template)
+                Py_CLEAR(self.slots[i].body)
         free(self.slots)
 
     cdef int grow(self) except -1:
@@ -210,7 +247,8 @@ cdef class ConfirmWindow:
         self.mask = mask
         return 0
 
-    cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, Py_ssize_t size) except 0:
+    cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
+                       Py_ssize_t size) except 0:
         cdef uint64_t tag = self.next_delivery_tag
         cdef Slot* slot
         if tag - self.first > <uint64_t>self.mask:
@@ -219,6 +257,11 @@ cdef class ConfirmWindow:
         slot.state = OPEN
         slot.index = index
         slot.size = size
+        if template is not None:
+            Py_INCREF(template)
+            Py_INCREF(body)
+            slot.template = <PyObject*>template
+            slot.body = <PyObject*>body
         if ticket is not None:
             self.tickets[tag & self.mask] = ticket
             if ticket.count == 0:
@@ -230,13 +273,15 @@ cdef class ConfirmWindow:
         self.outstanding_bytes += size
         return tag
 
-    # Gives an open publishing its outcome. The caller advances `first`.
-    cdef int end(self, uint64_t tag, int outcome) except -1:
+    # Gives an open publishing its outcome, and its ticket the reason. The caller advances `first`.
+    cdef int end(self, uint64_t tag, int outcome, reason=None) except -1:
         cdef Slot* slot = &self.slots[tag & self.mask]
         cdef Ticket ticket = <Ticket>self.tickets[tag & self.mask]
         if slot.state == OPEN_RETURNED:
             outcome = RETURNED  # basic.return said so, and nothing that comes or does not come after it changes that
         slot.state = FREE
+        Py_CLEAR(slot.template)
+        Py_CLEAR(slot.body)
         self.outstanding -= 1
         self.outstanding_bytes -= slot.size
         if outcome == CONFIRMED:
@@ -253,18 +298,25 @@ cdef class ConfirmWindow:
             if outcome == CONFIRMED:
                 ticket.confirmed += 1
             elif outcome != RETURNED:
-                ticket.fail(slot.index, outcome)
+                ticket.fail(slot.index, outcome if reason is None else reason)
             if ticket.pending == 0 and (ticket.future is not None
                                         or (ticket.failures is not None and not ticket.observed)):
                 self.finished.append(ticket)
         return 0
 
-    cdef int end_through(self, uint64_t tag, int outcome) except -1:
+    cdef int end_through(self, uint64_t tag, int outcome, reason=None) except -1:
         while self.first <= tag:
             if self.slots[self.first & self.mask].state != FREE:
-                self.end(self.first, outcome)
+                self.end(self.first, outcome, reason)
             self.first += 1
         return 0
+
+    # Ends one publishing if it is open; returns whether it was.
+    cdef bint end_one(self, uint64_t tag, int outcome, reason=None) except -1:
+        if tag < self.first or tag >= self.next_delivery_tag or self.slots[tag & self.mask].state == FREE:
+            return False
+        self.end(tag, outcome, reason)
+        return True
 
     cdef void advance(self) noexcept:
         while self.first < self.next_delivery_tag and self.slots[self.first & self.mask].state == FREE:
@@ -278,8 +330,11 @@ cdef class ConfirmWindow:
         return finished
 
     def track(self, Ticket ticket=None, Py_ssize_t size=0):
-        """Takes the next delivery tag for a publishing that was written by other means; returns the tag."""
-        return self.open(ticket, 0, size)
+        """Takes the next delivery tag for a publishing that was written by other means; returns the tag.
+
+        It cannot be sent again.
+        """
+        return self.open(ticket, 0, None, None, size)
 
     def settle(self, SettlementRun run not None):
         """Applies the broker's confirms.
@@ -293,24 +348,70 @@ cdef class ConfirmWindow:
         cdef Py_ssize_t i
         cdef uint64_t tag
         cdef int outcome
+        cdef bint multiple
         for i in range(run.count):
             tag = run.tags[i]
             outcome = NACKED if run.flags[i] & SETTLE_NACK else CONFIRMED
-            if run.flags[i] & SETTLE_MULTIPLE:
-                if tag == 0:
-                    # Zero with multiple means all (AMQP 0-9-1 section 1.8.3.13).
-                    tag = self.next_delivery_tag - 1
+            multiple = run.flags[i] & SETTLE_MULTIPLE
+            if self.resent is not None and self.settle_resent(tag, multiple, outcome):
+                continue
+            # Zero with multiple means all (AMQP 0-9-1 section 1.8.3.13).
+            tag = self.next_delivery_tag - 1 if multiple and tag == 0 else tag + self.offset
+            if multiple:
                 if tag >= self.next_delivery_tag or tag < self.first:
                     self.ignored += 1
                     continue
                 self.end_through(tag, outcome)
-            elif tag < self.first or tag >= self.next_delivery_tag or self.slots[tag & self.mask].state == FREE:
+            elif not self.end_one(tag, outcome):
                 self.ignored += 1
                 continue
-            else:
-                self.end(tag, outcome)
             self.advance()
         return self.take_finished()
+
+    # After `renumber`: the confirm of publishings that were sent again. Returns whether it was one of those alone.
+    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome) except -1:
+        cdef uint64_t count = <uint64_t>PyList_GET_SIZE(self.resent)
+        cdef uint64_t first
+        cdef bint known = False
+        if multiple and tag == 0:
+            tag = count if self.resending else count + 1
+        if tag > count:
+            # Behind all of them: the tags of these are lower, so `multiple` reaches them anyway.
+            if self.resending:
+                self.ignored += 1
+            elif self.first > <uint64_t>self.resent[count - 1] if count else True:
+                self.resent = None
+            return self.resending
+        first = 0 if multiple else tag - 1
+        if tag:
+            for tag in self.resent[first:tag]:
+                known = self.end_one(tag, outcome) or known
+        if not known:
+            self.ignored += 1
+        self.advance()
+        return True
+
+    def translate(self, SettlementRun run not None):
+        """Returns (delivery tag, multiple, nack) for each confirm, with the tags that the publishings have here.
+
+        The confirm of publishings that were sent again on another channel is told for each of them.
+        """
+        cdef list confirms = []
+        cdef Py_ssize_t i
+        cdef uint64_t tag, count
+        cdef bint multiple, nack
+        count = 0 if self.resent is None else <uint64_t>PyList_GET_SIZE(self.resent)
+        for i in range(run.count):
+            tag = run.tags[i]
+            multiple = run.flags[i] & SETTLE_MULTIPLE
+            nack = run.flags[i] & SETTLE_NACK
+            if tag == 0:
+                confirms.append((self.next_delivery_tag - 1, multiple, nack))
+            elif tag > count:
+                confirms.append((tag + self.offset, multiple, nack))
+            else:
+                confirms.extend([(again, False, nack) for again in self.resent[0 if multiple else tag - 1:tag]])
+        return confirms
 
     def is_open(self, uint64_t delivery_tag):
         """True while this publishing has no outcome."""
@@ -334,18 +435,95 @@ cdef class ConfirmWindow:
             ticket.fail(slot.index, message)
         return True
 
-    def is_returned(self, uint64_t delivery_tag):
-        """True when `mark_returned` was called for this publishing and its confirm has not come yet."""
-        return self.is_open(delivery_tag) and self.slots[delivery_tag & self.mask].state == OPEN_RETURNED
+    def tie_return(self, Message message not None):
+        """Ties a returned message to its publishing, and marks that.
 
-    def expire(self, uint64_t delivery_tag):
+        The broker returns in the order of publishing, and before the confirm. So the first mandatory publishing behind
+        the last returned one that has the same bytes is the one; those with the same bytes cannot be told apart by
+        anybody.
+
+        Returns:
+            The delivery tag, or 0 when nothing like it is in flight.
+        """
+        cdef uint64_t start = max(self.first, self.return_at)
+        cdef uint64_t tag = self.find_returned(message, start, self.next_delivery_tag)
+        if tag == 0:
+            # In another order than the protocol says.
+            tag = self.find_returned(message, self.first, min(start, self.next_delivery_tag))
+        if tag:
+            self.mark_returned(tag, message)
+            self.return_at = tag + 1
+        return tag
+
+    cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end) except? 0:
+        cdef Slot* slot
+        cdef PublishTemplate template
+        cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(message.body)
+        while tag < end:
+            slot = &self.slots[tag & self.mask]
+            if slot.state == OPEN and slot.template is not NULL and slot.size == size:
+                template = <PublishTemplate>slot.template
+                if (template.mandatory and template.routing_key == message.routing_key
+                        and template.exchange == message.exchange
+                        and template.raw_properties == message.raw_properties
+                        and <bytes>slot.body == message.body):
+                    return tag
+            tag += 1
+        return 0
+
+    def expire(self, uint64_t delivery_tag, reason=None):
         """Ends every open publishing up to this one as unknown.
+
+        Args:
+            delivery_tag: The last of them.
+            reason: What their tickets say; the outcome by default.
 
         Returns:
             As `settle`.
         """
-        self.end_through(min(delivery_tag, self.next_delivery_tag - 1), UNKNOWN)
+        self.end_through(min(delivery_tag, self.next_delivery_tag - 1), UNKNOWN, reason)
         self.advance()
+        return self.take_finished()
+
+    def give_up(self, uint64_t delivery_tag, reason=None):
+        """Ends one open publishing as unknown; its confirm may still come and is ignored then. Returns as `settle`."""
+        self.end_one(delivery_tag, UNKNOWN, reason)
+        self.advance()
+        return self.take_finished()
+
+    def give_up_exchange(self, str exchange not None, reason):
+        """Ends the open publishings to an exchange as unknown. Returns as `settle`."""
+        cdef uint64_t tag = self.first
+        cdef Slot* slot
+        while tag < self.next_delivery_tag:
+            slot = &self.slots[tag & self.mask]
+            if (slot.state != FREE and slot.template is not NULL
+                    and (<PublishTemplate>slot.template).exchange == exchange):
+                self.end(tag, UNKNOWN, reason)
+            tag += 1
+        self.advance()
+        return self.take_finished()
+
+    def renumber(self):
+        """A new channel takes over: prepares `PublishBatch.resend` of what has no outcome.
+
+        The new channel counts from 1. Publishings keep their tags here, and confirms are translated.
+
+        Returns:
+            As `settle`: what was returned has its outcome, and what was written by other means cannot be sent again.
+        """
+        cdef uint64_t tag = self.first
+        cdef Slot* slot
+        while tag < self.next_delivery_tag:
+            slot = &self.slots[tag & self.mask]
+            if slot.state == OPEN_RETURNED or (slot.state == OPEN and slot.body is NULL):
+                self.end(tag, UNKNOWN)
+            tag += 1
+        self.advance()
+        self.resent = []
+        self.resending = True
+        self.resend_at = self.first
+        self.return_at = self.first
         return self.take_finished()
 
 
@@ -356,49 +534,67 @@ cdef class PublishBatch:
     Args:
         out: The connection's send buffer.
         window: Where the publishings wait for their confirms; None without confirms.
+        channel: The channel to publish on.
         frame_max: The negotiated limit; larger bodies are split.
         max_body_size: The largest body, in bytes.
 
     Attributes:
-        published: How many messages were appended.
+        published: How many messages were appended; one that was sent again counts once.
         published_bytes: Their bodies' bytes.
     """
 
-    def __cinit__(self, SendBuffer out not None, ConfirmWindow window, *, uint32_t frame_max=131072,
-                  Py_ssize_t max_body_size=134217728):
+    def __cinit__(self, SendBuffer out not None, ConfirmWindow window, *, uint16_t channel=1,
+                  uint32_t frame_max=131072, Py_ssize_t max_body_size=134217728):
+        self.window = window
+        self.max_body_size = max_body_size
+        self.attach(out, channel, frame_max)
+
+    def attach(self, SendBuffer out not None, uint16_t channel, uint32_t frame_max):
+        """Goes over to another channel, maybe of another connection."""
         _check_frame_max(frame_max)
         self.out = out
-        self.window = window
+        self.channel = channel
         self.frame_max = frame_max
-        self.max_body_size = max_body_size
 
-    cdef uint64_t put(self, PublishTemplate template, const uint8_t* body, Py_ssize_t size,
-                      Ticket ticket, Py_ssize_t index) except? 0:
-        cdef Py_ssize_t chunk = <Py_ssize_t>self.frame_max - FRAME_OVERHEAD
+    cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
         cdef Py_ssize_t total
         cdef uint64_t tag = 0
         cdef uint8_t* p
         if size > self.max_body_size:
             raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
-        total = template.size + size + FRAME_OVERHEAD * _body_frames(size, chunk)
+        total = self.total(template, size)
         # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers.
         p = self.out.reserve(total)
         if self.window is not None:
-            tag = self.window.open(ticket, index, size)
-        memcpy(p, template.data, template.size)
-        lv_put64(p + template.size_at, <uint64_t>size)
-        _put_body(p + template.size, template.channel, body, size, chunk)
+            tag = self.window.open(ticket, index, template, body, size)
+        self.write(p, template, body, size)
         self.published += 1
         self.published_bytes += <uint64_t>size
         self.out.commit(total)
         return tag
+
+    # The bytes of a publishing's frames.
+    cdef inline Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1:
+        if template.size - template.header_at > <Py_ssize_t>self.frame_max:
+            raise EncodeFailed(f"the properties and headers take {template.size - template.header_at} bytes; the "
+                               f"negotiated frame_max is {self.frame_max}")
+        return template.size + size + FRAME_OVERHEAD * _body_frames(size, <Py_ssize_t>self.frame_max - FRAME_OVERHEAD)
+
+    cdef inline void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept:
+        memcpy(p, template.data, template.size)
+        lv_put16(p + 1, self.channel)
+        lv_put16(p + template.header_at + 1, self.channel)
+        lv_put64(p + template.header_at + 11, <uint64_t>size)
+        _put_body(p + template.size, self.channel, <const uint8_t*>PyBytes_AS_STRING(body), size,
+                  <Py_ssize_t>self.frame_max - FRAME_OVERHEAD)
 
     def add(self, PublishTemplate template not None, body not None, Ticket ticket=None, Py_ssize_t index=0):
         """Appends one publishing.
 
         Args:
             template: Exchange, routing key and properties.
-            body: Any object with a contiguous buffer; copied.
+            body: Any object with a contiguous buffer; what is not bytes is copied, because it may change.
             ticket: Told about the outcome.
             index: The publishing's index in the ticket.
 
@@ -407,13 +603,12 @@ cdef class PublishBatch:
 
         Raises:
             BodyTooLarge: Over the limit; nothing was appended and no tag taken.
+            EncodeFailed: The properties do not fit the negotiated frame_max; likewise.
             TypeError: The body is not bytes-like.
         """
-        cdef const uint8_t[::1] view
-        if PyBytes_CheckExact(body):
-            return self.put(template, <const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), ticket, index)
-        view = memoryview(body).cast("B")
-        return self.put(template, &view[0] if view.shape[0] else NULL, view.shape[0], ticket, index)
+        if not PyBytes_CheckExact(body):
+            body = memoryview(body).cast("B").tobytes()
+        return self.put(template, <bytes>body, ticket, index)
 
     def add_many(self, PublishTemplate template not None, list bodies not None, Ticket ticket, Py_ssize_t index=0,
                  Py_ssize_t start=0, Py_ssize_t limit=-1):
@@ -447,9 +642,162 @@ cdef class PublishBatch:
             body = bodies[i]
             if not PyBytes_CheckExact(body):
                 raise TypeError(f"body {i} is {type(body).__name__}, not bytes")
-            self.put(template, <const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), ticket,
-                     index + i - start)
+            self.put(template, <bytes>body, ticket, index + i - start)
         return end - start
+
+    def resend(self, Py_ssize_t limit):
+        """Appends again what has no outcome, oldest first; `ConfirmWindow.renumber` comes before the first call.
+
+        Args:
+            limit: How many to append at the most.
+
+        Returns:
+            True when that was all, and new publishings may follow.
+        """
+        cdef ConfirmWindow window = self.window
+        cdef Slot* slot
+        cdef PublishTemplate template
+        cdef bytes body
+        cdef Py_ssize_t total
+        cdef uint64_t tag
+        while window.resend_at < window.next_delivery_tag:
+            if limit <= 0:
+                return False
+            tag = window.resend_at
+            window.resend_at += 1
+            slot = &window.slots[tag & window.mask]
+            if tag < window.first or slot.state == FREE:
+                continue
+            template, body = <PublishTemplate>slot.template, <bytes>slot.body
+            total = self.total(template, slot.size)
+            self.write(self.out.reserve(total), template, body, slot.size)
+            window.resent.append(tag)
+            self.out.commit(total)
+            limit -= 1
+        window.resending = False
+        window.offset = window.next_delivery_tag - 1 - <uint64_t>PyList_GET_SIZE(window.resent)
+        return True
+
+
+# Without confirms nobody knows more.
+NO_RECEIPT = Receipt(0, Outcome.UNKNOWN)
+
+
+cdef class Publisher:
+    """What a producer does for each message: the short way of `publish` and `publish_nowait`.
+
+    `Producer` fills the attributes and has the long way, for whatever is not plain: options, waiting, several forms of
+    bodies, policies. The attributes are its own.
+    """
+
+    # A ticket of a message that was written, or None: then the long way finds out what to do, or what is wrong.
+    cdef Ticket offer(self, value, routing_key, Py_ssize_t limit):
+        cdef ConfirmWindow window = self._window
+        cdef PublishTemplate template
+        cdef PyObject* found
+        cdef Ticket ticket
+        cdef object body
+        if not self.has_room(window, limit) or self._running_loop() is not self._loop:
+            return None
+        if routing_key is self._last_key:
+            template = self._last_template
+        else:
+            if type(routing_key) is not str:
+                return None
+            found = PyDict_GetItem(self._templates, routing_key)
+            if found is NULL:
+                return None
+            template = self._last_template = <PublishTemplate>found
+            self._last_key = routing_key
+        if self._ready and PyBytes_CheckExact(value):
+            body = value
+        else:
+            body = self._encoded(value)
+            if not self.has_room(window, limit):
+                return None  # the serializer did something else, too
+        ticket = Ticket.__new__(Ticket, self)
+        self._batch.put(template, <bytes>body, ticket, 0)
+        if self._timer is None:
+            self._start_clock()
+        return ticket
+
+    cdef inline bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept:
+        return (self._plain and window.outstanding < limit and window.outstanding_bytes < self._max_bytes
+                and not self._batch.out.paused and not self._batch.out.blocked)
+
+    def _encoded(self, value):
+        try:
+            body = self._encode(value)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise self._encoder.failed(error, value)  # it has its cause
+        if not PyBytes_CheckExact(body):
+            raise self._encoder.not_bytes(body)
+        return body
+
+    async def publish(self, value, routing_key="", **options):
+        """Publishes one value and waits for the broker's confirm.
+
+        Many calls may wait at once; up to `max_outstanding` are in flight, and the others wait for their turn.
+        When this is cancelled the message may have been written; it is not taken back.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key, or what `template` made.
+            **options: See `PublishOptions`.
+
+        Returns:
+            A receipt; the outcome is CONFIRMED, or UNKNOWN when the producer has no confirms.
+
+        Raises:
+            EncodeFailed, BodyTooLarge: The value or an option does not fit; nothing was sent.
+            MessageNacked: The broker refused it.
+            MessageReturned: It was mandatory and no queue took it.
+            ExchangeNotFound: There is no such exchange. The producer goes on, on a new channel.
+            ConfirmTimeout: No confirm within `confirm_timeout` seconds; the outcome is UNKNOWN, the stage "confirm".
+            PublishError: With outcome NOT_SENT: it could not be written within `publish_timeout` seconds, and `stage`
+                says what it waited for; or the producer is closed. With UNKNOWN: the channel or connection was lost;
+                the cause says why.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
+        """
+        cdef Ticket ticket
+        # Those who wait go first.
+        if options or self._waiting or (ticket := self.offer(value, routing_key, self._limit)) is None:
+            return await self._publish(value, routing_key, options)
+        if ticket.pending:
+            ticket.observed = True
+            ticket.future = self._loop.create_future()
+            await ticket.future
+        if ticket.failures is not None:
+            raise self._outcome_error(ticket)
+        return Receipt.__new__(Receipt, ticket.delivery_tag) if self._confirms else NO_RECEIPT
+
+    def publish_nowait(self, value, routing_key="", **options):
+        """Publishes one value without waiting; it leaves with the next write.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key, or what `template` made.
+            **options: See `PublishOptions`.
+
+        Returns:
+            A ticket. Await it for the receipt; it raises what `publish` raises. `flush` raises for those that
+            failed and were not awaited.
+
+        Raises:
+            BackpressureError: `max_buffered` publishings or `max_outstanding_bytes` bytes have no outcome yet,
+                the socket is full, the broker blocks publishers, or the connection is being made again; nothing was
+                sent.
+            EncodeFailed, BodyTooLarge: As `publish`.
+            PublishError: The producer is closed; the outcome is NOT_SENT.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
+            WrongLoopError: Called from another thread or event loop.
+        """
+        cdef Ticket ticket
+        if options or (ticket := self.offer(value, routing_key, self._max_buffered)) is None:
+            return self._publish_nowait(value, routing_key, options)
+        return ticket
 
 
 @cython.final

@@ -50,6 +50,8 @@ cdef class SendBuffer:
     cdef readonly uint64_t sent_bytes
     cdef object on_data
     cdef object on_full
+    cdef public bint paused
+    cdef public bint blocked
 
     cdef int grow(self, Py_ssize_t n) except -1
     cdef uint8_t* reserve(self, Py_ssize_t n) except NULL

@@ -106,6 +106,10 @@ cdef class SendBuffer:
         on_full: Called without arguments when the block holds `flush_bytes` or more: call `take` and write.
             Neither may raise: what was appended stays in the block, and its delivery tag is taken.
         flush_bytes: When `on_full` is called, in bytes.
+
+    Attributes:
+        paused: The socket is full: publishings are to wait. Whoever writes the blocks sets it.
+        blocked: The broker blocks publishers (RabbitMQ: connection.blocked): likewise.
     """
 
     def __init__(self, on_data, on_full, Py_ssize_t flush_bytes=65536):

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leveret._batching import Receipt as Receipt
     from leveret._batching import Ticket as Ticket
     from leveret._framing import FieldValue as FieldValue
     from leveret._framing import Message as Message
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from leveret.errors import PublishError as PublishError
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
-    from leveret.message import Receipt as Receipt
     from leveret.producer import Producer as Producer
     from leveret.settings import ConnectionSettings as ConnectionSettings
     from leveret.settings import ConsumerSettings as ConsumerSettings
@@ -55,7 +55,7 @@ _HOMES = {
     "PublishError": "errors",
     "BatchResult": "message",
     "Outcome": "message",
-    "Receipt": "message",
+    "Receipt": "_batching",
     "Producer": "producer",
     "ConnectionSettings": "settings",
     "ConsumerSettings": "settings",

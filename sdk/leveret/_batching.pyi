@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from typing import Any, Protocol, final
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Protocol, Unpack, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from leveret._buffers import SendBuffer
 from leveret._framing import ContentRun, Message, SettlementRun
-from leveret.message import Receipt
+from leveret.codecs import BodyEncoder
+from leveret.errors import LeveretError
+from leveret.message import Outcome
+from leveret.publishing import PublishOptions, Template
 
 __test__: dict[str, str]
 
@@ -17,8 +21,6 @@ class _Owner(Protocol):
 
 @final
 class PublishTemplate:
-    @property
-    def channel(self) -> int: ...
     @property
     def exchange(self) -> str: ...
     @property
@@ -29,7 +31,6 @@ class PublishTemplate:
     def raw_properties(self) -> bytes: ...
     def __new__(
         cls,
-        channel: int,
         exchange: str,
         routing_key: str,
         raw_properties: bytes = b"\x00\x00",
@@ -39,8 +40,18 @@ class PublishTemplate:
     ) -> PublishTemplate: ...
 
 @final
+class Receipt:
+    @property
+    def delivery_tag(self) -> int: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    def __new__(cls, delivery_tag: int, outcome: Outcome = ...) -> Receipt: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
 class Ticket:
-    failures: dict[int, int | Message] | None
+    failures: dict[int, int | Message | LeveretError] | None
     future: asyncio.Future[None] | None
     observed: bool
     @property
@@ -55,7 +66,7 @@ class Ticket:
     def done(self) -> bool: ...
     def __new__(cls, owner: _Owner | None = None) -> Ticket: ...
     def __await__(self) -> Generator[Any, Any, Receipt]: ...
-    def fail(self, index: int, reason: int | Message) -> None: ...
+    def fail(self, index: int, reason: int | Message | LeveretError) -> None: ...
 
 @final
 class ConfirmWindow:
@@ -81,11 +92,17 @@ class ConfirmWindow:
     def settle(self, run: SettlementRun) -> list[Ticket] | None: ...
     def is_open(self, delivery_tag: int) -> bool: ...
     def mark_returned(self, delivery_tag: int, message: Message) -> bool: ...
-    def is_returned(self, delivery_tag: int) -> bool: ...
-    def expire(self, delivery_tag: int) -> list[Ticket] | None: ...
+    def tie_return(self, message: Message) -> int: ...
+    def translate(self, run: SettlementRun) -> list[tuple[int, bool, bool]]: ...
+    def expire(self, delivery_tag: int, reason: LeveretError | None = None) -> list[Ticket] | None: ...
+    def give_up(self, delivery_tag: int, reason: LeveretError | None = None) -> list[Ticket] | None: ...
+    def give_up_exchange(self, exchange: str, reason: LeveretError) -> list[Ticket] | None: ...
+    def renumber(self) -> list[Ticket] | None: ...
 
 @final
 class PublishBatch:
+    @property
+    def channel(self) -> int: ...
     @property
     def frame_max(self) -> int: ...
     @property
@@ -99,9 +116,11 @@ class PublishBatch:
         out: SendBuffer,
         window: ConfirmWindow | None,
         *,
+        channel: int = 1,
         frame_max: int = 131072,
         max_body_size: int = 134217728,
     ) -> PublishBatch: ...
+    def attach(self, out: SendBuffer, channel: int, frame_max: int) -> None: ...
     def add(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
     def add_many(
         self,
@@ -112,6 +131,36 @@ class PublishBatch:
         start: int = 0,
         limit: int = -1,
     ) -> int: ...
+    def resend(self, limit: int) -> bool: ...
+
+@disjoint_base
+class Publisher:
+    _window: ConfirmWindow
+    _batch: PublishBatch
+    _encoder: BodyEncoder
+    _encode: Callable[[Any], bytes]
+    _loop: asyncio.AbstractEventLoop
+    _running_loop: Callable[[], asyncio.AbstractEventLoop | None]
+    _timer: asyncio.TimerHandle | None
+    _waiting: deque[tuple[int, float, asyncio.Future[bool]]]
+    _last_key: str | Template | None
+    _last_template: PublishTemplate
+    _templates: dict[object, PublishTemplate]
+    _limit: int
+    _max_buffered: int
+    _max_bytes: int
+    _ready: bool
+    _plain: bool
+    _confirms: bool
+    def _encoded(self, value: Any) -> bytes: ...
+    async def publish(
+        self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Receipt: ...
+    def publish_nowait(
+        self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Ticket: ...
+
+NO_RECEIPT: Receipt
 
 @final
 class AckWindow:

@@ -19,6 +19,8 @@ class RecvBuffer:
 
 @final
 class SendBuffer:
+    paused: bool
+    blocked: bool
     @property
     def flush_bytes(self) -> int: ...
     @property

@@ -66,6 +66,9 @@ class _Link:
                     self._registry.connection_event(recovered)
             return self.connection
 
+    async def recovered(self) -> Connection:
+        return await self()
+
     def _on_event(self, event: ConnectionEvent) -> None:
         if event.error is not None:
             self.meter.lost += 1

@@ -410,10 +410,12 @@ class Connection:
             self._tell(ConnectionEventKind.OPENED)
         elif isinstance(event, protocol.Blocked):
             self.blocked = event.reason
+            self.transport.out.blocked = True
             logger.warning("connection %r: the broker blocks publishers: %s", self.name, event.reason)
             self._tell(ConnectionEventKind.BLOCKED, event.reason)
         elif isinstance(event, protocol.Unblocked):
             self.blocked = None
+            self.transport.out.blocked = False
             logger.info("connection %r: the broker takes publishings again", self.name)
             self._wake_unblocked()
             self._tell(ConnectionEventKind.UNBLOCKED)

@@ -256,13 +256,16 @@ class PublishError(LeveretError):
 
     Attributes:
         outcome: How it ended.
-        delivery_tag: Its publishing sequence number on the channel, or 0 when it was not sent.
+        delivery_tag: Its sequence number in its producer, or 0 when it was not sent.
+        stage: When a deadline passed, where: "connection" (being made again), "blocked" (by the broker), "buffer" (no
+            room in the window or the socket) or "confirm"; otherwise empty.
     """
 
-    def __init__(self, message: str, *, outcome: Outcome, delivery_tag: int = 0) -> None:
+    def __init__(self, message: str, *, outcome: Outcome, delivery_tag: int = 0, stage: str = "") -> None:
         super().__init__(message)
         self.outcome = outcome
         self.delivery_tag = delivery_tag
+        self.stage = stage
 
 
 class MessageNacked(PublishError):
@@ -287,6 +290,20 @@ class MessageReturned(PublishError):
 
 class ConfirmTimeout(PublishError, TimeoutError):
     """No confirm came in time: whether the broker has the message is unknown."""
+
+
+class ExchangeNotFound(PublishError, NotFound):
+    """The exchange does not exist (reply code 404).
+
+    The outcome is UNKNOWN, because what was published to it just before somebody deleted it may be in a queue.
+    """
+
+
+class ExchangeAccessRefused(PublishError, AccessRefused):
+    """The user may not publish to this exchange (reply code 403).
+
+    The outcome is UNKNOWN, as with `ExchangeNotFound`.
+    """
 
 
 class CodecError(LeveretError):

@@ -1,6 +1,7 @@
-"""The words that publishers and consumers share: outcomes, receipts and batch results.
+"""The words that publishers and consumers share: outcomes and batch results.
 
-The incoming `leveret.Message` is compiled (`leveret._framing`), because one is made for each delivery.
+The incoming `leveret.Message` and the `leveret.Receipt` of a publishing are compiled (`leveret._framing`,
+`leveret._batching`), because one is made for each message.
 """
 
 from __future__ import annotations
@@ -35,19 +36,6 @@ class Outcome(enum.IntEnum):
 #: AMQP 0-9-1 section 1.1: the names of the values of `delivery_mode`.
 TRANSIENT: Final = 1
 PERSISTENT: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What `publish` returns: the broker has confirmed the message.
-
-    Attributes:
-        delivery_tag: The publishing's sequence number on its channel (RabbitMQ: publisher confirms).
-        outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because nobody can know.
-    """
-
-    delivery_tag: int
-    outcome: Outcome = Outcome.CONFIRMED
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leveret._batching import AckWindow, ConfirmWindow, PublishBatch
+    from leveret.message import BatchResult
     from leveret.plugins.interfaces import MetricsSink
     from leveret.plugins.registry import PluginRegistry, Provided
     from leveret.settings import MonitoringSettings
@@ -45,6 +46,13 @@ _CATALOGUE: Final = {
     "unknown": Metric("publishings_unknown", "counter", "messages", "Publishings whose confirm never came.", _PRODUCER),
     "outstanding": Metric(
         "publishings_outstanding", "gauge", "messages", "Publishings without an outcome yet.", _PRODUCER
+    ),
+    "batches": Metric("batches", "counter", "batches", "Batches that were published.", _PRODUCER),
+    "batch_confirmed": Metric(
+        "batches_confirmed", "counter", "messages", "Publishings of batches the broker confirmed.", _PRODUCER
+    ),
+    "batch_milliseconds": Metric(
+        "batches_time", "counter", "milliseconds", "Time from the start of batches to their last confirms.", _PRODUCER
     ),
     "delivered": Metric("deliveries", "counter", "messages", "Deliveries taken from the broker.", _CONSUMER),
     "acked": Metric("deliveries_acked", "counter", "messages", "Deliveries acknowledged.", _CONSUMER),
@@ -81,11 +89,20 @@ class Meter(Protocol):
 class ProducerMeter:
     """Reads what a producer's compiled parts count."""
 
-    __slots__ = ("batch", "window")
+    __slots__ = ("_batch_seconds", "batch", "batch_confirmed", "batches", "window")
 
     def __init__(self, window: ConfirmWindow) -> None:
         self.window = window
         self.batch: PublishBatch | None = None
+        self.batches = 0
+        self.batch_confirmed = 0
+        self._batch_seconds = 0.0
+
+    def add_batch(self, result: BatchResult) -> None:
+        """A call of `publish_batch` has its outcomes."""
+        self.batches += 1
+        self.batch_confirmed += result.confirmed
+        self._batch_seconds += result.elapsed
 
     def read(self) -> dict[str, int]:
         """How many publishings were written and how they ended so far, by outcome."""
@@ -98,6 +115,9 @@ class ProducerMeter:
             "returned": window.returned,
             "nacked": window.nacked,
             "unknown": window.unknown,
+            "batches": self.batches,
+            "batch_confirmed": self.batch_confirmed,
+            "batch_milliseconds": int(self._batch_seconds * 1000),
         }
 
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sized
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import CircuitOpen, PublishError, printable
 from leveret.message import BatchResult, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
-    from leveret.message import Receipt
+    from leveret._batching import Receipt
+    from leveret.batches import Source
     from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
 
 __all__ = ["PublishGuard"]
@@ -101,12 +100,12 @@ class PublishGuard:
             await asyncio.sleep(delay)
 
     async def publish_batch(
-        self, values: Iterable[Any], size: int, once: Callable[[list[Any]], Awaitable[BatchResult]]
+        self, source: Source, size: int, once: Callable[[list[Any]], Awaitable[BatchResult]]
     ) -> BatchResult:
         """Publishes values in parts; what failed of a part is tried again before the next part begins.
 
         Args:
-            values: The values.
+            source: The values.
             size: The producer's batch size.
             once: Publishes a list.
 
@@ -118,17 +117,11 @@ class PublishGuard:
             Exception: What the iterable raised, after what came before has its outcome; a note counts them.
         """
         started = self._clock()
-        raised: BaseException | None = None
-        iterator = iter(values)
         failures: dict[int, Exception] = {}
         count = confirmed = 0
         confirms = True
-        while raised is None:
-            part: list[Any] = []
-            try:
-                part.extend(islice(iterator, size * _CHUNKS_PER_PART))
-            except BaseException as error:
-                raised = error
+        while True:
+            part = await source.take(size * _CHUNKS_PER_PART)
             if not part:
                 break
             result = await self._publish_part(part, once, first=count == 0)
@@ -139,13 +132,15 @@ class PublishGuard:
             obstacle = next(filter(_is_obstacle, result.failures.values()), None)
             if obstacle is not None:
                 # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
-                left = range(count, len(values)) if isinstance(values, Sized) else range(0)
+                left = range(count, source.length)
                 failures.update(dict.fromkeys(left, obstacle))
                 count += len(left)
                 break
-        if raised is not None:
-            raised.add_note(f"of the {count} values before it {confirmed} were confirmed and {len(failures)} failed")
-            raise raised
+        if source.error is not None:
+            source.error.add_note(
+                f"of the {count} values before it {confirmed} were confirmed and {len(failures)} failed"
+            )
+            raise source.error
         return BatchResult(count, confirmed, self._clock() - started, failures, confirms)
 
     async def _publish_part(

@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from asyncio import _get_running_loop
 from collections import deque
-from collections.abc import Sized
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from leveret._batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
-from leveret._framing import FieldValue, Properties
+from leveret._batching import NO_RECEIPT, ConfirmWindow, PublishBatch, Publisher, PublishTemplate, Receipt, Ticket
+from leveret._framing import FieldValue
+from leveret.batches import Batch, Source
 from leveret.codecs import ORIGINAL_SIZE, BodyEncoder, Form, OriginalSize
 from leveret.errors import (
     BackpressureError,
     BodyTooLarge,
+    ChannelClosed,
     CodecError,
     ConfigurationError,
     ConfirmTimeout,
-    EncodeFailed,
+    ExchangeAccessRefused,
+    ExchangeNotFound,
     LeveretError,
     MessageNacked,
     MessageReturned,
     OperationTimeout,
     PublishError,
+    again,
     printable,
 )
-from leveret.message import BatchResult, Outcome, Receipt
+from leveret.flow import AdaptiveWindow
+from leveret.message import BatchResult, Outcome
 from leveret.monitoring import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
 from leveret.policies import PublishGuard
+from leveret.publishing import Publishing, PublishOptions, Template, pack_properties, repeats
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from datetime import datetime
+    from collections.abc import AsyncIterable, Callable, Iterable
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -45,54 +50,52 @@ if TYPE_CHECKING:
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ProducerSettings
 
-    Connect = Callable[[], Awaitable[Connection]]
+    ConfirmListener = Callable[[int, bool], object]
+    Forms = dict[Form, PublishTemplate | OriginalSize]
 
-__all__ = ["Producer", "PublishOptions"]
+__all__ = ["Link", "Producer"]
 
 logger = logging.getLogger("leveret.producer")
 
-#: How many routing keys keep their packed frames.
-_TEMPLATES = 1024
+#: How many routing keys, templates and repeated options keep their packed frames.
+_TEMPLATES: Final = 1024
 #: A chunk of a batch is encoded before it is sent; this many bytes of bodies are enough to fill the socket.
-_CHUNK_BYTES = 1024 * 1024
+_CHUNK_BYTES: Final = 1024 * 1024
 #: How many failed tickets are kept for `flush`; more are counted.
-_UNOBSERVED = 100
+_UNOBSERVED: Final = 100
 #: The types of values that are ready as they are, with the serializer "bytes".
-_ONLY_BYTES = {bytes}
+_ONLY_BYTES: Final = {bytes}
 #: How finely confirm_timeout is measured: a publishing may be given up this fraction of it too late.
-_CLOCK_STEPS = 20
+_CLOCK_STEPS: Final = 20
+#: How many publishings are sent again before the socket is looked at.
+_RESEND: Final = 100
+#: What a window that adapts begins with.
+_FIRST_WINDOW: Final = 200
+#: Seconds between two tries to open a channel, on connections that are lost right away.
+_REOPEN_DELAY: Final = 0.1
+#: basic.publish, as channel.close names it (AMQP 0-9-1 section 1.8.3).
+_BASIC_PUBLISH: Final = (60, 40)
+#: RabbitMQ: "no exchange 'x' in vhost '/'", and "access to exchange 'x' in vhost '/' refused for user 'guest'".
+_EXCHANGE: Final = re.compile(r"exchange '(?P<exchange>.*)' in vhost ", re.DOTALL)
+_EXCHANGE_ERRORS: Final[dict[int, type[ExchangeNotFound | ExchangeAccessRefused]]] = {
+    403: ExchangeAccessRefused,
+    404: ExchangeNotFound,
+}
 
 
-class PublishOptions(TypedDict, total=False):
-    """The keyword arguments of the publish methods, beside value and routing key."""
+class Link(Protocol):
+    """Where a producer gets its connection."""
 
-    exchange: str
-    """The exchange; the producer's by default."""
-    mandatory: bool
-    """Have the broker return the message when no queue takes it; the producer's by default."""
-    headers: Mapping[str, Any] | None
-    """See `leveret.encode_table` for the values."""
-    delivery_mode: int
-    """1 transient, 2 persistent; the producer's by default."""
-    priority: int | None
-    """0 to 255."""
-    expiration: float | None
-    """Seconds that the message may wait in a queue."""
-    correlation_id: str | None
-    reply_to: str | None
-    message_id: str | None
-    timestamp: datetime | int | None
-    """Seconds since 1970, or a datetime with a time zone."""
-    type: str | None
-    user_id: str | None
-    app_id: str | None
-    content_type: str | None
-    """The serializer's by default."""
-    content_encoding: str | None
-    """The compressor's by default. A value that comes with an encoding of its own is not compressed."""
+    async def __call__(self) -> Connection:
+        """The open connection."""
+        ...
+
+    async def recovered(self) -> Connection:
+        """The open connection, or the next one when that is lost; raises when there will be none."""
+        ...
 
 
-class Producer:
+class Producer(Publisher):
     """Publishes values on a channel of its own. Made by `Client.producer`; use it with `async with`.
 
     Every publishing ends in exactly one `Outcome`. With `confirms` (the default) a message that ends CONFIRMED was
@@ -100,13 +103,18 @@ class Producer:
     A message may be in the broker and yet end UNKNOWN, when its confirm was lost or late: publishing it again may
     then make a duplicate.
 
+    When the broker closes its channel, for example because an exchange does not exist, the producer goes on with a new
+    one. What was published to that exchange fails, and what else was in flight is sent again, so some of it may be in
+    queues twice. When its connection is lost, what was in flight ends UNKNOWN, and the producer goes on with the next
+    connection (`auto_recovery`).
+
     Attributes:
         settings: What it was made with.
     """
 
     def __init__(
         self,
-        connect: Connect,
+        connect: Link,
         settings: ProducerSettings,
         registry: PluginRegistry,
         *,
@@ -120,38 +128,48 @@ class Producer:
         self._encode = self._encoder.encode
         self._form = self._encoder.form
         self._loop = asyncio.get_running_loop()
+        self._running_loop = _get_running_loop
         self._channel: Channel | None = None
         self._connection: Connection
-        self._window: ConfirmWindow = ConfirmWindow()
+        self._window = ConfirmWindow()
         #: Read by `counters` and by the client's monitor.
         self.meter = ProducerMeter(self._window)
-        self._batch: PublishBatch
-        # Packed frames by routing key, and those of the last one, which mostly is the next one too.
-        self._templates: dict[str, PublishTemplate] = {}
-        self._last_key: str | None = None
-        self._last_template: PublishTemplate
-        # The same when bodies have several forms: by routing key, then by form.
-        self._forms: dict[str, dict[Form, PublishTemplate | OriginalSize]] = {}
-        # Read for each message.
+        # Packed frames by routing key, template or repeated options, and those of the last key.
+        self._templates = {}
+        self._last_key = None
+        # The same when bodies have several forms: by key, then by form.
+        self._forms: dict[object, Forms] = {}
+        self._adaptive: AdaptiveWindow | None = None
+        if settings.max_outstanding == "auto":
+            self._adaptive = AdaptiveWindow(
+                min(_FIRST_WINDOW, settings.max_buffered), settings.max_buffered, settings.confirm_timeout / 4
+            )
+            self._limit = self._adaptive.limit
+        else:
+            self._limit = settings.max_outstanding
         self._max_buffered = settings.max_buffered
-        self._max_outstanding_bytes = settings.max_outstanding_bytes
+        self._max_bytes = settings.max_outstanding_bytes
+        self._confirms = settings.confirms
         self._ready = self._encode is BytesSerializer.encode
         #: It can publish: it was opened, and is neither closed nor lost.
         self._alive = False
+        #: Nothing but the window decides whether the next message can be written: the compiled way is open.
+        self._plain = False
         self._opened = False
         self._closed = False
         self._done = asyncio.Event()
+        #: Why it will never publish again.
         self._error: LeveretError | None = None
+        self._reopening: asyncio.Task[None] | None = None
         # Who waits for room, in the order in which they came: (outstanding publishings from which it goes on, deadline,
         # future; its result is false when the deadline came first).
-        self._waiting: deque[tuple[int, float, asyncio.Future[bool]]] = deque()
+        self._waiting = deque()
         # Calls of `flush`: (the first delivery tag that it does not wait for, future).
         self._flushing: list[tuple[int, asyncio.Future[None]]] = []
         # (time, highest tag published by then), to give up on what is not confirmed in time.
         self._clock: deque[tuple[float, int]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        # Mandatory publishings in flight, oldest first: (tag, exchange, routing key, properties, body).
-        self._mandatory: deque[tuple[int, PublishTemplate, bytes]] = deque()
+        self._timer = None
+        self._listeners: list[tuple[ConfirmListener, bool]] = []
         # What failed and nobody awaited: the first tickets, and how many more there were.
         self._unobserved: dict[Ticket, None] = {}
         self._unobserved_more = 0
@@ -161,7 +179,9 @@ class Producer:
         self._guarded: set[Ticket] = set()
         self._trials: set[Ticket] = set()
         if retry is not None or circuit_breaker is not None:
-            self._guard = PublishGuard(retry, circuit_breaker, lambda: self._window.confirmed, lambda: self._alive)
+            self._guard = PublishGuard(
+                retry, circuit_breaker, lambda: self._window.confirmed, lambda: self._error is None and not self._closed
+            )
 
     # ------------------------------------------------------------------ life
 
@@ -175,32 +195,51 @@ class Producer:
         if self._opened or self._closed:
             raise ConfigurationError("a producer can be opened once")
         self._opened = True
-        settings = self.settings
-        channel = None
         try:
-            self._connection = await self._connect()
-            channel = await self._connection.channel()
-            if settings.confirms:
-                await channel.confirm_select()
-            if self._closed:
+            channel = await self._open_channel(await self._connect())
+            if self._done.is_set():
+                channel.abandon()
                 raise self._not_sent("the producer was closed while it was opened")
         except BaseException:
             self._opened = False
-            if channel is not None:
-                channel.abandon()
             raise
-        channel.publisher = self
-        self._batch = PublishBatch(
-            self._connection.transport.out,
-            self._window if settings.confirms else None,
-            frame_max=self._connection.negotiated.frame_max,
-            max_body_size=settings.max_body_size,
+        self._batch = self.meter.batch = PublishBatch(
+            channel.connection.transport.out,
+            self._window if self._confirms else None,
+            max_body_size=self.settings.max_body_size,
         )
-        self.meter.batch = self._batch
-        self._transport = self._connection.transport
-        self._channel = channel
-        self._alive = True
+        self._use(channel)
+        self._go_on()
         return self
+
+    async def _open_channel(self, connection: Connection) -> Channel:
+        channel = await connection.channel()
+        try:
+            if self._confirms:
+                await channel.confirm_select()
+        except BaseException:
+            channel.abandon()
+            raise
+        return channel
+
+    def _use(self, channel: Channel) -> None:
+        """From now on publishings are written on this channel."""
+        channel.publisher = self
+        self._channel = channel
+        self._connection = channel.connection
+        self._transport = channel.connection.transport
+        self._batch.attach(self._transport.out, channel.number, channel.connection.negotiated.frame_max)
+
+    def _go_on(self) -> None:
+        """Publishings may be written."""
+        if self._closed:
+            return
+        self._alive = True
+        self._plain = self._guard is None and self._form is not None
+        self._wake()
+
+    def _stop(self) -> None:
+        self._alive = self._plain = False
 
     async def close(self) -> None:
         """Waits for the outcomes of what was published, for at most `confirm_timeout` seconds, and closes.
@@ -211,21 +250,24 @@ class Producer:
             # Another task closes it. What is in flight there must not be cut off by whoever waits for this.
             await self._done.wait()
             return
-        channel = self._channel
-        if channel is not None:
+        if self._channel is not None:
             self._connection.check_loop()
         self._closed = True
-        self._alive = False
+        reopening = self._reopening
+        if reopening is None:
+            self._stop()
         try:
-            if channel is not None:
+            if self._channel is not None:
                 await self.flush()
         except (PublishError, OperationTimeout) as error:
             logger.warning("closing a producer: %s", error)
         finally:
-            self._give_up(PublishError("the producer was closed", outcome=Outcome.NOT_SENT))
+            self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
             try:
-                if channel is not None:
-                    await channel.close()
+                if self._channel is not None:
+                    await self._channel.close()
+                if reopening is not None:
+                    await asyncio.wait({reopening})
             finally:
                 self._done.set()
 
@@ -240,7 +282,7 @@ class Producer:
     def __repr__(self) -> str:
         return f"<Producer exchange={self.settings.exchange!r} outstanding={self._window.outstanding}>"
 
-    # ------------------------------------------------------------------ counters
+    # ------------------------------------------------------------------ what is known
 
     @property
     def outstanding(self) -> int:
@@ -248,112 +290,143 @@ class Producer:
         return self._window.outstanding
 
     @property
+    def max_outstanding(self) -> int:
+        """Unconfirmed publishings above which `publish` waits now; it moves when the setting is "auto"."""
+        return self._limit
+
+    @property
     def next_delivery_tag(self) -> int:
-        """The sequence number that the next publishing will get."""
+        """The sequence number that the next publishing will get.
+
+        Nothing else is published between reading it and a `publish_nowait` right behind, because neither waits.
+        """
         return self._window.next_delivery_tag
 
     def counters(self) -> dict[str, int]:
         """How many publishings were written and how they ended so far, by outcome."""
         return self.meter.read()
 
-    # ------------------------------------------------------------------ publishing
+    def on_confirm(self, listener: ConfirmListener, *, nacks: bool = False) -> Callable[[], None]:
+        """Has a function called for each confirm that comes, with the delivery tag and `multiple`.
 
-    async def publish(self, value: Any, routing_key: str = "", **options: Unpack[PublishOptions]) -> Receipt:
-        """Publishes one value and waits for the broker's confirm.
-
-        Many calls may wait at once; up to `max_outstanding` are in flight, and the others wait for their turn.
-        When this is cancelled the message may have been written; it is not taken back.
+        With `multiple` it is about every publishing up to this tag that was not settled before. Outcomes are known when
+        it is called. It runs in the event loop between two reads, so it must be quick; what it raises is logged.
+        Tickets and receipts tell the same with less to do; this is for those who keep books of their own.
 
         Args:
-            value: What the serializer takes.
+            listener: The function.
+            nacks: False for basic.ack, True for basic.nack.
+
+        Returns:
+            A function that ends it.
+        """
+        entry = (listener, nacks)
+        self._listeners.append(entry)
+
+        def remove() -> None:
+            if entry in self._listeners:
+                self._listeners.remove(entry)
+
+        return remove
+
+    # ------------------------------------------------------------------ publishing
+
+    def message(self, value: Any) -> Publishing:
+        """Begins a message that is put together call by call; see `Publishing`."""
+        return Publishing(value, self)
+
+    def template(self, routing_key: str = "", **options: Unpack[PublishOptions]) -> Template:
+        """Packs a routing key and options once, to be given to the publish methods in place of a routing key.
+
+        It is what makes options free: messages published with a template cost as much as those without options.
+
+        Args:
             routing_key: The routing key.
             **options: See `PublishOptions`.
 
         Returns:
-            A receipt; the outcome is CONFIRMED, or UNKNOWN when the producer has no confirms.
+            The template, for this producer only.
 
         Raises:
-            EncodeFailed, BodyTooLarge: The value or an option does not fit; nothing was sent.
-            MessageNacked: The broker refused it.
-            MessageReturned: It was mandatory and no queue took it.
-            ConfirmTimeout: No confirm within `confirm_timeout` seconds; the outcome is UNKNOWN.
-            PublishError: With outcome NOT_SENT: there was no room within `confirm_timeout` seconds, or the
-                producer is closed. With UNKNOWN: the channel or connection was lost; the cause says why.
-            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
+            EncodeFailed: The routing key or an option does not fit.
+            PublishError: The producer is not open; the outcome is NOT_SENT.
         """
-        if self._guard is None:
-            return await self._publish(value, routing_key, options)
-        return await self._guard.publish(lambda: self._publish(value, routing_key, options))
+        _no_confirm_timeout(options)
+        template = Template(routing_key, options)
+        self._check(template, {})
+        return template
 
-    async def _publish(self, value: Any, routing_key: str, options: PublishOptions) -> Receipt:
-        """One attempt."""
-        template, body = self._encoded(value, routing_key, options)
+    async def _publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
+        """The long way of `publish`."""
+        if self._guard is None:
+            return await self._publish_once(value, routing_key, options)
+        return await self._guard.publish(lambda: self._publish_once(value, routing_key, options))
+
+    async def _publish_once(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
+        patience = _confirm_timeout(options, self.settings.confirm_timeout)
+        template, body = self._packed(value, routing_key, options)
         self._connection.check_loop()
-        limit = self.settings.max_outstanding
+        limit = self._limit
+        deadline = float("inf")
         if self._waiting or self._window.outstanding >= limit or self._too_many_bytes() or not self._writable():
-            await self._room(limit, limit - 1)
+            deadline = self._loop.time() + self.settings.publish_timeout
+            await self._room(limit, limit - 1, deadline)
         ticket = Ticket(self)
         try:
             self._put(template, body, ticket)
         except BaseException:
             self._wake()  # its turn passes to the next
             raise
-        if not self.settings.confirms:
-            return Receipt(0, Outcome.UNKNOWN)
+        if not self._confirms:
+            return NO_RECEIPT
         future = self._observe(ticket)
         if future is not None:
-            await (future if self._guard is None else self._guarded_wait(ticket, future))
+            if self._guard is not None:
+                self._guarded.add(ticket)
+            await self._confirmed_by(min(deadline, self._loop.time() + patience), ticket, future)
         if ticket.failures is not None:
             raise self._outcome_error(ticket)
         return Receipt(ticket.delivery_tag)
 
-    def publish_nowait(self, value: Any, routing_key: str = "", **options: Unpack[PublishOptions]) -> Ticket:
-        """Publishes one value without waiting; it leaves with the next write.
+    async def _confirmed_by(self, deadline: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
+        """Waits for the outcome of a ticket; the clock gives up at `confirm_timeout` anyway."""
+        seconds = deadline - self._loop.time()
+        if seconds >= self.settings.confirm_timeout:
+            await future
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await future
+        except TimeoutError:
+            self._hand_out(self._window.give_up(ticket.delivery_tag, self._late(max(0.0, seconds))))
+            self._wake()
 
-        Args:
-            value: What the serializer takes.
-            routing_key: The routing key.
-            **options: See `PublishOptions`.
-
-        Returns:
-            A ticket. Await it for the receipt; it raises what `publish` raises. `flush` raises for those that
-            failed and were not awaited.
-
-        Raises:
-            BackpressureError: `max_buffered` publishings or `max_outstanding_bytes` bytes have no outcome yet,
-                the socket is full, or the broker blocks publishers; nothing was sent.
-            EncodeFailed, BodyTooLarge: As `publish`.
-            PublishError: The producer is closed; the outcome is NOT_SENT.
-            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
-            WrongLoopError: Called from another thread.
-        """
+    def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
+        """The long way of `publish_nowait`."""
         if self._guard is not None and self._guard.ask():
             return self._publish_trial(value, routing_key, options)
-        return self._publish_nowait(value, routing_key, options)
+        return self._publish_at_once(value, routing_key, options)
 
-    def _publish_nowait(self, value: Any, routing_key: str, options: PublishOptions) -> Ticket:
-        template, body = self._encoded(value, routing_key, options)
-        window = self._window
-        if (
-            window.outstanding >= self._max_buffered
-            or window.outstanding_bytes >= self._max_outstanding_bytes
-            or not self._writable()
-        ):
-            if not self._alive:
-                raise self._not_sent(self._obstacle(self._max_buffered))
-            raise BackpressureError(f"not sent: {self._obstacle(self._max_buffered)}")
+    def _publish_at_once(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
+        _no_confirm_timeout(options)
+        template, body = self._packed(value, routing_key, options)
         if _get_running_loop() is not self._loop:
             self._connection.check_loop()
+        if self._window.outstanding >= self._max_buffered or self._too_many_bytes() or not self._writable():
+            stage, text = self._obstacle(self._max_buffered)
+            if not stage:
+                raise self._not_sent(text)
+            raise BackpressureError(f"not sent: {text}")
         ticket = Ticket(self)
         self._put(template, body, ticket)
         return ticket
 
-    def _publish_trial(self, value: Any, routing_key: str, options: PublishOptions) -> Ticket:
+    def _publish_trial(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """Publishes what the circuit breaker was asked for, and tells it the outcome."""
         guard = self._guard
         assert guard is not None
         try:
-            ticket = self._publish_nowait(value, routing_key, options)
+            ticket = self._publish_at_once(value, routing_key, options)
         except PublishError as error:
             guard.failed(1, error)
             raise
@@ -367,24 +440,76 @@ class Producer:
         self._trials.add(ticket)
         return ticket
 
-    async def publish_batch(
-        self, values: Iterable[Any], routing_key: str = "", **options: Unpack[PublishOptions]
-    ) -> BatchResult:
-        """Publishes values and waits once for all their outcomes.
+    async def enqueue(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Ticket:
+        """Publishes one value as `publish_nowait` does, but waits while there is no room.
 
-        Values are encoded and sent in chunks of up to `batch_size`, with two chunks in flight, so an iterable of
-        any length takes bounded memory. A value that cannot be encoded fails alone; the others go. With a retry policy
-        or circuit breaker they go in parts of ten chunks, and what fails of a part is tried again, out of its turn,
-        before the next part.
+        Room is what `max_buffered` and `max_outstanding_bytes` allow; first come, first served.
 
         Args:
-            values: What the serializer takes.
-            routing_key: The routing key of all of them.
+            value: What the serializer takes.
+            routing_key: The routing key, or what `template` made.
+            **options: See `PublishOptions`.
+
+        Returns:
+            A ticket, as `publish_nowait`.
+
+        Raises:
+            EncodeFailed, BodyTooLarge: As `publish`; nothing was sent.
+            PublishError: With outcome NOT_SENT: there was no room within `publish_timeout` seconds, and `stage` says
+                why; or the producer is closed.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
+        """
+        self._check_open()
+        self._connection.check_loop()
+        limit = self._max_buffered
+        if self._waiting or self._window.outstanding >= limit or self._too_many_bytes() or not self._writable():
+            await self._room(limit, limit - 1, self._loop.time() + self.settings.publish_timeout)
+        try:
+            return self.publish_nowait(value, routing_key, **options)
+        except BaseException:
+            self._wake()  # its turn passes to the next
+            raise
+
+    def batch(self, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Batch:
+        """Collects values, and publishes them when its block ends.
+
+            async with producer.batch("order.created") as batch:
+                for order in orders:
+                    batch.add(order)
+            print(batch.result.confirmed)
+
+        Args:
+            routing_key: The routing key of those that are added without one.
             **options: See `PublishOptions`; of all of them.
 
         Returns:
-            The outcome of each value. It is true when none failed. When nothing can be sent any more (the channel is
-            lost, or there was no room for `confirm_timeout` seconds), the values that are left end NOT_SENT; of an
+            The batch, to be used with `async with`. When its block raises nothing is published.
+        """
+        return Batch(self.publish_batch, routing_key, options, self._max_buffered)
+
+    async def publish_batch(
+        self,
+        values: Iterable[Any] | AsyncIterable[Any],
+        routing_key: str | Template = "",
+        **options: Unpack[PublishOptions],
+    ) -> BatchResult:
+        """Publishes values and waits once for all their outcomes.
+
+        Values are encoded and sent in chunks of up to `batch_size`, with `batches_in_flight` chunks in flight, so an
+        iterable of any length takes bounded memory. Chunks of large bodies are smaller. A value that cannot be encoded
+        fails alone; the others go. What an asynchronous iterable gives is sent when it makes the loop wait for more, at
+        the latest. With a retry policy or circuit breaker values go in parts of ten chunks, and what fails of a part is
+        tried again, out of its turn, before the next part.
+
+        Args:
+            values: What the serializer takes, or `Publishing` objects, which have a routing key and options of their
+                own.
+            routing_key: The routing key of the others, or what `template` made.
+            **options: See `PublishOptions`; of all of them.
+
+        Returns:
+            The outcome of each value. It is true when none failed. When nothing can be sent any more (the producer is
+            lost, or there was no room for `publish_timeout` seconds), the values that are left end NOT_SENT; of an
             iterator only those count that were read from it by then.
 
         Raises:
@@ -392,82 +517,87 @@ class Producer:
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
             Exception: What the iterable itself raised; what came before is in flight, and its failures are for `flush`.
         """
-        if self._guard is None:
-            return await self._publish_batch(values, routing_key, options)
-        return await self._guard.publish_batch(
-            values, self.settings.batch_size, lambda part: self._publish_batch(part, routing_key, options)
-        )
+        _no_confirm_timeout(options)
+        async with Source(values) as source:
+            if self._guard is None:
+                return await self._publish_batch(source, routing_key, options)
+            return await self._guard.publish_batch(
+                source,
+                self.settings.batch_size,
+                lambda part: self._publish_batch(Source(part), routing_key, options),
+            )
 
-    async def _publish_batch(self, values: Iterable[Any], routing_key: str, options: PublishOptions) -> BatchResult:
+    async def _publish_batch(self, source: Source, routing_key: str | Template, options: PublishOptions) -> BatchResult:
         """One attempt."""
-        template = None
-        forms: dict[Form, PublishTemplate | OriginalSize] = {}
-        if self._form is not None:
-            template = self._template(routing_key, options)
-        else:
-            # What does not fit is said before anything is sent.
-            self._make_template(routing_key, options, self._properties(options, Form("")))
-            forms = self._forms_of(routing_key, options)
+        # What does not fit is said before anything is sent.
+        template = self._check(routing_key, options)
         self._connection.check_loop()
         settings = self.settings
         started = self._loop.time()
         ticket = Ticket(self)
         ticket.observed = True
         failures: dict[int, Exception] = {}
-        iterator = iter(values)
-        limit = max(settings.max_outstanding, 2 * settings.batch_size)
         size = min(settings.batch_size, 100)
         index = 0
-        raised: BaseException | None = None
-        while raised is None:
-            chunk: list[Any] = []
-            try:
-                # list.extend keeps what came before the iterable failed.
-                chunk.extend(islice(iterator, size))
-            except BaseException as error:
-                raised = error
+        while True:
+            chunk = await source.take(size)
             if not chunk:
                 break
             start = index
             index += len(chunk)
             try:
+                limit = max(self._limit, settings.batches_in_flight * settings.batch_size)
                 full = self._window.outstanding + len(chunk) > limit or self._too_many_bytes()
                 if full or self._waiting or not self._writable():
-                    await self._room(limit, max(0, limit - len(chunk)))
-                if template is not None:
-                    sent = self._put_chunk(template, chunk, start, ticket, failures)
+                    deadline = self._loop.time() + settings.publish_timeout
+                    await self._room(limit, max(0, limit - len(chunk)), deadline)
+                before = self._batch.published_bytes
+                if template is not None and Publishing not in map(type, chunk):
+                    self._put_chunk(template, chunk, start, ticket, failures)
                 else:
-                    sent = self._put_forms(forms, routing_key, options, chunk, start, ticket, failures)
+                    self._put_each(routing_key, options, chunk, start, ticket, failures)
             except PublishError as error:
                 # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
-                index = max(index, len(values)) if isinstance(values, Sized) else index
+                index = max(index, source.length)
                 failures.update(dict.fromkeys(range(start, index), error))
                 break
             # Large bodies go in smaller chunks (S15: 1000 small messages, 100 large ones, by their bytes).
-            size = max(1, min(settings.batch_size, _CHUNK_BYTES * len(chunk) // max(1, sent)))
-            if not settings.confirms:
+            sent = max(1, self._batch.published_bytes - before)
+            size = max(1, min(settings.batch_size, _CHUNK_BYTES * len(chunk) // sent))
+            if not self._confirms:
                 # Nothing else in this loop lets other tasks run.
                 await asyncio.sleep(0)
-        if raised is not None:
+        if source.error is not None:
             # Nobody gets a result, so failures of what was sent are for `flush`.
             if ticket.pending:
                 ticket.observed = False
             elif ticket.failures:
                 self._remember(ticket)
-            raise raised
+            raise source.error
         future = self._observe(ticket)
         if future is not None:
-            await (future if self._guard is None else self._guarded_wait(ticket, future))
+            if self._guard is not None:
+                self._guarded.add(ticket)
+            await future
         if ticket.failures is not None:
             for i, reason in ticket.failures.items():
                 failures[i] = self._failure(reason, 0)
-        return BatchResult(
+        result = BatchResult(
             count=index,
-            confirmed=index - len(failures) if settings.confirms else 0,
+            confirmed=index - len(failures) if self._confirms else 0,
             elapsed=self._loop.time() - started,
             failures=failures,
-            confirms=settings.confirms,
+            confirms=self._confirms,
         )
+        self.meter.add_batch(result)
+        logger.debug(
+            "published a batch: %d confirmed, %d failed in %.3f s (%.0f msgs/s)",
+            result.confirmed,
+            len(failures),
+            result.elapsed,
+            result.rate,
+        )
+        return result
 
     async def flush(self, timeout: float | None = None) -> None:
         """Waits until everything published before this call has its outcome.
@@ -507,114 +637,102 @@ class Producer:
 
     # ------------------------------------------------------------------ encoding
 
-    def _encoded(self, value: Any, routing_key: str, options: PublishOptions) -> tuple[PublishTemplate, bytes]:
+    def _packed(
+        self, value: Any, routing_key: str | Template, options: PublishOptions
+    ) -> tuple[PublishTemplate, bytes]:
+        """The frames and the body of a message."""
         if self._form is None:
-            forms = None if options else self._forms_of(routing_key, options)
-            return self._encoded_form(forms, value, routing_key, options)
-        try:
-            body = self._encode(value)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            raise self._encoder.failed(error, value)  # noqa: B904 - it has its cause
-        if type(body) is not bytes:
-            raise self._encoder.not_bytes(body)
-        if options or routing_key is not self._last_key:
-            return self._template(routing_key, options), body
-        return self._last_template, body
+            return self._packed_form(self._forms_of(routing_key, options), value, routing_key, options)
+        return self._template(routing_key, options), self._encoded(value)
 
-    def _template(self, routing_key: str, options: PublishOptions) -> PublishTemplate:
+    def _check(self, routing_key: str | Template, options: PublishOptions) -> PublishTemplate | None:
+        """Raises when these do not fit; returns their frames when all bodies have one form."""
+        if self._form is not None:
+            return self._template(routing_key, options)
+        self._make_template(*_joined(routing_key, options), Form(""))
+        return None
+
+    def _template(self, routing_key: str | Template, options: PublishOptions) -> PublishTemplate:
         """The packed frames of bodies that all have one form."""
-        if not options and routing_key in self._templates:
-            self._last_key, self._last_template = routing_key, self._templates[routing_key]
-            return self._last_template
-        assert self._form is not None
-        template = self._make_template(routing_key, options, self._properties(options, self._form))
-        if not options:
-            if len(self._templates) >= _TEMPLATES:
-                # Routing keys that never repeat: start over rather than grow.
-                self._templates.clear()
-            self._templates[routing_key] = self._last_template = template
-            self._last_key = routing_key
+        key = _key(routing_key, options)
+        template = self._templates.get(key) if key is not None else None
+        if template is None:
+            assert self._form is not None
+            template = self._make_template(*_joined(routing_key, options), self._form)
+            if key is not None:
+                if len(self._templates) >= _TEMPLATES:
+                    # Keys that never repeat: start over rather than grow.
+                    self._templates.clear()
+                self._templates[key] = template
         return template
 
-    def _forms_of(self, routing_key: str, options: PublishOptions) -> dict[Form, PublishTemplate | OriginalSize]:
-        if options:
+    def _forms_of(self, routing_key: str | Template, options: PublishOptions) -> Forms:
+        key = _key(routing_key, options)
+        if key is None:
             return {}
-        forms = self._forms.get(routing_key)
+        forms = self._forms.get(key)
         if forms is None:
             if len(self._forms) >= _TEMPLATES:
                 self._forms.clear()
-            forms = self._forms[routing_key] = {}
+            forms = self._forms[key] = {}
         return forms
 
-    def _encoded_form(
-        self,
-        forms: dict[Form, PublishTemplate | OriginalSize] | None,
-        value: Any,
-        routing_key: str,
-        options: PublishOptions,
+    def _packed_form(
+        self, forms: Forms, value: Any, routing_key: str | Template, options: PublishOptions
     ) -> tuple[PublishTemplate, bytes]:
-        """Encodes a value whose body may have one of several forms; what is packed is kept in `forms` for the next."""
+        """As `_packed`, for bodies of several forms; what is packed is kept in `forms` for the next."""
+        key, options = _joined(routing_key, options)
         body, form, original_size = self._encoder.pack(value, compress=options.get("content_encoding") is None)
-        if forms is None:
-            size = original_size if original_size >= 0 else None
-            return self._make_template(routing_key, options, self._properties(options, form, size)), body
         packed = forms.get(form)
         if packed is None:
             if original_size < 0:
-                packed = self._make_template(routing_key, options, self._properties(options, form))
+                packed = self._make_template(key, options, form)
             else:
                 packed = OriginalSize(lambda size: self._properties(options, form, size))
             forms[form] = packed
         if isinstance(packed, OriginalSize):
-            return self._make_template(routing_key, options, packed.of(original_size)), body
+            return self._make_template(key, options, form, packed.of(original_size)), body
         return packed, body
 
     def _properties(self, options: PublishOptions, form: Form, original_size: int | None = None) -> bytes:
-        unknown = sorted(options.keys() - PublishOptions.__annotations__.keys())
-        if unknown:
-            raise ConfigurationError(f"publish has no option {unknown[0]!r}", option=unknown[0])
-        properties: dict[str, Any] = {k: v for k, v in options.items() if k not in ("exchange", "mandatory")}
-        properties.setdefault("content_type", form.content_type)
-        properties.setdefault("delivery_mode", self.settings.delivery_mode)
-        if original_size is not None:
-            properties["content_encoding"] = form.content_encoding
-            properties["headers"] = {**(options.get("headers") or {}), ORIGINAL_SIZE: FieldValue("l", original_size)}
-        if properties.get("expiration") is not None:
-            properties["expiration"] = _milliseconds(properties["expiration"])
-        return Properties(**properties).encode()
+        defaults: dict[str, Any] = {"content_type": form.content_type, "delivery_mode": self.settings.delivery_mode}
+        if original_size is None:
+            return pack_properties(options, **defaults)
+        compressed: PublishOptions = {
+            **options,
+            "content_encoding": form.content_encoding,
+            "headers": {**(options.get("headers") or {}), ORIGINAL_SIZE: FieldValue("l", original_size)},
+        }
+        return pack_properties(compressed, **defaults)
 
-    def _make_template(self, routing_key: str, options: PublishOptions, raw_properties: bytes) -> PublishTemplate:
-        if self._channel is None:
-            raise PublishError("the producer is not open; use `async with`", outcome=Outcome.NOT_SENT)
-        settings = self.settings
+    def _make_template(
+        self, routing_key: str, options: PublishOptions, form: Form, raw_properties: bytes | None = None
+    ) -> PublishTemplate:
+        self._check_open()
         return PublishTemplate(
-            self._channel.number,
-            options.get("exchange", settings.exchange),
+            options.get("exchange", self.settings.exchange),
             routing_key,
-            raw_properties,
-            mandatory=options.get("mandatory", settings.mandatory),
+            self._properties(options, form) if raw_properties is None else raw_properties,
+            mandatory=options.get("mandatory", self.settings.mandatory),
             frame_max=self._connection.negotiated.frame_max,
         )
+
+    def _check_open(self) -> None:
+        if self._channel is None:
+            raise PublishError("the producer is not open; use `async with`", outcome=Outcome.NOT_SENT)
 
     # ------------------------------------------------------------------ writing
 
     def _put(self, template: PublishTemplate, body: bytes, ticket: Ticket, index: int = 0) -> None:
-        tag = self._batch.add(template, body, ticket, index)
-        if tag:
-            if template.mandatory:
-                self._mandatory.append((tag, template, body))
-            if self._timer is None:
-                self._start_clock()
+        if self._batch.add(template, body, ticket, index) and self._timer is None:
+            self._start_clock()
 
     def _put_chunk(
         self, template: PublishTemplate, chunk: list[Any], start: int, ticket: Ticket, failures: dict[int, Exception]
-    ) -> int:
-        """Encodes and appends a chunk; returns its bytes. What fails is noted under its index."""
+    ) -> None:
+        """Encodes and appends a chunk. What fails is noted under its index."""
         if not self._alive:
             raise self._not_sent("the producer is closed")
-        before = self._batch.published_bytes
         done = 0
         while done < len(chunk):
             bodies: list[bytes] = []
@@ -632,90 +750,95 @@ class Producer:
             first = 0
             while first < len(bodies):
                 published = self._batch.published
-                tag = self._window.next_delivery_tag
                 try:
                     self._batch.add_many(template, bodies, ticket, start + done + first, first)
-                    added = len(bodies) - first
+                    break
                 except (BodyTooLarge, TypeError) as raised:
-                    added = self._batch.published - published
-                    failures[start + done + first + added] = (
-                        raised if isinstance(raised, BodyTooLarge) else self._encoder.not_bytes(bodies[first + added])
+                    first += self._batch.published - published
+                    failures[start + done + first] = (
+                        raised if isinstance(raised, BodyTooLarge) else self._encoder.not_bytes(bodies[first])
                     )
-                if template.mandatory and self.settings.confirms:
-                    self._mandatory.extend((tag + i, template, bodies[first + i]) for i in range(added))
-                # Behind what was added, and behind the one that was refused.
-                first += added + 1 if first + added < len(bodies) else added
+                    first += 1
             done += len(bodies)
             if error is not None:
                 failures[start + done] = error
                 done += 1
         if self._timer is None and self._window.outstanding:
             self._start_clock()
-        return self._batch.published_bytes - before
 
-    def _put_forms(
+    def _put_each(
         self,
-        forms: dict[Form, PublishTemplate | OriginalSize],
-        routing_key: str,
+        routing_key: str | Template,
         options: PublishOptions,
         chunk: list[Any],
         start: int,
         ticket: Ticket,
         failures: dict[int, Exception],
-    ) -> int:
-        """As `_put_chunk`, for bodies of several forms."""
+    ) -> None:
+        """As `_put_chunk`, for messages that may have options of their own, or bodies of several forms."""
         if not self._alive:
             raise self._not_sent("the producer is closed")
-        before = self._batch.published_bytes
         for index, value in enumerate(chunk, start):
             try:
-                template, body = self._encoded_form(forms, value, routing_key, options)
+                if type(value) is Publishing:
+                    key, common = _joined(routing_key, options)
+                    _no_confirm_timeout(value.options)
+                    template, body = self._packed(value.value, value.key or key, {**common, **value.options})
+                else:
+                    template, body = self._packed(value, routing_key, options)
                 self._put(template, body, ticket, index)
-            except CodecError as error:
+            except (CodecError, ConfigurationError) as error:
                 failures[index] = error
-        return self._batch.published_bytes - before
 
     def _writable(self) -> bool:
         return self._alive and not self._transport.paused and self._connection.blocked is None
 
     def _too_many_bytes(self) -> bool:
-        return self._window.outstanding_bytes >= self._max_outstanding_bytes
+        return self._window.outstanding_bytes >= self._max_bytes
 
-    def _obstacle(self, limit: int) -> str:
-        """Names what keeps a publishing from being sent."""
+    def _obstacle(self, limit: int) -> tuple[str, str]:
+        """The stage in which a publishing is held up, and by what. The stage is empty when it is forever."""
         if self._channel is None:
-            return "the producer is not open"
+            return "", "the producer is not open"
         if self._error is not None or self._closed:
-            return "the producer is closed"
+            return "", "the producer is closed"
+        if not self._alive:
+            return "connection", "the channel was lost, and another one is not open yet"
         if self._connection.blocked is not None:
-            return f"the broker blocks publishers: {self._connection.blocked}"
+            return "blocked", f"the broker blocks publishers: {self._connection.blocked}"
         if self._transport.paused:
-            return f"{self._transport.pending_bytes} bytes wait for the socket"
+            return "buffer", f"{self._transport.pending_bytes} bytes wait for the socket"
         window = self._window
-        return f"{window.outstanding} publishings of {window.outstanding_bytes} bytes wait for confirms (limit {limit})"
+        return (
+            "buffer",
+            f"{window.outstanding} publishings of {window.outstanding_bytes} bytes wait for confirms (limit {limit})",
+        )
 
-    def _not_sent(self, text: str) -> PublishError:
-        failure = PublishError(f"not sent: {text}", outcome=Outcome.NOT_SENT)
+    def _not_sent(self, text: str, stage: str = "") -> PublishError:
+        failure = PublishError(f"not sent: {text}", outcome=Outcome.NOT_SENT, stage=stage)
         failure.__cause__ = self._error
         return failure
 
-    async def _room(self, limit: int, low: int) -> None:
-        """Waits, for at most `confirm_timeout` seconds, until the next publishing may be written.
+    async def _room(self, limit: int, low: int, deadline: float) -> None:
+        """Waits until the next publishing may be written.
 
         First come, first served: whoever comes while others wait waits behind them, and whoever was woken and finds
         that somebody was quicker waits before them.
         """
-        seconds = self.settings.confirm_timeout
-        deadline = self._loop.time() + seconds
         in_time = True
         woken = False
         try:
             while in_time:
-                if not self._alive:
-                    raise self._not_sent(self._obstacle(limit))
-                if self._connection.blocked is not None or self._transport.paused:
+                if self._error is not None or self._closed:
+                    raise self._not_sent(self._obstacle(limit)[1])
+                if self._alive and (self._connection.blocked is not None or self._transport.paused):
                     in_time = await self._flowing(deadline)
-                elif self._window.outstanding > low or self._too_many_bytes() or (self._waiting and not woken):
+                elif (
+                    not self._alive
+                    or self._window.outstanding > low
+                    or self._too_many_bytes()
+                    or (self._waiting and not woken)
+                ):
                     # No timer for each: the producer's clock looks after all of them.
                     future: asyncio.Future[bool] = self._loop.create_future()
                     (self._waiting.appendleft if woken else self._waiting.append)((low, deadline, future))
@@ -730,7 +853,9 @@ class Producer:
             self._wake()
             raise
         self._wake()
-        raise self._not_sent(f"{self._obstacle(limit)}; waited confirm_timeout of {seconds:g} s")
+        stage, text = self._obstacle(limit)
+        seconds = self.settings.publish_timeout
+        raise self._not_sent(f"{text}; waited publish_timeout of {seconds:g} s", stage)
 
     async def _flowing(self, deadline: float) -> bool:
         """Waits until the broker and the socket take publishings; returns false when the deadline came first."""
@@ -749,10 +874,11 @@ class Producer:
         outstanding = self._window.outstanding
         too_many = self._too_many_bytes()
         waiting = self._waiting
-        while waiting:
+        over = self._error is not None
+        while waiting and (over or self._alive):
             low, _, future = waiting[0]
             if not future.done():
-                if self._error is None and (outstanding > low or (too_many and outstanding)):
+                if not over and (outstanding > low or (too_many and outstanding)):
                     break
                 future.set_result(True)
                 # Each one that goes on is about to add a publishing.
@@ -778,10 +904,6 @@ class Producer:
             future = ticket.future = self._loop.create_future()
         return future
 
-    async def _guarded_wait(self, ticket: Ticket, future: asyncio.Future[None]) -> None:
-        self._guarded.add(ticket)
-        await future
-
     async def wait_for(self, ticket: Ticket) -> Receipt:
         """What awaiting a ticket does; see `publish_nowait`."""
         self._connection.check_loop()
@@ -791,42 +913,52 @@ class Producer:
             await asyncio.shield(future)
         if ticket.failures is not None:
             raise self._outcome_error(ticket)
-        return Receipt(ticket.delivery_tag, Outcome.CONFIRMED if self.settings.confirms else Outcome.UNKNOWN)
+        return Receipt(ticket.delivery_tag) if self._confirms else NO_RECEIPT
 
     def _outcome_error(self, ticket: Ticket) -> PublishError:
         """The first error of a ticket that has one."""
         assert ticket.failures
         return self._failure(next(iter(ticket.failures.values())), ticket.delivery_tag)
 
-    def _failure(self, reason: int | Message, delivery_tag: int) -> PublishError:
+    def _failure(self, reason: int | Message | LeveretError, delivery_tag: int) -> PublishError:
+        if isinstance(reason, PublishError):
+            copy = again(reason)
+            assert isinstance(copy, PublishError)
+            copy.delivery_tag = delivery_tag
+            return copy
+        if isinstance(reason, LeveretError):
+            lost = PublishError(
+                f"no confirm came before the channel was lost: {reason}",
+                outcome=Outcome.UNKNOWN,
+                delivery_tag=delivery_tag,
+            )
+            lost.__cause__ = reason
+            return lost
         if isinstance(reason, int):
             if reason == Outcome.NACKED:
                 return MessageNacked(
                     "the broker refused the message (basic.nack)", outcome=Outcome.NACKED, delivery_tag=delivery_tag
                 )
-            if self._error is not None:
-                lost = PublishError(
-                    f"no confirm came before the channel was lost: {self._error}",
-                    outcome=Outcome.UNKNOWN,
-                    delivery_tag=delivery_tag,
-                )
-                lost.__cause__ = self._error
-                return lost
-            return ConfirmTimeout(
-                f"no confirm within confirm_timeout of {self.settings.confirm_timeout:g} s; the broker may have the "
-                "message",
-                outcome=Outcome.UNKNOWN,
-                delivery_tag=delivery_tag,
-            )
-        error = MessageReturned(
+            late = self._late(self.settings.confirm_timeout)
+            late.delivery_tag = delivery_tag
+            return late
+        returned = MessageReturned(
             f"no queue took the message: {reason.reply_code} {printable(reason.reply_text)} (exchange "
             f"{printable(reason.exchange)!r}, routing key {printable(reason.routing_key)!r})",
             outcome=Outcome.RETURNED,
             delivery_tag=delivery_tag,
         )
-        error.reply_code, error.reply_text = reason.reply_code, printable(reason.reply_text)
-        error.exchange, error.routing_key = reason.exchange, reason.routing_key
-        return error
+        returned.reply_code, returned.reply_text = reason.reply_code, printable(reason.reply_text)
+        returned.exchange, returned.routing_key = reason.exchange, reason.routing_key
+        return returned
+
+    @staticmethod
+    def _late(seconds: float) -> ConfirmTimeout:
+        return ConfirmTimeout(
+            f"no confirm within confirm_timeout of {seconds:g} s; the broker may have the message",
+            outcome=Outcome.UNKNOWN,
+            stage="confirm",
+        )
 
     def _tell_guard(self, guard: PublishGuard, ticket: Ticket) -> bool:
         """Tells the circuit breaker of a finished ticket; true when nothing else is to be done with it."""
@@ -868,56 +1000,100 @@ class Producer:
 
     def settled(self, run: SettlementRun) -> None:
         """Applies confirms."""
+        confirms = self._window.translate(run) if self._listeners else ()
         finished = self._window.settle(run)
+        if self._adaptive is not None:
+            limited = bool(self._waiting)
+            self._limit = self._adaptive.update(self._loop.time(), self._window.confirmed, limited=limited)
         # Before those whose publishing has ended, because they may publish again.
         if self._waiting or self._flushing:
             self._wake()
         if finished is not None:
             self._hand_out(finished)
-        if self._mandatory:
-            self._trim()
+        for tag, multiple, nack in confirms:
+            for listener, nacks in tuple(self._listeners):
+                if nack is nacks:
+                    self._tell(listener, tag, multiple)
+
+    def _tell(self, listener: ConfirmListener, tag: int, multiple: bool) -> None:
+        try:
+            listener(tag, multiple)
+        except Exception:
+            logger.exception("a confirm listener failed")
 
     def returned(self, run: ContentRun) -> None:
-        """Ties returned messages to their publishings.
-
-        The broker returns in the order of publishing, and before the confirm. So the first mandatory publishing in
-        flight with the same bytes is the one, and publishings with the same bytes cannot be told apart by anybody.
-        """
-        mandatory, window = self._mandatory, self._window
+        """Ties returned messages to their publishings."""
         for message in run.messages:
-            for tag, template, body in mandatory:
-                if (
-                    body == message.body
-                    and template.routing_key == message.routing_key
-                    and template.exchange == message.exchange
-                    and template.raw_properties == message.raw_properties
-                    and window.is_open(tag)
-                    and not window.is_returned(tag)
-                ):
-                    window.mark_returned(tag, message)
-                    break
-            else:
+            if not self._window.tie_return(message):
                 logger.warning("the broker returned a message that is not in flight: %r", message)
 
-    def _trim(self) -> None:
-        """Lets go of the bodies of mandatory publishings that have their outcome."""
-        mandatory, window = self._mandatory, self._window
-        while mandatory and not window.is_open(mandatory[0][0]):
-            mandatory.popleft()
-
     def channel_lost(self, error: LeveretError) -> None:
-        """Ends everything that waits for this channel."""
-        self._give_up(error)
+        """Ends what cannot be confirmed any more, and goes on with another channel unless that is impossible."""
+        if self._closed or self._error is not None:
+            self._give_up(error)
+            return
+        self._stop()
+        if self._connection.error is None and self._confirms:
+            self._hand_out(self._blame(error))
+        else:
+            self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
+        if self._reopening is not None:
+            self._reopening.cancel()
+        self._reopening = self._loop.create_task(self._reopen(), name="leveret producer: reopen")
+        self._wake()
+
+    def _blame(self, error: LeveretError) -> list[Ticket] | None:
+        """Ends the publishings that the broker closed the channel for; all of them when it does not say which."""
+        window = self._window
+        if isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == _BASIC_PUBLISH:
+            named = _EXCHANGE.search(error.reply_text)
+            kind = _EXCHANGE_ERRORS.get(error.reply_code)
+            if named is not None and kind is not None:
+                reason = kind(str(error), outcome=Outcome.UNKNOWN)
+                for name in ("reply_code", "reply_text", "class_id", "method_id"):
+                    setattr(reason, name, getattr(error, name))
+                unknown = window.unknown
+                finished = window.give_up_exchange(named["exchange"], reason)
+                if window.unknown > unknown:
+                    return finished
+        return window.expire(window.next_delivery_tag, error)
+
+    async def _reopen(self) -> None:
+        """Opens another channel and sends again what still has no outcome."""
+        delay = 0.0
+        while True:
+            await asyncio.sleep(delay)
+            delay = _REOPEN_DELAY
+            connection: Connection | None = None
+            try:
+                connection = await self._connect.recovered()
+                channel = await self._open_channel(connection)
+            except LeveretError as error:
+                if connection is not None and connection.error is not None:
+                    continue  # it was lost again
+                self._give_up(error)
+                return
+            break
+        self._use(channel)
+        if self._confirms:
+            self._hand_out(self._window.renumber())
+            while not self._batch.resend(_RESEND):
+                await self._transport.drain()
+                await self._connection.wait_unblocked()
+        logger.info("a producer goes on with a new channel on connection %r", self._connection.name)
+        self._reopening = None
+        self._go_on()
 
     def _give_up(self, error: LeveretError) -> None:
-        self._alive = False
+        self._stop()
         if self._error is None:
             self._error = error
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._hand_out(self._window.expire(self._window.next_delivery_tag))
-        self._mandatory.clear()
+        if self._reopening is not None and self._reopening is not asyncio.current_task():
+            self._reopening.cancel()
+        self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
         self._clock.clear()
         self._wake()
 
@@ -927,7 +1103,7 @@ class Producer:
         self._timer = self._loop.call_later(self.settings.confirm_timeout / _CLOCK_STEPS, self._tick)
 
     def _tick(self) -> None:
-        """Gives up on publishings and waiters that are older than `confirm_timeout`; one timer for all of them."""
+        """Gives up on publishings and waiters whose deadline has passed; one timer for all of them."""
         self._timer = None
         window, clock = self._window, self._clock
         now = self._loop.time()
@@ -947,8 +1123,30 @@ class Producer:
         self._start_clock()
 
 
-def _milliseconds(seconds: object) -> str:
-    """The wire's form of an expiration (RabbitMQ: per-message TTL)."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= 4294967.295:
-        raise EncodeFailed(f"expiration is 0 to 4294967.295 seconds, not {seconds!r}")
-    return str(round(seconds * 1000))
+def _key(routing_key: str | Template, options: PublishOptions) -> Any:
+    """What the packed frames of these are kept under; None when they are not kept."""
+    if not options:
+        return routing_key
+    return repeats(*_joined(routing_key, options))
+
+
+def _joined(routing_key: str | Template, options: PublishOptions) -> tuple[str, PublishOptions]:
+    """What a template says, and these options over it."""
+    if isinstance(routing_key, Template):
+        return routing_key.routing_key, {**routing_key.options, **options} if options else routing_key.options
+    return routing_key, options
+
+
+def _confirm_timeout(options: PublishOptions, default: float) -> float:
+    seconds: object = options.get("confirm_timeout", default)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0.001 <= seconds <= 86400:
+        shown = printable(repr(seconds), 64)
+        raise ConfigurationError(f"confirm_timeout is {shown}; it must be 0.001 to 86400 s", option="confirm_timeout")
+    return float(seconds)
+
+
+def _no_confirm_timeout(options: PublishOptions) -> None:
+    if "confirm_timeout" in options:
+        raise ConfigurationError(
+            "confirm_timeout is an option of `publish` alone; elsewhere the producer's holds", option="confirm_timeout"
+        )

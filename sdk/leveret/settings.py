@@ -119,6 +119,7 @@ class _Rule:
     whole: bool = False  # a float without a fraction
     choices: tuple[object, ...] = ()
     aliases: Mapping[str, object] = field(default_factory=dict)  # words for values
+    word: str = ""  # a value beside those of the kind
     note: str = ""  # why the bounds are what they are
     code_only: bool = False  # refused in URLs, environment variables and files
 
@@ -126,6 +127,8 @@ class _Rule:
         """Returns the value in its own type, or raises a `ConfigurationError`; no secret is in its text."""
         if value is None and self.optional:
             return None
+        if self.word and value == self.word:
+            return self.word
         if self.kind is Secret and isinstance(value, (str, Secret)):
             return Secret(self.check_amount(name, value if isinstance(value, str) else value.reveal()))
         if self.kind is tuple and isinstance(value, (list, tuple)) and self.items:
@@ -166,7 +169,7 @@ class _Rule:
             raise _wrong(name, f"{name} can be set from code only")
         if text and self.kind is tuple:
             value = [item.strip() for item in value.split(",")] if value else []
-        elif text and self.kind in (bool, int, float) and value not in self.aliases:
+        elif text and self.kind in (bool, int, float) and value not in self.aliases and value != (self.word or None):
             number = r"-?[0-9]{1,20}" if self.kind is int else r"-?[0-9]{1,20}(\.[0-9]{1,20})?"
             good = value.lower() in _BOOLEANS if self.kind is bool else re.fullmatch(number, value)
             if not good:
@@ -179,6 +182,8 @@ class _Rule:
         if self.choices:
             return " or ".join(map(repr, self.choices))
         name = self.kind.__name__
+        if self.word:
+            return f"{_WORDS[name]} or {self.word!r}"
         return f"a list of {self.items.wanted()}" if self.items else _WORDS.get(name, name)
 
 
@@ -566,12 +571,17 @@ class ProducerSettings(_Section):
         compression_ratio: A compressed body is kept when it is smaller than this share of the original, 0.01 to 1.
         confirms: False publishes without asking the broker to confirm: lost messages stay unknown.
         confirm_timeout: Seconds to wait for a confirm before the outcome is UNKNOWN, 0.001 to 86400.
+        publish_timeout: Seconds for the whole of `publish`, and for the wait of `enqueue` and of each chunk of
+            `publish_batch`: for the connection, for the broker's leave, for room, and for the confirm, 0.001 to 86400.
         mandatory: True has unroutable messages returned.
         delivery_mode: 2 (persistent) or 1 (transient); the words are understood too.
-        max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000.
+        max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000; "auto" begins with 200 and
+            grows up to `max_buffered` while that brings a higher rate of confirms.
         max_outstanding_bytes: Bytes of unconfirmed bodies, 1 to 2**40.
         max_buffered: Unconfirmed publishings above which `publish_nowait` refuses, 1 to 1000000.
-        batch_size: Messages per batch, 1 to 1000000.
+        batch_size: Messages in a chunk of `publish_batch`, 1 to 1000000; fewer when they are large, so that a chunk has
+            about 1 MiB.
+        batches_in_flight: How many full chunks may be unconfirmed, 1 to 1000.
         max_body_size: The largest body, 1 to 2**40 bytes. RabbitMQ's own limit, `max_message_size`, is 128 MiB unless
             configured; since 4.0 it is 16 MiB.
         retry: The name of a retry policy, asked after each failure of `publish` and `publish_batch`; None for none.
@@ -592,12 +602,14 @@ class ProducerSettings(_Section):
     compression_ratio: float = _option(0.9, minimum=0.01, maximum=1)
     confirms: bool = _option(True)
     confirm_timeout: float = _seconds(5.0)
+    publish_timeout: float = _seconds(30.0)
     mandatory: bool = _option(False)
     delivery_mode: int = _option(PERSISTENT, choices=(TRANSIENT, PERSISTENT), aliases=_DELIVERY_MODES)
-    max_outstanding: int = _option(200, minimum=1, maximum=1_000_000)
+    max_outstanding: int | Literal["auto"] = _option(200, minimum=1, maximum=1_000_000, word="auto")
     max_outstanding_bytes: int = _size(64 * _MIB)
     max_buffered: int = _option(10_000, minimum=1, maximum=1_000_000)
     batch_size: int = _option(1000, minimum=1, maximum=1_000_000)
+    batches_in_flight: int = _option(2, minimum=1, maximum=1000)
     max_body_size: int = _size(128 * _MIB)
     retry: str | None = _option(None, str, minimum=1, maximum=255)
     circuit_breaker: str | None = _option(None, str, minimum=1, maximum=255)

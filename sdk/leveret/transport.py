@@ -56,8 +56,6 @@ class FrameTransport(asyncio.BufferedProtocol):
     Attributes:
         out: Where frames are appended; a flush is scheduled by itself.
         reader: The frame reader.
-        paused: The peer reads more slowly than we write. Publishers wait while it is true; acknowledgements,
-            heartbeats and close do not.
         closed: The connection is lost or was closed.
         reading: False after `pause_reading`: what the peer sends waits in its socket and ours.
     """
@@ -72,7 +70,6 @@ class FrameTransport(asyncio.BufferedProtocol):
     ) -> None:
         self.reader = reader
         self.out = SendBuffer(self._schedule_flush, self.flush)
-        self.paused = False
         self.closed = False
         self.reading = True
         # The reader's own method, so that a read costs one Python-level call and not two.
@@ -116,11 +113,11 @@ class FrameTransport(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """More than the high watermark is unsent."""
-        self.paused = True
+        self.out.paused = True
 
     def resume_writing(self) -> None:
         """Less than the low watermark is unsent."""
-        self.paused = False
+        self.out.paused = False
         self._wake()
 
     # ------------------------------------------------------------------ sessions call these
@@ -176,6 +173,14 @@ class FrameTransport(asyncio.BufferedProtocol):
         self.out.take()
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def paused(self) -> bool:
+        """The peer reads more slowly than we write.
+
+        Publishers wait while it is true; acknowledgements, heartbeats and close do not.
+        """
+        return self.out.paused
 
     @property
     def pending_bytes(self) -> int:

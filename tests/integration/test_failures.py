@@ -290,33 +290,28 @@ async def test_the_connection_lives_when_it_is_idle_for_longer_than_its_heartbea
 # ---------------------------------------------------------------------- a channel ends
 
 
-async def test_only_the_channel_is_lost_when_an_exchange_does_not_exist(client: leveret.Client, queue: str) -> None:
-    async with client.producer() as other, client.consumer(queue) as consumer:
-        producer = await client.producer().open()
+async def test_only_the_offender_fails_when_an_exchange_does_not_exist(client: leveret.Client, queue: str) -> None:
+    async with client.producer() as producer, client.consumer(queue) as consumer:
         before = await producer.publish("before", queue)
         offender = producer.publish_nowait("nowhere", "key", exchange="missing")
-        behind = producer.publish_nowait("behind", queue)
-        for ticket in (offender, behind):
-            with pytest.raises(PublishError) as lost:
-                await ticket
-            assert lost.value.outcome is Outcome.UNKNOWN
-            cause = lost.value.__cause__
-            assert isinstance(cause, NotFound)
-            assert (cause.reply_code, cause.class_id, cause.method_id) == (404, 60, 40)
-            assert "no exchange 'missing'" in str(lost.value)
-        assert before.outcome is Outcome.CONFIRMED
-        with pytest.raises(PublishError) as refused:
-            await producer.publish("after", queue)
-        assert refused.value.outcome is Outcome.NOT_SENT
-        assert isinstance(refused.value.__cause__, NotFound)
-        await producer.close()
+        behind = [producer.publish_nowait(f"behind {number}", queue) for number in range(3)]
+        with pytest.raises(NotFound, match="no exchange 'missing'") as refused:
+            await offender
+        error = refused.value
+        assert isinstance(error, PublishError)
+        assert (error.outcome, error.delivery_tag) == (Outcome.UNKNOWN, 2)
+        assert (error.reply_code, error.class_id, error.method_id) == (404, 60, 40)
 
-        assert (await other.publish("other", queue)).outcome is Outcome.CONFIRMED
+        # The channel is gone, and with it what stood behind the offender: it was sent again on a new one.
+        assert [(await ticket).outcome for ticket in behind] == [Outcome.CONFIRMED] * 3
+        after = await producer.publish("after", queue)
+        tags = [before.delivery_tag, *(ticket.delivery_tag for ticket in behind), after.delivery_tag]
+        assert tags == [1, 3, 4, 5, 6]
         values = []
         while message := await consumer.get():
             values.append(message.value)
             message.ack()
-    assert values == ["before", "other"]  # what stood behind the offender was not taken
+    assert values == ["before", "behind 0", "behind 1", "behind 2", "after"]
 
 
 async def test_the_connection_lives_when_both_sides_close_a_channel_at_once(client: leveret.Client) -> None:
@@ -422,7 +417,8 @@ async def blockable(broker: Broker) -> AsyncIterator[Broker]:
 async def test_publishing_waits_and_acknowledging_goes_on_when_the_broker_is_short_of_memory(
     blockable: Broker, client: leveret.Client, queue: str
 ) -> None:
-    async with client.producer(confirm_timeout=0.4) as producer, client.consumer(queue, prefetch=1) as consumer:
+    times = {"confirm_timeout": 0.4, "publish_timeout": 0.4}
+    async with client.producer(**times) as producer, client.consumer(queue, prefetch=1) as consumer:
         assert await producer.publish_batch(range(20), queue)
         (await anext(consumer)).ack()
         patient = await client.producer(confirm_timeout=10).open()
@@ -503,7 +499,9 @@ async def test_publishing_waits_when_the_socket_is_full(broker: Broker, queue: s
 async def test_publishing_waits_when_too_many_bytes_are_unconfirmed(
     proxy: Proxy, proxied: leveret.Client, queue: str
 ) -> None:
-    async with proxied.producer(serializer="bytes", max_outstanding_bytes=10_000, confirm_timeout=0.3) as producer:
+    async with proxied.producer(
+        serializer="bytes", max_outstanding_bytes=10_000, confirm_timeout=1, publish_timeout=0.3
+    ) as producer:
         proxy.deaf = True
         results = await asyncio.gather(
             *(producer.publish(bytes(6_000), queue) for _ in range(5)), return_exceptions=True

@@ -171,7 +171,8 @@ async def test_the_outcome_is_unknown_when_an_earlier_attempt_may_be_in_the_brok
     broker: EmbeddedBroker, client: leveret.Client, breaker: type[Breaker] | None, batch: bool
 ) -> None:
     circuit_breaker = None if breaker is None else breaker()
-    async with client.producer(retry=RetriesOnce(), circuit_breaker=circuit_breaker, confirm_timeout=0.1) as producer:
+    times = {"confirm_timeout": 0.1, "publish_timeout": 0.1}
+    async with client.producer(retry=RetriesOnce(), circuit_breaker=circuit_breaker, **times) as producer:
         broker.block()  # what is written now is read later
         if batch:
             outcome = (await producer.publish_batch([7], "q")).outcome(0)
@@ -187,7 +188,9 @@ async def test_the_outcome_is_unknown_when_an_earlier_attempt_may_be_in_the_brok
 async def test_an_endless_batch_with_a_policy_ends_when_there_is_no_room(
     broker: EmbeddedBroker, client: leveret.Client
 ) -> None:
-    async with client.producer(retry=NeverRetries(), batch_size=10, confirm_timeout=0.05) as producer:
+    async with client.producer(
+        retry=NeverRetries(), batch_size=10, confirm_timeout=0.05, publish_timeout=0.05
+    ) as producer:
         broker.block()
         producer.publish_nowait(1, "q")
         await until(lambda: client.connection.blocked)

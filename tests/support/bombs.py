@@ -117,7 +117,7 @@ def message_of(body: bytes, encoding: str) -> Message:
     written: list[bytes] = []
     out = SendBuffer(lambda: None, lambda: written.append(out.take()))
     properties = Properties(content_type="application/json", content_encoding=encoding).encode()
-    PublishBatch(out, None).add(PublishTemplate(1, "", "q", properties), body)
+    PublishBatch(out, None).add(PublishTemplate("", "q", properties), body)
     (run,) = FrameReader(server=True, frame_max=131_072).feed(b"".join([*written, out.take()]))
     assert isinstance(run, ContentRun)
     return run.messages[0]

@@ -126,7 +126,7 @@ def consume(queue: Queue, room: int = UNLIMITED, **options: Any) -> FakeChannel:
 def messages(*bodies: bytes) -> list[Message]:
     out = SendBuffer(lambda: None, lambda: None)
     batch = PublishBatch(out, None, frame_max=1 << 24)
-    template = PublishTemplate(1, "", "q", frame_max=1 << 24)
+    template = PublishTemplate("", "q", frame_max=1 << 24)
     for body in bodies:
         batch.add(template, body)
     (run,) = FrameReader(server=True, frame_max=1 << 24).feed(out.take())

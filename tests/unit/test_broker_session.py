@@ -161,9 +161,8 @@ def publishing(
     mandatory: bool = False,
     **props: Any,
 ) -> bytes:
-    return content(
-        PublishTemplate(channel, exchange, key, Properties(**props).encode(), mandatory=mandatory), body, channel
-    )
+    template = PublishTemplate(exchange, key, Properties(**props).encode(), mandatory=mandatory)
+    return content(template, body, channel)
 
 
 def content(template: PublishTemplate, body: bytes, channel: int) -> bytes:
@@ -171,7 +170,7 @@ def content(template: PublishTemplate, body: bytes, channel: int) -> bytes:
     from leveret._buffers import SendBuffer
 
     out = SendBuffer(lambda: None, lambda: None)
-    PublishBatch(out, None).add(template, body)
+    PublishBatch(out, None, channel=channel).add(template, body)
     return out.take()
 
 

@@ -53,7 +53,7 @@ properties = st.builds(
 def message(body: bytes = b"body", raw_properties: bytes = b"\x00\x00") -> Message:
     out = SendBuffer(lambda: None, lambda: None)
     frame_max = max(131072, len(body) + 4096)
-    template = PublishTemplate(1, "x", "key", raw_properties, frame_max=frame_max)
+    template = PublishTemplate("x", "key", raw_properties, frame_max=frame_max)
     PublishBatch(out, None, frame_max=frame_max).add(template, body)
     (run,) = FrameReader(server=True, frame_max=frame_max).feed(out.take())
     assert isinstance(run, ContentRun)

@@ -197,7 +197,7 @@ def test_flush_bytes_is_refused_when_not_positive(flush_bytes: int) -> None:
 def test_message_is_whole_when_the_block_is_written_in_mid_publish() -> None:
     blocks = Blocks(100)
     batch = PublishBatch(blocks.buffer, None)
-    template = PublishTemplate(1, "", "q")
+    template = PublishTemplate("", "q")
     for i in range(20):
         batch.add(template, bytes([i]) * 50)
     blocks.written.append(blocks.buffer.take())

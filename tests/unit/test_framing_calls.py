@@ -70,7 +70,7 @@ def test_calls_do_not_grow_with_the_messages_when_a_batch_is_published_and_confi
     out = SendBuffer(lambda: None, lambda: None, 1 << 30)
     batch = PublishBatch(out, window)
     bodies = [b"small body"] * COUNT
-    assert calls_of(batch.add_many, PublishTemplate(1, "", "q"), bodies, ticket)[0] <= BOUND + 1
+    assert calls_of(batch.add_many, PublishTemplate("", "q"), bodies, ticket)[0] <= BOUND + 1
     (confirms,) = FrameReader().feed(SETTLEMENTS)
     assert calls_of(window.settle, confirms)[0] <= BOUND
     assert ticket.confirmed == COUNT

@@ -62,8 +62,8 @@ def bad_values() -> Iterator[Callable[[], object]]:
     yield lambda: Properties(message_id="m" * 256, headers={"a": {"b": 1}}).encode()
     yield lambda: encode_method(1, 50, 10, "sT", ("q", {"k": object()}))
     yield lambda: encode_method(1, 50, 10, "h", (70_000,))
-    yield lambda: PublishTemplate(1, "e" * 256, "r")
-    yield lambda: PublishTemplate(1, "e", "r", bytes(5000), frame_max=4096)
+    yield lambda: PublishTemplate("e" * 256, "r")
+    yield lambda: PublishTemplate("e", "r", bytes(5000), frame_max=4096)
     yield lambda: FieldValue("Z", 1)
 
 
@@ -71,7 +71,7 @@ def publishing() -> Iterator[Callable[[], object]]:
     out = SendBuffer(lambda: None, lambda: None)
     window = ConfirmWindow()
     batch = PublishBatch(out, window, max_body_size=100)
-    template = PublishTemplate(1, "e", "r")
+    template = PublishTemplate("e", "r")
     yield lambda: batch.add(template, bytes(101), Ticket())
     yield lambda: batch.add(template, None, Ticket())
     yield lambda: batch.add(template, memoryview(b"abcd")[::2], Ticket())

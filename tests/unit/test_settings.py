@@ -66,6 +66,8 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ConnectionSettings, "max_table_depth", 1, 128, 1),
     (ConnectionSettings, "max_table_entries", 1, 2**20, 1),
     (ProducerSettings, "confirm_timeout", 0.001, 86_400, 0.0005),
+    (ProducerSettings, "publish_timeout", 0.001, 86_400, 0.0005),
+    (ProducerSettings, "batches_in_flight", 1, 1000, 1),
     (ProducerSettings, "delivery_mode", 1, 2, 1),
     (ProducerSettings, "max_outstanding", 1, 1_000_000, 1),
     (ProducerSettings, "max_outstanding_bytes", 1, 2**40, 1),
@@ -288,6 +290,15 @@ def test_low_watermark_is_refused_when_it_is_not_below_the_high_one() -> None:
 def test_delivery_mode_is_a_number_when_it_was_a_word() -> None:
     assert ProducerSettings().replace(delivery_mode="transient").delivery_mode == 1
     assert ProducerSettings().replace(delivery_mode="persistent").delivery_mode == 2
+
+
+def test_window_adapts_when_it_is_auto() -> None:
+    assert ProducerSettings(max_outstanding="auto").max_outstanding == "auto"
+    assert ProducerSettings.from_env({"LEVERET_PRODUCER_MAX_OUTSTANDING": "auto"}).max_outstanding == "auto"
+    with pytest.raises(ConfigurationError, match="max_outstanding is 'many'; it must be a whole number or 'auto'"):
+        ProducerSettings.from_env({"LEVERET_PRODUCER_MAX_OUTSTANDING": "many"})
+    with pytest.raises(ConfigurationError, match="max_outstanding is of type str; it must be a whole number or 'auto'"):
+        ProducerSettings(max_outstanding="many")  # type: ignore[arg-type]
 
 
 def test_list_becomes_a_tuple_when_an_option_takes_several() -> None:

@@ -215,7 +215,7 @@ def rebuilt(message: Message, *, exchange: str, routing_key: str, raw_properties
     body = message.body or b""
     frame_max = max(len(body), len(raw_properties)) + 4096
     out = SendBuffer(_nothing, _nothing)
-    template = PublishTemplate(1, exchange, routing_key, raw_properties, frame_max=frame_max)
+    template = PublishTemplate(exchange, routing_key, raw_properties, frame_max=frame_max)
     PublishBatch(out, None, frame_max=frame_max, max_body_size=len(body)).add(template, body)
     reader = FrameReader(server=True, frame_max=frame_max, max_body_size=len(body), capacity=0)
     (run,) = reader.feed(out.take())

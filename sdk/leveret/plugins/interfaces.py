@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkab
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from leveret._batching import Receipt
     from leveret.errors import LeveretError
-    from leveret.message import BatchResult, Receipt
+    from leveret.message import BatchResult
 
 __all__ = [
     "API_VERSION",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from leveret.client import Client
     from leveret.plugins.interfaces import Compressor
-    from leveret.producer import PublishOptions
+    from leveret.publishing import PublishOptions
 
 __all__ = ["CompressorConformance"]
 

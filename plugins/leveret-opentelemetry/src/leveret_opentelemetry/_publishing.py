@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.trace import Span, TracerProvider
 
-    from leveret.message import BatchResult, Receipt
+    from leveret import Receipt
+    from leveret.message import BatchResult
     from leveret.plugins import Publisher
 
 __all__ = ["TracingPublisher"]
