@@ -552,8 +552,8 @@ class Producer(Publisher):
                     deadline = self._loop.time() + settings.publish_timeout
                     await self._room(limit, max(0, limit - len(chunk)), deadline)
                 before = self._batch.published_bytes
-                if template is not None and Publishing not in map(type, chunk):
-                    self._put_chunk(template, chunk, start, ticket, failures)
+                if template is not None:
+                    self._put_chunk(template, routing_key, options, chunk, start, ticket, failures)
                 else:
                     self._put_each(routing_key, options, chunk, start, ticket, failures)
             except PublishError as error:
@@ -728,9 +728,20 @@ class Producer(Publisher):
             self._start_clock()
 
     def _put_chunk(
-        self, template: PublishTemplate, chunk: list[Any], start: int, ticket: Ticket, failures: dict[int, Exception]
+        self,
+        template: PublishTemplate,
+        routing_key: str | Template,
+        options: PublishOptions,
+        chunk: list[Any],
+        start: int,
+        ticket: Ticket,
+        failures: dict[int, Exception],
     ) -> None:
         """Encodes and appends a chunk. What fails is noted under its index."""
+        kinds = set(map(type, chunk))
+        if Publishing in kinds:
+            self._put_each(routing_key, options, chunk, start, ticket, failures)
+            return
         if not self._alive:
             raise self._not_sent("the producer is closed")
         done = 0
@@ -738,7 +749,7 @@ class Producer(Publisher):
             bodies: list[bytes] = []
             error: Exception | None = None
             try:
-                if self._ready and not done and set(map(type, chunk)) == _ONLY_BYTES:
+                if self._ready and kinds == _ONLY_BYTES and not done:
                     bodies = chunk
                 else:
                     # list.extend keeps what came before a value that fails.
