@@ -84,7 +84,8 @@ class Channel:
         connection: The connection it lives on.
         error: Why it is closed, or None while it is open.
         publisher: Where its confirms and returned messages go, if anywhere.
-        on_end: Called once when it is closed on both sides, or its connection is lost; it does not raise.
+        on_end: Called by the connection once the channel is closed on both sides, so that its number is free, or the
+            connection is lost; it does not raise.
     """
 
     def __init__(self, connection: Connection, number: int) -> None:
@@ -450,8 +451,6 @@ class Channel:
         self.publisher = None
         for sink in sinks:
             sink.channel_lost(self.error)
-        if self.on_end is not None:
-            self.on_end(self)
 
 
 def _resolve(reply: Reply) -> None:

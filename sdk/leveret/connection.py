@@ -101,7 +101,7 @@ class Connection:
         self._state: ConnectionState
         self._channels: dict[int, Channel] = {}
         self._free_numbers: list[int] = []
-        self._crossed: set[int] = set()
+        self._crossed: dict[int, Channel] = {}
         self._highest_number = 0
         self._was_open = False
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -327,9 +327,14 @@ class Connection:
         if self._channels.pop(channel.number, None) is not None:
             self.transport.reader.forget(channel.number)
             if crossed:
-                self._crossed.add(channel.number)
+                self._crossed[channel.number] = channel
             else:
-                self._free_numbers.append(channel.number)
+                self._free_number(channel)
+
+    def _free_number(self, channel: Channel) -> None:
+        self._free_numbers.append(channel.number)
+        if channel.on_end is not None:
+            channel.on_end(channel)
 
     async def update_secret(self, secret: str, reason: str = "") -> None:
         """Gives the broker a new password or token (RabbitMQ: connection.update-secret).
@@ -439,8 +444,7 @@ class Connection:
         closed = isinstance(event, MethodFrame) and (event.class_id, event.method_id) == _CHANNEL_CLOSE_OK
         if closed and event.channel in self._crossed:
             # Both sides closed at once, and this answers ours.
-            self._crossed.remove(event.channel)
-            self._free_numbers.append(event.channel)
+            self._free_number(self._crossed.pop(event.channel))
             return
         raise RemoteProtocolError(f"a frame on channel {event.channel}, which is not open", reply_code=504)
 
@@ -489,6 +493,8 @@ class Connection:
         self._wake_unblocked()
         for channel in list(self._channels.values()):
             channel.lost(self.error)
+        while self._crossed:
+            self._free_number(self._crossed.popitem()[1])
         for future in (self._opened, *self._secret_updates):
             if not future.done():
                 future.set_exception(again(self.error))
