@@ -69,6 +69,9 @@ class _Link:
         self._recovery: asyncio.Task[Connection] | None = None
         self._recoveries: set[asyncio.Task[Connection]] = set()
         self._waiting = 0
+        # Attempts to recover in a row, and when this connection was dialed last, for whatever reason.
+        self._attempts = 0
+        self._tried_at = 0.0
 
     async def __call__(self) -> Connection:
         """The open connection, or a new one; dials at most once."""
@@ -81,6 +84,8 @@ class _Link:
                 except LeveretError:
                     self.meter.failed += 1
                     raise
+                finally:
+                    self._tried_at = asyncio.get_running_loop().time()
                 try:
                     self._check_open()
                 except ConnectionClosed:
@@ -122,6 +127,7 @@ class _Link:
     async def _wait_for_recovery(self) -> None:
         task = self._recovery
         if task is None:
+            self._opened.clear()
             task = self._recovery = asyncio.create_task(self._recover())
             self._recoveries.add(task)
             task.add_done_callback(self._recovery_ended)
@@ -131,29 +137,35 @@ class _Link:
             await asyncio.wait([task])
         finally:
             self._waiting -= 1
-            if not self._waiting and not task.done():
+            if not self._waiting and self._recovery is not None:
+                self._recovery.cancel()
                 self._recovery = None
-                task.cancel()
         if not task.cancelled() and (error := task.exception()) is not None:
             raise again(error) if isinstance(error, LeveretError) else error
 
     async def _recover(self) -> Connection:
-        settings, attempts = self._settings, 0
+        # What is lost again right after it was opened, or given up and soon wanted again, is in the same row: otherwise
+        # a broker that closes each new connection would be dialed as fast as it does so.
+        if asyncio.get_running_loop().time() - self._tried_at > self._longest_delay():
+            self._attempts = 0
         while True:
-            doubled = settings.recovery_initial_delay * 2 ** min(attempts, _MAX_DOUBLINGS)
-            longest = min(doubled, settings.recovery_max_delay)
-            self._opened.clear()
+            delay = random.uniform(0, self._longest_delay())  # noqa: S311 - it keeps no secret
             # Less, when somebody who does not wait for this connects meanwhile.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(0, longest)):  # noqa: S311 - it keeps no secret
+                async with asyncio.timeout(delay):
                     await self._opened.wait()
-            attempts += 1
+            self._opened.clear()
+            self._attempts += 1
             try:
                 return await self()
             except LeveretError as error:
                 if self.closed or not _may_mend(error):
                     raise
-                logger.warning("connection %r: attempt %d to recover it failed: %s", self.name, attempts, error)
+                logger.warning("connection %r: attempt %d to recover it failed: %s", self.name, self._attempts, error)
+
+    def _longest_delay(self) -> float:
+        doubled = self._settings.recovery_initial_delay * 2.0 ** min(self._attempts, _MAX_DOUBLINGS)
+        return min(doubled, self._settings.recovery_max_delay)
 
     def _recovery_ended(self, task: asyncio.Task[Connection]) -> None:
         self._recoveries.discard(task)
@@ -177,10 +189,12 @@ class _Link:
         recoveries = list(self._recoveries)
         for task in recoveries:
             task.cancel()
-        if recoveries:
-            await asyncio.wait(recoveries)
-        if self.connection is not None:
-            await self.connection.close()
+        try:
+            if recoveries:
+                await asyncio.wait(recoveries)
+        finally:
+            if self.connection is not None:
+                await self.connection.close()
 
 
 def _may_mend(error: LeveretError) -> bool:
@@ -385,6 +399,7 @@ class Client(_Workplace):
         self._dedicated: dict[str, DedicatedConnection] = {}
         self._opening = asyncio.Lock()
         self._is_open = False
+        self._is_closing = False
 
     def __repr__(self) -> str:
         return f"<Client {self.settings.redacted_url}>"
@@ -416,6 +431,7 @@ class Client(_Workplace):
         What cannot be confirmed within `confirm_timeout` seconds ends UNKNOWN; what consumers did not finish goes
         back to its queue.
         """
+        self._is_closing = True
         ending = contextlib.AsyncExitStack()
         ending.push_async_callback(self._sinks.close)
         for dedicated in list(self._dedicated.values()):
@@ -464,7 +480,7 @@ class Client(_Workplace):
                 raise ConfigurationError(
                     f"this client has a dedicated connection named {name!r} already", option="name"
                 )
-            if self._publishing.closed:
+            if self._is_closing:
                 raise ConnectionClosed("the client is closed", reply_code=200)
             dedicated = DedicatedConnection(self, settings)
             # Before it is open, so that the name is taken, and whoever closes the client closes it.
@@ -544,7 +560,7 @@ C = TypeVar("C", bound=_Closeable)
 
 
 class _Opening(Generic[C]):
-    """Something that is opened by `await`, which leaves closing to the caller, or by `async with`; once."""
+    """Something that is opened by `await`, which leaves closing to the caller, or by `async with`; once at a time."""
 
     def __init__(self, opened: Callable[[], Awaitable[C]], what: str) -> None:
         self._opened = opened
@@ -573,8 +589,10 @@ class _Opening(Generic[C]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._value is not None:
-            await self._value.close()
+        value, self._value = self._value, None
+        if value is not None:
+            await value.close()
+        self._is_used = False
 
 
 def connect(

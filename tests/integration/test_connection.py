@@ -374,13 +374,17 @@ async def test_those_who_wait_are_told_when_the_client_is_closed(broker: Broker,
             await link.recovered()
 
 
-async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_makes_one(broker: Broker) -> None:
+@pytest.mark.parametrize("started", [True, False])
+async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_makes_one(
+    broker: Broker, started: bool
+) -> None:
     long: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **long) as client:
         proxy.reset()
         await loss(client.connection)
         waiting = asyncio.create_task(client._publishing.recovered())
-        await asyncio.sleep(0)
+        if started:
+            await asyncio.sleep(0)
         await client.declare(Topology())
         assert await waiting is client.connection
         assert counted(client)["connections_opened"] == 2
@@ -406,6 +410,31 @@ async def test_attempts_are_spread_over_twice_the_time_after_each_when_they_fail
     assert [most for _, most in spans[:11]] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
     assert {most for _, most in spans[9:]} == {30.0}
     assert {least for least, _ in spans} == {0}
+
+
+async def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_dialed_more_and_more_seldom(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans: list[float] = []
+
+    def uniform(least: float, most: float) -> float:
+        spans.append(most)
+        return 0.0
+
+    monkeypatch.setattr("leveret.client.random.uniform", uniform)
+    options: dict[str, Any] = {"recovery_initial_delay": 1000, "recovery_max_delay": 3000}
+    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **options) as client:
+        for _ in range(4):
+            proxy.reset()
+            await loss(client.connection)
+            await client._publishing.recovered()
+        assert spans == [1000, 2000, 3000, 3000]
+        # A while later it is the first attempt again.
+        client._publishing._tried_at -= 3001
+        proxy.reset()
+        await loss(client.connection)
+        await client._publishing.recovered()
+        assert spans[4:] == [1000]
 
 
 async def test_no_credentials_are_logged_when_recovery_fails(warnings: Warnings) -> None:

@@ -221,6 +221,8 @@ async def test_s9_opening_twice_is_harmless_or_a_typed_error(broker: Broker, que
             (await anext(consumer)).ack()
     with pytest.raises(ConnectionClosed, match=r"was closed by this side"):
         await client.open()
+    async with connecting as another:
+        assert another is not client
 
 
 # ---------------------------------------------------------------------- the network
