@@ -7,14 +7,14 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from leveret._batching import append_settlement
-from leveret.errors import ChannelClosed, LeveretError, OperationTimeout, RemoteProtocolError, again
+from leveret.errors import ChannelClosed, EncodeFailed, LeveretError, OperationTimeout, RemoteProtocolError, again
 from leveret.protocol import commands
 from leveret.protocol.channel import ChannelPhase, ChannelState, Closed, ConsumerCancelled, Reply
 from leveret.protocol.commands import Basic, Confirm, Exchange, Queue, Tx
 from leveret.protocol.commands import Channel as ChannelMethods
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from leveret._framing import ContentRun, Message, MethodFrame, SettlementRun
     from leveret.connection import Connection
@@ -27,6 +27,19 @@ M = TypeVar("M", bound=commands.Method)
 _DELIVER, _GET_OK, _RETURN = 60, 71, 50
 # basic.nack and its requeue bit (RabbitMQ: basic.nack).
 _NACK, _REQUEUE = 120, 2
+
+# After these a channel is as it was, but for the queue that it declared last.
+_LEAVES_NO_TRACE = (
+    Exchange.Declare,
+    Exchange.Delete,
+    Exchange.Bind,
+    Exchange.Unbind,
+    Queue.Declare,
+    Queue.Delete,
+    Queue.Bind,
+    Queue.Unbind,
+    Queue.Purge,
+)
 
 
 class PublisherSink(Protocol):
@@ -63,12 +76,16 @@ class Channel:
         ChannelClosed: The channel was closed, by the server for this request or earlier. `NotFound`,
             `AccessRefused`, `ResourceLocked` and `PreconditionFailed` say more.
         ConnectionClosed, TransportError: The connection was lost.
-        EncodeFailed: An argument does not fit AMQP; nothing was sent.
+        EncodeFailed: An argument does not fit AMQP, or the queue's name is empty and no queue was declared on the
+            channel; nothing was sent.
 
     Attributes:
         number: The channel number.
         connection: The connection it lives on.
         error: Why it is closed, or None while it is open.
+        publisher: Where its confirms and returned messages go, if anywhere.
+        on_end: Called by the connection once the channel is closed on both sides, so that its number is free, or the
+            connection is lost; it does not raise.
     """
 
     def __init__(self, connection: Connection, number: int) -> None:
@@ -77,6 +94,7 @@ class Channel:
         self.connection = connection
         self.error: LeveretError | None = None
         self.publisher: PublisherSink | None = None
+        self.on_end: Callable[[Channel], None] | None = None
         self._state = ChannelState(
             connection.transport.out,
             number,
@@ -86,6 +104,8 @@ class Channel:
         )
         self._consumers: dict[str, ConsumerSink] = {}
         self._abandoned = False
+        self._is_unmarked = True
+        self._has_declared = False
 
     def __repr__(self) -> str:
         return f"<Channel {self.number} {self._state.phase.value}>"
@@ -94,6 +114,20 @@ class Channel:
     def is_open(self) -> bool:
         """True when requests and publishings can be sent."""
         return self._state.phase is ChannelPhase.OPEN
+
+    @property
+    def is_reusable(self) -> bool:
+        """True when it is open and nobody could tell it from a new channel, after `renew`.
+
+        It is not when it was put into confirm or transaction mode, got a consumer, a publisher, a prefetch or a message
+        (which would be unacknowledged for ever), or when an answer is still to come (which may close it).
+        """
+        untouched = self._is_unmarked and self.publisher is None and not self._consumers
+        return self.is_open and untouched and not self._state.unanswered
+
+    def renew(self) -> None:
+        """Forgets which queue was declared last, for its next user."""
+        self._has_declared = False
 
     # ------------------------------------------------------------------ requests
 
@@ -122,6 +156,15 @@ class Channel:
         self.connection.check_loop()
         if self.error is not None:
             raise again(self.error)
+        if isinstance(method, Queue.Declare):
+            self._has_declared = True
+        elif not self._has_declared and getattr(method, "queue", None) == "":
+            # An empty name means the queue that the channel declared last (AMQP 0-9-1 section 1.7.2). A broker would
+            # take that of the channel's user before, and empty or delete it.
+            name = commands.spec_of(type(method)).name
+            raise EncodeFailed(f"{name} names no queue, and none was declared on channel {self.number}")
+        if not isinstance(method, _LEAVES_NO_TRACE):
+            self._is_unmarked = False
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._state.request(method, future)
         return future
@@ -306,8 +349,8 @@ class Channel:
                 exclusive=exclusive,
                 arguments=arguments,
             )
-        except BaseException:
-            if self.error is not None:
+        except BaseException as error:
+            if self.error is not None or isinstance(error, EncodeFailed):
                 self._consumers.pop(consumer_tag, None)
             raise
 

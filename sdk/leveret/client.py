@@ -1,18 +1,33 @@
-"""The client: two connections, one for publishing and one for consuming, and what is made on them."""
+"""The client: its connections, which are opened again when they were lost, and what is made on them."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+import contextlib
+import dataclasses
+import logging
+import random
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 from weakref import WeakSet
 
 from leveret.connection import Connection
 from leveret.consumer import Consumer
-from leveret.errors import ConfigurationError, ConnectionClosed
+from leveret.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionClosed,
+    LeveretError,
+    PublishError,
+    TLSVerificationError,
+    again,
+)
+from leveret.message import Outcome
 from leveret.monitoring import ConnectionMeter, Monitor, Sinks
 from leveret.plugins.interfaces import CircuitBreaker, ConnectionEvent, ConnectionEventKind, RetryPolicy
 from leveret.plugins.registry import PluginRegistry
+from leveret.pool import ChannelPool
 from leveret.producer import Producer
+from leveret.publishing import Publishing
 from leveret.settings import (
     ConnectionSettings,
     ConsumerSettings,
@@ -23,36 +38,60 @@ from leveret.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Awaitable, Callable, Generator
     from types import TracebackType
+    from typing import Unpack
 
+    from leveret._batching import Receipt, Ticket
     from leveret.channel import Channel
     from leveret.plugins.interfaces import Sample
+    from leveret.publishing import PublishOptions
     from leveret.topology import DeclareReport, Topology
 
-__all__ = ["Client", "connect"]
+__all__ = ["Client", "DedicatedConnection", "connect"]
+
+logger = logging.getLogger("leveret.client")
 
 T = TypeVar("T")
 
+#: 0.001 s doubled this often is longer than any `recovery_max_delay`; doubled for ever it would overflow.
+_MAX_DOUBLINGS = 40
+
 
 class _Link:
-    """One of the client's connections, opened when it is first needed, and again when it was lost."""
+    """A connection that is opened when it is first needed, and again when it was lost."""
 
-    def __init__(self, settings: ConnectionSettings, purpose: str, registry: PluginRegistry) -> None:
-        self._settings = settings
-        self._name = f"{settings.client_name} ({purpose})"
-        self._lock = asyncio.Lock()
-        self._registry = registry
+    def __init__(self, settings: ConnectionSettings, name: str, registry: PluginRegistry) -> None:
+        self.name = name
         self.meter = ConnectionMeter()
         self.connection: Connection | None = None
         self.closed = False
+        self.channels = ChannelPool(self, settings)
+        self._settings = settings
+        self._registry = registry
+        self._lock = asyncio.Lock()
+        self._opened = asyncio.Event()
+        # The one that dials now, and those that were told to end and have not yet.
+        self._recovery: asyncio.Task[Connection] | None = None
+        self._recoveries: set[asyncio.Task[Connection]] = set()
+        self._waiting = 0
+        # Attempts to recover in a row, and when this connection was dialed last, for whatever reason.
+        self._attempts = 0
+        self._tried_at = 0.0
 
     async def __call__(self) -> Connection:
+        """The open connection, or a new one; dials at most once."""
         async with self._lock:
             self._check_open()
             lost = self.connection is not None and self.connection.error is not None
             if self.connection is None or lost:
-                connection = await Connection.open(self._settings, name=self._name, on_event=self._on_event)
+                try:
+                    connection = await Connection.open(self._settings, name=self.name, on_event=self._on_event)
+                except LeveretError:
+                    self.meter.failed += 1
+                    raise
+                finally:
+                    self._tried_at = asyncio.get_running_loop().time()
                 try:
                     self._check_open()
                 except ConnectionClosed:
@@ -61,13 +100,86 @@ class _Link:
                     raise
                 self.connection = connection
                 self.meter.replace(connection)
+                self._opened.set()
                 if lost:
-                    recovered = ConnectionEvent(kind=ConnectionEventKind.RECOVERED, connection_name=self._name)
+                    recovered = ConnectionEvent(kind=ConnectionEventKind.RECOVERED, connection_name=self.name)
                     self._registry.connection_event(recovered)
             return self.connection
 
     async def recovered(self) -> Connection:
-        return await self()
+        """The open connection, or the one that takes the place of a lost one, however long that takes.
+
+        All callers wait for the same attempts, which go on until one succeeds or nobody waits any more. The caller sets
+        the deadline, and may be cancelled without harm to the others.
+
+        Raises:
+            ConnectionClosed: The client is closed, or the server refuses what no attempt can mend (reply code 530).
+            AuthenticationError, TLSVerificationError, ConfigurationError: Likewise.
+            LeveretError: Why the connection was lost, without `auto_recovery`; and whatever the first connection failed
+                with, which is tried once.
+        """
+        while True:
+            self._check_open()
+            connection = self.connection
+            if connection is None:
+                return await self()
+            connection.check_loop()
+            if connection.error is None:
+                return connection
+            if not self._settings.auto_recovery:
+                raise again(connection.error)
+            await self._wait_for_recovery()
+
+    async def _wait_for_recovery(self) -> None:
+        task = self._recovery
+        if task is None:
+            self._opened.clear()
+            task = self._recovery = asyncio.create_task(self._recover())
+            self._recoveries.add(task)
+            task.add_done_callback(self._recovery_ended)
+        self._waiting += 1
+        try:
+            # It neither raises what the task does nor cancels it when this caller is cancelled.
+            await asyncio.wait([task])
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self._recovery is not None:
+                self._recovery.cancel()
+                self._recovery = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise again(error) if isinstance(error, LeveretError) else error
+
+    async def _recover(self) -> Connection:
+        # What is lost again right after it was opened, or given up and soon wanted again, is in the same row: otherwise
+        # a broker that closes each new connection would be dialed as fast as it does so.
+        if asyncio.get_running_loop().time() - self._tried_at > self._longest_delay():
+            self._attempts = 0
+        while True:
+            delay = random.uniform(0, self._longest_delay())  # noqa: S311 - it keeps no secret
+            # Less, when somebody who does not wait for this connects meanwhile.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._opened.wait()
+            self._opened.clear()
+            self._attempts += 1
+            try:
+                return await self()
+            except LeveretError as error:
+                if self.closed or not _may_mend(error):
+                    raise
+                logger.warning("connection %r: attempt %d to recover it failed: %s", self.name, self._attempts, error)
+
+    def _longest_delay(self) -> float:
+        doubled = self._settings.recovery_initial_delay * 2.0 ** min(self._attempts, _MAX_DOUBLINGS)
+        return min(doubled, self._settings.recovery_max_delay)
+
+    def _recovery_ended(self, task: asyncio.Task[Connection]) -> None:
+        self._recoveries.discard(task)
+        if self._recovery is task:
+            self._recovery = None
+        if not task.cancelled():
+            # Looked at here: all who waited may have been cancelled in the same turn of the loop.
+            task.exception()
 
     def _on_event(self, event: ConnectionEvent) -> None:
         if event.error is not None:
@@ -76,112 +188,110 @@ class _Link:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise ConnectionClosed("the client is closed", reply_code=200)
+            raise ConnectionClosed(f"connection {self.name!r} was closed by this side", reply_code=200)
 
     async def close(self) -> None:
         self.closed = True
-        if self.connection is not None:
-            await self.connection.close()
+        recoveries = list(self._recoveries)
+        for task in recoveries:
+            task.cancel()
+        try:
+            if recoveries:
+                await asyncio.wait(recoveries)
+        finally:
+            if self.connection is not None:
+                await self.connection.close()
 
 
-class Client:
-    """Talks to one broker. Made by `connect`.
+def _may_mend(error: LeveretError) -> bool:
+    """Whether dialing again may succeed where it failed with this error."""
+    if isinstance(error, AuthenticationError):
+        # Without a text the server refused nothing: it was gone while it checked the credentials, as one that stops.
+        return error.reply_code == 403 and not error.reply_text
+    if isinstance(error, ConnectionClosed):
+        return error.reply_code != 530
+    return not isinstance(error, (TLSVerificationError, ConfigurationError))
 
-    Publishing and consuming use separate connections, because a broker that is short of memory stops reading from
-    connections that publish, and acknowledgements must still get through (RabbitMQ: connection.blocked). The
-    publishing connection is opened by `connect`, the other with the first consumer.
 
-    When a connection is lost, what waits on it ends with a typed error, and so do its producers and consumers; they are
-    not revived. New ones get a new connection.
+class _OwnProducer:
+    """The producer of `message`, opened with the first one."""
+
+    def __init__(self, make: Callable[[], Producer]) -> None:
+        self._make = make
+        self._lock = asyncio.Lock()
+        self._producer: Producer | None = None
+
+    async def publish(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Receipt:
+        producer = self._producer
+        if producer is None or not producer.is_open:
+            async with self._lock:
+                producer = self._producer
+                if producer is None or not producer.is_open:
+                    producer = self._producer = await self._make().open()
+        return await producer.publish(value, routing_key, **options)
+
+    def publish_nowait(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket:
+        if self._producer is None:
+            raise PublishError(
+                "not sent: the client opens a producer with its first `publish`; make one with `client.producer`",
+                outcome=Outcome.NOT_SENT,
+            )
+        return self._producer.publish_nowait(value, routing_key, **options)
+
+
+class _Workplace:
+    """What a client and a dedicated connection have in common: connections, and what is made on them.
 
     Attributes:
         settings: What it was made with.
         registry: The plugins it uses.
     """
 
-    def __init__(self, settings: Settings, registry: PluginRegistry) -> None:
+    def __init__(
+        self, settings: Settings, registry: PluginRegistry, monitor: Monitor, publishing: _Link, consuming: _Link
+    ) -> None:
         self.settings = settings.connection
         self.registry = registry
         self._defaults = settings
-        self._publishing = _Link(settings.connection, "publish", registry)
-        self._consuming = _Link(settings.connection, "consume", registry)
-        self._monitor = Monitor(settings.connection.client_name)
-        self._monitor.add(self._publishing, "connection", "publish", self._publishing.meter)
-        self._monitor.add(self._consuming, "connection", "consume", self._consuming.meter)
-        self._sinks = Sinks(registry, settings.monitoring)
-        # To be closed with the client. What is open is held by its channel, and what was closed is not held here: a
-        # service may make a consumer for each message.
+        self._monitor = monitor
+        self._publishing = publishing
+        self._consuming = consuming
+        # What is open is held by its channel, and what was closed is not held here: a service may make a consumer for
+        # each message.
         self._producers: WeakSet[Producer] = WeakSet()
         self._consumers: WeakSet[Consumer[Any]] = WeakSet()
+        self._own_producer = _OwnProducer(self.producer)
 
-    def __repr__(self) -> str:
-        return f"<Client {self.settings.redacted_url}>"
-
-    # ------------------------------------------------------------------ life
-
-    async def close(self) -> None:
-        """Flushes and closes the producers, closes the consumers and then both connections; never hangs.
-
-        What cannot be confirmed within `confirm_timeout` seconds ends UNKNOWN; what consumers did not finish goes
-        back to its queue.
-        """
-        try:
-            for consumer in list(self._consumers):
-                await consumer.close()
-            for producer in list(self._producers):
-                await producer.close()
-        finally:
-            self._consumers.clear()
-            self._producers.clear()
+    async def _close(self, ending: contextlib.AsyncExitStack) -> None:
+        """Closes what was made here, then its connections, then what `ending` holds, the last first."""
+        async with ending:
+            ending.push_async_callback(self._publishing.close)
+            if self._consuming is not self._publishing:
+                ending.push_async_callback(self._consuming.close)
             try:
-                await self._consuming.close()
+                for consumer in list(self._consumers):
+                    await consumer.close()
+                for producer in list(self._producers):
+                    await producer.close()
             finally:
-                try:
-                    await self._publishing.close()
-                finally:
-                    await self._sinks.close()
-
-    async def open(self) -> Client:
-        """Opens the publishing connection and starts the metrics sinks; `connect` does it.
-
-        Raises:
-            LeveretError: What `Connection.open` raises.
-            PluginError: A metrics sink could not be started.
-        """
-        await self._publishing()
-        try:
-            await self._sinks.start(self._monitor)
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    async def __aenter__(self) -> Client:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
+                self._consumers.clear()
+                self._producers.clear()
 
     @property
     def connection(self) -> Connection:
-        """The publishing connection, with what was negotiated."""
+        """The connection that publishes, with what was negotiated."""
         connection = self._publishing.connection
         if connection is None:
             raise ConnectionClosed("the client is not connected; use `async with leveret.connect(...)`")
         return connection
 
-    def metrics(self) -> list[Sample]:
-        """Everything that this client has counted, now; what metrics sinks read.
-
-        Returns:
-            A sample for each metric and label set. Counters include producers and consumers that are gone.
-        """
-        return self._monitor.snapshot()
+    @property
+    def channels(self) -> ChannelPool:
+        """Lends channels of that connection: `async with client.channels.acquire() as channel:`."""
+        return self._publishing.channels
 
     async def channel(self) -> Channel:
-        """Opens a channel on the publishing connection, for methods of AMQP that have no other place here."""
+        """Opens a channel on that connection, for methods of AMQP that have no other place here; it is the caller's."""
         return await (await self._publishing()).channel()
 
     # ------------------------------------------------------------------ topology
@@ -199,37 +309,38 @@ class Client:
             PreconditionFailed: Something exists with other arguments; `argument`, `wanted` and `actual` tell which.
             ChannelClosed: The broker refused for another reason.
         """
-        channel = await self.channel()
-        try:
+        async with self.channels.acquire() as channel:
             return await topology.declare_on(channel)
-        finally:
-            await channel.close()
 
     async def purge(self, queue: str) -> int:
         """Drops a queue's ready messages; returns how many there were."""
-        channel = await self.channel()
-        try:
+        async with self.channels.acquire() as channel:
             return await channel.queue_purge(queue)
-        finally:
-            await channel.close()
 
     async def delete_queue(self, queue: str) -> int:
         """Deletes a queue; returns how many messages it had. A queue that does not exist is no error in RabbitMQ."""
-        channel = await self.channel()
-        try:
+        async with self.channels.acquire() as channel:
             return await channel.queue_delete(queue)
-        finally:
-            await channel.close()
 
     async def delete_exchange(self, exchange: str) -> None:
         """Deletes an exchange."""
-        channel = await self.channel()
-        try:
+        async with self.channels.acquire() as channel:
             await channel.exchange_delete(exchange)
-        finally:
-            await channel.close()
 
     # ------------------------------------------------------------------ publishing and consuming
+
+    def message(self, value: Any) -> Publishing:
+        """Begins a message that is put together call by call, and published by a producer that this client keeps.
+
+            await client.message(order).exchange("orders").routing_key("order.created").persistent().publish()
+
+        Args:
+            value: What the serializer takes, that of the options that `connect` was given.
+
+        Returns:
+            See `Publishing`.
+        """
+        return Publishing(value, self._own_producer)
 
     def producer(
         self,
@@ -304,30 +415,230 @@ class Client:
         return consumer
 
 
-class _Connector:
-    """What `connect` returns: awaitable, and an asynchronous context manager."""
+class Client(_Workplace):
+    """Talks to one broker. Made by `connect`.
 
-    def __init__(self, settings: Settings, registry: PluginRegistry | None) -> None:
-        self._settings = settings
-        self._registry = registry
-        self._client: Client | None = None
+    Publishing and consuming use separate connections, because a broker that is short of memory stops reading from
+    connections that publish, and acknowledgements must still get through (RabbitMQ: connection.blocked). The
+    publishing connection is opened by `connect`, the other with the first consumer.
 
-    async def _connect(self) -> Client:
-        registry = self._registry or PluginRegistry.load(self._settings.plugins)
-        return await Client(self._settings, registry).open()
+    When a connection is lost, what waits on it ends with a typed error, and so do its producers and consumers; they are
+    not revived. New ones get a new connection.
 
-    def __await__(self) -> Generator[Any, None, Client]:
-        return self._connect().__await__()
+    Attributes:
+        settings: What it was made with.
+        registry: The plugins it uses.
+    """
+
+    def __init__(self, settings: Settings, registry: PluginRegistry) -> None:
+        name = settings.connection.client_name
+        super().__init__(
+            settings,
+            registry,
+            Monitor(name),
+            _Link(settings.connection, f"{name} (publish)", registry),
+            _Link(settings.connection, f"{name} (consume)", registry),
+        )
+        self._monitor.add(self._publishing, "connection", "publish", self._publishing.meter)
+        self._monitor.add(self._consuming, "connection", "consume", self._consuming.meter)
+        self._sinks = Sinks(registry, settings.monitoring)
+        self._dedicated: dict[str, DedicatedConnection] = {}
+        self._opening = asyncio.Lock()
+        self._is_open = False
+        self._is_closing = False
+
+    def __repr__(self) -> str:
+        return f"<Client {self.settings.redacted_url}>"
+
+    # ------------------------------------------------------------------ life
+
+    async def open(self) -> Client:
+        """Opens the publishing connection and starts the metrics sinks; `connect` does it. Again, it does nothing.
+
+        Raises:
+            ConnectionClosed: The client was closed.
+            LeveretError: What `Connection.open` raises.
+            PluginError: A metrics sink could not be started.
+        """
+        async with self._opening:
+            await self._publishing()
+            if not self._is_open:
+                try:
+                    await self._sinks.start(self._monitor)
+                except BaseException:
+                    await self.close()
+                    raise
+                self._is_open = True
+        return self
+
+    async def close(self) -> None:
+        """Flushes and closes the producers, closes the consumers and then all connections; never hangs.
+
+        What cannot be confirmed within `confirm_timeout` seconds ends UNKNOWN; what consumers did not finish goes
+        back to its queue.
+        """
+        self._is_closing = True
+        ending = contextlib.AsyncExitStack()
+        ending.push_async_callback(self._sinks.close)
+        for dedicated in list(self._dedicated.values()):
+            ending.push_async_callback(dedicated.close)
+        await self._close(ending)
 
     async def __aenter__(self) -> Client:
-        self._client = await self._connect()
-        return self._client
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._client is not None:
-            await self._client.close()
+        await self.close()
+
+    def metrics(self) -> list[Sample]:
+        """Everything that this client has counted, now; what metrics sinks read.
+
+        Returns:
+            A sample for each metric and label set. Counters include producers and consumers that are gone.
+        """
+        return self._monitor.snapshot()
+
+    # ------------------------------------------------------------------ connections of their own
+
+    def dedicated_connection(self, name: str, max_channels: int | None = None) -> _Opening[DedicatedConnection]:
+        """Opens a connection of its own for producers and consumers that shall not share one with the rest.
+
+        Args:
+            name: The name that the broker lists, 1 to 200 bytes, unique among those of this client that are open.
+            max_channels: The most channels it may have, 1 to 65535; None for `channel_max` of the settings. Both sides
+                agree on it, where the broker may lower it, and both enforce it. A producer or consumer has one channel.
+
+        Returns:
+            Something to use with `async with`, which closes the connection, or to `await`.
+
+        Raises:
+            ConfigurationError: The name or the number is out of range or, when it is opened, the name is in use.
+            LeveretError: When it is opened: what `Connection.open` raises.
+        """
+        settings = _with_argument(self.settings, "client_name", name, "name")
+        if max_channels is not None:
+            settings = _with_argument(settings, "channel_max", max_channels, "max_channels")
+
+        async def opened() -> DedicatedConnection:
+            if name in self._dedicated:
+                raise ConfigurationError(
+                    f"this client has a dedicated connection named {name!r} already", option="name"
+                )
+            if self._is_closing:
+                raise ConnectionClosed("the client is closed", reply_code=200)
+            dedicated = DedicatedConnection(self, settings)
+            # Before it is open, so that the name is taken, and whoever closes the client closes it.
+            self._dedicated[name] = dedicated
+            try:
+                await dedicated._publishing()
+            except BaseException:
+                await dedicated.close()
+                raise
+            self._monitor.add(dedicated._publishing, "connection", name, dedicated._publishing.meter)
+            return dedicated
+
+        return _Opening(opened, f"dedicated_connection({name!r})")
+
+
+class DedicatedConnection(_Workplace):
+    """A connection of its own, with what is made on it. Made by `Client.dedicated_connection`.
+
+    Its producers and consumers share it. A broker that is short of memory stops reading from connections that publish,
+    acknowledgements included: what must go on then needs another one.
+
+    It is closed with its client. When it is lost it ends its producers and consumers, and new ones get a new
+    connection of the same name, as with `Client`.
+
+    Attributes:
+        settings: Those of the client, with this name and number of channels.
+        registry: The plugins it uses.
+    """
+
+    def __init__(self, client: Client, settings: ConnectionSettings) -> None:
+        link = _Link(settings, settings.client_name, client.registry)
+        super().__init__(
+            dataclasses.replace(client._defaults, connection=settings), client.registry, client._monitor, link, link
+        )
+        self._others = client._dedicated
+
+    def __repr__(self) -> str:
+        return f"<DedicatedConnection {self.name!r} {self.settings.redacted_url}>"
+
+    @property
+    def name(self) -> str:
+        """The name that the broker lists."""
+        return self._publishing.name
+
+    async def close(self) -> None:
+        """Flushes and closes its producers, closes its consumers and then the connection; never hangs."""
+        ending = contextlib.AsyncExitStack()
+        ending.callback(self._forget)
+        await self._close(ending)
+
+    def _forget(self) -> None:
+        if self._others.get(self.name) is self:
+            del self._others[self.name]
+
+    async def __aenter__(self) -> DedicatedConnection:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _with_argument(settings: ConnectionSettings, option: str, value: object, argument: str) -> ConnectionSettings:
+    """Sets an option that a call knows by another name, which is the one that errors say."""
+    try:
+        return settings.replace(**{option: value})
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace(option, argument), option=argument) from None
+
+
+class _Closeable(Protocol):
+    async def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closeable)
+
+
+class _Opening(Generic[C]):
+    """Something that is opened by `await`, which leaves closing to the caller, or by `async with`; once at a time."""
+
+    def __init__(self, opened: Callable[[], Awaitable[C]], what: str) -> None:
+        self._opened = opened
+        self._what = what
+        self._is_used = False
+        self._value: C | None = None
+
+    async def _open(self) -> C:
+        if self._is_used:
+            raise ConfigurationError(f"{self._what} was opened already; call it again for another one")
+        self._is_used = True
+        try:
+            return await self._opened()
+        except BaseException:
+            # It may be tried again.
+            self._is_used = False
+            raise
+
+    def __await__(self) -> Generator[Any, None, C]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> C:
+        self._value = await self._open()
+        return self._value
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        value, self._value = self._value, None
+        if value is not None:
+            await value.close()
+        self._is_used = False
 
 
 def connect(
@@ -336,7 +647,7 @@ def connect(
     plugins: PluginRegistry | PluginSettings | None = None,
     monitoring: MonitoringSettings | None = None,
     **options: Any,
-) -> _Connector:
+) -> _Opening[Client]:
     """Connects to a broker.
 
     Args:
@@ -385,4 +696,8 @@ def connect(
         plugins=chosen,
         monitoring=monitoring or (whole.monitoring if whole else MonitoringSettings.from_env()),
     )
-    return _Connector(settings, registry)
+
+    async def opened() -> Client:
+        return await Client(settings, registry or PluginRegistry.load(settings.plugins)).open()
+
+    return _Opening(opened, "connect(...)")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import platform
+import socket
 from typing import TYPE_CHECKING, Any
 
 from leveret._framing import ContentRun, FrameReader, MethodFrame, SettlementRun
@@ -19,6 +20,7 @@ from leveret.errors import (
     OperationTimeout,
     ProtocolError,
     RemoteProtocolError,
+    TLSVerificationError,
     TransportError,
     WrongLoopError,
     again,
@@ -41,6 +43,16 @@ __all__ = ["Connection"]
 logger = logging.getLogger("leveret.connection")
 
 _CHANNEL_CLOSE_OK = (20, 41)
+
+# How the kernel calls what the settings call by these names. macOS has another word for the idle time.
+_SOCKET_OPTIONS = {
+    "socket_receive_buffer_size": (socket.SOL_SOCKET, "SO_RCVBUF"),
+    "socket_send_buffer_size": (socket.SOL_SOCKET, "SO_SNDBUF"),
+    "tcp_nodelay": (socket.IPPROTO_TCP, "TCP_NODELAY"),
+    "tcp_keepalive": (socket.SOL_SOCKET, "SO_KEEPALIVE"),
+    "tcp_keepalive_time": (socket.IPPROTO_TCP, "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"),
+    "tcp_keepalive_interval": (socket.IPPROTO_TCP, "TCP_KEEPINTVL"),
+}
 
 # What this side can do (RabbitMQ: capabilities), so that the broker tells us more than silence.
 _CAPABILITIES = {
@@ -74,6 +86,7 @@ class Connection:
         transport: The socket's side.
         error: Why it is closed, or None while it is open.
         blocked: The broker's reason for blocking publishers, or None.
+        spare_channel: Gives up an open channel that nobody uses, for when no other is free; set by a channel pool.
     """
 
     def __init__(self, settings: ConnectionSettings, name: str, on_event: EventListener | None = None) -> None:
@@ -82,12 +95,13 @@ class Connection:
         self._on_event = on_event
         self.error: LeveretError | None = None
         self.blocked: str | None = None
+        self.spare_channel: Callable[[], Channel | None] | None = None
         self.transport: FrameTransport
         self._loop = asyncio.get_running_loop()
         self._state: ConnectionState
         self._channels: dict[int, Channel] = {}
         self._free_numbers: list[int] = []
-        self._crossed: set[int] = set()
+        self._crossed: dict[int, Channel] = {}
         self._highest_number = 0
         self._was_open = False
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -115,7 +129,7 @@ class Connection:
 
         Raises:
             ConnectFailed: No endpoint could be reached; with several, the text tells each one's reason.
-            TLSVerificationError: The certificate was refused.
+            TLSVerificationError: The certificate was refused; with several endpoints, every one's.
             AuthenticationError: The credentials or the mechanism were refused.
             ConnectionClosed: The server refused, for example the virtual host (reply code 530).
             IncompatibleProtocol: The peer does not speak AMQP 0-9-1.
@@ -138,7 +152,9 @@ class Connection:
                 return connection
         if len(failures) == 1:
             raise failures[0]
-        raise ConnectFailed("; ".join(str(failure) for failure in failures)) from failures[-1]
+        untrusted = all(isinstance(failure, TLSVerificationError) for failure in failures)
+        text = "; ".join(str(failure) for failure in failures)
+        raise (TLSVerificationError if untrusted else ConnectFailed)(text) from failures[-1]
 
     async def _dial(self, endpoint: Endpoint | None) -> None:
         settings = self.settings
@@ -225,6 +241,25 @@ class Connection:
         """Bytes given to the socket so far."""
         return self.transport.out.sent_bytes
 
+    def socket_options(self) -> dict[str, int]:
+        """Asks the kernel which options the connection's socket has.
+
+        Returns:
+            Values by the names of `ConnectionSettings`: sizes in bytes (Linux shows twice what was asked for), times in
+            seconds, switches as 0 or something else. What the kernel or a unix socket does not have is left out.
+
+        Raises:
+            ConnectionClosed, TransportError: The connection is closed, and its socket with it.
+        """
+        if self.error is not None:
+            raise again(self.error)
+        sock = self.transport.extra_info("socket")
+        found = {}
+        for name, (level, option) in _SOCKET_OPTIONS.items():
+            if hasattr(socket, option) and (level == socket.SOL_SOCKET or sock.family != socket.AF_UNIX):
+                found[name] = sock.getsockopt(level, getattr(socket, option))
+        return found
+
     def check_loop(self) -> None:
         """Refuses use from another event loop or thread, where nothing would wake this connection's.
 
@@ -249,12 +284,24 @@ class Connection:
             await asyncio.shield(self._unblocked)
 
     async def channel(self) -> Channel:
-        """Opens a channel.
+        """Opens a channel. When no number is free, it takes one over that a channel pool has open for nobody.
 
         Raises:
             ConfigurationError: All `channel_max` channels are in use.
             ConnectionClosed, TransportError: The connection is lost.
         """
+        try:
+            channel = self.new_channel()
+        except ConfigurationError:
+            spare = None if self.spare_channel is None else self.spare_channel()
+            if spare is None:
+                raise
+            return spare
+        await channel.open()
+        return channel
+
+    def new_channel(self) -> Channel:
+        """Gives a free number to a channel, which its caller opens at once. Raises what `channel` does."""
         self.check_loop()
         if self.error is not None:
             raise again(self.error)
@@ -268,7 +315,6 @@ class Connection:
                 option="channel_max",
             )
         channel = self._channels[number] = Channel(self, number)
-        await channel.open()
         return channel
 
     def forget_channel(self, channel: Channel, *, crossed: bool = False) -> None:
@@ -281,9 +327,14 @@ class Connection:
         if self._channels.pop(channel.number, None) is not None:
             self.transport.reader.forget(channel.number)
             if crossed:
-                self._crossed.add(channel.number)
+                self._crossed[channel.number] = channel
             else:
-                self._free_numbers.append(channel.number)
+                self._free_number(channel)
+
+    def _free_number(self, channel: Channel) -> None:
+        self._free_numbers.append(channel.number)
+        if channel.on_end is not None:
+            channel.on_end(channel)
 
     async def update_secret(self, secret: str, reason: str = "") -> None:
         """Gives the broker a new password or token (RabbitMQ: connection.update-secret).
@@ -393,8 +444,7 @@ class Connection:
         closed = isinstance(event, MethodFrame) and (event.class_id, event.method_id) == _CHANNEL_CLOSE_OK
         if closed and event.channel in self._crossed:
             # Both sides closed at once, and this answers ours.
-            self._crossed.remove(event.channel)
-            self._free_numbers.append(event.channel)
+            self._free_number(self._crossed.pop(event.channel))
             return
         raise RemoteProtocolError(f"a frame on channel {event.channel}, which is not open", reply_code=504)
 
@@ -445,6 +495,8 @@ class Connection:
         self._wake_unblocked()
         for channel in list(self._channels.values()):
             channel.lost(self.error)
+        while self._crossed:
+            self._free_number(self._crossed.popitem()[1])
         for future in (self._opened, *self._secret_updates):
             if not future.done():
                 future.set_exception(again(self.error))

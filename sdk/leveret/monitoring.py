@@ -65,6 +65,9 @@ _CATALOGUE: Final = {
     "handler_errors": Metric("handler_errors", "counter", "messages", "Deliveries whose handler raised.", _CONSUMER),
     "unsettled": Metric("deliveries_unsettled", "gauge", "messages", "Deliveries being worked on.", _CONSUMER),
     "opened": Metric("connections_opened", "counter", "connections", "Connections that were opened.", _CONNECTION),
+    "failed": Metric(
+        "connections_failed", "counter", "connections", "Attempts to connect that did not succeed.", _CONNECTION
+    ),
     "lost": Metric("connections_lost", "counter", "connections", "Connections that were lost.", _CONNECTION),
     "open": Metric("connections_open", "gauge", "connections", "Connections that are open.", _CONNECTION),
     "blocked": Metric(
@@ -168,12 +171,13 @@ class _Connection(Protocol):
 
 
 class ConnectionMeter:
-    """Counts the connections that took each other's place."""
+    """Counts the connections that took each other's place, and the attempts that `failed`."""
 
-    __slots__ = ("_now", "lost", "opened")
+    __slots__ = ("_now", "failed", "lost", "opened")
 
     def __init__(self) -> None:
         self.opened = 0
+        self.failed = 0
         self.lost = 0
         # The connection, and the bytes received and sent by those before it: together, because another thread may read
         # between two assignments.
@@ -191,6 +195,7 @@ class ConnectionMeter:
         is_open = connection is not None and connection.is_open
         return {
             "opened": self.opened,
+            "failed": self.failed,
             "lost": self.lost,
             "open": int(is_open),
             "blocked": int(connection is not None and is_open and connection.blocked is not None),

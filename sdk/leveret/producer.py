@@ -71,8 +71,6 @@ _CLOCK_STEPS: Final = 20
 _RESEND: Final = 100
 #: What a window that adapts begins with.
 _FIRST_WINDOW: Final = 200
-#: Seconds between two tries to open a channel, on connections that are lost right away.
-_REOPEN_DELAY: Final = 0.1
 #: basic.publish, as channel.close names it (AMQP 0-9-1 section 1.8.3).
 _BASIC_PUBLISH: Final = (60, 40)
 #: RabbitMQ: "no exchange 'x' in vhost '/'", and "access to exchange 'x' in vhost '/' refused for user 'guest'".
@@ -283,6 +281,11 @@ class Producer(Publisher):
         return f"<Producer exchange={self.settings.exchange!r} outstanding={self._window.outstanding}>"
 
     # ------------------------------------------------------------------ what is known
+
+    @property
+    def is_open(self) -> bool:
+        """True from `open` to `close`, also while its channel is being made again, unless there will be none."""
+        return self._channel is not None and self._error is None and not self._closed
 
     @property
     def outstanding(self) -> int:
@@ -1040,11 +1043,13 @@ class Producer(Publisher):
 
     def channel_lost(self, error: LeveretError) -> None:
         """Ends what cannot be confirmed any more, and goes on with another channel unless that is impossible."""
-        if self._closed or self._error is not None:
+        connection = self._connection
+        final = connection.error is not None and not connection.settings.auto_recovery
+        if final or self._closed or self._error is not None:
             self._give_up(error)
             return
         self._stop()
-        if self._connection.error is None and self._confirms:
+        if connection.error is None and self._confirms:
             self._hand_out(self._blame(error))
         else:
             self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
@@ -1071,20 +1076,17 @@ class Producer(Publisher):
 
     async def _reopen(self) -> None:
         """Opens another channel and sends again what still has no outcome."""
-        delay = 0.0
-        while True:
-            await asyncio.sleep(delay)
-            delay = _REOPEN_DELAY
+        channel = None
+        while channel is None:
             connection: Connection | None = None
             try:
                 connection = await self._connect.recovered()
                 channel = await self._open_channel(connection)
             except LeveretError as error:
-                if connection is not None and connection.error is not None:
-                    continue  # it was lost again
-                self._give_up(error)
-                return
-            break
+                if connection is None or connection.error is None:
+                    self._give_up(error)
+                    return
+                # It was lost again; the link takes its time.
         self._use(channel)
         if self._confirms:
             self._hand_out(self._window.renumber())

@@ -379,9 +379,15 @@ class ConnectionSettings(_Options):
         handshake_timeout: Seconds from the protocol header to connection.open-ok.
         operation_timeout: Seconds for a call such as queue.declare.
         close_timeout: Seconds to wait for connection.close-ok.
+        auto_recovery: True dials again for what waits for a connection that was lost; False ends it with the error.
+        recovery_initial_delay: Seconds that the first attempt is delayed at most; twice as many for each that follows.
+            The delay is a random part of that, so that clients of a broker that restarts do not come all at once.
+        recovery_max_delay: Seconds that no attempt is delayed longer; at least `recovery_initial_delay`.
         heartbeat: Whole seconds, 0 to 65535; 0 turns heartbeats off.
         frame_max: Bytes, 4096 to 1048576. RabbitMQ allows 131072 unless it is configured otherwise.
         channel_max: 1 to 65535 channels.
+        max_pooled_channels: How many channels of a connection's pool may be open, 1 to 65535; no more than
+            `channel_max` ever are.
         socket_receive_buffer_size: Bytes, 4096 to 64 MiB; 0 leaves the kernel's own, which adapts.
         socket_send_buffer_size: Likewise.
         tcp_nodelay: True sends small writes at once.
@@ -412,9 +418,13 @@ class ConnectionSettings(_Options):
     handshake_timeout: float = _seconds(10.0)
     operation_timeout: float = _seconds(10.0)
     close_timeout: float = _seconds(5.0)
+    auto_recovery: bool = _option(True)
+    recovery_initial_delay: float = _seconds(0.1)
+    recovery_max_delay: float = _seconds(30.0)
     heartbeat: float = _seconds(30.0, 0, 65_535, whole=True)
     frame_max: int = _size(131_072, 4096, _MIB)
     channel_max: int = _option(2047, minimum=1, maximum=65_535)
+    max_pooled_channels: int = _option(16, minimum=1, maximum=65_535)
     socket_receive_buffer_size: int = _size(65_536, 4096, 64 * _MIB, or_zero=True)
     socket_send_buffer_size: int = _size(65_536, 4096, 64 * _MIB, or_zero=True)
     tcp_nodelay: bool = _option(True)
@@ -435,6 +445,10 @@ class ConnectionSettings(_Options):
         if self.write_low_watermark >= self.write_high_watermark:
             text = f"write_low_watermark is {self.write_low_watermark} bytes; it must be less than write_high_watermark"
             raise _wrong("write_low_watermark", f"{text}, {self.write_high_watermark}")
+        if self.recovery_max_delay < self.recovery_initial_delay:
+            text = f"recovery_max_delay is {_number(self.recovery_max_delay)} s; it must not be less than"
+            initial = _number(self.recovery_initial_delay)
+            raise _wrong("recovery_max_delay", f"{text} recovery_initial_delay, {initial} s")
         if self.tls is not None and self.unix_socket is not None:
             raise _wrong("tls", "tls is not used on a unix socket")
 

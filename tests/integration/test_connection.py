@@ -5,42 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import socket
-import sys
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.brokers import Embedded, RabbitMQ
 from tests.support.loops import every_loop
+from tests.support.plugins import plugin
+from tests.support.proxy import Proxy
 
 import leveret
 from leveret import Topology
 from leveret.broker import EmbeddedBroker
-from leveret.errors import ConfigurationError, ConnectionClosed, WrongLoopError
+from leveret.client import _may_mend
+from leveret.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionClosed,
+    ConnectionLost,
+    OperationTimeout,
+    TLSVerificationError,
+    WrongLoopError,
+)
+from leveret.plugins import ConnectionEventKind, PluginRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from tests.support.brokers import Broker
     from tests.support.rabbitmq import RabbitMQNode
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads options as Linux has them")
-
 
 # ---------------------------------------------------------------------- what the broker sees
-
-
-@pytest.mark.integration
-async def test_s3_the_broker_lists_the_connection_by_its_name_when_it_has_one(rabbitmq: RabbitMQNode) -> None:
-    async with leveret.connect(rabbitmq.url, client_name="High Performance Application") as client:
-        await client.consumer("amq.nothing").close()
-        listed = await asyncio.to_thread(rabbitmq.ctl, "list_connections", "client_properties")
-        assert '{"connection_name","High Performance Application (publish)"}' in listed
-        assert '{"product","Leveret"}' in listed
-        assert f'{{"version","{leveret.__version__}"}}' in listed
-        for capability in ("publisher_confirms", "consumer_cancel_notify", "connection.blocked", "basic.nack"):
-            assert f'{{"{capability}",true}}' in listed
 
 
 async def test_publishing_and_consuming_have_their_own_connections_when_both_are_used(
@@ -55,54 +54,6 @@ async def test_publishing_and_consuming_have_their_own_connections_when_both_are
         assert repr(publishing).startswith("<Connection 'leveret (publish)' open")
 
 
-@pytest.mark.integration
-async def test_s5_the_smaller_heartbeat_is_used_when_both_sides_have_one(rabbitmq: RabbitMQNode) -> None:
-    assert leveret.ConnectionSettings().heartbeat == 30.0
-    async with leveret.connect(rabbitmq.url, client_name="s5") as client:  # RabbitMQ asks for 60
-        assert client.connection.negotiated.heartbeat == 30
-        listed = await asyncio.to_thread(rabbitmq.ctl, "list_connections", "timeout", "client_properties")
-        assert [line.split("\t")[0] for line in listed.splitlines() if "s5 (publish)" in line] == ["30"]
-
-
-@pytest.mark.parametrize(("ours", "theirs", "agreed"), [(30, 5, 5), (5, 30, 5), (30, 0, 30), (0, 30, 0)])
-async def test_s5_heartbeats_follow_both_sides_when_they_differ(ours: int, theirs: int, agreed: int) -> None:
-    async with EmbeddedBroker(heartbeat=theirs) as broker, leveret.connect(broker.url, heartbeat=ours) as client:
-        assert client.connection.negotiated.heartbeat == agreed
-
-
-async def test_s34_the_smaller_frame_max_is_used_when_the_client_asks_for_more(
-    broker: Broker, name: Callable[[str], str]
-) -> None:
-    async with leveret.connect(broker.url, frame_max=1_048_576) as client:
-        assert client.connection.negotiated.frame_max == 131_072
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "agreed"), [(1_048_576, 1_048_576, 1_048_576), (1_048_576, 8192, 8192), (4096, 1_048_576, 4096)]
-)
-async def test_s34_bodies_are_split_by_the_frame_max_when_it_was_negotiated(
-    ours: int, theirs: int, agreed: int
-) -> None:
-    body = bytes(range(256)) * 12_288  # 3 MiB
-    async with EmbeddedBroker(frame_max=theirs) as broker, leveret.connect(broker.url, frame_max=ours) as client:
-        assert client.connection.negotiated.frame_max == agreed
-        await client.declare(Topology().queue("q"))
-        async with client.producer(serializer="bytes") as producer:
-            await producer.publish(body, "q")
-        async with client.consumer("q") as consumer:
-            frames = consumer_frames(client)
-            message = await consumer.get()
-            assert message is not None
-            assert message.body == body
-            # channel.open-ok, get-ok, header, and the body in as few frames as fit.
-            assert consumer_frames(client) - frames >= len(body) // (agreed - 8)
-
-
-def consumer_frames(client: leveret.Client) -> int:
-    connection = client._consuming.connection
-    return connection.transport.reader.received_frames if connection else 0
-
-
 async def test_what_the_server_is_can_be_read_when_the_connection_is_open(client: leveret.Client) -> None:
     negotiated = client.connection.negotiated
     assert negotiated.channel_max >= 100
@@ -111,59 +62,10 @@ async def test_what_the_server_is_can_be_read_when_the_connection_is_open(client
     assert negotiated.capabilities["publisher_confirms"] is True
 
 
-# ---------------------------------------------------------------------- what the kernel sees
-
-
-def options(client: leveret.Client) -> dict[str, int]:
-    """The options of the live socket."""
-    sock: socket.socket = client.connection.transport.extra_info("socket")
-    tcp, level = socket.IPPROTO_TCP, socket.SOL_SOCKET
-    return {
-        "receive_buffer": sock.getsockopt(level, socket.SO_RCVBUF),
-        "send_buffer": sock.getsockopt(level, socket.SO_SNDBUF),
-        "keepalive": sock.getsockopt(level, socket.SO_KEEPALIVE),
-        "keepalive_time": sock.getsockopt(tcp, socket.TCP_KEEPIDLE),
-        "keepalive_interval": sock.getsockopt(tcp, socket.TCP_KEEPINTVL),
-        "nodelay": sock.getsockopt(tcp, socket.TCP_NODELAY),
-    }
-
-
-@linux_only
-@every_loop
-async def test_s35_s36_s37_the_socket_has_the_guides_options_when_nothing_else_was_asked_for(
-    client: leveret.Client,
-) -> None:
-    assert options(client) == {
-        "receive_buffer": 2 * 65_536,  # Linux doubles what it is given, for its own bookkeeping (man 7 socket)
-        "send_buffer": 2 * 65_536,
-        "keepalive": 1,
-        "keepalive_time": 60,
-        "keepalive_interval": 10,
-        "nodelay": 1,
-    }
-
-
-@linux_only
-async def test_s35_s36_s37_the_socket_has_the_options_that_were_asked_for(broker: Broker) -> None:
-    asked = {
-        "socket_receive_buffer_size": 16_384,
-        "socket_send_buffer_size": 32_768,
-        "tcp_keepalive_time": 33,
-        "tcp_keepalive_interval": 7,
-    }
-    async with leveret.connect(broker.url, **asked) as client:
-        read = options(client)
-        assert (read["receive_buffer"], read["send_buffer"]) == (32_768, 65_536)
-        assert (read["keepalive_time"], read["keepalive_interval"]) == (33, 7)
-    async with leveret.connect(broker.url, tcp_keepalive=False, socket_send_buffer_size=0) as client:
-        assert options(client)["keepalive"] == 0
-    async with leveret.connect(broker.url, tcp_nodelay=False) as client:
-        # asyncio and uvloop turn it on for every TCP connection; the option must win.
-        assert options(client)["nodelay"] == 0
-
-
 async def test_everything_works_when_the_broker_listens_on_a_unix_socket(tmp_path: Any) -> None:
     async with EmbeddedBroker(path=tmp_path / "broker") as broker, leveret.connect(broker.url) as client:
+        # It has no options of TCP.
+        assert {"tcp_nodelay", "tcp_keepalive_time"}.isdisjoint(client.connection.socket_options())
         await client.declare(Topology().queue("q"))
         async with client.producer() as producer:
             await producer.publish("local", "q")
@@ -281,7 +183,8 @@ async def test_producers_and_consumers_are_forgotten_when_they_were_closed(clien
     del producer, consumer, message
     gc.collect()
     assert len(client._producers) == len(client._consumers) == 0
-    assert client.connection._channels == {}
+    # What is open lies in the pool: the queue was declared there.
+    assert set(client.connection._channels.values()) == client.channels._channels
 
 
 @every_loop
@@ -292,6 +195,8 @@ async def test_the_socket_is_closed_when_the_client_was_closed(broker: Broker, q
         transports = [client.connection.transport, consumer._connection.transport]
         assert not any(transport.closed for transport in transports)
     assert all(transport.closed for transport in transports)
+    with pytest.raises(ConnectionClosed):
+        client.connection.socket_options()
 
 
 async def test_nothing_can_be_done_when_the_client_is_closed(broker: Broker, name: Callable[[str], str]) -> None:
@@ -303,3 +208,318 @@ async def test_nothing_can_be_done_when_the_client_is_closed(broker: Broker, nam
             await call
     with pytest.raises(leveret.LeveretError):
         await consumer.get()
+
+
+# ---------------------------------------------------------------------- lost connections that somebody waits for
+
+
+class Warnings(logging.Handler):
+    """What the clients warn of, to be awaited."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+        self._came = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+        self._came.set()
+
+    async def more(self, count: int) -> None:
+        """Waits until there are so many more than now."""
+        wanted = len(self.texts) + count
+        while len(self.texts) < wanted:
+            self._came.clear()
+            await self._came.wait()
+
+
+@pytest.fixture
+async def warnings() -> AsyncIterator[Warnings]:
+    handler, logger = Warnings(), logging.getLogger("leveret.client")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@contextlib.asynccontextmanager
+async def stopped(broker: Broker) -> AsyncIterator[None]:
+    """Takes a broker out of service; clients are refused at its port."""
+    if isinstance(broker, RabbitMQ):
+        await asyncio.to_thread(broker.node.ctl, "stop_app")
+    else:
+        assert isinstance(broker, Embedded)
+        await broker.broker.stop()
+    try:
+        yield
+    finally:
+        if isinstance(broker, RabbitMQ):
+            await asyncio.to_thread(broker.node.ctl, "start_app")
+        else:
+            assert isinstance(broker, Embedded)
+            await broker.broker.start()
+
+
+async def loss(connection: leveret.Connection) -> leveret.LeveretError:
+    """Waits until a connection is lost."""
+    await connection._ended
+    assert connection.error is not None
+    return connection.error
+
+
+def counted(client: leveret.Client, name: str = "publish") -> dict[str, int]:
+    return {sample.metric.name: sample.value for sample in client.metrics() if sample.labels[1] == name}
+
+
+QUICK: dict[str, Any] = {"recovery_initial_delay": 0.001, "recovery_max_delay": 0.02}
+
+
+@every_loop
+async def test_all_who_wait_get_the_same_new_connection_when_the_broker_is_back(
+    broker: Broker, warnings: Warnings
+) -> None:
+    events: list[ConnectionEventKind] = []
+    registry = PluginRegistry.from_plugins(plugin("events", connection_event=lambda event: events.append(event.kind)))
+    async with leveret.connect(broker.url, plugins=registry, **QUICK) as client:
+        link = client._publishing
+        first = client.connection
+        assert await link.recovered() is first
+        async with stopped(broker):
+            await loss(first)
+            waiting = [asyncio.create_task(link.recovered()) for _ in range(100)]
+            await warnings.more(3)
+            assert not any(task.done() for task in waiting)
+        connections = set(await asyncio.gather(*waiting))
+        assert connections == {client.connection}
+        assert client.connection is not first
+        assert await link.recovered() is client.connection
+        after = counted(client)
+        assert (after["connections_opened"], after["connections_lost"], after["connections_open"]) == (2, 1, 1)
+        assert after["connections_failed"] == len(warnings.texts)
+        assert warnings.texts[1].startswith(
+            "connection 'leveret (publish)': attempt 2 to recover it failed: cannot con"
+        )
+        assert events == [
+            ConnectionEventKind.OPENED,
+            ConnectionEventKind.CLOSED,
+            ConnectionEventKind.OPENED,
+            ConnectionEventKind.RECOVERED,
+        ]
+        await client.declare(Topology())
+
+
+@pytest.mark.parametrize("how", ["reset", "hang_up", "close_connections"])
+async def test_a_connection_is_dialed_again_when_it_is_cut(broker: Broker, how: str, warnings: Warnings) -> None:
+    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as client:
+        for _ in range(3):
+            lost = client.connection
+            if how == "close_connections":
+                await broker.close_connections()
+            else:
+                getattr(proxy, how)()
+            await loss(lost)
+            assert await client._publishing.recovered() is not lost
+        assert counted(client)["connections_opened"] == 4
+        assert warnings.texts == []
+
+
+async def test_waiting_goes_on_when_others_who_wait_are_cancelled(broker: Broker, warnings: Warnings) -> None:
+    async with leveret.connect(broker.url, **QUICK) as client:
+        link = client._publishing
+        async with stopped(broker):
+            await loss(client.connection)
+            waiting = [asyncio.create_task(link.recovered()) for _ in range(10)]
+            await warnings.more(1)
+            for task in waiting[:9]:
+                task.cancel()
+            await warnings.more(2)
+            assert [task.cancelled() for task in waiting] == [True] * 9 + [False]
+            # Nobody waits: nobody dials.
+            waiting[9].cancel()
+            await asyncio.wait(waiting)
+            assert link._recovery is None
+            await asyncio.gather(*link._recoveries, return_exceptions=True)
+            assert link._recoveries == set()
+            again = asyncio.create_task(link.recovered())
+            await warnings.more(1)
+        assert (await again).is_open
+
+
+@pytest.mark.parametrize("turns", [*range(16), 20, 40])
+async def test_nothing_is_left_when_waiting_is_cancelled(broker: Broker, turns: int) -> None:
+    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as client:
+        proxy.reset()
+        await loss(client.connection)
+        waiting = asyncio.create_task(client._publishing.recovered())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert (await client._publishing.recovered()).is_open
+        assert counted(client)["connections_open"] == 1
+
+
+async def test_those_who_wait_are_told_when_the_client_is_closed(broker: Broker, warnings: Warnings) -> None:
+    async with leveret.connect(broker.url, **QUICK) as client:
+        link = client._publishing
+        async with stopped(broker):
+            await loss(client.connection)
+            waiting = [asyncio.create_task(link.recovered()) for _ in range(10)]
+            await warnings.more(1)
+            await client.close()
+            for error in await asyncio.gather(*waiting, return_exceptions=True):
+                assert type(error) is ConnectionClosed
+                assert str(error) == "connection 'leveret (publish)' was closed by this side"
+        assert link._recoveries == set()
+        with pytest.raises(ConnectionClosed):
+            await link.recovered()
+
+
+@pytest.mark.parametrize("started", [True, False])
+async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_makes_one(
+    broker: Broker, started: bool
+) -> None:
+    long: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
+    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **long) as client:
+        proxy.reset()
+        await loss(client.connection)
+        waiting = asyncio.create_task(client._publishing.recovered())
+        if started:
+            await asyncio.sleep(0)
+        await client.declare(Topology())
+        assert await waiting is client.connection
+        assert counted(client)["connections_opened"] == 2
+
+
+async def test_attempts_are_spread_over_twice_the_time_after_each_when_they_fail(
+    monkeypatch: pytest.MonkeyPatch, warnings: Warnings
+) -> None:
+    spans: list[tuple[float, float]] = []
+
+    def uniform(least: float, most: float) -> float:
+        spans.append((least, most))
+        return 0.0
+
+    monkeypatch.setattr("leveret.client.random.uniform", uniform)
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
+        await broker.stop()
+        await loss(client.connection)
+        waiting = asyncio.create_task(client._publishing.recovered())
+        await warnings.more(50)
+        await broker.start()
+        await waiting
+    assert [most for _, most in spans[:11]] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
+    assert {most for _, most in spans[9:]} == {30.0}
+    assert {least for least, _ in spans} == {0}
+
+
+async def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_dialed_more_and_more_seldom(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans: list[float] = []
+
+    def uniform(least: float, most: float) -> float:
+        spans.append(most)
+        return 0.0
+
+    monkeypatch.setattr("leveret.client.random.uniform", uniform)
+    options: dict[str, Any] = {"recovery_initial_delay": 1000, "recovery_max_delay": 3000}
+    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **options) as client:
+        for _ in range(4):
+            proxy.reset()
+            await loss(client.connection)
+            await client._publishing.recovered()
+        assert spans == [1000, 2000, 3000, 3000]
+        # A while later it is the first attempt again.
+        client._publishing._tried_at -= 3001
+        proxy.reset()
+        await loss(client.connection)
+        await client._publishing.recovered()
+        assert spans[4:] == [1000]
+
+
+async def test_no_credentials_are_logged_when_recovery_fails(warnings: Warnings) -> None:
+    async with EmbeddedBroker(users={"svc": "sentinel"}) as broker:
+        url = f"amqp://svc:sentinel@127.0.0.1:{broker.port}"
+        async with leveret.connect(url, **QUICK) as client:
+            await broker.stop()
+            await loss(client.connection)
+            waiting = asyncio.create_task(client._publishing.recovered())
+            await warnings.more(3)
+            broker.users["svc"] = "another"
+            await broker.start()
+            with pytest.raises(AuthenticationError) as caught:
+                await waiting
+            for text in (*warnings.texts, str(caught.value), repr(client)):
+                assert "sentinel" not in text
+
+
+@pytest.mark.integration
+async def test_recovery_ends_when_the_password_or_the_virtual_host_is_no_longer_taken(
+    rabbitmq: RabbitMQNode, unique_name: Callable[[str], str], warnings: Warnings
+) -> None:
+    async def ctl(*arguments: str) -> None:
+        await asyncio.to_thread(rabbitmq.ctl, *arguments)
+
+    user, vhost = unique_name("user"), unique_name("vhost")
+    await ctl("add_user", user, "before")
+    await ctl("add_vhost", vhost)
+    try:
+        await ctl("set_permissions", "--vhost", vhost, user, ".*", ".*", ".*")
+        url = f"amqp://{user}:before@127.0.0.1:{rabbitmq.port}/{vhost}"
+        async with leveret.connect(url, **QUICK) as client:
+            await ctl("change_password", user, "after")
+            await ctl("close_all_connections", "--vhost", vhost, "asked to by a test")
+            await loss(client.connection)
+            waiting = [asyncio.create_task(client._publishing.recovered()) for _ in range(3)]
+            for error in await asyncio.gather(*waiting, return_exceptions=True):
+                assert type(error) is AuthenticationError
+            assert counted(client)["connections_failed"] == 1
+            # Asked again it tries again: the password may have been put right.
+            await ctl("change_password", user, "before")
+            assert (await client._publishing.recovered()).is_open
+
+            await ctl("delete_vhost", vhost)
+            await loss(client.connection)
+            with pytest.raises(ConnectionClosed) as caught:
+                await client._publishing.recovered()
+            assert caught.value.reply_code == 530
+    finally:
+        await ctl("delete_user", user)
+    assert warnings.texts == []
+
+
+@pytest.mark.parametrize(
+    ("error", "mends"),
+    [
+        (ConnectFailed("refused"), True),
+        (ConnectionLost("cut in the handshake"), True),
+        (OperationTimeout("silent"), True),
+        (ConnectionClosed("shutdown", reply_code=320), True),
+        (ConnectionClosed("vhost is down", reply_code=541), True),
+        (ConnectionClosed("vhost not found", reply_code=530), False),
+        (AuthenticationError("refused", reply_code=403, reply_text="ACCESS_REFUSED"), False),
+        (AuthenticationError("no such mechanism"), False),
+        # Gone while it checked the credentials: so does a node that stops.
+        (AuthenticationError("hung up", reply_code=403), True),
+        (TLSVerificationError("expired"), False),
+        (ConfigurationError("no such file"), False),
+    ],
+    ids=str,
+)
+def test_dialing_goes_on_only_when_it_may_help(error: leveret.LeveretError, mends: bool) -> None:
+    assert _may_mend(error) is mends
+
+
+@pytest.mark.integration
+async def test_the_certificates_are_at_fault_when_those_of_all_endpoints_are_refused(rabbitmq: RabbitMQNode) -> None:
+    port = rabbitmq.tls_port
+    with pytest.raises(TLSVerificationError, match=r"certificate of localhost.*certificate of 127\.0\.0\.1"):
+        await leveret.connect(f"amqps://guest:guest@localhost:{port},127.0.0.1:{port}")
+    with pytest.raises(ConnectFailed) as caught:
+        await leveret.connect(f"amqps://guest:guest@localhost:{port},127.0.0.1:1")
+    assert type(caught.value) is ConnectFailed
+
+
+async def test_waiting_is_refused_when_it_is_in_another_threads_loop(client: leveret.Client) -> None:
+    with pytest.raises(WrongLoopError):
+        await asyncio.to_thread(asyncio.run, client._publishing.recovered())

@@ -139,9 +139,14 @@ async def test_everything_that_waits_ends_when_the_connection_is_cut(
 
 
 @pytest.mark.parametrize("how", ["reset", "hang_up"])
-async def test_what_was_open_is_refused_at_once_when_the_connection_was_lost_before(
-    proxy: Proxy, proxied: leveret.Client, queue: str, how: str
+async def test_what_was_open_is_refused_at_once_when_the_connection_was_lost_and_is_not_made_again(
+    proxy: Proxy, queue: str, how: str
 ) -> None:
+    async with leveret.connect(proxy.url, close_timeout=0.5, auto_recovery=False) as proxied:
+        await refuse_what_was_open(proxy, proxied, queue, how)
+
+
+async def refuse_what_was_open(proxy: Proxy, proxied: leveret.Client, queue: str, how: str) -> None:
     producer = await proxied.producer().open()
     channel = await proxied.channel()
     consumer = proxied.consumer(queue)
@@ -165,6 +170,32 @@ async def test_what_was_open_is_refused_at_once_when_the_connection_was_lost_bef
         assert type(await failure(call)) is ConnectionLost
     await producer.close()
     await consumer.close()
+
+
+@pytest.mark.parametrize("how", ["reset", "hang_up"])
+async def test_a_producer_goes_on_when_its_connection_was_lost(
+    proxy: Proxy, proxied: leveret.Client, client: leveret.Client, queue: str, how: str
+) -> None:
+    async with proxied.producer(exchange="") as producer:
+        await producer.publish("before", queue)
+        proxy.deaf = True
+        ticket = producer.publish_nowait("under way", queue)
+        waiting = asyncio.create_task(producer.publish("under way, too", queue))
+        await asyncio.sleep(0)
+        getattr(proxy, how)()
+        for lost in (await failure(producer.wait_for(ticket)), await failure(waiting)):
+            assert isinstance(lost, PublishError)
+            assert lost.outcome is Outcome.UNKNOWN
+            assert isinstance(lost.__cause__, ConnectionLost)
+        with pytest.raises(BackpressureError, match="the channel was lost, and another one is not open yet"):
+            producer.publish_nowait("too early", queue)
+        proxy.deaf = False
+
+        receipt = await producer.publish("after", queue)
+        assert receipt.delivery_tag == 4
+        assert (await producer.publish_batch(["after that"] * 10, queue)).confirmed == 10
+        assert producer.counters()["confirmed"] == 12
+    assert await client.purge(queue) == 12
 
 
 async def test_new_producers_and_consumers_get_a_new_connection_when_the_old_one_was_lost(
@@ -212,11 +243,11 @@ async def test_the_reason_is_told_when_the_broker_closes_the_connection(
     assert error.outcome in (Outcome.UNKNOWN, Outcome.NOT_SENT)
     outcomes = await waiters.outcomes()
     assert outcomes.keys() == {"run", "async for"}
-    for lost in (*outcomes.values(), error.__cause__, await failure(waiters.producer.publish(1, queue))):
-        lost = lost.__cause__ if isinstance(lost, PublishError) else lost
+    for lost in (*outcomes.values(), error.__cause__):
         assert type(lost) is ConnectionClosed
         assert lost.reply_code == 320
         assert lost.reply_text.startswith("CONNECTION_FORCED")
+    assert (await waiters.producer.publish(1, queue)).outcome is Outcome.CONFIRMED  # on the next connection
 
 
 async def publish_until_it_fails(producer: leveret.Producer, queue: str) -> None:

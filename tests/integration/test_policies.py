@@ -214,20 +214,39 @@ async def test_batch_indexes_are_those_of_the_iterable_when_it_goes_in_parts(cli
     assert list(result.failures) == [0, 99, 100, 249]
 
 
-async def test_a_lost_producer_is_not_tried_again(client: leveret.Client) -> None:
+async def test_a_lost_producer_is_not_tried_again() -> None:
     class Always(Retries):
         def next_delay(self, attempt: int, error: BaseException) -> float | None:
             self.asked.append((attempt, Outcome.NOT_SENT))
             return 0.0
 
     policy = Always()
-    producer = await client.producer(exchange="no-such-exchange", retry=policy).open()
-    with pytest.raises(PublishError) as caught:
-        await producer.publish(1)
-    assert caught.value.outcome is Outcome.UNKNOWN
-    assert policy.asked == []
-    assert len((await producer.publish_batch([1, 2, 3], "q")).failures) == 3
-    await producer.close()
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url, auto_recovery=False) as client:
+        await client.declare(leveret.Topology().queue("q"))
+        producer = await client.producer(retry=policy).open()
+        broker.close_connections()
+        with pytest.raises(PublishError) as caught:
+            await producer.publish(1, "q")
+        assert caught.value.outcome is Outcome.UNKNOWN
+        assert policy.asked == []
+        assert len((await producer.publish_batch([1, 2, 3], "q")).failures) == 3
+        await producer.close()
+
+
+async def test_a_missing_exchange_is_tried_again_when_the_policy_says_so(client: leveret.Client) -> None:
+    class DeclaresIt(Retries):
+        def next_delay(self, attempt: int, error: BaseException) -> float | None:
+            assert isinstance(error, leveret.errors.ExchangeNotFound)
+            self.asked.append((attempt, error.outcome))
+            tasks.append(asyncio.create_task(client.declare(leveret.Topology().exchange("late"))))
+            return 0.2
+
+    tasks: list[asyncio.Task[object]] = []
+    policy = DeclaresIt()
+    async with client.producer(exchange="late", retry=policy) as producer:
+        assert (await producer.publish(1)).outcome is Outcome.CONFIRMED
+    assert policy.asked == [(1, Outcome.UNKNOWN)]
+    await asyncio.gather(*tasks)
 
 
 async def test_a_publisher_that_waits_for_its_next_attempt_can_be_cancelled(client: leveret.Client) -> None:

@@ -53,9 +53,12 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ConnectionSettings, "handshake_timeout", 0.001, 86_400, 0.0005),
     (ConnectionSettings, "operation_timeout", 0.001, 86_400, 0.0005),
     (ConnectionSettings, "close_timeout", 0.001, 86_400, 0.0005),
+    (ConnectionSettings, "recovery_initial_delay", 0.001, 86_400, 0.0005),
+    (ConnectionSettings, "recovery_max_delay", 0.001, 86_400, 0.0005),
     (ConnectionSettings, "heartbeat", 0, 65_535, 1),
     (ConnectionSettings, "frame_max", 4096, MIB, 1),
     (ConnectionSettings, "channel_max", 1, 65_535, 1),
+    (ConnectionSettings, "max_pooled_channels", 1, 65_535, 1),
     (ConnectionSettings, "socket_receive_buffer_size", 4096, 64 * MIB, 1),
     (ConnectionSettings, "socket_send_buffer_size", 4096, 64 * MIB, 1),
     (ConnectionSettings, "tcp_keepalive_time", 1, 32_767, 1),
@@ -105,6 +108,7 @@ LENGTHS: list[tuple[type, str, int, int | None]] = [
 ]
 FLAGS: list[tuple[type, str]] = [
     (TLSSettings, "insecure_skip_verification"),
+    (ConnectionSettings, "auto_recovery"),
     (ConnectionSettings, "tcp_nodelay"),
     (ConnectionSettings, "tcp_keepalive"),
     (ProducerSettings, "confirms"),
@@ -136,7 +140,9 @@ OTHERS: list[tuple[type, str, object]] = [
     (PluginSettings, "choose", {"json": 7}),
 ]
 #: What else has to be said to reach an end of a range.
-COMPANIONS: dict[str, dict[str, int]] = {
+COMPANIONS: dict[str, dict[str, float]] = {
+    "recovery_initial_delay": {"recovery_max_delay": 86_400},
+    "recovery_max_delay": {"recovery_initial_delay": 0.001},
     "write_high_watermark": {"write_low_watermark": 0},
     "write_low_watermark": {"write_high_watermark": 2**40},
 }
@@ -175,6 +181,9 @@ def test_defaults_are_the_guides_when_nothing_is_said() -> None:
     assert (connection.socket_receive_buffer_size, connection.socket_send_buffer_size) == (65_536, 65_536)
     assert (connection.tcp_nodelay, connection.tcp_keepalive) == (True, True)
     assert (connection.tcp_keepalive_time, connection.tcp_keepalive_interval) == (60.0, 10.0)
+    assert connection.auto_recovery is True
+    assert (connection.recovery_initial_delay, connection.recovery_max_delay) == (0.1, 30.0)
+    assert connection.max_pooled_channels == 16
     assert (producer.confirms, producer.confirm_timeout, producer.max_outstanding) == (True, 5.0, 200)
     assert (producer.batch_size, producer.delivery_mode, producer.mandatory) == (1000, 2, False)
     assert (consumer.prefetch, consumer.concurrency, consumer.ack, consumer.accept) == (100, 1, True, ())
@@ -285,6 +294,14 @@ def test_low_watermark_is_refused_when_it_is_not_below_the_high_one() -> None:
     with pytest.raises(ConfigurationError) as caught:
         ConnectionSettings(write_low_watermark=4096, write_high_watermark=4096)
     assert caught.value.option == "write_low_watermark"
+
+
+def test_recovery_delays_are_refused_when_the_first_is_over_the_last() -> None:
+    assert ConnectionSettings(recovery_initial_delay=2, recovery_max_delay=2).recovery_max_delay == 2.0
+    for options in ({"recovery_initial_delay": 31}, {"recovery_max_delay": 0.05}):
+        with pytest.raises(ConfigurationError, match=r"must not be less than recovery_initial_delay, ") as caught:
+            ConnectionSettings().replace(**options)
+        assert caught.value.option == "recovery_max_delay"
 
 
 def test_delivery_mode_is_a_number_when_it_was_a_word() -> None:
