@@ -15,6 +15,7 @@ from tests.support.proxy import Proxy
 
 import leveret
 from leveret import Topology
+from leveret.broker import EmbeddedBroker
 from leveret.errors import (
     ChannelClosed,
     ConfigurationError,
@@ -135,7 +136,7 @@ async def test_both_sides_refuse_a_channel_when_all_are_in_use(broker: Broker, d
     ids=str,
 )
 async def test_an_argument_is_named_when_it_is_refused(arguments: Any, option: str, text: str) -> None:
-    async with leveret.broker.EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
         with pytest.raises(ConfigurationError) as caught:
             client.dedicated_connection(**arguments)
         assert (str(caught.value), caught.value.option) == (text, option)
@@ -600,3 +601,40 @@ async def test_no_channel_is_leaked_when_uses_fail_and_are_cancelled_at_random(
             for _ in range(limit):
                 await stack.enter_async_context(dedicated.channels.acquire())
             assert await open_channels(broker, connection) == limit
+
+
+async def test_no_channel_is_leaked_when_the_connection_is_lost_again_and_again(
+    unique_name: Callable[[str], str],
+) -> None:
+    chance = random.Random(1)
+    limit, queue = 5, unique_name("queue")
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
+        await client.declare(Topology().queue(queue))
+        dedicated = await client.dedicated_connection("unlucky", max_channels=limit)
+
+        async def use() -> None:
+            async with dedicated.channels.acquire() as channel:
+                await channel.queue_declare(queue, passive=True)
+                if chance.random() < 0.02:
+                    broker.close_connections()
+                if chance.random() < 0.2:
+                    await channel.confirm_select()
+
+        async def work() -> None:
+            for _ in range(100):
+                task = asyncio.create_task(use())
+                if chance.random() < 0.3:
+                    for _ in range(chance.randrange(12)):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
+                    await task
+
+        await asyncio.gather(*(work() for _ in range(25)))
+        counted = {(sample.metric.name, sample.labels[1]): sample.value for sample in client.metrics()}
+        assert counted["connections_lost", "unlucky"] > 10
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(limit):
+                await stack.enter_async_context(dedicated.channels.acquire())
+            assert set(dedicated.connection._channels.values()) == dedicated.channels._channels
+            assert len(dedicated.channels._channels) == limit
