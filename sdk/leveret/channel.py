@@ -122,8 +122,7 @@ class Channel:
         It is not when it was put into confirm or transaction mode, got a consumer, a publisher, a prefetch or a message
         (which would be unacknowledged for ever), or when an answer is still to come (which may close it).
         """
-        untouched = self._is_unmarked and self.publisher is None and not self._consumers
-        return self.is_open and untouched and not self._state.unanswered
+        return self.is_open and self._is_unmarked and self.publisher is None and not self._state.unanswered
 
     def renew(self) -> None:
         """Forgets which queue was declared last, for its next user."""

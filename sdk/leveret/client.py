@@ -165,9 +165,11 @@ class _Link:
             try:
                 return await self()
             except LeveretError as error:
-                if self.closed or not _may_mend(error):
+                if self.closed:
                     raise
                 logger.warning("connection %r: attempt %d to recover it failed: %s", self.name, self._attempts, error)
+                if not _may_mend(error):
+                    raise
 
     def _longest_delay(self) -> float:
         doubled = self._settings.recovery_initial_delay * 2.0 ** min(self._attempts, _MAX_DOUBLINGS)

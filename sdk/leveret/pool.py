@@ -75,9 +75,9 @@ class ChannelPool:
         connection = await self._connect()
         connection.check_loop()
         deadline = asyncio.get_running_loop().time() + self._timeout
-        if self._turns:
-            await self._wait(connection, deadline)
         try:
+            if self._turns:
+                await self._wait(connection, deadline)
             # Each time around it is this caller's turn, and there is no `await` before it has its channel.
             while True:
                 if self._idle:
@@ -94,6 +94,7 @@ class ChannelPool:
                     return new
                 await self._wait(connection, deadline, first=True)
         except BaseException:
+            # It may have been this one's turn.
             self._wake()
             raise
 
@@ -119,18 +120,14 @@ class ChannelPool:
         try:
             async with asyncio.timeout_at(deadline):
                 await turn
-        except BaseException as error:
+        except TimeoutError:
+            raise OperationTimeout(
+                f"no channel of connection {connection.name!r} was free within operation_timeout of "
+                f"{self._timeout:g} s; {len(self._channels)} are in use, and the pool's limit is {self.limit} "
+                "(max_pooled_channels)"
+            ) from None
+        finally:
             self._turns.remove(turn)
-            # It may have been this one's turn already.
-            self._wake()
-            if isinstance(error, TimeoutError):
-                raise OperationTimeout(
-                    f"no channel of connection {connection.name!r} was free within operation_timeout of "
-                    f"{self._timeout:g} s; {len(self._channels)} are in use, and the pool's limit is {self.limit} "
-                    "(max_pooled_channels)"
-                ) from None
-            raise
-        self._turns.remove(turn)
 
     def _wake(self) -> None:
         if self._turns and not self._turns[0].done():
@@ -154,7 +151,6 @@ class ChannelPool:
         if not self._idle:
             return None
         channel = self._idle.pop()
-        channel.on_end = None
         channel.renew()
         self._channels.discard(channel)
         return channel

@@ -271,6 +271,7 @@ def counted(client: leveret.Client, name: str = "publish") -> dict[str, int]:
 
 
 QUICK: dict[str, Any] = {"recovery_initial_delay": 0.001, "recovery_max_delay": 0.02}
+SELDOM: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
 
 
 @every_loop
@@ -374,17 +375,48 @@ async def test_those_who_wait_are_told_when_the_client_is_closed(broker: Broker,
             await link.recovered()
 
 
+async def test_those_who_wait_are_told_when_the_client_is_closed_long_before_the_next_attempt(broker: Broker) -> None:
+    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **SELDOM) as client:
+        proxy.reset()
+        await loss(client.connection)
+        waiting = asyncio.create_task(client._publishing.recovered())
+        await asyncio.sleep(0)
+        await client.close()
+        with pytest.raises(ConnectionClosed, match=r"was closed by this side"):
+            await waiting
+
+
+async def test_no_error_is_left_unread_when_those_who_wait_are_cancelled_as_it_comes() -> None:
+    async with EmbeddedBroker(users={"svc": "before"}) as broker:
+        url = f"amqp://svc:before@127.0.0.1:{broker.port}"
+        async with leveret.connect(url, **QUICK) as client:
+            link = client._publishing
+            broker.users["svc"] = "after"
+            broker.close_connections()
+            await loss(client.connection)
+            waiting = asyncio.create_task(link.recovered())
+            await asyncio.sleep(0)
+            assert link._recovery is not None
+            link._recovery.add_done_callback(lambda _: waiting.cancel())
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert counted(client)["connections_failed"] == 1
+
+
 @pytest.mark.parametrize("started", [True, False])
 async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_makes_one(
     broker: Broker, started: bool
 ) -> None:
-    long: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **long) as client:
+    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **SELDOM) as client:
         proxy.reset()
         await loss(client.connection)
         waiting = asyncio.create_task(client._publishing.recovered())
         if started:
-            await asyncio.sleep(0)
+            # Time enough for an attempt, if it were made.
+            async with leveret.connect(broker.url) as other:
+                for _ in range(50):
+                    await other.channel()
+                assert counted(client)["connections_opened"] == 1
         await client.declare(Topology())
         assert await waiting is client.connection
         assert counted(client)["connections_opened"] == 2
@@ -485,7 +517,8 @@ async def test_recovery_ends_when_the_password_or_the_virtual_host_is_no_longer_
             assert caught.value.reply_code == 530
     finally:
         await ctl("delete_user", user)
-    assert warnings.texts == []
+    assert ["530" in text for text in warnings.texts] == [False, True]
+    assert "before" not in "".join(warnings.texts)
 
 
 @pytest.mark.parametrize(
