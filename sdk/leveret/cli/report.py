@@ -126,7 +126,7 @@ def captions(settings: Mapping[str, Any], broker: Mapping[str, Any] | None) -> l
             if settings["confirms"]
             else "NO CONFIRMS: whether a message is safe is unknown",
             f"{many}, {settings['concurrency']} consumers in concurrent-consume",
-            f"{PUBLISHING_TASKS} tasks in concurrent-publish",
+            f"{PUBLISHING_TASKS} tasks in concurrent-publish; the benchmarks of publishing have no consumers",
             *lines,
             f"publish to consume at {PACED_RATE} messages per second, from the time each was due",
         ]
