@@ -26,7 +26,7 @@ from leveret.errors import (
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-
+    bint PyObject_GC_IsTracked(object o)
     void PyObject_GC_UnTrack(void* object) noexcept
 
 cdef extern from "math.h":
@@ -1060,6 +1060,8 @@ cdef class Message:
     def _copy(self, *, bint redelivered=False):
         """A copy that shares body and properties: for the same message in another queue."""
         cdef Message m = Message.__new__(Message)
+        if not PyObject_GC_IsTracked(self):
+            PyObject_GC_UnTrack(<void*>m)
         m.body = self.body
         m.body_size = self.body_size
         m.exchange = self.exchange

@@ -119,6 +119,7 @@ def test_messages_share_a_run_whatever_their_names_are() -> None:
 def test_publishings_are_no_burden_to_the_garbage_collector() -> None:
     (run,) = FrameReader(server=True).feed(publishing() * 3)
     assert not any(map(gc.is_tracked, run.messages))
+    assert not gc.is_tracked(run.messages[0]._copy(redelivered=True))
     # A delivery can be part of a cycle: it knows its consumer.
     (run,) = FrameReader().feed(delivery(1, 1))
     assert all(map(gc.is_tracked, run.messages))
