@@ -1392,28 +1392,30 @@ cdef class FrameReader:
             elif channel != 0 or size != 0:
                 raise FrameError(f"a heartbeat of {size} bytes on channel {channel}")
 
-    # The usual publishing: its method frame and its properties are those of the one before, and its body is one frame
-    # that is here. Returns false, having done nothing, for every other; whatever is wrong is found on the long way.
+    # The usual publishing: its method frame is that of the one before, and its body is one frame that is here.
+    # Returns false, having done nothing, for every other; whatever is wrong is found on the long way.
     cdef bint _same_publish(self, const uint8_t* p, Py_ssize_t left) except -1:
         cdef _Assembly a
         cdef Message m
         cdef const uint8_t* header = p + self.publish_size
         cdef const uint8_t* body
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(self.last_properties) + 12
+        cdef Py_ssize_t size
         cdef uint64_t body_size
-        left -= self.publish_size + size + 2 * FRAME_OVERHEAD
-        if left < 0 or memcmp(p, self.publish, self.publish_size) != 0:
+        # Both frames, the header without any properties, and what is around the body.
+        left -= self.publish_size + 14 + 2 * FRAME_OVERHEAD
+        if (left < 0 or memcmp(p, self.publish, self.publish_size) != 0 or header[0] != FRAME_HEADER
+                or memcmp(header + 1, p + 1, 2) != 0 or lv_get32(header + 7) != <uint32_t>BASIC << 16):
+            return False
+        size = <Py_ssize_t>min(lv_get32(header + 3), <uint32_t>0x7FFFFFFF)
+        left -= size - 14
+        if size < 14 or left < 0 or <uint32_t>size > self._frame_max - FRAME_OVERHEAD:
             return False
         body = header + size + FRAME_OVERHEAD
-        if (header[0] != FRAME_HEADER or memcmp(header + 1, p + 1, 2) != 0 or lv_get32(header + 3) != <uint32_t>size
-                or lv_get32(header + 7) != <uint32_t>BASIC << 16 or (body - 1)[0] != FRAME_END
-                or memcmp(header + 19, PyBytes_AS_STRING(self.last_properties), size - 12) != 0):
-            return False
         body_size = lv_get64(header + 11)
         if (body_size == 0 or body_size > <uint64_t>left or body_size > self.max_body_size
                 or body_size > self._frame_max - FRAME_OVERHEAD or body[0] != FRAME_BODY
                 or memcmp(body + 1, p + 1, 2) != 0 or lv_get32(body + 3) != body_size
-                or body[7 + body_size] != FRAME_END):
+                or body[7 + body_size] != FRAME_END or (body - 1)[0] != FRAME_END):
             return False
         a = self._assembly(lv_get16(p + 1))
         if a.message is not None:
@@ -1423,7 +1425,7 @@ cdef class FrameReader:
         m.routing_key = self.publish_routing_key
         m.mandatory = (header - 2)[0] & 1
         m.immediate = ((header - 2)[0] >> 1) & 1
-        m.raw_properties = self.last_properties
+        m.raw_properties = self._properties(header + 19, size - 12)
         m.body_size = body_size
         m.body = PyBytes_FromStringAndSize(<char*>body + 7, <Py_ssize_t>body_size)
         self.buffer.start += self.publish_size + size + 2 * FRAME_OVERHEAD + <Py_ssize_t>body_size
@@ -1622,6 +1624,13 @@ cdef class FrameReader:
         a.header_due = True
         return 0
 
+    # Properties repeat from message to message; equal bytes in a row give the same object.
+    cdef bytes _properties(self, const uint8_t* p, Py_ssize_t size):
+        if (size != PyBytes_GET_SIZE(self.last_properties)
+                or memcmp(PyBytes_AS_STRING(self.last_properties), p, size) != 0):
+            self.last_properties = PyBytes_FromStringAndSize(<char*>p, size)
+        return self.last_properties
+
     # class(2) weight(2) body size(8) property flags(2) properties, AMQP 0-9-1 section 4.2.6.1
     cdef int _header(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1:
         cdef _Assembly a = self._assembly(channel)
@@ -1640,12 +1649,7 @@ cdef class FrameReader:
         if body_size >> 63:
             raise FrameError(f"a content header on channel {channel} declares {body_size} bytes")
         m.body_size = body_size
-        size -= 12
-        if size == PyBytes_GET_SIZE(self.last_properties) and \
-                memcmp(PyBytes_AS_STRING(self.last_properties), p + 12, size) == 0:
-            m.raw_properties = self.last_properties
-        else:
-            m.raw_properties = self.last_properties = PyBytes_FromStringAndSize(<char*>p + 12, size)
+        m.raw_properties = self._properties(p + 12, size - 12)
         a.header_due = False
         a.received = 0
         a.body = None

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 from tests.corpus import frames
-from tests.corpus.frames import ack, bodies, body, delivery, header, publish
+from tests.corpus.frames import HEADER, ack, bodies, body, delivery, frame, header, publish
 
 from leveret._framing import FrameReader, Properties
 
@@ -49,6 +49,9 @@ def assert_read_alike(stream: bytes, **limits: int) -> None:
         publish(1, exchange="e") + header(1, 6, PERSISTENT) + body(1, b"a bo"),
         publish(1, exchange="e") + header(1, 6, PERSISTENT) + body(1, b"a body too long"),
         publish(1, exchange="e") + header(1, 6, PERSISTENT, weight=1) + body(1, b"a body"),
+        publish(1, exchange="e") + frame(HEADER, 1, bytes.fromhex("003c0000 0000000000000006 80")) + body(1, b"a body"),
+        publish(1, exchange="e") + frame(HEADER, 1, b"") + body(1, b"a body"),
+        publish(1, exchange="e") + header(1, 6, b"p" * 4077) + body(1, b"a body"),
         publish(1, exchange="e") + header(1, 6, PERSISTENT, class_id=61) + body(1, b"a body"),
         publish(1, exchange="e") + header(2, 6, PERSISTENT) + body(1, b"a body"),
         publish(1, exchange="e") + header(1, 6, PERSISTENT) + body(2, b"a body"),
