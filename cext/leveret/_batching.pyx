@@ -1010,9 +1010,11 @@ def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_ta
         frame_max: The negotiated limit.
     """
     cdef Message m
+    # What was packed last: a message that is like the one before needs its tag, its bit and its size written over.
+    cdef Message like = None
     cdef Writer w = Writer()
     cdef Py_ssize_t chunk = <Py_ssize_t>frame_max - FRAME_OVERHEAD
-    cdef Py_ssize_t size, total, start
+    cdef Py_ssize_t size, total, tag_at, size_at = 0
     cdef uint64_t tag = first_delivery_tag
     cdef bytes tag_bytes = consumer_tag.encode("utf-8", "surrogateescape")
     cdef uint8_t* p
@@ -1023,19 +1025,27 @@ def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_ta
     w.put16(BASIC)
     w.put16(BASIC_DELIVER)
     w.put_shortstr(tag_bytes, "consumer_tag")
-    start = w.used
+    tag_at = w.used
     for m in messages:
         if m is None or m.body is None:
             raise ValueError("a message without its body cannot be delivered")
-        w.used = start
-        w.put64(tag)
-        w.put8(1 if m.redelivered else 0)
-        w.put_shortstr(m.exchange, "exchange")
-        w.put_shortstr(m.routing_key, "routing_key")
-        lv_put32(w.data + 3, <uint32_t>(w.used - 7))
-        w.put8(FRAME_END)
         size = PyBytes_GET_SIZE(m.body)
-        _put_header(w, channel, m.raw_properties, size)
+        if (like is None or m.exchange is not like.exchange or m.routing_key is not like.routing_key
+                or m.raw_properties is not like.raw_properties):
+            w.used = tag_at
+            w.put64(0)
+            w.put8(0)
+            w.put_shortstr(m.exchange, "exchange")
+            w.put_shortstr(m.routing_key, "routing_key")
+            lv_put32(w.data + 3, <uint32_t>(w.used - 7))
+            w.put8(FRAME_END)
+            # Type, channel, size, class and weight stand before it.
+            size_at = w.used + 11
+            _put_header(w, channel, m.raw_properties, 0)
+            like = m
+        lv_put64(w.data + tag_at, tag)
+        w.data[tag_at + 8] = 1 if m.redelivered else 0
+        lv_put64(w.data + size_at, <uint64_t>size)
         total = w.used + size + FRAME_OVERHEAD * _body_frames(size, chunk)
         p = out.reserve(total)
         memcpy(p, w.data, w.used)

@@ -101,6 +101,7 @@ cdef class ContentRun:
     cdef readonly str routing_key
     cdef readonly bint mandatory
     cdef readonly bint immediate
+    cdef readonly bytes common_properties
     cdef readonly list messages
 
 

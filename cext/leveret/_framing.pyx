@@ -26,6 +26,8 @@ from leveret.errors import (
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    bint PyObject_GC_IsTracked(object o)
+    void PyObject_GC_UnTrack(void* object) noexcept
 
 cdef extern from "math.h":
     bint isinf(double) noexcept nogil
@@ -40,6 +42,8 @@ cdef enum:
     # A body is allocated as it arrives, never from its declared size alone.
     FIRST_BODY_BLOCK = 1048576
     STRING_CACHE = 256
+    # A basic.publish frame holds at most two short strings and 15 bytes around and between them.
+    MAX_PUBLISH = 544
 
 cdef object _UTC = datetime.timezone.utc
 cdef object _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
@@ -1056,6 +1060,8 @@ cdef class Message:
     def _copy(self, *, bint redelivered=False):
         """A copy that shares body and properties: for the same message in another queue."""
         cdef Message m = Message.__new__(Message)
+        if not PyObject_GC_IsTracked(self):
+            PyObject_GC_UnTrack(<void*>m)
         m.body = self.body
         m.body_size = self.body_size
         m.exchange = self.exchange
@@ -1103,6 +1109,8 @@ cdef class ContentRun:
         routing_key: Of the first message; of all of them for basic.publish.
         mandatory: For basic.publish: of all of them.
         immediate: For basic.publish: of all of them.
+        common_properties: The packed properties of all of them, one object; None when they differ or a body was
+            too large to be kept.
         messages: At least one `Message`.
     """
 
@@ -1196,6 +1204,11 @@ cdef class MethodFrame:
 
 # ---------------------------------------------------------------------------------------------- the reader
 
+# Strings come from the reader's cache, so equal ones are nearly always one object.
+cdef inline bint _same(str a, str b) except -1:
+    return a is b or a == b
+
+
 # The content that a channel is in the middle of.
 @cython.final
 cdef class _Assembly:
@@ -1244,6 +1257,11 @@ cdef class FrameReader:
     cdef int last_channel
     cdef list strings
     cdef bytes last_properties
+    # As a server: the whole frame of the last basic.publish, and the names in it.
+    cdef uint8_t[MAX_PUBLISH] publish
+    cdef Py_ssize_t publish_size
+    cdef str publish_exchange
+    cdef str publish_routing_key
     cdef ContentRun content_run
     cdef SettlementRun settlement_run
     cdef list events
@@ -1264,6 +1282,7 @@ cdef class FrameReader:
         self.last_channel = -1
         self.strings = [None] * STRING_CACHE
         self.last_properties = b"\x00\x00"
+        self.publish_size = 0
         self.frame_max = frame_max
 
     @property
@@ -1341,6 +1360,8 @@ cdef class FrameReader:
                 return 0
             p = buf.data + buf.start
             kind = p[0]
+            if kind == FRAME_METHOD and self.publish_size and self._same_publish(p, left):
+                continue
             if kind != FRAME_METHOD and kind != FRAME_HEADER and kind != FRAME_BODY and kind != FRAME_HEARTBEAT:
                 self._refuse_first_octet(p, left)
                 return 0
@@ -1370,6 +1391,48 @@ cdef class FrameReader:
                 self._body(channel, p, size)
             elif channel != 0 or size != 0:
                 raise FrameError(f"a heartbeat of {size} bytes on channel {channel}")
+
+    # The usual publishing: its method frame is that of the one before, and its body is one frame that is here.
+    # Returns false, having done nothing, for every other; whatever is wrong is found on the long way.
+    cdef bint _same_publish(self, const uint8_t* p, Py_ssize_t left) except -1:
+        cdef _Assembly a
+        cdef Message m
+        cdef const uint8_t* header = p + self.publish_size
+        cdef const uint8_t* body
+        cdef Py_ssize_t size
+        cdef uint64_t body_size
+        # Both frames, the header without any properties, and what is around the body.
+        left -= self.publish_size + 14 + 2 * FRAME_OVERHEAD
+        if (left < 0 or memcmp(p, self.publish, self.publish_size) != 0 or header[0] != FRAME_HEADER
+                or memcmp(header + 1, p + 1, 2) != 0 or lv_get32(header + 7) != <uint32_t>BASIC << 16):
+            return False
+        size = <Py_ssize_t>min(lv_get32(header + 3), <uint32_t>0x7FFFFFFF)
+        left -= size - 14
+        if size < 14 or left < 0 or <uint32_t>size > self._frame_max - FRAME_OVERHEAD:
+            return False
+        body = header + size + FRAME_OVERHEAD
+        body_size = lv_get64(header + 11)
+        if (body_size == 0 or body_size > <uint64_t>left or body_size > self.max_body_size
+                or body_size > self._frame_max - FRAME_OVERHEAD or body[0] != FRAME_BODY
+                or memcmp(body + 1, p + 1, 2) != 0 or lv_get32(body + 3) != body_size
+                or body[7 + body_size] != FRAME_END or (body - 1)[0] != FRAME_END):
+            return False
+        a = self._assembly(lv_get16(p + 1))
+        if a.message is not None:
+            return False
+        m = self._message(lv_get16(p + 1), BASIC_PUBLISH)
+        m.exchange = self.publish_exchange
+        m.routing_key = self.publish_routing_key
+        m.mandatory = (header - 2)[0] & 1
+        m.immediate = ((header - 2)[0] >> 1) & 1
+        m.raw_properties = self._properties(header + 19, size - 12)
+        m.body_size = body_size
+        m.body = PyBytes_FromStringAndSize(<char*>body + 7, <Py_ssize_t>body_size)
+        self.buffer.start += self.publish_size + size + 2 * FRAME_OVERHEAD + <Py_ssize_t>body_size
+        self.received_frames += 3
+        a.message = m
+        self._complete(a)
+        return True
 
     cdef bint _protocol_header(self) except -1:
         cdef RecvBuffer buf = self.buffer
@@ -1419,6 +1482,7 @@ cdef class FrameReader:
     cdef str _name(self, Cursor* c, str what):
         cdef Py_ssize_t n, i
         cdef uint32_t h = 2166136261
+        cdef uint32_t other
         cdef const uint8_t* p
         cdef object entry
         cdef bytes raw
@@ -1433,12 +1497,15 @@ cdef class FrameReader:
         for i in range(n):
             h = (h ^ p[i]) * 16777619
         h = (h ^ (h >> 16)) & (STRING_CACHE - 1)
-        entry = (<list>self.strings)[h]
-        if entry is not None:
-            raw = <bytes>(<tuple>entry)[0]
-            if PyBytes_GET_SIZE(raw) == n and memcmp(PyBytes_AS_STRING(raw), p, n) == 0:
-                return <str>(<tuple>entry)[1]
+        # Each has two places: if names that alternate shared one, every message would make them anew.
+        for other in range(2):
+            entry = (<list>self.strings)[h ^ other]
+            if entry is not None:
+                raw = <bytes>(<tuple>entry)[0]
+                if PyBytes_GET_SIZE(raw) == n and memcmp(PyBytes_AS_STRING(raw), p, n) == 0:
+                    return <str>(<tuple>entry)[1]
         text = _text(p, n)
+        (<list>self.strings)[h ^ 1] = (<list>self.strings)[h]
         (<list>self.strings)[h] = (PyBytes_FromStringAndSize(<char*>p, n), text)
         return text
 
@@ -1495,14 +1562,22 @@ cdef class FrameReader:
             self.settlement_run = run
         return run.add(lv_get64(p), flags)
 
-    cdef int _content(self, _Assembly a, uint16_t channel, uint16_t method_id, const uint8_t* p,
-                      Py_ssize_t size) except -1:
-        cdef Cursor c = _cursor(p, size, 0, 0)
+    cdef Message _message(self, uint16_t channel, uint16_t method_id):
         cdef Message m = _new_message()
+        if self.server:
+            # Nothing that a publishing refers to refers back to it, and a queue may hold a million of them, which the
+            # garbage collector would walk through again and again.
+            PyObject_GC_UnTrack(<void*>m)
         m.max_table_depth = self.max_table_depth
         m.max_table_entries = self.max_table_entries
         m.channel = channel
         m.method_id = method_id
+        return m
+
+    cdef int _content(self, _Assembly a, uint16_t channel, uint16_t method_id, const uint8_t* p,
+                      Py_ssize_t size) except -1:
+        cdef Cursor c = _cursor(p, size, 0, 0)
+        cdef Message m = self._message(channel, method_id)
         if method_id == BASIC_DELIVER:
             m.consumer_tag = self._name(&c, "a consumer tag")
             _need(&c, 9, "basic.deliver")
@@ -1539,9 +1614,22 @@ cdef class FrameReader:
             c.at += 4
         if c.at != c.end:
             raise TableSyntaxError(f"{c.end - c.at} bytes follow the arguments of basic.{method_id}")
+        if method_id == BASIC_PUBLISH:
+            # The frame around the arguments: 11 bytes before them and one behind.
+            self.publish_size = size + 12
+            memcpy(self.publish, p - 11, self.publish_size)
+            self.publish_exchange = m.exchange
+            self.publish_routing_key = m.routing_key
         a.message = m
         a.header_due = True
         return 0
+
+    # Properties repeat from message to message; equal bytes in a row give the same object.
+    cdef bytes _properties(self, const uint8_t* p, Py_ssize_t size):
+        if (size != PyBytes_GET_SIZE(self.last_properties)
+                or memcmp(PyBytes_AS_STRING(self.last_properties), p, size) != 0):
+            self.last_properties = PyBytes_FromStringAndSize(<char*>p, size)
+        return self.last_properties
 
     # class(2) weight(2) body size(8) property flags(2) properties, AMQP 0-9-1 section 4.2.6.1
     cdef int _header(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1:
@@ -1561,12 +1649,7 @@ cdef class FrameReader:
         if body_size >> 63:
             raise FrameError(f"a content header on channel {channel} declares {body_size} bytes")
         m.body_size = body_size
-        size -= 12
-        if size == PyBytes_GET_SIZE(self.last_properties) and \
-                memcmp(PyBytes_AS_STRING(self.last_properties), p + 12, size) == 0:
-            m.raw_properties = self.last_properties
-        else:
-            m.raw_properties = self.last_properties = PyBytes_FromStringAndSize(<char*>p + 12, size)
+        m.raw_properties = self._properties(p + 12, size - 12)
         a.header_due = False
         a.received = 0
         a.body = None
@@ -1625,12 +1708,13 @@ cdef class FrameReader:
         cdef Message m = a.message
         cdef ContentRun run = self.content_run
         a.message = None
-        # Strings come from the cache, so identity is enough to see that the run goes on.
         if (run is not None and run.channel == m.channel and run.method_id == m.method_id
-                and run.consumer_tag is m.consumer_tag
+                and _same(run.consumer_tag, m.consumer_tag)
                 and (m.method_id == BASIC_DELIVER
-                     or (run.exchange is m.exchange and run.routing_key is m.routing_key
+                     or (_same(run.exchange, m.exchange) and _same(run.routing_key, m.routing_key)
                          and run.mandatory == m.mandatory and run.immediate == m.immediate))):
+            if run.common_properties is not m.raw_properties or m.body is None:
+                run.common_properties = None
             PyList_Append(run.messages, m)
             return 0
         run = ContentRun.__new__(ContentRun)
@@ -1641,6 +1725,7 @@ cdef class FrameReader:
         run.routing_key = m.routing_key
         run.mandatory = m.mandatory
         run.immediate = m.immediate
+        run.common_properties = None if m.body is None else m.raw_properties
         run.messages = [m]
         self._event(run)
         self.content_run = run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -446,6 +447,26 @@ async def test_confirms_of_one_read_are_one_frame(client: Client) -> None:
     client.feed(publishing())
     (run,) = client.answers()
     assert list(run) == [(51, False, False, False)]
+
+
+async def test_python_calls_do_not_grow_with_the_publishings_of_one_read(client: Client) -> None:
+    def calls_of(data: bytes) -> int:
+        seen: list[str] = []
+        sys.setprofile(lambda frame, event, arg: seen.append(event) if event in {"call", "c_call"} else None)
+        try:
+            client.feed(data)
+        finally:
+            sys.setprofile(None)
+        return len(seen)
+
+    client.send(1, Queue.Declare, queue="q")
+    client.send(1, Confirm.Select)
+    client.feed(publishing())
+    client.answers()
+    few = calls_of(publishing() * 2)
+    client.answers()
+    assert calls_of(publishing() * 500) == few
+    assert client.session.vhost.queues["q"].next_sequence == 503
 
 
 async def test_confirms_come_before_the_answer_of_a_later_method(client: Client) -> None:

@@ -139,7 +139,7 @@ class Channel:
         if run.immediate:
             raise Refusal(540, "immediate=true")
         queues = self._vhost.route(run.exchange, run.routing_key)
-        good, expirations, failure = self._check(run.messages)
+        good, expirations, failure = self._check(run)
         messages = run.messages if failure is None else run.messages[:good]
         if queues is None:
             self._publish_by_headers(run, messages, expirations)
@@ -214,20 +214,16 @@ class Channel:
             outcomes.append((refused, self._published, count))
         self.session.confirming[self] = None
 
-    def _check(self, messages: list[Message]) -> tuple[int, list[int | None] | None, Refusal | None]:
+    def _check(self, run: ContentRun) -> tuple[int, list[int | None] | None, Refusal | None]:
         """Looks at what the broker must not pass on unseen.
 
         Returns:
             How many messages are good, their expirations when one has any, and what is wrong with the next one.
         """
-        checked = self._checked
-        if self._checked_expiration is None:
-            # The usual case, which costs two attributes of each message.
-            for message in messages:
-                if message.raw_properties is not checked or message.body is None:
-                    break
-            else:
-                return len(messages), None, None
+        messages = run.messages
+        if run.common_properties is self._checked is not None and self._checked_expiration is None:
+            # The usual case, which costs nothing for each message.
+            return len(messages), None, None
         expirations: list[int | None] = []
         try:
             for message in messages:

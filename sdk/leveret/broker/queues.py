@@ -200,7 +200,7 @@ class Queue:
             # Consumers come first, as in RabbitMQ: what they take does not count.
             self.dispatch()
             self._drop_head()
-        else:
+        elif self._lanes or self._deadlines:
             self.host.wake(self)
         return len(messages)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import ipaddress
 import os
 import signal
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddedBroker", "serve_forever"]
 
 MIB: Final = 1024 * 1024
-_GC_THRESHOLDS: Final = (10_000, 50, 50)
 
 
 class EmbeddedBroker:
@@ -300,7 +298,7 @@ def serve_forever(
 ) -> None:
     """Runs an embedded broker until SIGINT or SIGTERM, on uvloop where it is installed.
 
-    It takes over the process: signal handlers and the garbage collector's thresholds are its own until it returns.
+    It takes over the process: signal handlers are its own until it returns.
 
     Args:
         host: As for `EmbeddedBroker`.
@@ -318,10 +316,6 @@ def serve_forever(
 async def _serve(broker: EmbeddedBroker, on_ready: Callable[[str], None] | None) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    # The process is the broker's own. Messages in queues survive every collection and are traversed by each; with
-    # Python's thresholds that is more than half of the work of filling a queue.
-    thresholds = gc.get_threshold()
-    gc.set_threshold(*_GC_THRESHOLDS)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     try:
@@ -330,7 +324,6 @@ async def _serve(broker: EmbeddedBroker, on_ready: Callable[[str], None] | None)
                 on_ready(broker.url)
             await stopped.wait()
     finally:
-        gc.set_threshold(*thresholds)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 

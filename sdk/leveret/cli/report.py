@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from leveret import __version__
-from leveret.cli.bench import PACED_RATE
+from leveret.cli.bench import PACED_RATE, PUBLISHING_TASKS
 from leveret.cli.measure import cpu_count
 from leveret.errors import printable
 
@@ -126,6 +126,7 @@ def captions(settings: Mapping[str, Any], broker: Mapping[str, Any] | None) -> l
             if settings["confirms"]
             else "NO CONFIRMS: whether a message is safe is unknown",
             f"{many}, {settings['concurrency']} consumers in concurrent-consume",
+            f"{PUBLISHING_TASKS} tasks in concurrent-publish; the benchmarks of publishing have no consumers",
             *lines,
             f"publish to consume at {PACED_RATE} messages per second, from the time each was due",
         ]
