@@ -2,7 +2,7 @@
 
 `FrameTransport` joins a frame reader, a send buffer and an asyncio transport. All frames of one loop turn leave in
 one write, or as soon as 64 KiB have come together: uvloop 0.23 and asyncio both make one system call for each
-`transport.write`, so collecting is ours to do.
+`transport.write`, so collecting is ours to do. Large bodies leave as pieces of the same write, without being copied.
 """
 
 from __future__ import annotations
@@ -127,6 +127,11 @@ class FrameTransport(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Writes what was appended so far."""
+        if self.out.in_pieces:
+            pieces = self.out.take_pieces()
+            if not self.closed and self._transport is not None:
+                self._transport.writelines(pieces)
+            return
         block = self.out.take()
         if block and not self.closed and self._transport is not None:
             self._transport.write(block)
@@ -173,7 +178,7 @@ class FrameTransport(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Closes at once and drops what was not sent; `transport_lost` follows."""
-        self.out.take()
+        self.out.take_pieces()
         if self._transport is not None:
             self._transport.abort()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -203,3 +204,53 @@ def test_message_is_whole_when_the_block_is_written_in_mid_publish() -> None:
     blocks.written.append(blocks.buffer.take())
     events = frames.feed_whole(FrameReader(server=True), b"".join(blocks.written))
     assert [event[-1] for event in events] == [bytes([i]) * 50 for i in range(20)]
+
+
+def full_block(blocks: Blocks, fill: bytes) -> bytes:
+    """Fills a block of 64 KiB and returns it as the transport gets it."""
+    for _ in range(64):
+        blocks.buffer.append(fill * KiB)
+    return blocks.written.pop()
+
+
+def test_memory_of_a_block_is_used_again_when_everybody_has_let_go_of_it() -> None:
+    blocks = Blocks()
+    full_block(blocks, b"a")  # the first blocks are smaller: nobody knows yet how much will come
+    block = full_block(blocks, b"b")
+    place, name = id(block), hash(block)
+    del block
+    block = full_block(blocks, b"c")
+    assert id(block) == place
+    assert block == b"c" * 64 * KiB
+    assert hash(block) == hash(b"c" * 64 * KiB) != name
+
+
+def test_blocks_never_change_when_they_are_still_held() -> None:
+    blocks = Blocks()
+    held = [full_block(blocks, bytes([i])) for i in range(40)]
+    assert held == [bytes([i]) * 64 * KiB for i in range(40)]
+    assert len(set(map(id, held))) == 40
+    views = [memoryview(block) for block in held]
+    del held[:]  # a transport that was able to write a part of a block keeps a view of the rest
+    more = [full_block(blocks, b"x") for _ in range(40)]
+    assert [bytes(view) for view in views] == [bytes([i]) * 64 * KiB for i in range(40)]
+    assert more == [b"x" * 64 * KiB] * 40
+
+
+def test_memory_is_given_back_when_little_is_written() -> None:
+    blocks = Blocks()
+    held = [full_block(blocks, b"x") for _ in range(40)]
+    kept = sys.getsizeof(held[0]) + 16 * KiB
+    tracemalloc.start()
+    try:
+        held = [full_block(blocks, b"x") for _ in range(40)]
+        del held[:]
+        busy = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            blocks.buffer.append(b"heartbeat")
+            blocks.buffer.take()
+        quiet = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert busy < 17 * kept, "about one mebibyte is kept for later"
+    assert quiet < kept
