@@ -60,11 +60,12 @@ cdef class PublishBatch:
     cdef ConfirmWindow window
     cdef readonly uint32_t frame_max
     cdef readonly Py_ssize_t max_body_size
+    cdef Py_ssize_t copied_size
     cdef readonly uint64_t published
     cdef readonly uint64_t published_bytes
 
-    cdef uint64_t put(self, PublishTemplate template, const uint8_t* body, Py_ssize_t size,
-                      Ticket ticket, Py_ssize_t index) except? 0
+    cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
+    cdef uint64_t put_large(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
 
 
 cdef class AckWindow:

@@ -4,7 +4,7 @@ The windows count delivery tags. They cost nothing per message but a slot in a r
 tags costs one step for each tag, once.
 """
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -20,6 +20,9 @@ from leveret.errors import BodyTooLarge, EncodeFailed
 
 cdef enum:
     FIRST_SLOTS = 256
+    # Bodies above this are not copied: from here on a piece of its own costs less than the copying (make compare
+    # ARGS="--sizes 4k,8k,16k --peers leveret" with other values). They must fit SLACK of _buffers when they are copied.
+    LARGE = 8192
 
 # Outcome's values (leveret.message), without a Python object for each message.
 cdef enum:
@@ -42,6 +45,10 @@ cdef enum:
     SETTLED = 3
 
 
+# A frame's end (AMQP 0-9-1 section 4.2.3).
+cdef bytes END = b"\xce"
+
+
 # The body of a message as frames that fit frame_max; returns the byte behind them.
 cdef inline uint8_t* _put_body(uint8_t* p, uint16_t channel, const uint8_t* body, Py_ssize_t size,
                                Py_ssize_t chunk) noexcept nogil:
@@ -57,6 +64,52 @@ cdef inline uint8_t* _put_body(uint8_t* p, uint16_t channel, const uint8_t* body
         body += n
         size -= n
     return p
+
+
+# A large publishing behind `before`, as pieces to be written one after another: ends and beginnings of frames, and
+# between them the body itself or views of its parts. Returns a new list, whose bytes are those of `before` and of the
+# publishing's frames.
+cdef list _large_pieces(list before, PublishTemplate template, bytes body, Py_ssize_t chunk):
+    cdef list pieces = list(before)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t n = min(size, chunk)
+    cdef Py_ssize_t ends = 0
+    cdef bytes head
+    cdef object view = None
+    cdef uint8_t* p
+    if pieces and pieces[len(pieces) - 1] is END:
+        # The end of the large body before this one goes into the same piece as our beginning.
+        pieces.pop()
+        ends = 1
+    head = PyBytes_FromStringAndSize(NULL, ends + template.size + FRAME_OVERHEAD - 1)
+    p = <uint8_t*>PyBytes_AS_STRING(head)
+    p[0] = FRAME_END
+    p += ends
+    memcpy(p, template.data, template.size)
+    lv_put64(p + template.size_at, <uint64_t>size)
+    p += template.size
+    while True:
+        p[0] = FRAME_BODY
+        lv_put16(p + 1, template.channel)
+        lv_put32(p + 3, <uint32_t>n)
+        pieces.append(head)
+        if n == size:
+            pieces.append(body)
+            break
+        if view is None:
+            view = memoryview(body)
+        pieces.append(view[at:at + n])
+        at += n
+        if at == size:
+            break
+        n = min(size - at, chunk)
+        head = PyBytes_FromStringAndSize(NULL, FRAME_OVERHEAD)
+        p = <uint8_t*>PyBytes_AS_STRING(head)
+        p[0] = FRAME_END
+        p += 1
+    pieces.append(END)
+    return pieces
 
 
 # Chunks of a smaller frame_max would be empty or negative.
@@ -371,15 +424,17 @@ cdef class PublishBatch:
         self.window = window
         self.frame_max = frame_max
         self.max_body_size = max_body_size
+        # With frames that are small themselves no piece is large.
+        self.copied_size = LARGE if LARGE < max_body_size and LARGE < frame_max else max_body_size
 
-    cdef uint64_t put(self, PublishTemplate template, const uint8_t* body, Py_ssize_t size,
-                      Ticket ticket, Py_ssize_t index) except? 0:
+    cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
         cdef Py_ssize_t chunk = <Py_ssize_t>self.frame_max - FRAME_OVERHEAD
         cdef Py_ssize_t total
         cdef uint64_t tag = 0
         cdef uint8_t* p
-        if size > self.max_body_size:
-            raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
+        if size > self.copied_size:
+            return self.put_large(template, body, ticket, index)
         total = template.size + size + FRAME_OVERHEAD * _body_frames(size, chunk)
         # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers.
         p = self.out.reserve(total)
@@ -387,10 +442,26 @@ cdef class PublishBatch:
             tag = self.window.open(ticket, index, size)
         memcpy(p, template.data, template.size)
         lv_put64(p + template.size_at, <uint64_t>size)
-        _put_body(p + template.size, template.channel, body, size, chunk)
+        _put_body(p + template.size, template.channel, <const uint8_t*>PyBytes_AS_STRING(body), size, chunk)
         self.published += 1
         self.published_bytes += <uint64_t>size
         self.out.commit(total)
+        return tag
+
+    # put() for a body of more than `copied_size` bytes: it is not copied, the transport gets the body itself.
+    cdef uint64_t put_large(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+        cdef Py_ssize_t chunk = <Py_ssize_t>self.frame_max - FRAME_OVERHEAD
+        cdef uint64_t tag = 0
+        cdef list pieces
+        if size > self.max_body_size:
+            raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
+        pieces = _large_pieces(self.out.seal(), template, body, chunk)
+        if self.window is not None:
+            tag = self.window.open(ticket, index, size)
+        self.published += 1
+        self.published_bytes += <uint64_t>size
+        self.out.splice(pieces, template.size + size + FRAME_OVERHEAD * _body_frames(size, chunk))
         return tag
 
     def add(self, PublishTemplate template not None, body not None, Ticket ticket=None, Py_ssize_t index=0):
@@ -398,7 +469,8 @@ cdef class PublishBatch:
 
         Args:
             template: Exchange, routing key and properties.
-            body: Any object with a contiguous buffer; copied.
+            body: Any object with a contiguous buffer; copied, unless it is a bytes object of more than 8 KiB, which
+                is held until the socket has taken it.
             ticket: Told about the outcome.
             index: The publishing's index in the ticket.
 
@@ -409,11 +481,9 @@ cdef class PublishBatch:
             BodyTooLarge: Over the limit; nothing was appended and no tag taken.
             TypeError: The body is not bytes-like.
         """
-        cdef const uint8_t[::1] view
-        if PyBytes_CheckExact(body):
-            return self.put(template, <const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), ticket, index)
-        view = memoryview(body).cast("B")
-        return self.put(template, &view[0] if view.shape[0] else NULL, view.shape[0], ticket, index)
+        if not PyBytes_CheckExact(body):
+            body = memoryview(body).cast("B").tobytes()
+        return self.put(template, <bytes>body, ticket, index)
 
     def add_many(self, PublishTemplate template not None, list bodies not None, Ticket ticket, Py_ssize_t index=0,
                  Py_ssize_t start=0, Py_ssize_t limit=-1):
@@ -447,8 +517,7 @@ cdef class PublishBatch:
             body = bodies[i]
             if not PyBytes_CheckExact(body):
                 raise TypeError(f"body {i} is {type(body).__name__}, not bytes")
-            self.put(template, <const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), ticket,
-                     index + i - start)
+            self.put(template, <bytes>body, ticket, index + i - start)
         return end - start
 
 
