@@ -81,11 +81,15 @@ cdef class PublishBatch:
     cdef readonly uint16_t channel
     cdef readonly uint32_t frame_max
     cdef readonly Py_ssize_t max_body_size
+    cdef Py_ssize_t copied_size
     cdef readonly uint64_t published
     cdef readonly uint64_t published_bytes
 
     cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
+    cdef uint64_t put_large(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
     cdef Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1
+    cdef list large_pieces(self, list before, PublishTemplate template, bytes body)
+    cdef void write_prefix(self, uint8_t* p, PublishTemplate template, Py_ssize_t size) noexcept
     cdef void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept
 
 

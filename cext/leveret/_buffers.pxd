@@ -7,6 +7,7 @@ cdef extern from "Python.h":
     int _PyBytes_Resize(PyObject** op, Py_ssize_t newsize) except -1
     Py_ssize_t Py_REFCNT(PyObject*) noexcept
     void _drop "Py_DECREF"(PyObject*) noexcept
+    PyObject* PyList_GET_ITEM(object list, Py_ssize_t i) noexcept
 
 
 # Gives a bytes object that is under construction another size. Takes over the reference in `raw`, also when it fails.
@@ -27,6 +28,22 @@ cdef inline object resize_bytes(PyObject* raw, Py_ssize_t used, Py_ssize_t size)
     return block
 
 
+cdef extern from *:
+    """
+    /* Gives a bytes object that nobody else holds another size, within the memory that it was made with. What
+       _PyBytes_Resize does, but for asking the allocator. */
+    static CYTHON_INLINE void lv_set_bytes_size(PyObject *block, Py_ssize_t size) {
+        Py_SET_SIZE((PyVarObject *)block, size);
+        PyBytes_AS_STRING(block)[size] = 0;
+    _Py_COMP_DIAG_PUSH
+    _Py_COMP_DIAG_IGNORE_DEPR_DECLS
+        ((PyBytesObject *)block)->ob_shash = -1;
+    _Py_COMP_DIAG_POP
+    }
+    """
+    void set_bytes_size "lv_set_bytes_size"(object block, Py_ssize_t size) noexcept
+
+
 cdef class RecvBuffer:
     cdef object store
     cdef object view
@@ -42,10 +59,15 @@ cdef class RecvBuffer:
 
 cdef class SendBuffer:
     cdef object block
+    cdef list spares
+    cdef list pieces
+    cdef Py_ssize_t piece_bytes
     cdef uint8_t* base
     cdef Py_ssize_t used
     cdef Py_ssize_t room
     cdef Py_ssize_t hint
+    cdef Py_ssize_t full_room
+    cdef readonly bint in_pieces
     cdef readonly Py_ssize_t flush_bytes
     cdef readonly uint64_t sent_bytes
     cdef object on_data
@@ -56,3 +78,7 @@ cdef class SendBuffer:
     cdef int grow(self, Py_ssize_t n) except -1
     cdef uint8_t* reserve(self, Py_ssize_t n) except NULL
     cdef int commit(self, Py_ssize_t n) except -1
+    cdef object start_block(self, Py_ssize_t room)
+    cdef object end_block(self)
+    cdef list seal(self)
+    cdef int splice(self, list pieces, Py_ssize_t n) except -1

@@ -1,10 +1,11 @@
-"""Memory of a connection: the buffer that the kernel reads into, and the block that frames are appended to.
+"""Memory of a connection: the buffer that the kernel reads into, and the blocks that frames are appended to.
 
 No parsing, no I/O, no clock.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy, memmove
@@ -14,6 +15,10 @@ cdef enum:
     MIN_READ = 65536
     # The first block of an idle connection: heartbeats and acknowledgements fit.
     MIN_BLOCK = 512
+    # Room for the message that fills a block: a body that is not sent as a piece of its own, and its other frames.
+    SLACK = 16384
+    # Blocks that are kept for later, more than a mebibyte: what may wait for the socket by default.
+    MOST_SPARES = 16
 
 
 @cython.final
@@ -96,18 +101,22 @@ cdef class RecvBuffer:
 
 @cython.final
 cdef class SendBuffer:
-    """The block of frames that one write will send.
+    """What the next write will send: a block of frames, and large bodies between blocks, which are not copied.
 
-    Frames are built inside a fresh bytes object that nobody else holds yet, so handing it to the transport
-    copies nothing, and a block that was handed over is never touched again.
+    Frames are built inside a bytes object that nobody else holds, so handing it to the transport copies nothing. A
+    block that was handed over is touched again only when the transport and everybody else have let go of it: it is
+    used for later frames then, because fresh memory costs more than the copying (a page fault for each 4 KiB).
 
     Args:
         on_data: Called without arguments when the first byte of a new block is appended: schedule a flush.
-        on_full: Called without arguments when the block holds `flush_bytes` or more: call `take` and write.
+        on_full: Called without arguments when `flush_bytes` or more wait: call `take` or `take_pieces` and write.
             Neither may raise: what was appended stays in the block, and its delivery tag is taken.
         flush_bytes: When `on_full` is called, in bytes.
 
     Attributes:
+        flush_bytes: As given.
+        sent_bytes: Bytes taken so far.
+        in_pieces: There is more than one piece to write: call `take_pieces`, because `take` would have to join them.
         paused: The socket is full: publishings are to wait. Whoever writes the blocks sets it.
         blocked: The broker blocks publishers (RabbitMQ: connection.blocked): likewise.
     """
@@ -118,18 +127,60 @@ cdef class SendBuffer:
         self.on_data = on_data
         self.on_full = on_full
         self.flush_bytes = flush_bytes
+        self.full_room = flush_bytes + SLACK
         self.block = None
+        self.spares = []
         self.hint = MIN_BLOCK
 
     def __len__(self):
-        return self.used
+        return self.used + self.piece_bytes
+
+    # A block of `room` bytes that nobody else holds.
+    cdef object start_block(self, Py_ssize_t room):
+        cdef Py_ssize_t last = PyList_GET_SIZE(self.spares) - 1
+        cdef Py_ssize_t i
+        cdef object block
+        if room == self.full_room and last >= 0:
+            # The latest is still in the processor's cache. When the transport holds that one, the socket is full, and
+            # the oldest is the first that it lets go of.
+            i = last if _is_free(self.spares, last) else 0
+            if _is_free(self.spares, i):
+                block = self.spares.pop(i)
+                set_bytes_size(block, room)
+                return block
+        return PyBytes_FromStringAndSize(NULL, room)
+
+    # Ends the block: a bytes object of what was appended to it.
+    cdef object end_block(self):
+        cdef PyObject* raw
+        cdef Py_ssize_t used = self.used
+        cdef Py_ssize_t room = self.room
+        cdef object block = self.block
+        self.block = None
+        self.base = NULL
+        self.used = self.room = 0
+        # The next block is likely to be as large as this one was.
+        self.hint = self.full_room if 2 * used >= self.full_room else max(MIN_BLOCK, used + (used >> 2))
+        if room == self.full_room and 2 * used >= room and Py_REFCNT(<PyObject*>block) == 1:
+            set_bytes_size(block, used)
+            self.spares.append(block)
+            if PyList_GET_SIZE(self.spares) > MOST_SPARES:
+                del self.spares[0]
+            return block
+        if PyList_GET_SIZE(self.spares):
+            # A quiet connection gives its memory back, block by block.
+            del self.spares[0]
+        Py_INCREF(block)
+        raw = <PyObject*>block
+        block = None
+        return resize_bytes(raw, used, used)
 
     cdef int grow(self, Py_ssize_t n) except -1:
-        cdef Py_ssize_t room = max(self.used + n, min(2 * self.room, self.flush_bytes + 16384))
+        cdef Py_ssize_t room = max(self.used + n, min(2 * self.room, self.full_room))
         cdef PyObject* raw
         if self.block is None:
             room = max(self.hint, n)
-            self.block = PyBytes_FromStringAndSize(NULL, room)
+            self.block = self.start_block(room)
         else:
             raw = <PyObject*>self.block
             Py_INCREF(self.block)
@@ -160,6 +211,27 @@ cdef class SendBuffer:
             self.on_full()
         return 0
 
+    # Moves the block to the pieces, so that more pieces can follow. Returns the pieces, which splice() replaces.
+    cdef list seal(self):
+        if self.pieces is None:
+            self.pieces = []
+            self.in_pieces = True
+        if self.used:
+            self.piece_bytes += self.used
+            self.pieces.append(self.end_block())
+        return self.pieces
+
+    # Replaces what seal() returned by a list that begins with the same bytes and has n more. Cannot fail before that.
+    cdef int splice(self, list pieces, Py_ssize_t n) except -1:
+        cdef bint first = self.piece_bytes == 0
+        self.pieces = pieces
+        self.piece_bytes += n
+        if first:
+            self.on_data()
+        if self.piece_bytes >= self.flush_bytes:
+            self.on_full()
+        return 0
+
     def append(self, const uint8_t[::1] data not None):
         """Appends ready-made frames; `data` is copied."""
         cdef Py_ssize_t n = data.shape[0]
@@ -168,17 +240,27 @@ cdef class SendBuffer:
             self.commit(n)
 
     def take(self):
-        """Returns the block as bytes and starts a new one; empty bytes when nothing was appended."""
-        cdef PyObject* raw
-        cdef Py_ssize_t used = self.used
-        if used == 0:
+        """Returns what was appended as bytes and starts anew; empty bytes when nothing was appended."""
+        if self.in_pieces:
+            return b"".join(self.take_pieces())
+        if self.used == 0:
             return b""
-        raw = <PyObject*>self.block
-        Py_INCREF(self.block)
-        self.block = None
-        self.base = NULL
-        self.used = self.room = 0
-        self.sent_bytes += <uint64_t>used
-        # The next block is likely to be as large as this one was.
-        self.hint = max(MIN_BLOCK, min(used + (used >> 2), self.flush_bytes + 16384))
-        return resize_bytes(raw, used, used)
+        self.sent_bytes += <uint64_t>self.used
+        return self.end_block()
+
+    def take_pieces(self):
+        """Returns what was appended as a list of bytes and of memoryviews of bytes, and starts anew.
+
+        Large bodies are in it as they were given, which holds them until the list is gone.
+        """
+        cdef list pieces = self.seal()
+        self.sent_bytes += <uint64_t>self.piece_bytes
+        self.pieces = None
+        self.piece_bytes = 0
+        self.in_pieces = False
+        return pieces
+
+
+# Nobody but the list holds this block.
+cdef inline bint _is_free(list blocks, Py_ssize_t i) noexcept:
+    return Py_REFCNT(PyList_GET_ITEM(blocks, i)) == 1

@@ -2,7 +2,7 @@
 
 `FrameTransport` joins a frame reader, a send buffer and an asyncio transport. All frames of one loop turn leave in
 one write, or as soon as 64 KiB have come together: uvloop 0.23 and asyncio both make one system call for each
-`transport.write`, so collecting is ours to do.
+`transport.write`, so collecting is ours to do. Large bodies leave as pieces of the same write, without being copied.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import asyncio
 import os
 import socket
 import ssl
+from bisect import bisect_left, insort
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from leveret._buffers import SendBuffer
@@ -80,7 +82,11 @@ class FrameTransport(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._flush_scheduled = False
-        self._drained: asyncio.Future[None] | None = None
+        # Calls of `drain` by their turns: (turn, future).
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._turns = count()
+        self._group = 1
+        self._wake_scheduled = False
 
     # ------------------------------------------------------------------ asyncio calls these
 
@@ -118,12 +124,18 @@ class FrameTransport(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Less than the low watermark is unsent."""
         self.out.paused = False
+        self._group = 1
         self._wake()
 
     # ------------------------------------------------------------------ sessions call these
 
     def flush(self) -> None:
         """Writes what was appended so far."""
+        if self.out.in_pieces:
+            pieces = self.out.take_pieces()
+            if not self.closed and self._transport is not None:
+                self._transport.writelines(pieces)
+            return
         block = self.out.take()
         if block and not self.closed and self._transport is not None:
             self._transport.write(block)
@@ -138,17 +150,41 @@ class FrameTransport(asyncio.BufferedProtocol):
         self.flush()
 
     def _wake(self) -> None:
-        drained, self._drained = self._drained, None
-        if drained is not None and not drained.done():
-            drained.set_result(None)
+        """Wakes some of those who wait, and more in the next turns of the loop for as long as there is room.
+
+        To wake all of them at once would cost a thousand publishers a thousand turns for the few that find room.
+        """
+        self._wake_scheduled = False
+        group = len(self._waiting) if self.closed else 0 if self.paused else self._group
+        self._group *= 2
+        woken = self._waiting[:group]
+        del self._waiting[:group]
+        for _, future in woken:
+            if not future.done():
+                future.set_result(None)
+        if self._waiting and not self.paused and not self._wake_scheduled:
+            # Behind those that were woken now, who write first.
+            self._wake_scheduled = True
+            self._loop.call_soon(self._wake)
 
     async def drain(self) -> None:
-        """Waits until `paused` is false or the transport is closed. The caller sets the deadline."""
+        """Waits until `paused` is false or the transport is closed. The caller sets the deadline.
+
+        First come, first served: whoever was woken and finds that others have filled the socket keeps its turn.
+        """
+        turn = -1
         while self.paused and not self.closed:
-            if self._drained is None:
-                self._drained = self._loop.create_future()
-            # Shielded: several publishers wait for the same future, and one of them may be cancelled.
-            await asyncio.shield(self._drained)
+            if turn < 0:
+                turn = next(self._turns)
+            waiting = (turn, self._loop.create_future())
+            insort(self._waiting, waiting)
+            try:
+                await waiting[1]
+            except BaseException:
+                index = bisect_left(self._waiting, waiting)
+                if self._waiting[index : index + 1] == [waiting]:
+                    del self._waiting[index]
+                raise
 
     def pause_reading(self) -> None:
         """Stops reading from the socket, so that the peer's writes come to a halt."""
@@ -170,7 +206,7 @@ class FrameTransport(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Closes at once and drops what was not sent; `transport_lost` follows."""
-        self.out.take()
+        self.out.take_pieces()
         if self._transport is not None:
             self._transport.abort()
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import frames, strategies
 
-from leveret._batching import PublishBatch, PublishTemplate
+from leveret._batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
 from leveret._buffers import RecvBuffer, SendBuffer
 from leveret._framing import FrameReader
+from leveret.errors import BodyTooLarge
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -203,3 +205,172 @@ def test_message_is_whole_when_the_block_is_written_in_mid_publish() -> None:
     blocks.written.append(blocks.buffer.take())
     events = frames.feed_whole(FrameReader(server=True), b"".join(blocks.written))
     assert [event[-1] for event in events] == [bytes([i]) * 50 for i in range(20)]
+
+
+def full_block(blocks: Blocks, fill: bytes) -> bytes:
+    """Fills a block of 64 KiB and returns it as the transport gets it."""
+    for _ in range(64):
+        blocks.buffer.append(fill * KiB)
+    return blocks.written.pop()
+
+
+def test_memory_of_a_block_is_used_again_when_everybody_has_let_go_of_it() -> None:
+    blocks = Blocks()
+    full_block(blocks, b"a")  # the first blocks are smaller: nobody knows yet how much will come
+    block = full_block(blocks, b"b")
+    place, name = id(block), hash(block)
+    del block
+    block = full_block(blocks, b"c")
+    assert id(block) == place
+    assert block == b"c" * 64 * KiB
+    assert hash(block) == hash(b"c" * 64 * KiB) != name
+
+
+def test_blocks_never_change_when_they_are_still_held() -> None:
+    blocks = Blocks()
+    held = [full_block(blocks, bytes([i])) for i in range(40)]
+    assert held == [bytes([i]) * 64 * KiB for i in range(40)]
+    assert len(set(map(id, held))) == 40
+    views = [memoryview(block) for block in held]
+    del held[:]  # a transport that was able to write a part of a block keeps a view of the rest
+    more = [full_block(blocks, b"x") for _ in range(40)]
+    assert [bytes(view) for view in views] == [bytes([i]) * 64 * KiB for i in range(40)]
+    assert more == [b"x" * 64 * KiB] * 40
+
+
+def test_memory_is_given_back_when_little_is_written() -> None:
+    blocks = Blocks()
+    held = [full_block(blocks, b"x") for _ in range(40)]
+    kept = sys.getsizeof(held[0]) + 16 * KiB
+    tracemalloc.start()
+    try:
+        held = [full_block(blocks, b"x") for _ in range(40)]
+        del held[:]
+        busy = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            blocks.buffer.append(b"heartbeat")
+            blocks.buffer.take()
+        quiet = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert busy < 17 * kept, "about one mebibyte is kept for later"
+    assert quiet < kept
+
+
+# ---------------------------------------------------------------------------------------------- large bodies
+
+LARGE = 100_000  # two bodies of this make a full write
+
+
+class Publisher(Blocks):
+    """Publishes on a send buffer, and writes in pieces as a transport does."""
+
+    def __init__(self, *, flush_bytes: int = 64 * KiB, frame_max: int = 128 * KiB, max_body_size: int = 1 << 27):
+        super().__init__(flush_bytes)
+        self.pieces: list[bytes | memoryview] = []
+        self.window = ConfirmWindow()
+        self.batch = PublishBatch(self.buffer, self.window, frame_max=frame_max, max_body_size=max_body_size)
+        self.template = PublishTemplate(1, "", "q", frame_max=frame_max)
+
+    def on_full(self) -> None:
+        self.full += 1
+        self.flush()
+
+    def flush(self) -> None:
+        if self.buffer.in_pieces:
+            self.pieces += self.buffer.take_pieces()
+        else:
+            self.pieces.append(self.buffer.take())
+
+    def bodies(self) -> list[bytes]:
+        """Everything that was written, read by a frame reader."""
+        self.flush()
+        frame_max = self.batch.frame_max
+        events = frames.feed_whole(FrameReader(server=True, frame_max=frame_max), b"".join(self.pieces))
+        return [event[-1] for event in events]
+
+
+def test_a_large_body_is_not_copied_when_it_is_bytes() -> None:
+    publisher = Publisher(flush_bytes=1 << 20)
+    body, other = bytes(LARGE), b"x" * LARGE
+    for each in (b"small", body, other, b"small", bytearray(LARGE)):
+        publisher.batch.add(publisher.template, each)
+    assert publisher.buffer.in_pieces
+    assert sum(piece is body or piece is other for piece in publisher.buffer.take_pieces()) == 2
+    assert not publisher.buffer.in_pieces
+
+
+def test_parts_of_a_large_body_are_views_of_it_when_it_takes_several_frames() -> None:
+    publisher = Publisher()
+    body = bytes(range(256)) * 4 * KiB
+    publisher.batch.add(publisher.template, body)
+    views = [piece for piece in publisher.pieces if isinstance(piece, memoryview)]
+    assert [view.obj is body for view in views] == [True] * 9, "nine frames of 128 KiB less their overhead"
+    assert publisher.bodies() == [body]
+
+
+def test_a_change_of_a_large_bytearray_changes_nothing_that_was_published() -> None:
+    publisher = Publisher(flush_bytes=1 << 20)
+    body = bytearray(LARGE)
+    publisher.batch.add(publisher.template, body)
+    body[:] = b"x" * LARGE
+    assert publisher.bodies() == [bytes(LARGE)]
+
+
+def test_flush_is_scheduled_when_a_large_body_comes_first_and_written_at_once_when_the_block_is_full() -> None:
+    publisher = Publisher(flush_bytes=150_000)
+    publisher.batch.add(publisher.template, bytes(LARGE))
+    assert (publisher.scheduled, publisher.full) == (1, 0)
+    assert LARGE < len(publisher.buffer) < LARGE + 100
+    publisher.batch.add(publisher.template, bytes(LARGE))
+    assert (publisher.scheduled, publisher.full) == (1, 1)
+    assert len(publisher.buffer) == 0
+    assert publisher.buffer.sent_bytes == sum(map(len, publisher.pieces))
+
+
+def test_pieces_are_joined_when_they_are_taken_as_bytes() -> None:
+    publisher = Publisher(flush_bytes=1 << 20)
+    for body in (b"1", bytes(LARGE), b"2"):
+        publisher.batch.add(publisher.template, body)
+    publisher.pieces = [publisher.buffer.take()]
+    assert publisher.buffer.take_pieces() == []
+    assert publisher.buffer.take() == b""
+    assert publisher.bodies() == [b"1", bytes(LARGE), b"2"]
+
+
+def test_nothing_is_appended_when_a_large_body_is_over_the_limit() -> None:
+    publisher = Publisher(flush_bytes=1 << 20, max_body_size=LARGE)
+    publisher.batch.add(publisher.template, bytes(LARGE))
+    before = len(publisher.buffer)
+    with pytest.raises(BodyTooLarge, match=r"100001 bytes.*limit of 100000"):
+        publisher.batch.add(publisher.template, bytes(LARGE + 1))
+    assert len(publisher.buffer) == before
+    assert publisher.window.next_delivery_tag == 2
+    assert publisher.batch.published == 1
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 300), st.integers(8000, 8400), st.integers(0, 300_000), st.none()), max_size=25),
+    st.integers(1, 200_000),
+    st.sampled_from([4 * KiB, 8 * KiB, 8 * KiB + 1, 9000, 128 * KiB, 1 << 31]),
+)
+def test_all_messages_leave_in_order_when_small_and_large_ones_alternate(
+    sizes: list, flush_bytes: int, frame_max: int
+) -> None:
+    publisher = Publisher(flush_bytes=flush_bytes, frame_max=frame_max)
+    ticket = Ticket()
+    expected = []
+    for i, size in enumerate(sizes):
+        if size is None:
+            publisher.flush()
+            continue
+        expected.append(bytes([i]) * size)
+        if i % 2:
+            publisher.batch.add(publisher.template, expected[-1], ticket)
+        else:
+            publisher.batch.add_many(publisher.template, expected[-1:], ticket)
+    assert publisher.bodies() == expected
+    assert publisher.batch.published_bytes == sum(map(len, expected)) == publisher.window.outstanding_bytes
+    assert ticket.count == ticket.pending == len(expected)
+    assert publisher.buffer.sent_bytes == sum(map(len, publisher.pieces))
+    assert len(publisher.buffer) == 0
