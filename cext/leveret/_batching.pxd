@@ -56,9 +56,13 @@ cdef class ConfirmWindow:
     cdef list finished
     # Where the next return is looked for.
     cdef uint64_t return_at
-    # Of a channel after the first: what was sent again there, by the broker's tag less one; None when all of that has
-    # its outcome. What came behind it has the broker's tag plus the offset.
+    # Of a channel after the first: what was sent again there, by the broker's tag less one, and 0 for what it
+    # confirmed; None when all of that has its outcome. What came behind it has the broker's tag plus the offset.
     cdef list resent
+    # Below it everything is confirmed.
+    cdef Py_ssize_t resent_from
+    # The highest tag from before the channel.
+    cdef uint64_t resent_last
     cdef bint resending
     cdef uint64_t resend_at
     cdef uint64_t offset
@@ -69,8 +73,8 @@ cdef class ConfirmWindow:
     cdef int end(self, uint64_t tag, int outcome, reason=*) except -1
     cdef int end_through(self, uint64_t tag, int outcome, reason=*) except -1
     cdef bint end_one(self, uint64_t tag, int outcome, reason=*) except -1
-    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome) except -1
-    cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end) except? 0
+    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, list told) except -1
+    cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0
     cdef void advance(self) noexcept
     cdef list take_finished(self)
 

@@ -19,7 +19,8 @@ from leveret._framing cimport (
     BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_PUBLISH, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD,
     FRAME_OVERHEAD, SETTLE_MULTIPLE, SETTLE_NACK, ContentRun, Message, SettlementRun, Writer)
 
-from leveret.errors import BodyTooLarge, EncodeFailed
+from leveret._framing import decode_properties
+from leveret.errors import BodyTooLarge, EncodeFailed, LeveretError
 from leveret.message import Outcome
 
 cdef enum:
@@ -199,6 +200,15 @@ cdef class Ticket:
         return f"<Ticket delivery_tag={self.delivery_tag} pending={self.pending} of {self.count}>"
 
 
+cdef bint _same_properties(bytes raw_properties, Message message) except -1:
+    if raw_properties == message.raw_properties:
+        return True
+    try:
+        return decode_properties(raw_properties) == message.properties
+    except LeveretError:
+        return False
+
+
 @cython.final
 cdef class ConfirmWindow:
     """The publishings of a producer that the broker has not settled yet.
@@ -343,11 +353,13 @@ cdef class ConfirmWindow:
         """
         return self.open(ticket, 0, None, None, size)
 
-    def settle(self, SettlementRun run not None):
+    def settle(self, SettlementRun run not None, list told=None):
         """Applies the broker's confirms.
 
         Args:
             run: basic.ack and basic.nack methods in the order they came.
+            told: (delivery tag, multiple, nack) is appended for each confirm, with the tags that the publishings have
+                here. The confirm of several that were sent again on another channel is told for each of them.
 
         Returns:
             None, or the tickets that are finished now and that somebody waits for, or that failed unobserved.
@@ -360,12 +372,19 @@ cdef class ConfirmWindow:
             tag = run.tags[i]
             outcome = NACKED if run.flags[i] & SETTLE_NACK else CONFIRMED
             multiple = run.flags[i] & SETTLE_MULTIPLE
-            if self.resent is not None and self.settle_resent(tag, multiple, outcome):
+            if self.resent is not None and self.settle_resent(tag, multiple, outcome, told):
                 continue
-            # Zero with multiple means all (AMQP 0-9-1 section 1.8.3.13).
-            tag = self.next_delivery_tag - 1 if multiple and tag == 0 else tag + self.offset
+            if multiple and tag == 0:
+                tag = self.next_delivery_tag - 1  # all of them (AMQP 0-9-1 section 1.8.3.13)
+            elif tag - 1 < self.next_delivery_tag - 1 - self.offset:  # without a sign, so that 0 is refused as well
+                tag += self.offset
+            else:
+                self.ignored += 1
+                continue
+            if told is not None:
+                told.append((tag, multiple, outcome == NACKED))
             if multiple:
-                if tag >= self.next_delivery_tag or tag < self.first:
+                if tag < self.first:
                     self.ignored += 1
                     continue
                 self.end_through(tag, outcome)
@@ -376,49 +395,33 @@ cdef class ConfirmWindow:
         return self.take_finished()
 
     # After `renumber`: the confirm of publishings that were sent again. Returns whether it was one of those alone.
-    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome) except -1:
-        cdef uint64_t count = <uint64_t>PyList_GET_SIZE(self.resent)
-        cdef uint64_t first
+    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, list told) except -1:
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.resent)
+        cdef Py_ssize_t i
+        cdef uint64_t again
         cdef bint known = False
-        if multiple and tag == 0:
-            tag = count if self.resending else count + 1
-        if tag > count:
+        if multiple and tag == 0 and self.resending:
+            tag = <uint64_t>count
+        if tag > <uint64_t>count or (multiple and tag == 0 and not self.resending):
             # Behind all of them: the tags of these are lower, so `multiple` reaches them anyway.
             if self.resending:
                 self.ignored += 1
-            elif self.first > <uint64_t>self.resent[count - 1] if count else True:
+            elif self.first > self.resent_last:
                 self.resent = None
             return self.resending
-        first = 0 if multiple else tag - 1
-        if tag:
-            for tag in self.resent[first:tag]:
-                known = self.end_one(tag, outcome) or known
+        for i in range(self.resent_from if multiple else <Py_ssize_t>tag - 1, <Py_ssize_t>tag):
+            again = self.resent[i] if i >= 0 else 0
+            if again:
+                self.resent[i] = 0  # each of them is confirmed once
+                if told is not None:
+                    told.append((again, False, outcome == NACKED))
+                known = self.end_one(again, outcome) or known
+        if multiple and <Py_ssize_t>tag > self.resent_from:
+            self.resent_from = <Py_ssize_t>tag
         if not known:
             self.ignored += 1
         self.advance()
         return True
-
-    def translate(self, SettlementRun run not None):
-        """Returns (delivery tag, multiple, nack) for each confirm, with the tags that the publishings have here.
-
-        The confirm of publishings that were sent again on another channel is told for each of them.
-        """
-        cdef list confirms = []
-        cdef Py_ssize_t i
-        cdef uint64_t tag, count
-        cdef bint multiple, nack
-        count = 0 if self.resent is None else <uint64_t>PyList_GET_SIZE(self.resent)
-        for i in range(run.count):
-            tag = run.tags[i]
-            multiple = run.flags[i] & SETTLE_MULTIPLE
-            nack = run.flags[i] & SETTLE_NACK
-            if tag == 0:
-                confirms.append((self.next_delivery_tag - 1, multiple, nack))
-            elif tag > count:
-                confirms.append((tag + self.offset, multiple, nack))
-            else:
-                confirms.extend([(again, False, nack) for again in self.resent[0 if multiple else tag - 1:tag]])
-        return confirms
 
     def is_open(self, uint64_t delivery_tag):
         """True while this publishing has no outcome."""
@@ -447,22 +450,27 @@ cdef class ConfirmWindow:
 
         The broker returns in the order of publishing, and before the confirm. So the first mandatory publishing behind
         the last returned one that has the same bytes is the one; those with the same bytes cannot be told apart by
-        anybody.
+        anybody. Brokers may pack the properties anew: RabbitMQ sorts headers (4.0) and takes BCC out. So properties may
+        have other bytes and the same values, and if there is nothing like that, they may be any.
 
         Returns:
             The delivery tag, or 0 when nothing like it is in flight.
         """
-        cdef uint64_t start = max(self.first, self.return_at)
-        cdef uint64_t tag = self.find_returned(message, start, self.next_delivery_tag)
-        if tag == 0:
-            # In another order than the protocol says.
-            tag = self.find_returned(message, self.first, min(start, self.next_delivery_tag))
-        if tag:
-            self.mark_returned(tag, message)
-            self.return_at = tag + 1
+        cdef uint64_t start = min(max(self.first, self.return_at), self.next_delivery_tag)
+        cdef uint64_t tag = 0
+        cdef bint any_properties
+        for any_properties in range(2):
+            tag = self.find_returned(message, start, self.next_delivery_tag, any_properties)
+            if tag == 0:
+                # In another order than the protocol says.
+                tag = self.find_returned(message, self.first, start, any_properties)
+            if tag:
+                self.mark_returned(tag, message)
+                self.return_at = tag + 1
+                break
         return tag
 
-    cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end) except? 0:
+    cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0:
         cdef Slot* slot
         cdef PublishTemplate template
         cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(message.body)
@@ -471,9 +479,8 @@ cdef class ConfirmWindow:
             if slot.state == OPEN and slot.template is not NULL and slot.size == size:
                 template = <PublishTemplate>slot.template
                 if (template.mandatory and template.routing_key == message.routing_key
-                        and template.exchange == message.exchange
-                        and template.raw_properties == message.raw_properties
-                        and <bytes>slot.body == message.body):
+                        and template.exchange == message.exchange and <bytes>slot.body == message.body
+                        and (any_properties or _same_properties(template.raw_properties, message))):
                     return tag
             tag += 1
         return 0
@@ -528,6 +535,7 @@ cdef class ConfirmWindow:
             tag += 1
         self.advance()
         self.resent = []
+        self.resent_from = 0
         self.resending = True
         self.resend_at = self.first
         self.return_at = self.first
@@ -588,7 +596,8 @@ cdef class PublishBatch:
         if template.size - template.header_at > <Py_ssize_t>self.frame_max:
             raise EncodeFailed(f"the properties and headers take {template.size - template.header_at} bytes; the "
                                f"negotiated frame_max is {self.frame_max}")
-        return template.size + size + FRAME_OVERHEAD * _body_frames(size, <Py_ssize_t>self.frame_max - FRAME_OVERHEAD)
+        return (template.size + size
+                + FRAME_OVERHEAD * _body_frames(size, <Py_ssize_t>self.frame_max - FRAME_OVERHEAD))
 
     # All but the body.
     cdef inline void write_prefix(self, uint8_t* p, PublishTemplate template, Py_ssize_t size) noexcept:
@@ -664,7 +673,6 @@ cdef class PublishBatch:
         self.out.splice(pieces, total)
         return tag
 
-
     def add(self, PublishTemplate template not None, body not None, Ticket ticket=None, Py_ssize_t index=0):
         """Appends one publishing.
 
@@ -728,6 +736,9 @@ cdef class PublishBatch:
         Args:
             limit: How many to append at the most.
 
+        What does not fit the new frame_max ends unknown, with an `EncodeFailed`; its ticket is handed out by the next
+        call of the window that hands out any.
+
         Returns:
             True when that was all, and new publishings may follow.
         """
@@ -747,7 +758,11 @@ cdef class PublishBatch:
             if tag < window.first or slot.state == FREE:
                 continue
             template, body = <PublishTemplate>slot.template, <bytes>slot.body
-            total = self.total(template, slot.size)
+            try:
+                total = self.total(template, slot.size)
+            except EncodeFailed as error:
+                window.end(tag, UNKNOWN, error)
+                continue
             if slot.size > self.copied_size:
                 pieces = self.large_pieces(self.out.seal(), template, body)
                 window.resent.append(tag)
@@ -757,7 +772,9 @@ cdef class PublishBatch:
                 window.resent.append(tag)
                 self.out.commit(total)
             limit -= 1
+        window.advance()
         window.resending = False
+        window.resent_last = window.next_delivery_tag - 1
         window.offset = window.next_delivery_tag - 1 - <uint64_t>PyList_GET_SIZE(window.resent)
         return True
 

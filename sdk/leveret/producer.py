@@ -1014,8 +1014,8 @@ class Producer(Publisher):
 
     def settled(self, run: SettlementRun) -> None:
         """Applies confirms."""
-        confirms = self._window.translate(run) if self._listeners else ()
-        finished = self._window.settle(run)
+        told: list[tuple[int, bool, bool]] | None = [] if self._listeners else None
+        finished = self._window.settle(run, told)
         if self._adaptive is not None:
             limited = bool(self._waiting)
             self._limit = self._adaptive.update(self._loop.time(), self._window.confirmed, limited=limited)
@@ -1024,7 +1024,7 @@ class Producer(Publisher):
             self._wake()
         if finished is not None:
             self._hand_out(finished)
-        for tag, multiple, nack in confirms:
+        for tag, multiple, nack in told or ():
             for listener, nacks in tuple(self._listeners):
                 if nack is nacks:
                     self._tell(listener, tag, multiple)

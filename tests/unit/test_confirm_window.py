@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -11,10 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.corpus import frames, strategies
 
-from leveret._batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret._batching import NO_RECEIPT, ConfirmWindow, PublishBatch, PublishTemplate, Receipt, Ticket
 from leveret._buffers import SendBuffer
-from leveret._framing import FrameReader, Message, SettlementRun
+from leveret._framing import FrameReader, Message, Properties, SettlementRun, decode_properties
+from leveret.errors import EncodeFailed
 from leveret.message import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -38,6 +45,29 @@ def returned_message() -> Message:
 
 MESSAGE = returned_message()
 
+#: What templates are made of: few enough that publishings are alike, so that returns have to be told apart.
+EXCHANGES = ["", "orders", "missing"]
+PROPERTIES = [
+    Properties(headers=headers).encode()
+    for headers in (None, {"first": 1, "second": 2}, {"second": 2, "first": 1}, {"first": 1})
+]
+TEMPLATES = [
+    PublishTemplate(exchange, "q", properties, mandatory=mandatory)
+    for exchange in EXCHANGES
+    for properties in PROPERTIES
+    for mandatory in (False, True)
+]
+BODIES = [b"", b"", b"x", b"equal", bytes(100), bytes(5_000)]
+
+
+@cache
+def returned_like(template: PublishTemplate, body: bytes, properties: bytes | None = None) -> Message:
+    """What a broker says when it returns this publishing, maybe with other properties."""
+    names = frames.shortstr("NO_ROUTE") + frames.shortstr(template.exchange) + frames.shortstr(template.routing_key)
+    raw = template.raw_properties if properties is None else properties
+    data = frames.method(1, 60, frames.RETURN, (312).to_bytes(2) + names) + frames.header(1, len(body), raw)
+    return FrameReader().feed(data + b"".join(frames.bodies(1, body, 4000)))[0].messages[0]
+
 
 class TicketModel:
     """What a ticket should say."""
@@ -49,31 +79,46 @@ class TicketModel:
         self.failures: dict[int, object] = {}
 
 
+class Sent(NamedTuple):
+    """An open publishing."""
+
+    model: TicketModel | None
+    index: int
+    template: PublishTemplate | None
+    body: bytes
+    returned: bool = False
+
+
 class ConfirmModel(RuleBasedStateMachine):
-    """Publishes with and without tickets, confirms, refuses, returns and expires, in any order."""
+    """Publishes with and without tickets, confirms, refuses, returns, gives up and sends again, in any order."""
 
     @initialize()
     def start(self) -> None:
         self.window = ConfirmWindow()
         self.out = SendBuffer(lambda: None, lambda: None)
         self.batch = PublishBatch(self.out, self.window)
-        self.template = PublishTemplate("", "q")
         self.next_tag = 1
-        # tag -> (ticket or None, index, size, returned)
-        self.open: dict[int, tuple[TicketModel | None, int, int, bool]] = {}
+        self.open: dict[int, Sent] = {}
         self.tickets: list[TicketModel] = []
         self.finished: list[Ticket] = []
         self.counts = dict.fromkeys(["confirmed", "returned", "nacked", "unknown", "ignored"], 0)
+        # The tags of what was sent on the channel, in its order: the broker calls them 1, 2, 3.
+        self.channel: list[int] = []
+        # While sending again: the tag from which.
+        self.resending: int | None = None
+        self.return_at = 0
+        self.ended_now: dict[int, bool] = {}
 
     # -------------------------------------------------------------- publishing
 
-    def opened(self, model: TicketModel | None, index: int, size: int) -> None:
+    def opened(self, model: TicketModel | None, index: int, template: PublishTemplate | None, body: bytes) -> None:
         if model is not None:
             if model.count == 0:
                 model.first_tag = self.next_tag
             model.count += 1
             model.pending += 1
-        self.open[self.next_tag] = (model, index, size, False)
+        self.open[self.next_tag] = Sent(model, index, template, body)
+        self.channel.append(self.next_tag)
         self.next_tag += 1
 
     def ticket(self, data: st.DataObject) -> TicketModel | None:
@@ -88,35 +133,39 @@ class ConfirmModel(RuleBasedStateMachine):
         self.tickets.append(model)
         return model
 
-    @rule(data=st.data(), size=st.sampled_from([0, 1, 100, 10_000]))
-    def publish_one(self, data: st.DataObject, size: int) -> None:
+    @precondition(lambda self: self.resending is None)
+    @rule(data=st.data(), template=st.sampled_from(TEMPLATES), body=st.sampled_from(BODIES))
+    def publish_one(self, data: st.DataObject, template: PublishTemplate, body: bytes) -> None:
         model = self.ticket(data)
         # Indices in a ticket need not follow each other.
         index = data.draw(st.integers(0, 1000))
-        tag = self.batch.add(self.template, bytes(size), model.ticket if model else None, index)
+        tag = self.batch.add(template, body, model.ticket if model else None, index)
         assert tag == self.next_tag
-        self.opened(model, index, size)
+        self.opened(model, index, template, body)
         self.out.take()
 
-    @rule(data=st.data(), count=st.sampled_from([1, 3, 7, 7, 200, 700]))
-    def publish_many(self, data: st.DataObject, count: int) -> None:
+    @precondition(lambda self: self.resending is None)
+    @rule(data=st.data(), template=st.sampled_from(TEMPLATES), count=st.sampled_from([1, 3, 7, 7, 200, 700]))
+    def publish_many(self, data: st.DataObject, template: PublishTemplate, count: int) -> None:
         model = self.ticket(data)
         bodies = [bytes(i % 5) for i in range(count)]
-        assert self.batch.add_many(self.template, bodies, model.ticket if model else None, 5000) == count
+        assert self.batch.add_many(template, bodies, model.ticket if model else None, 5000) == count
         for i, body in enumerate(bodies):
-            self.opened(model, 5000 + i, len(body))
+            self.opened(model, 5000 + i, template, body)
         self.out.take()
 
+    @precondition(lambda self: self.resending is None)
     @rule(data=st.data(), size=st.integers(0, 50))
     def track(self, data: st.DataObject, size: int) -> None:
         model = self.ticket(data)
         assert self.window.track(model.ticket if model else None, size) == self.next_tag
-        self.opened(model, 0, size)
+        self.opened(model, 0, None, bytes(size))
 
     # -------------------------------------------------------------- outcomes
 
-    def ended(self, tag: int, outcome: Outcome) -> None:
-        model, index, _, returned = self.open.pop(tag)
+    def ended(self, tag: int, outcome: Outcome, reason: object = None) -> None:
+        model, index, _, _, returned = self.open.pop(tag)
+        self.ended_now[tag] = outcome == Outcome.NACKED
         if returned:
             outcome = Outcome.RETURNED
         self.counts[outcome.name.lower()] += 1
@@ -126,7 +175,7 @@ class ConfirmModel(RuleBasedStateMachine):
         if outcome == Outcome.CONFIRMED:
             model.confirmed += 1
         elif outcome != Outcome.RETURNED:
-            model.failures[index] = int(outcome)
+            model.failures[index] = int(outcome) if reason is None else reason
         waited_for = model.ticket.future is not None or (model.failures and not model.ticket.observed)
         if model.pending == 0 and waited_for:
             self.finished.append(model.ticket)
@@ -149,63 +198,180 @@ class ConfirmModel(RuleBasedStateMachine):
         near = st.sampled_from(sorted(self.open)[:12])
         return st.one_of(near, near, near, st.integers(low, low + 12), anything)
 
-    @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
-        one = st.tuples(self.tags(), st.just(False), st.booleans())
-        several = st.tuples(self.tags() | st.just(0), st.just(True), st.booleans())
-        entries = data.draw(st.lists(st.one_of(one, one, several), min_size=1, max_size=6))
+    def broker_tags(self) -> st.SearchStrategy[int]:
+        """What the broker calls publishings of this channel, most of them open, and tags that it never got."""
+        anything = st.integers(0, len(self.channel) + 3)
+        near = [number for number, tag in enumerate(self.channel, 1) if tag in self.open][:12]
+        if not near:
+            return anything
+        return st.one_of(st.sampled_from(near), st.sampled_from(near), st.sampled_from(near), anything)
+
+    def apply(self, entries: list[tuple[int, bool, bool]]) -> None:
+        """What a broker's confirms should do."""
+        before = set(self.open)
+        ignored = self.counts["ignored"]
+        self.ended_now = {}
         for tag, multiple, refused in entries:
             outcome = Outcome.NACKED if refused else Outcome.CONFIRMED
             if multiple:
-                upto = tag or self.next_tag - 1  # 0 stands for all so far
-                if not self.first <= upto < self.next_tag:
-                    self.counts["ignored"] += 1
-                for one in sorted(t for t in self.open if t <= upto) if upto < self.next_tag else []:
-                    self.ended(one, outcome)
-            elif tag in self.open:
-                self.ended(tag, outcome)
+                # 0 stands for all so far; a tag that was never given stands for nothing.
+                reached = self.channel[: tag or None] if tag <= len(self.channel) else []
             else:
-                self.counts["ignored"] += 1
-        self.check_finished(self.window.settle(run(*entries)))
+                reached = [self.channel[tag - 1]] if 1 <= tag <= len(self.channel) else []
+            found = [one for one in reached if one in self.open]
+            for one in found:
+                self.ended(one, outcome)
+            self.counts["ignored"] += not found
+        told: list[tuple[int, bool, bool]] = []
+        self.check_finished(self.window.settle(run(*entries), told))
+        self.books_agree(told, before, self.counts["ignored"] - ignored)
 
-    @precondition(lambda self: self.open)
-    @rule(data=st.data(), refused=st.booleans())
-    def settle_out_of_order(self, data: st.DataObject, refused: bool) -> None:
-        near = st.sampled_from(sorted(self.open)[:8])
-        for tag in data.draw(st.lists(near, min_size=1, max_size=5, unique=True)):
-            self.ended(tag, Outcome.NACKED if refused else Outcome.CONFIRMED)
-            self.check_finished(self.window.settle(run((tag, False, refused))))
-
-    @rule(tag=st.just(2**64 - 1), multiple=st.booleans(), refused=st.booleans())
-    def a_confirm_of_what_was_never_published_is_ignored(self, tag: int, multiple: bool, refused: bool) -> None:
-        self.counts["ignored"] += 1
-        assert self.window.settle(run((tag, multiple, refused))) is None
+    def books_agree(self, told: list[tuple[int, bool, bool]], books: set[int], ignored: int) -> None:
+        """Whoever keeps books by what is told of the confirms knows which publishings they ended, and how."""
+        heard: dict[int, bool] = {}
+        useless = 0
+        for tag, multiple, refused in told:
+            meant = sorted(one for one in books if one <= tag) if multiple else [tag] if tag in books else []
+            useless += not meant
+            books.difference_update(meant)
+            heard.update(dict.fromkeys(meant, refused))
+        assert heard == self.ended_now
+        # A confirm for what was given up is told, too; once.
+        assert useless <= ignored + sum(not self.window.is_open(tag) for tag, multiple, _ in told if not multiple)
 
     @rule(data=st.data())
-    def broker_returns(self, data: st.DataObject) -> None:
+    def settle(self, data: st.DataObject) -> None:
+        one = st.tuples(self.broker_tags(), st.just(False), st.booleans())
+        several = st.tuples(self.broker_tags() | st.just(0), st.just(True), st.booleans())
+        self.apply(data.draw(st.lists(st.one_of(one, one, several), min_size=1, max_size=6)))
+
+    @precondition(lambda self: any(tag in self.open for tag in self.channel))
+    @rule(data=st.data(), refused=st.booleans())
+    def settle_out_of_order(self, data: st.DataObject, refused: bool) -> None:
+        near = [number for number, tag in enumerate(self.channel, 1) if tag in self.open][:8]
+        for tag in data.draw(st.lists(st.sampled_from(near), min_size=1, max_size=5, unique=True)):
+            self.apply([(tag, False, refused)])
+
+    @rule(tag=st.sampled_from([2**64 - 1, 2**64 - 2, 2**63]), multiple=st.booleans(), refused=st.booleans())
+    def a_confirm_of_what_was_never_published_is_ignored(self, tag: int, multiple: bool, refused: bool) -> None:
+        self.apply([(tag, multiple, refused)])
+
+    @rule(data=st.data())
+    def a_return_is_marked(self, data: st.DataObject) -> None:
         tag = data.draw(self.tags())
         assert self.window.mark_returned(tag, MESSAGE) is (tag in self.open)
         if tag in self.open:
-            model, index, size, _ = self.open[tag]
-            self.open[tag] = (model, index, size, True)
-            if model is not None:
-                model.failures[index] = MESSAGE
+            self.mark_returned(tag, MESSAGE)
+
+    def mark_returned(self, tag: int, message: Message) -> None:
+        sent = self.open[tag]
+        self.open[tag] = sent._replace(returned=True)
+        if sent.model is not None:
+            sent.model.failures[sent.index] = message
+
+    def tie_return(self, message: Message, matches: list[int]) -> None:
+        """Expects the first of these at or behind the last one that was returned, or else the first."""
+        expected = next((tag for tag in matches if tag >= self.return_at), matches[0] if matches else 0)
+        assert self.window.tie_return(message) == expected
+        if expected:
+            self.mark_returned(expected, message)
+            self.return_at = expected + 1
+
+    def alike(self, template: PublishTemplate, body: bytes) -> list[int]:
+        """Mandatory publishings that a broker may mean, whatever their properties."""
+        return [
+            tag
+            for tag, sent in sorted(self.open.items())
+            if sent.template is not None
+            and (sent.template.exchange, sent.template.routing_key) == (template.exchange, template.routing_key)
+            and (sent.template.mandatory, sent.returned, sent.body) == (True, False, body)
+        ]
+
+    @rule(data=st.data(), again=st.integers(1, 4))
+    def broker_returns(self, data: st.DataObject, again: int) -> None:
+        template, body = data.draw(st.sampled_from(TEMPLATES)), data.draw(st.sampled_from(BODIES))
+        mandatory = [tag for tag, sent in sorted(self.open.items()) if sent.template and sent.template.mandatory]
+        if mandatory and data.draw(st.integers(0, 4)):
+            sent = self.open[data.draw(st.sampled_from(mandatory[:20]))]
+            assert sent.template is not None
+            template, body = sent.template, sent.body
+        for _ in range(again):
+            matches = self.alike(template, body)
+            same = [
+                tag
+                for tag in matches
+                if decode_properties(self.open[tag].template.raw_properties)
+                == decode_properties(template.raw_properties)
+            ]
+            self.tie_return(returned_like(template, body), same or matches)
+
+    @rule(data=st.data())
+    def broker_returns_with_properties_of_its_own(self, data: st.DataObject) -> None:
+        template, body = data.draw(st.sampled_from(TEMPLATES)), data.draw(st.sampled_from(BODIES))
+        properties = Properties(message_id="the broker's").encode()
+        self.tie_return(returned_like(template, body, properties), self.alike(template, body))
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def expire(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), reason=st.sampled_from([None, "a reason"]))
+    def expire(self, data: st.DataObject, reason: object) -> None:
         near = st.sampled_from(sorted(self.open)[:6])
         upto = data.draw(st.one_of(near, near, near, st.integers(0, self.next_tag + 2)))
         for one in sorted(t for t in self.open if t <= upto):
-            self.ended(one, Outcome.UNKNOWN)
-        self.check_finished(self.window.expire(upto))
+            self.ended(one, Outcome.UNKNOWN, reason)
+        self.check_finished(self.window.expire(upto, reason))
+
+    @rule(data=st.data(), reason=st.sampled_from([None, "a reason"]))
+    def give_up(self, data: st.DataObject, reason: object) -> None:
+        tag = data.draw(self.tags())
+        if tag in self.open:
+            self.ended(tag, Outcome.UNKNOWN, reason)
+        self.check_finished(self.window.give_up(tag, reason))
+
+    @rule(exchange=st.sampled_from(EXCHANGES))
+    def give_up_exchange(self, exchange: str) -> None:
+        for tag, sent in sorted(self.open.items()):
+            if sent.template is not None and sent.template.exchange == exchange:
+                self.ended(tag, Outcome.UNKNOWN, "no such exchange")
+        self.check_finished(self.window.give_up_exchange(exchange, "no such exchange"))
 
     @precondition(lambda self: len(self.open) > 1000)
     @rule()
-    def the_channel_is_lost(self) -> None:
+    def the_connection_is_lost(self) -> None:
         for one in sorted(self.open):
             self.ended(one, Outcome.UNKNOWN)
         self.check_finished(self.window.expire(2**64 - 1))
+
+    # -------------------------------------------------------------- another channel
+
+    @rule()
+    def another_channel_takes_over(self) -> None:
+        """Maybe in the middle of sending again on one that was lost as well."""
+        for tag, sent in sorted(self.open.items()):
+            if sent.returned or sent.template is None:
+                self.ended(tag, Outcome.UNKNOWN)
+        self.check_finished(self.window.renumber())
+        self.channel = []
+        self.resending = self.return_at = self.first
+
+    @precondition(lambda self: self.resending is not None)
+    @rule(limit=st.sampled_from([0, 1, 2, 5, 100, 10_000]), number=st.integers(1, 0xFFFF))
+    def send_again(self, limit: int, number: int) -> None:
+        assert self.resending is not None
+        left = sorted(tag for tag in self.open if tag >= self.resending)
+        self.batch.attach(self.out, number, 131072)
+        expected = PublishBatch(written := SendBuffer(lambda: None, lambda: None), None, channel=number)
+        for tag in left[:limit]:
+            expected.add(self.open[tag].template, self.open[tag].body)
+        done = self.batch.resend(limit)
+        assert self.out.take() == written.take()
+        self.channel += left[:limit]
+        if limit and len(left) <= limit:
+            # It may have to be called once more to see that nothing is left.
+            done = done or self.batch.resend(1)
+            assert done
+        if done:
+            assert len(left) <= limit
+        self.resending = None if done else next(iter(left[limit:]), self.next_tag)
 
     # -------------------------------------------------------------- what always holds
 
@@ -215,7 +381,7 @@ class ConfirmModel(RuleBasedStateMachine):
         assert window.next_delivery_tag == self.next_tag
         assert window.first == self.first
         assert window.outstanding == len(self.open)
-        assert window.outstanding_bytes == sum(size for _, _, size, _ in self.open.values())
+        assert window.outstanding_bytes == sum(len(sent.body) for sent in self.open.values())
         assert {name: getattr(window, name) for name in self.counts} == self.counts
         for tag in {
             0,
@@ -227,6 +393,12 @@ class ConfirmModel(RuleBasedStateMachine):
             self.next_tag + 256,
         }:
             assert window.is_open(max(tag, 0)) is (tag in self.open)
+
+    @invariant()
+    def every_publishing_has_ended_once_or_is_open(self) -> None:
+        window = self.window
+        ended = window.confirmed + window.returned + window.nacked + window.unknown
+        assert ended + window.outstanding == window.next_delivery_tag - 1
 
     @invariant()
     def tickets_agree(self) -> None:
@@ -405,3 +577,186 @@ async def test_ticket_asks_its_owner_when_awaited() -> None:
 
     ticket = Ticket(Owner())
     assert await ticket == ("waited for", ticket)
+
+
+# ---------------------------------------------------------------------------------------------- what is kept
+
+
+def kept(window: ConfirmWindow) -> tuple[PublishBatch, PublishTemplate, bytes, list[Ticket]]:
+    """Five mandatory publishings of one body that only the window holds beside this test."""
+    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
+    template = PublishTemplate("orders", "q", mandatory=True)
+    body = bytes(bytearray(b"kept"))
+    tickets = [Ticket() for _ in range(5)]
+    for ticket in tickets:
+        batch.add(template, body, ticket)
+    return batch, template, body, tickets
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda window: window.settle(ack(5, multiple=True)),
+        lambda window: window.settle(run(*((tag, False, tag % 2 == 0) for tag in (3, 1, 5, 2, 4)))),
+        lambda window: window.expire(5),
+        lambda window: [window.give_up(tag) for tag in (5, 1, 3, 2, 4)],
+        lambda window: window.give_up_exchange("orders", "no such exchange"),
+        lambda window: [window.tie_return(returned_like(ORDERS, b"kept")) for _ in range(5)] and window.renumber(),
+    ],
+    ids=["multiple", "one by one", "expired", "given up", "exchange", "returned"],
+)
+def test_bodies_templates_and_tickets_are_let_go_when_publishings_end(
+    end: Callable[[ConfirmWindow], object],
+) -> None:
+    window = ConfirmWindow()
+    _batch, template, body, tickets = kept(window)
+    before = [sys.getrefcount(thing) for thing in (template, body, *tickets)]
+    end(window)
+    assert window.outstanding == 0
+    after = [sys.getrefcount(thing) for thing in (template, body, *tickets)]
+    assert [was - now for was, now in zip(before, after, strict=True)] == [5, 5, 1, 1, 1, 1, 1]
+
+
+ORDERS = PublishTemplate("orders", "q", mandatory=True)
+
+
+def test_bodies_and_templates_are_let_go_when_the_window_goes() -> None:
+    window = ConfirmWindow()
+    batch, template, body, _ = kept(window)
+    before = sys.getrefcount(template), sys.getrefcount(body)
+    for _ in range(1000):  # so that the ring has grown
+        batch.add(template, body)
+    assert (sys.getrefcount(template), sys.getrefcount(body)) == (before[0] + 1000, before[1] + 1000)
+    del window, batch
+    assert (sys.getrefcount(template), sys.getrefcount(body)) == (before[0] - 5, before[1] - 5)
+
+
+def test_nothing_is_held_twice_when_publishings_are_sent_again_and_again() -> None:
+    window = ConfirmWindow()
+    batch, template, body, tickets = kept(window)
+    before = [sys.getrefcount(thing) for thing in (template, body, *tickets)]
+    for _ in range(100):
+        window.renumber()
+        assert batch.resend(3) is False
+    assert batch.resend(3) is True
+    assert [sys.getrefcount(thing) for thing in (template, body, *tickets)] == before
+    assert batch.published == 5
+    window.settle(ack(5, multiple=True))
+    assert (window.confirmed, window.outstanding) == (5, 0)
+
+
+# ---------------------------------------------------------------------------------------------- another channel
+
+
+def moved(*bodies: bytes) -> tuple[ConfirmWindow, PublishBatch]:
+    """A window whose publishings were all sent again on a second channel."""
+    window = ConfirmWindow()
+    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
+    for body in bodies:
+        batch.add(ORDERS, body)
+    window.renumber()
+    assert batch.resend(len(bodies) + 1)
+    return window, batch
+
+
+def test_confirms_find_the_old_and_the_new_when_some_were_sent_again() -> None:
+    window, batch = moved(b"1", b"2", b"3")
+    assert batch.add(ORDERS, b"4") == 4
+    window.settle(ack(2))
+    assert [window.is_open(tag) for tag in (1, 2, 3, 4)] == [True, False, True, True]
+    window.settle(ack(4))  # the first one of the new channel's own
+    assert [window.is_open(tag) for tag in (1, 3, 4)] == [True, True, False]
+    window.settle(ack(3, multiple=True))
+    assert (window.confirmed, window.outstanding, window.ignored) == (4, 0, 0)
+
+
+def test_tags_differ_by_what_was_settled_before_when_another_channel_took_over() -> None:
+    window = ConfirmWindow()
+    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
+    for _ in range(10):
+        batch.add(ORDERS, b"x")
+    window.settle(run((7, True, False), (9, False, False)))
+    window.renumber()  # 8 and 10 are left
+    assert batch.resend(100)
+    told: list[tuple[int, bool, bool]] = []
+    assert batch.add(ORDERS, b"x") == 11
+    window.settle(run((2, True, False), (3, False, True)), told)
+    assert told == [(8, False, False), (10, False, False), (11, False, True)]
+    assert (window.confirmed, window.nacked, window.outstanding) == (10, 1, 0)
+
+
+def test_a_confirm_is_not_told_again_when_a_later_one_covers_it() -> None:
+    window, _ = moved(b"1", b"2", b"3")
+    told: list[tuple[int, bool, bool]] = []
+    window.settle(run((2, False, False), (3, True, True)), told)
+    assert told == [(2, False, False), (1, False, True), (3, False, True)]
+    assert (window.confirmed, window.nacked) == (1, 2)
+
+
+def test_confirms_end_only_what_was_sent_again_when_they_come_in_the_middle_of_that() -> None:
+    window = ConfirmWindow()
+    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
+    for number in range(5):
+        batch.add(ORDERS, bytes([number]))
+    window.renumber()
+    assert batch.resend(2) is False
+    told: list[tuple[int, bool, bool]] = []
+    window.settle(run((0, True, False), (3, False, False), (5, True, False)), told)
+    assert told == [(1, False, False), (2, False, False)]
+    assert (window.confirmed, window.outstanding, window.ignored) == (2, 3, 2)
+    assert batch.resend(10)
+    window.settle(ack(5, multiple=True))
+    assert window.outstanding == 0
+
+
+def test_one_that_does_not_fit_ends_unknown_when_the_next_connection_has_smaller_frames() -> None:
+    window = ConfirmWindow()
+    batch = PublishBatch(out := SendBuffer(lambda: None, lambda: None), window)
+    large = PublishTemplate("orders", "q", Properties(headers={"large": "x" * 5000}).encode())
+    before, unlucky, behind = Ticket(), Ticket(), Ticket()
+    for template, ticket in ((ORDERS, before), (large, unlucky), (ORDERS, behind)):
+        batch.add(template, b"x", ticket)
+    out.take()
+    window.renumber()
+    batch.attach(out, 1, 4096)
+    assert batch.resend(10)
+    assert window.expire(0) == [unlucky]
+    assert unlucky.failures is not None
+    assert isinstance(unlucky.failures[0], EncodeFailed)
+    window.settle(ack(2, multiple=True))
+    assert (before.confirmed, behind.confirmed, window.unknown, window.outstanding) == (1, 1, 1, 0)
+
+
+def test_confirms_cost_one_step_for_each_publishing_when_ever_more_are_confirmed_at_once() -> None:
+    # A broker that confirms 50,000 resent publishings one range after the other must not make us go through all of
+    # them each time.
+    count = 50_000
+    window, _ = moved(*([b"x"] * count))
+    told: list[tuple[int, bool, bool]] = []
+    window.settle(run(*((tag, True, False) for tag in range(1, count + 1))), told)
+    assert (window.confirmed, len(told)) == (count, count)
+
+
+# ---------------------------------------------------------------------------------------------- receipts
+
+
+def test_receipts_are_values() -> None:
+    assert Receipt(7) == Receipt(7, Outcome.CONFIRMED)
+    assert Receipt(7) != Receipt(8)
+    assert Receipt(7) != Receipt(7, Outcome.UNKNOWN)
+    assert Receipt(7) != (7, Outcome.CONFIRMED)
+    assert len({Receipt(7), Receipt(7), Receipt(8), Receipt(7, Outcome.UNKNOWN)}) == 3
+    assert repr(Receipt(7)) == "Receipt(delivery_tag=7, outcome=<Outcome.CONFIRMED: 1>)"
+    assert Receipt(2**64 - 1).delivery_tag == 2**64 - 1
+    with pytest.raises(AttributeError):
+        Receipt(7).delivery_tag = 8
+
+
+@pytest.mark.parametrize("tag", [-1, 2**64, "7", None])
+def test_a_receipt_is_refused_when_its_tag_is_none(tag: object) -> None:
+    with pytest.raises((OverflowError, TypeError)):
+        Receipt(tag)
+
+
+def test_what_says_the_same_for_everybody_is_shared_when_there_are_no_confirms() -> None:
+    assert Receipt(0, Outcome.UNKNOWN) == NO_RECEIPT
