@@ -37,6 +37,7 @@ from leveret.monitoring import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
 from leveret.policies import PublishGuard
 from leveret.publishing import Publishing, PublishOptions, Template, pack_properties, repeats
+from leveret.transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
@@ -601,6 +602,21 @@ class Producer(Publisher):
             result.rate,
         )
         return result
+
+    def transaction(self) -> Transaction:
+        """Publishes in a transaction: when its block ends all is committed, and when it raises nothing is.
+
+            async with producer.transaction() as transaction:
+                await transaction.publish(order, "order.created")
+
+        It has a channel of its own, which is opened when the block is entered: its publishings take no delivery tags of
+        this producer, are not in `counters`, and no retry policy or circuit breaker hears of them. It is slow, and
+        RabbitMQ guarantees less than its name says; see `Transaction`.
+
+        Returns:
+            The transaction, to be used with `async with`.
+        """
+        return Transaction(self)
 
     async def flush(self, timeout: float | None = None) -> None:
         """Waits until everything published before this call has its outcome.
