@@ -612,8 +612,8 @@ cdef class PublishBatch:
                   <Py_ssize_t>self.frame_max - FRAME_OVERHEAD)
 
     # A large publishing behind `before`, as pieces to be written one after another: ends and beginnings of frames, and
-    # between them the body itself or views of its parts. Returns a new list, whose bytes are those of `before` and of the
-    # publishing's frames.
+    # between them the body itself or views of its parts. Returns a new list, whose bytes are those of `before` and of
+    # the publishing's frames.
     cdef list large_pieces(self, list before, PublishTemplate template, bytes body):
         cdef Py_ssize_t chunk = <Py_ssize_t>self.frame_max - FRAME_OVERHEAD
         cdef list pieces = list(before)

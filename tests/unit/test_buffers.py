@@ -270,7 +270,7 @@ class Publisher(Blocks):
         self.pieces: list[bytes | memoryview] = []
         self.window = ConfirmWindow()
         self.batch = PublishBatch(self.buffer, self.window, frame_max=frame_max, max_body_size=max_body_size)
-        self.template = PublishTemplate(1, "", "q", frame_max=frame_max)
+        self.template = PublishTemplate("", "q", frame_max=frame_max)
 
     def on_full(self) -> None:
         self.full += 1
