@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from leveret._framing import Message as Message
     from leveret._framing import Properties as Properties
     from leveret.client import Client as Client
+    from leveret.client import DedicatedConnection as DedicatedConnection
     from leveret.client import connect as connect
     from leveret.connection import Connection as Connection
     from leveret.consumer import Consumer as Consumer
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
     from leveret.producer import Producer as Producer
+    from leveret.publishing import Publishing as Publishing
+    from leveret.publishing import PublishOptions as PublishOptions
+    from leveret.publishing import Template as Template
     from leveret.settings import ConnectionSettings as ConnectionSettings
     from leveret.settings import ConsumerSettings as ConsumerSettings
     from leveret.settings import MonitoringSettings as MonitoringSettings
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from leveret.topology import Classic as Classic
     from leveret.topology import Quorum as Quorum
     from leveret.topology import Topology as Topology
+    from leveret.transaction import Transaction as Transaction
     from leveret.transport import run as run
 
 __version__ = "0.1.0"
@@ -47,6 +52,7 @@ _HOMES = {
     "Message": "_framing",
     "Properties": "_framing",
     "Client": "client",
+    "DedicatedConnection": "client",
     "connect": "client",
     "Connection": "connection",
     "Consumer": "consumer",
@@ -57,6 +63,9 @@ _HOMES = {
     "Outcome": "message",
     "Receipt": "_batching",
     "Producer": "producer",
+    "PublishOptions": "publishing",
+    "Publishing": "publishing",
+    "Template": "publishing",
     "ConnectionSettings": "settings",
     "ConsumerSettings": "settings",
     "MonitoringSettings": "settings",
@@ -66,6 +75,7 @@ _HOMES = {
     "Classic": "topology",
     "Quorum": "topology",
     "Topology": "topology",
+    "Transaction": "transaction",
     "run": "transport",
 }
 

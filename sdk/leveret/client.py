@@ -424,8 +424,8 @@ class Client(_Workplace):
     connections that publish, and acknowledgements must still get through (RabbitMQ: connection.blocked). The
     publishing connection is opened by `connect`, the other with the first consumer.
 
-    When a connection is lost, what waits on it ends with a typed error, and so do its producers and consumers; they are
-    not revived. New ones get a new connection.
+    When a connection is lost, what waits on it ends with a typed error. Producers go on with the next connection, which
+    is dialed until it is there (`auto_recovery`); consumers end, and new ones get that connection.
 
     Attributes:
         settings: What it was made with.

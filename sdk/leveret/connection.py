@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import platform
-import socket
 from typing import TYPE_CHECKING, Any
 
 from leveret._framing import ContentRun, FrameReader, MethodFrame, SettlementRun
@@ -43,16 +42,6 @@ __all__ = ["Connection"]
 logger = logging.getLogger("leveret.connection")
 
 _CHANNEL_CLOSE_OK = (20, 41)
-
-# How the kernel calls what the settings call by these names. macOS has another word for the idle time.
-_SOCKET_OPTIONS = {
-    "socket_receive_buffer_size": (socket.SOL_SOCKET, "SO_RCVBUF"),
-    "socket_send_buffer_size": (socket.SOL_SOCKET, "SO_SNDBUF"),
-    "tcp_nodelay": (socket.IPPROTO_TCP, "TCP_NODELAY"),
-    "tcp_keepalive": (socket.SOL_SOCKET, "SO_KEEPALIVE"),
-    "tcp_keepalive_time": (socket.IPPROTO_TCP, "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"),
-    "tcp_keepalive_interval": (socket.IPPROTO_TCP, "TCP_KEEPINTVL"),
-}
 
 # What this side can do (RabbitMQ: capabilities), so that the broker tells us more than silence.
 _CAPABILITIES = {
@@ -253,12 +242,7 @@ class Connection:
         """
         if self.error is not None:
             raise again(self.error)
-        sock = self.transport.extra_info("socket")
-        found = {}
-        for name, (level, option) in _SOCKET_OPTIONS.items():
-            if hasattr(socket, option) and (level == socket.SOL_SOCKET or sock.family != socket.AF_UNIX):
-                found[name] = sock.getsockopt(level, getattr(socket, option))
-        return found
+        return self.transport.socket_options()
 
     def check_loop(self) -> None:
         """Refuses use from another event loop or thread, where nothing would wake this connection's.

@@ -30,6 +30,17 @@ __all__ = ["FrameTransport", "Session", "dial", "run", "serve"]
 T = TypeVar("T")
 
 
+# How the kernel calls what the settings call by these names. macOS has another word for the idle time.
+_SOCKET_OPTIONS = {
+    "socket_receive_buffer_size": (socket.SOL_SOCKET, "SO_RCVBUF"),
+    "socket_send_buffer_size": (socket.SOL_SOCKET, "SO_SNDBUF"),
+    "tcp_nodelay": (socket.IPPROTO_TCP, "TCP_NODELAY"),
+    "tcp_keepalive": (socket.SOL_SOCKET, "SO_KEEPALIVE"),
+    "tcp_keepalive_time": (socket.IPPROTO_TCP, "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"),
+    "tcp_keepalive_interval": (socket.IPPROTO_TCP, "TCP_KEEPINTVL"),
+}
+
+
 class Session(Protocol):
     """What stands above a transport. None of these may block or raise."""
 
@@ -223,6 +234,15 @@ class FrameTransport(asyncio.BufferedProtocol):
         """Bytes that the kernel has not taken yet."""
         queued = 0 if self._transport is None or self.closed else self._transport.get_write_buffer_size()
         return queued + len(self.out)
+
+    def socket_options(self) -> dict[str, int]:
+        """Asks the kernel for the options of the socket, by the names of `ConnectionSettings`."""
+        sock = self.extra_info("socket")
+        found = {}
+        for name, (level, option) in _SOCKET_OPTIONS.items():
+            if hasattr(socket, option) and (level == socket.SOL_SOCKET or sock.family != socket.AF_UNIX):
+                found[name] = sock.getsockopt(level, getattr(socket, option))
+        return found
 
     def extra_info(self, name: str) -> Any:
         """What asyncio knows of the transport, for example `sockname`, `peername` or `ssl_object`."""
