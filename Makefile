@@ -9,7 +9,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check bench compare soak blocked rabbitmq clean
+.PHONY: help setup demo test check bench compare soak costs blocked rabbitmq clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ compare: setup rabbitmq ## Leveret beside seven other clients (see docs/comparis
 
 soak: setup ## 5 million messages on the embedded broker, watching memory; a few minutes
 	@$(BIN)/python asv_bench/soak.py $(ARGS)
+
+costs: setup ## client CPU per confirmed message by channels, window and body size (see docs/costs.md); two minutes
+	@$(BIN)/python asv_bench/costs.py $(ARGS)
 
 blocked: setup ## memory of publishers that are held back for a minute in 12 ways; ARGS="--seconds 5" takes two minutes
 	@$(BIN)/python asv_bench/blocked.py $(ARGS)

@@ -1,0 +1,446 @@
+"""What a confirmed message costs the client, by channels, window and body size: `make costs`; see docs/costs.md.
+
+The broker is the embedded one, in its own process, so that it runs anywhere: only the client's own CPU time counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import gc
+import importlib.metadata
+import json
+import multiprocessing
+import re
+import resource
+import socket
+import statistics
+import sys
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+ROOT: Final = Path(__file__).parents[1]
+if __name__ == "__main__":  # as a program it finds what it shares with the comparison
+    sys.path[0] = str(ROOT)
+
+from asv_bench.compare import chart  # noqa: E402
+from asv_bench.compare.broker import embedded  # noqa: E402
+from asv_bench.compare.plan import Peer  # noqa: E402
+from asv_bench.compare.report import cpu_text, size_text  # noqa: E402
+from asv_bench.compare.run import WIDTH, choose, facts  # noqa: E402
+
+import leveret  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+ROUNDS: Final = 5
+KIBIBYTE: Final = 1024
+MEBIBYTE: Final = 1024 * 1024
+CHANNELS: Final = (1, 10, 100, 1000)
+WINDOWS: Final = (100, 1000, 10_000, 100_000)
+SIZES: Final = (64, KIBIBYTE, 4 * KIBIBYTE, 16 * KIBIBYTE, 64 * KIBIBYTE, 256 * KIBIBYTE, MEBIBYTE)
+#: Messages of a batch where producers share a load: the settings' own `batch_size`.
+BATCH: Final = 1000
+#: An exchange to which no queue is bound: the broker confirms and drops, and its memory stays small.
+EXCHANGE: Final = "leveret.costs"
+#: Seconds for a confirm. The machine may be busy with something else.
+PATIENCE: Final = 60.0
+_MARKED: Final = re.compile(r"(?<=<!-- costs:begin -->\n).*?(?=<!-- costs:end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One thing that is measured.
+
+    Attributes:
+        axis: `channels`, `window`, `size` or `copying`.
+        value: Channels, unconfirmed publishings, or bytes.
+        count: Messages of a run.
+    """
+
+    axis: str
+    value: int
+    count: int
+
+    @property
+    def label(self) -> str:
+        """For tables and charts."""
+        if self.axis in ("size", "copying"):
+            return size_text(self.value) + (" copied and written" if self.axis == "copying" else "")
+        what = "unconfirmed" if self.axis == "window" else "channel" if self.value == 1 else "channels"
+        return f"{self.value:,} {what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was found.
+
+    Attributes:
+        point: Where.
+        cpu_us: User and system CPU time, microseconds per message: the median of the rounds.
+        ratio: To the first point of its axis, or to copying where that was measured: the median of the rounds' ratios.
+        rounds: Microseconds per message of each round.
+    """
+
+    point: Point
+    cpu_us: float
+    ratio: float
+    rounds: tuple[float, ...]
+
+
+def plan(axes: Sequence[str], scale: float) -> list[Point]:
+    """What is run in each round."""
+    points = []
+    if "channels" in axes:
+        # One batch for each of the most channels, at least.
+        points += [Point("channels", n, round(max(1, 2 * scale) * max(CHANNELS)) * BATCH) for n in CHANNELS]
+    if "window" in axes:
+        points += [Point("window", n, round(scale * 4) * max(WINDOWS)) for n in WINDOWS]
+    if "size" in axes:
+        for size in SIZES:
+            count = max(10, round(scale * min(400_000, 256 * MEBIBYTE // size)))
+            points += [Point("size", size, count), Point("copying", size, count)]
+    return points
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+class Stopwatch:
+    """CPU time of this process, user and system, of all its threads."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Adds what is used meanwhile."""
+        gc.collect()
+        began = _cpu()
+        yield
+        self.seconds += _cpu() - began
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def share(url: str, point: Point, watch: Stopwatch) -> None:
+    """So many producers, each with a channel and a task of its own, publish batches until all are confirmed."""
+    body = bytes(KIBIBYTE)
+    batches = iter(range(point.count // BATCH))
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(leveret.connect(url))
+        producers = [
+            await stack.enter_async_context(
+                client.producer(exchange=EXCHANGE, serializer="bytes", batch_size=BATCH, confirm_timeout=PATIENCE)
+            )
+            for _ in range(point.value)
+        ]
+
+        async def work(producer: leveret.Producer) -> None:
+            for _ in batches:
+                (await producer.publish_batch(repeat(body, BATCH), "costs")).raise_for_failures()
+
+        # What each producer needs only once, such as room for its window, is no cost of a message.
+        for producer in producers:
+            await producer.publish_batch(repeat(body, BATCH), "costs")
+        with watch.running():
+            async with asyncio.TaskGroup() as group:
+                for producer in producers:
+                    group.create_task(work(producer))
+
+
+async def fill_window(url: str, point: Point, watch: Stopwatch) -> None:
+    """Publishes until the window is full, waits until it is empty, and so on."""
+    body = bytes(SIZES[0])
+    # The window is to be what stops it, and not the socket.
+    async with (
+        leveret.connect(f"{url}?write_high_watermark={1024 * MEBIBYTE}") as client,
+        client.producer(
+            exchange=EXCHANGE,
+            serializer="bytes",
+            max_outstanding=point.value,
+            max_buffered=point.value,
+            max_outstanding_bytes=1024 * MEBIBYTE,
+            confirm_timeout=PATIENCE,
+        ) as producer,
+    ):
+        publish = producer.publish_nowait
+        await producer.publish(body, "costs")
+        with watch.running():
+            for _ in range(point.count // point.value):
+                for _ in range(point.value):
+                    publish(body, "costs")
+                if producer.outstanding != point.value:
+                    raise RuntimeError(f"{producer.outstanding} are unconfirmed where {point.value} are due")
+                await producer.flush()
+
+
+async def publish(url: str, point: Point, watch: Stopwatch, send_buffer: int) -> None:
+    """Publishes a batch."""
+    body = bytes(point.value)
+    async with (
+        leveret.connect(f"{url}?socket_send_buffer_size={send_buffer}") as client,
+        client.producer(exchange=EXCHANGE, serializer="bytes", confirm_timeout=PATIENCE) as producer,
+    ):
+        await producer.publish(body, "costs")
+        with watch.running():
+            result = await producer.publish_batch(repeat(body, point.count), "costs")
+        result.raise_for_failures()
+
+
+def copy(point: Point, watch: Stopwatch, send_buffer: int, port: int) -> None:
+    """Copies bodies into a block of 64 KiB or of one body, and writes each block to a socket."""
+    body = bytes(point.value)
+    size = point.value
+    block = bytearray(max(64 * KIBIBYTE // size, 1) * size)
+    with socket.socket() as sock:
+        # As the client does it.
+        if send_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect(("127.0.0.1", port))
+        with watch.running():
+            left = point.count
+            while left > 0:
+                for at in range(0, len(block), size):
+                    block[at : at + size] = body
+                sock.sendall(block)
+                left -= len(block) // size
+
+
+def swallow(listener: socket.socket) -> None:
+    """Reads and drops what connections send, one after another, until it is ended: the other side of `copy`."""
+    room = bytearray(256 * KIBIBYTE)
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            while connection.recv_into(room):
+                pass
+
+
+async def prepare(url: str) -> None:
+    """Declares the exchange."""
+    async with leveret.connect(url) as client:
+        await client.declare(leveret.Topology().exchange(EXCHANGE, "fanout"))
+
+
+def measure(
+    points: Sequence[Point], rounds: int, send_buffer: int, progress: Callable[[Point], None]
+) -> dict[Point, list[float]]:
+    """Runs all points in turn, round by round; the first round is not counted.
+
+    Args:
+        points: What is measured.
+        rounds: How often.
+        send_buffer: The setting `socket_send_buffer_size` where bodies grow.
+        progress: Called before each run.
+
+    Returns:
+        Microseconds per message, by point and round.
+    """
+    ways = {"channels": share, "window": fill_window, "size": partial(publish, send_buffer=send_buffer)}
+    found: dict[Point, list[float]] = {point: [] for point in points}
+    with ExitStack() as stack:
+        url = stack.enter_context(embedded()).url + "/%2F"
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        reader = multiprocessing.get_context("fork").Process(target=swallow, args=(listener,), daemon=True)
+        reader.start()
+        stack.callback(reader.join)
+        stack.callback(reader.terminate)
+        leveret.run(prepare(url))
+        for turn in range(rounds + 1):
+            for point in points:
+                progress(point)
+                watch = Stopwatch()
+                if point.axis == "copying":
+                    copy(point, watch, send_buffer, listener.getsockname()[1])
+                else:
+                    leveret.run(ways[point.axis](url, point, watch))
+                if turn:
+                    found[point].append(1e6 * watch.seconds / point.count)
+    return found
+
+
+# ---------------------------------------------------------------------- showing
+
+
+def summarize(found: Mapping[Point, Sequence[float]]) -> list[Row]:
+    """Medians, and ratios of runs that were made in the same round."""
+    first: dict[str, Point] = {}
+    rows = []
+    for point, rounds in found.items():
+        reference = first.setdefault(point.axis, point)
+        if point.axis == "size":
+            reference = dataclasses.replace(point, axis="copying")
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(rounds, found[reference], strict=True))
+        rows.append(Row(point, statistics.median(rounds), ratio, tuple(rounds)))
+    return rows
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """What the figures say, in a sentence for each axis."""
+    said = []
+    for axis, what in (("channels", "channels"), ("window", "unconfirmed publishings")):
+        ratios = {row.point.value: row.ratio for row in rows if row.point.axis == axis}
+        if ratios:
+            spread = max(ratios.values()) / min(ratios.values()) - 1
+            values = sorted(ratios)
+            said.append(f"From {values[0]:,} to {values[-1]:,} {what} the cost is flat within {spread:.0%}.")
+    ours = {row.point.value: row.cpu_us for row in rows if row.point.axis == "size"}
+    copying = {row.point.value: row.cpu_us for row in rows if row.point.axis == "copying"}
+    if ours:
+        low, high = min(ours), max(ours)
+        growth = (ours[high] - ours[low]) / (copying[high] - copying[low])
+        said.append(
+            f"From {size_text(low)} to {size_text(high)} it grows by {growth:.2f} of what copying and writing the "
+            "body grow by."
+        )
+    return said
+
+
+def cells(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str]]:
+    """The table's lines."""
+    for row in rows:
+        to = {"size": "copying", "copying": ""}.get(row.point.axis, "the first")
+        spread = f"{cpu_text(min(row.rounds))} to {cpu_text(max(row.rounds))}"
+        yield row.point.label, cpu_text(row.cpu_us), spread, f"{row.ratio:.2f} of {to}" if to else ""
+
+
+HEADINGS: Final = ("confirmed messages", "CPU us/message", "lowest to highest", "ratio")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """For the console."""
+    shown = Table(title="CPU of the client, user and system")
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
+    for line in cells(rows):
+        shown.add_row(*line)
+    return shown
+
+
+def markdown(rows: Sequence[Row], about: Mapping[str, str]) -> str:
+    """For the page in docs."""
+    lines = [" ".join(f"{name}: {text}." for name, text in about.items()), ""]
+    lines += [f"* {verdict}" for verdict in verdicts(rows)]
+    lines += ["", f"| {' | '.join(HEADINGS)} |", "| --- | ---: | ---: | ---: |"]
+    lines += [f"| {' | '.join(line)} |" for line in cells(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def panels(rows: Sequence[Row]) -> list[chart.Panel]:
+    """For the chart: an axis in each panel, and copying beside the sizes."""
+    headings = {
+        "channels": f"channels that share the load: publish_batch, {BATCH:,} bodies of 1 KiB each",
+        "window": f"confirm window: publish_nowait until it is full, then flush; bodies of {SIZES[0]} B",
+        "size": "body size: publish_batch, and beside it the same bytes copied and written to a socket",
+    }
+    found = []
+    for axis, heading in headings.items():
+        axes = (axis, "copying") if axis == "size" else (axis,)
+        bars = [
+            chart.Bar(row.point.label, row.cpu_us, style="ceiling" if row.point.axis == "copying" else "leveret")
+            for row in rows
+            if row.point.axis in axes
+        ]
+        if bars:
+            found.append(chart.Panel(heading, bars))
+    return found
+
+
+def fill(path: Path, text: str) -> None:
+    """Replaces what stands between the marks `<!-- costs:begin -->` and `<!-- costs:end -->`."""
+    path.write_text(_MARKED.sub(lambda _: text, path.read_text(), count=1))
+
+
+# ---------------------------------------------------------------------- running
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(prog="make costs", description=__doc__)
+    add = parser.add_argument
+    add("--axes", help="some of channels, window, size (default: all)")
+    add("--rounds", type=int, default=ROUNDS, help="counted rounds (default %(default)s)")
+    add("--count-scale", type=float, default=1.0, help="factor of all message counts (default 1)")
+    add(
+        "--send-buffer",
+        type=int,
+        metavar="BYTES",
+        default=leveret.ConnectionSettings().socket_send_buffer_size,
+        help="socket_send_buffer_size of the axis `size`, also for copying; 0: the kernel's own (default %(default)s)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write everything here")
+    add("--markdown", type=Path, metavar="FILE", help="fill the marked place of this file")
+    add("--chart", type=Path, metavar="FILE.svg", help="draw CPU per message here")
+    options = parser.parse_args(arguments)
+    options.axes = choose(options.axes, ("channels", "window", "size"), "axis")
+    if options.rounds < 1:
+        parser.error(f"--rounds is at least 1, not {options.rounds}")
+    if not 0.25 <= options.count_scale <= 100:
+        parser.error(f"--count-scale is 0.25 to 100, not {options.count_scale:g}")
+    if options.send_buffer and not 4096 <= options.send_buffer <= 64 * MEBIBYTE:
+        parser.error(f"--send-buffer is 0, or 4096 to 67108864 bytes, not {options.send_buffer}")
+    # What is wrong with a file is said now, and not when the work is done.
+    for path in (options.json, options.chart, options.markdown):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"{path} is in no folder that exists")
+    if options.markdown is not None and not (
+        options.markdown.is_file() and _MARKED.search(options.markdown.read_text())
+    ):
+        parser.error(f"{options.markdown} has no place marked <!-- costs:begin --> and <!-- costs:end -->")
+    return options
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the options, measures, shows."""
+    options = parse(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    points = plan(options.axes, options.count_scale)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Drawn only between runs: a thread that draws would be measured.
+    with Progress(*columns, TimeRemainingColumn(), console=console, auto_refresh=False) as bars:
+        bar = bars.add_task("measuring", total=len(points) * (options.rounds + 1))
+
+        def progress(point: Point) -> None:
+            bars.update(bar, description=point.label, refresh=True)
+            bars.advance(bar)
+
+        rows = summarize(measure(points, options.rounds, options.send_buffer, progress))
+        bars.update(bar, description="done", refresh=True)
+    console.print(table(rows))
+    for verdict in verdicts(rows):
+        console.print(verdict)
+    client = Peer(
+        "leveret", "leveret", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("leveret", "uvloop"))
+    )
+    about = facts(options, f"embedded, leveret {leveret.__version__}", [client])
+    if options.json:
+        document: dict[str, Any] = {"schema": 1, "facts": about, "rows": [dataclasses.asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    if options.chart:
+        title = "CPU of the client, microseconds per confirmed message (logarithmic; shorter is better)"
+        options.chart.write_text(chart.draw(panels(rows), title))
+    if options.markdown:
+        fill(options.markdown, markdown(rows, about))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)
