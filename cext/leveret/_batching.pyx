@@ -505,6 +505,18 @@ cdef class ConfirmWindow:
         self.advance()
         return self.take_finished()
 
+    def exchanges(self):
+        """Returns the set of the exchanges that open publishings went to."""
+        cdef set names = set()
+        cdef uint64_t tag = self.first
+        cdef Slot* slot
+        while tag < self.next_delivery_tag:
+            slot = &self.slots[tag & self.mask]
+            if slot.state != FREE and slot.template is not NULL:
+                names.add((<PublishTemplate>slot.template).exchange)
+            tag += 1
+        return names
+
     def give_up_exchange(self, str exchange not None, reason):
         """Ends the open publishings to an exchange as unknown. Returns as `settle`."""
         cdef uint64_t tag = self.first

@@ -47,7 +47,10 @@ class Source:
             self._wanted = 0
             self._changed = asyncio.Event()
             self._taken = asyncio.Event()
+            self._closed = False
             self._task = asyncio.get_running_loop().create_task(self._read(values), name="leveret batch: read values")
+            # Not in the task itself, which may be cancelled before it begins.
+            self._task.add_done_callback(lambda _: self._changed.set())
         else:
             self._iterator = iter(values)
 
@@ -77,17 +80,18 @@ class Source:
     async def _read(self, values: AsyncIterable[Any]) -> None:
         try:
             async for value in values:
+                if self._closed:
+                    return  # it took no notice of being cancelled
                 self._ahead.append(value)
                 self._changed.set()
                 while len(self._ahead) >= max(1, self._wanted):
                     self._taken.clear()
                     await self._taken.wait()
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
+            if self._closed and isinstance(error, asyncio.CancelledError):
+                raise
+            # Another cancellation is an error like any other: the values did not end there.
             self.error = error
-        finally:
-            self._changed.set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,6 +100,7 @@ class Source:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._task is not None:
+            self._closed = True
             self._task.cancel()
             await asyncio.wait({self._task})
 

@@ -10,7 +10,7 @@ __all__ = ["AdaptiveWindow"]
 _LEAST_SECONDS: Final = 0.1
 _LEAST_WINDOWS: Final = 2
 #: A larger window is kept when the rate rose by this factor.
-_WORTH: Final = 1.1
+_WORTH: Final = 1.05
 #: Seconds after a window that was of no use until a larger one is tried again.
 _HOLD: Final = 10.0
 
@@ -20,8 +20,8 @@ class AdaptiveWindow:
 
     A window that is too small leaves the broker idle for a part of each confirm latency; one that is too large only
     makes confirms come later. While publishers wait for the window it is doubled on trial, and kept when the rate of
-    confirms rose by a tenth. It never grows so far that the confirm latency, which is window / rate while the window is
-    full (Little's law), would come over a limit.
+    confirms rose by a twentieth. It never grows so far that the confirm latency, which is window / rate while the
+    window is full (Little's law), would come over a limit.
 
     It reads no clock: time is passed in.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from asyncio import _get_running_loop
+from bisect import insort
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -74,8 +74,8 @@ _RESEND: Final = 100
 _FIRST_WINDOW: Final = 200
 #: basic.publish, as channel.close names it (AMQP 0-9-1 section 1.8.3).
 _BASIC_PUBLISH: Final = (60, 40)
-#: RabbitMQ: "no exchange 'x' in vhost '/'", and "access to exchange 'x' in vhost '/' refused for user 'guest'".
-_EXCHANGE: Final = re.compile(r"exchange '(?P<exchange>.*)' in vhost ", re.DOTALL)
+#: What stands before the end of a reply text that RabbitMQ cut to 255 bytes may be a part of a character, escaped.
+_CUT: Final = len("..." + 3 * "\\udc80")
 _EXCHANGE_ERRORS: Final[dict[int, type[ExchangeNotFound | ExchangeAccessRefused]]] = {
     403: ExchangeAccessRefused,
     404: ExchangeNotFound,
@@ -160,9 +160,10 @@ class Producer(Publisher):
         #: Why it will never publish again.
         self._error: LeveretError | None = None
         self._reopening: asyncio.Task[None] | None = None
-        # Who waits for room, in the order in which they came: (outstanding publishings from which it goes on, deadline,
-        # future; its result is false when the deadline came first).
+        # Who waits for room, in the order in which they came: (the number of its call, outstanding publishings from
+        # which it goes on, deadline, future; its result is false when the deadline came first).
         self._waiting = deque()
+        self._calls = 0
         # Calls of `flush`: (the first delivery tag that it does not wait for, future).
         self._flushing: list[tuple[int, asyncio.Future[None]]] = []
         # (time, highest tag published by then), to give up on what is not confirmed in time.
@@ -216,6 +217,9 @@ class Producer(Publisher):
         try:
             if self._confirms:
                 await channel.confirm_select()
+            if channel.error is not None:
+                # Lost right behind the answer. Nobody would be told, because it has no publisher yet.
+                raise again(channel.error)
         except BaseException:
             channel.abandon()
             raise
@@ -252,15 +256,15 @@ class Producer(Publisher):
         if self._channel is not None:
             self._connection.check_loop()
         self._closed = True
-        reopening = self._reopening
-        if reopening is None:
-            self._stop()
+        self._stop()
+        reopening: asyncio.Task[None] | None = None
         try:
             if self._channel is not None:
                 await self.flush()
         except (PublishError, OperationTimeout) as error:
             logger.warning("closing a producer: %s", error)
         finally:
+            reopening = self._reopening
             self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
             try:
                 if self._channel is not None:
@@ -556,6 +560,7 @@ class Producer(Publisher):
                     deadline = self._loop.time() + settings.publish_timeout
                     await self._room(limit, max(0, limit - len(chunk)), deadline)
                 before = self._batch.published_bytes
+                published = self._batch.published
                 if template is not None:
                     self._put_chunk(template, routing_key, options, chunk, start, ticket, failures)
                 else:
@@ -565,6 +570,8 @@ class Producer(Publisher):
                 index = max(index, source.length)
                 failures.update(dict.fromkeys(range(start, index), error))
                 break
+            if self._batch.published == published:
+                self._wake()  # its turn passes to the next
             # Large bodies go in smaller chunks (S15: 1000 small messages, 100 large ones, by their bytes).
             sent = max(1, self._batch.published_bytes - before)
             size = max(1, min(settings.batch_size, _CHUNK_BYTES * len(chunk) // sent))
@@ -777,6 +784,10 @@ class Producer(Publisher):
                 raise
             except BaseException as raised:
                 error = self._encoder.failed(raised, chunk[done + len(bodies)])
+            else:
+                if done + len(bodies) < len(chunk):
+                    # For list.extend a StopIteration of the serializer is the end.
+                    error = self._encoder.failed(StopIteration(), chunk[done + len(bodies)])
             first = 0
             while first < len(bodies):
                 published = self._batch.published
@@ -853,10 +864,11 @@ class Producer(Publisher):
         """Waits until the next publishing may be written.
 
         First come, first served: whoever comes while others wait waits behind them, and whoever was woken and finds
-        that somebody was quicker waits before them.
+        that somebody was quicker takes its old place.
         """
         in_time = True
-        woken = False
+        self._calls += 1
+        number = self._calls
         try:
             while in_time:
                 if self._error is not None or self._closed:
@@ -867,15 +879,14 @@ class Producer(Publisher):
                     not self._alive
                     or self._window.outstanding > low
                     or self._too_many_bytes()
-                    or (self._waiting and not woken)
+                    or (self._waiting and self._waiting[0][0] < number)
                 ):
                     # No timer for each: the producer's clock looks after all of them.
                     future: asyncio.Future[bool] = self._loop.create_future()
-                    (self._waiting.appendleft if woken else self._waiting.append)((low, deadline, future))
+                    insort(self._waiting, (number, low, deadline, future))
                     if self._timer is None:
                         self._start_clock()
                     in_time = await future
-                    woken = True
                 else:
                     return
         except BaseException:
@@ -906,13 +917,13 @@ class Producer(Publisher):
         waiting = self._waiting
         over = self._error is not None
         while waiting and (over or self._alive):
-            low, _, future = waiting[0]
+            _, low, _, future = waiting[0]
             if not future.done():
                 if not over and (outstanding > low or (too_many and outstanding)):
                     break
                 future.set_result(True)
-                # Each one that goes on is about to add a publishing.
-                outstanding += 1
+                # Each one that goes on is about to add a publishing; without confirms it takes no room.
+                outstanding += self._confirms
             waiting.popleft()
         if self._flushing:
             first = self._window.first
@@ -1060,8 +1071,9 @@ class Producer(Publisher):
     def channel_lost(self, error: LeveretError) -> None:
         """Ends what cannot be confirmed any more, and goes on with another channel unless that is impossible."""
         connection = self._connection
-        final = connection.error is not None and not connection.settings.auto_recovery
-        if final or self._closed or self._error is not None:
+        if self._error is not None:
+            return
+        if connection.error is not None and not connection.settings.auto_recovery:
             self._give_up(error)
             return
         self._stop()
@@ -1078,16 +1090,13 @@ class Producer(Publisher):
         """Ends the publishings that the broker closed the channel for; all of them when it does not say which."""
         window = self._window
         if isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == _BASIC_PUBLISH:
-            named = _EXCHANGE.search(error.reply_text)
+            named = _named(error.reply_text, window.exchanges())
             kind = _EXCHANGE_ERRORS.get(error.reply_code)
-            if named is not None and kind is not None:
+            if named and kind is not None:
                 reason = kind(str(error), outcome=Outcome.UNKNOWN)
                 for name in ("reply_code", "reply_text", "class_id", "method_id"):
                     setattr(reason, name, getattr(error, name))
-                unknown = window.unknown
-                finished = window.give_up_exchange(named["exchange"], reason)
-                if window.unknown > unknown:
-                    return finished
+                return [ticket for name in named for ticket in window.give_up_exchange(name, reason) or ()]
         return window.expire(window.next_delivery_tag, error)
 
     async def _reopen(self) -> None:
@@ -1109,6 +1118,8 @@ class Producer(Publisher):
             while not self._batch.resend(_RESEND):
                 await self._transport.drain()
                 await self._connection.wait_unblocked()
+            self._hand_out(self._window.expire(0))  # what did not fit
+            self._wake()
         logger.info("a producer goes on with a new channel on connection %r", self._connection.name)
         self._reopening = None
         self._go_on()
@@ -1136,8 +1147,8 @@ class Producer(Publisher):
         self._timer = None
         window, clock = self._window, self._clock
         now = self._loop.time()
-        while self._waiting and (self._waiting[0][1] <= now or self._waiting[0][2].done()):
-            _, _, future = self._waiting.popleft()
+        while self._waiting and (self._waiting[0][2] <= now or self._waiting[0][3].done()):
+            *_, future = self._waiting.popleft()
             if not future.done():
                 future.set_result(False)
         if not window.outstanding and not self._waiting:
@@ -1150,6 +1161,21 @@ class Producer(Publisher):
                 self._hand_out(window.expire(tag))
                 self._wake()
         self._start_clock()
+
+
+def _named(reply_text: str, exchanges: Iterable[str]) -> list[str]:
+    """Which of these exchanges a reply text names: one, or all that begin like it when the text was cut.
+
+    RabbitMQ: "no exchange 'x' in vhost '/'", and "access to exchange 'x' in vhost '/' refused for user 'guest'".
+    """
+    text = reply_text.partition("exchange '")[2]
+    starts = {exchange: f"{printable(exchange, 1024)}' in vhost '" for exchange in exchanges}
+    named = [exchange for exchange, start in starts.items() if text.startswith(start)]
+    if named:
+        return [max(named, key=len)]
+    if not text.endswith("..."):
+        return []
+    return [exchange for exchange, start in starts.items() if len(text) > _CUT and start.startswith(text[:-_CUT])]
 
 
 def _key(routing_key: str | Template, options: PublishOptions) -> Any:

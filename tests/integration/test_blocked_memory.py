@@ -46,7 +46,7 @@ async def test_nothing_is_written_when_publishers_try_again_and_again_while_they
     broker: Broker, client: leveret.Client, queue: str
 ) -> None:
     transport = client.connection.transport
-    async with client.producer(serializer="bytes", confirm_timeout=0.3) as producer:
+    async with client.producer(serializer="bytes", confirm_timeout=0.3, publish_timeout=0.3) as producer:
         await broker.block()
         try:
             async with asyncio.timeout(5):
