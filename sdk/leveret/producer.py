@@ -377,7 +377,7 @@ class Producer(Publisher):
         deadline = float("inf")
         if self._waiting or self._window.outstanding >= limit or self._too_many_bytes() or not self._writable():
             deadline = self._loop.time() + self.settings.publish_timeout
-            await self._room(limit, limit - 1, deadline)
+            await self._room(limit, -1, deadline)
         ticket = Ticket(self)
         try:
             self._put(template, body, ticket)
@@ -856,7 +856,8 @@ class Producer(Publisher):
         """Waits until the next publishing may be written.
 
         First come, first served: whoever comes while others wait waits behind them, and whoever was woken and finds
-        that somebody was quicker waits before them.
+        that somebody was quicker waits before them. A `low` of -1 is what the window allows when the turn comes: it may
+        have grown by then.
         """
         in_time = True
         woken = False
@@ -868,7 +869,7 @@ class Producer(Publisher):
                     in_time = await self._flowing(deadline)
                 elif (
                     not self._alive
-                    or self._window.outstanding > low
+                    or self._window.outstanding > (low if low >= 0 else self._limit - 1)
                     or self._too_many_bytes()
                     or (self._waiting and not woken)
                 ):
@@ -908,10 +909,11 @@ class Producer(Publisher):
         too_many = self._too_many_bytes()
         waiting = self._waiting
         over = self._error is not None
+        limit = self._limit
         while waiting and (over or self._alive):
             low, _, future = waiting[0]
             if not future.done():
-                if not over and (outstanding > low or (too_many and outstanding)):
+                if not over and (outstanding > (low if low >= 0 else limit - 1) or (too_many and outstanding)):
                     break
                 future.set_result(True)
                 # Each one that goes on is about to add a publishing.
