@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from asyncio import _get_running_loop
 from collections import deque
 from itertools import islice
@@ -540,7 +541,8 @@ class Producer(Publisher):
         template = self._check(routing_key, options)
         self._connection.check_loop()
         settings = self.settings
-        started = self._loop.time()
+        # uvloop's clock stands still within a turn of the loop, and counts milliseconds.
+        started = time.monotonic()
         ticket = Ticket(self)
         ticket.observed = True
         failures: dict[int, Exception] = {}
@@ -592,7 +594,7 @@ class Producer(Publisher):
         result = BatchResult(
             count=index,
             confirmed=index - len(failures) if self._confirms else 0,
-            elapsed=self._loop.time() - started,
+            elapsed=time.monotonic() - started,
             failures=failures,
             confirms=self._confirms,
         )
