@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from asyncio import _get_running_loop
 from bisect import insort
 from collections import deque
@@ -223,6 +224,9 @@ class Producer(Publisher):
         except BaseException:
             channel.abandon()
             raise
+        if channel.error is not None:
+            # Lost in the same read that brought the answer: it had nobody to tell yet.
+            raise again(channel.error)
         return channel
 
     def _use(self, channel: Channel) -> None:
@@ -378,7 +382,7 @@ class Producer(Publisher):
         deadline = float("inf")
         if self._waiting or self._window.outstanding >= limit or self._too_many_bytes() or not self._writable():
             deadline = self._loop.time() + self.settings.publish_timeout
-            await self._room(limit, limit - 1, deadline)
+            await self._room(limit, -1, deadline)
         ticket = Ticket(self)
         try:
             self._put(template, body, ticket)
@@ -541,7 +545,8 @@ class Producer(Publisher):
         template = self._check(routing_key, options)
         self._connection.check_loop()
         settings = self.settings
-        started = self._loop.time()
+        # uvloop's clock stands still within a turn of the loop, and counts milliseconds.
+        started = time.monotonic()
         ticket = Ticket(self)
         ticket.observed = True
         failures: dict[int, Exception] = {}
@@ -596,7 +601,7 @@ class Producer(Publisher):
         result = BatchResult(
             count=index,
             confirmed=index - len(failures) if self._confirms else 0,
-            elapsed=self._loop.time() - started,
+            elapsed=time.monotonic() - started,
             failures=failures,
             confirms=self._confirms,
         )
@@ -864,7 +869,8 @@ class Producer(Publisher):
         """Waits until the next publishing may be written.
 
         First come, first served: whoever comes while others wait waits behind them, and whoever was woken and finds
-        that somebody was quicker takes its old place.
+        that somebody was quicker takes its old place. A `low` of -1 is what the window allows when the turn comes: it
+        may have grown by then.
         """
         in_time = True
         self._calls += 1
@@ -877,7 +883,7 @@ class Producer(Publisher):
                     in_time = await self._flowing(deadline)
                 elif (
                     not self._alive
-                    or self._window.outstanding > low
+                    or self._window.outstanding > (low if low >= 0 else self._limit - 1)
                     or self._too_many_bytes()
                     or (self._waiting and self._waiting[0][0] < number)
                 ):
@@ -916,10 +922,11 @@ class Producer(Publisher):
         too_many = self._too_many_bytes()
         waiting = self._waiting
         over = self._error is not None
+        limit = self._limit
         while waiting and (over or self._alive):
             _, low, _, future = waiting[0]
             if not future.done():
-                if not over and (outstanding > low or (too_many and outstanding)):
+                if not over and (outstanding > (low if low >= 0 else limit - 1) or (too_many and outstanding)):
                     break
                 future.set_result(True)
                 # Each one that goes on is about to add a publishing; without confirms it takes no room.
