@@ -113,6 +113,7 @@ cdef class Publisher:
     cdef public Py_ssize_t _max_bytes
     cdef public bint _ready
     cdef public bint _plain
+    cdef public bint _alive
     cdef public bint _confirms
     cdef public object _running_loop
 

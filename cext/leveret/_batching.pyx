@@ -848,6 +848,42 @@ cdef class Publisher:
             raise self._encoder.not_bytes(body)
         return body
 
+    def _put_values(self, PublishTemplate template not None, list values not None, Py_ssize_t start, Ticket ticket,
+                    Py_ssize_t index, Py_ssize_t max_bytes, kind):
+        """Encodes and appends values of a batch, one after the other.
+
+        Args:
+            template: Exchange, routing key and properties.
+            values: What the serializer takes.
+            start: Where in `values` to begin.
+            ticket: Told about the outcomes.
+            index: The index of `values[start]` in the ticket.
+            max_bytes: Ends when their bodies have so many bytes.
+            kind: Ends before a value of this type.
+
+        Returns:
+            How many were appended. It also ends when the producer does.
+
+        Raises:
+            CodecError: One is refused; what came before was appended, as `PublishBatch.published` tells.
+        """
+        cdef PublishBatch batch = self._batch
+        cdef Py_ssize_t i = start
+        cdef uint64_t full = batch.published_bytes + <uint64_t>max(1, max_bytes)
+        cdef object value
+        # The serializer may change the list, and close the producer.
+        while i < PyList_GET_SIZE(values) and self._alive and batch.published_bytes < full:
+            value = values[i]
+            if not (self._ready and PyBytes_CheckExact(value)):
+                if type(value) is kind:
+                    break
+                value = self._encoded(value)
+                if not self._alive:
+                    break
+            batch.put(template, <bytes>value, ticket, index + i - start)
+            i += 1
+        return i - start
+
     async def publish(self, value, routing_key="", **options):
         """Publishes one value and waits for the broker's confirm.
 

@@ -151,8 +151,19 @@ class Publisher:
     _max_bytes: int
     _ready: bool
     _plain: bool
+    _alive: bool
     _confirms: bool
     def _encoded(self, value: Any) -> bytes: ...
+    def _put_values(
+        self,
+        template: PublishTemplate,
+        values: list[Any],
+        start: int,
+        ticket: Ticket,
+        index: int,
+        max_bytes: int,
+        kind: type,
+    ) -> int: ...
     async def publish(
         self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
     ) -> Receipt: ...

@@ -133,7 +133,7 @@ class PublishGuard:
             if obstacle is not None:
                 # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
                 left = range(count, source.length)
-                failures.update(dict.fromkeys(left, obstacle))
+                failures.update(dict.fromkeys(left, obstacle.with_traceback(None)))
                 count += len(left)
                 break
         if source.error is not None:

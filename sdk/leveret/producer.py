@@ -8,7 +8,6 @@ import time
 from asyncio import _get_running_loop
 from bisect import insort
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from leveret._batching import NO_RECEIPT, ConfirmWindow, PublishBatch, Publisher, PublishTemplate, Receipt, Ticket
@@ -17,7 +16,6 @@ from leveret.batches import Batch, Source
 from leveret.codecs import ORIGINAL_SIZE, BodyEncoder, Form, OriginalSize
 from leveret.errors import (
     BackpressureError,
-    BodyTooLarge,
     ChannelClosed,
     CodecError,
     ConfigurationError,
@@ -65,8 +63,6 @@ _TEMPLATES: Final = 1024
 _CHUNK_BYTES: Final = 1024 * 1024
 #: How many failed tickets are kept for `flush`; more are counted.
 _UNOBSERVED: Final = 100
-#: The types of values that are ready as they are, with the serializer "bytes".
-_ONLY_BYTES: Final = {bytes}
 #: How finely confirm_timeout is measured: a publishing may be given up this fraction of it too late.
 _CLOCK_STEPS: Final = 20
 #: How many publishings are sent again before the socket is looked at.
@@ -550,36 +546,36 @@ class Producer(Publisher):
         ticket = Ticket(self)
         ticket.observed = True
         failures: dict[int, Exception] = {}
-        size = min(settings.batch_size, 100)
+        size = 1
         index = 0
+        chunk: list[Any] = []
         while True:
-            chunk = await source.take(size)
             if not chunk:
-                break
-            start = index
-            index += len(chunk)
+                chunk = await source.take(size)
+                if not chunk:
+                    break
             try:
                 limit = max(self._limit, settings.batches_in_flight * settings.batch_size)
                 full = self._window.outstanding + len(chunk) > limit or self._too_many_bytes()
                 if full or self._waiting or not self._writable():
                     deadline = self._loop.time() + settings.publish_timeout
                     await self._room(limit, max(0, limit - len(chunk)), deadline)
-                before = self._batch.published_bytes
-                published = self._batch.published
-                if template is not None:
-                    self._put_chunk(template, routing_key, options, chunk, start, ticket, failures)
-                else:
-                    self._put_each(routing_key, options, chunk, start, ticket, failures)
+                before, published = self._batch.published_bytes, self._batch.published
+                done = self._put_chunk(template, routing_key, options, chunk, index, ticket, failures)
             except PublishError as error:
                 # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
-                index = max(index, source.length)
-                failures.update(dict.fromkeys(range(start, index), error))
+                start, index = index, max(index + len(chunk), source.length)
+                # Its traceback would hold the values for as long as it is held.
+                lost = error.with_traceback(None)
+                failures.update((i, lost) for i in range(start, index) if i not in failures)
                 break
+            index += done
+            del chunk[:done]
             if self._batch.published == published:
                 self._wake()  # its turn passes to the next
             # Large bodies go in smaller chunks (S15: 1000 small messages, 100 large ones, by their bytes).
             sent = max(1, self._batch.published_bytes - before)
-            size = max(1, min(settings.batch_size, _CHUNK_BYTES * len(chunk) // sent))
+            size = max(1, min(settings.batch_size, _CHUNK_BYTES * done // sent, 10 * size))
             if not self._confirms:
                 # Nothing else in this loop lets other tasks run.
                 await asyncio.sleep(0)
@@ -760,81 +756,52 @@ class Producer(Publisher):
 
     def _put_chunk(
         self,
-        template: PublishTemplate,
+        template: PublishTemplate | None,
         routing_key: str | Template,
         options: PublishOptions,
         chunk: list[Any],
         start: int,
         ticket: Ticket,
         failures: dict[int, Exception],
-    ) -> None:
-        """Encodes and appends a chunk. What fails is noted under its index."""
-        kinds = set(map(type, chunk))
-        if Publishing in kinds:
-            self._put_each(routing_key, options, chunk, start, ticket, failures)
-            return
-        if not self._alive:
-            raise self._not_sent("the producer is closed")
+    ) -> int:
+        """Encodes and appends values until they are enough for a write; what fails is noted under its index.
+
+        Returns:
+            How many of the chunk that were, at least one.
+        """
+        batch = self._batch
         done = 0
-        while done < len(chunk):
-            bodies: list[bytes] = []
-            error: Exception | None = None
+        full = batch.published_bytes + _CHUNK_BYTES
+        if not self._alive:
+            raise self._not_sent(self._obstacle(0)[1])
+        while done < len(chunk) and batch.published_bytes < full and self._alive:
+            published = batch.published
+            left = full - batch.published_bytes
             try:
-                if self._ready and kinds == _ONLY_BYTES and not done:
-                    bodies = chunk
-                else:
-                    # list.extend keeps what came before a value that fails.
-                    bodies.extend(map(self._encode, islice(chunk, done, None)))
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as raised:
-                error = self._encoder.failed(raised, chunk[done + len(bodies)])
-            else:
-                if done + len(bodies) < len(chunk):
-                    # For list.extend a StopIteration of the serializer is the end.
-                    error = self._encoder.failed(StopIteration(), chunk[done + len(bodies)])
-            first = 0
-            while first < len(bodies):
-                published = self._batch.published
-                try:
-                    self._batch.add_many(template, bodies, ticket, start + done + first, first)
-                    break
-                except (BodyTooLarge, TypeError) as raised:
-                    first += self._batch.published - published
-                    failures[start + done + first] = (
-                        raised if isinstance(raised, BodyTooLarge) else self._encoder.not_bytes(bodies[first])
-                    )
-                    first += 1
-            done += len(bodies)
-            if error is not None:
-                failures[start + done] = error
-                done += 1
+                if template is not None:
+                    done += self._put_values(template, chunk, done, ticket, start + done, left, Publishing)
+                    published = batch.published
+                    if done == len(chunk) or type(chunk[done]) is not Publishing:
+                        continue
+                self._put_one(routing_key, options, chunk[done], start + done, ticket)
+            except (CodecError, ConfigurationError) as error:
+                done += batch.published - published
+                failures[start + done] = error.with_traceback(None)  # it would hold the values
+            done += 1
         if self._timer is None and self._window.outstanding:
             self._start_clock()
+        return done
 
-    def _put_each(
-        self,
-        routing_key: str | Template,
-        options: PublishOptions,
-        chunk: list[Any],
-        start: int,
-        ticket: Ticket,
-        failures: dict[int, Exception],
+    def _put_one(
+        self, routing_key: str | Template, options: PublishOptions, value: Any, index: int, ticket: Ticket
     ) -> None:
-        """As `_put_chunk`, for messages that may have options of their own, or bodies of several forms."""
-        if not self._alive:
-            raise self._not_sent("the producer is closed")
-        for index, value in enumerate(chunk, start):
-            try:
-                if type(value) is Publishing:
-                    key, common = _joined(routing_key, options)
-                    _no_confirm_timeout(value.options)
-                    template, body = self._packed(value.value, value.key or key, {**common, **value.options})
-                else:
-                    template, body = self._packed(value, routing_key, options)
-                self._put(template, body, ticket, index)
-            except (CodecError, ConfigurationError) as error:
-                failures[index] = error
+        """Encodes and appends a value that may have options of its own, or a body of one of several forms."""
+        if type(value) is Publishing:
+            key, common = _joined(routing_key, options)
+            _no_confirm_timeout(value.options)
+            routing_key, options, value = value.key or key, {**common, **value.options}, value.value
+        template, body = self._packed(value, routing_key, options)
+        self._put(template, body, ticket, index)
 
     def _writable(self) -> bool:
         return self._alive and not self._transport.paused and self._connection.blocked is None
