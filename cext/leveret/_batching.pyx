@@ -728,7 +728,7 @@ cdef class Publisher:
         cdef object body
         if not self.has_room(window, limit) or self._running_loop() is not self._loop:
             return None
-        if routing_key is self._last_key:
+        if routing_key is self._last_key and self._last_template is not None:  # None is the key of none
             template = self._last_template
         else:
             if type(routing_key) is not str:
