@@ -240,6 +240,12 @@ cdef class ConfirmWindow:
                 Py_CLEAR(self.slots[i].body)
         free(self.slots)
 
+    # Afterwards there is a slot for the next tag. What is collected as garbage meanwhile may publish, too.
+    cdef inline int make_room(self) except -1:
+        while self.next_delivery_tag - self.first > <uint64_t>self.mask:
+            self.grow()
+        return 0
+
     cdef int grow(self) except -1:
         cdef Py_ssize_t mask = 2 * self.mask + 1
         cdef list tickets = [None] * (mask + 1)
@@ -259,10 +265,10 @@ cdef class ConfirmWindow:
 
     cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
                        Py_ssize_t size) except 0:
-        cdef uint64_t tag = self.next_delivery_tag
+        cdef uint64_t tag
         cdef Slot* slot
-        if tag - self.first > <uint64_t>self.mask:
-            self.grow()
+        self.make_room()
+        tag = self.next_delivery_tag
         slot = &self.slots[tag & self.mask]
         slot.state = OPEN
         slot.index = index
@@ -584,7 +590,10 @@ cdef class PublishBatch:
         if size > self.max_body_size:
             raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
         total = self.total(template, size)
-        # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers.
+        # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers. And
+        # between here and commit() nothing may run that appends to the block.
+        if self.window is not None:
+            self.window.make_room()
         p = self.out.reserve(total)
         if self.window is not None:
             tag = self.window.open(ticket, index, template, body, size)
@@ -683,6 +692,8 @@ cdef class PublishBatch:
         cdef bytes body
         cdef Py_ssize_t total
         cdef uint64_t tag
+        if window is None or not window.resending:
+            raise ValueError("there is nothing to send again: `renumber` comes before")
         while window.resend_at < window.next_delivery_tag:
             if limit <= 0:
                 return False

@@ -11,11 +11,15 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pamqp import frame
+from pamqp.commands import Channel, Confirm
+from tests.support.peers import FakeServer, Peer
 
 import leveret
 from leveret import Outcome, Topology
 from leveret.errors import (
     BackpressureError,
+    ChannelClosed,
     EncodeFailed,
     ExchangeAccessRefused,
     ExchangeNotFound,
@@ -592,3 +596,59 @@ async def test_what_was_confirmed_is_in_the_queue_when_2000_publishings_meet_ran
         assert ended is (Outcome.UNKNOWN if each in offenders else Outcome.CONFIRMED), each
     values_there = set(await contents(client, queue))
     assert {each for each, ended in known.items() if ended is Outcome.CONFIRMED} == values_there
+
+
+# ---------------------------------------------------------------------- a server that closes channels at once
+
+
+async def close_behind(peer: Peer, answers: bytes) -> None:
+    """Closes channel 1 in the same write as its last answer."""
+    _, method = await peer.receive()
+    assert isinstance(method, Confirm.Select)
+    peer.send_bytes(answers)
+    await peer.expect(Channel.CloseOk)
+
+
+CLOSE_AT_ONCE = frame.marshal(Confirm.SelectOk(), 1) + frame.marshal(Channel.Close(541, "INTERNAL_ERROR", 0, 0), 1)
+
+
+async def test_a_channel_that_is_closed_right_behind_its_opening_is_not_used() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.answer(Channel.Open)
+        await close_behind(peer, CLOSE_AT_ONCE)
+        await peer.answer(Channel.Open, Confirm.Select)  # the second try
+        await peer.linger()
+
+    async with FakeServer(script) as server, leveret.connect(server.url, close_timeout=0.2) as client:
+        producer = client.producer(confirm_timeout=0.2)
+        with pytest.raises(ChannelClosed, match="INTERNAL_ERROR"):
+            await producer.open()
+        await producer.open()
+        await producer.close()
+
+
+async def test_the_reason_is_told_when_the_next_channel_is_closed_right_behind_its_opening() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.answer(Channel.Open, Confirm.Select)
+        await peer.receive()
+        peer.send(Channel.Close(404, "NOT_FOUND - no exchange 'missing' in vhost '/'", 60, 40), 1)
+        while not isinstance((await peer.receive())[1], Channel.CloseOk):
+            pass
+        await peer.answer(Channel.Open)
+        await close_behind(peer, CLOSE_AT_ONCE)
+        await peer.linger()
+
+    async with FakeServer(script) as server, leveret.connect(server.url, close_timeout=0.2) as client:
+        producer = await client.producer(confirm_timeout=5).open()
+        offender = producer.publish_nowait(1, "key", exchange="missing")
+        innocent = producer.publish_nowait(1, "key")
+        with pytest.raises(ExchangeNotFound):
+            await offender
+        with pytest.raises(PublishError, match="INTERNAL_ERROR") as unknown:
+            async with asyncio.timeout(2):
+                await innocent
+        assert unknown.value.outcome is Outcome.UNKNOWN
+        assert await outcome(producer.publish(1, "key")) is Outcome.NOT_SENT
+        await producer.close()
