@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
+import json
+import random
 from collections import OrderedDict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpus import strategies
+from tests.support.leftovers import nothing_left_behind
 
 import leveret
-from leveret import Topology
+from leveret import Outcome, Topology
 from leveret._batching import PublishTemplate
 from leveret._framing import FieldValue, decode_properties
 from leveret.broker import EmbeddedBroker
-from leveret.errors import ConfigurationError, EncodeFailed, LeveretError, PublishError
+from leveret.errors import ConfigurationError, EncodeFailed, LeveretError, PublishError, WrongLoopError
 from leveret.producer import Producer
 from leveret.publishing import OPTIONS, Publishing, PublishOptions, Template, pack_properties, repeats
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -362,3 +370,274 @@ def test_the_short_way_does_what_the_long_way_does(options: dict[str, Any], aske
             assert seen[0] == seen[1]
 
     asyncio.run(compare())
+
+
+# ---------------------------------------------------------------------- who calls back
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[leveret.Client]:
+    """A client of an embedded broker that has the queue "q"; no task is left behind."""
+    async with nothing_left_behind(), EmbeddedBroker() as broker, leveret.connect(broker.url) as connected:
+        await connected.declare(Topology().queue("q"))
+        yield connected
+
+
+async def contents(client: leveret.Client) -> list[Any]:
+    values = []
+    async with client.consumer("q") as consumer:
+        while message := await consumer.get():
+            values.append(message.value)
+            message.ack()
+    return values
+
+
+def with_serializer(client: leveret.Client, encode: Callable[[Any], bytes], **options: Any) -> Producer:
+    """A producer that encodes by this function."""
+    producer = client.producer(**options)
+    producer._encode = producer._encoder.encode = encode
+    return producer
+
+
+async def test_a_serializer_may_publish_on_its_own_producer(client: leveret.Client) -> None:
+    inner = False
+
+    def encode(value: Any) -> bytes:
+        nonlocal inner
+        if isinstance(value, int) and not inner:
+            inner = True
+            producer.publish_nowait(f"inner {value}", "q")
+            inner = False
+        return json.dumps(value).encode()
+
+    async with with_serializer(client, encode) as producer:
+        await producer.publish("first", "q")
+        for number in range(600):  # the ring of publishings grows meanwhile
+            producer.publish_nowait(number, "q")
+        assert await producer.publish_batch(range(600, 1200), "q")
+        await producer.publish(1200, "q")
+    values = await contents(client)
+    assert [value for value in values if isinstance(value, int)] == list(range(1201))
+    assert len(values) == 1 + 2 * 1201
+
+
+async def test_headers_may_publish_on_the_producer_that_reads_them(client: leveret.Client) -> None:
+    class Headers(Mapping[str, int]):
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> Iterator[str]:
+            producer.publish_nowait("inner", "q")
+            return iter(["a"])
+
+        def __getitem__(self, name: str) -> int:
+            return 1
+
+    async with client.producer() as producer:
+        for number in range(10):
+            await producer.publish(number, "q", headers=Headers())
+    assert [value for value in await contents(client) if value != "inner"] == list(range(10))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_iterable_may_close_the_producer_that_reads_it(client: leveret.Client, asynchronous: bool) -> None:
+    producer = await client.producer(batch_size=10).open()
+    closing: list[asyncio.Task[None]] = []
+
+    def values() -> Iterator[int]:
+        for number in range(1000):
+            if number == 100:
+                closing.append(asyncio.create_task(producer.close()))
+            yield number
+
+    async def slow_values() -> AsyncIterator[int]:
+        for number in range(1000):
+            if number == 100:
+                await producer.close()
+            yield number
+
+    async with asyncio.timeout(10):
+        result = await producer.publish_batch(slow_values() if asynchronous else values(), "q")
+        await asyncio.gather(*closing)
+    assert {type(error) for error in result.failures.values()} == {PublishError}
+    assert {result.outcome(index) for index in result.failures} == {Outcome.NOT_SENT}
+    assert len(await contents(client)) == result.confirmed
+
+
+async def test_a_listener_may_publish_and_remove_itself(client: leveret.Client) -> None:
+    done = asyncio.Event()
+    count = 0
+
+    def listen(tag: int, multiple: bool) -> None:
+        nonlocal count
+        count += 1
+        if count == 30:
+            remove()
+            done.set()
+        else:
+            producer.publish_nowait(count, "q")
+
+    async with client.producer() as producer:
+        remove = producer.on_confirm(listen)
+        await producer.publish(0, "q")
+        async with asyncio.timeout(5):
+            await done.wait()
+        remove()
+        await producer.flush()
+        await producer.publish("unheard", "q")
+    assert count == 30
+    assert await contents(client) == [*range(30), "unheard"]
+
+
+async def test_a_listener_that_fails_is_logged_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    def listen(tag: int, multiple: bool) -> None:
+        raise ValueError("the listener fails")
+
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client, client.producer() as producer:
+        await client.declare(Topology().queue("q"))
+        heard: list[int] = []
+        producer.on_confirm(listen)
+        producer.on_confirm(lambda tag, multiple: heard.append(tag))
+        producer.on_confirm(lambda tag, multiple: heard.append(-tag), nacks=True)
+        assert (await producer.publish(1, "q")).outcome is Outcome.CONFIRMED
+    assert heard == [1]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["a confirm listener failed"]
+
+
+async def test_values_fail_alone_when_the_serializer_raises_stop_iteration(client: leveret.Client) -> None:
+    def encode(value: Any) -> bytes:
+        if value is None:
+            return next(iter(()))
+        return b"1"
+
+    async with with_serializer(client, encode) as producer:
+        async with asyncio.timeout(5):
+            result = await producer.publish_batch([1, None, 2, None], "q")
+        assert (sorted(result.failures), result.confirmed) == ([1, 3], 2)
+        assert {type(error) for error in result.failures.values()} == {EncodeFailed}
+        with pytest.raises(EncodeFailed, match="StopIteration"):
+            await producer.publish(None, "q")
+
+
+async def test_every_call_is_refused_in_another_thread(client: leveret.Client) -> None:
+    async with client.producer() as producer:
+        await producer.publish(1, "q")
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: producer.publish(1, "q"),
+            lambda: producer.publish(1, "q", priority=1),
+            lambda: producer.enqueue(1, "q"),
+            lambda: producer.publish_batch([1], "q"),
+            producer.flush,
+            producer.close,
+        ]
+
+        async def run(call: Callable[[], Awaitable[Any]]) -> None:
+            await call()
+
+        def elsewhere() -> None:
+            for call in calls:
+                with pytest.raises(WrongLoopError):
+                    asyncio.run(run(call))
+            with pytest.raises(WrongLoopError):
+                producer.publish_nowait(1, "q")
+            with pytest.raises(WrongLoopError):
+                producer.publish_nowait(1, "q", priority=1)
+
+        await asyncio.to_thread(elsewhere)
+        await producer.publish(2, "q")
+    assert await contents(client) == [1, 2]
+
+
+# ---------------------------------------------------------------------- names and bits
+
+
+class Key(enum.StrEnum):
+    """Routing keys as programs name them."""
+
+    QUEUE = "q"
+
+
+async def test_members_of_a_str_enum_are_text(client: leveret.Client) -> None:
+    async with client.producer() as producer:
+        await producer.publish(1, Key.QUEUE)
+        await producer.publish(2, Key.QUEUE, type=Key.QUEUE, headers={"a": Key.QUEUE})
+        await producer.publish(3, "q", exchange=type("Name", (str,), {})(""))
+        assert await producer.publish_batch([4], Key.QUEUE)
+        await producer.publish(5, Key.QUEUE)
+    assert await contents(client) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("routing_key", "options", "text"),
+    [
+        (5, {}, "routing_key is text, not int"),
+        (None, {}, "routing_key is text, not NoneType"),
+        (["q"], {}, "routing_key is text, not list"),
+        (b"q", {"priority": 1}, "routing_key is text, not bytes"),
+        ("q", {"exchange": None}, "exchange is text, not NoneType"),
+        ("q", {"mandatory": "no"}, "mandatory is True or False, not str"),
+        ("q", {"mandatory": None}, "mandatory is True or False, not NoneType"),
+    ],
+)
+async def test_a_name_or_bit_of_another_type_is_refused(
+    client: leveret.Client, routing_key: Any, options: Any, text: str
+) -> None:
+    async with client.producer() as producer:
+        for call in (
+            lambda: producer.publish(1, routing_key, **options),
+            lambda: producer.enqueue(1, routing_key, **options),
+            lambda: producer.publish_batch([1], routing_key, **options),
+        ):
+            with pytest.raises(EncodeFailed, match=text):
+                await call()
+        with pytest.raises(EncodeFailed, match=text):
+            producer.publish_nowait(1, routing_key, **options)
+        with pytest.raises(EncodeFailed, match=text):
+            producer.template(routing_key, **options)
+        message = producer.message(2).routing_key(5 if routing_key is None else routing_key)
+        message.options.update(options)
+        result = await producer.publish_batch([1, message, 3], "q")
+        assert list(result.failures) == [1]
+    assert await contents(client) == [1, 3]
+
+
+# ---------------------------------------------------------------------- limits at their bounds
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_outstanding": 1, "max_buffered": 1, "batch_size": 1, "batches_in_flight": 1},
+        {"max_outstanding_bytes": 1},
+        {"max_outstanding": 1, "batch_size": 1000},
+        {"max_outstanding": "auto", "max_buffered": 1},
+        {"max_outstanding": "auto", "max_buffered": 300},
+        {"max_outstanding": 1, "confirms": False},
+    ],
+    ids=str,
+)
+async def test_nobody_starves_when_everything_is_published_at_once(
+    client: leveret.Client, options: dict[str, Any]
+) -> None:
+    dice = random.Random(5)
+    async with client.producer(**options) as producer:
+        tasks: list[asyncio.Task[Any]] = []
+        for number in range(300):
+            call: Any = dice.choice(
+                [
+                    producer.publish,
+                    producer.enqueue,
+                    lambda value, key: producer.publish_batch([value] * dice.randrange(7), key),
+                ]
+            )
+            tasks.append(asyncio.create_task(call(number, "q")))
+            if dice.random() < 0.1:
+                await asyncio.sleep(0)
+            if dice.random() < 0.1:
+                dice.choice(tasks).cancel()
+        async with asyncio.timeout(15):
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(each) for each in ended if isinstance(each, BaseException)} <= {asyncio.CancelledError}
+        await producer.flush()
+        assert not producer._waiting
+        assert producer.outstanding == 0
