@@ -492,6 +492,80 @@ async def test_the_producer_goes_on_when_a_call_is_cancelled_meanwhile(
         assert producer.outstanding == 0
 
 
+@pytest.mark.parametrize("turns", range(10))
+@pytest.mark.parametrize("broken", [False, True])
+async def test_everything_has_an_outcome_when_closing_is_cancelled(
+    client: leveret.Client, queue: str, broken: bool, turns: int
+) -> None:
+    producer = await client.producer(confirm_timeout=5).open()
+    tickets = [producer.publish_nowait(number, queue) for number in range(20)]
+    if broken:
+        await break_channel(producer)
+    waiting = asyncio.create_task(producer.publish("waits", queue))
+    closing = asyncio.create_task(producer.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    async with asyncio.timeout(5):
+        await producer.close()
+    assert all(ticket.done for ticket in tickets)
+    known = await outcomes(tickets)
+    assert set(known) <= {Outcome.CONFIRMED, Outcome.UNKNOWN}
+    assert await outcome(waiting) in (Outcome.NOT_SENT, Outcome.CONFIRMED, Outcome.UNKNOWN)
+    assert {number for number, each in enumerate(known) if each is Outcome.CONFIRMED} <= set(
+        await contents(client, queue)
+    )
+    async with asyncio.timeout(5):
+        while client.connection._channels:  # noqa: ASYNC110 - what was abandoned closes soon
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turns", range(10))
+async def test_a_producer_can_be_opened_again_when_opening_was_cancelled(
+    client: leveret.Client, queue: str, turns: int
+) -> None:
+    producer = client.producer()
+    opening = asyncio.create_task(producer.open())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening])
+    if opening.cancelled():
+        await producer.open()
+    assert await outcome(producer.publish(1, queue)) is Outcome.CONFIRMED
+    await producer.close()
+    async with asyncio.timeout(5):
+        while client.connection._channels:  # noqa: ASYNC110 - what was abandoned closes soon
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("how", ["publish", "publish_batch", "enqueue"])
+async def test_calls_end_at_their_deadline_when_no_channel_can_be_opened(how: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.answer(Channel.Open, Confirm.Select)
+        await peer.receive()
+        peer.send(Channel.Close(404, "NOT_FOUND - no exchange 'missing' in vhost '/'", 60, 40), 1)
+        while True:  # and never answers channel.open
+            await peer.receive()
+
+    async with FakeServer(script) as server, leveret.connect(server.url, close_timeout=0.2) as client:
+        producer = await client.producer(confirm_timeout=0.4, publish_timeout=0.2).open()
+        with pytest.raises(ExchangeNotFound):
+            await producer.publish(1, "key", exchange="missing")
+        async with asyncio.timeout(5):
+            if how == "publish_batch":
+                error: Any = (await producer.publish_batch([1], "key")).failures[0]
+            else:
+                with pytest.raises(PublishError) as late:
+                    await getattr(producer, how)(1, "key")
+                error = late.value
+        assert (error.outcome, error.stage) == (Outcome.NOT_SENT, "connection")
+        async with asyncio.timeout(5):
+            await producer.close()
+
+
 # ---------------------------------------------------------------------- the connection ends meanwhile
 
 
