@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from tests.support.brokers import Broker
+    from tests.support.rabbitmq import RabbitMQNode
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -264,6 +265,22 @@ async def test_what_is_returned_is_returned_when_the_channel_is_replaced_meanwhi
         with pytest.raises(MessageReturned):
             await tickets[0]
     assert set(await contents(client, queue)) == {"equal"}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("headers", [{"BCC": ["nowhere either"]}, {"z": 1, "BCC": ["nowhere either"], "a": 2}])
+async def test_what_is_returned_is_found_when_the_broker_changed_its_headers(
+    rabbitmq: RabbitMQNode, unique_name: Callable[[str], str], headers: dict[str, Any]
+) -> None:
+    # RabbitMQ takes BCC out (sender-selected distribution), and since 4.0 it sorts headers.
+    queue = unique_name("queue")
+    async with leveret.connect(rabbitmq.url) as client, client.producer(mandatory=True) as producer:
+        await client.declare(Topology().queue(queue))
+        tickets = [producer.publish_nowait("equal", key, headers=headers) for key in (queue, "nowhere", queue)]
+        assert await outcomes(tickets) == [Outcome.CONFIRMED, Outcome.RETURNED, Outcome.CONFIRMED]
+        with pytest.raises(MessageReturned, match="'nowhere'"):
+            await tickets[1]
+        assert await client.delete_queue(queue) == 2
 
 
 async def test_publishing_goes_on_without_confirms_when_the_channel_was_closed(
