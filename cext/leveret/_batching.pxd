@@ -69,6 +69,7 @@ cdef class ConfirmWindow:
 
     cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
                        Py_ssize_t size) except 0
+    cdef int make_room(self) except -1
     cdef int grow(self) except -1
     cdef int end(self, uint64_t tag, int outcome, reason=*) except -1
     cdef int end_through(self, uint64_t tag, int outcome, reason=*) except -1

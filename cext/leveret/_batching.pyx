@@ -247,6 +247,12 @@ cdef class ConfirmWindow:
                 Py_CLEAR(self.slots[i].body)
         free(self.slots)
 
+    # Afterwards there is a slot for the next tag. What is collected as garbage meanwhile may publish, too.
+    cdef inline int make_room(self) except -1:
+        while self.next_delivery_tag - self.first > <uint64_t>self.mask:
+            self.grow()
+        return 0
+
     cdef int grow(self) except -1:
         cdef Py_ssize_t mask = 2 * self.mask + 1
         cdef list tickets = [None] * (mask + 1)
@@ -266,10 +272,10 @@ cdef class ConfirmWindow:
 
     cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
                        Py_ssize_t size) except 0:
-        cdef uint64_t tag = self.next_delivery_tag
+        cdef uint64_t tag
         cdef Slot* slot
-        if tag - self.first > <uint64_t>self.mask:
-            self.grow()
+        self.make_room()
+        tag = self.next_delivery_tag
         slot = &self.slots[tag & self.mask]
         slot.state = OPEN
         slot.index = index
@@ -593,7 +599,10 @@ cdef class PublishBatch:
         if size > self.copied_size:
             return self.put_large(template, body, ticket, index)
         total = self.total(template, size)
-        # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers.
+        # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers. And
+        # between here and commit() nothing may run that appends to the block.
+        if self.window is not None:
+            self.window.make_room()
         p = self.out.reserve(total)
         if self.window is not None:
             tag = self.window.open(ticket, index, template, body, size)
@@ -761,6 +770,8 @@ cdef class PublishBatch:
         cdef list pieces
         cdef Py_ssize_t total
         cdef uint64_t tag
+        if window is None or not window.resending:
+            raise ValueError("there is nothing to send again: `renumber` comes before")
         while window.resend_at < window.next_delivery_tag:
             if limit <= 0:
                 return False
@@ -811,7 +822,7 @@ cdef class Publisher:
         cdef object body
         if not self.has_room(window, limit) or self._running_loop() is not self._loop:
             return None
-        if routing_key is self._last_key:
+        if routing_key is self._last_key and self._last_template is not None:  # None is the key of none
             template = self._last_template
         else:
             if type(routing_key) is not str:

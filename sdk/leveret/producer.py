@@ -20,6 +20,7 @@ from leveret.errors import (
     CodecError,
     ConfigurationError,
     ConfirmTimeout,
+    EncodeFailed,
     ExchangeAccessRefused,
     ExchangeNotFound,
     LeveretError,
@@ -736,11 +737,14 @@ class Producer(Publisher):
         self, routing_key: str, options: PublishOptions, form: Form, raw_properties: bytes | None = None
     ) -> PublishTemplate:
         self._check_open()
+        mandatory: object = options.get("mandatory", self.settings.mandatory)
+        if not isinstance(mandatory, bool):
+            raise EncodeFailed(f"mandatory is True or False, not {type(mandatory).__name__}")
         return PublishTemplate(
-            options.get("exchange", self.settings.exchange),
-            routing_key,
+            _text("exchange", options.get("exchange", self.settings.exchange)),
+            _text("routing_key", routing_key),
             self._properties(options, form) if raw_properties is None else raw_properties,
-            mandatory=options.get("mandatory", self.settings.mandatory),
+            mandatory=mandatory,
             frame_max=self._connection.negotiated.frame_max,
         )
 
@@ -1155,8 +1159,16 @@ def _named(reply_text: str, exchanges: Iterable[str]) -> list[str]:
 def _key(routing_key: str | Template, options: PublishOptions) -> Any:
     """What the packed frames of these are kept under; None when they are not kept."""
     if not options:
-        return routing_key
+        key: object = routing_key  # whatever its type says
+        return key if isinstance(key, str | Template) else None
     return repeats(*_joined(routing_key, options))
+
+
+def _text(name: str, value: object) -> str:
+    """A name as plain text; members of a StrEnum are text as well."""
+    if not isinstance(value, str):
+        raise EncodeFailed(f"{name} is text, not {type(value).__name__}")
+    return value if type(value) is str else str.__str__(value)
 
 
 def _joined(routing_key: str | Template, options: PublishOptions) -> tuple[str, PublishOptions]:

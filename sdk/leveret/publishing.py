@@ -33,7 +33,8 @@ class PublishOptions(TypedDict, total=False):
     mandatory: bool
     """Have the broker return the message when no queue takes it; the producer's by default."""
     confirm_timeout: float
-    """Seconds to wait for the confirm; the producer's by default. For `publish` alone, which waits for one message."""
+    """Seconds to wait for the confirm, at most the producer's, which are the default. For `publish` alone, which waits
+    for one message."""
     headers: Mapping[str, Any] | None
     """See `leveret.encode_table` for the values."""
     delivery_mode: int
@@ -257,7 +258,9 @@ def repeats(routing_key: str, options: PublishOptions) -> tuple[object, ...] | N
     Equal keys mean equal bytes: 1, 1.0 and True are equal and have other types on the wire, so types are part of it.
     """
     headers = options.get("headers")
-    if not _UNIQUE.isdisjoint(options) or not (headers is None or type(headers) is dict):
+    if type(routing_key) is not str or not _UNIQUE.isdisjoint(options):
+        return None
+    if not (headers is None or type(headers) is dict):
         return None
     values = tuple(value for name, value in options.items() if name != "headers")
     headed = tuple(headers.values()) if headers else ()

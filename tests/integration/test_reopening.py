@@ -11,11 +11,15 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pamqp import frame
+from pamqp.commands import Channel, Confirm
+from tests.support.peers import FakeServer, Peer
 
 import leveret
 from leveret import Outcome, Topology
 from leveret.errors import (
     BackpressureError,
+    ChannelClosed,
     EncodeFailed,
     ExchangeAccessRefused,
     ExchangeNotFound,
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from tests.support.brokers import Broker
+    from tests.support.rabbitmq import RabbitMQNode
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -262,6 +267,22 @@ async def test_what_is_returned_is_returned_when_the_channel_is_replaced_meanwhi
     assert set(await contents(client, queue)) == {"equal"}
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("headers", [{"BCC": ["nowhere either"]}, {"z": 1, "BCC": ["nowhere either"], "a": 2}])
+async def test_what_is_returned_is_found_when_the_broker_changed_its_headers(
+    rabbitmq: RabbitMQNode, unique_name: Callable[[str], str], headers: dict[str, Any]
+) -> None:
+    # RabbitMQ takes BCC out (sender-selected distribution), and since 4.0 it sorts headers.
+    queue = unique_name("queue")
+    async with leveret.connect(rabbitmq.url) as client, client.producer(mandatory=True) as producer:
+        await client.declare(Topology().queue(queue))
+        tickets = [producer.publish_nowait("equal", key, headers=headers) for key in (queue, "nowhere", queue)]
+        assert await outcomes(tickets) == [Outcome.CONFIRMED, Outcome.RETURNED, Outcome.CONFIRMED]
+        with pytest.raises(MessageReturned, match="'nowhere'"):
+            await tickets[1]
+        assert await client.delete_queue(queue) == 2
+
+
 async def test_publishing_goes_on_without_confirms_when_the_channel_was_closed(
     client: leveret.Client, queue: str
 ) -> None:
@@ -488,6 +509,80 @@ async def test_the_producer_goes_on_when_a_call_is_cancelled_meanwhile(
         assert producer.outstanding == 0
 
 
+@pytest.mark.parametrize("turns", range(10))
+@pytest.mark.parametrize("broken", [False, True])
+async def test_everything_has_an_outcome_when_closing_is_cancelled(
+    client: leveret.Client, queue: str, broken: bool, turns: int
+) -> None:
+    producer = await client.producer(confirm_timeout=5).open()
+    tickets = [producer.publish_nowait(number, queue) for number in range(20)]
+    if broken:
+        await break_channel(producer)
+    waiting = asyncio.create_task(producer.publish("waits", queue))
+    closing = asyncio.create_task(producer.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    async with asyncio.timeout(5):
+        await producer.close()
+    assert all(ticket.done for ticket in tickets)
+    known = await outcomes(tickets)
+    assert set(known) <= {Outcome.CONFIRMED, Outcome.UNKNOWN}
+    assert await outcome(waiting) in (Outcome.NOT_SENT, Outcome.CONFIRMED, Outcome.UNKNOWN)
+    assert {number for number, each in enumerate(known) if each is Outcome.CONFIRMED} <= set(
+        await contents(client, queue)
+    )
+    async with asyncio.timeout(5):
+        while client.connection._channels:  # noqa: ASYNC110 - what was abandoned closes soon
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turns", range(10))
+async def test_a_producer_can_be_opened_again_when_opening_was_cancelled(
+    client: leveret.Client, queue: str, turns: int
+) -> None:
+    producer = client.producer()
+    opening = asyncio.create_task(producer.open())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening])
+    if opening.cancelled():
+        await producer.open()
+    assert await outcome(producer.publish(1, queue)) is Outcome.CONFIRMED
+    await producer.close()
+    async with asyncio.timeout(5):
+        while client.connection._channels:  # noqa: ASYNC110 - what was abandoned closes soon
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("how", ["publish", "publish_batch", "enqueue"])
+async def test_calls_end_at_their_deadline_when_no_channel_can_be_opened(how: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.answer(Channel.Open, Confirm.Select)
+        await peer.receive()
+        peer.send(Channel.Close(404, "NOT_FOUND - no exchange 'missing' in vhost '/'", 60, 40), 1)
+        while True:  # and never answers channel.open
+            await peer.receive()
+
+    async with FakeServer(script) as server, leveret.connect(server.url, close_timeout=0.2) as client:
+        producer = await client.producer(confirm_timeout=0.4, publish_timeout=0.2).open()
+        with pytest.raises(ExchangeNotFound):
+            await producer.publish(1, "key", exchange="missing")
+        async with asyncio.timeout(5):
+            if how == "publish_batch":
+                error: Any = (await producer.publish_batch([1], "key")).failures[0]
+            else:
+                with pytest.raises(PublishError) as late:
+                    await getattr(producer, how)(1, "key")
+                error = late.value
+        assert (error.outcome, error.stage) == (Outcome.NOT_SENT, "connection")
+        async with asyncio.timeout(5):
+            await producer.close()
+
+
 # ---------------------------------------------------------------------- the connection ends meanwhile
 
 
@@ -592,3 +687,59 @@ async def test_what_was_confirmed_is_in_the_queue_when_2000_publishings_meet_ran
         assert ended is (Outcome.UNKNOWN if each in offenders else Outcome.CONFIRMED), each
     values_there = set(await contents(client, queue))
     assert {each for each, ended in known.items() if ended is Outcome.CONFIRMED} == values_there
+
+
+# ---------------------------------------------------------------------- a server that closes channels at once
+
+
+async def close_behind(peer: Peer, answers: bytes) -> None:
+    """Closes channel 1 in the same write as its last answer."""
+    _, method = await peer.receive()
+    assert isinstance(method, Confirm.Select)
+    peer.send_bytes(answers)
+    await peer.expect(Channel.CloseOk)
+
+
+CLOSE_AT_ONCE = frame.marshal(Confirm.SelectOk(), 1) + frame.marshal(Channel.Close(541, "INTERNAL_ERROR", 0, 0), 1)
+
+
+async def test_a_channel_that_is_closed_right_behind_its_opening_is_not_used() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.answer(Channel.Open)
+        await close_behind(peer, CLOSE_AT_ONCE)
+        await peer.answer(Channel.Open, Confirm.Select)  # the second try
+        await peer.linger()
+
+    async with FakeServer(script) as server, leveret.connect(server.url, close_timeout=0.2) as client:
+        producer = client.producer(confirm_timeout=0.2)
+        with pytest.raises(ChannelClosed, match="INTERNAL_ERROR"):
+            await producer.open()
+        await producer.open()
+        await producer.close()
+
+
+async def test_the_reason_is_told_when_the_next_channel_is_closed_right_behind_its_opening() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.answer(Channel.Open, Confirm.Select)
+        await peer.receive()
+        peer.send(Channel.Close(404, "NOT_FOUND - no exchange 'missing' in vhost '/'", 60, 40), 1)
+        while not isinstance((await peer.receive())[1], Channel.CloseOk):
+            pass
+        await peer.answer(Channel.Open)
+        await close_behind(peer, CLOSE_AT_ONCE)
+        await peer.linger()
+
+    async with FakeServer(script) as server, leveret.connect(server.url, close_timeout=0.2) as client:
+        producer = await client.producer(confirm_timeout=5).open()
+        offender = producer.publish_nowait(1, "key", exchange="missing")
+        innocent = producer.publish_nowait(1, "key")
+        with pytest.raises(ExchangeNotFound):
+            await offender
+        with pytest.raises(PublishError, match="INTERNAL_ERROR") as unknown:
+            async with asyncio.timeout(2):
+                await innocent
+        assert unknown.value.outcome is Outcome.UNKNOWN
+        assert await outcome(producer.publish(1, "key")) is Outcome.NOT_SENT
+        await producer.close()
