@@ -453,6 +453,23 @@ async def test_s15_a_chunk_has_1000_small_messages_or_100_large_ones(
     assert await other.purge(queue) == count
 
 
+async def test_s15_large_messages_are_not_read_faster_than_they_are_confirmed(
+    client: leveret.Client, other: leveret.Client, queue: str
+) -> None:
+    most = 0
+
+    def values() -> Iterator[bytes]:
+        nonlocal most
+        for _ in range(200):
+            most = max(most, producer._window.outstanding_bytes)
+            yield bytes(200_000)
+
+    async with client.producer(serializer="bytes", max_outstanding_bytes=1_000_000) as producer:
+        assert await producer.publish_batch(values(), queue)
+    assert most <= 1_000_000 + 1024 * 1024 + 200_000  # what is added last is a chunk
+    assert await other.purge(queue) == 200
+
+
 # ---------------------------------------------------------------------- the queue of what is not confirmed
 
 
