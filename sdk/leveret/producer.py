@@ -221,9 +221,6 @@ class Producer(Publisher):
         except BaseException:
             channel.abandon()
             raise
-        if channel.error is not None:
-            # Lost in the same read that brought the answer: it had nobody to tell yet.
-            raise again(channel.error)
         return channel
 
     def _use(self, channel: Channel) -> None:

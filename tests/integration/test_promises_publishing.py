@@ -337,6 +337,41 @@ async def test_s13_a_batch_tells_what_became_of_each_message(
     assert {message.routing_key for message in read} == {"order.created"}
 
 
+async def test_s13_a_batch_is_collected_in_a_block(
+    client: leveret.Client, other: leveret.Client, exchange: str, queue: str
+) -> None:
+    good = orders(3)
+    async with client.producer(exchange=exchange) as producer:
+        async with producer.batch("order.created", headers={"tenant": 7}) as batch:
+            assert [batch.add(order) for order in good] == [0, 1, 2]
+            assert batch.add("straight", queue, exchange="", priority=9, headers={"tenant": 8}) == 3
+            assert producer.next_delivery_tag == 1  # nothing leaves before the block ends
+        assert batch.result.confirmed == 4
+        with contextlib.suppress(ZeroDivisionError):
+            async with producer.batch("order.created") as undone:
+                undone.add("undone")
+                _ = 1 / 0
+    *first, last = await messages(other, queue)
+    assert [msgspec.convert(message.value, Order) for message in first] == good
+    assert [message.headers for message in first] == [{"tenant": 7}] * 3
+    assert (last.value, last.priority, last.headers, last.exchange) == ("straight", 9, {"tenant": 8}, "")
+
+
+async def test_s13_a_batch_takes_what_an_asynchronous_source_gives(
+    client: leveret.Client, other: leveret.Client, queue: str
+) -> None:
+    async def source() -> AsyncIterator[int]:
+        for number in range(2500):
+            if number % 700 == 0:
+                await asyncio.sleep(0)
+            yield number
+
+    async with client.producer() as producer:
+        result = await producer.publish_batch(source(), queue)
+    assert (result.count, result.confirmed) == (2500, 2500)
+    assert [message.value for message in await messages(other, queue)] == list(range(2500))
+
+
 async def test_s13_a_batch_to_an_exchange_that_does_not_exist_in_part(
     client: leveret.Client, other: leveret.Client, queue: str
 ) -> None:
@@ -416,6 +451,23 @@ async def test_s15_a_chunk_has_1000_small_messages_or_100_large_ones(
     )
     assert max(chunks) <= chunk
     assert await other.purge(queue) == count
+
+
+async def test_s15_large_messages_are_not_read_faster_than_they_are_confirmed(
+    client: leveret.Client, other: leveret.Client, queue: str
+) -> None:
+    most = 0
+
+    def values() -> Iterator[bytes]:
+        nonlocal most
+        for _ in range(200):
+            most = max(most, producer._window.outstanding_bytes)
+            yield bytes(200_000)
+
+    async with client.producer(serializer="bytes", max_outstanding_bytes=1_000_000) as producer:
+        assert await producer.publish_batch(values(), queue)
+    assert most <= 1_000_000 + 1024 * 1024 + 200_000  # what is added last is a chunk
+    assert await other.purge(queue) == 200
 
 
 # ---------------------------------------------------------------------- the queue of what is not confirmed

@@ -155,10 +155,10 @@ async def test_more_than_the_socket_takes_is_committed(broker: Broker, other: le
         client.producer(serializer="bytes") as producer,
         producer.transaction() as transaction,
     ):
-        for _ in range(100):
-            await transaction.publish(bytes(100_000), queue)
+        for number in range(100):
+            await transaction.publish(bytes([number]) * 100_000, queue)
             assert client.connection.transport.pending_bytes < 500_000
-    assert await other.purge(queue) == 100
+    assert await everything(other, queue) == [bytes([number]) * 100_000 for number in range(100)]
 
 
 async def test_nothing_is_sent_for_a_commit_when_the_block_was_empty() -> None:
@@ -578,6 +578,19 @@ async def test_no_transaction_begins_when_the_producer_is_not_open_or_closed(
     with pytest.raises(PublishError, match=state) as refused:
         await transact()
     assert refused.value.outcome is Outcome.NOT_SENT
+
+
+async def test_no_transaction_begins_when_all_channels_are_in_use(
+    broker: Broker, other: leveret.Client, queue: str
+) -> None:
+    async with leveret.connect(broker.url, channel_max=2) as client, client.producer() as producer:
+        async with producer.transaction() as transaction:
+            await transaction.publish("committed", queue)
+            with pytest.raises(ConfigurationError, match=r"all 2 channels .*channel_max"):
+                await producer.transaction().__aenter__()
+        async with producer.transaction() as another:
+            await another.publish("committed behind it", queue)
+    assert await everything(other, queue) == ["committed", "committed behind it"]
 
 
 async def test_no_transaction_begins_when_the_broker_refuses_it() -> None:
