@@ -162,6 +162,8 @@ class Producer(Publisher):
         # which it goes on, deadline, future; its result is false when the deadline came first).
         self._waiting = deque()
         self._calls = 0
+        # Those of them who wait for the broker's leave or the socket.
+        self._flows: set[asyncio.Timeout] = set()
         # Calls of `flush`: (the first delivery tag that it does not wait for, future).
         self._flushing: list[tuple[int, asyncio.Future[None]]] = []
         # (time, highest tag published by then), to give up on what is not confirmed in time.
@@ -255,6 +257,9 @@ class Producer(Publisher):
             self._connection.check_loop()
         self._closed = True
         self._stop()
+        for flow in self._flows:
+            if not flow.expired():
+                flow.reschedule(self._loop.time())
         reopening: asyncio.Task[None] | None = None
         try:
             if self._channel is not None:
@@ -875,13 +880,18 @@ class Producer(Publisher):
     async def _flowing(self, deadline: float) -> bool:
         """Waits until the broker and the socket take publishings; returns false when the deadline came first."""
         try:
-            async with asyncio.timeout_at(deadline):
-                if self._connection.blocked is not None:
-                    await self._connection.wait_unblocked()
-                else:
-                    await self._transport.drain()
+            async with asyncio.timeout_at(deadline) as flow:
+                self._flows.add(flow)
+                try:
+                    if self._connection.blocked is not None:
+                        await self._connection.wait_unblocked()
+                    else:
+                        await self._transport.drain()
+                finally:
+                    self._flows.discard(flow)
         except TimeoutError:
-            return False
+            # `close` does not let them wait for their deadlines.
+            return self._closed
         return True
 
     def _wake(self) -> None:
@@ -1082,11 +1092,19 @@ class Producer(Publisher):
             try:
                 connection = await self._connect.recovered()
                 channel = await self._open_channel(connection)
+            except OperationTimeout as error:
+                # A broker that blocks does not answer. Each attempt takes its time.
+                logger.warning("a producer tries again to open a channel: %s", error)
             except LeveretError as error:
                 if connection is None or connection.error is None:
                     self._give_up(error)
                     return
                 # It was lost again; the link takes its time.
+            except Exception as error:
+                # A defect of ours must not leave anybody waiting.
+                logger.exception("a producer could not open another channel")
+                self._give_up(ChannelClosed(f"no other channel could be opened: {type(error).__name__}"))
+                return
         self._use(channel)
         if self._confirms:
             self._hand_out(self._window.renumber())

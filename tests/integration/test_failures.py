@@ -645,3 +645,19 @@ async def test_nothing_hangs_when_a_task_group_fails_around_everything(broker: B
         async with client.consumer(queue) as fresh:
             async with asyncio.timeout(5):
                 (await anext(fresh)).ack()
+
+
+async def test_who_waits_for_a_blocking_broker_is_told_when_the_producer_is_closed(
+    blockable: Broker, client: leveret.Client, queue: str
+) -> None:
+    producer = await client.producer(confirm_timeout=0.3).open()
+    await blockable.block()
+    await publish_until_blocked(client, producer, queue)
+    waiting = [asyncio.create_task(producer.publish(number, queue)) for number in range(3)]
+    await asyncio.sleep(0)
+    await producer.close()
+    async with asyncio.timeout(AT_ONCE):
+        for error in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(error, PublishError)
+            assert (error.outcome, str(error)) == (Outcome.NOT_SENT, "not sent: the producer is closed")
+    await blockable.unblock()
