@@ -51,6 +51,8 @@ WINDOWS: Final = (100, 1000, 10_000, 100_000)
 SIZES: Final = (64, KIBIBYTE, 4 * KIBIBYTE, 16 * KIBIBYTE, 64 * KIBIBYTE, 256 * KIBIBYTE, MEBIBYTE)
 #: Messages of a batch where producers share a load: the settings' own `batch_size`.
 BATCH: Final = 1000
+#: Messages of a chunk where only the window differs: half of the smallest window.
+CHUNK: Final = min(WINDOWS) // 2
 #: An exchange to which no queue is bound: the broker confirms and drops, and its memory stays small.
 EXCHANGE: Final = "leveret.costs"
 #: Seconds for a confirm. The machine may be busy with something else.
@@ -63,7 +65,7 @@ class Point:
     """One thing that is measured.
 
     Attributes:
-        axis: `channels`, `window`, `size` or `copying`.
+        axis: `channels`, `window`, `tickets`, `size` or `copying`.
         value: Channels, unconfirmed publishings, or bytes.
         count: Messages of a run.
     """
@@ -77,8 +79,9 @@ class Point:
         """For tables and charts."""
         if self.axis in ("size", "copying"):
             return size_text(self.value) + (" copied and written" if self.axis == "copying" else "")
-        what = "unconfirmed" if self.axis == "window" else "channel" if self.value == 1 else "channels"
-        return f"{self.value:,} {what}"
+        if self.axis == "channels":
+            return f"{self.value:,} {'channel' if self.value == 1 else 'channels'}"
+        return f"window {self.value:,}" + (" full of tickets" if self.axis == "tickets" else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ def plan(axes: Sequence[str], scale: float) -> list[Point]:
         points += [Point("channels", n, round(max(1, 2 * scale) * max(CHANNELS)) * BATCH) for n in CHANNELS]
     if "window" in axes:
         points += [Point("window", n, round(scale * 4) * max(WINDOWS)) for n in WINDOWS]
+    if "tickets" in axes:
+        points += [Point("tickets", n, round(scale * 4) * max(WINDOWS)) for n in WINDOWS]
     if "size" in axes:
         for size in SIZES:
             count = max(10, round(scale * min(400_000, 256 * MEBIBYTE // size)))
@@ -159,6 +164,26 @@ async def share(url: str, point: Point, watch: Stopwatch) -> None:
             async with asyncio.TaskGroup() as group:
                 for producer in producers:
                     group.create_task(work(producer))
+
+
+async def slide_window(url: str, point: Point, watch: Stopwatch) -> None:
+    """Publishes one batch in small chunks, with a window that lets so many be unconfirmed."""
+    body = bytes(KIBIBYTE)
+    async with (
+        leveret.connect(url) as client,
+        client.producer(
+            exchange=EXCHANGE,
+            serializer="bytes",
+            batch_size=CHUNK,
+            max_outstanding=point.value,
+            max_outstanding_bytes=1024 * MEBIBYTE,
+            confirm_timeout=PATIENCE,
+        ) as producer,
+    ):
+        await producer.publish_batch(repeat(body, point.value), "costs")
+        with watch.running():
+            result = await producer.publish_batch(repeat(body, point.count), "costs")
+        result.raise_for_failures()
 
 
 async def fill_window(url: str, point: Point, watch: Stopwatch) -> None:
@@ -250,7 +275,12 @@ def measure(
     Returns:
         Microseconds per message, by point and round.
     """
-    ways = {"channels": share, "window": fill_window, "size": partial(publish, send_buffer=send_buffer)}
+    ways = {
+        "channels": share,
+        "window": slide_window,
+        "tickets": fill_window,
+        "size": partial(publish, send_buffer=send_buffer),
+    }
     found: dict[Point, list[float]] = {point: [] for point in points}
     with ExitStack() as stack:
         url = stack.enter_context(embedded()).url + "/%2F"
@@ -292,12 +322,16 @@ def summarize(found: Mapping[Point, Sequence[float]]) -> list[Row]:
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """What the figures say, in a sentence for each axis."""
     said = []
-    for axis, what in (("channels", "channels"), ("window", "unconfirmed publishings")):
+    for axis, what in AXES.items():
         ratios = {row.point.value: row.ratio for row in rows if row.point.axis == axis}
         if ratios:
-            spread = max(ratios.values()) / min(ratios.values()) - 1
-            values = sorted(ratios)
-            said.append(f"From {values[0]:,} to {values[-1]:,} {what} the cost is flat within {spread:.0%}.")
+            first, second, *_, last = sorted(ratios)
+            some = [ratio for value, ratio in ratios.items() if value != first]
+            spread, from_second = (max(these) / min(these) - 1 for these in (ratios.values(), some))
+            said.append(
+                f"From {first:,} to {last:,} {what} the cost is flat within {spread:.0%}, and from {second:,} on within "
+                f"{from_second:.0%}."
+            )
     ours = {row.point.value: row.cpu_us for row in rows if row.point.axis == "size"}
     copying = {row.point.value: row.cpu_us for row in rows if row.point.axis == "copying"}
     if ours:
@@ -318,6 +352,12 @@ def cells(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str]]:
         yield row.point.label, cpu_text(row.cpu_us), spread, f"{row.ratio:.2f} of {to}" if to else ""
 
 
+#: The axes on which the cost should be flat, and what grows there.
+AXES: Final = {
+    "channels": "channels",
+    "window": "unconfirmed publishings of a batch",
+    "tickets": "unconfirmed publishings with a ticket each",
+}
 HEADINGS: Final = ("confirmed messages", "CPU us/message", "lowest to highest", "ratio")
 
 
@@ -344,7 +384,8 @@ def panels(rows: Sequence[Row]) -> list[chart.Panel]:
     """For the chart: an axis in each panel, and copying beside the sizes."""
     headings = {
         "channels": f"channels that share the load: publish_batch, {BATCH:,} bodies of 1 KiB each",
-        "window": f"confirm window: publish_nowait until it is full, then flush; bodies of {SIZES[0]} B",
+        "window": f"confirm window: publish_batch in chunks of {CHUNK}, bodies of 1 KiB",
+        "tickets": f"the same full of tickets: publish_nowait until it is full, then flush; bodies of {SIZES[0]} B",
         "size": "body size: publish_batch, and beside it the same bytes copied and written to a socket",
     }
     found = []
@@ -372,7 +413,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = argparse.ArgumentParser(prog="make costs", description=__doc__)
     add = parser.add_argument
-    add("--axes", help="some of channels, window, size (default: all)")
+    add("--axes", help="some of channels, window, tickets, size (default: all)")
     add("--rounds", type=int, default=ROUNDS, help="counted rounds (default %(default)s)")
     add("--count-scale", type=float, default=1.0, help="factor of all message counts (default 1)")
     add(
@@ -386,7 +427,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--markdown", type=Path, metavar="FILE", help="fill the marked place of this file")
     add("--chart", type=Path, metavar="FILE.svg", help="draw CPU per message here")
     options = parser.parse_args(arguments)
-    options.axes = choose(options.axes, ("channels", "window", "size"), "axis")
+    options.axes = choose(options.axes, (*AXES, "size"), "axis")
     if options.rounds < 1:
         parser.error(f"--rounds is at least 1, not {options.rounds}")
     if not 0.25 <= options.count_scale <= 100:
