@@ -329,8 +329,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
             some = [ratio for value, ratio in ratios.items() if value != first]
             spread, from_second = (max(these) / min(these) - 1 for these in (ratios.values(), some))
             said.append(
-                f"From {first:,} to {last:,} {what} the cost is flat within {spread:.0%}, and from {second:,} on within "
-                f"{from_second:.0%}."
+                f"From {first:,} to {last:,} {what} the cost is flat within {spread:.0%}, and from {second:,} on "
+                f"within {from_second:.0%}."
             )
     ours = {row.point.value: row.cpu_us for row in rows if row.point.axis == "size"}
     copying = {row.point.value: row.cpu_us for row in rows if row.point.axis == "copying"}

@@ -118,6 +118,7 @@ cdef class Publisher:
     cdef public bint _confirms
     cdef public object _running_loop
 
+    cdef object encode(self, value)
     cdef Ticket offer(self, value, routing_key, Py_ssize_t limit)
     cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept
 

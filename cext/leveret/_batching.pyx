@@ -835,7 +835,7 @@ cdef class Publisher:
         if self._ready and PyBytes_CheckExact(value):
             body = value
         else:
-            body = self._encoded(value)
+            body = self.encode(value)
             if not self.has_room(window, limit):
                 return None  # the serializer did something else, too
         ticket = Ticket.__new__(Ticket, self)
@@ -849,6 +849,9 @@ cdef class Publisher:
                 and not self._batch.out.paused and not self._batch.out.blocked)
 
     def _encoded(self, value):
+        return self.encode(value)
+
+    cdef object encode(self, value):
         try:
             body = self._encode(value)
         except (KeyboardInterrupt, SystemExit):
@@ -888,7 +891,7 @@ cdef class Publisher:
             if not (self._ready and PyBytes_CheckExact(value)):
                 if type(value) is kind:
                     break
-                value = self._encoded(value)
+                value = self.encode(value)
                 if not self._alive:
                     break
             batch.put(template, <bytes>value, ticket, index + i - start)
