@@ -24,8 +24,11 @@ T = TypeVar("T")
 _EMBEDDED: Final = "embedded"
 #: Every broker takes such a body unless it is configured otherwise; RabbitMQ 4 refuses larger ones.
 _MAX_SIZE: Final = 16 * 1024 * 1024
-#: In the guide's order; `leveret.cli.bench.BENCHMARKS` has the same names.
-_BENCHMARKS: Final = ("basic-publish", "batch-publish", "basic-consume", "concurrent-consume", "serialization")
+#: In the guide's order, with one more; `leveret.cli.bench.BENCHMARKS` has the same names.
+_BENCHMARKS: Final = (
+    *("basic-publish", "batch-publish", "concurrent-publish"),
+    *("basic-consume", "concurrent-consume", "serialization"),
+)
 _BROKER: Final = click.option(
     "--broker",
     "where",
@@ -120,11 +123,12 @@ def bench(
     json_file: str | None,
     quiet: bool,
 ) -> None:
-    """Run the performance guide's benchmarks: all five, or those that are named.
+    """Run the performance guide's five benchmarks and concurrent-publish: all, or those that are named.
 
     \b
     basic-publish       one message at a time, each awaited with its confirm
     batch-publish       batches that are all started together
+    concurrent-publish  200 tasks, each awaiting the confirm of its message
     basic-consume       one consumer, each message acknowledged after its handler
     concurrent-consume  several consumers on one queue
     serialization       JSON to bytes and back, no broker
