@@ -428,6 +428,15 @@ def test_the_credentials_are_suspected_when_the_server_hangs_up_on_them() -> Non
     assert closed.error.reply_code == 403
 
 
+@pytest.mark.parametrize("capabilities", [{"authentication_failure_close": True}, {}, None, "all"])
+def test_the_credentials_are_not_suspected_when_the_server_would_have_refused_them(capabilities: object) -> None:
+    client = Client().advance(ConnectionPhase.START)
+    client.receive(Connection.Start(mechanisms="PLAIN", server_properties={"capabilities": capabilities}))
+    closed = client.state.lost(None)
+    aloud = isinstance(capabilities, dict) and capabilities != {}
+    assert type(closed.error) is (ConnectionLost if aloud else AuthenticationError)
+
+
 def test_a_lost_transport_is_no_error_when_closing() -> None:
     client = Client().advance(ConnectionPhase.CLOSING)
     assert client.state.lost(None) == Closed(None)

@@ -247,7 +247,7 @@ class ConnectionState:
         detail = f": {error}" if error else ""
         if phase is ConnectionPhase.CLOSING:
             return Closed(None)
-        if phase is ConnectionPhase.TUNE:
+        if phase is ConnectionPhase.TUNE and not self._refuses_aloud():
             # A server without authentication_failure_close hangs up instead of saying 403.
             return Closed(
                 AuthenticationError(
@@ -255,6 +255,11 @@ class ConnectionState:
                 )
             )
         return Closed(ConnectionLost(f"the connection was lost while {phase.value}{detail}"))
+
+    def _refuses_aloud(self) -> bool:
+        """Whether the server would say that it refuses the credentials (RabbitMQ: authentication_failure_close)."""
+        capabilities = self._server_properties.get("capabilities")
+        return isinstance(capabilities, dict) and capabilities.get("authentication_failure_close") is True
 
     # ------------------------------------------------------------------ what the server says
 
