@@ -162,7 +162,15 @@ class CompressorConformance(Conformance):
                     "memory: decompress piece by piece and stop, instead of decompressing all of it first",
                 )
 
-        in_child(check, "decompressing a bomb")
+        # The kernel counts resident memory in lumps, so one measurement may be a little too high. What decompresses a
+        # bomb as a whole is too high each time.
+        for left in reversed(range(3)):
+            try:
+                in_child(check, "decompressing a bomb")
+                break
+            except pytest.fail.Exception:
+                if not left:
+                    raise
 
     # ------------------------------------------------------------------ in the core
 
