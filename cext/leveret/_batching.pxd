@@ -26,7 +26,7 @@ cdef struct Slot:
 
 cdef class Receipt:
     cdef readonly uint64_t delivery_tag
-    cdef readonly object outcome
+    cdef uint8_t ended
 
 
 cdef class Ticket:

@@ -21,7 +21,6 @@ from leveret._framing cimport (
 
 from leveret._framing import decode_properties
 from leveret.errors import BodyTooLarge, EncodeFailed, LeveretError
-from leveret.message import Outcome
 
 cdef enum:
     FIRST_SLOTS = 256
@@ -143,18 +142,24 @@ cdef class Receipt:
         outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because nobody can know.
     """
 
-    def __cinit__(self, uint64_t delivery_tag, outcome=Outcome.CONFIRMED):
+    def __cinit__(self, uint64_t delivery_tag, uint8_t outcome=CONFIRMED):
         self.delivery_tag = delivery_tag
-        self.outcome = outcome
+        self.ended = outcome
+
+    @property
+    def outcome(self):
+        # Here, because it loads dataclasses, which `import leveret` does not need.
+        from leveret.message import Outcome
+
+        return Outcome(self.ended)
 
     def __eq__(self, other):
         if type(other) is not Receipt:
             return NotImplemented
-        return (self.delivery_tag == (<Receipt>other).delivery_tag
-                and self.outcome == (<Receipt>other).outcome)
+        return self.delivery_tag == (<Receipt>other).delivery_tag and self.ended == (<Receipt>other).ended
 
     def __hash__(self):
-        return hash((self.delivery_tag, self.outcome))
+        return hash((self.delivery_tag, self.ended))
 
     def __repr__(self):
         return f"Receipt(delivery_tag={self.delivery_tag}, outcome={self.outcome!r})"
@@ -803,7 +808,7 @@ cdef class PublishBatch:
 
 
 # Without confirms nobody knows more.
-NO_RECEIPT = Receipt(0, Outcome.UNKNOWN)
+NO_RECEIPT = Receipt(0, UNKNOWN)
 
 
 cdef class Publisher:

@@ -267,6 +267,21 @@ class Connection:
                 self._unblocked = self._loop.create_future()
             await asyncio.shield(self._unblocked)
 
+    def obstacle(self) -> tuple[str, str] | None:
+        """What keeps publishers from writing now: the `stage` of a `PublishError` and a text, or None."""
+        if self.blocked is not None:
+            return "blocked", f"the broker blocks publishers: {self.blocked}"
+        if self.transport.paused:
+            return "buffer", f"{self.transport.pending_bytes} bytes wait for the socket"
+        return None
+
+    async def wait_flowing(self) -> None:
+        """Waits for the end of what `obstacle` tells; another may come after it. The caller sets the deadline."""
+        if self.blocked is not None:
+            await self.wait_unblocked()
+        else:
+            await self.transport.drain()
+
     async def channel(self) -> Channel:
         """Opens a channel. When no number is free, it takes one over that a channel pool has open for nobody.
 

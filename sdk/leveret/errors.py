@@ -295,7 +295,8 @@ class ConfirmTimeout(PublishError, TimeoutError):
 class ExchangeNotFound(PublishError, NotFound):
     """The exchange does not exist (reply code 404).
 
-    The outcome is UNKNOWN, because what was published to it just before somebody deleted it may be in a queue.
+    The outcome is UNKNOWN, because what was published to it just before somebody deleted it may be in a queue. In a
+    transaction it is NOT_SENT: nothing was committed.
     """
 
 

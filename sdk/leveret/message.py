@@ -28,7 +28,7 @@ class Outcome(enum.IntEnum):
     NACKED = 3
     """The broker refused responsibility (basic.nack)."""
     NOT_SENT = 4
-    """No byte of it was written."""
+    """The broker does not have it: no byte of it was written, or it was in a transaction that was not committed."""
     UNKNOWN = 5
     """Written, but no confirm came in time or the connection was lost: the broker may or may not have it."""
 

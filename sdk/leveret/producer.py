@@ -21,8 +21,6 @@ from leveret.errors import (
     ConfigurationError,
     ConfirmTimeout,
     EncodeFailed,
-    ExchangeAccessRefused,
-    ExchangeNotFound,
     LeveretError,
     MessageNacked,
     MessageReturned,
@@ -36,7 +34,15 @@ from leveret.message import BatchResult, Outcome
 from leveret.monitoring import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
 from leveret.policies import PublishGuard
-from leveret.publishing import Publishing, PublishOptions, Template, pack_properties, repeats
+from leveret.publishing import (
+    Publishing,
+    PublishOptions,
+    Template,
+    exchange_error,
+    pack_properties,
+    refuse_confirm_timeout,
+    repeats,
+)
 from leveret.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -70,14 +76,8 @@ _CLOCK_STEPS: Final = 20
 _RESEND: Final = 100
 #: What a window that adapts begins with.
 _FIRST_WINDOW: Final = 200
-#: basic.publish, as channel.close names it (AMQP 0-9-1 section 1.8.3).
-_BASIC_PUBLISH: Final = (60, 40)
 #: What stands before the end of a reply text that RabbitMQ cut to 255 bytes may be a part of a character, escaped.
 _CUT: Final = len("..." + 3 * "\\udc80")
-_EXCHANGE_ERRORS: Final[dict[int, type[ExchangeNotFound | ExchangeAccessRefused]]] = {
-    403: ExchangeAccessRefused,
-    404: ExchangeNotFound,
-}
 
 
 class Link(Protocol):
@@ -362,7 +362,7 @@ class Producer(Publisher):
             EncodeFailed: The routing key or an option does not fit.
             PublishError: The producer is not open; the outcome is NOT_SENT.
         """
-        _no_confirm_timeout(options)
+        refuse_confirm_timeout(options)
         template = Template(routing_key, options)
         self._check(template, {})
         return template
@@ -379,7 +379,7 @@ class Producer(Publisher):
         self._connection.check_loop()
         limit = self._limit
         deadline = float("inf")
-        if self._waiting or self._window.outstanding >= limit or self._too_many_bytes() or not self._writable():
+        if self._waiting or self._full(limit):
             deadline = self._loop.time() + self.settings.publish_timeout
             await self._room(limit, -1, deadline)
         ticket = Ticket(self)
@@ -419,11 +419,11 @@ class Producer(Publisher):
         return self._publish_at_once(value, routing_key, options)
 
     def _publish_at_once(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
-        _no_confirm_timeout(options)
+        refuse_confirm_timeout(options)
         template, body = self._packed(value, routing_key, options)
         if _get_running_loop() is not self._loop:
             self._connection.check_loop()
-        if self._window.outstanding >= self._max_buffered or self._too_many_bytes() or not self._writable():
+        if self._full(self._max_buffered):
             stage, text = self._obstacle(self._max_buffered)
             if not stage:
                 raise self._not_sent(text)
@@ -473,7 +473,7 @@ class Producer(Publisher):
         self._check_open()
         self._connection.check_loop()
         limit = self._max_buffered
-        if self._waiting or self._window.outstanding >= limit or self._too_many_bytes() or not self._writable():
+        if self._waiting or self._full(limit):
             await self._room(limit, limit - 1, self._loop.time() + self.settings.publish_timeout)
         try:
             return self.publish_nowait(value, routing_key, **options)
@@ -528,7 +528,7 @@ class Producer(Publisher):
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
             Exception: What the iterable itself raised; what came before is in flight, and its failures are for `flush`.
         """
-        _no_confirm_timeout(options)
+        refuse_confirm_timeout(options)
         async with Source(values) as source:
             if self._guard is None:
                 return await self._publish_batch(source, routing_key, options)
@@ -804,13 +804,16 @@ class Producer(Publisher):
         """Encodes and appends a value that may have options of its own, or a body of one of several forms."""
         if type(value) is Publishing:
             key, common = _joined(routing_key, options)
-            _no_confirm_timeout(value.options)
+            refuse_confirm_timeout(value.options)
             routing_key, options, value = value.key or key, {**common, **value.options}, value.value
         template, body = self._packed(value, routing_key, options)
         self._put(template, body, ticket, index)
 
     def _writable(self) -> bool:
-        return self._alive and not self._transport.paused and self._connection.blocked is None
+        return self._alive and self._connection.obstacle() is None
+
+    def _full(self, limit: int) -> bool:
+        return self._window.outstanding >= limit or self._too_many_bytes() or not self._writable()
 
     def _too_many_bytes(self) -> bool:
         return self._window.outstanding_bytes >= self._max_bytes
@@ -823,10 +826,9 @@ class Producer(Publisher):
             return "", "the producer is closed"
         if not self._alive:
             return "connection", "the channel was lost, and another one is not open yet"
-        if self._connection.blocked is not None:
-            return "blocked", f"the broker blocks publishers: {self._connection.blocked}"
-        if self._transport.paused:
-            return "buffer", f"{self._transport.pending_bytes} bytes wait for the socket"
+        obstacle = self._connection.obstacle()
+        if obstacle is not None:
+            return obstacle
         window = self._window
         return (
             "buffer",
@@ -852,7 +854,7 @@ class Producer(Publisher):
             while in_time:
                 if self._error is not None or self._closed:
                     raise self._not_sent(self._obstacle(limit)[1])
-                if self._alive and (self._connection.blocked is not None or self._transport.paused):
+                if self._alive and self._connection.obstacle() is not None:
                     in_time = await self._flowing(deadline)
                 elif (
                     not self._alive
@@ -883,10 +885,7 @@ class Producer(Publisher):
             async with asyncio.timeout_at(deadline) as flow:
                 self._flows.add(flow)
                 try:
-                    if self._connection.blocked is not None:
-                        await self._connection.wait_unblocked()
-                    else:
-                        await self._transport.drain()
+                    await self._connection.wait_flowing()
                 finally:
                     self._flows.discard(flow)
         except TimeoutError:
@@ -1030,7 +1029,10 @@ class Producer(Publisher):
         finished = self._window.settle(run, told)
         if self._adaptive is not None:
             limited = bool(self._waiting)
-            self._limit = self._adaptive.update(self._loop.time(), self._window.confirmed, limited=limited)
+            limit = self._adaptive.update(self._loop.time(), self._window.confirmed, limited=limited)
+            if limit != self._limit:
+                logger.debug("the confirm window is %d now; confirms took %.3f s", limit, self._adaptive.latency)
+            self._limit = limit
         # Before those whose publishing has ended, because they may publish again.
         if self._waiting or self._flushing:
             self._wake()
@@ -1074,13 +1076,10 @@ class Producer(Publisher):
     def _blame(self, error: LeveretError) -> list[Ticket] | None:
         """Ends the publishings that the broker closed the channel for; all of them when it does not say which."""
         window = self._window
-        if isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == _BASIC_PUBLISH:
-            named = _named(error.reply_text, window.exchanges())
-            kind = _EXCHANGE_ERRORS.get(error.reply_code)
-            if named and kind is not None:
-                reason = kind(str(error), outcome=Outcome.UNKNOWN)
-                for name in ("reply_code", "reply_text", "class_id", "method_id"):
-                    setattr(reason, name, getattr(error, name))
+        reason = exchange_error(error, str(error), Outcome.UNKNOWN)
+        if reason is not None:
+            named = _named(reason.reply_text, window.exchanges())
+            if named:
                 return [ticket for name in named for ticket in window.give_up_exchange(name, reason) or ()]
         return window.expire(window.next_delivery_tag, error)
 
@@ -1199,10 +1198,3 @@ def _confirm_timeout(options: PublishOptions, default: float) -> float:
         shown = printable(repr(seconds), 64)
         raise ConfigurationError(f"confirm_timeout is {shown}; it must be 0.001 to 86400 s", option="confirm_timeout")
     return float(seconds)
-
-
-def _no_confirm_timeout(options: PublishOptions) -> None:
-    if "confirm_timeout" in options:
-        raise ConfigurationError(
-            "confirm_timeout is an option of `publish` alone; elsewhere the producer's holds", option="confirm_timeout"
-        )

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
 
 from leveret._framing import Properties
-from leveret.errors import ConfigurationError, EncodeFailed
+from leveret.errors import (
+    ChannelClosed,
+    ConfigurationError,
+    EncodeFailed,
+    ExchangeAccessRefused,
+    ExchangeNotFound,
+    LeveretError,
+)
 from leveret.message import PERSISTENT, TRANSIENT
 
 if TYPE_CHECKING:
@@ -14,8 +21,25 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from leveret._batching import Receipt, Ticket
+    from leveret.message import Outcome
 
-__all__ = ["PublishOptions", "Publishing", "Template", "pack_properties", "repeats"]
+__all__ = [
+    "PublishOptions",
+    "Publishing",
+    "Template",
+    "closed_by_publishing",
+    "exchange_error",
+    "pack_properties",
+    "refuse_confirm_timeout",
+    "repeats",
+]
+
+#: basic.publish, as channel.close names it (AMQP 0-9-1 section 1.8.3).
+_BASIC_PUBLISH: Final = (60, 40)
+_EXCHANGE_ERRORS: Final[dict[int, type[ExchangeNotFound | ExchangeAccessRefused]]] = {
+    403: ExchangeAccessRefused,
+    404: ExchangeNotFound,
+}
 
 #: Options that are no properties of the message.
 _NO_PROPERTIES: Final = frozenset({"exchange", "mandatory", "confirm_timeout"})
@@ -209,7 +233,7 @@ class Publishing:
         return self
 
     def confirm_timeout(self, seconds: float) -> Self:
-        """Sets how long `publish` waits for the confirm."""
+        """Sets how many seconds `publish` waits for the confirm, at most the producer's own."""
         self.options["confirm_timeout"] = seconds
         return self
 
@@ -269,6 +293,46 @@ def repeats(routing_key: str, options: PublishOptions) -> tuple[object, ...] | N
     if not _PLAIN.issuperset(kinds) or float in kinds[len(values) :]:
         return None
     return (routing_key, tuple(options), values, tuple(headers) if headers is not None else None, headed, kinds)
+
+
+def refuse_confirm_timeout(options: PublishOptions) -> None:
+    """Raises for the option of those who wait for one message, where nobody does.
+
+    Raises:
+        ConfigurationError: `confirm_timeout` is among the options.
+    """
+    if "confirm_timeout" in options:
+        raise ConfigurationError(
+            "confirm_timeout is an option of `publish` of a producer alone; elsewhere the producer's holds",
+            option="confirm_timeout",
+        )
+
+
+def closed_by_publishing(error: LeveretError) -> bool:
+    """Whether the broker closed the channel because of something that was published."""
+    return isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == _BASIC_PUBLISH
+
+
+def exchange_error(error: LeveretError, text: str, outcome: Outcome) -> ExchangeNotFound | ExchangeAccessRefused | None:
+    """The error of a publishing for which the broker closed the channel.
+
+    Args:
+        error: Why the channel is closed.
+        text: What the new error says.
+        outcome: How the publishing ended.
+
+    Returns:
+        The error with the broker's code and text, or None when the exchange was not the reason.
+    """
+    if not isinstance(error, ChannelClosed) or not closed_by_publishing(error):
+        return None
+    kind = _EXCHANGE_ERRORS.get(error.reply_code)
+    if kind is None:
+        return None
+    found = kind(text, outcome=outcome)
+    found.reply_code, found.reply_text = error.reply_code, error.reply_text
+    found.class_id, found.method_id = error.class_id, error.method_id
+    return found
 
 
 def _milliseconds(seconds: object) -> str:

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from leveret._batching import PublishBatch
-from leveret.errors import (
-    ChannelClosed,
-    ConfigurationError,
-    ConfirmTimeout,
-    ExchangeAccessRefused,
-    ExchangeNotFound,
-    LeveretError,
-    OperationTimeout,
-    PublishError,
-    again,
-)
+from leveret.errors import ConfigurationError, ConfirmTimeout, LeveretError, OperationTimeout, PublishError, again
 from leveret.message import Outcome
+from leveret.publishing import closed_by_publishing, exchange_error, refuse_confirm_timeout
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,13 +20,6 @@ if TYPE_CHECKING:
     from leveret.publishing import PublishOptions, Template
 
 __all__ = ["Transaction"]
-
-#: basic.publish, as channel.close names it (AMQP 0-9-1 section 1.8.3).
-_BASIC_PUBLISH: Final = (60, 40)
-_REFUSED: Final[dict[int, type[ExchangeNotFound | ExchangeAccessRefused]]] = {
-    403: ExchangeAccessRefused,
-    404: ExchangeNotFound,
-}
 
 
 class Transaction:
@@ -99,11 +83,7 @@ class Transaction:
             PublishError: With outcome NOT_SENT: it could not be written within `publish_timeout` seconds, and `stage`
                 says what it waited for; or the channel is lost, and the transaction with it; or its block has ended.
         """
-        if "confirm_timeout" in options:
-            raise ConfigurationError(
-                "confirm_timeout is an option of `publish` of a producer; a transaction is confirmed as a whole",
-                option="confirm_timeout",
-            )
+        refuse_confirm_timeout(options)
         self._check_open()
         template, body = self._producer._packed(value, routing_key, options)
         await self._room()
@@ -178,21 +158,14 @@ class Transaction:
         """Waits until the broker and the socket take publishings; raises when the channel is lost."""
         connection = self._channel.connection
         connection.check_loop()
-        transport = connection.transport
-        if connection.blocked is not None or transport.paused:
+        if connection.obstacle() is not None:
             seconds = self._producer.settings.publish_timeout
             stage = text = ""
             try:
                 async with asyncio.timeout(seconds):
-                    while self._error is None:
-                        if connection.blocked is not None:
-                            stage, text = "blocked", f"the broker blocks publishers: {connection.blocked}"
-                            await connection.wait_unblocked()
-                        elif transport.paused:
-                            stage, text = "buffer", f"{transport.pending_bytes} bytes wait for the socket"
-                            await transport.drain()
-                        else:
-                            break
+                    while self._error is None and (obstacle := connection.obstacle()) is not None:
+                        stage, text = obstacle
+                        await connection.wait_flowing()
             except TimeoutError:
                 raise PublishError(
                     f"not sent: {text}; waited publish_timeout of {seconds:g} s", outcome=Outcome.NOT_SENT, stage=stage
@@ -203,18 +176,14 @@ class Transaction:
     def _failure(self, error: LeveretError) -> PublishError:
         """What the loss of the channel means for the transaction."""
         # RabbitMQ looks for the exchange when it reads the publishing, and drops everything behind it.
-        refused = isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == _BASIC_PUBLISH
         failure: PublishError
-        if self._committing and not refused:
+        if self._committing and not closed_by_publishing(error):
             failure = PublishError(
                 f"the transaction may be committed, all or a part of it: {error}", outcome=Outcome.UNKNOWN
             )
         else:
-            kind = _REFUSED.get(error.reply_code) if isinstance(error, ChannelClosed) and refused else None
-            failure = (kind or PublishError)(f"nothing was committed: {error}", outcome=Outcome.NOT_SENT)
-            if kind is not None:
-                for name in ("reply_code", "reply_text", "class_id", "method_id"):
-                    setattr(failure, name, getattr(error, name))
+            text = f"nothing was committed: {error}"
+            failure = exchange_error(error, text, Outcome.NOT_SENT) or PublishError(text, outcome=Outcome.NOT_SENT)
         failure.__cause__ = error
         return failure
 

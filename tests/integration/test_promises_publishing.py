@@ -257,34 +257,12 @@ async def test_s12_200_publishes_are_in_flight_and_the_201st_waits() -> None:
         assert {task.result().delivery_tag for task in publishing} == set(range(1, 301))
 
 
-class LongLine(Proxy):
-    """A proxy far away: what the broker says comes a tenth of a second later, however much it is."""
-
-    async def _pump(
-        self,
-        source: asyncio.StreamReader,
-        sink: asyncio.StreamWriter,
-        other: asyncio.StreamWriter,
-        *,
-        replies: bool = False,
-    ) -> None:
-        delay = 0.1 if replies else 0.0
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(ConnectionError):
-            while data := await source.read(65_536):
-                loop.call_later(delay, sink.write, data)
-        # Behind what is still under way.
-        loop.call_later(delay, sink.close)
-        loop.call_later(delay, other.close)
-        await sink.wait_closed()
-
-
 @pytest.mark.parametrize("tasks", [1000, 10_000])
 async def test_s12_auto_grows_on_a_long_line_and_stays_within_its_bound(
     broker: Broker, other: leveret.Client, queue: str, tasks: int
 ) -> None:
     async with (
-        LongLine(broker.url) as proxy,
+        Proxy(broker.url, delay=0.1) as proxy,
         leveret.connect(proxy.url) as client,
         client.producer(max_outstanding="auto", max_buffered=1000, publish_timeout=25) as producer,
     ):

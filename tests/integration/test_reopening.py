@@ -14,6 +14,7 @@ import pytest
 from pamqp import frame
 from pamqp.commands import Channel, Confirm
 from tests.support.peers import FakeServer, Peer
+from tests.support.queues import taken
 
 import leveret
 from leveret import Outcome, Topology
@@ -54,19 +55,9 @@ async def outcomes(awaitables: Iterable[Awaitable[Any]]) -> list[Outcome]:
     return await asyncio.gather(*map(outcome, awaitables))
 
 
-async def contents(client: leveret.Client, queue: str) -> list[Any]:
-    """All values in the queue, in their order."""
-    values = []
-    async with client.consumer(queue) as consumer:
-        while message := await consumer.get():
-            values.append(message.value)
-            message.ack()
-    return values
-
-
 async def first_occurrences(client: leveret.Client, queue: str) -> list[Any]:
     """The values in the queue without those that came again."""
-    return list(dict.fromkeys(await contents(client, queue)))
+    return list(dict.fromkeys(await taken(client, queue)))
 
 
 def channels(producer: leveret.Producer) -> int:
@@ -189,7 +180,7 @@ async def test_publishing_works_when_the_exchange_appears_later(
             await producer.publish("too early", "key")
         await client.declare(Topology().exchange(exchange, "direct").bind(queue, exchange, "key"))
         assert (await producer.publish("in time", "key")).delivery_tag == 2
-    assert await contents(client, queue) == ["in time"]
+    assert await taken(client, queue) == ["in time"]
 
 
 @pytest.mark.parametrize("length", [1, 200, 255])
@@ -241,7 +232,7 @@ async def test_all_in_flight_is_unknown_when_the_broker_does_not_name_an_exchang
         known = await outcomes(tickets)
         assert set(known) <= {Outcome.UNKNOWN, Outcome.CONFIRMED}
         assert await outcome(producer.publish("after", queue)) is Outcome.CONFIRMED
-    values = await contents(client, queue)
+    values = await taken(client, queue)
     assert values[-1] == "after"
     assert {number for number, each in enumerate(known) if each is Outcome.CONFIRMED} <= set(values)
 
@@ -264,7 +255,7 @@ async def test_what_is_returned_is_returned_when_the_channel_is_replaced_meanwhi
         assert await outcomes(tickets) == expected
         with pytest.raises(MessageReturned):
             await tickets[0]
-    assert set(await contents(client, queue)) == {"equal"}
+    assert set(await taken(client, queue)) == {"equal"}
 
 
 @pytest.mark.integration
@@ -300,7 +291,7 @@ async def test_publishing_goes_on_without_confirms_when_the_channel_was_closed(
         async with asyncio.timeout(10):
             await asyncio.gather(*waiting)
         await producer.flush()
-    assert await contents(client, queue) == list(range(20))
+    assert await taken(client, queue) == list(range(20))
 
 
 async def test_those_who_wait_keep_their_order_when_the_channel_is_closed_again_and_again(
@@ -341,7 +332,7 @@ async def test_calls_wait_for_the_next_channel_and_nowait_says_why_not(client: l
         async with asyncio.timeout(10):
             await asyncio.gather(*calls)
         await producer.flush()
-    assert await contents(client, queue) == ["publish", "enqueue", "batch"]
+    assert await taken(client, queue) == ["publish", "enqueue", "batch"]
 
 
 async def test_flush_waits_for_what_is_sent_again(client: leveret.Client, queue: str) -> None:
@@ -530,9 +521,7 @@ async def test_everything_has_an_outcome_when_closing_is_cancelled(
     known = await outcomes(tickets)
     assert set(known) <= {Outcome.CONFIRMED, Outcome.UNKNOWN}
     assert await outcome(waiting) in (Outcome.NOT_SENT, Outcome.CONFIRMED, Outcome.UNKNOWN)
-    assert {number for number, each in enumerate(known) if each is Outcome.CONFIRMED} <= set(
-        await contents(client, queue)
-    )
+    assert {number for number, each in enumerate(known) if each is Outcome.CONFIRMED} <= set(await taken(client, queue))
     async with asyncio.timeout(5):
         # What was abandoned closes soon; the client's pool keeps its own.
         while set(client.connection._channels.values()) - client.channels._channels:  # noqa: ASYNC110
@@ -605,7 +594,7 @@ async def test_everything_has_an_outcome_when_the_connection_is_lost_while_the_c
         # It goes on with the next connection.
         assert await outcome(producer.publish("after", queue)) is Outcome.CONFIRMED
         await producer.close()
-    values = set(await contents(client, queue))
+    values = set(await taken(client, queue))
     assert {number for number, each in enumerate(known) if each is Outcome.CONFIRMED} <= values
     assert "after" in values
 
@@ -687,7 +676,7 @@ async def test_what_was_confirmed_is_in_the_queue_when_2000_publishings_meet_ran
     assert offenders
     for each, ended in known.items():
         assert ended is (Outcome.UNKNOWN if each in offenders else Outcome.CONFIRMED), each
-    values_there = set(await contents(client, queue))
+    values_there = set(await taken(client, queue))
     assert {each for each, ended in known.items() if ended is Outcome.CONFIRMED} == values_there
 
 

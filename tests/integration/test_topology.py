@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.queues import taken
 
 import leveret
 from leveret import Classic, Quorum, Topology
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 QUEUE_DECLARE, EXCHANGE_DECLARE, QUEUE_BIND = (50, 10), (40, 10), (50, 20)
-
-
-async def taken(client: leveret.Client, queue: str) -> list[Any]:
-    """Takes everything out of a queue."""
-    values = []
-    async with client.consumer(queue) as consumer:
-        while message := await consumer.get():
-            values.append(message.value)
-            message.ack()
-    return values
 
 
 # ---------------------------------------------------------------------- declare

@@ -11,6 +11,7 @@ from pamqp.commands import Channel, Confirm, Tx
 from tests.support.loops import every_loop
 from tests.support.peers import FakeServer, Peer
 from tests.support.proxy import Proxy
+from tests.support.queues import taken
 
 import leveret
 from leveret import Classic, Outcome, Topology
@@ -86,16 +87,6 @@ async def ready(client: leveret.Client, queue: str) -> int:
         await channel.close()
 
 
-async def everything(client: leveret.Client, queue: str) -> list[Any]:
-    """The values in a queue, which is empty then."""
-    values = []
-    async with client.consumer(queue) as consumer:
-        while (message := await consumer.get()) is not None:
-            values.append(message.value)
-            assert message.ack()
-    return values
-
-
 async def read(producer: leveret.Producer) -> None:
     """Returns when the broker has read what the transaction published.
 
@@ -118,7 +109,7 @@ async def test_messages_are_in_the_queue_in_order_when_the_block_has_ended(
             await transaction.publish({"id": number}, queue)
             assert transaction.count == number + 1
     assert transaction.count == 100
-    assert await everything(other, queue) == [{"id": number} for number in range(100)]
+    assert await taken(other, queue) == [{"id": number} for number in range(100)]
 
 
 async def test_nothing_is_visible_before_the_block_ends(
@@ -158,7 +149,7 @@ async def test_more_than_the_socket_takes_is_committed(broker: Broker, other: le
         for number in range(100):
             await transaction.publish(bytes([number]) * 100_000, queue)
             assert client.connection.transport.pending_bytes < 500_000
-    assert await everything(other, queue) == [bytes([number]) * 100_000 for number in range(100)]
+    assert await taken(other, queue) == [bytes([number]) * 100_000 for number in range(100)]
 
 
 async def test_nothing_is_sent_for_a_commit_when_the_block_was_empty() -> None:
@@ -193,7 +184,7 @@ async def test_nothing_is_in_the_queue_when_the_block_raises(
     assert await ready(other, queue) == 0
     # The producer is as it was.
     assert (await producer.publish("normal", queue)).delivery_tag == 1
-    assert await everything(other, queue) == ["normal"]
+    assert await taken(other, queue) == ["normal"]
 
 
 async def test_nothing_is_in_the_queue_when_the_block_is_cancelled(
@@ -215,7 +206,7 @@ async def test_nothing_is_in_the_queue_when_the_block_is_cancelled(
     assert await ready(other, queue) == 0
     async with producer.transaction() as transaction:
         await transaction.publish("another", queue)
-    assert await everything(other, queue) == ["another"]
+    assert await taken(other, queue) == ["another"]
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -234,7 +225,7 @@ async def test_all_or_nothing_is_in_the_queue_when_cancelled_at_any_moment(
     task.cancel()
     await asyncio.wait([task])
     await producer.publish("behind", queue)
-    values = await everything(other, queue)
+    values = await taken(other, queue)
     assert values in (["behind"], [*range(10), "behind"])
     await read(producer)  # by then the answer to channel.close has come
     assert len(producer._connection._channels) == channels
@@ -299,7 +290,7 @@ async def test_nothing_is_committed_when_the_connection_is_lost_before_the_commi
         # The next one has the next connection.
         async with producer.transaction() as transaction:
             await transaction.publish(2, queue)
-    assert await everything(other, queue) == [2]
+    assert await taken(other, queue) == [2]
 
 
 async def test_nothing_is_committed_when_the_client_is_closed_in_the_block(
@@ -342,7 +333,7 @@ async def test_the_others_are_committed_when_mandatory_messages_come_back(
     assert (error.outcome, error.reply_code, error.routing_key) == (Outcome.RETURNED, 312, "nowhere")
     assert [message.routing_key for message in transaction.returned_messages] == ["nowhere", "nowhere else"]
     assert [message.body for message in transaction.returned_messages] == [b'"lost"', b'"lost"']
-    assert await everything(other, queue) == ["first", "last"]
+    assert await taken(other, queue) == ["first", "last"]
 
 
 async def test_the_outcome_is_unknown_when_the_connection_is_lost_during_the_commit(
@@ -365,7 +356,7 @@ async def test_the_outcome_is_unknown_when_the_connection_is_lost_during_the_com
             await task
         assert lost.value.outcome is Outcome.UNKNOWN
         assert isinstance(lost.value.__cause__, ConnectionLost)
-    assert await everything(other, queue) == [1]
+    assert await taken(other, queue) == [1]
 
 
 async def test_the_outcome_is_unknown_when_the_commit_is_not_answered_in_time(
@@ -382,7 +373,7 @@ async def test_the_outcome_is_unknown_when_the_commit_is_not_answered_in_time(
         with pytest.raises(ConfirmTimeout, match=r"operation_timeout of 0\.3 s") as late:
             await transact()
         assert (late.value.outcome, late.value.stage) == (Outcome.UNKNOWN, "confirm")
-    assert await everything(other, queue) == [1]  # here it was
+    assert await taken(other, queue) == [1]  # here it was
 
 
 async def test_the_outcome_is_unknown_when_a_queue_refuses_a_message(
@@ -402,7 +393,7 @@ async def test_the_outcome_is_unknown_when_a_queue_refuses_a_message(
     assert refused.value.outcome is Outcome.UNKNOWN
     assert isinstance(refused.value.__cause__, PreconditionFailed)
     assert await ready(other, full) == 1
-    assert await everything(other, queue) == ["taken"]
+    assert await taken(other, queue) == ["taken"]
 
 
 async def test_it_waits_and_names_the_stage_when_the_broker_blocks(
@@ -424,7 +415,7 @@ async def test_it_waits_and_names_the_stage_when_the_broker_blocks(
     assert (at_the_end.value.outcome, at_the_end.value.stage) == (Outcome.NOT_SENT, "blocked")
     await broker.unblock()
     await hasty.close()
-    assert "before" not in await everything(other, queue)
+    assert "before" not in await taken(other, queue)
 
 
 async def test_it_goes_on_when_the_broker_does(
@@ -438,7 +429,7 @@ async def test_it_goes_on_when_the_broker_does(
         assert not publishing.done()
         await broker.unblock()
         await publishing
-    assert (await everything(other, queue))[-1] == "after"
+    assert (await taken(other, queue))[-1] == "after"
 
 
 # ---------------------------------------------------------------------- beside others
@@ -460,7 +451,7 @@ async def test_two_transactions_of_one_producer_do_not_see_each_other(
 
         with pytest.raises(ZeroDivisionError):
             await transact()
-    assert await everything(other, queue) == ["inner", "outer"]
+    assert await taken(other, queue) == ["inner", "outer"]
 
 
 async def test_publishings_beside_a_transaction_are_confirmed_at_once(
@@ -472,7 +463,7 @@ async def test_publishings_beside_a_transaction_are_confirmed_at_once(
         assert await ready(other, queue) == 1
     assert producer.next_delivery_tag == 2
     assert producer.counters()["published"] == 1
-    assert await everything(other, queue) == ["beside", "committed"]
+    assert await taken(other, queue) == ["beside", "committed"]
 
 
 async def test_the_transaction_goes_on_when_the_producer_loses_its_channel(
@@ -483,7 +474,7 @@ async def test_the_transaction_goes_on_when_the_producer_loses_its_channel(
         with pytest.raises(ExchangeNotFound):
             await producer.publish("nowhere", "key", exchange="missing")
         await transaction.publish("second", queue)
-    assert await everything(other, queue) == ["first", "second"]
+    assert await taken(other, queue) == ["first", "second"]
 
 
 async def test_a_producer_without_confirms_has_transactions(
@@ -491,7 +482,7 @@ async def test_a_producer_without_confirms_has_transactions(
 ) -> None:
     async with client.producer(confirms=False) as producer, producer.transaction() as transaction:
         await transaction.publish(1, queue)
-    assert await everything(other, queue) == [1]
+    assert await taken(other, queue) == [1]
 
 
 # ---------------------------------------------------------------------- wrong
@@ -521,7 +512,7 @@ async def test_nothing_is_written_when_a_value_or_an_option_does_not_fit(
         assert connection.sent_bytes == sent
         assert transaction.count == 1
         await transaction.publish(2, queue)
-    assert await everything(other, queue) == [1, 2]
+    assert await taken(other, queue) == [1, 2]
 
 
 async def test_nothing_can_be_published_when_the_block_has_not_begun_or_has_ended(
@@ -559,7 +550,7 @@ async def test_what_still_waits_is_not_sent_when_the_block_has_ended(
     with pytest.raises(PublishError) as refused:
         await late[0]
     assert refused.value.outcome is Outcome.NOT_SENT
-    assert "too late" not in await everything(other, queue)
+    assert "too late" not in await taken(other, queue)
 
 
 @pytest.mark.parametrize("state", ["not open", "closed"])
@@ -590,7 +581,7 @@ async def test_no_transaction_begins_when_all_channels_are_in_use(
                 await producer.transaction().__aenter__()
         async with producer.transaction() as another:
             await another.publish("committed behind it", queue)
-    assert await everything(other, queue) == ["committed", "committed behind it"]
+    assert await taken(other, queue) == ["committed", "committed behind it"]
 
 
 async def test_no_transaction_begins_when_the_broker_refuses_it() -> None:
@@ -638,4 +629,4 @@ async def test_another_event_loop_is_refused(producer: leveret.Producer, other: 
         with pytest.raises(WrongLoopError):
             await asyncio.to_thread(asyncio.run, transaction.publish(1, queue))
         await transaction.publish(2, queue)
-    assert await everything(other, queue) == [2]
+    assert await taken(other, queue) == [2]

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 class Proxy:
     """Listens on loopback and hands bytes on, both ways, until it is told otherwise.
 
+    Args:
+        broker_url: Where to.
+        delay: How many seconds later the client hears what the broker says, however much it is.
+
     Attributes:
         deaf: While true, what the broker says is swallowed: the client sends into a working connection and hears
             nothing, as behind a firewall that forgot it.
         connections: How many connections are open now.
     """
 
-    def __init__(self, broker_url: str) -> None:
+    def __init__(self, broker_url: str, *, delay: float = 0.0) -> None:
+        self._delay = delay
         self._target = urlsplit(broker_url)
         self._server: asyncio.Server
         self._pairs: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}
@@ -91,11 +96,18 @@ class Proxy:
         *,
         replies: bool = False,
     ) -> None:
+        delay = self._delay if replies else 0.0
+        loop = asyncio.get_running_loop()
         with contextlib.suppress(ConnectionError):
             while data := await source.read(65_536):
-                if not (replies and self.deaf):
+                if replies and self.deaf:
+                    continue
+                if delay:
+                    loop.call_later(delay, sink.write, data)
+                else:
                     sink.write(data)
                     await sink.drain()
-        # One side is gone: so is the other.
+        # One side is gone: so is the other, behind what is still under way.
+        await asyncio.sleep(delay)
         sink.close()
         other.close()

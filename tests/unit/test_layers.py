@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -153,3 +155,10 @@ def test_the_core_imports_no_plugin_distribution() -> None:
     distributions = {path.name.replace("-", "_") for path in ROOT.glob("plugins/*")}
     for path in PACKAGE.rglob("*.py"):
         assert not {edge.split(".")[0] for edge in imports_of_python(path.read_text())} & distributions, path
+
+
+def test_importing_leveret_loads_nothing_that_only_a_part_needs() -> None:
+    heavy = {"asyncio", "dataclasses", "inspect", "msgspec", "pluggy", "ssl", "uvloop", "leveret.message"}
+    program = f"import sys, leveret; print(sorted({heavy!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,18 @@
+"""What a second client finds in a queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import leveret
+
+
+async def taken(client: leveret.Client, queue: str) -> list[Any]:
+    """Takes everything out of a queue; the values in their order."""
+    values = []
+    async with client.consumer(queue) as consumer:
+        while (message := await consumer.get()) is not None:
+            values.append(message.value)
+            assert message.ack()
+    return values
