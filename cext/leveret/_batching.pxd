@@ -137,4 +137,10 @@ cdef class AckWindow:
 
     cdef int grow(self, uint64_t tag) except -1
     cpdef bint track(self, uint64_t delivery_tag) except -1
+    cpdef Py_ssize_t finish(self, uint64_t delivery_tag) noexcept
+    cdef bint finish_alone(self, uint64_t delivery_tag) noexcept
+    cdef Py_ssize_t write_ready(self, SendBuffer out, bint stragglers) except -1
     cdef void advance(self) noexcept
+
+
+cdef int put_settlement(SendBuffer out, uint16_t channel, uint16_t method_id, uint64_t tag, uint8_t bits) except -1

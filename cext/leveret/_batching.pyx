@@ -1068,7 +1068,7 @@ cdef class AckWindow:
         self.acked += 1
         return True
 
-    def finish(self, uint64_t delivery_tag):
+    cpdef Py_ssize_t finish(self, uint64_t delivery_tag) noexcept:
         """Marks a delivery as acknowledged unless it is settled already, which is not counted here.
 
         Returns:
@@ -1082,6 +1082,17 @@ cdef class AckWindow:
         self.ready += 1
         self.acked += 1
         return self.ready
+
+    # As finish, for an acknowledgement that its caller writes at once. Returns whether there is one to write.
+    cdef bint finish_alone(self, uint64_t delivery_tag) noexcept:
+        if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
+                or self.states[delivery_tag & self.mask] != UNSETTLED):
+            return False
+        self.states[delivery_tag & self.mask] = SETTLED
+        self.unsettled -= 1
+        self.acked += 1
+        self.advance()
+        return True
 
     def settle(self, uint64_t delivery_tag):
         """Marks a delivery as settled by a method of its own, such as basic.reject. Returns as `ack` does."""
@@ -1105,6 +1116,10 @@ cdef class AckWindow:
         Returns:
             How many basic.ack methods were written.
         """
+        return self.write_ready(out, stragglers)
+
+    # What flush does.
+    cdef Py_ssize_t write_ready(self, SendBuffer out, bint stragglers) except -1:
         cdef uint64_t tag = self.first
         cdef uint64_t last = 0
         cdef Py_ssize_t prefix = 0
@@ -1124,20 +1139,20 @@ cdef class AckWindow:
         if prefix:
             # The tag must be one that the broker still has, so not one of those that were refused.
             self.ready -= prefix
-            _put_settlement(out, self.channel, BASIC_ACK, last, 1 if prefix > 1 else 0)
+            put_settlement(out, self.channel, BASIC_ACK, last, 1 if prefix > 1 else 0)
             frames += 1
         while stragglers and self.ready and tag < self.next_delivery_tag:
             if self.states[tag & self.mask] == ACKED:
                 self.states[tag & self.mask] = SETTLED
                 self.ready -= 1
-                _put_settlement(out, self.channel, BASIC_ACK, tag, 0)
+                put_settlement(out, self.channel, BASIC_ACK, tag, 0)
                 frames += 1
             tag += 1
         return frames
 
 
 # basic.ack, basic.nack and basic.reject have one shape: tag and an octet of bits.
-cdef int _put_settlement(SendBuffer out, uint16_t channel, uint16_t method_id, uint64_t tag, uint8_t bits) except -1:
+cdef int put_settlement(SendBuffer out, uint16_t channel, uint16_t method_id, uint64_t tag, uint8_t bits) except -1:
     cdef uint8_t* p = out.reserve(21)
     p[0] = FRAME_METHOD
     lv_put16(p + 1, channel)
@@ -1161,7 +1176,7 @@ def append_settlement(SendBuffer out not None, uint16_t channel, uint16_t method
         delivery_tag: What is settled.
         bits: ack: 1 multiple; nack: 1 multiple, 2 requeue; reject: 1 requeue.
     """
-    _put_settlement(out, channel, method_id, delivery_tag, bits)
+    put_settlement(out, channel, method_id, delivery_tag, bits)
 
 
 def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_tag not None,

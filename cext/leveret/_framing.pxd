@@ -89,6 +89,7 @@ cdef class Message:
     cdef Properties decoded
     cdef object owner
     cdef object decoded_value
+    cdef readonly double received_at
 
     cdef object settle(self, str verb)
 

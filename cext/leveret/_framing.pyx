@@ -948,7 +948,13 @@ cdef class Message:
         method_id: The basic method it came with: 60 deliver, 71 get-ok, 50 return, 40 publish.
         mandatory: For basic.publish: the mandatory bit.
         immediate: For basic.publish: the immediate bit.
+        received_at: When a consumer took it from the socket, in seconds of the event loop's clock (`loop.time`).
     """
+
+    @property
+    def queue(self):
+        """The queue of the consumer that took it, or None."""
+        return None if self.owner is None else self.owner.queue
 
     @property
     def properties(self):
@@ -1025,9 +1031,10 @@ cdef class Message:
             self.decoded_value = self.owner.decode(self)
         return self.decoded_value
 
-    def _adopt(self, owner):
-        self.owner = owner
-        return self
+    @property
+    def is_settled(self):
+        """False while it can be settled: neither was it, nor is the channel gone that it came on."""
+        return self.owner is None or not self.owner.is_open(self)
 
     cdef object settle(self, str verb):
         if self.owner is None:
@@ -1113,12 +1120,6 @@ cdef class ContentRun:
             too large to be kept.
         messages: At least one `Message`.
     """
-
-    def adopt(self, owner):
-        """Makes `owner` the one that decodes and settles these messages."""
-        cdef Message message
-        for message in self.messages:
-            message.owner = owner
 
     def __repr__(self):
         return f"<ContentRun channel={self.channel} method={self.method_id} of {len(self.messages)}>"

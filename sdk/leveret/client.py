@@ -10,15 +10,13 @@ import random
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 from weakref import WeakSet
 
-from leveret.connection import Connection
+from leveret.connection import Connection, may_mend
 from leveret.consumer import Consumer
 from leveret.errors import (
-    AuthenticationError,
     ConfigurationError,
     ConnectionClosed,
     LeveretError,
     PublishError,
-    TLSVerificationError,
     again,
 )
 from leveret.message import Outcome
@@ -38,11 +36,12 @@ from leveret.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Hashable
     from types import TracebackType
     from typing import Unpack
 
     from leveret._batching import Receipt, Ticket
+    from leveret._framing import Message
     from leveret.channel import Channel
     from leveret.plugins.interfaces import Sample
     from leveret.publishing import PublishOptions
@@ -168,7 +167,7 @@ class _Link:
                 if self.closed:
                     raise
                 logger.warning("connection %r: attempt %d to recover it failed: %s", self.name, self._attempts, error)
-                if not _may_mend(error):
+                if not may_mend(error):
                     raise
 
     def _longest_delay(self) -> float:
@@ -203,16 +202,6 @@ class _Link:
         finally:
             if self.connection is not None:
                 await self.connection.close()
-
-
-def _may_mend(error: LeveretError) -> bool:
-    """Whether dialing again may succeed where it failed with this error."""
-    if isinstance(error, AuthenticationError):
-        # Without a text the server refused nothing: it was gone while it checked the credentials, as one that stops.
-        return error.reply_code == 403 and not error.reply_text
-    if isinstance(error, ConnectionClosed):
-        return error.reply_code != 530
-    return not isinstance(error, (TLSVerificationError, ConfigurationError))
 
 
 class _OwnProducer:
@@ -385,16 +374,34 @@ class _Workplace:
 
     @overload
     def consumer(
-        self, queue: str, model: type[T], settings: ConsumerSettings | None = None, **options: Any
+        self,
+        queue: str,
+        model: type[T],
+        settings: ConsumerSettings | None = None,
+        *,
+        ordered_by: str | Callable[[Message], Hashable] | None = None,
+        **options: Any,
     ) -> Consumer[T]: ...
 
     @overload
     def consumer(
-        self, queue: str, model: Any = None, settings: ConsumerSettings | None = None, **options: Any
+        self,
+        queue: str,
+        model: Any = None,
+        settings: ConsumerSettings | None = None,
+        *,
+        ordered_by: str | Callable[[Message], Hashable] | None = None,
+        **options: Any,
     ) -> Consumer[Any]: ...
 
     def consumer(
-        self, queue: str, model: Any = None, settings: ConsumerSettings | None = None, **options: Any
+        self,
+        queue: str,
+        model: Any = None,
+        settings: ConsumerSettings | None = None,
+        *,
+        ordered_by: str | Callable[[Message], Hashable] | None = None,
+        **options: Any,
     ) -> Consumer[Any]:
         """Makes a consumer.
 
@@ -402,6 +409,7 @@ class _Workplace:
             queue: The queue.
             model: What values should be, for example a `msgspec.Struct` or dataclass; None for plain values.
             settings: All options at once; those that `connect` was given by default.
+            ordered_by: As in `ConsumerSettings`, or a function of a message that returns its key.
             **options: Single options of `ConsumerSettings`, over those of `settings`.
 
         Returns:
@@ -410,8 +418,16 @@ class _Workplace:
         Raises:
             ConfigurationError: An option is unknown or out of range, or no serializer makes the model.
         """
-        settings = settings or self._defaults.consumer
-        consumer: Consumer[Any] = Consumer(self._consuming, queue, model, settings.replace(**options), self.registry)
+        if ordered_by is not None and not callable(ordered_by):
+            options["ordered_by"] = ordered_by
+        consumer: Consumer[Any] = Consumer(
+            self._consuming,
+            queue,
+            model,
+            (settings or self._defaults.consumer).replace(**options),
+            self.registry,
+            ordered_by=ordered_by if callable(ordered_by) else None,
+        )
         self._consumers.add(consumer)
         self._monitor.add(consumer, "consumer", queue, consumer.meter)
         return consumer

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from leveret._framing import ContentRun, FrameReader, MethodFrame, SettlementRun
 from leveret.channel import Channel
 from leveret.errors import (
+    AuthenticationError,
     ConfigurationError,
     ConnectFailed,
     ConnectionClosed,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     EventListener = Callable[[ConnectionEvent], None]
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Link", "may_mend"]
 
 logger = logging.getLogger("leveret.connection")
 
@@ -64,6 +65,28 @@ def _client_properties(name: str) -> dict[str, Any]:
         "connection_name": name,
         "capabilities": dict(_CAPABILITIES),
     }
+
+
+class Link(Protocol):
+    """Where a producer or consumer gets its connection."""
+
+    async def __call__(self) -> Connection:
+        """The open connection."""
+        ...
+
+    async def recovered(self) -> Connection:
+        """The open connection, or the next one when that is lost; raises when there will be none."""
+        ...
+
+
+def may_mend(error: LeveretError) -> bool:
+    """Whether trying again may succeed where it failed with this error."""
+    if isinstance(error, AuthenticationError):
+        # Without a text the server refused nothing: it was gone while it checked the credentials, as one that stops.
+        return error.reply_code == 403 and not error.reply_text
+    if isinstance(error, ConnectionClosed):
+        return error.reply_code != 530
+    return not isinstance(error, (TLSVerificationError, ConfigurationError))
 
 
 class Connection:

@@ -5,52 +5,69 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import random
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret._batching import AckWindow, append_settlement
+from leveret._consuming import Generation, Intake, Worker
 from leveret.codecs import BodyDecoder
+from leveret.connection import may_mend
 from leveret.errors import (
     ChannelClosed,
     CircuitOpen,
-    CodecError,
     ConfigurationError,
     ConsumerCancelled,
+    DeliveryTimeout,
     EncodeFailed,
     LeveretError,
+    ProcessingTimeout,
     again,
+    printable,
 )
 from leveret.monitoring import ConsumerMeter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
     from types import TracebackType
     from typing import Self
 
     from leveret._framing import ContentRun, Message
     from leveret.channel import Channel
-    from leveret.connection import Connection
+    from leveret.connection import Connection, Link
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
 
-__all__ = ["Consumer", "Settled"]
+    Handler = Callable[[Any, Message], Awaitable[bool | None] | bool | None]
+
+__all__ = ["Consumer", "ConsumerHealth", "Settled"]
 
 logger = logging.getLogger("leveret.consumer")
 
 T = TypeVar("T")
 
-_REJECT, _NACK = 90, 120
+_REJECT: Final = 90
+_NACK: Final = 120
 #: basic.reject's requeue bit, and basic.nack's (multiple is bit 0 there).
-_REJECT_REQUEUE, _NACK_REQUEUE = 1, 2
+_REJECT_REQUEUE: Final = 1
+_NACK_REQUEUE: Final = 2
 
 #: Acknowledgements wait until this share of the prefetch is ready. RabbitMQ's own tests found 5 to 10 % to be
 #: near the best rate; a larger share means fewer and longer reads and writes.
-_ACK_SHARE = 4
-#: A worker lets others run after this many messages without a pause.
-_TURN = 256
+_ACK_SHARE: Final = 4
 #: The longest time in seconds that a worker stands still after its handler raised CircuitOpen.
-_BREAKER_PAUSE = 1.0
+_BREAKER_PAUSE: Final = 1.0
+#: How finely processing_timeout is measured: a handler may run this fraction of it too long.
+_CLOCK_STEPS: Final = 10
+#: Seconds between two looks at whether all is done, while a consumer is drained.
+_DRAIN_STEP: Final = 0.005
+#: 0.001 s doubled this often is longer than any `recovery_max_delay`.
+_MAX_DOUBLINGS: Final = 40
+#: How RabbitMQ's text begins when a delivery was not acknowledged in time.
+_DELIVERY_TIMEOUT: Final = "delivery acknowledgement on channel"
 
 
 class Settled:
@@ -79,11 +96,34 @@ class Settled:
 _YES, _NO = Settled(True), Settled(False)
 
 
-class Consumer(Generic[T]):
+@dataclass(frozen=True, slots=True)
+class ConsumerHealth:
+    """What `Consumer.health` returns. It is true when nothing is wrong.
+
+    Attributes:
+        expected: Deliveries should come: it was subscribed, and neither stopped nor paused.
+        live: The broker has it among the queue's consumers, as far as this side knows.
+        delivery_age: Seconds since the last delivery came, or None when none has.
+        working: Messages that handlers are at work on.
+        waiting: Messages that wait here for a handler.
+    """
+
+    expected: bool
+    live: bool
+    delivery_age: float | None
+    working: int
+    waiting: int
+
+    def __bool__(self) -> bool:
+        return self.live or not self.expected
+
+
+class Consumer(Generic[T], Intake):
     """Takes messages from one queue, on a channel of its own. Made by `Client.consumer`.
 
     Use one of three ways: `run` with a handler, `async for`, or `get`. A message is acknowledged after its handler
-    returned, never before, so a crash redelivers what was not finished: handlers see messages at least once.
+    returned, never before unless `ack` says so, so a crash redelivers what was not finished: handlers see messages at
+    least once.
 
     Attributes:
         queue: The queue.
@@ -92,11 +132,13 @@ class Consumer(Generic[T]):
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[Connection]],
+        connect: Link,
         queue: str,
         model: type[T] | None,
         settings: ConsumerSettings,
         registry: PluginRegistry,
+        *,
+        ordered_by: Callable[[Message], Hashable] | None = None,
     ) -> None:
         self.queue = queue
         self.settings = settings
@@ -105,28 +147,66 @@ class Consumer(Generic[T]):
         #: Called by `Message.value`.
         self.decode: Callable[[Message], T] = self._decoder.decode
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
+        # Those that the broker knows, the newest last.
+        self._tags: list[str] = []
         self._channel: Channel | None = None
         self._connection: Connection
-        self._acks = AckWindow(0)
-        self._ack_at = max(1, settings.prefetch // _ACK_SHARE)
-        self._buffer: deque[Message] = deque()
-        self._idle: deque[asyncio.Future[None]] = deque()
-        self._consuming = False
-        self._stopping = False
+        self._no_ack = settings.ack == "none"
+        self._handoff = settings.ack == "handoff"
+        self._results_settle = settings.ack in ("coalesced", "each")
+        self._ack_each = settings.ack == "each"
+        # Delivery tags that were taken over and not acknowledged, because too many are unfinished.
+        self._withheld: deque[int] = deque()
+        self._cancelled_error = asyncio.CancelledError
+        self._ordered_by = ordered_by or _key_function(settings.ordered_by)
+        self._prefetch = 100 if settings.prefetch == "auto" else settings.prefetch
+        self._ack_at = max(1, self._prefetch // _ACK_SHARE)
+        self._subscribed = False
+        self._paused = False
         self._reading_paused = False
-        self._error: LeveretError | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._delivered_at: float | None = None
+        self._error: BaseException | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self._workers: dict[asyncio.Task[None], Worker] = {}
+        self._clock: asyncio.TimerHandle | None = None
+        # What each worker was at when the clock ticked, and how often that was so.
+        self._seen: dict[Worker, tuple[int, int]] = {}
+        self._threads: ThreadPoolExecutor | None = None
         self._loop = asyncio.get_running_loop()
+        # One at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
+        self._changing = asyncio.Lock()
         #: Read by `counters` and by the client's monitor.
-        self.meter = ConsumerMeter(self._acks)
+        self.meter = ConsumerMeter(AckWindow(0))
 
     def __repr__(self) -> str:
-        return f"<Consumer queue={self.queue!r} unsettled={self._acks.unsettled}>"
+        return f"<Consumer queue={self.queue!r} unsettled={self.meter.acks.unsettled}>"
+
+    # ------------------------------------------------------------------ what is known
 
     def counters(self) -> dict[str, int]:
         """Deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
         return self.meter.read()
+
+    @property
+    def prefetch(self) -> int:
+        """How many deliveries the broker sends ahead now; it moves when the setting is "auto"."""
+        return self._prefetch
+
+    def health(self) -> ConsumerHealth:
+        """Compares what should be with what is; costs nothing and asks nobody."""
+        channel = self._channel
+        return ConsumerHealth(
+            expected=self._subscribed and not (self._paused or self._stopping or self._over),
+            live=bool(self._tags) and channel is not None and channel.is_open,
+            delivery_age=None if self._delivered_at is None else self._loop.time() - self._delivered_at,
+            working=self._running,
+            waiting=self._unstarted,
+        )
+
+    @property
+    def _unstarted(self) -> int:
+        return len(self._buffer) + self._waiting_for_keys()
 
     # ------------------------------------------------------------------ life
 
@@ -135,21 +215,26 @@ class Consumer(Generic[T]):
         async with self._opening:
             self._check_error()
             if self._channel is None:
-                self._connection = await self._connect()
-                channel = await self._connection.channel()
-                try:
-                    self._check_error()
-                except LeveretError:
-                    # Closed meanwhile: nobody else would close the channel.
-                    channel.abandon()
-                    raise
-                self._acks = self.meter.acks = AckWindow(channel.number)
-                self._channel = channel
+                await self._open_channel(await self._connect())
+            assert self._channel is not None
             return self._channel
+
+    async def _open_channel(self, connection: Connection) -> None:
+        channel = await connection.channel()
+        try:
+            self._check_error()
+        except BaseException:
+            # Closed meanwhile: nobody else would close the channel.
+            channel.abandon()
+            raise
+        self._connection = connection
+        self._channel = channel
+        self._generation = Generation(self, channel.number, connection.transport.out)
+        self.meter.replace(self._generation)
 
     def _check_error(self) -> None:
         if self._error is not None:
-            raise again(self._error)
+            raise again(self._error) if isinstance(self._error, LeveretError) else self._error
 
     async def subscribe(self) -> None:
         """Starts the deliveries (basic.consume); `run` and `async for` do it by themselves.
@@ -160,26 +245,156 @@ class Consumer(Generic[T]):
             ChannelClosed: The queue cannot be consumed.
         """
         channel = await self._open()
+        async with self._changing:
+            if not self._subscribed:
+                await self._consume(channel)
+
+    async def _consume(self, channel: Channel) -> None:
+        """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
         settings = self.settings
-        if not self._consuming:
-            await channel.basic_qos(settings.prefetch)
-        if self._consuming:  # before, or by another task while this one waited
-            return
-        # From here on the request is on its way, whether or not its caller waits for the answer.
-        self._consuming = True
+        await channel.basic_qos(self._prefetch)
+        # Two names in turn: for a moment there are two consumers when the prefetch is changed.
+        tag = self._tag if self._tag not in self._tags else f"{self._tag}~"
         arguments = None if settings.priority is None else {"x-priority": settings.priority}
+        # From here on the request is on its way, whether or not its caller waits for the answer.
+        self._subscribed = True
+        self._tags.append(tag)
         try:
             await channel.basic_consume(
                 self.queue,
                 self,
-                consumer_tag=self._tag,
-                no_ack=not settings.ack,
+                consumer_tag=tag,
+                no_ack=self._no_ack,
                 exclusive=settings.exclusive,
                 arguments=arguments,
             )
-        except EncodeFailed:
-            self._consuming = False
+        except BaseException as error:
+            if isinstance(error, EncodeFailed):
+                self._subscribed = bool(len(self._tags) - 1)
+            if tag in self._tags and (isinstance(error, EncodeFailed) or not channel.is_open):
+                self._tags.remove(tag)
             raise
+
+    async def _cancel_tags(self, keep: int = 0) -> None:
+        """Sends basic.cancel; what is on its way comes before this returns."""
+        channel = self._channel
+        while len(self._tags) > keep and channel is not None and channel.is_open:
+            tag = self._tags[0]
+            await channel.basic_cancel(tag)
+            if tag in self._tags:
+                self._tags.remove(tag)
+
+    async def set_prefetch(self, prefetch: int) -> None:
+        """Changes how many deliveries the broker sends ahead, without a stop.
+
+        RabbitMQ applies a prefetch to consumers that begin after it (basic.qos), and quorum queues know no other kind.
+        So a new consumer takes the place of the old one on the same channel: first it begins, then the old one is
+        cancelled. What was delivered to that stays valid. For as long as that takes both may hold deliveries.
+
+        Args:
+            prefetch: 1 to 65535.
+
+        Raises:
+            ConfigurationError: The number is out of range, or the consumer is exclusive: two cannot be.
+            ChannelClosed: The queue cannot be consumed any more.
+        """
+        settings = self.settings.replace(prefetch=prefetch, consumer_tag="")
+        if settings.exclusive and self._tags:
+            raise ConfigurationError("the prefetch of an exclusive consumer cannot be changed", option="prefetch")
+        async with self._changing:
+            self._prefetch = prefetch
+            self._ack_at = max(1, prefetch // _ACK_SHARE)
+            channel = self._channel
+            if self._tags and channel is not None:
+                await self._consume(channel)
+                await self._cancel_tags(keep=1)
+        # What would have been enough of them before may be more than enough now.
+        self._flush_acks()
+
+    async def pause(self) -> None:
+        """Stops the deliveries (basic.cancel) until `resume`.
+
+        Handlers that are at work go on. Messages that wait here for one go back to the queue, where other consumers
+        find them. With `ack` "none" and "handoff" they cannot go back, and are handled.
+
+        Raises:
+            OperationTimeout: The broker did not answer.
+            ChannelClosed: The channel is closed.
+        """
+        self._check_error()
+        async with self._changing:
+            self._paused = True
+            await self._cancel_tags()
+            self._give_back_unstarted()
+
+    async def resume(self) -> None:
+        """Starts the deliveries again after `pause`.
+
+        Raises:
+            ChannelClosed: The queue cannot be consumed any more.
+        """
+        self._check_error()
+        async with self._changing:
+            self._paused = False
+            if self._subscribed and not self._tags and self._channel is not None:
+                await self._consume(self._channel)
+
+    async def cancel(self) -> None:
+        """Stops the deliveries (basic.cancel) for good; what was delivered is still handled, and then `run` returns.
+
+        Raises:
+            OperationTimeout: The broker did not answer.
+        """
+        async with self._changing:
+            await self._cancel_tags()
+        self._over = True
+        self._wake_all()
+
+    async def drain(self, timeout: float = 30.0) -> bool:
+        """Ends the consumer without losing or repeating work.
+
+        It stops the deliveries (basic.cancel), gives messages back that no handler has begun with, waits for the
+        handlers that are at work, and writes their acknowledgements. Then `run` returns. With `ack` "none" and
+        "handoff" the messages that wait here cannot go back, and are handled, too.
+
+        Args:
+            timeout: Seconds for all of it. Handlers that take longer are cancelled, and their messages go back.
+
+        Returns:
+            True when nothing was cut off.
+        """
+        complete = False
+        try:
+            async with asyncio.timeout(timeout):
+                if self._error is None:
+                    async with self._changing:
+                        self._paused = True
+                        await self._cancel_tags()
+                self._give_back_unstarted()
+                # Whatever the way in which messages are taken, they are done when all are settled. It looks again and
+                # again, because nothing that is done for each message should have to tell it.
+                while self._running or self._unstarted or (self._results_settle and self._is_unsettled()):  # noqa: ASYNC110
+                    await asyncio.sleep(_DRAIN_STEP)
+                complete = True
+        except (TimeoutError, LeveretError) as error:
+            logger.warning(
+                "draining the consumer of queue %r: %d messages were being handled after %g s: %s",
+                self.queue,
+                self._running,
+                timeout,
+                type(error).__name__,
+            )
+        finally:
+            self.stop()
+            if not complete:
+                for task in self._workers:
+                    task.cancel()
+            self._flush_acks(stragglers=True)
+        return complete
+
+    def _is_unsettled(self) -> bool:
+        generation = self._generation
+        return generation is not None and generation.alive and generation.acks.unsettled > 0
 
     def stop(self) -> None:
         """Ends `run` or `async for` after the messages that are being worked on; the others go back to the queue."""
@@ -192,14 +407,28 @@ class Consumer(Generic[T]):
         channel, self._channel = self._channel, None
         if self._error is None:
             self._error = ChannelClosed("the consumer is closed", reply_code=200)
-        if self._timer is not None:
-            self._timer.cancel()
-        if channel is not None:
-            if channel.is_open:
-                self._acks.flush(self._connection.transport.out, stragglers=True)
-            self._resume_reading()
-            await channel.close()
-        self._buffer.clear()
+        for timer in (self._timer, self._clock):
+            if timer is not None:
+                timer.cancel()
+        reopening, self._reopening = self._reopening, None
+        if reopening is not None:
+            reopening.cancel()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        try:
+            if reopening is not None:
+                await asyncio.wait({reopening})
+        finally:
+            if channel is not None:
+                generation = self._generation
+                if channel.is_open and generation is not None:
+                    generation.flush(stragglers=True)
+                self._resume_reading()
+                if generation is not None:
+                    generation.end()
+                await channel.close()
+            self._tags.clear()
+            self._take_unstarted()
 
     async def __aenter__(self) -> Self:
         await self._open()
@@ -212,8 +441,8 @@ class Consumer(Generic[T]):
 
     # ------------------------------------------------------------------ three ways to take messages
 
-    async def run(self, handler: Callable[[T, Message], Awaitable[bool | None]]) -> None:
-        """Calls a handler for each message until `stop` is called or this is cancelled.
+    async def run(self, handler: Callable[[T, Message], Awaitable[bool | None] | bool | None]) -> None:
+        """Calls a handler for each message until `stop`, `cancel` or `drain` is called or this is cancelled.
 
         `concurrency` workers share the messages; with one, messages are handled in the queue's order.
         The handler's result settles its message: None or True acknowledges it, False dead-letters it. When it raises,
@@ -222,45 +451,80 @@ class Consumer(Generic[T]):
         A body that cannot be decoded is dead-lettered without a call. A handler may settle the message itself.
 
         Args:
-            handler: `async def handler(value, message)`.
+            handler: `async def handler(value, message)`, or a plain function, which runs in a thread: there `message`
+                can be read, but not settled.
 
         Raises:
             ChannelClosed: The queue cannot be consumed (`NotFound`, `AccessRefused`), or the channel was closed.
+            DeliveryTimeout: The broker closed the channel, because a handler took too long for it.
             ConnectionClosed, TransportError: The connection was lost.
             ConsumerCancelled: The broker cancelled the consumer, for example because the queue was deleted.
-            ConfigurationError: The handler is not a coroutine function.
+            ConfigurationError: The handler cannot be called.
         """
-        candidate: object = handler  # the type promises a coroutine function; a caller without a type checker may not
-        if not (
-            inspect.iscoroutinefunction(candidate)
-            or (callable(candidate) and inspect.iscoroutinefunction(type(candidate).__call__))
-        ):
-            raise ConfigurationError(
-                f"the handler must be an `async def` function of (value, message), not {handler!r}", option="handler"
-            )
+        call = self._callable(handler)
         try:
             await self.subscribe()
+            if self.settings.processing_timeout is not None:
+                self._start_clock()
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.settings.concurrency):
-                    group.create_task(self._work(handler))
+                    group.create_task(self._work(call))
             if self._error is not None and not self._stopping:
-                raise again(self._error)
+                self._check_error()
         finally:
             await self.close()
+
+    async def _work(self, call: Callable[[Any, Message], Awaitable[object]]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        worker = self._workers[task] = Worker(self, call, task)
+        try:
+            await worker
+        finally:
+            del self._workers[task]
+            self._seen.pop(worker, None)
+
+    def _callable(self, handler: object) -> Callable[[Any, Message], Awaitable[object]]:
+        """The handler as a function that returns something to await."""
+        if not callable(handler):
+            raise ConfigurationError(
+                f"the handler must be a function of (value, message), not {printable(repr(handler), 80)}",
+                option="handler",
+            )
+        if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+            raise ConfigurationError("the handler must not be a generator", option="handler")
+        if (
+            inspect.iscoroutinefunction(handler)
+            or inspect.iscoroutinefunction(type(handler).__call__)
+            or hasattr(handler, "_is_coroutine")  # compiled by Cython
+        ):
+            return handler
+        loop = self._loop
+        threads = self._threads = ThreadPoolExecutor(
+            self.settings.concurrency, thread_name_prefix=f"leveret {self.queue}"[:64]
+        )
+        return lambda value, message: loop.run_in_executor(threads, handler, value, message)
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self
 
     async def __anext__(self) -> Message:
         """The next message; the caller settles it."""
-        if not self._consuming:
+        if self._ordered_by is not None:
+            raise ConfigurationError("ordered_by is of use with `run` only", option="ordered_by")
+        if not self._subscribed:
             await self.subscribe()
         while not self._stopping:
             if self._buffer:
-                if self._reading_paused and len(self._buffer) <= self.settings.prefetch:
-                    self._resume_reading()
-                return self._buffer.popleft()
+                message = self._buffer.popleft()
+                if self._pressed:
+                    self._taken()
+                if self._idle:
+                    self._wake(len(self._buffer))
+                return message
             self._check_error()
+            if self._over:
+                break
             try:
                 await self._wait()
             except BaseException:
@@ -276,75 +540,40 @@ class Consumer(Generic[T]):
             The message, for the caller to settle, or None when the queue is empty.
         """
         channel = await self._open()
-        no_ack = not self.settings.ack
-        message = await channel.basic_get(self.queue, no_ack=no_ack)
+        message = await channel.basic_get(self.queue, no_ack=self._no_ack)
         if message is not None:
+            generation = self._generation
+            assert generation is not None
             self.meter.delivered += 1
-            message._adopt(self)
-            if not no_ack:
-                self._acks.track(message.delivery_tag)
+            generation.adopt_one(message, self._loop.time())
+            if not self._no_ack:
+                generation.acks.track(message.delivery_tag)
         return message
 
-    # ------------------------------------------------------------------ workers
+    # ------------------------------------------------------------------ workers call these
 
-    async def _work(self, handler: Callable[[T, Message], Awaitable[bool | None]]) -> None:
-        buffer = self._buffer
-        decode = self.decode
-        acks = self._acks
-        no_ack = not self.settings.ack
-        turn = 0
-        while not self._stopping:
-            if self._reading_paused and len(buffer) <= self.settings.prefetch:
-                self._resume_reading()
-            if not buffer:
-                if self._error is not None:
-                    return
-                turn = 0
-                await self._wait()
-                continue
-            if turn >= _TURN:
-                turn = 0
-                await asyncio.sleep(0)
-                continue
-            turn += 1
-            message = buffer.popleft()
-            try:
-                value = decode(message)
-            except CodecError as error:
-                self._undecodable(message, error)
-                continue
-            try:
-                result: object = await handler(value, message)
-            except CircuitOpen as error:
-                # Not tried, so it is no failure. The pause keeps what comes back from going round and round.
-                if no_ack:
-                    self._handler_failed(message, error)  # it cannot come again
-                self._unless_settled(message, "release")
-                await asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) if error.retry_after > 0 else _BREAKER_PAUSE)
-                continue
-            except Exception as error:
-                self._handler_failed(message, error)
-                continue
-            except asyncio.CancelledError as error:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise
-                # The handler cancelled itself; its worker goes on.
-                self._handler_failed(message, error)
-                continue
-            if no_ack:
-                pass
-            elif result is None or result is True:
-                # 0 when the handler settled its message itself, which was counted then.
-                ready = acks.finish(message.delivery_tag)
-                if ready and (ready >= self._ack_at or self._timer is None):
-                    self._acknowledged()
-            elif result is False:
-                self.settle(message, "dead_letter")
-            else:
-                nonsense = TypeError(f"a handler returns None, True or False, not {type(result).__name__}")
-                self._handler_failed(message, nonsense)
+    def _wait(self) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._idle.append(future)
+        return future
 
-    def _undecodable(self, message: Message, error: CodecError) -> None:
+    def _taken(self) -> None:
+        """A message was taken from a buffer that was too full."""
+        if self._reading_paused and len(self._buffer) <= self._prefetch:
+            self._resume_reading()
+        if self._withheld:
+            self._acknowledge_handed_off()
+        self._pressed = self._reading_paused or bool(self._withheld)
+
+    def _refused(self, message: Message) -> None:
+        self._unless_settled(message, "dead_letter")
+
+    def _nonsense(self, message: Message, result: object) -> Coroutine[Any, Any, None] | None:
+        if inspect.iscoroutine(result):
+            result.close()
+        return self._failed(message, TypeError(f"a handler returns None, True or False, not {type(result).__name__}"))
+
+    def _undecodable(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
         self.meter.undecodable += 1
         if self.meter.undecodable in (1, 10, 100) or self.meter.undecodable % 1000 == 0:
             logger.warning(
@@ -354,22 +583,47 @@ class Consumer(Generic[T]):
                 error,
             )
         self._unless_settled(message, "dead_letter")
+        return None
 
-    def _handler_failed(self, message: Message, error: BaseException) -> None:
+    def _without_key(self, message: Message, error: BaseException) -> None:
+        """Its key could not be found, so it cannot be handled in order."""
+        self.meter.undecodable += 1
+        logger.warning(
+            "queue %r: ordered_by failed for %r, which was dead-lettered: %s",
+            self.queue,
+            message,
+            type(error).__name__,
+        )
+        self._unless_settled(message, "dead_letter")
+
+    def _failed(self, message: Message, error: BaseException | None) -> Coroutine[Any, Any, None] | None:
+        """What becomes of a message whose handler raised; None for the error is a handler that took too long."""
+        if isinstance(error, CircuitOpen):
+            return self._circuit_open(message, error)
+        if error is None:
+            error = ProcessingTimeout(
+                f"the handler took longer than processing_timeout of {self.settings.processing_timeout:g} s"
+            )
         self.meter.handler_errors += 1
         logger.warning(
             "queue %r: the handler failed for %r: %s", self.queue, message, type(error).__name__, exc_info=error
         )
         self._unless_settled(message, "dead_letter" if message.redelivered else "retry")
+        return None
+
+    async def _circuit_open(self, message: Message, error: CircuitOpen) -> None:
+        # Not tried, so it is no failure. The pause keeps what comes back from going round and round.
+        if self._no_ack or self._handoff:
+            # It cannot come again.
+            self.meter.handler_errors += 1
+            logger.warning("queue %r: the circuit was open for %r, which is lost", self.queue, message)
+        self._unless_settled(message, "release")
+        await asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) if error.retry_after > 0 else _BREAKER_PAUSE)
 
     def _unless_settled(self, message: Message, verb: str) -> None:
-        if self._acks.is_open(message.delivery_tag):
-            self.settle(message, verb)
-
-    def _wait(self) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._idle.append(future)
-        return future
+        # One that came on a channel before this one is the broker's again.
+        if not self._no_ack and not message.is_settled:
+            getattr(message, verb)()
 
     def _wake(self, count: int) -> None:
         idle = self._idle
@@ -386,49 +640,68 @@ class Consumer(Generic[T]):
             if not future.done():
                 future.set_result(None)
 
+    # ------------------------------------------------------------------ handlers that hang
+
+    def _start_clock(self) -> None:
+        limit = self.settings.processing_timeout
+        assert limit is not None
+        self._clock = self._loop.call_later(limit / _CLOCK_STEPS, self._tick)
+
+    def _tick(self) -> None:
+        """Looks at the workers from time to time, so that no message needs a timer of its own."""
+        for worker in self._workers.values():
+            if not worker.is_handling:
+                continue
+            sequence, times = self._seen.get(worker, (0, 0))
+            times = times + 1 if sequence == worker.sequence else 0
+            self._seen[worker] = (worker.sequence, times)
+            if times == _CLOCK_STEPS:
+                worker.time_out()
+        self._start_clock()
+
     # ------------------------------------------------------------------ settling
 
-    def settle(self, message: Message, verb: str) -> Settled:
+    def _settle(self, generation: Generation, message: Message, verb: str) -> Settled:
         """What the verbs of `Message` do; see there."""
-        channel = self._channel
-        acks = self._acks
-        if channel is None or not channel.is_open or not self.settings.ack:
+        if not generation.alive or self._no_ack:
             return _NO
         self._connection.check_loop()
         tag = message.delivery_tag
+        acks = generation.acks
         if verb == "ack":
-            return _YES if self._acknowledge(tag) else _NO
+            if not acks.ack(tag):
+                return _NO
+            if self._ack_each:
+                generation.flush(stragglers=True)
+            else:
+                self._acknowledged()
+            return _YES
         if not acks.settle(tag):
             return _NO
-        out = self._connection.transport.out
         if verb == "dead_letter":
-            append_settlement(out, channel.number, _REJECT, tag)
+            append_settlement(generation.out, generation.channel, _REJECT, tag)
             self.meter.dead_lettered += 1
         elif verb == "retry":
-            append_settlement(out, channel.number, _REJECT, tag, _REJECT_REQUEUE)
+            append_settlement(generation.out, generation.channel, _REJECT, tag, _REJECT_REQUEUE)
             self.meter.retried += 1
         else:
-            append_settlement(out, channel.number, _NACK, tag, _NACK_REQUEUE)
+            append_settlement(generation.out, generation.channel, _NACK, tag, _NACK_REQUEUE)
             self.meter.released += 1
         return _YES
 
-    def _acknowledge(self, delivery_tag: int) -> bool:
-        acks = self._acks
-        settled = acks.ack(delivery_tag)
-        self._acknowledged()
-        return settled
-
     def _acknowledged(self) -> None:
         """Writes acknowledgements when enough of them are ready, or sees to it that they are not forgotten."""
-        if self._acks.ready >= self._ack_at:
-            self._flush_acks()
-        if self._timer is None and self._acks.ready:
+        generation = self._generation
+        if generation is None:
+            return
+        if generation.acks.ready >= self._ack_at:
+            generation.flush()
+        if self._timer is None and generation.acks.ready:
             self._start_timer()
 
     def _flush_acks(self, *, stragglers: bool = False) -> None:
-        channel = self._channel
-        if channel is not None and channel.is_open:
-            self._acks.flush(self._connection.transport.out, stragglers=stragglers)
+        if self._generation is not None:
+            self._generation.flush(stragglers=stragglers)
 
     def _start_timer(self) -> None:
         self._timer = self._loop.call_later(self.settings.ack_delay, self._on_timer)
@@ -437,22 +710,48 @@ class Consumer(Generic[T]):
         self._timer = None
         self._flush_acks(stragglers=True)
 
+    def _give_back_unstarted(self) -> None:
+        """Gives messages back that no handler has begun with, and writes the acknowledgements that are ready."""
+        if not self._no_ack and not self._handoff:
+            for message in self._take_unstarted():
+                message.release()
+        self._flush_acks(stragglers=True)
+
+    def _acknowledge_handed_off(self) -> None:
+        """Acknowledges what was taken over, as far as `handoff_size` allows."""
+        generation = self._generation
+        assert generation is not None
+        room = self.settings.handoff_size - (self._unstarted + self._running - len(self._withheld))
+        while self._withheld and room > 0:
+            generation.acks.ack(self._withheld.popleft())
+            room -= 1
+        self._acknowledged()
+
     # ------------------------------------------------------------------ channel.ConsumerSink
 
     def delivered(self, run: ContentRun) -> None:
         """Takes the deliveries of one read."""
+        generation = self._generation
+        if generation is None:
+            return
         messages = run.messages
-        run.adopt(self)
-        if self.settings.ack:
-            self._acks.delivered(run)
+        self._delivered_at = now = self._loop.time()
+        generation.adopt(run, now)
+        if not self._no_ack:
+            generation.acks.delivered(run)
         self.meter.delivered += len(messages)
         buffer = self._buffer
         buffer.extend(messages)
         if self._idle:
-            self._wake(len(buffer))
-        if not self.settings.ack and len(buffer) > 10 * self.settings.prefetch and not self._reading_paused:
+            # One is enough, unless its handler has to wait: then it wakes the others.
+            self._wake(1)
+        if self._handoff:
+            self._withheld.extend(message.delivery_tag for message in messages)
+            self._acknowledge_handed_off()
+            self._pressed = bool(self._withheld)
+        elif self._no_ack and len(buffer) > 10 * self._prefetch and not self._reading_paused:
             # Without acknowledgements the broker knows no limit, so the socket has to be it.
-            self._reading_paused = True
+            self._reading_paused = self._pressed = True
             self._connection.transport.pause_reading()
 
     def _resume_reading(self) -> None:
@@ -462,7 +761,9 @@ class Consumer(Generic[T]):
 
     def cancelled(self, consumer_tag: str) -> None:
         """The broker cancelled the consumer."""
-        self._fail(
+        if consumer_tag in self._tags:
+            self._tags.remove(consumer_tag)
+        self._lost(
             ConsumerCancelled(
                 f"the broker cancelled the consumer of queue {self.queue!r} (was the queue deleted?)",
                 consumer_tag=consumer_tag,
@@ -472,10 +773,98 @@ class Consumer(Generic[T]):
 
     def channel_lost(self, error: LeveretError) -> None:
         """The channel is gone, and with it every unsettled delivery."""
-        self._buffer.clear()
-        self._fail(error)
+        if self._generation is not None:
+            self._generation.end()
+        self._tags.clear()
+        self._withheld.clear()
+        self._take_unstarted()
+        self._resume_reading()
+        if (
+            isinstance(error, ChannelClosed)
+            and error.reply_code == 406
+            and _DELIVERY_TIMEOUT in error.reply_text
+            and "timed out" in error.reply_text
+        ):
+            late = DeliveryTimeout(
+                f"a delivery from queue {self.queue!r} was not acknowledged in the broker's time: {error}",
+                reply_code=error.reply_code,
+                reply_text=error.reply_text,
+                class_id=error.class_id,
+                method_id=error.method_id,
+            )
+            late.__cause__ = error
+            error = late
+        self._lost(error)
 
-    def _fail(self, error: LeveretError) -> None:
+    # ------------------------------------------------------------------ when no more deliveries come
+
+    def _lost(self, error: LeveretError) -> None:
+        if self._error is not None or self._reopening is not None:
+            return
+        wanted = self.settings.resubscribe and self._subscribed and not self._stopping
+        possible = self._connection.settings.auto_recovery or isinstance(error, (ChannelClosed, ConsumerCancelled))
+        if wanted and possible and may_mend(error):
+            logger.warning("the consumer of queue %r begins again: %s", self.queue, error)
+            self._reopening = self._loop.create_task(self._reopen(), name=f"leveret: consume {self.queue} again")
+        else:
+            self._fail(error)
+
+    async def _reopen(self) -> None:
+        """Subscribes again, however often that takes."""
+        settings = self._connection.settings
+        attempts = 0
+        error: LeveretError | None = None
+        try:
+            while True:
+                doubled = settings.recovery_initial_delay * 2.0 ** min(attempts, _MAX_DOUBLINGS)
+                await asyncio.sleep(random.uniform(0, min(doubled, settings.recovery_max_delay)))  # noqa: S311
+                attempts += 1
+                try:
+                    async with self._changing:
+                        await self._subscribe_again()
+                except LeveretError as failure:
+                    error = failure
+                    logger.warning(
+                        "the consumer of queue %r: attempt %d to begin again failed: %s", self.queue, attempts, failure
+                    )
+                    if not may_mend(failure):
+                        return
+                else:
+                    if self._tags or self._paused:
+                        logger.info("the consumer of queue %r goes on", self.queue)
+                        error = None
+                        return
+        finally:
+            self._reopening = None
+            if error is not None:
+                self._fail(error)
+
+    async def _subscribe_again(self) -> None:
+        connection = await self._connect.recovered()
+        if self._channel is None or not self._channel.is_open:
+            await self._open_channel(connection)
+        if not self._paused and not self._tags:
+            assert self._channel is not None
+            await self._consume(self._channel)
+
+    def _fail(self, error: BaseException) -> None:
         if self._error is None:
             self._error = error
+        self._over = True
         self._wake_all()
+
+
+def _key_function(ordered_by: str | None) -> Callable[[Message], Hashable] | None:
+    """What `ConsumerSettings.ordered_by` says."""
+    if ordered_by is None:
+        return None
+    if ordered_by == "routing_key":
+        return lambda message: message.routing_key
+    header = ordered_by.partition(":")[2]
+
+    def key(message: Message) -> Hashable:
+        value = message.headers.get(header)
+        # Tables and arrays of AMQP have no hash.
+        return value if isinstance(value, (str, int, bytes, float, type(None))) else repr(value)
+
+    return key

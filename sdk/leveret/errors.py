@@ -251,6 +251,17 @@ class PreconditionFailed(ChannelClosed):
     actual = ""
 
 
+class DeliveryTimeout(PreconditionFailed):
+    """The broker closed the channel because a delivery was not acknowledged in its time, 30 minutes by default.
+
+    RabbitMQ: delivery acknowledgement timeout (`consumer_timeout`). What was delivered goes back to its queue.
+    """
+
+
+class ProcessingTimeout(LeveretError, TimeoutError):
+    """A handler took longer than its consumer's `processing_timeout` and was cancelled."""
+
+
 class PublishError(LeveretError):
     """A publishing did not end as confirmed.
 

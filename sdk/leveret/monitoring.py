@@ -124,10 +124,29 @@ class ProducerMeter:
         }
 
 
+class _Generation(Protocol):
+    """What a meter reads of a consumer's channel."""
+
+    @property
+    def acks(self) -> AckWindow: ...
+
+    @property
+    def stale(self) -> int: ...
+
+
 class ConsumerMeter:
     """What a consumer counts: for each read, each failure, or in its compiled part."""
 
-    __slots__ = ("acks", "dead_lettered", "delivered", "handler_errors", "released", "retried", "undecodable")
+    __slots__ = (
+        "_before",
+        "acks",
+        "dead_lettered",
+        "delivered",
+        "handler_errors",
+        "released",
+        "retried",
+        "undecodable",
+    )
 
     def __init__(self, acks: AckWindow) -> None:
         self.acks = acks
@@ -137,10 +156,22 @@ class ConsumerMeter:
         self.retried = 0
         self.released = 0
         self.dead_lettered = 0
+        # The channel now, and what was acknowledged and dropped on those before it: together, because another thread
+        # may read between two assignments.
+        self._before: tuple[_Generation | None, int, int] = (None, 0, 0)
+
+    def replace(self, generation: _Generation) -> None:
+        """Deliveries come on this channel from now on."""
+        now = self.read()
+        self.acks = generation.acks
+        self._before = (generation, now["acked"], now["stale_acks"])
 
     def read(self) -> dict[str, int]:
         """Deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
-        acks = self.acks
+        generation, acked, stale = self._before
+        if generation is not None:
+            acked += generation.acks.acked
+            stale += generation.acks.ignored + generation.stale
         return {
             "delivered": self.delivered,
             "undecodable": self.undecodable,
@@ -148,9 +179,9 @@ class ConsumerMeter:
             "retried": self.retried,
             "released": self.released,
             "dead_lettered": self.dead_lettered,
-            "acked": acks.acked,
-            "unsettled": acks.unsettled,
-            "stale_acks": acks.ignored,
+            "acked": acked,
+            "unsettled": 0 if generation is None else generation.acks.unsettled,
+            "stale_acks": stale,
         }
 
 

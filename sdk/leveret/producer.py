@@ -8,7 +8,7 @@ import time
 from asyncio import _get_running_loop
 from bisect import insort
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from leveret._batching import NO_RECEIPT, ConfirmWindow, PublishBatch, Publisher, PublishTemplate, Receipt, Ticket
 from leveret._framing import FieldValue
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from leveret._framing import ContentRun, Message, SettlementRun
     from leveret.channel import Channel
-    from leveret.connection import Connection
+    from leveret.connection import Connection, Link
     from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ProducerSettings
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     ConfirmListener = Callable[[int, bool], object]
     Forms = dict[Form, PublishTemplate | OriginalSize]
 
-__all__ = ["Link", "Producer"]
+__all__ = ["Producer"]
 
 logger = logging.getLogger("leveret.producer")
 
@@ -78,18 +78,6 @@ _RESEND: Final = 100
 _FIRST_WINDOW: Final = 200
 #: What stands before the end of a reply text that RabbitMQ cut to 255 bytes may be a part of a character, escaped.
 _CUT: Final = len("..." + 3 * "\\udc80")
-
-
-class Link(Protocol):
-    """Where a producer gets its connection."""
-
-    async def __call__(self) -> Connection:
-        """The open connection."""
-        ...
-
-    async def recovered(self) -> Connection:
-        """The open connection, or the next one when that is lost; raises when there will be none."""
-        ...
 
 
 class Producer(Publisher):

@@ -38,6 +38,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_ACK_MODES: Final = ("coalesced", "each", "manual", "handoff", "none")
 _MIB: Final = 1024 * 1024
 _PORTS: Final = {"amqp": 5672, "amqps": 5671, "amqp+unix": 0}
 #: What AMQP's strings cannot carry: NUL (AMQP 0-9-1 section 4.2.5.3, RFC 4616) and halves of characters.
@@ -634,10 +635,24 @@ class ConsumerSettings(_Section):
     """How to consume.
 
     Attributes:
-        prefetch: How many deliveries the broker sends ahead of their acknowledgements, 1 to 65535.
+        prefetch: How many deliveries the broker sends ahead of their acknowledgements, 1 to 65535. "auto" begins with
+            100 and moves with what the handlers need, between `prefetch_min` and `prefetch_max`.
+        prefetch_min: The least that "auto" uses, 1 to 65535. It is never less than `concurrency`.
+        prefetch_max: The most that "auto" uses, 1 to 65535.
         concurrency: How many handlers run at once, 1 to 10000.
-        ack: False consumes without acknowledgements (`no_ack`): what is lost on the way is lost.
+        ordered_by: What keeps messages in order when several handlers run: those with an equal "routing_key", or an
+            equal header, written "header:<name>", are handled one after the other. None keeps no order.
+        ack: When messages are acknowledged. "coalesced": after their handlers, many with one basic.ack. "each": after
+            their handlers, each with its own. "manual": by whoever calls `ack`. "handoff": when they are taken over,
+            before they are handled, so that a crash loses up to `handoff_size` of them. "none": the broker forgets
+            them as it sends them (`no_ack`), and what is lost on the way is lost.
         ack_delay: Seconds an acknowledgement may wait to be sent with others, 0 to 1.
+        handoff_size: With "handoff": how many messages may be acknowledged and not handled yet, 1 to 1000000.
+        processing_timeout: Seconds after which a handler is cancelled and has failed, 0.01 to 86400; it may run a tenth
+            longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and nobody waits for
+            it.
+        resubscribe: True goes on when the broker cancels the consumer or closes its channel, or when the connection is
+            lost and made again (`auto_recovery`); what was not acknowledged comes again. False ends with the error.
         exclusive: True refuses other consumers of the queue.
         consumer_tag: At most 255 bytes; empty has the broker choose one.
         priority: The consumer's priority (`x-priority`), a 32-bit number; None means the broker's default of 0.
@@ -655,10 +670,16 @@ class ConsumerSettings(_Section):
 
     _family = "CONSUMER_"
 
-    prefetch: int = _option(100, minimum=1, maximum=65_535, note=_WHY_NO_ZERO)
+    prefetch: int | Literal["auto"] = _option(100, minimum=1, maximum=65_535, note=_WHY_NO_ZERO, word="auto")
+    prefetch_min: int = _option(1, minimum=1, maximum=65_535)
+    prefetch_max: int = _option(1000, minimum=1, maximum=65_535)
     concurrency: int = _option(1, minimum=1, maximum=10_000)
-    ack: bool = _option(True)
+    ordered_by: str | None = _option(None, str, minimum=1, maximum=255)
+    ack: Literal["coalesced", "each", "manual", "handoff", "none"] = _option("coalesced", str, choices=_ACK_MODES)
     ack_delay: float = _seconds(0.005, 0, 1)
+    handoff_size: int = _option(5000, minimum=1, maximum=1_000_000)
+    processing_timeout: float | None = _option(None, float, unit="s", minimum=0.01, maximum=86_400)
+    resubscribe: bool = _option(False)
     exclusive: bool = _option(False)
     consumer_tag: str = _option("", maximum=255)
     priority: int | None = _option(None, int, minimum=-(2**31), maximum=2**31 - 1)
@@ -666,6 +687,21 @@ class ConsumerSettings(_Section):
     serializer: str | None = _option(None, str, minimum=1, maximum=255)
     max_decompressed_size: int = _size(64 * _MIB)
     max_decompression_ratio: float = _option(200.0, minimum=1, maximum=1_000_000)
+
+    def _check_together(self) -> None:
+        if self.prefetch_min > self.prefetch_max:
+            text = f"prefetch_min is {self.prefetch_min}; it must not be more than prefetch_max, {self.prefetch_max}"
+            raise _wrong("prefetch_min", text)
+        if self.ordered_by is not None and self.ordered_by != "routing_key":
+            kind, _, header = self.ordered_by.partition(":")
+            if kind != "header" or not header:
+                shown = repr(printable(self.ordered_by, 64))
+                raise _wrong("ordered_by", f"ordered_by is {shown}; it must be 'routing_key' or 'header:<name>'")
+        if self.prefetch == "auto" and self.exclusive:
+            # The consumer with the new prefetch has to be there before the old one goes, and two cannot be exclusive.
+            raise _wrong("prefetch", "prefetch cannot be 'auto' for an exclusive consumer: it cannot be changed")
+        if self.prefetch == "auto" and self.ack == "none":
+            raise _wrong("prefetch", "prefetch cannot be 'auto' without acknowledgements: the broker has no limit then")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,66 @@
+from libc.stdint cimport uint16_t, uint64_t
+
+from leveret._batching cimport AckWindow
+from leveret._buffers cimport SendBuffer
+from leveret._framing cimport Message
+
+
+cdef class Generation:
+    cdef readonly AckWindow acks
+    cdef readonly SendBuffer out
+    cdef readonly uint16_t channel
+    cdef readonly object consumer
+    cdef readonly bint alive
+    cdef readonly uint64_t stale
+    cdef readonly object decode
+
+
+cdef class Intake:
+    cdef public object _buffer
+    cdef public object _idle
+    cdef public Generation _generation
+    cdef public object _ordered_by
+    cdef public object _loop
+    cdef public object _timer
+    cdef public object _cancelled_error
+    cdef public Py_ssize_t _ack_at
+    cdef public bint _results_settle
+    cdef public bint _ack_each
+    cdef public bint _stopping
+    cdef public bint _over
+    # A full buffer: `_taken` wants to know when a message was taken from it.
+    cdef public bint _pressed
+    cdef readonly Py_ssize_t _running
+    cdef readonly uint64_t _handled
+    # By key: None while one of its messages is being worked on, or the list of those that wait for it.
+    cdef dict _active
+    # (message, key) whose turn has come.
+    cdef object _runnable
+
+    cdef Message take(self, Worker worker)
+    cdef int finish(self, Message message) except -1
+    cdef int release(self, object key) except -1
+    cdef int wake_more(self) except -1
+
+
+cdef class Worker:
+    cdef Intake intake
+    cdef object handler
+    cdef object current
+    cdef object key
+    cdef object task
+    cdef readonly Message message
+    cdef readonly uint64_t sequence
+    cdef bint timed_out
+    cdef bint late
+    cdef bint cancelled
+    cdef int kind
+    cdef int turn
+
+    cdef object step(self, object error)
+    cdef bint begin(self) except -1
+    cdef int done(self, object result) except -1
+    cdef int failed(self, object error) except -1
+    cdef int wait_for(self, object awaitable, int kind) except -1
+    cdef int end_message(self) except -1
+    cdef int note_cancellation(self, object error) except -1

@@ -1,0 +1,429 @@
+"""Deliveries, from the read that brought them to the acknowledgement that ends them, driven without a task for each.
+
+A consumer has a fixed number of workers. Each is one asyncio task that awaits a `Worker`, which runs the handler's
+coroutines one after the other: a handler that waits for nothing costs no turn of the event loop.
+"""
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
+from libc.stdint cimport uint16_t, uint64_t
+
+from leveret._batching cimport AckWindow, put_settlement
+from leveret._buffers cimport SendBuffer
+from leveret._framing cimport BASIC_ACK, ContentRun, Message
+
+from collections import deque
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+    PySendResult PyIter_Send(object iterator, object value, PyObject** result) except PYGEN_ERROR
+    bint PyCoro_CheckExact(object o)
+
+# What a worker waits for.
+cdef enum:
+    NOTHING = 0
+    IDLE = 1  # a message
+    HANDLER = 2  # the handler
+    FAILURE = 3  # what the consumer does about a message that its handler failed on
+
+cdef enum:
+    # A worker lets others run after this many messages without a pause.
+    TURN = 256
+
+# Not any message's key.
+cdef object NO_KEY = object()
+
+
+@cython.final
+cdef class Generation:
+    """The deliveries of one channel of a consumer.
+
+    A consumer that goes on with another channel has another generation. Its messages refer to theirs, so that an
+    acknowledgement that comes too late is told from a new one: delivery tags begin anew on each channel.
+
+    Args:
+        consumer: Decodes and settles the messages.
+        channel: The channel's number.
+        out: The connection's send buffer.
+
+    Attributes:
+        acks: The deliveries that are not settled.
+        alive: False when the channel is gone, and its deliveries with it.
+        stale: How many settlements came after that; they were dropped.
+        decode: The consumer's function that decodes a message.
+    """
+
+    def __cinit__(self, consumer, uint16_t channel, SendBuffer out not None):
+        self.consumer = consumer
+        self.decode = consumer.decode
+        self.channel = channel
+        self.out = out
+        self.acks = AckWindow(channel)
+        self.alive = True
+
+    @property
+    def queue(self):
+        """The queue."""
+        return self.consumer.queue
+
+    def end(self):
+        """The channel is gone."""
+        self.alive = False
+
+    def is_open(self, Message message not None):
+        """Whether one of its messages can be settled."""
+        return self.alive and self.acks.is_open(message.delivery_tag)
+
+    def settle(self, Message message not None, verb):
+        """What the verbs of `Message` do."""
+        if not self.alive:
+            self.stale += 1
+        return self.consumer._settle(self, message, verb)
+
+    def adopt_one(self, Message message not None, double received_at):
+        """As `adopt`, for a single message."""
+        message.owner = self
+        message.received_at = received_at
+        return message
+
+    def adopt(self, ContentRun run not None, double received_at):
+        """Makes these messages its own.
+
+        Args:
+            run: What one read brought.
+            received_at: When, in seconds of the event loop's clock.
+        """
+        cdef Message message
+        for message in run.messages:
+            message.owner = self
+            message.received_at = received_at
+
+    def flush(self, *, bint stragglers=False):
+        """Writes the acknowledgements that are ready; see `AckWindow.flush`."""
+        if self.alive:
+            self.acks.write_ready(self.out, stragglers)
+
+
+cdef class Intake:
+    """What a consumer does for each message: the buffer of what was delivered, and who works on it.
+
+    `Consumer` fills the attributes and has the rest: what happens once, for each read, or when something fails.
+    The attributes are its own.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self._buffer = deque()
+        self._runnable = deque()
+        self._idle = deque()
+        self._active = {}
+
+    # The next message that may be worked on, or None.
+    cdef Message take(self, Worker worker):
+        cdef Message message
+        cdef object key
+        if self._ordered_by is None:
+            return self._buffer.popleft() if self._buffer else None
+        if self._runnable:
+            message, worker.key = self._runnable.popleft()
+            return message
+        while self._buffer:
+            message = self._buffer.popleft()
+            try:
+                key = self._ordered_by(message)
+                if key not in self._active:
+                    self._active[key] = None
+                    worker.key = key
+                    return message
+                waiting = self._active[key]
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                self._without_key(message, error)
+                continue
+            if waiting is None:
+                self._active[key] = [message]
+            else:
+                waiting.append(message)
+        return None
+
+    # Another message of this key may be worked on.
+    cdef int release(self, object key) except -1:
+        cdef list waiting = self._active[key]
+        if waiting is None:
+            del self._active[key]
+            return 0
+        # Before anything in the buffer: it came before.
+        self._runnable.append((waiting.pop(0), key))
+        if not waiting:
+            self._active[key] = None
+        return 0
+
+    def _waiting_for_keys(self):
+        """How many deliveries wait for another one with their key."""
+        cdef Py_ssize_t count = len(self._runnable)
+        for waiting in self._active.values():
+            if waiting is not None:
+                count += len(waiting)
+        return count
+
+    def _take_unstarted(self):
+        """Takes the messages that no worker has begun with, in the order in which they came."""
+        cdef list messages = [message for message, _ in self._runnable]
+        for key, waiting in self._active.items():
+            if waiting is not None:
+                messages += waiting
+                self._active[key] = None
+        for _, key in self._runnable:
+            del self._active[key]
+        self._runnable.clear()
+        messages += self._buffer
+        self._buffer.clear()
+        messages.sort(key=_tag)
+        return messages
+
+    # Acknowledges a message whose handler has returned.
+    cdef int finish(self, Message message) except -1:
+        cdef Generation generation = <Generation>message.owner
+        cdef Py_ssize_t ready
+        if not generation.alive:
+            generation.stale += 1
+            return 0
+        if self._ack_each:
+            if generation.acks.finish_alone(message.delivery_tag):
+                put_settlement(generation.out, generation.channel, BASIC_ACK, message.delivery_tag, 0)
+            return 0
+        # 0 when the handler settled its message itself, which was counted then.
+        ready = generation.acks.finish(message.delivery_tag)
+        if ready >= self._ack_at:
+            generation.acks.write_ready(generation.out, False)
+            ready = generation.acks.ready
+        if ready and self._timer is None:
+            self._start_timer()
+        return 0
+
+    # Handlers take their time: the messages that are left are for others.
+    cdef int wake_more(self) except -1:
+        cdef Py_ssize_t count
+        if self._idle:
+            count = len(self._buffer) + len(self._runnable)
+            if count:
+                self._wake(count)
+        return 0
+
+
+def _tag(Message message):
+    return message.delivery_tag
+
+
+@cython.final
+cdef class Worker:
+    """Runs a handler for one message after the other until the consumer ends; to be awaited by a task of its own.
+
+    Args:
+        intake: Where messages come from.
+        handler: Returns a coroutine for a value and its message.
+        task: The task that awaits this, for `time_out`.
+
+    Attributes:
+        sequence: How many messages it has begun with.
+        message: The message that is being worked on, or None.
+    """
+
+    def __cinit__(self, Intake intake not None, handler, task):
+        self.intake = intake
+        self.handler = handler
+        self.task = task
+        self.key = NO_KEY
+
+    @property
+    def is_handling(self):
+        """Whether a handler is at work."""
+        return self.kind == HANDLER and self.message is not None
+
+    def time_out(self):
+        """Cancels the handler that is at work; the consumer is told that it failed, with None for the error."""
+        self.timed_out = True
+        self.task.cancel()
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.step(None)
+
+    def send(self, value):
+        """Goes on. What was waited for gives no value to a worker itself."""
+        return self.step(None)
+
+    def throw(self, kind, value=None, traceback=None):
+        """Raises this where the worker waits."""
+        if value is None:
+            value = kind() if isinstance(kind, type) else kind
+        return self.step(value)
+
+    def close(self):
+        """Ends what it waits for."""
+        current, self.current = self.current, None
+        if current is not None:
+            current.close()
+
+    # Goes on until there is something to wait for, and returns that. Raises StopIteration at the end.
+    cdef object step(self, object error):
+        cdef PyObject* raw
+        cdef object result
+        cdef bint waits
+        while True:
+            if self.current is None:
+                if error is not None:
+                    raise error
+                if self.turn >= TURN:
+                    self.turn = 0
+                    return None  # a turn of the event loop
+                if not self.begin():
+                    raise StopIteration
+                continue
+            try:
+                if error is None:
+                    raw = NULL
+                    waits = PyIter_Send(self.current, None, &raw) == PYGEN_NEXT
+                    result = <object>raw
+                    Py_XDECREF(raw)
+                else:
+                    thrown, error = error, None
+                    self.note_cancellation(thrown)
+                    try:
+                        result = self.current.throw(thrown)
+                        waits = True
+                    except StopIteration as stop:
+                        result = stop.value
+                        waits = False
+            except BaseException as raised:
+                self.current = None
+                self.failed(raised)
+                continue
+            if waits:
+                self.turn = 0
+                if self.kind != IDLE:
+                    self.intake.wake_more()
+                return result
+            self.current = None
+            self.done(result)
+
+    # Begins with the next message or waits for it; false when there will be none.
+    cdef bint begin(self) except -1:
+        cdef Intake intake = self.intake
+        cdef Message message
+        if intake._stopping:
+            return False
+        message = intake.take(self)
+        if message is None:
+            if intake._over:
+                return False
+            self.turn = 0
+            self.wait_for(intake._wait(), IDLE)
+            return True
+        if intake._pressed:
+            intake._taken()
+        self.turn += 1
+        self.sequence += 1
+        self.message = message
+        intake._running += 1
+        try:
+            value = (<Generation>message.owner).decode(message)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.wait_for(intake._undecodable(message, error), FAILURE)
+            return True
+        self.kind = HANDLER
+        try:
+            coroutine = self.handler(value, message)
+            self.current = coroutine if PyCoro_CheckExact(coroutine) else coroutine.__await__()
+        except BaseException as error:
+            self.failed(error)
+        return True
+
+    # Has the worker wait for something, or for nothing when that is None.
+    cdef int wait_for(self, object awaitable, int kind) except -1:
+        self.kind = kind
+        if awaitable is not None:
+            self.current = awaitable if PyCoro_CheckExact(awaitable) else awaitable.__await__()
+        elif kind == FAILURE:
+            self.end_message()
+        return 0
+
+    # What the worker waited for has come.
+    cdef int done(self, object result) except -1:
+        cdef Intake intake = self.intake
+        if self.kind == HANDLER:
+            intake._handled += 1
+            if not intake._results_settle:
+                pass
+            elif result is None or result is True:
+                intake.finish(self.message)
+            elif result is False:
+                intake._refused(self.message)
+            else:
+                self.wait_for(intake._nonsense(self.message, result), FAILURE)
+                return 0
+            self.end_message()
+        elif self.kind == FAILURE:
+            self.end_message()
+        self.kind = NOTHING
+        self.late = False
+        if self.cancelled:
+            # A handler that kept its cancellation to itself does not keep its consumer from ending.
+            raise intake._cancelled_error()
+        return 0
+
+    # What is thrown may be the end of the worker, or only that of its handler.
+    cdef int note_cancellation(self, object error) except -1:
+        if isinstance(error, self.intake._cancelled_error):
+            if self.timed_out:
+                self.timed_out = False
+                self.late = self.task.uncancel() == 0
+            self.cancelled = not self.late
+        return 0
+
+    # What the worker waited for raised this.
+    cdef int failed(self, object error) except -1:
+        cdef Intake intake = self.intake
+        cdef int kind = self.kind
+        cdef bint late = self.late
+        self.kind = NOTHING
+        self.late = False
+        if isinstance(error, intake._cancelled_error):
+            if self.cancelled or kind != HANDLER:
+                if kind == IDLE:
+                    # It may have been this one's turn, which passes to the next.
+                    intake.wake_more()
+                self.end_message()
+                raise error
+            if late:
+                error = None
+            # Otherwise the handler cancelled itself; its worker goes on.
+        elif not isinstance(error, Exception) or kind != HANDLER:
+            self.end_message()
+            raise error
+        intake._handled += 1
+        self.wait_for(intake._failed(self.message, error), FAILURE)
+        return 0
+
+    cdef int end_message(self) except -1:
+        cdef object key = self.key
+        if self.message is None:
+            return 0
+        self.message = None
+        self.intake._running -= 1
+        if key is not NO_KEY:
+            self.key = NO_KEY
+            self.intake.release(key)
+            if self.intake._idle and self.intake._runnable:
+                self.intake.wake_more()
+        return 0
