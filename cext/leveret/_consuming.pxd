@@ -13,10 +13,17 @@ cdef class Generation:
     cdef readonly bint alive
     cdef readonly uint64_t stale
     cdef readonly object decode
+    # What decodes bodies of messages with these packed properties, when nothing else has to be done.
+    cdef bytes plain_properties
+    cdef object plain_decode
+
+    cdef object value_of(self, Message message)
 
 
 cdef class Intake:
-    cdef public object _buffer
+    # What was delivered; those before the head were taken.
+    cdef list buffer
+    cdef Py_ssize_t head
     cdef public object _idle
     cdef public Generation _generation
     cdef public object _ordered_by
@@ -37,6 +44,7 @@ cdef class Intake:
     # (message, key) whose turn has come.
     cdef object _runnable
 
+    cdef Message pop(self)
     cdef Message take(self, Worker worker)
     cdef int finish(self, Message message) except -1
     cdef int release(self, object key) except -1

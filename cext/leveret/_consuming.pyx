@@ -4,8 +4,10 @@ A consumer has a fixed number of workers. Each is one asyncio task that awaits a
 coroutines one after the other: a handler that waits for nothing costs no turn of the event loop.
 """
 cimport cython
+from cpython.bytes cimport PyBytes_CheckExact
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SET_ITEM
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint16_t, uint64_t
 
 from leveret._batching cimport AckWindow, put_settlement
@@ -32,6 +34,8 @@ cdef enum:
 cdef enum:
     # A worker lets others run after this many messages without a pause.
     TURN = 256
+    # So many places of the buffer may be free before it moves.
+    COMPACT = 1024
 
 # Not any message's key.
 cdef object NO_KEY = object()
@@ -101,6 +105,21 @@ cdef class Generation:
             message.owner = self
             message.received_at = received_at
 
+    cdef object value_of(self, Message message):
+        if message.raw_properties is self.plain_properties and PyBytes_CheckExact(message.body):
+            if self.plain_decode is bytes:
+                return message.body
+            try:
+                return self.plain_decode(message.body)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
+                pass  # the long way has the words for it
+        value = self.decode(message)
+        self.plain_decode = self.consumer.plain_decoder(message)
+        self.plain_properties = None if self.plain_decode is None else message.raw_properties
+        return value
+
     def flush(self, *, bint stragglers=False):
         """Writes the acknowledgements that are ready; see `AckWindow.flush`."""
         if self.alive:
@@ -115,22 +134,57 @@ cdef class Intake:
     """
 
     def __cinit__(self, *args, **kwargs):
-        self._buffer = deque()
+        self.buffer = []
         self._runnable = deque()
         self._idle = deque()
         self._active = {}
+
+    # The next message of the buffer, or None.
+    cdef Message pop(self):
+        cdef Message message
+        cdef Py_ssize_t head = self.head
+        if head == PyList_GET_SIZE(self.buffer):
+            if head:
+                self.buffer.clear()
+                self.head = 0
+            return None
+        message = <Message>PyList_GET_ITEM(self.buffer, head)
+        # The list lets go of it here, and of its place when many are free.
+        Py_INCREF(None)
+        Py_DECREF(message)
+        PyList_SET_ITEM(self.buffer, head, None)
+        self.head = head + 1
+        if self.head >= COMPACT and 2 * self.head >= PyList_GET_SIZE(self.buffer):
+            del self.buffer[:self.head]
+            self.head = 0
+        return message
+
+    def _pop(self):
+        """Takes the next message of the buffer, or None."""
+        return self.pop()
+
+    def _append(self, list messages not None):
+        """Adds messages to the buffer."""
+        if self.head and self.head == PyList_GET_SIZE(self.buffer):
+            self.buffer.clear()
+            self.head = 0
+        self.buffer += messages
+
+    @property
+    def _buffered(self):
+        """How many messages are in the buffer."""
+        return PyList_GET_SIZE(self.buffer) - self.head
 
     # The next message that may be worked on, or None.
     cdef Message take(self, Worker worker):
         cdef Message message
         cdef object key
         if self._ordered_by is None:
-            return self._buffer.popleft() if self._buffer else None
+            return self.pop()
         if self._runnable:
             message, worker.key = self._runnable.popleft()
             return message
-        while self._buffer:
-            message = self._buffer.popleft()
+        while (message := self.pop()) is not None:
             try:
                 key = self._ordered_by(message)
                 if key not in self._active:
@@ -179,8 +233,9 @@ cdef class Intake:
         for _, key in self._runnable:
             del self._active[key]
         self._runnable.clear()
-        messages += self._buffer
-        self._buffer.clear()
+        messages += self.buffer[self.head:]
+        self.buffer.clear()
+        self.head = 0
         messages.sort(key=_tag)
         return messages
 
@@ -208,7 +263,7 @@ cdef class Intake:
     cdef int wake_more(self) except -1:
         cdef Py_ssize_t count
         if self._idle:
-            count = len(self._buffer) + len(self._runnable)
+            count = PyList_GET_SIZE(self.buffer) - self.head + len(self._runnable)
             if count:
                 self._wake(count)
         return 0
@@ -335,7 +390,7 @@ cdef class Worker:
         self.message = message
         intake._running += 1
         try:
-            value = (<Generation>message.owner).decode(message)
+            value = (<Generation>message.owner).value_of(message)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:

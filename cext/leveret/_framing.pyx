@@ -42,8 +42,8 @@ cdef enum:
     # A body is allocated as it arrives, never from its declared size alone.
     FIRST_BODY_BLOCK = 1048576
     STRING_CACHE = 256
-    # A basic.publish frame holds at most two short strings and 15 bytes around and between them.
-    MAX_PUBLISH = 544
+    # The longest basic.deliver or basic.publish: three names of 255 bytes, a tag, and what is around them.
+    MAX_METHOD = 800
 
 cdef object _UTC = datetime.timezone.utc
 cdef object _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
@@ -1258,11 +1258,14 @@ cdef class FrameReader:
     cdef int last_channel
     cdef list strings
     cdef bytes last_properties
-    # As a server: the whole frame of the last basic.publish, and the names in it.
-    cdef uint8_t[MAX_PUBLISH] publish
-    cdef Py_ssize_t publish_size
-    cdef str publish_exchange
-    cdef str publish_routing_key
+    # The whole frame of the last basic.deliver, or as a server basic.publish, and the names in it.
+    cdef uint8_t[MAX_METHOD] known
+    cdef Py_ssize_t known_size
+    cdef Py_ssize_t known_tag_at
+    cdef uint16_t known_method_id
+    cdef str known_consumer_tag
+    cdef str known_exchange
+    cdef str known_routing_key
     cdef ContentRun content_run
     cdef SettlementRun settlement_run
     cdef list events
@@ -1283,7 +1286,7 @@ cdef class FrameReader:
         self.last_channel = -1
         self.strings = [None] * STRING_CACHE
         self.last_properties = b"\x00\x00"
-        self.publish_size = 0
+        self.known_size = 0
         self.frame_max = frame_max
 
     @property
@@ -1361,7 +1364,7 @@ cdef class FrameReader:
                 return 0
             p = buf.data + buf.start
             kind = p[0]
-            if kind == FRAME_METHOD and self.publish_size and self._same_publish(p, left):
+            if kind == FRAME_METHOD and self.known_size and self._known_content(p, left):
                 continue
             if kind != FRAME_METHOD and kind != FRAME_HEADER and kind != FRAME_BODY and kind != FRAME_HEARTBEAT:
                 self._refuse_first_octet(p, left)
@@ -1393,19 +1396,29 @@ cdef class FrameReader:
             elif channel != 0 or size != 0:
                 raise FrameError(f"a heartbeat of {size} bytes on channel {channel}")
 
-    # The usual publishing: its method frame is that of the one before, and its body is one frame that is here.
-    # Returns false, having done nothing, for every other; whatever is wrong is found on the long way.
-    cdef bint _same_publish(self, const uint8_t* p, Py_ssize_t left) except -1:
+    # The usual delivery or publishing: its method frame is that of the one before, but for the delivery tag, and its
+    # body is one frame that is here. Returns false, having done nothing, for every other; whatever is wrong is found on
+    # the long way.
+    cdef bint _known_content(self, const uint8_t* p, Py_ssize_t left) except -1:
         cdef _Assembly a
         cdef Message m
-        cdef const uint8_t* header = p + self.publish_size
+        cdef const uint8_t* header = p + self.known_size
         cdef const uint8_t* body
         cdef Py_ssize_t size
+        cdef Py_ssize_t tag_at = self.known_tag_at
         cdef uint64_t body_size
         # Both frames, the header without any properties, and what is around the body.
-        left -= self.publish_size + 14 + 2 * FRAME_OVERHEAD
-        if (left < 0 or memcmp(p, self.publish, self.publish_size) != 0 or header[0] != FRAME_HEADER
-                or memcmp(header + 1, p + 1, 2) != 0 or lv_get32(header + 7) != <uint32_t>BASIC << 16):
+        left -= self.known_size + 14 + 2 * FRAME_OVERHEAD
+        if left < 0:
+            return False
+        if tag_at == 0:
+            if memcmp(p, self.known, self.known_size) != 0:
+                return False
+        elif (memcmp(p, self.known, tag_at) != 0
+              or memcmp(p + tag_at + 9, self.known + tag_at + 9, self.known_size - tag_at - 9) != 0):
+            return False
+        if (header[0] != FRAME_HEADER or memcmp(header + 1, p + 1, 2) != 0
+                or lv_get32(header + 7) != <uint32_t>BASIC << 16):
             return False
         size = <Py_ssize_t>min(lv_get32(header + 3), <uint32_t>0x7FFFFFFF)
         left -= size - 14
@@ -1421,19 +1434,34 @@ cdef class FrameReader:
         a = self._assembly(lv_get16(p + 1))
         if a.message is not None:
             return False
-        m = self._message(lv_get16(p + 1), BASIC_PUBLISH)
-        m.exchange = self.publish_exchange
-        m.routing_key = self.publish_routing_key
-        m.mandatory = (header - 2)[0] & 1
-        m.immediate = ((header - 2)[0] >> 1) & 1
+        m = self._message(lv_get16(p + 1), self.known_method_id)
+        m.exchange = self.known_exchange
+        m.routing_key = self.known_routing_key
+        if tag_at:
+            m.consumer_tag = self.known_consumer_tag
+            m.delivery_tag = lv_get64(p + tag_at)
+            m.redelivered = p[tag_at + 8] & 1
+        else:
+            m.mandatory = (header - 2)[0] & 1
+            m.immediate = ((header - 2)[0] >> 1) & 1
         m.raw_properties = self._properties(header + 19, size - 12)
         m.body_size = body_size
         m.body = PyBytes_FromStringAndSize(<char*>body + 7, <Py_ssize_t>body_size)
-        self.buffer.start += self.publish_size + size + 2 * FRAME_OVERHEAD + <Py_ssize_t>body_size
+        self.buffer.start += self.known_size + size + 2 * FRAME_OVERHEAD + <Py_ssize_t>body_size
         self.received_frames += 3
         a.message = m
         self._complete(a)
         return True
+
+    # Keeps the method frame around these arguments, 11 bytes before them and one behind, for the next message.
+    cdef void _know(self, Message m, const uint8_t* arguments, Py_ssize_t size, Py_ssize_t tag_at) noexcept:
+        self.known_size = size + 12
+        self.known_tag_at = tag_at
+        self.known_method_id = m.method_id
+        self.known_consumer_tag = m.consumer_tag
+        self.known_exchange = m.exchange
+        self.known_routing_key = m.routing_key
+        memcpy(self.known, arguments - 11, self.known_size)
 
     cdef bint _protocol_header(self) except -1:
         cdef RecvBuffer buf = self.buffer
@@ -1616,11 +1644,9 @@ cdef class FrameReader:
         if c.at != c.end:
             raise TableSyntaxError(f"{c.end - c.at} bytes follow the arguments of basic.{method_id}")
         if method_id == BASIC_PUBLISH:
-            # The frame around the arguments: 11 bytes before them and one behind.
-            self.publish_size = size + 12
-            memcpy(self.publish, p - 11, self.publish_size)
-            self.publish_exchange = m.exchange
-            self.publish_routing_key = m.routing_key
+            self._know(m, p, size, 0)
+        elif method_id == BASIC_DELIVER:
+            self._know(m, p, size, 12 + p[0])
         a.message = m
         a.header_due = True
         return 0

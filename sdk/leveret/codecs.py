@@ -334,6 +334,16 @@ class BodyDecoder:
                 f"({type(error).__name__}){_detail(error)}"
             ) from error
 
+    def plain(self, message: Message) -> Callable[[bytes], Any] | None:
+        """What decodes the bodies of messages with the packed properties of this one, which was decoded last.
+
+        Returns:
+            The serializer's own function, or None when `decode` has more to do than to call it.
+        """
+        reader = self._last
+        known = message.raw_properties is self._last_properties
+        return reader.decode if known and reader.decompress is None else None
+
     def _find(self, message: Message) -> _Reader:
         # Whatever happens below, the next message is looked at afresh.
         self._last_properties = None

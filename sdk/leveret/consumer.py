@@ -60,6 +60,8 @@ _NACK_REQUEUE: Final = 2
 _ACK_SHARE: Final = 4
 #: The longest time in seconds that a worker stands still after its handler raised CircuitOpen.
 _BREAKER_PAUSE: Final = 1.0
+#: So many deliveries are worth a wait in the kernel.
+_WORTH_COLLECTING: Final = 8
 #: How finely processing_timeout is measured: a handler may run this fraction of it too long.
 _CLOCK_STEPS: Final = 10
 #: Seconds between two looks at whether all is done, while a consumer is drained.
@@ -146,6 +148,8 @@ class Consumer(Generic[T], Intake):
         self._decoder = BodyDecoder(registry, model, settings)
         #: Called by `Message.value`.
         self.decode: Callable[[Message], T] = self._decoder.decode
+        #: Called by workers, which decode messages that are like the one before by themselves.
+        self.plain_decoder = self._decoder.plain
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
         # Those that the broker knows, the newest last.
         self._tags: list[str] = []
@@ -161,6 +165,9 @@ class Consumer(Generic[T], Intake):
         self._ordered_by = ordered_by or _key_function(settings.ordered_by)
         self._prefetch = 100 if settings.prefetch == "auto" else settings.prefetch
         self._ack_at = max(1, self._prefetch // _ACK_SHARE)
+        self._pace: asyncio.TimerHandle | None = None
+        # Deliveries and bytes that had come when the pace was set.
+        self._paced = (0, 0)
         self._subscribed = False
         self._paused = False
         self._reading_paused = False
@@ -206,7 +213,7 @@ class Consumer(Generic[T], Intake):
 
     @property
     def _unstarted(self) -> int:
-        return len(self._buffer) + self._waiting_for_keys()
+        return self._buffered + self._waiting_for_keys()
 
     # ------------------------------------------------------------------ life
 
@@ -407,7 +414,7 @@ class Consumer(Generic[T], Intake):
         channel, self._channel = self._channel, None
         if self._error is None:
             self._error = ChannelClosed("the consumer is closed", reply_code=200)
-        for timer in (self._timer, self._clock):
+        for timer in (self._timer, self._clock, self._pace):
             if timer is not None:
                 timer.cancel()
         reopening, self._reopening = self._reopening, None
@@ -423,7 +430,7 @@ class Consumer(Generic[T], Intake):
                 generation = self._generation
                 if channel.is_open and generation is not None:
                     generation.flush(stragglers=True)
-                self._resume_reading()
+                self._read_at_once()
                 if generation is not None:
                     generation.end()
                 await channel.close()
@@ -515,12 +522,12 @@ class Consumer(Generic[T], Intake):
         if not self._subscribed:
             await self.subscribe()
         while not self._stopping:
-            if self._buffer:
-                message = self._buffer.popleft()
+            message = self._pop()
+            if message is not None:
                 if self._pressed:
                     self._taken()
                 if self._idle:
-                    self._wake(len(self._buffer))
+                    self._wake(self._buffered)
                 return message
             self._check_error()
             if self._over:
@@ -529,7 +536,7 @@ class Consumer(Generic[T], Intake):
                 await self._wait()
             except BaseException:
                 # It may have been this one's turn, which passes to the next.
-                self._wake(len(self._buffer))
+                self._wake(self._buffered)
                 raise
         raise StopAsyncIteration
 
@@ -559,7 +566,7 @@ class Consumer(Generic[T], Intake):
 
     def _taken(self) -> None:
         """A message was taken from a buffer that was too full."""
-        if self._reading_paused and len(self._buffer) <= self._prefetch:
+        if self._reading_paused and self._buffered <= self._prefetch:
             self._resume_reading()
         if self._withheld:
             self._acknowledge_handed_off()
@@ -740,19 +747,58 @@ class Consumer(Generic[T], Intake):
         if not self._no_ack:
             generation.acks.delivered(run)
         self.meter.delivered += len(messages)
-        buffer = self._buffer
-        buffer.extend(messages)
+        self._append(messages)
         if self._idle:
             # One is enough, unless its handler has to wait: then it wakes the others.
             self._wake(1)
+        if self._pace is None and self.settings.read_delay:
+            self._start_pace()
         if self._handoff:
             self._withheld.extend(message.delivery_tag for message in messages)
             self._acknowledge_handed_off()
             self._pressed = bool(self._withheld)
-        elif self._no_ack and len(buffer) > 10 * self._prefetch and not self._reading_paused:
+        elif self._no_ack and self._buffered > 10 * self._prefetch and not self._reading_paused:
             # Without acknowledgements the broker knows no limit, so the socket has to be it.
             self._reading_paused = self._pressed = True
             self._connection.transport.pause_reading()
+
+    def _start_pace(self) -> None:
+        self._paced = (self.meter.delivered, self._connection.received_bytes)
+        self._pace = self._loop.call_later(self.settings.read_delay, self._set_pace)
+
+    def _set_pace(self) -> None:
+        """Has the kernel collect deliveries that come fast, so that one read brings many.
+
+        Reads and wake-ups cost more than the messages that they bring when the broker sends one or two at a time, as
+        RabbitMQ does. Half of what comes in `read_delay` is waited for, and less than what makes the broker wait for
+        acknowledgements. When handlers keep messages for longer, less comes than was waited for, and the next look
+        reads at once again.
+        """
+        transport = self._connection.transport
+        delivered, received = self._paced
+        self._start_pace()
+        count, size = self._paced[0] - delivered, self._paced[1] - received
+        wanted = min(count // 2, self._prefetch // _ACK_SHARE)
+        if not count:
+            assert self._pace is not None
+            self._pace.cancel()
+            self._pace = None
+        elif self._is_backed_up():
+            wanted = 0
+        transport.collect(size * wanted // count if wanted >= _WORTH_COLLECTING else 1)
+
+    def _is_backed_up(self) -> bool:
+        """Whether handlers hold so much that the broker may have nothing to send."""
+        generation = self._generation
+        return generation is not None and not self._no_ack and 2 * generation.acks.unsettled > self._prefetch
+
+    def _read_at_once(self) -> None:
+        """The connection may go on without this consumer."""
+        self._resume_reading()
+        if self._pace is not None:
+            self._pace.cancel()
+            self._pace = None
+            self._connection.transport.collect(1)
 
     def _resume_reading(self) -> None:
         if self._reading_paused:
@@ -778,7 +824,7 @@ class Consumer(Generic[T], Intake):
         self._tags.clear()
         self._withheld.clear()
         self._take_unstarted()
-        self._resume_reading()
+        self._read_at_once()
         if (
             isinstance(error, ChannelClosed)
             and error.reply_code == 406

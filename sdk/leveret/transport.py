@@ -8,6 +8,7 @@ one write, or as soon as 64 KiB have come together: uvloop 0.23 and asyncio both
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -29,6 +30,8 @@ __all__ = ["FrameTransport", "Session", "dial", "run", "serve"]
 
 T = TypeVar("T")
 
+#: The most bytes that are waited for. The kernel's own limit is half of the receive buffer.
+_MOST_COLLECTED = 32 * 1024
 
 # How the kernel calls what the settings call by these names. macOS has another word for the idle time.
 _SOCKET_OPTIONS = {
@@ -93,6 +96,7 @@ class FrameTransport(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._flush_scheduled = False
+        self._least_bytes = 1
         # Calls of `drain` by their turns: (turn, future).
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._turns = count()
@@ -208,6 +212,21 @@ class FrameTransport(asyncio.BufferedProtocol):
         self.reading = True
         if self._transport is not None and not self.closed:
             self._transport.resume_reading()
+
+    def collect(self, least_bytes: int) -> None:
+        """Has the kernel report nothing to read before so many bytes are there (SO_RCVLOWAT, man 7 socket).
+
+        Whoever asks for more than 1 has to ask for 1 again when they do not come: the kernel waits for them for ever.
+        With several who ask, the last one counts.
+
+        Args:
+            least_bytes: 1 reads at once. More than 32 KiB are not waited for: the receive buffer has to hold them.
+        """
+        least_bytes = max(1, min(least_bytes, _MOST_COLLECTED))
+        if least_bytes != self._least_bytes and self._transport is not None and not self.closed:
+            self._least_bytes = least_bytes
+            with contextlib.suppress(OSError):  # some kinds of sockets do not know it, and read at once
+                self.extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
 
     def close(self) -> None:
         """Sends what was appended, then closes; `transport_lost` follows."""
