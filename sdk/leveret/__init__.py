@@ -26,14 +26,17 @@ if TYPE_CHECKING:
     from leveret.errors import BackpressureError as BackpressureError
     from leveret.errors import LeveretError as LeveretError
     from leveret.errors import PublishError as PublishError
+    from leveret.gc_policy import GcPolicy as GcPolicy
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
+    from leveret.pooling import ObjectPool as ObjectPool
     from leveret.producer import Producer as Producer
     from leveret.publishing import Publishing as Publishing
     from leveret.publishing import PublishOptions as PublishOptions
     from leveret.publishing import Template as Template
     from leveret.settings import ConnectionSettings as ConnectionSettings
     from leveret.settings import ConsumerSettings as ConsumerSettings
+    from leveret.settings import GcSettings as GcSettings
     from leveret.settings import MonitoringSettings as MonitoringSettings
     from leveret.settings import PluginSettings as PluginSettings
     from leveret.settings import ProducerSettings as ProducerSettings
@@ -59,15 +62,18 @@ _HOMES = {
     "BackpressureError": "errors",
     "LeveretError": "errors",
     "PublishError": "errors",
+    "GcPolicy": "gc_policy",
     "BatchResult": "message",
     "Outcome": "message",
     "Receipt": "_batching",
+    "ObjectPool": "pooling",
     "Producer": "producer",
     "PublishOptions": "publishing",
     "Publishing": "publishing",
     "Template": "publishing",
     "ConnectionSettings": "settings",
     "ConsumerSettings": "settings",
+    "GcSettings": "settings",
     "MonitoringSettings": "settings",
     "PluginSettings": "settings",
     "ProducerSettings": "settings",

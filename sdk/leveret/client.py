@@ -510,6 +510,11 @@ class Client(_Workplace):
     ) -> None:
         await self.close()
 
+    @property
+    def monitor(self) -> Monitor:
+        """Adds up what this client counts; others may add what they count (see `GcPolicy.attach`)."""
+        return self._monitor
+
     def metrics(self) -> list[Sample]:
         """Everything that this client has counted, now; what metrics sinks read.
 

@@ -35,6 +35,7 @@ _MAX_LABELS: Final = 1000
 _OTHER: Final = "(other)"
 
 _PRODUCER, _CONSUMER, _CONNECTION = ("client", "exchange"), ("client", "queue"), ("client", "connection")
+_GENERATION = ("client", "generation")
 
 #: Everything that is counted. The first word of each entry is the counter's name in the meters.
 _CATALOGUE: Final = {
@@ -75,6 +76,16 @@ _CATALOGUE: Final = {
     ),
     "received_bytes": Metric("received", "counter", "bytes", "Read from sockets.", _CONNECTION),
     "sent_bytes": Metric("sent", "counter", "bytes", "Given to sockets.", _CONNECTION),
+    "gc_collections": Metric(
+        "gc_collections", "counter", "collections", "Garbage collections of the process.", _GENERATION
+    ),
+    "gc_collected": Metric(
+        "gc_collected", "counter", "objects", "Objects that garbage collections freed.", _GENERATION
+    ),
+    "gc_uncollectable": Metric(
+        "gc_uncollectable", "counter", "objects", "Objects that garbage collections could not free.", _GENERATION
+    ),
+    "gc_milliseconds": Metric("gc_time", "counter", "milliseconds", "Time in garbage collections.", _GENERATION),
 }
 
 #: What sinks get as `MetricsSource.metrics`.
@@ -261,8 +272,8 @@ class Monitor:
 
         Args:
             owner: What is counted.
-            kind: "producer", "consumer" or "connection".
-            label: Its exchange, queue or purpose.
+            kind: "producer", "consumer", "connection" or "gc".
+            label: Its exchange, queue, purpose or generation.
             meter: Its meter, which does not hold the owner.
         """
         key = id(owner)

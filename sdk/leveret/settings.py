@@ -27,6 +27,7 @@ __all__ = [
     "ConnectionSettings",
     "ConsumerSettings",
     "Endpoint",
+    "GcSettings",
     "MonitoringSettings",
     "PluginSettings",
     "ProducerSettings",
@@ -728,6 +729,34 @@ class MonitoringSettings(_Section):
     def _check_together(self) -> None:
         if len(set(self.sinks)) < len(self.sinks):
             raise _wrong("sinks", "sinks names one sink twice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcSettings(_Options):
+    """How a `GcPolicy` treats Python's garbage collector.
+
+    Attributes:
+        freeze: True collects once at the start and then leaves out of all collections what is alive (gc.freeze), which
+            is mostly modules and what the program has set up.
+        threshold: New objects, without those that are gone, at which Python collects by itself, 1000 to 10000000. A
+            higher one means fewer, longer pauses and more garbage. Python's own is 700, and 2000 from 3.13 on.
+        interval: Seconds between two looks at whether there is something to collect, 0.001 to 60.
+        idle_turn: The event loop counts as idle when one turn of it takes at most this many seconds, 0.00001 to 1.
+        max_delay: Seconds since the last collection after which a loop that is never idle collects all the same, 0.001
+            to 86400.
+        log_interval: Seconds between two lines in the log, 0.001 to 86400.
+
+    Example:
+        >>> GcSettings().replace(threshold=50_000).threshold
+        50000
+    """
+
+    freeze: bool = _option(True)
+    threshold: int = _option(10_000, minimum=1000, maximum=10_000_000)
+    interval: float = _seconds(0.1, maximum=60)
+    idle_turn: float = _seconds(0.001, minimum=0.00001, maximum=1)
+    max_delay: float = _seconds(5.0)
+    log_interval: float = _seconds(60.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from leveret.settings import (
     ConnectionSettings,
     ConsumerSettings,
     Endpoint,
+    GcSettings,
     MonitoringSettings,
     PluginSettings,
     ProducerSettings,
@@ -43,6 +44,7 @@ KINDS = (
     ProducerSettings,
     ConsumerSettings,
     MonitoringSettings,
+    GcSettings,
     PluginSettings,
 )
 
@@ -87,6 +89,11 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ConsumerSettings, "max_decompressed_size", 1, 2**40, 1),
     (ConsumerSettings, "max_decompression_ratio", 1, 1_000_000, 0.5),
     (MonitoringSettings, "sink_timeout", 0.001, 86_400, 0.0005),
+    (GcSettings, "threshold", 1000, 10_000_000, 1),
+    (GcSettings, "interval", 0.001, 60, 0.0005),
+    (GcSettings, "idle_turn", 0.00001, 1, 0.000005),
+    (GcSettings, "max_delay", 0.001, 86_400, 0.0005),
+    (GcSettings, "log_interval", 0.001, 86_400, 0.0005),
 ]
 #: Every option that is text, with its lengths in bytes; None is no limit.
 LENGTHS: list[tuple[type, str, int, int | None]] = [
@@ -114,6 +121,7 @@ FLAGS: list[tuple[type, str]] = [
     (ProducerSettings, "confirms"),
     (ProducerSettings, "mandatory"),
     (ConsumerSettings, "ack"),
+    (GcSettings, "freeze"),
     (ConsumerSettings, "exclusive"),
     (PluginSettings, "strict"),
 ]

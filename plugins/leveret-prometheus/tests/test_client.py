@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -119,6 +120,19 @@ async def test_clients_are_told_apart_when_they_have_names(broker, registry, scr
 
     assert values['leveret_publishings_messages_total{client="one",exchange=""}'] == 1
     assert values['leveret_publishings_messages_total{client="two",exchange=""}'] == 2
+
+
+async def test_s33_garbage_collections_are_exported_when_a_policy_is_attached(broker, registry, scrape) -> None:
+    async with connect(broker, registry) as client:
+        assert not any(name.startswith("leveret_gc_") for name in scrape())
+        async with leveret.GcPolicy(interval=60) as policy:
+            policy.attach(client)
+            gc.collect(1)
+            values = scrape()
+
+    assert values['leveret_gc_collections_total{client="billing",generation="1"}'] >= 1
+    for name in ("collected_objects", "uncollectable_objects", "time_milliseconds"):
+        assert f'leveret_gc_{name}_total{{client="billing",generation="0"}}' in values
 
 
 async def test_dashboard_names_only_metrics_that_a_client_exports(broker, registry) -> None:
