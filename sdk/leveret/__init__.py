@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from leveret.errors import PublishError as PublishError
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
+    from leveret.prefetch import prefetch_for as prefetch_for
     from leveret.producer import Producer as Producer
     from leveret.publishing import Publishing as Publishing
     from leveret.publishing import PublishOptions as PublishOptions
@@ -62,6 +63,7 @@ _HOMES = {
     "BatchResult": "message",
     "Outcome": "message",
     "Receipt": "_batching",
+    "prefetch_for": "prefetch",
     "Producer": "producer",
     "PublishOptions": "publishing",
     "Publishing": "publishing",
