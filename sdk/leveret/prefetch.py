@@ -19,18 +19,18 @@ _LEAST_COUNT: Final = 20
 _LONG_SECONDS: Final = 1.0
 #: Workers may stand idle for this share of their time before more is asked for, after less was tried for it to stay
 #: less, and at most for less to be tried. They lie apart so that one change does not call for the other.
-_TOO_IDLE: Final = 0.08
-_IDLE: Final = 0.06
+_TOO_IDLE: Final = 0.07
+_IDLE: Final = 0.055
 _BUSY: Final = 0.03
 #: When workers do less than by this factor with the prefetch before, then a larger one was not in vain.
 _NO_LESS: Final = 1.25
 #: Above this share, or with this share of the prefetch never used, something has changed, and nothing waits for a hold.
 _CLEAR: Final = 0.5
-#: One step up is by a factor in these bounds, and goes so far beyond what the measurement asks for: acknowledgements
-#: are collected until a share of the prefetch is ready, so those of a larger one take longer to leave.
-_SMALLEST_STEP: Final = 1.3
+#: One step up is at most by this factor, and goes so far beyond what the measurement asks for: acknowledgements are
+#: collected until a share of the prefetch is ready, so those of a larger one take longer to leave. What is too much is
+#: given up again.
 _LARGEST_STEP: Final = 4.0
-_BEYOND: Final = 1.1
+_BEYOND: Final = 1.25
 #: Work in proportion to the prefetch has exponent 1; from this one on a larger prefetch is worth it. Near the edge a
 #: share of what workers were idle is enough.
 _WORTH: Final = 0.12
@@ -233,7 +233,7 @@ class AdaptivePrefetch:
             return
         if now >= self._grow_at + self._grow_hold:
             self._grow_hold = _HOLD
-        factor = min(max(_SMALLEST_STEP, _BEYOND / busy), _LARGEST_STEP) if busy > 0 else _LARGEST_STEP
+        factor = min(_BEYOND / busy, _LARGEST_STEP) if busy > 0 else _LARGEST_STEP
         self._before, self._busy = self.limit, busy
         self.limit = min(math.ceil(factor * self.limit), self._maximum)
         if 1.0 - busy > _CLEAR:

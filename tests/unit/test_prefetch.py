@@ -267,10 +267,10 @@ def test_s26_more_unsettled_never_make_it_smaller(one: int, other: int, idle: fl
 @pytest.mark.parametrize(
     ("given_", "expected"),
     [
-        ({"idle": 0.5}, 88),  # 40 / 0.5, and a tenth more
-        ({"idle": 0.2}, 55),
-        ({"idle": 0.1}, 52),  # a step is by 1.3 at least
-        ({"idle": 0.9}, 160),  # and by 4 at most
+        ({"idle": 0.5}, 100),  # 40 / 0.5, and a quarter more
+        ({"idle": 0.2}, 63),
+        ({"idle": 0.1}, 56),
+        ({"idle": 0.9}, 160),  # by 4 at most
         ({"idle": 0.05}, 40),  # neither too idle nor busy
         ({"idle": 0.9, "maximum": 100}, 100),
         ({"idle": 0.9, "unsettled": 5, "rate": 100.0}, 40),  # the queue is empty
