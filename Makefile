@@ -9,7 +9,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check bench compare soak costs blocked rabbitmq clean
+.PHONY: help setup demo test check bench compare soak costs prefetch blocked rabbitmq clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ soak: setup ## 5 million messages on the embedded broker, watching memory; a few
 
 costs: setup ## client CPU per confirmed message by channels, window and body size (see docs/costs.md); two minutes
 	@$(BIN)/python asv_bench/costs.py $(ARGS)
+
+prefetch: setup rabbitmq ## fixed prefetches and "auto" beside each other on RabbitMQ (see docs/prefetch.md); about nine minutes
+	@$(BIN)/python asv_bench/prefetch.py $(ARGS)
 
 blocked: setup ## memory of publishers that are held back for a minute in 12 ways; ARGS="--seconds 5" takes two minutes
 	@$(BIN)/python asv_bench/blocked.py $(ARGS)

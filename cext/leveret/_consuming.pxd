@@ -39,6 +39,11 @@ cdef class Intake:
     cdef public bint _pressed
     cdef readonly Py_ssize_t _running
     cdef readonly uint64_t _handled
+    # How long workers waited for messages: with the times at which they began to wait taken away, and those added at
+    # which they ended; and how many wait.
+    cdef public bint _measured
+    cdef double idle_seconds
+    cdef readonly Py_ssize_t _waiting
     # By key: None while one of its messages is being worked on, or the list of those that wait for it.
     cdef dict _active
     # (message, key) whose turn has come.
@@ -49,6 +54,8 @@ cdef class Intake:
     cdef int finish(self, Message message) except -1
     cdef int release(self, object key) except -1
     cdef int wake_more(self) except -1
+    cpdef int _idle_begins(self) except -1
+    cpdef int _idle_ends(self) except -1
 
 
 cdef class Worker:

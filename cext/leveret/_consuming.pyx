@@ -215,6 +215,24 @@ cdef class Intake:
             self._active[key] = None
         return 0
 
+    cpdef int _idle_begins(self) except -1:
+        """Somebody waits for a message."""
+        if self._measured:
+            self.idle_seconds -= <double>self._loop.time()
+            self._waiting += 1
+        return 0
+
+    cpdef int _idle_ends(self) except -1:
+        """Somebody does not wait any more."""
+        if self._measured:
+            self.idle_seconds += <double>self._loop.time()
+            self._waiting -= 1
+        return 0
+
+    def _idle_seconds(self, double now):
+        """How many seconds all of them waited until now, together."""
+        return self.idle_seconds + self._waiting * now
+
     def _waiting_for_keys(self):
         """How many deliveries wait for another one with their key."""
         cdef Py_ssize_t count = len(self._runnable)
@@ -382,6 +400,7 @@ cdef class Worker:
                 return False
             self.turn = 0
             self.wait_for(intake._wait(), IDLE)
+            intake._idle_begins()
             return True
         if intake._pressed:
             intake._taken()
@@ -430,6 +449,8 @@ cdef class Worker:
             self.end_message()
         elif self.kind == FAILURE:
             self.end_message()
+        elif self.kind == IDLE:
+            intake._idle_ends()
         self.kind = NOTHING
         self.late = False
         if self.cancelled:
@@ -456,6 +477,7 @@ cdef class Worker:
         if isinstance(error, intake._cancelled_error):
             if self.cancelled or kind != HANDLER:
                 if kind == IDLE:
+                    intake._idle_ends()
                     # It may have been this one's turn, which passes to the next.
                     intake.wake_more()
                 self.end_message()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
     from leveret.pooling import ObjectPool as ObjectPool
+    from leveret.prefetch import prefetch_for as prefetch_for
     from leveret.producer import Producer as Producer
     from leveret.publishing import Publishing as Publishing
     from leveret.publishing import PublishOptions as PublishOptions
@@ -67,6 +68,7 @@ _HOMES = {
     "Outcome": "message",
     "Receipt": "_batching",
     "ObjectPool": "pooling",
+    "prefetch_for": "prefetch",
     "Producer": "producer",
     "PublishOptions": "publishing",
     "Publishing": "publishing",

@@ -29,6 +29,7 @@ from leveret.errors import (
     printable,
 )
 from leveret.monitoring import ConsumerMeter
+from leveret.prefetch import AdaptivePrefetch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
@@ -163,7 +164,18 @@ class Consumer(Generic[T], Intake):
         self._withheld: deque[int] = deque()
         self._cancelled_error = asyncio.CancelledError
         self._ordered_by = ordered_by or _key_function(settings.ordered_by)
-        self._prefetch = 100 if settings.prefetch == "auto" else settings.prefetch
+        self._adaptive: AdaptivePrefetch | None = None
+        self._adapting: asyncio.TimerHandle | None = None
+        self._adapted: asyncio.Task[None] | None = None
+        # Since the last look: the fewest messages that waited, and the most that the broker counted.
+        self._lowest = self._highest = 0
+        if settings.prefetch == "auto":
+            workers = settings.concurrency
+            self._adaptive = AdaptivePrefetch(settings.prefetch_min, settings.prefetch_max, workers, 2 * workers)
+            self._prefetch = self._adaptive.limit
+            self._measured = True
+        else:
+            self._prefetch = settings.prefetch
         self._ack_at = max(1, self._prefetch // _ACK_SHARE)
         self._pace: asyncio.TimerHandle | None = None
         # Deliveries and bytes that had come when the pace was set.
@@ -305,7 +317,7 @@ class Consumer(Generic[T], Intake):
             ConfigurationError: The number is out of range, or the consumer is exclusive: two cannot be.
             ChannelClosed: The queue cannot be consumed any more.
         """
-        settings = self.settings.replace(prefetch=prefetch, consumer_tag="")
+        settings = self.settings.replace(prefetch=prefetch)
         if settings.exclusive and self._tags:
             raise ConfigurationError("the prefetch of an exclusive consumer cannot be changed", option="prefetch")
         async with self._changing:
@@ -414,17 +426,17 @@ class Consumer(Generic[T], Intake):
         channel, self._channel = self._channel, None
         if self._error is None:
             self._error = ChannelClosed("the consumer is closed", reply_code=200)
-        for timer in (self._timer, self._clock, self._pace):
+        for timer in (self._timer, self._clock, self._pace, self._adapting):
             if timer is not None:
                 timer.cancel()
-        reopening, self._reopening = self._reopening, None
-        if reopening is not None:
-            reopening.cancel()
+        tasks = [task for task in (self._reopening, self._adapted) if task is not None]
+        for task in tasks:
+            task.cancel()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         try:
-            if reopening is not None:
-                await asyncio.wait({reopening})
+            if tasks:
+                await asyncio.wait(tasks)
         finally:
             if channel is not None:
                 generation = self._generation
@@ -532,12 +544,15 @@ class Consumer(Generic[T], Intake):
             self._check_error()
             if self._over:
                 break
+            self._idle_begins()
             try:
                 await self._wait()
             except BaseException:
                 # It may have been this one's turn, which passes to the next.
                 self._wake(self._buffered)
                 raise
+            finally:
+                self._idle_ends()
         raise StopAsyncIteration
 
     async def get(self) -> Message | None:
@@ -666,6 +681,37 @@ class Consumer(Generic[T], Intake):
                 worker.time_out()
         self._start_clock()
 
+    # ------------------------------------------------------------------ prefetch="auto"
+
+    def _adapt(self) -> None:
+        """Tells the controller what was measured, and does what it says."""
+        generation, adaptive = self._generation, self._adaptive
+        assert adaptive is not None
+        self._adapting = None
+        if generation is None or not generation.alive or self._stopping or self._over:
+            return
+        acks = generation.acks
+        now = self._loop.time()
+        waiting = self._unstarted
+        limit = adaptive.update(
+            now, acks.acked + acks.rejected, self._idle_seconds(now), min(self._lowest, waiting), self._highest
+        )
+        self._lowest, self._highest = waiting, acks.unsettled + acks.ready
+        if limit != self._prefetch and self._adapted is None and self._tags:
+            logger.debug("queue %r: the prefetch goes from %d to %d", self.queue, self._prefetch, limit)
+            self._adapted = self._loop.create_task(self._change_prefetch(limit), name=f"leveret: prefetch {self.queue}")
+        if self._highest or not self._waiting:
+            self._adapting = self._loop.call_later(AdaptivePrefetch.INTERVAL, self._adapt)
+
+    async def _change_prefetch(self, prefetch: int) -> None:
+        try:
+            await self.set_prefetch(prefetch)
+        except LeveretError as error:
+            # Whoever consumes is told of a lost channel in any case.
+            logger.warning("queue %r: the prefetch could not be changed to %d: %s", self.queue, prefetch, error)
+        finally:
+            self._adapted = None
+
     # ------------------------------------------------------------------ settling
 
     def _settle(self, generation: Generation, message: Message, verb: str) -> Settled:
@@ -742,10 +788,16 @@ class Consumer(Generic[T], Intake):
         if generation is None:
             return
         messages = run.messages
+        if self._adaptive is not None:
+            self._lowest = min(self._lowest, self._unstarted)
         self._delivered_at = now = self._loop.time()
         generation.adopt(run, now)
         if not self._no_ack:
             generation.acks.delivered(run)
+            if self._adaptive is not None:
+                self._highest = max(self._highest, generation.acks.unsettled + generation.acks.ready)
+                if self._adapting is None:
+                    self._adapting = self._loop.call_later(AdaptivePrefetch.INTERVAL, self._adapt)
         self.meter.delivered += len(messages)
         self._append(messages)
         if self._idle:

@@ -637,7 +637,7 @@ class ConsumerSettings(_Section):
 
     Attributes:
         prefetch: How many deliveries the broker sends ahead of their acknowledgements, 1 to 65535. "auto" begins with
-            100 and moves with what the handlers need, between `prefetch_min` and `prefetch_max`.
+            two for each worker and moves with what the handlers need, between `prefetch_min` and `prefetch_max`.
         prefetch_min: The least that "auto" uses, 1 to 65535. It is never less than `concurrency`.
         prefetch_max: The most that "auto" uses, 1 to 65535.
         concurrency: How many handlers run at once, 1 to 10000.

@@ -11,6 +11,7 @@ from tests.corpus import frames
 
 from leveret._batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
 from leveret._buffers import SendBuffer
+from leveret._consuming import Generation
 from leveret._framing import FrameReader
 
 if TYPE_CHECKING:
@@ -55,11 +56,18 @@ def test_calls_do_not_grow_with_the_messages_when_a_read_holds_a_thousand(data: 
     assert count <= BOUND
 
 
+class Owner:
+    """What a consumer is to a generation."""
+
+    def decode(self, message: object) -> object:
+        return message
+
+
 def test_calls_do_not_grow_with_the_messages_when_a_run_is_taken_up_and_acknowledged_at_once() -> None:
     (run,) = FrameReader().feed(DELIVERIES)
     window = AckWindow(1)
     assert calls_of(window.delivered, run)[0] <= BOUND
-    assert calls_of(run.adopt, object())[0] <= BOUND
+    assert calls_of(Generation(Owner(), 1, SendBuffer(lambda: None, lambda: None)).adopt, run, 1.0)[0] <= BOUND
     for tag in range(1, COUNT + 1):
         window.ack(tag)
     assert calls_of(window.flush, SendBuffer(lambda: None, lambda: None))[0] <= BOUND + 1  # it schedules a flush

@@ -331,33 +331,6 @@ def test_message_says_what_it_is_without_its_body_when_printed() -> None:
     assert run.messages[0], "a message is true, also an empty one"
 
 
-class Owner:
-    """What a consumer is to its messages."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, str]] = []
-
-    def decode(self, message: object) -> str:
-        self.calls.append((message.delivery_tag, "decode"))
-        return message.body.decode()
-
-    def settle(self, message: object, verb: str) -> str:
-        self.calls.append((message.delivery_tag, verb))
-        return verb
-
-
-def test_messages_ask_their_owner_when_a_run_was_adopted() -> None:
-    (run,) = FrameReader().feed(delivery(1, 1, b"one") + delivery(1, 2, b"two"))
-    assert run.messages[0].value == b"one", "without an owner the value is the body"
-    owner = Owner()
-    run.adopt(owner)
-    one, two = run.messages
-    assert (one.value, two.value, one.value) == ("one", "two", "one")
-    assert [one.ack(), one.retry(), two.release(), two.dead_letter()] == ["ack", "retry", "release", "dead_letter"]
-    # The value is decoded once.
-    assert owner.calls == [(1, "decode"), (2, "decode"), (1, "ack"), (1, "retry"), (2, "release"), (2, "dead_letter")]
-
-
 def test_buffer_takes_a_frame_in_one_piece_when_it_is_larger_than_the_buffer() -> None:
     reader = FrameReader(frame_max=1_048_576, capacity=65_536)
     data = bytes(range(256)) * 4000

@@ -80,7 +80,12 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ProducerSettings, "batch_size", 1, 1_000_000, 1),
     (ProducerSettings, "max_body_size", 1, 2**40, 1),
     (ConsumerSettings, "prefetch", 1, 65_535, 1),
+    (ConsumerSettings, "prefetch_min", 1, 65_535, 1),
+    (ConsumerSettings, "prefetch_max", 1, 65_535, 1),
     (ConsumerSettings, "concurrency", 1, 10_000, 1),
+    (ConsumerSettings, "read_delay", 0, 1, 0.001),
+    (ConsumerSettings, "handoff_size", 1, 1_000_000, 1),
+    (ConsumerSettings, "processing_timeout", 0.01, 86_400, 0.005),
     (ConsumerSettings, "ack_delay", 0, 1, 0.001),
     (ConsumerSettings, "priority", -(2**31), 2**31 - 1, 1),
     (ProducerSettings, "compression_level", -(2**31), 2**31 - 1, 1),
@@ -120,7 +125,7 @@ FLAGS: list[tuple[type, str]] = [
     (ConnectionSettings, "tcp_keepalive"),
     (ProducerSettings, "confirms"),
     (ProducerSettings, "mandatory"),
-    (ConsumerSettings, "ack"),
+    (ConsumerSettings, "resubscribe"),
     (GcSettings, "freeze"),
     (ConsumerSettings, "exclusive"),
     (PluginSettings, "strict"),
@@ -137,6 +142,11 @@ OTHERS: list[tuple[type, str, object]] = [
     (ConnectionSettings, "endpoints", Endpoint("localhost", 5672)),
     (ConnectionSettings, "mechanism", "AMQPLAIN"),
     (ConnectionSettings, "tls", True),
+    (ConsumerSettings, "ack", "always"),
+    (ConsumerSettings, "ack", True),
+    (ConsumerSettings, "ordered_by", "header"),
+    (ConsumerSettings, "ordered_by", "header:"),
+    (ConsumerSettings, "ordered_by", "message_id"),
     (ConsumerSettings, "accept", "application/json"),
     (ConsumerSettings, "accept", [""]),
     (ConsumerSettings, "accept", [None]),
@@ -151,6 +161,7 @@ OTHERS: list[tuple[type, str, object]] = [
 COMPANIONS: dict[str, dict[str, float]] = {
     "recovery_initial_delay": {"recovery_max_delay": 86_400},
     "recovery_max_delay": {"recovery_initial_delay": 0.001},
+    "prefetch_min": {"prefetch_max": 65_535},
     "write_high_watermark": {"write_low_watermark": 0},
     "write_low_watermark": {"write_high_watermark": 2**40},
 }
@@ -194,7 +205,7 @@ def test_defaults_are_the_guides_when_nothing_is_said() -> None:
     assert connection.max_pooled_channels == 16
     assert (producer.confirms, producer.confirm_timeout, producer.max_outstanding) == (True, 5.0, 200)
     assert (producer.batch_size, producer.delivery_mode, producer.mandatory) == (1000, 2, False)
-    assert (consumer.prefetch, consumer.concurrency, consumer.ack, consumer.accept) == (100, 1, True, ())
+    assert (consumer.prefetch, consumer.concurrency, consumer.ack, consumer.accept) == (100, 1, "coalesced", ())
 
 
 def test_default_port_is_that_of_tls_when_tls_is_on() -> None:

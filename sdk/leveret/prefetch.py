@@ -1,0 +1,293 @@
+"""How many deliveries a broker may send ahead: by a formula, or by what the consumer measures."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from leveret.errors import ConfigurationError
+
+__all__ = ["AdaptivePrefetch", "prefetch_for"]
+
+#: The largest prefetch of the formula, and of "auto". RabbitMQ's own tests find nothing to gain above some hundred.
+_MAXIMUM: Final = 1000
+
+#: A measurement takes at least so many seconds, and so many messages (twice as many as there are workers, if that is
+#: more). Where messages are few it ends after the longer time, when each worker had one on average.
+_LEAST_SECONDS: Final = 0.2
+_LEAST_COUNT: Final = 20
+_LONG_SECONDS: Final = 1.0
+#: Workers may stand idle for this share of their time before more is asked for, after less was tried for it to stay
+#: less, and at most for less to be tried. They lie apart so that one change does not call for the other.
+_TOO_IDLE: Final = 0.07
+_IDLE: Final = 0.055
+_BUSY: Final = 0.03
+#: When workers do less than by this factor with the prefetch before, then a larger one was not in vain.
+_NO_LESS: Final = 1.25
+#: Above this share, or with this share of the prefetch never used, something has changed, and nothing waits for a hold.
+_CLEAR: Final = 0.5
+#: One step up is at most by this factor, and goes so far beyond what the measurement asks for: acknowledgements are
+#: collected until a share of the prefetch is ready, so those of a larger one take longer to leave. What is too much is
+#: given up again.
+_LARGEST_STEP: Final = 4.0
+_BEYOND: Final = 1.25
+#: Work in proportion to the prefetch has exponent 1; from this one on a larger prefetch is worth it. Near the edge a
+#: share of what workers were idle is enough.
+_WORTH: Final = 0.12
+_WORTH_IDLE: Final = 1 / 3
+#: With this factor it is worth it at once; what is less clear is measured for a longer time.
+_CLEARLY_WORTH: Final = 1.5
+#: Seconds from an acknowledgement to the delivery that it allows, at most. When more deliveries are missing than can be
+#: on their way for so long, the queue is empty.
+_FARTHEST: Final = 0.25
+#: Seconds after a trial that brought nothing until the next; twice as many after each, up to the longest.
+_HOLD: Final = 10.0
+_LONGEST_HOLD: Final = 160.0
+
+
+def prefetch_for(target_rate: float, processing_time: float) -> int:
+    """Computes a prefetch from a rate and the time that one message takes (Little's law).
+
+    It is the number of messages that are being worked on at once at that rate, rounded up, so at least as many workers
+    (`concurrency`) are needed. The way to the broker and back is not in it: where it counts, add it to the time.
+
+    Args:
+        target_rate: Messages per second, 0 or more.
+        processing_time: Seconds per message, 0 or more.
+
+    Returns:
+        `target_rate * processing_time`, at least 1 and at most 1000.
+
+    Raises:
+        ConfigurationError: An argument is no finite number or is negative; `option` names it.
+
+    Example:
+        >>> prefetch_for(1000, 0.1)
+        100
+    """
+    rate = _amount("target_rate", target_rate)
+    seconds = _amount("processing_time", processing_time)
+    # Rounded first: 300 * 0.1 is a little more than 30.
+    return max(1, math.ceil(round(min(rate * seconds, float(_MAXIMUM)), 6)))
+
+
+class AdaptivePrefetch:
+    """A prefetch that is as small as it can be while workers have something to do.
+
+    With too small a prefetch workers wait for the broker; what is too much waits in the process, away from other
+    consumers, and has to be redelivered after a crash. How long workers were idle and how many deliveries were never
+    needed says which it is. While workers wait for the broker, their work is in proportion to the prefetch (Little's
+    law), so the share of time that they were idle says how much more is needed. What the buffer always held is given
+    up. At the edge a little less is tried, and kept if workers stay busy.
+
+    More is kept only if it brought more work: when the queue is empty, or the broker or this process is at its limit,
+    workers are idle with any prefetch. Trials that change nothing become rare, so it settles. After a change it waits
+    until the deliveries of the time before are finished.
+
+    It reads no clock and counts nothing: both are passed in. Input that cannot be true (not finite, negative, or going
+    back) changes nothing, and a measurement begins anew.
+
+    Args:
+        minimum: What it never falls below, 1 or more. Neither does it fall below `concurrency`.
+        maximum: What it never exceeds, except that a larger `minimum` or `concurrency` rules.
+        concurrency: How many workers there are, 1 or more.
+        initial: What it begins with, brought within the bounds.
+
+    Attributes:
+        limit: The prefetch now.
+
+    Raises:
+        ConfigurationError: An argument is no whole number of 1 or more; `option` names it.
+    """
+
+    #: Seconds between two calls of `update`. Longer is allowed, and makes it slower.
+    INTERVAL: Final = 0.1
+
+    def __init__(self, minimum: int = 1, maximum: int = _MAXIMUM, concurrency: int = 1, initial: int = 1) -> None:
+        for option, value in (
+            ("minimum", minimum),
+            ("maximum", maximum),
+            ("concurrency", concurrency),
+            ("initial", initial),
+        ):
+            _check_count(option, value)
+        self._minimum = max(minimum, concurrency)
+        self._maximum = max(maximum, self._minimum)
+        self._workers = concurrency
+        self.limit = min(max(initial, self._minimum), self._maximum)
+        # The measurement: since when, from which counts on, and what was seen meanwhile.
+        self._since: float | None = None
+        self._last = 0.0
+        self._finished_last = 0
+        self._finished_since = 0
+        self._idle_since = 0.0
+        self._lowest = self._highest = 0
+        # It begins when so many are finished: at first until deliveries come, later those of the prefetch before.
+        self._settled_at = 1
+        # While a change is on trial: the prefetch before, and the busy share with it.
+        self._before = 0
+        self._busy = 0.0
+        self._grow_hold = self._shrink_hold = _HOLD
+        self._grow_at = self._shrink_at = -math.inf
+        # The busy share when growing brought nothing.
+        self._in_vain = 0.0
+        # Workers were too idle in the measurement before.
+        self._waited = False
+
+    def update(
+        self, now: float, finished: int, idle_seconds: float, lowest_backlog: int, highest_unsettled: int
+    ) -> int:
+        """Tells what was measured; called every `INTERVAL` seconds while something is delivered.
+
+        Args:
+            now: Seconds of a monotonic clock.
+            finished: How many deliveries were finished so far, in whatever way.
+            idle_seconds: Seconds that workers waited for a delivery so far, of all workers together and with those of
+                workers that wait now.
+            lowest_backlog: The fewest deliveries that waited for a worker at any time since the last call.
+            highest_unsettled: The most deliveries at any time since the last call that were delivered and not yet
+                acknowledged or rejected towards the broker.
+
+        Returns:
+            The prefetch from now on. When it differs from the one before, the caller applies it at once.
+        """
+        if (
+            not (math.isfinite(now) and math.isfinite(idle_seconds))
+            or finished < 0
+            or lowest_backlog < 0
+            or highest_unsettled < 0
+        ):
+            self._since = None
+            return self.limit
+        if finished < self._finished_last:
+            # Another channel's: nothing of the time before is left.
+            self._since, self._settled_at = None, finished + 1
+        if self._since is None or now < self._last:
+            self._begin(now, finished, idle_seconds)
+            return self.limit
+        self._last, self._finished_last = now, finished
+        if self._finished_since < self._settled_at:
+            self._begin(now, finished, idle_seconds)
+            return self.limit
+        self._lowest = min(self._lowest, lowest_backlog)
+        self._highest = max(self._highest, highest_unsettled)
+        seconds, count = now - self._since, finished - self._finished_since
+        if seconds < _LEAST_SECONDS or count < (
+            self._workers if seconds >= _LONG_SECONDS else max(_LEAST_COUNT, 2 * self._workers)
+        ):
+            return self.limit
+        idle = min(max((idle_seconds - self._idle_since) / (seconds * self._workers), 0.0), 1.0)
+        # Messages come and go by chance.
+        chance = 1 / math.sqrt(max(count, 1))
+        before = self.limit
+        if (
+            0 < self._before < before
+            and seconds < _LONG_SECONDS
+            and idle > _TOO_IDLE
+            and 1.0 - idle < self._busy * (_CLEARLY_WORTH + 3 * chance)
+        ):
+            return before
+        self._decide(now, count / seconds, idle, chance)
+        if self.limit != before:
+            self._settled_at = finished + before
+        self._begin(now, finished, idle_seconds)
+        return self.limit
+
+    def _decide(self, now: float, rate: float, idle: float, chance: float) -> None:
+        """Chooses the prefetch by a complete measurement.
+
+        Args:
+            now: Seconds of the clock.
+            rate: Deliveries that were finished in a second.
+            idle: The share of time that workers were idle.
+            chance: By about this share the rate may differ from one measurement to the next.
+        """
+        busy = 1.0 - idle
+        waited, self._waited = self._waited, idle > _TOO_IDLE
+        before, self._before = self._before, 0
+        if before > self.limit and idle > _IDLE:
+            self.limit = before
+            self._keep(now)
+        elif 0 < before < self.limit and self._waited and not self._was_worth(self.limit / before, busy, chance):
+            self.limit = before
+            self._grow_at, self._in_vain = now + self._grow_hold, busy
+            self._grow_hold = min(2 * self._grow_hold, _LONGEST_HOLD)
+        elif self._waited:
+            # Twice in a row: the first measurement after a pause, or after handlers became faster, is of both times.
+            if waited:
+                self._grow(now, rate, busy, chance)
+        elif self.limit > self._minimum:
+            self._shrink(now, idle)
+
+    def _was_worth(self, factor: float, busy: float, chance: float) -> bool:
+        """Whether workers do enough more than they did before the prefetch was multiplied by a factor."""
+        share = self._busy
+        return busy >= min(share * (math.pow(factor, _WORTH) + chance), share + _WORTH_IDLE * (1.0 - share))
+
+    def _grow(self, now: float, rate: float, busy: float, chance: float) -> None:
+        """Tries more, if there may be more in the queue, and if that was not in vain a moment ago."""
+        less, more = self._in_vain / (_NO_LESS + 3 * chance), self._in_vain * (_CLEARLY_WORTH + 3 * chance)
+        if now < self._grow_at and less < busy < more:
+            return
+        if self.limit == self._maximum or rate * _FARTHEST < self.limit - self._highest:
+            return
+        if now >= self._grow_at + self._grow_hold:
+            self._grow_hold = _HOLD
+        factor = min(_BEYOND / busy, _LARGEST_STEP) if busy > 0 else _LARGEST_STEP
+        self._before, self._busy = self.limit, busy
+        self.limit = min(math.ceil(factor * self.limit), self._maximum)
+        if 1.0 - busy > _CLEAR:
+            self._shrink_hold = _HOLD
+        else:
+            self._keep(now)
+
+    def _shrink(self, now: float, idle: float) -> None:
+        """Gives up what was never needed, or tries a little less."""
+        surplus = self._lowest
+        if surplus > _CLEAR * self.limit:
+            self._shrink_hold = _HOLD
+        elif now < self._shrink_at:
+            return
+        spare = self.limit - self._minimum
+        # Half of what may be given up, but no more than a quarter and no less than an eighth of the whole.
+        step = min(spare, max(1, self.limit // 8, min(spare // 2, self.limit // 4)))
+        if step >= surplus and idle < _BUSY:
+            self._before = self.limit
+            self.limit -= step
+        elif surplus > step:
+            self.limit -= min(spare, surplus)
+
+    def _keep(self, now: float) -> None:
+        """Sees to it that not much less is tried for a while."""
+        self._shrink_at = now + self._shrink_hold
+        self._shrink_hold = min(2 * self._shrink_hold, _LONGEST_HOLD)
+
+    def _begin(self, now: float, finished: int, idle_seconds: float) -> None:
+        self._since = self._last = now
+        self._finished_since = self._finished_last = finished
+        self._idle_since = idle_seconds
+        # What is delivered with this prefetch or a larger one can be no less and no more.
+        self._lowest, self._highest = self._maximum, 0
+
+
+def _check_count(option: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        shown = f"of type {type(value).__name__}"
+    elif value < 1:
+        shown = str(value)
+    else:
+        return
+    raise ConfigurationError(f"{option} is {shown}; it must be a whole number of 1 or more", option=option)
+
+
+def _amount(option: str, value: object) -> float:
+    """Returns a finite number of 0 or more as it is."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigurationError(f"{option} is of type {type(value).__name__}; it must be a number", option=option)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and number >= 0):
+        raise ConfigurationError(f"{option} is {number}; it must be finite and 0 or more", option=option)
+    return number

@@ -1,0 +1,79 @@
+"""The deliveries of one channel: whom they ask, and what is dropped when the channel is gone."""
+
+from __future__ import annotations
+
+import pytest
+from tests.corpus import frames
+
+from leveret._buffers import SendBuffer
+from leveret._consuming import Generation
+from leveret._framing import FrameReader, Message
+from leveret.errors import LocalProtocolError
+
+
+class Owner:
+    """What a consumer is to its generations."""
+
+    queue = "orders"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, str]] = []
+
+    def decode(self, message: Message) -> str:
+        self.calls.append((message.delivery_tag, "decode"))
+        return message.body.decode()
+
+    def _settle(self, generation: Generation, message: Message, verb: str) -> bool:
+        self.calls.append((message.delivery_tag, verb))
+        return generation.alive and generation.acks.settle(message.delivery_tag)
+
+
+def deliveries(*bodies: bytes) -> tuple[Owner, Generation, list[Message]]:
+    owner = Owner()
+    generation = Generation(owner, 1, SendBuffer(lambda: None, lambda: None))
+    (run,) = FrameReader().feed(b"".join(frames.delivery(1, tag, body) for tag, body in enumerate(bodies, 1)))
+    generation.acks.delivered(run)
+    generation.adopt(run, 12.5)
+    return owner, generation, run.messages
+
+
+def test_a_message_belongs_to_nobody_when_it_was_only_read() -> None:
+    (run,) = FrameReader().feed(frames.delivery(1, 1, b"one"))
+    (message,) = run.messages
+    assert message.value == b"one", "without an owner the value is the body"
+    assert message.queue is None
+    assert message.is_settled
+    with pytest.raises(LocalProtocolError):
+        message.ack()
+
+
+def test_messages_ask_their_consumer_when_they_were_adopted() -> None:
+    owner, _, (one, two) = deliveries(b"one", b"two")
+    assert (one.value, two.value, one.value) == ("one", "two", "one")
+    assert (one.queue, one.received_at, two.received_at) == ("orders", 12.5, 12.5)
+    assert one.retry()
+    assert two.dead_letter()
+    # The value is decoded once.
+    assert owner.calls == [(1, "decode"), (2, "decode"), (1, "retry"), (2, "dead_letter")]
+
+
+def test_a_message_says_whether_it_can_be_settled() -> None:
+    _, generation, (one, two) = deliveries(b"one", b"two")
+    assert not one.is_settled
+    assert one.release()
+    assert one.is_settled
+    assert not two.is_settled
+    generation.end()
+    assert two.is_settled, "its channel is gone"
+
+
+def test_settling_is_dropped_and_counted_when_the_channel_is_gone() -> None:
+    _, generation, (one, two) = deliveries(b"one", b"two")
+    assert one.release()
+    generation.end()
+    assert not two.ack()
+    assert not two.dead_letter()
+    assert generation.stale == 2
+    generation.acks.ack(2)
+    generation.flush()
+    assert len(generation.out) == 0, "nothing is written to a channel that is gone"
