@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from leveret.client import connect as connect
     from leveret.connection import Connection as Connection
     from leveret.consumer import Consumer as Consumer
+    from leveret.consuming import Consumption as Consumption
+    from leveret.delivery_batches import Batches as Batches
+    from leveret.delivery_batches import DeliveryBatch as DeliveryBatch
     from leveret.errors import BackpressureError as BackpressureError
     from leveret.errors import LeveretError as LeveretError
     from leveret.errors import PublishError as PublishError
@@ -60,6 +63,9 @@ _HOMES = {
     "connect": "client",
     "Connection": "connection",
     "Consumer": "consumer",
+    "Consumption": "consuming",
+    "Batches": "delivery_batches",
+    "DeliveryBatch": "delivery_batches",
     "BackpressureError": "errors",
     "LeveretError": "errors",
     "PublishError": "errors",

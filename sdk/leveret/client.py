@@ -12,6 +12,8 @@ from weakref import WeakSet
 
 from leveret.connection import Connection, may_mend
 from leveret.consumer import Consumer
+from leveret.consuming import Consumption
+from leveret.delivery_batches import Batches
 from leveret.errors import (
     ConfigurationError,
     ConnectionClosed,
@@ -53,6 +55,8 @@ logger = logging.getLogger("leveret.client")
 
 T = TypeVar("T")
 
+#: AMQP's largest prefetch.
+_MAX_PREFETCH = 65_535
 #: 0.001 s doubled this often is longer than any `recovery_max_delay`; doubled for ever it would overflow.
 _MAX_DOUBLINGS = 40
 
@@ -431,6 +435,100 @@ class _Workplace:
         self._consumers.add(consumer)
         self._monitor.add(consumer, "consumer", queue, consumer.meter)
         return consumer
+
+    @overload
+    def queue(self, queue: str, model: type[T]) -> Consumption[T]: ...
+
+    @overload
+    def queue(self, queue: str, model: Any = None) -> Consumption[Any]: ...
+
+    def queue(self, queue: str, model: Any = None) -> Consumption[Any]:
+        """Begins a consumer that is put together call by call.
+
+            await client.queue("billing", Order).concurrency(8).prefetch(100).consume(handler)
+
+        Args:
+            queue: The queue.
+            model: As for `consumer`.
+
+        Returns:
+            See `Consumption`.
+        """
+        return Consumption(self, queue, model)
+
+    @overload
+    def batches(
+        self,
+        queue: str,
+        model: type[T],
+        settings: ConsumerSettings | None = None,
+        *,
+        size: int = 100,
+        wait: float = 0.1,
+        **options: Any,
+    ) -> Batches[T]: ...
+
+    @overload
+    def batches(
+        self,
+        queue: str,
+        model: Any = None,
+        settings: ConsumerSettings | None = None,
+        *,
+        size: int = 100,
+        wait: float = 0.1,
+        **options: Any,
+    ) -> Batches[Any]: ...
+
+    def batches(
+        self,
+        queue: str,
+        model: Any = None,
+        settings: ConsumerSettings | None = None,
+        *,
+        size: int = 100,
+        wait: float = 0.1,
+        **options: Any,
+    ) -> Batches[Any]:
+        """Makes a consumer that takes messages in batches, each with one acknowledgement.
+
+            async for batch in client.batches("billing", Order, size=500, wait=0.05):
+                await store(batch.values)
+                batch.ack()
+
+        Args:
+            queue: The queue.
+            model: As for `consumer`.
+            settings: As for `consumer`.
+            size: The most messages of a batch, 1 to 65535.
+            wait: Seconds that the first message of a batch waits for others at most, 0 to 3600.
+            **options: Single options of `ConsumerSettings`. The prefetch is twice the size unless it is given, so that
+                the next batch comes while one is worked on.
+
+        Returns:
+            See `Batches`.
+
+        Raises:
+            ConfigurationError: An option is unknown or out of range, or the prefetch is "auto" or less than the size.
+        """
+        checked: tuple[object, object] = size, wait  # the types promise it; a caller without a type checker may not
+        if type(checked[0]) is not int or not 1 <= size <= _MAX_PREFETCH:
+            raise ConfigurationError(f"size is {size!r:.40}; it must be 1 to {_MAX_PREFETCH}", option="size")
+        if type(checked[1]) not in (int, float) or not 0 <= wait <= 3600:
+            raise ConfigurationError(f"wait is {wait!r:.40} s; it must be 0 to 3600", option="wait")
+        if settings is None:
+            options.setdefault("prefetch", min(_MAX_PREFETCH, 2 * size))
+        consumer = self.consumer(queue, model, settings, **options)
+        prefetch = consumer.settings.prefetch
+        if prefetch == "auto" or prefetch < size:
+            raise ConfigurationError(
+                f"prefetch is {prefetch!r}; batches of {size} need a number of at least {size}", option="prefetch"
+            )
+        if consumer.settings.ordered_by is not None or callable(options.get("ordered_by")):
+            raise ConfigurationError(
+                "ordered_by is of no use in batches, which keep the queue's order", option="ordered_by"
+            )
+        return Batches(consumer, size, float(wait))
 
 
 class Client(_Workplace):

@@ -19,6 +19,7 @@ from leveret.connection import may_mend
 from leveret.errors import (
     ChannelClosed,
     CircuitOpen,
+    CodecError,
     ConfigurationError,
     ConsumerCancelled,
     DeliveryTimeout,
@@ -488,10 +489,18 @@ class Consumer(Generic[T], Intake):
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.settings.concurrency):
                     group.create_task(self._work(call))
-            if self._error is not None and not self._stopping:
-                self._check_error()
+            self.raise_for_end()
         finally:
             await self.close()
+
+    def raise_for_end(self) -> None:
+        """Raises why no more messages come, unless this side ended it.
+
+        Raises:
+            LeveretError: What `run` raises.
+        """
+        if not self._stopping:
+            self._check_error()
 
     async def _work(self, call: Callable[[Any, Message], Awaitable[object]]) -> None:
         task = asyncio.current_task()
@@ -554,6 +563,85 @@ class Consumer(Generic[T], Intake):
             finally:
                 self._idle_ends()
         raise StopAsyncIteration
+
+    async def take(self, size: int, wait: float) -> list[Message]:
+        """Takes up to `size` messages: so many, or what there is `wait` seconds after the first one; `Batches` uses it.
+
+        Args:
+            size: The most messages, 1 or more.
+            wait: Seconds.
+
+        Returns:
+            At least one message, for the caller to settle; none when the consumer was stopped or cancelled.
+
+        Raises:
+            LeveretError: As `run`.
+        """
+        try:
+            messages = [await anext(self)]
+        except StopAsyncIteration:
+            return []
+        deadline = self._loop.time() + wait
+        while len(messages) < size and not self._stopping:
+            message = self._pop()
+            if message is not None:
+                messages.append(message)
+                continue
+            if self._pressed:
+                self._taken()
+            if self._over or self._loop.time() >= deadline:
+                break
+            future = self._wait()
+            timer = self._loop.call_at(deadline, _set, future)
+            try:
+                await future
+            except BaseException:
+                # Nobody else can settle what was taken.
+                for message in messages:
+                    message.release()
+                self._wake(self._buffered)
+                raise
+            finally:
+                timer.cancel()
+        if self._idle:
+            self._wake(self._buffered)
+        return messages
+
+    def decode_all(self, messages: list[Message]) -> tuple[list[T], list[Message]]:
+        """Decodes messages; those that cannot be decoded are settled, and left out."""
+        values: list[T] = []
+        kept: list[Message] = []
+        for message in messages:
+            try:
+                values.append(self.decode(message))
+            except CodecError as error:
+                self._undecodable(message, error)
+            else:
+                kept.append(message)
+        return values, kept
+
+    def acknowledge(self, messages: list[Message]) -> int:
+        """Acknowledges those of some messages that were not settled, and writes that at once.
+
+        Returns:
+            How many there were.
+        """
+        count = 0
+        generation = self._generation
+        if generation is not None and generation.alive and not self._no_ack:
+            self._connection.check_loop()
+            for message in messages:
+                if not message.is_settled:
+                    count += generation.acks.ack(message.delivery_tag)
+            generation.flush()
+            self._acknowledged()
+        return count
+
+    async def fail(self, message: Message, error: BaseException) -> None:
+        """Does with a message what `run` does when its handler raised this."""
+        failure = self._failed(message, error)
+        if failure is not None:
+            await failure
 
     async def get(self) -> Message | None:
         """Takes one message, if there is one (basic.get). Slow: each call is a round trip.
@@ -950,6 +1038,11 @@ class Consumer(Generic[T], Intake):
             self._error = error
         self._over = True
         self._wake_all()
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _key_function(ordered_by: str | None) -> Callable[[Message], Hashable] | None:
