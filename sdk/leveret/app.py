@@ -37,7 +37,7 @@ from leveret.settings import ConnectionSettings, ConsumerSettings, Settings
 from leveret.transport import run as run_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
     from types import FrameType, TracebackType
     from typing import Self
 
@@ -66,7 +66,7 @@ _CLOSING: Final = 20.0
 #: Seconds from a second signal to the end of the process, for acknowledgements that are ready.
 _ABORT: Final = 1.0
 #: Seconds that a process which has ended its work waits for threads that do not.
-_STUCK_THREADS: Final = 5.0
+_STUCK_THREADS: Final = 2.0
 #: A day; what is longer is a mistake in the unit.
 _MAX_SECONDS: Final = 86_400.0
 
@@ -476,7 +476,7 @@ class App:
 
     async def _drain(self, posts: list[_Post], tasks: list[asyncio.Task[None]]) -> bool:
         deadline = asyncio.get_running_loop().time() + self.drain_timeout
-        drained = [_drain(post.consumer, self.drain_timeout) for post in posts if post.consumer is not None]
+        drained = [post.consumer.drain(self.drain_timeout) for post in posts if post.consumer is not None]
         whole = all(await asyncio.gather(*drained))
         left = deadline - asyncio.get_running_loop().time()
         _, late = await asyncio.wait(tasks, timeout=max(0.0, left) + _GRACE)
@@ -615,21 +615,6 @@ def _may_mend(error: LeveretError) -> bool:
     return not isinstance(error, (TLSVerificationError, ConfigurationError, PluginError, EncodeFailed, WrongLoopError))
 
 
-async def _drain(consumer: Consumer[Any], timeout: float) -> bool:
-    """Makes a consumer's `run` return; False when handlers were cut off."""
-    drain: Callable[[float], Awaitable[bool]] | None = getattr(consumer, "drain", None)
-    if drain is None:
-        consumer.stop()
-        return True
-    try:
-        async with asyncio.timeout(timeout + _GRACE):
-            return await drain(timeout)
-    except (LeveretError, TimeoutError) as error:
-        reason = str(error) or "it took too long"
-        logger.warning("consumer of queue %r: draining failed: %s", consumer.queue, reason)
-        return False
-
-
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -757,8 +742,8 @@ def run_process(
     Args:
         app: The app.
         beside: Runs in the same loop, from before the app connects until it has ended; the event stops the app.
-        last: True when the process has nothing to do afterwards: threads of handlers that were cut off then do not keep
-            it alive.
+        last: True when the process has nothing to do afterwards: threads of handlers that were cut off then keep it
+            alive for a few seconds only.
 
     Returns:
         Whether every handler that had begun could finish.
@@ -775,16 +760,18 @@ def run_process(
         assert task is not None
         signals.attach(stop.set, task.cancel)
         companion = None if beside is None else asyncio.create_task(beside(app, stop))
+        status = 1
         try:
             whole = await app.serve(stop)
+            status = 0
         finally:
+            if last and not signals.second:
+                # Closing the loop waits for the threads of its executor, and the interpreter for all.
+                exit_within(_STUCK_THREADS, status)
             if companion is not None:
                 await _cancelled([companion], _GRACE)
                 if companion.done() and not companion.cancelled() and (error := companion.exception()) is not None:
                     logger.error("%s", error, exc_info=error)
-        if last and not whole:
-            # Closing the loop waits for the threads of its executor.
-            exit_within(_STUCK_THREADS, 0)
         return whole
 
     with Signals() as signals:
