@@ -69,7 +69,7 @@ def load(target: str) -> App:
             raise CommandFailed(f"{passed!r} has no attribute {name!r}{_meant(name, _names(found))}") from None
         passed += f"{'.' if passed != module_name else ':'}{name}"
     if not isinstance(found, App):
-        what = found.__name__ if inspect.isclass(found) else f"a {type(found).__name__}"
+        what = f"class {found.__name__}" if inspect.isclass(found) else f"of type {type(found).__name__}"
         apps = [name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, App)]
         hint = f"; did you mean {module_name}:{apps[0]}?" if len(apps) == 1 else ""
         raise CommandFailed(f"{target!r} is {what}, not a leveret.App{hint}")
