@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from leveret._framing import FieldValue as FieldValue
     from leveret._framing import Message as Message
     from leveret._framing import Properties as Properties
+    from leveret.app import App as App
     from leveret.client import Client as Client
     from leveret.client import DedicatedConnection as DedicatedConnection
     from leveret.client import connect as connect
@@ -58,6 +59,7 @@ _HOMES = {
     "FieldValue": "_framing",
     "Message": "_framing",
     "Properties": "_framing",
+    "App": "app",
     "Client": "client",
     "DedicatedConnection": "client",
     "connect": "client",

@@ -45,7 +45,7 @@ def run(*arguments: str) -> Result:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    assert all(f"\n  {command} " in result.stdout for command in ("bench", "broker", "demo", "info"))
+    assert all(f"\n  {command} " in result.stdout for command in ("bench", "broker", "demo", "info", "run"))
 
 
 def test_help_of_bench_lists_the_benchmarks_and_options() -> None:

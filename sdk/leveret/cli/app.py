@@ -223,6 +223,43 @@ def demo(where: str, count: int, quiet: bool) -> None:
             raise Incomplete("the demo failed: " + "; ".join(outcome.errors))
 
 
+@app.command("run")
+@click.argument("target", metavar="MODULE:APP")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 1000), help="How many run the app.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0, 86_400, min_open=True),
+    metavar="SECONDS",
+    help="For running handlers to end after a signal.  [default: the app's own, 30]",
+)
+@click.option("--quiet", is_flag=True, help="No summary, and only warnings are logged.")
+@click.option("--worker-fd", type=click.IntRange(3), hidden=True)  # what the processes are started with
+def run_app(target: str, processes: int, drain_timeout: float | None, quiet: bool, worker_fd: int | None) -> None:
+    """Run a leveret.App: its consumers, in one process or several, until Ctrl-C or SIGTERM.
+
+    MODULE is looked for in the current directory first, and APP is the name of the app in it, as in shop.consumers:app.
+
+    The first signal stops: no more messages are taken, those that no handler has begun go back to their queues, and
+    running handlers get the drain timeout to end. The status is 0 then. A second signal ends everything at once.
+
+    Consumers that lose their connection are started again, and so are processes that crash; one that crashes 5 times
+    within 30 seconds ends the command with status 1. On a terminal a summary is shown, and elsewhere it is logged each
+    minute: deliveries and acknowledgements per second, failures, messages that are being worked on, restarts.
+    """
+    if worker_fd is not None:
+        from leveret.cli.serve import serve_as_worker
+
+        serve_as_worker(target, drain_timeout, worker_fd, quiet=quiet)
+    elif processes == 1:
+        from leveret.cli.serve import serve_here
+
+        serve_here(target, drain_timeout, quiet=quiet)
+    else:
+        from leveret.cli.workers import run_workers
+
+        run_workers(target, processes, drain_timeout, quiet=quiet)
+
+
 @contextlib.contextmanager
 def _broker_at(where: str | None) -> Iterator[tuple[leveret.ConnectionSettings, Callable[[], int | None]]]:
     """Yields how to reach the broker, and what reads its CPU time; None is no broker at all."""

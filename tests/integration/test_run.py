@@ -1,0 +1,341 @@
+"""`leveret run` as a user runs it: processes, signals and crashes, on the embedded broker and on RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import leveret
+from leveret.cli.process import BrokerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.rabbitmq import RabbitMQNode
+
+DEADLINE = 25.0
+
+#: Writes down its processes, and what its handlers have finished: one line for each, by one write.
+SHOP = """
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import msgspec
+
+import leveret
+
+
+class Order(msgspec.Struct):
+    id: int
+
+
+def note(file: str, text: object) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{text}\\n".encode())
+    os.close(descriptor)
+
+
+app = leveret.App(os.environ["SHOP_URL"], name="shop")
+app.topology = leveret.Topology().queue(os.environ["SHOP_QUEUE"])
+app.on_startup(lambda client: note("started", os.getpid()))
+app.on_shutdown(lambda client: note("ended", os.getpid()))
+
+
+@app.consumer(os.environ["SHOP_QUEUE"], concurrency=4, prefetch=20)
+async def handle(order: Order, message: leveret.Message) -> None:
+    assert type(order) is Order
+    note("begun", os.getpid())
+    await asyncio.sleep(float(os.environ.get("SHOP_SECONDS", "0.005")))
+    note("handled", order.id)
+
+
+stuck = leveret.App(os.environ["SHOP_URL"])
+
+
+@stuck.consumer(os.environ["SHOP_QUEUE"])
+def block(order: Order, message: leveret.Message) -> None:
+    note("begun", os.getpid())
+    time.sleep(60)
+
+
+busy = leveret.App(os.environ["SHOP_URL"])
+
+
+@busy.consumer(os.environ["SHOP_QUEUE"])
+async def keep_the_loop(order: Order, message: leveret.Message) -> None:
+    note("begun", os.getpid())
+    while True:
+        pass
+
+
+crashing = leveret.App(os.environ["SHOP_URL"])
+crashing.consumer(os.environ["SHOP_QUEUE"])(handle)
+crashing.on_startup(lambda client: note("started", os.getpid()))
+crashing.on_startup(lambda client: os._exit(3))
+"""
+
+
+class Shop:
+    """A directory with the app, a queue, and what the app's processes wrote down."""
+
+    def __init__(self, folder: Path, url: str, queue: str) -> None:
+        self.folder = folder
+        self.url = url
+        self.queue = queue
+        (folder / "shop.py").write_text(SHOP)
+
+    def lines(self, file: str) -> list[int]:
+        path = self.folder / file
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    @contextlib.contextmanager
+    def program(self, *command: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=os.environ | {"SHOP_URL": self.url, "SHOP_QUEUE": self.queue} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def running(self, *arguments: str, **environment: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+        return self.program("-m", "leveret.cli", "run", *arguments, **environment)
+
+    async def publish(self, count: int) -> None:
+        async with leveret.connect(self.url) as client, client.producer() as producer:
+            await client.declare(leveret.Topology().queue(self.queue))
+            result = await producer.publish_batch(({"id": i} for i in range(count)), self.queue)
+            result.raise_for_failures()
+
+    async def left(self) -> list[tuple[int, bool]]:
+        """Takes what is in the queue: the numbers, and whether they were delivered before."""
+        found = []
+        async with leveret.connect(self.url) as client, client.consumer(self.queue) as consumer:
+            while (message := await consumer.get()) is not None:
+                found.append((message.value["id"], message.redelivered))
+                message.ack()
+        return found
+
+
+@pytest.fixture(scope="module")
+def embedded_url() -> Iterator[str]:
+    with BrokerProcess() as broker:
+        yield broker.url
+
+
+@pytest.fixture(params=[pytest.param("rabbitmq", marks=pytest.mark.integration), "embedded"])
+async def shop(
+    request: pytest.FixtureRequest, tmp_path: Path, unique_name: Callable[[str], str]
+) -> AsyncIterator[Shop]:
+    node: RabbitMQNode | None = request.getfixturevalue("rabbitmq") if request.param == "rabbitmq" else None
+    made = Shop(tmp_path, node.url if node else request.getfixturevalue("embedded_url"), unique_name("shop"))
+    yield made
+    async with leveret.connect(made.url) as client:
+        await client.delete_queue(made.queue)
+
+
+@pytest.fixture
+async def local_shop(tmp_path: Path, embedded_url: str, unique_name: Callable[[str], str]) -> AsyncIterator[Shop]:
+    """What does not depend on the broker is tested with one only."""
+    made = Shop(tmp_path, embedded_url, unique_name("shop"))
+    yield made
+    async with leveret.connect(made.url) as client:
+        await client.delete_queue(made.queue)
+
+
+async def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            assert process is None or process.poll() is None, process.communicate()
+            await asyncio.sleep(0.02)
+
+
+async def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, error = await asyncio.to_thread(process.communicate, timeout=DEADLINE)
+    return process.returncode, error
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_sigterm_drains_and_each_message_is_handled_or_left_exactly_once(shop: Shop, processes: int) -> None:
+    await shop.publish(3000)
+    with shop.running("shop:app", "--processes", str(processes)) as process:
+        await until(lambda: len(set(shop.lines("begun"))) == processes and len(shop.lines("handled")) > 100, process)
+        process.terminate()
+        status, error = await ended(process)
+    assert status == 0, error
+    assert error == ""
+    handled, left = shop.lines("handled"), [number for number, _ in await shop.left()]
+    assert len(handled) < 3000
+    assert len(shop.lines("begun")) == len(handled)
+    assert sorted(handled + left) == list(range(3000))
+    assert sorted(shop.lines("started")) == sorted(shop.lines("ended"))
+    assert len(shop.lines("started")) == processes
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+async def test_second_signal_ends_everything_at_once(local_shop: Shop, processes: int, stop: signal.Signals) -> None:
+    await local_shop.publish(8)
+    with local_shop.running("shop:app", "--processes", str(processes), SHOP_SECONDS="60") as process:
+        await until(lambda: len(local_shop.lines("begun")) >= 4, process)
+        process.send_signal(stop)
+        await asyncio.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(stop)
+        async with asyncio.timeout(4):
+            status, _ = await ended(process)
+    assert status == 128 + stop
+    assert not any(map(alive, local_shop.lines("started")))
+    assert len(await local_shop.left()) == 8
+
+
+async def test_second_signal_ends_a_handler_that_keeps_the_loop(local_shop: Shop) -> None:
+    await local_shop.publish(1)
+    with local_shop.running("shop:busy") as process:
+        await until(lambda: local_shop.lines("begun"), process)
+        process.terminate()
+        await asyncio.sleep(0.2)
+        assert process.poll() is None
+        process.terminate()
+        assert (await ended(process))[0] == 143
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_plain_handler_that_does_not_return_does_not_keep_the_process(local_shop: Shop, processes: int) -> None:
+    await local_shop.publish(1)
+    arguments = ("shop:stuck", "--processes", str(processes), "--drain-timeout", "0.2")
+    with local_shop.running(*arguments) as process:
+        await until(lambda: local_shop.lines("begun"), process)
+        process.terminate()
+        status, error = await ended(process)
+    assert status == 0, error
+    assert await local_shop.left() == [(0, True)]
+
+
+# ---------------------------------------------------------------------- crashes
+
+
+async def test_worker_that_is_killed_is_replaced_and_nothing_is_lost(shop: Shop) -> None:
+    await shop.publish(2000)
+    with shop.running("shop:app", "--processes", "2") as process:
+        await until(lambda: len(set(shop.lines("begun"))) == 2 and len(shop.lines("handled")) > 50, process)
+        victim, other = shop.lines("started")
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: len(shop.lines("started")) == 3, process)
+        await until(lambda: set(shop.lines("handled")) == set(range(2000)), process)
+        process.terminate()
+        status, error = await ended(process)
+    assert status == 0, error
+    assert re.search(rf"worker [12] \(process {victim}\) was killed by SIGKILL; another is started in", error)
+    assert error.count("\n") == 1
+    assert other in shop.lines("ended")
+    # Only what the victim had begun may have been handled twice.
+    assert len(shop.lines("handled")) <= 2000 + 20
+    assert await shop.left() == []
+
+
+async def test_worker_that_crashes_again_and_again_ends_the_command(local_shop: Shop) -> None:
+    with local_shop.running("shop:crashing", "--processes", "2", "--quiet") as process:
+        status, error = await ended(process)
+    assert status == 1
+    [last] = [line for line in error.splitlines() if line.startswith("Error: ")]
+    assert "crashed 5 times within 30 s; the last one ended with status 3" in last
+    assert error.endswith(last + "\n")
+    assert "Traceback" not in error
+    assert not any(map(alive, local_shop.lines("started")))
+
+
+async def test_workers_drain_when_their_parent_is_killed(local_shop: Shop) -> None:
+    await local_shop.publish(3000)
+    with local_shop.running("shop:app", "--processes", "2") as process:
+        await until(lambda: len(set(local_shop.lines("begun"))) == 2, process)
+        process.kill()
+        await until(lambda: len(local_shop.lines("ended")) == 2)
+        await until(lambda: not any(map(alive, local_shop.lines("started"))))
+    handled = local_shop.lines("handled")
+    assert sorted(handled + [number for number, _ in await local_shop.left()]) == list(range(3000))
+
+
+# ---------------------------------------------------------------------- what no attempt can mend
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+async def test_app_that_is_not_there_is_one_line(local_shop: Shop, processes: int) -> None:
+    with local_shop.running("shop:ap", "--processes", str(processes)) as process:
+        status, error = await ended(process)
+    assert (status, error) == (1, "Error: 'shop' has no attribute 'ap'; did you mean 'app'?\n")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("processes", [1, 3])
+async def test_wrong_password_is_one_line(tmp_path: Path, rabbitmq: RabbitMQNode, processes: int) -> None:
+    shop = Shop(tmp_path, rabbitmq.url.replace(":guest@", ":wr0ng@"), "nobody")
+    with shop.running("shop:app", "--processes", str(processes)) as process:
+        status, error = await ended(process)
+    assert status == 1
+    assert error.startswith("Error: ")
+    assert "ACCESS_REFUSED" in error
+    assert error.count("\n") == 1
+    assert "wr0ng" not in error
+
+
+# ---------------------------------------------------------------------- App.run
+
+
+@pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 143)])
+async def test_app_run_is_a_program_of_its_own(local_shop: Shop, signals: int, status: int) -> None:
+    await local_shop.publish(1)
+    program = local_shop.folder / "program.py"
+    program.write_text("import shop\n\nshop.app.run()\nprint('after')\n")
+    seconds = "0.5" if status == 0 else "60"
+    with local_shop.program(program, SHOP_SECONDS=seconds) as process:
+        await until(lambda: local_shop.lines("begun"), process)
+        for _ in range(signals):
+            process.terminate()
+            await asyncio.sleep(0.1)
+        out, error = await asyncio.to_thread(process.communicate, timeout=DEADLINE)
+    assert process.returncode == status, error
+    assert error == ""
+    assert out == ("after\n" if status == 0 else "")
+    assert local_shop.lines("handled") == ([0] if status == 0 else [])
+
+
+async def test_without_uvloop_it_works_too(local_shop: Shop) -> None:
+    (local_shop.folder / "uvloop.py").write_text("raise ImportError('not installed')\n")
+    await local_shop.publish(20)
+    with local_shop.running(
+        "shop:app", "--processes", "2", PYTHONPATH=str(local_shop.folder), SHOP_SECONDS="0.001"
+    ) as process:
+        await until(lambda: len(local_shop.lines("handled")) == 20, process)
+        process.send_signal(signal.SIGINT)
+        status, error = await ended(process)
+    assert (status, error) == (0, "")
