@@ -139,8 +139,6 @@ cdef class AckWindow:
     cpdef bint track(self, uint64_t delivery_tag) except -1
     cpdef Py_ssize_t finish(self, uint64_t delivery_tag) noexcept
     cdef bint finish_alone(self, uint64_t delivery_tag) noexcept
+    cdef int write_alone(self, SendBuffer out, uint64_t delivery_tag) except -1
     cdef Py_ssize_t write_ready(self, SendBuffer out, bint stragglers) except -1
     cdef void advance(self) noexcept
-
-
-cdef int put_settlement(SendBuffer out, uint16_t channel, uint16_t method_id, uint64_t tag, uint8_t bits) except -1

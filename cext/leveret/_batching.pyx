@@ -967,6 +967,20 @@ cdef class Publisher:
         return ticket
 
 
+# basic.ack, basic.nack and basic.reject have one shape: tag and an octet of bits.
+cdef int _put_settlement(SendBuffer out, uint16_t channel, uint16_t method_id, uint64_t tag, uint8_t bits) except -1:
+    cdef uint8_t* p = out.reserve(21)
+    p[0] = FRAME_METHOD
+    lv_put16(p + 1, channel)
+    lv_put32(p + 3, 13)
+    lv_put16(p + 7, BASIC)
+    lv_put16(p + 9, method_id)
+    lv_put64(p + 11, tag)
+    p[19] = bits
+    p[20] = FRAME_END
+    return out.commit(21)
+
+
 @cython.final
 cdef class AckWindow:
     """The deliveries of one channel that are not settled yet.
@@ -1118,6 +1132,10 @@ cdef class AckWindow:
         """
         return self.write_ready(out, stragglers)
 
+    # Writes basic.ack for one delivery that finish_alone took.
+    cdef int write_alone(self, SendBuffer out, uint64_t delivery_tag) except -1:
+        return _put_settlement(out, self.channel, BASIC_ACK, delivery_tag, 0)
+
     # What flush does.
     cdef Py_ssize_t write_ready(self, SendBuffer out, bint stragglers) except -1:
         cdef uint64_t tag = self.first
@@ -1139,30 +1157,16 @@ cdef class AckWindow:
         if prefix:
             # The tag must be one that the broker still has, so not one of those that were refused.
             self.ready -= prefix
-            put_settlement(out, self.channel, BASIC_ACK, last, 1 if prefix > 1 else 0)
+            _put_settlement(out, self.channel, BASIC_ACK, last, 1 if prefix > 1 else 0)
             frames += 1
         while stragglers and self.ready and tag < self.next_delivery_tag:
             if self.states[tag & self.mask] == ACKED:
                 self.states[tag & self.mask] = SETTLED
                 self.ready -= 1
-                put_settlement(out, self.channel, BASIC_ACK, tag, 0)
+                _put_settlement(out, self.channel, BASIC_ACK, tag, 0)
                 frames += 1
             tag += 1
         return frames
-
-
-# basic.ack, basic.nack and basic.reject have one shape: tag and an octet of bits.
-cdef int put_settlement(SendBuffer out, uint16_t channel, uint16_t method_id, uint64_t tag, uint8_t bits) except -1:
-    cdef uint8_t* p = out.reserve(21)
-    p[0] = FRAME_METHOD
-    lv_put16(p + 1, channel)
-    lv_put32(p + 3, 13)
-    lv_put16(p + 7, BASIC)
-    lv_put16(p + 9, method_id)
-    lv_put64(p + 11, tag)
-    p[19] = bits
-    p[20] = FRAME_END
-    return out.commit(21)
 
 
 def append_settlement(SendBuffer out not None, uint16_t channel, uint16_t method_id, uint64_t delivery_tag,
@@ -1176,7 +1180,7 @@ def append_settlement(SendBuffer out not None, uint16_t channel, uint16_t method
         delivery_tag: What is settled.
         bits: ack: 1 multiple; nack: 1 multiple, 2 requeue; reject: 1 requeue.
     """
-    put_settlement(out, channel, method_id, delivery_tag, bits)
+    _put_settlement(out, channel, method_id, delivery_tag, bits)
 
 
 def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_tag not None,

@@ -8,11 +8,11 @@ from cpython.bytes cimport PyBytes_CheckExact
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SET_ITEM
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint16_t, uint64_t
+from libc.stdint cimport uint16_t
 
-from leveret._batching cimport AckWindow, put_settlement
+from leveret._batching cimport AckWindow
 from leveret._buffers cimport SendBuffer
-from leveret._framing cimport BASIC_ACK, ContentRun, Message
+from leveret._framing cimport ContentRun, Message
 
 from collections import deque
 
@@ -266,7 +266,7 @@ cdef class Intake:
             return 0
         if self._ack_each:
             if generation.acks.finish_alone(message.delivery_tag):
-                put_settlement(generation.out, generation.channel, BASIC_ACK, message.delivery_tag, 0)
+                generation.acks.write_alone(generation.out, message.delivery_tag)
             return 0
         # 0 when the handler settled its message itself, which was counted then.
         ready = generation.acks.finish(message.delivery_tag)
