@@ -81,6 +81,14 @@ cdef inline Py_ssize_t _body_frames(Py_ssize_t size, Py_ssize_t chunk) noexcept 
     return (size + chunk - 1) // chunk
 
 
+# The body of a message that has one. A view (FrameReader.view_bodies) would be read as the bytes object that it is not.
+cdef inline object _body_of(Message message):
+    cdef object body = message.body
+    if not PyBytes_CheckExact(body):
+        raise TypeError(f"a message whose body is bytes is needed here, not one whose body is a {type(body).__name__}")
+    return body
+
+
 @cython.final
 cdef class PublishTemplate:
     """The frames of a publishing, packed once: all but its channel, its body and its body's size.
@@ -484,7 +492,7 @@ cdef class ConfirmWindow:
     cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0:
         cdef Slot* slot
         cdef PublishTemplate template
-        cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(message.body)
+        cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(_body_of(message))
         while tag < end:
             slot = &self.slots[tag & self.mask]
             if slot.state == OPEN and slot.template is not NULL and slot.size == size:
@@ -1211,7 +1219,7 @@ def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_ta
     for m in messages:
         if m is None or m.body is None:
             raise ValueError("a message without its body cannot be delivered")
-        size = PyBytes_GET_SIZE(m.body)
+        size = PyBytes_GET_SIZE(_body_of(m))
         if (like is None or m.exchange is not like.exchange or m.routing_key is not like.routing_key
                 or m.raw_properties is not like.raw_properties):
             w.used = tag_at
@@ -1257,7 +1265,7 @@ def append_content(SendBuffer out not None, bytes method_frame not None, Message
     _check_frame_max(frame_max)
     if message.body is None:
         raise ValueError("a message without its body cannot be sent")
-    size = PyBytes_GET_SIZE(message.body)
+    size = PyBytes_GET_SIZE(_body_of(message))
     w.put_raw(<uint8_t*>PyBytes_AS_STRING(method_frame), PyBytes_GET_SIZE(method_frame))
     _put_header(w, channel, message.raw_properties, size)
     total = w.used + size + FRAME_OVERHEAD * _body_frames(size, chunk)
