@@ -1198,6 +1198,10 @@ def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_ta
         first_delivery_tag: The tag of the first message; the others follow.
         messages: `Message` objects with bodies.
         frame_max: The negotiated limit.
+
+    Raises:
+        ValueError: A message has no body; those before it were appended.
+        TypeError: The body of a message is a view (`FrameReader.view_bodies`); likewise.
     """
     cdef Message m
     # What was packed last: a message that is like the one before needs its tag, its bit and its size written over.
@@ -1257,7 +1261,12 @@ cdef int _put_header(Writer w, uint16_t channel, bytes raw_properties, Py_ssize_
 
 def append_content(SendBuffer out not None, bytes method_frame not None, Message message not None, *,
                    uint16_t channel, uint32_t frame_max=131072):
-    """Appends a ready method frame and the content of `message`, for example basic.return or basic.get-ok."""
+    """Appends a ready method frame and the content of `message`, for example basic.return or basic.get-ok.
+
+    Raises:
+        ValueError: The message has no body; nothing was appended.
+        TypeError: Its body is a view (`FrameReader.view_bodies`); likewise.
+    """
     cdef Writer w = Writer()
     cdef Py_ssize_t chunk = <Py_ssize_t>frame_max - FRAME_OVERHEAD
     cdef Py_ssize_t size, total
