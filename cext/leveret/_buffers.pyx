@@ -378,7 +378,7 @@ cdef class BodyPool:
         cdef Py_ssize_t i, oldest
         cdef Py_ssize_t left = self.count
         cdef Py_ssize_t left_bytes = self.pooled_bytes
-        if not POOLS_BODIES or self.max_blocks == 0 or room > self.max_bytes:
+        if not POOLS_BODIES:
             return 0
         if self.count == self.max_blocks or self.pooled_bytes > self.max_bytes - room:
             for i in range(self.count):
@@ -386,7 +386,8 @@ cdef class BodyPool:
                     left -= 1
                     left_bytes -= self.blocks[i].room
             if left == self.max_blocks or left_bytes > self.max_bytes - room:
-                # What is held will be free soon: letting go of it now would bring the same miss again.
+                # It is too large, or what is held leaves no room. That will be free soon, and letting go of it now would
+                # bring the same miss again.
                 return 0
             while self.count == self.max_blocks or self.pooled_bytes > self.max_bytes - room:
                 oldest = -1
