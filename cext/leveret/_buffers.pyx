@@ -386,8 +386,8 @@ cdef class BodyPool:
                     left -= 1
                     left_bytes -= self.blocks[i].room
             if left == self.max_blocks or left_bytes > self.max_bytes - room:
-                # It is too large, or what is held leaves no room. That will be free soon, and letting go of it now would
-                # bring the same miss again.
+                # It is too large, or what is held leaves no room. That will be free soon, and letting go of it now
+                # would bring the same miss again.
                 return 0
             while self.count == self.max_blocks or self.pooled_bytes > self.max_bytes - room:
                 oldest = -1
