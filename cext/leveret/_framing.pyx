@@ -1445,7 +1445,8 @@ cdef class FrameReader:
                 or body[7 + body_size] != FRAME_END or (body - 1)[0] != FRAME_END):
             return False
         a = self._assembly(lv_get16(p + 1))
-        if a.message is not None:
+        # Views are made on the long way, too.
+        if a.message is not None or 0 < a.view_size <= body_size:
             return False
         m = self._message(lv_get16(p + 1), self.known_method_id)
         m.exchange = self.known_exchange
