@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from . import corpus
 from .support import need
 
@@ -56,6 +58,38 @@ class DecodeLargeBody:
     def time_feed(self) -> None:
         for piece in self.pieces:
             self.reader.feed(piece)
+
+
+class DecodeBodyViews:
+    """Bodies of a mebibyte, or from 0.65 of one to one, as bytes or as views of pooled memory; the latest are held.
+
+    One reader is fed for all samples, as on a connection: what malloc has learned from bodies before is part of it.
+    """
+
+    params = (["bytes", "views"], ["1 MiB", "0.65 to 1 MiB"], [0, 8])
+    param_names = ("form", "body", "held")
+    operation = "message"
+    operations = 8
+
+    def setup(self, form: str, body: str, held: int) -> None:
+        self.reader = need("leveret._framing").FrameReader(frame_max=corpus.FRAME_MAX)
+        if form == "views":
+            if not hasattr(self.reader, "view_bodies"):
+                raise NotImplementedError("this version has no views of bodies")
+            self.reader.view_bodies(1, 1)
+        mebibyte = 1024 * 1024
+        sizes = [mebibyte - (i * mebibyte // 20 if "to" in body else 0) for i in range(self.operations)]
+        self.pieces: list[bytes] = []
+        for data in (corpus.deliveries(1, size) for size in sizes):
+            self.pieces += [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
+        self.bodies: deque[object] = deque(maxlen=held)
+        self.time_feed(form, body, held)
+
+    def time_feed(self, form: str, body: str, held: int) -> None:
+        keep = self.bodies.append
+        for piece in self.pieces:
+            for run in self.reader.feed(piece):
+                keep(run.messages[0].body)
 
 
 class DecodeConfirms:

@@ -81,6 +81,14 @@ cdef inline Py_ssize_t _body_frames(Py_ssize_t size, Py_ssize_t chunk) noexcept 
     return (size + chunk - 1) // chunk
 
 
+# The body of a message that has one. A view (FrameReader.view_bodies) would be read as the bytes object that it is not.
+cdef inline object _body_of(Message message):
+    cdef object body = message.body
+    if not PyBytes_CheckExact(body):
+        raise TypeError(f"a message whose body is bytes is needed here, not one whose body is a {type(body).__name__}")
+    return body
+
+
 @cython.final
 cdef class PublishTemplate:
     """The frames of a publishing, packed once: all but its channel, its body and its body's size.
@@ -484,7 +492,7 @@ cdef class ConfirmWindow:
     cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0:
         cdef Slot* slot
         cdef PublishTemplate template
-        cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(message.body)
+        cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(_body_of(message))
         while tag < end:
             slot = &self.slots[tag & self.mask]
             if slot.state == OPEN and slot.template is not NULL and slot.size == size:
@@ -1194,6 +1202,10 @@ def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_ta
         first_delivery_tag: The tag of the first message; the others follow.
         messages: `Message` objects with bodies.
         frame_max: The negotiated limit.
+
+    Raises:
+        ValueError: A message has no body; those before it were appended.
+        TypeError: The body of a message is a view (`FrameReader.view_bodies`); likewise.
     """
     cdef Message m
     # What was packed last: a message that is like the one before needs its tag, its bit and its size written over.
@@ -1215,7 +1227,7 @@ def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_ta
     for m in messages:
         if m is None or m.body is None:
             raise ValueError("a message without its body cannot be delivered")
-        size = PyBytes_GET_SIZE(m.body)
+        size = PyBytes_GET_SIZE(_body_of(m))
         if (like is None or m.exchange is not like.exchange or m.routing_key is not like.routing_key
                 or m.raw_properties is not like.raw_properties):
             w.used = tag_at
@@ -1253,7 +1265,12 @@ cdef int _put_header(Writer w, uint16_t channel, bytes raw_properties, Py_ssize_
 
 def append_content(SendBuffer out not None, bytes method_frame not None, Message message not None, *,
                    uint16_t channel, uint32_t frame_max=131072):
-    """Appends a ready method frame and the content of `message`, for example basic.return or basic.get-ok."""
+    """Appends a ready method frame and the content of `message`, for example basic.return or basic.get-ok.
+
+    Raises:
+        ValueError: The message has no body; nothing was appended.
+        TypeError: Its body is a view (`FrameReader.view_bodies`); likewise.
+    """
     cdef Writer w = Writer()
     cdef Py_ssize_t chunk = <Py_ssize_t>frame_max - FRAME_OVERHEAD
     cdef Py_ssize_t size, total
@@ -1261,7 +1278,7 @@ def append_content(SendBuffer out not None, bytes method_frame not None, Message
     _check_frame_max(frame_max)
     if message.body is None:
         raise ValueError("a message without its body cannot be sent")
-    size = PyBytes_GET_SIZE(message.body)
+    size = PyBytes_GET_SIZE(_body_of(message))
     w.put_raw(<uint8_t*>PyBytes_AS_STRING(method_frame), PyBytes_GET_SIZE(method_frame))
     _put_header(w, channel, message.raw_properties, size)
     total = w.used + size + FRAME_OVERHEAD * _body_frames(size, chunk)

@@ -82,3 +82,26 @@ cdef class SendBuffer:
     cdef object end_block(self)
     cdef list seal(self)
     cdef int splice(self, list pieces, Py_ssize_t n) except -1
+
+
+# Memory that a body was received into. The pool holds one reference.
+cdef struct BodyBlock:
+    PyObject* bytes
+    Py_ssize_t room
+    uint64_t turn
+
+
+cdef class BodyPool:
+    cdef readonly Py_ssize_t max_blocks
+    cdef readonly Py_ssize_t max_bytes
+    cdef readonly Py_ssize_t pooled_bytes
+    cdef readonly uint64_t hits
+    cdef readonly uint64_t misses
+    cdef BodyBlock* blocks
+    cdef Py_ssize_t count
+
+    cdef uint64_t room_for(self, uint64_t size) noexcept
+    cdef object take(self, uint64_t size)
+    cdef int keep(self, object block, Py_ssize_t room) except -1
+    cdef bint droppable(self, BodyBlock* block) noexcept
+    cdef int drop(self, Py_ssize_t i) noexcept

@@ -8,6 +8,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 cdef enum:
@@ -19,6 +20,21 @@ cdef enum:
     SLACK = 16384
     # Blocks that are kept for later, more than a mebibyte: what may wait for the socket by default.
     MOST_SPARES = 16
+    # The pool looks at each of its blocks for every body.
+    MOST_BODY_BLOCKS = 4096
+    # Bodies after which a block that is still held counts as kept for good: far more than wait for a handler.
+    GIVEN_UP_AFTER = 4096
+
+cdef extern from *:
+    """
+    /* Where threads run without a GIL a reference count does not prove that an object is nobody's. */
+    #ifdef Py_GIL_DISABLED
+    #define LV_POOLS_BODIES 0
+    #else
+    #define LV_POOLS_BODIES 1
+    #endif
+    """
+    bint POOLS_BODIES "LV_POOLS_BODIES"
 
 
 @cython.final
@@ -264,3 +280,138 @@ cdef class SendBuffer:
 # Nobody but the list holds this block.
 cdef inline bint _is_free(list blocks, Py_ssize_t i) noexcept:
     return Py_REFCNT(PyList_GET_ITEM(blocks, i)) == 1
+
+
+@cython.final
+cdef class BodyPool:
+    """Memory for large bodies, which is used again when nobody holds the body any more.
+
+    Blocks are bytes objects. One of which the pool alone has a reference is free: a memoryview holds the object that it
+    shows, and a slice of the view does, and so does whoever took the bytes out of it. So nothing is given back, and
+    nothing can be given back too early. A body for which no free block fits gets fresh memory, which the pool keeps
+    if it has room. Free blocks that were not used for longest make room for others, and so do blocks that somebody has
+    held for thousands of bodies: the pool lets go of them, their holders do not notice.
+
+    Where Python runs without a GIL a count of references proves nothing, and no block is used again.
+
+    Args:
+        max_blocks: How many blocks it keeps, 0 to 4096, held ones included.
+        max_bytes: How large they may be together.
+
+    Attributes:
+        max_blocks: As given.
+        max_bytes: As given.
+        pooled_bytes: How large the blocks in the pool are together, held ones included.
+        hits: Bodies that got a block of the pool.
+        misses: Bodies that got fresh memory.
+    """
+
+    def __cinit__(self, Py_ssize_t max_blocks=32, Py_ssize_t max_bytes=33554432):
+        if not 0 <= max_blocks <= MOST_BODY_BLOCKS:
+            raise ValueError(f"max_blocks is 0 to {MOST_BODY_BLOCKS}, not {max_blocks}")
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes must not be negative: {max_bytes}")
+        self.max_blocks = max_blocks
+        self.max_bytes = max_bytes
+        self.count = 0
+        self.blocks = <BodyBlock*>malloc(max(1, max_blocks) * sizeof(BodyBlock))
+        if self.blocks is NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        while self.count:
+            self.drop(self.count - 1)
+        free(self.blocks)
+
+    def __len__(self):
+        return self.count
+
+    @property
+    def held_blocks(self):
+        """How many of its blocks hold a body that somebody has."""
+        cdef Py_ssize_t i
+        cdef Py_ssize_t held = 0
+        for i in range(self.count):
+            held += Py_REFCNT(self.blocks[i].bytes) > 1
+        return held
+
+    def clear(self):
+        """Lets go of all blocks. Bodies in them stay what they are for as long as somebody holds them."""
+        while self.count:
+            self.drop(self.count - 1)
+
+    # How large a block for a body of this size should be, so that others of about its size fit: eight sizes between a
+    # power of two and the next, so at most an eighth is more than the body needs. What would not be kept is exact.
+    cdef uint64_t room_for(self, uint64_t size) noexcept:
+        cdef uint64_t step = 512
+        cdef uint64_t room
+        while step <= size >> 4:
+            step <<= 1
+        room = (size + step - 1) & ~(step - 1)
+        return room if room <= <uint64_t>self.max_bytes else size
+
+    # A free block that is as large as `size`, or None. At most half of it is more than that: a small body would hold on
+    # to a large block. The block is in use while its caller, or who it is passed on to, holds the reference.
+    cdef object take(self, uint64_t size):
+        cdef Py_ssize_t i
+        cdef BodyBlock* block
+        cdef BodyBlock* best = NULL
+        for i in range(self.count):
+            block = &self.blocks[i]
+            if <uint64_t>block.room < size or <uint64_t>block.room >> 1 > size:
+                continue
+            # The smallest that fits; of several the one that was used last may still be in the processor's cache.
+            if best is not NULL and (block.room > best.room or (block.room == best.room and block.turn < best.turn)):
+                continue
+            if Py_REFCNT(block.bytes) == 1:
+                best = block
+        if best is NULL:
+            self.misses += 1
+            return None
+        self.hits += 1
+        best.turn = self.hits + self.misses
+        set_bytes_size(<object>best.bytes, <Py_ssize_t>size)
+        return <object>best.bytes
+
+    # Takes a block that a body is in, for the body after it. `room` is what it was made with; only its caller has it.
+    cdef int keep(self, object block, Py_ssize_t room) except -1:
+        cdef Py_ssize_t i, oldest
+        cdef Py_ssize_t left = self.count
+        cdef Py_ssize_t left_bytes = self.pooled_bytes
+        if not POOLS_BODIES:
+            return 0
+        if self.count == self.max_blocks or self.pooled_bytes > self.max_bytes - room:
+            for i in range(self.count):
+                if self.droppable(&self.blocks[i]):
+                    left -= 1
+                    left_bytes -= self.blocks[i].room
+            if left == self.max_blocks or left_bytes > self.max_bytes - room:
+                # It is too large, or what is held leaves no room. That will be free soon, and letting go of it now
+                # would bring the same miss again.
+                return 0
+            while self.count == self.max_blocks or self.pooled_bytes > self.max_bytes - room:
+                oldest = -1
+                for i in range(self.count):
+                    if self.droppable(&self.blocks[i]) and (
+                            oldest < 0 or self.blocks[i].turn < self.blocks[oldest].turn):
+                        oldest = i
+                self.drop(oldest)
+        Py_INCREF(block)
+        self.blocks[self.count].bytes = <PyObject*>block
+        self.blocks[self.count].room = room
+        self.blocks[self.count].turn = self.hits + self.misses
+        self.count += 1
+        self.pooled_bytes += room
+        return 0
+
+    cdef bint droppable(self, BodyBlock* block) noexcept:
+        return Py_REFCNT(block.bytes) == 1 or self.hits + self.misses - block.turn > GIVEN_UP_AFTER
+
+    # Their order says nothing, so the last one takes the place.
+    cdef int drop(self, Py_ssize_t i) noexcept:
+        cdef PyObject* block = self.blocks[i].bytes
+        self.pooled_bytes -= self.blocks[i].room
+        self.count -= 1
+        self.blocks[i] = self.blocks[self.count]
+        _drop(block)
+        return 0

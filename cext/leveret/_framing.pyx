@@ -14,7 +14,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
-from leveret._buffers cimport RecvBuffer, resize_bytes
+from leveret._buffers cimport BodyPool, RecvBuffer, resize_bytes, set_bytes_size
 from leveret._endian cimport lv_get16, lv_get32, lv_get64, lv_put16, lv_put32, lv_put64
 
 import datetime
@@ -28,6 +28,7 @@ cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
     bint PyObject_GC_IsTracked(object o)
     void PyObject_GC_UnTrack(void* object) noexcept
+    object PyMemoryView_FromObject(object exporter)
 
 cdef extern from "math.h":
     bint isinf(double) noexcept nogil
@@ -932,7 +933,9 @@ cdef class Message:
     Its properties stay packed until one of them is asked for, and its value until `value` is.
 
     Attributes:
-        body: The bytes as they came, or None when the message was larger than the reader's limit.
+        body: The bytes as they came, or None when the message was larger than the reader's limit. A read-only
+            memoryview of bytes where `FrameReader.view_bodies` asked for it: it stays valid and as it is for as long as
+            it, or a slice of it, is held. Its `obj` is a bytes object with the same bytes.
         body_size: The size that the content header declared, in bytes.
         delivery_tag: Its number on the channel, for acknowledgements; 0 for returned messages.
         redelivered: The broker tried to deliver it before. False does not mean that it is new: a publisher
@@ -1219,6 +1222,9 @@ cdef class _Assembly:
     cdef Py_ssize_t room
     cdef bint header_due
     cdef bint discard
+    cdef uint64_t view_size   # of the smallest body that is handed over as a view; 0 for none
+    cdef bint viewed          # the body that is being read is one of them
+    cdef bint pooled          # and `body` is a block of the pool
 
 
 @cython.final
@@ -1239,8 +1245,11 @@ cdef class FrameReader:
         max_table_depth: How many tables may stand in each other in a message's headers.
         max_table_entries: How many values a message's headers may hold together.
         capacity: Bytes of the receive buffer to start with.
+        body_pool: Where `view_bodies` takes memory from; None for a pool of its own. Several readers of one thread may
+            share one.
 
     Attributes:
+        body_pool: As given, or None until `view_bodies` is called.
         error: The error that ended the stream, set once; the events before it were returned.
     """
 
@@ -1253,6 +1262,7 @@ cdef class FrameReader:
     cdef readonly uint32_t max_table_entries
     cdef readonly object error
     cdef readonly uint64_t received_frames
+    cdef readonly BodyPool body_pool
     cdef dict assemblies
     cdef _Assembly last
     cdef int last_channel
@@ -1273,8 +1283,9 @@ cdef class FrameReader:
     def __cinit__(self, *, bint server=False, bint protocol_header=False,
                   uint32_t frame_max=DEFAULT_FRAME_MAX_BEFORE_TUNE, uint64_t max_body_size=DEFAULT_MAX_BODY_SIZE,
                   uint16_t max_table_depth=DEFAULT_TABLE_DEPTH, uint32_t max_table_entries=DEFAULT_TABLE_ENTRIES,
-                  Py_ssize_t capacity=262144):
+                  Py_ssize_t capacity=262144, BodyPool body_pool=None):
         self.buffer = RecvBuffer(capacity)
+        self.body_pool = body_pool
         self.server = server
         self.header_due = protocol_header
         self.max_body_size = max_body_size
@@ -1346,6 +1357,8 @@ cdef class FrameReader:
             self.assemblies.clear()
             self.last = None
             self.last_channel = -1
+            if self.body_pool is not None:
+                self.body_pool.clear()
         return events
 
     # type(1) channel(2) size(4) payload(size) end(1), AMQP 0-9-1 section 4.2.3
@@ -1432,7 +1445,8 @@ cdef class FrameReader:
                 or body[7 + body_size] != FRAME_END or (body - 1)[0] != FRAME_END):
             return False
         a = self._assembly(lv_get16(p + 1))
-        if a.message is not None:
+        # Views are made on the long way, too.
+        if a.message is not None or 0 < a.view_size <= body_size:
             return False
         m = self._message(lv_get16(p + 1), self.known_method_id)
         m.exchange = self.known_exchange
@@ -1501,11 +1515,44 @@ cdef class FrameReader:
         return a
 
     def forget(self, uint16_t channel):
-        """Drops what is half read on a channel that was closed."""
-        self.assemblies.pop(channel, None)
+        """Drops what is half read on a channel that was closed, and what `view_bodies` asked for it."""
+        cdef _Assembly a = self.assemblies.pop(channel, None)
         if self.last_channel == channel:
             self.last = None
             self.last_channel = -1
+        if a is not None and a.view_size:
+            self._end_views()
+
+    def view_bodies(self, uint16_t channel, uint64_t min_size):
+        """Has large bodies of a channel handed over as memoryviews of pooled memory, from the next content header on.
+
+        Returned messages keep bytes: they are compared with what was published.
+
+        Args:
+            channel: The channel number. `forget` ends it.
+            min_size: Bodies of at least so many bytes are views; 0 ends it.
+
+        Raises:
+            ValueError: The reader is a server's. What a broker takes in it sends again, and it sends bytes objects.
+        """
+        cdef _Assembly a
+        if self.server:
+            raise ValueError("a server's reader hands bodies over as bytes")
+        if self.body_pool is None:
+            self.body_pool = BodyPool()
+        a = self._assembly(channel)
+        a.view_size = min_size
+        if min_size == 0:
+            self._end_views()
+
+    # When the last channel that had views does no more, the pool's memory is of no use.
+    cdef int _end_views(self) except -1:
+        cdef _Assembly a
+        for a in self.assemblies.values():
+            if a.view_size:
+                return 0
+        self.body_pool.clear()
+        return 0
 
     # Names repeat from message to message; equal bytes give the same str object.
     cdef str _name(self, Cursor* c, str what):
@@ -1681,6 +1728,7 @@ cdef class FrameReader:
         a.received = 0
         a.body = None
         a.discard = body_size > self.max_body_size
+        a.viewed = 0 < a.view_size <= body_size and m.method_id != BASIC_RETURN
         if body_size == 0:
             m.body = b""
             self._complete(a)
@@ -1699,24 +1747,32 @@ cdef class FrameReader:
             return 0
         if a.discard:
             pass
-        elif <uint64_t>size == m.body_size:
+        elif <uint64_t>size == m.body_size and not a.viewed:
             m.body = PyBytes_FromStringAndSize(<char*>p, size)
         else:
             self._append(a, p, size)
         a.received += <uint64_t>size
         if a.received == m.body_size:
             if a.body is not None:
-                m.body = a.body
+                m.body = self._view(a) if a.viewed else a.body
                 a.body = None
             self._complete(a)
         return 0
 
-    # The final bytes object grows with what arrives, so a header that lies costs its sender the bytes.
+    # The final bytes object grows with what arrives, so a header that lies costs its sender the bytes. A free block of
+    # the pool is there anyway, and is taken whole.
     cdef int _append(self, _Assembly a, const uint8_t* p, Py_ssize_t size) except -1:
         cdef uint64_t total = a.message.body_size
         cdef Py_ssize_t have = <Py_ssize_t>a.received
         cdef Py_ssize_t room
         cdef PyObject* raw
+        if a.viewed:
+            if a.body is None:
+                a.body = self.body_pool.take(total)
+                a.pooled = a.body is not None
+                if a.pooled:
+                    a.room = <Py_ssize_t>total
+            total = self.body_pool.room_for(total)
         if a.body is None:
             room = <Py_ssize_t>min(total, <uint64_t>max(FIRST_BODY_BLOCK, size))
             a.body = PyBytes_FromStringAndSize(NULL, room)
@@ -1730,6 +1786,14 @@ cdef class FrameReader:
             a.room = room
         memcpy(PyBytes_AS_STRING(a.body) + have, p, size)
         return 0
+
+    # The whole of the body, as a view of an object that is as long as the body, so that the object may be used, too.
+    cdef object _view(self, _Assembly a):
+        cdef object block = a.body
+        if not a.pooled:
+            set_bytes_size(block, <Py_ssize_t>a.received)
+            self.body_pool.keep(block, a.room)
+        return PyMemoryView_FromObject(block)
 
     cdef int _complete(self, _Assembly a) except -1:
         cdef Message m = a.message

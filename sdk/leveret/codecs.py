@@ -184,9 +184,10 @@ class BodyEncoder:
 class _Reader(NamedTuple):
     """A bound decoder, and whose it is."""
 
-    decode: Callable[[bytes], Any]
+    # They take a view, too, when the decoder was made for views.
+    decode: Callable[[Any], Any]
     who: str
-    decompress: Callable[[bytes], bytes] | None = None
+    decompress: Callable[[Any], bytes] | None = None
 
 
 def _detail(error: BaseException) -> str:
@@ -200,11 +201,35 @@ def _detail(error: BaseException) -> str:
     return f": {text}" if text.startswith(("Expected", "Object missing")) else ""
 
 
+def _as_it_came(body: bytes | memoryview) -> bytes | memoryview:
+    return body
+
+
+def _whole(body: bytes | memoryview) -> bytes:
+    """The bytes object that a view shows the whole of, which the frame reader takes care of: nothing is copied."""
+    if type(body) is bytes:
+        return body
+    assert type(body) is memoryview
+    try:
+        whole = body.obj
+    except ValueError as error:
+        raise DecodeFailed("the body was released before it was decoded") from error
+    return whole if type(whole) is bytes and len(whole) == body.nbytes else bytes(body)
+
+
+def _of_whole(decode: Callable[[bytes], Any]) -> Callable[[bytes | memoryview], Any]:
+    """A function of bytes as one that takes a view of them."""
+    return lambda body: decode(_whole(body))
+
+
 class BodyDecoder:
     """Decodes the messages of one consumer.
 
     The content type chooses among the serializers that the consumer accepts; the sender alone never does. Messages
     with equal packed properties, which is to say nearly all from one publisher, are looked up once.
+
+    With `body_view_size` bodies may be memoryviews. The serializer `bytes` without a model returns them as they are;
+    other serializers and decompressors are given the bytes object behind them, which costs no copy.
 
     Args:
         registry: Where serializers and compressors come from.
@@ -221,9 +246,11 @@ class BodyDecoder:
         self._max_size = settings.max_decompressed_size
         self._max_ratio = settings.max_decompression_ratio
         self._raw = settings.serializer == "bytes"
+        # Decided here: bodies that are bytes anyway are decoded without another call.
+        self._views = settings.body_view_size is not None
         self._always: _Reader | None = None
         self._by_type: dict[str, _Reader] = {}
-        self._untyped = _Reader(bytes, "bytes")
+        self._untyped = _Reader(self._bytes_decoder(model), "bytes")
         self._decompressors: dict[str, Compressor] = {}
         self._encodings: Mapping[str, Provided] = registry.readers("compressor")
         self._last_properties: bytes | None = None
@@ -268,6 +295,11 @@ class BodyDecoder:
             first = bodies.get("application/json") or next(iter(bodies.values()))
             self._untyped = bodies.get("text/plain", first) if model is str else first
 
+    def _bytes_decoder(self, model: Any) -> Callable[[Any], Any]:
+        if not self._views:
+            return bytes
+        return _whole if model is bytes else _as_it_came
+
     def _bind(self, readers: Mapping[str, Provided], model: Any, accepted: bool, specific: Provided | None) -> None:
         made: dict[str, _Reader | None] = {}
         for content_type, provided in readers.items():
@@ -289,7 +321,7 @@ class BodyDecoder:
         who = f"the {provided.name} serializer ({provided.origin})"
         serializer = self._registry.make_serializer(provided)
         try:
-            return _Reader(serializer.decoder(model), who)
+            decode = serializer.decoder(model)
         except (ConfigurationError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -298,6 +330,11 @@ class BodyDecoder:
                 plugin=provided.plugin,
                 distribution=provided.distribution,
             ) from error
+        if provided.plugin == "builtin" and provided.name == "bytes":
+            decode = self._bytes_decoder(model)
+        elif self._views:
+            decode = _of_whole(decode)
+        return _Reader(decode, who)
 
     def decode(self, message: Message) -> Any:
         """Decodes a body.
@@ -306,7 +343,7 @@ class BodyDecoder:
             message: The message.
 
         Returns:
-            Its value. A message without a content type and without a model is its bytes.
+            Its value. A message without a content type and without a model is its body.
 
         Raises:
             DecodeFailed: The body is not what the content type, content encoding or model says.
@@ -406,7 +443,7 @@ class BodyDecoder:
                 raise DecodeFailed(f"{who} returned {found}; it must return at most {limit} bytes")
             return body
 
-        return _Reader(reader.decode, reader.who, limited)
+        return _Reader(reader.decode, reader.who, _of_whole(limited) if self._views else limited)
 
 
 class OriginalSize:

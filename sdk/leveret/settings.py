@@ -665,6 +665,8 @@ class ConsumerSettings(_Section):
             came, compressed ones too.
         max_decompressed_size: The largest body after decompression, 1 to 2**40 bytes.
         max_decompression_ratio: How many times its compressed size a body may have, 1 to 1000000.
+        body_view_size: Bodies of at least so many bytes, 1 to 2**40, are memoryviews of pooled memory; None: all are
+            bytes.
 
     Example:
         >>> ConsumerSettings(prefetch=500, accept=("application/json",)).replace(concurrency=8).prefetch
@@ -691,6 +693,7 @@ class ConsumerSettings(_Section):
     serializer: str | None = _option(None, str, minimum=1, maximum=255)
     max_decompressed_size: int = _size(64 * _MIB)
     max_decompression_ratio: float = _option(200.0, minimum=1, maximum=1_000_000)
+    body_view_size: int | None = _option(None, int, unit="bytes", minimum=1, maximum=2**40)
 
     def _check_together(self) -> None:
         if self.prefetch_min > self.prefetch_max:

@@ -93,6 +93,7 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ProducerSettings, "compression_ratio", 0.01, 1, 0.005),
     (ConsumerSettings, "max_decompressed_size", 1, 2**40, 1),
     (ConsumerSettings, "max_decompression_ratio", 1, 1_000_000, 0.5),
+    (ConsumerSettings, "body_view_size", 1, 2**40, 1),
     (MonitoringSettings, "sink_timeout", 0.001, 86_400, 0.0005),
     (GcSettings, "threshold", 1000, 10_000_000, 1),
     (GcSettings, "interval", 0.001, 60, 0.0005),
