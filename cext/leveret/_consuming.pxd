@@ -11,7 +11,6 @@ cdef class Generation:
     cdef readonly uint16_t channel
     cdef readonly object consumer
     cdef readonly bint alive
-    cdef readonly uint64_t stale
     cdef readonly object decode
     # What decodes bodies of messages with these packed properties, when nothing else has to be done.
     cdef bytes plain_properties

@@ -56,7 +56,6 @@ cdef class Generation:
     Attributes:
         acks: The deliveries that are not settled.
         alive: False when the channel is gone, and its deliveries with it.
-        stale: How many settlements came after that; they were dropped.
         decode: The consumer's function that decodes a message.
     """
 
@@ -83,8 +82,6 @@ cdef class Generation:
 
     def settle(self, Message message not None, verb):
         """What the verbs of `Message` do."""
-        if not self.alive:
-            self.stale += 1
         return self.consumer._settle(self, message, verb)
 
     def adopt_one(self, Message message not None, double received_at):
@@ -262,7 +259,7 @@ cdef class Intake:
         cdef Generation generation = <Generation>message.owner
         cdef Py_ssize_t ready
         if not generation.alive:
-            generation.stale += 1
+            self._too_late()
             return 0
         if self._ack_each:
             if generation.acks.finish_alone(message.delivery_tag):

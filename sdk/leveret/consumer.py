@@ -247,6 +247,8 @@ class Consumer(Generic[T], Intake):
             # Closed meanwhile: nobody else would close the channel.
             channel.abandon()
             raise
+        if self.settings.body_view_size is not None:
+            connection.transport.reader.view_bodies(channel.number, self.settings.body_view_size)
         self._connection = connection
         self._channel = channel
         self._generation = Generation(self, channel.number, connection.transport.out)
@@ -675,6 +677,10 @@ class Consumer(Generic[T], Intake):
             self._acknowledge_handed_off()
         self._pressed = self._reading_paused or bool(self._withheld)
 
+    def _too_late(self) -> None:
+        """A handler returned whose message came on a channel that is gone."""
+        self.meter.stale += 1
+
     def _refused(self, message: Message) -> None:
         self._unless_settled(message, "dead_letter")
 
@@ -805,6 +811,7 @@ class Consumer(Generic[T], Intake):
     def _settle(self, generation: Generation, message: Message, verb: str) -> Settled:
         """What the verbs of `Message` do; see there."""
         if not generation.alive or self._no_ack:
+            self.meter.stale += not generation.alive
             return _NO
         self._connection.check_loop()
         tag = message.delivery_tag

@@ -141,9 +141,6 @@ class _Generation(Protocol):
     @property
     def acks(self) -> AckWindow: ...
 
-    @property
-    def stale(self) -> int: ...
-
 
 class ConsumerMeter:
     """What a consumer counts: for each read, each failure, or in its compiled part."""
@@ -156,6 +153,7 @@ class ConsumerMeter:
         "handler_errors",
         "released",
         "retried",
+        "stale",
         "undecodable",
     )
 
@@ -167,7 +165,9 @@ class ConsumerMeter:
         self.retried = 0
         self.released = 0
         self.dead_lettered = 0
-        # The channel now, and what was acknowledged and dropped on those before it: together, because another thread
+        # Settlements that came when their channel was gone.
+        self.stale = 0
+        # The channel now, and what was acknowledged and ignored on those before it: together, because another thread
         # may read between two assignments.
         self._before: tuple[_Generation | None, int, int] = (None, 0, 0)
 
@@ -175,14 +175,14 @@ class ConsumerMeter:
         """Deliveries come on this channel from now on."""
         now = self.read()
         self.acks = generation.acks
-        self._before = (generation, now["acked"], now["stale_acks"])
+        self._before = (generation, now["acked"], now["stale_acks"] - self.stale)
 
     def read(self) -> dict[str, int]:
         """Deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
-        generation, acked, stale = self._before
+        generation, acked, ignored = self._before
         if generation is not None:
             acked += generation.acks.acked
-            stale += generation.acks.ignored + generation.stale
+            ignored += generation.acks.ignored
         return {
             "delivered": self.delivered,
             "undecodable": self.undecodable,
@@ -192,7 +192,7 @@ class ConsumerMeter:
             "dead_lettered": self.dead_lettered,
             "acked": acked,
             "unsettled": 0 if generation is None else generation.acks.unsettled,
-            "stale_acks": stale,
+            "stale_acks": ignored + self.stale,
         }
 
 

@@ -67,13 +67,12 @@ def test_a_message_says_whether_it_can_be_settled() -> None:
     assert two.is_settled, "its channel is gone"
 
 
-def test_settling_is_dropped_and_counted_when_the_channel_is_gone() -> None:
+def test_nothing_is_written_when_the_channel_is_gone() -> None:
     _, generation, (one, two) = deliveries(b"one", b"two")
     assert one.release()
     generation.end()
     assert not two.ack()
     assert not two.dead_letter()
-    assert generation.stale == 2
     generation.acks.ack(2)
     generation.flush()
     assert len(generation.out) == 0, "nothing is written to a channel that is gone"
