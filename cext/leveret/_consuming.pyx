@@ -396,6 +396,9 @@ cdef class Worker:
             if intake._over:
                 return False
             self.turn = 0
+            if intake._generation is not None and intake._generation.out.used:
+                # All is done that the last read brought: its acknowledgements need not wait for a turn of the loop.
+                intake._written()
             self.wait_for(intake._wait(), IDLE)
             intake._idle_begins()
             return True

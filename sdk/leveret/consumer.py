@@ -669,6 +669,10 @@ class Consumer(Generic[T], Intake):
         self._idle.append(future)
         return future
 
+    def _written(self) -> None:
+        """Something waits to be sent, and there is nothing else to do."""
+        self._connection.transport.flush()
+
     def _taken(self) -> None:
         """A message was taken from a buffer that was too full."""
         if self._reading_paused and self._buffered <= self._prefetch:

@@ -31,7 +31,7 @@ __all__ = ["FrameTransport", "Session", "dial", "run", "serve"]
 T = TypeVar("T")
 
 #: The most bytes that are waited for. The kernel's own limit is half of the receive buffer.
-_MOST_COLLECTED = 32 * 1024
+_MOST_COLLECTED = 64 * 1024
 
 # How the kernel calls what the settings call by these names. macOS has another word for the idle time.
 _SOCKET_OPTIONS = {
@@ -220,7 +220,7 @@ class FrameTransport(asyncio.BufferedProtocol):
         With several who ask, the last one counts.
 
         Args:
-            least_bytes: 1 reads at once. More than 32 KiB are not waited for: the receive buffer has to hold them.
+            least_bytes: 1 reads at once. More than 64 KiB are not waited for: the receive buffer has to hold them.
         """
         least_bytes = max(1, min(least_bytes, _MOST_COLLECTED))
         if least_bytes != self._least_bytes and self._transport is not None and not self.closed:

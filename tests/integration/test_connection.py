@@ -17,7 +17,7 @@ from tests.support.proxy import Proxy
 import leveret
 from leveret import Topology
 from leveret.broker import EmbeddedBroker
-from leveret.client import _may_mend
+from leveret.connection import may_mend
 from leveret.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -540,7 +540,7 @@ async def test_recovery_ends_when_the_password_or_the_virtual_host_is_no_longer_
     ids=str,
 )
 def test_dialing_goes_on_only_when_it_may_help(error: leveret.LeveretError, mends: bool) -> None:
-    assert _may_mend(error) is mends
+    assert may_mend(error) is mends
 
 
 @pytest.mark.integration
