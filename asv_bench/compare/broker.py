@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pika
 import pika.exceptions
 from asv_bench.compare import wire
-from asv_bench.compare.job import Address
+from asv_bench.compare.job import Address, order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,11 +132,11 @@ class Queues:
             self._channel.queue_delete(self._made.pop())
 
     def fill(self, queue: str, size: int, count: int) -> None:
-        """Publishes persistent messages, and returns when all are confirmed."""
+        """Publishes persistent messages, orders in JSON, and returns when all are confirmed."""
         window = max(1, min(_FILL_WINDOW, _FILL_BYTES // size))
         with wire.Connection(self._address.host, self._address.port) as connection:
             channel = connection.open_channel(confirms=True)
-            wire.publish(connection, channel, queue, b"x" * size, count, window)
+            wire.publish(connection, channel, queue, order(size), count, window)
             connection.close_channel(channel)
         self.expect(queue, count)
 

@@ -28,6 +28,16 @@ PUBLISH, CONFIRMED, ONE_BY_ONE, CONSUME = KINDS = ("publish", "confirmed", "one-
 CONTENT_TYPE: Final = "application/octet-stream"
 
 
+#: An order in JSON, without what makes it as long as it shall be.
+_ORDER: Final = b'{"id":100000,"customer":"C00","amount":1.5,"note":"%s"}'
+
+
+def order(size: int) -> bytes:
+    """What consumers take: an order in JSON of so many bytes, or bytes without a meaning where it is too long."""
+    note = size - len(_ORDER % b"")
+    return _ORDER % (b"n" * note) if note >= 0 else b"x" * size
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A way to do a kind of case.

@@ -214,15 +214,25 @@ class Consumer(Generic[T], Intake):
         return self._prefetch
 
     def health(self) -> ConsumerHealth:
-        """Compares what should be with what is; costs nothing and asks nobody."""
-        channel = self._channel
+        """Compares what should be with what is; costs nothing and asks nobody.
+
+        The metrics `consumers_expected` and `consumers_live` tell the same of all consumers of a queue.
+        """
+        self._note_state()
         return ConsumerHealth(
-            expected=self._subscribed and not (self._paused or self._stopping or self._over),
-            live=bool(self._tags) and channel is not None and channel.is_open,
+            expected=self.meter.expected,
+            live=self.meter.live,
             delivery_age=None if self._delivered_at is None else self._loop.time() - self._delivered_at,
             working=self._running,
             waiting=self._unstarted,
         )
+
+    def _note_state(self) -> None:
+        """Has the meter tell what is expected and what is; called when that may have changed."""
+        channel = self._channel
+        self.meter.expected = self._subscribed and not (self._paused or self._stopping or self._over)
+        self.meter.live = bool(self._tags) and channel is not None and channel.is_open
+        self.meter.prefetch = self._prefetch
 
     @property
     def _unstarted(self) -> int:
@@ -290,6 +300,7 @@ class Consumer(Generic[T], Intake):
                 exclusive=settings.exclusive,
                 arguments=arguments,
             )
+            self._note_state()
         except BaseException as error:
             if isinstance(error, EncodeFailed):
                 self._subscribed = bool(len(self._tags) - 1)
@@ -305,6 +316,7 @@ class Consumer(Generic[T], Intake):
             await channel.basic_cancel(tag)
             if tag in self._tags:
                 self._tags.remove(tag)
+        self._note_state()
 
     async def set_prefetch(self, prefetch: int) -> None:
         """Changes how many deliveries the broker sends ahead, without a stop.
@@ -421,6 +433,7 @@ class Consumer(Generic[T], Intake):
     def stop(self) -> None:
         """Ends `run` or `async for` after the messages that are being worked on; the others go back to the queue."""
         self._stopping = True
+        self._note_state()
         self._wake_all()
 
     async def close(self) -> None:
@@ -450,6 +463,7 @@ class Consumer(Generic[T], Intake):
                     generation.end()
                 await channel.close()
             self._tags.clear()
+            self._note_state()
             self._take_unstarted()
 
     async def __aenter__(self) -> Self:
@@ -996,6 +1010,7 @@ class Consumer(Generic[T], Intake):
     # ------------------------------------------------------------------ when no more deliveries come
 
     def _lost(self, error: LeveretError) -> None:
+        self._note_state()
         if self._error is not None or self._reopening is not None:
             return
         wanted = self.settings.resubscribe and self._subscribed and not self._stopping
@@ -1048,6 +1063,7 @@ class Consumer(Generic[T], Intake):
         if self._error is None:
             self._error = error
         self._over = True
+        self._note_state()
         self._wake_all()
 
 

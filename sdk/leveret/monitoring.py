@@ -65,6 +65,13 @@ _CATALOGUE: Final = {
     ),
     "handler_errors": Metric("handler_errors", "counter", "messages", "Deliveries whose handler raised.", _CONSUMER),
     "unsettled": Metric("deliveries_unsettled", "gauge", "messages", "Deliveries being worked on.", _CONSUMER),
+    "prefetch": Metric(
+        "prefetch", "gauge", "messages", "Deliveries that consumers let the broker send ahead.", _CONSUMER
+    ),
+    "expected": Metric(
+        "consumers_expected", "gauge", "consumers", "Consumers that should get deliveries now.", _CONSUMER
+    ),
+    "live": Metric("consumers_live", "gauge", "consumers", "Consumers that the broker has on its list.", _CONSUMER),
     "opened": Metric("connections_opened", "counter", "connections", "Connections that were opened.", _CONNECTION),
     "failed": Metric(
         "connections_failed", "counter", "connections", "Attempts to connect that did not succeed.", _CONNECTION
@@ -150,7 +157,10 @@ class ConsumerMeter:
         "acks",
         "dead_lettered",
         "delivered",
+        "expected",
         "handler_errors",
+        "live",
+        "prefetch",
         "released",
         "retried",
         "stale",
@@ -159,6 +169,9 @@ class ConsumerMeter:
 
     def __init__(self, acks: AckWindow) -> None:
         self.acks = acks
+        self.prefetch = 0
+        self.expected = False
+        self.live = False
         self.delivered = 0
         self.undecodable = 0
         self.handler_errors = 0
@@ -193,6 +206,9 @@ class ConsumerMeter:
             "acked": acked,
             "unsettled": 0 if generation is None else generation.acks.unsettled,
             "stale_acks": ignored + self.stale,
+            "prefetch": self.prefetch if self.live else 0,
+            "expected": int(self.expected),
+            "live": int(self.live),
         }
 
 

@@ -132,6 +132,9 @@ async def test_a_message_is_gone_when_its_handler_returns_none_or_true(queues: Q
         "released": 0,
         "dead_lettered": 0,
         "stale_acks": 0,
+        "prefetch": 0,
+        "expected": 0,
+        "live": 0,
     }
     assert await queues.remaining() == []
 
@@ -759,11 +762,12 @@ async def test_a_consumer_ends_with_not_found_when_there_is_no_queue(client: lev
 
 
 async def test_a_consumer_is_refused_at_once_when_it_cannot_work(client: leveret.Client, queue: str) -> None:
-    def handler(value: Any, message: leveret.Message) -> None:
-        pass
+    async def generator(value: Any, message: leveret.Message) -> Any:
+        yield value
 
-    with pytest.raises(ConfigurationError, match="async def"):
-        await client.consumer(queue).run(handler)  # type: ignore[arg-type]
+    for handler in (None, "handler", generator):
+        with pytest.raises(ConfigurationError, match="the handler must"):
+            await client.consumer(queue).run(handler)
     with pytest.raises(ConfigurationError, match="no serializer reads 'application/xml'"):
         client.consumer(queue, accept=("application/xml",))
     with pytest.raises(ConfigurationError, match="prefetch"):
@@ -818,6 +822,9 @@ async def test_a_message_is_released_and_handled_later_when_its_handler_raises_c
         "released": 3,
         "dead_lettered": 0,
         "stale_acks": 0,
+        "prefetch": 0,
+        "expected": 0,
+        "live": 0,
     }
     assert [record for record in caplog.records if record.name == "leveret.consumer"] == []
     assert await queues.remaining() == []

@@ -125,6 +125,22 @@ async def one_by_one(client: leveret.Client, job: Job) -> None:
         job.check(messages=publisher.counters()["confirmed"])
 
 
+async def consume_typed(client: leveret.Client, job: Job) -> None:
+    consumer = client.consumer(job.queue, Order, prefetch=job.task.prefetch, serializer="json")
+    seen = 0
+    count = job.count
+
+    async def handler(order: Order, message: leveret.Message) -> None:
+        nonlocal seen
+        seen += order.id == 100_000
+        if seen == count:
+            consumer.stop()
+
+    with job.measured():
+        await consumer.run(handler)
+    job.check(messages=seen)
+
+
 async def consume(client: leveret.Client, job: Job) -> None:
     consumer = client.consumer(job.queue, bytes, prefetch=job.task.prefetch, serializer="bytes")
     seen = size = 0
@@ -150,5 +166,6 @@ ENTRIES = (
     Entry(CONFIRMED, concurrent, "1,000 tasks await publish"),
     Entry(ONE_BY_ONE, one_by_one, "await publish"),
     Entry(CONSUME, consume, "run with an async handler"),
+    Entry(CONSUME, consume_typed, "typed orders from JSON"),
 )
 NOT_POSSIBLE: dict[str, str] = {}
