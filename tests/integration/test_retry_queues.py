@@ -18,7 +18,7 @@ import leveret
 from leveret import Classic, Retry, Topology
 from leveret._framing import FieldValue, decode_properties
 from leveret.error_policy import attempts_of
-from leveret.errors import MessageReturned, PreconditionFailed
+from leveret.errors import BodyTooLarge, ConfigurationError, MessageReturned, NotFound, PreconditionFailed
 from leveret.retry_queues import RetryQueues
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ async def test_the_caller_is_told_what_follows_when_a_message_has_failed_too_oft
 async def test_a_parked_message_stays_and_says_why(client: leveret.Client, queue: str, queues: RetryQueues) -> None:
     await publish(client, queue, "a", expiration=30.0)
     message = await get(client, queue)
-    error = leveret.errors.NotFound("no such exchange", reply_code=404)
+    error = NotFound("no such exchange", reply_code=404)
     await queues.park(message, error)
     assert queues.parked == f"{queue}.parked"
     parked = await get(client, queues.parked)
@@ -412,6 +412,52 @@ async def test_a_waiting_message_is_kept_until_its_queue_is_there_again(
         await asyncio.to_thread(rabbitmq.ctl, "eval", setting.format(180_000))
 
 
+# ---------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("queue", "text"),
+    [
+        ("", "has 0 bytes"),
+        ("q" * 240, "has 240 bytes; with retry queues, whose names begin with it, it must have 1 to 239"),
+        ("é" * 120, "has 240 bytes"),
+        ("amq.gen-x", "names that begin with 'amq.' are the broker's"),
+    ],
+)
+async def test_a_queue_whose_retry_queues_could_have_no_names_is_refused(queue: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text) as refused:
+        RetryQueues(None, queue, None)  # type: ignore[arg-type]
+    assert refused.value.option == "queue"
+
+
+async def test_the_longest_name_and_the_longest_delay_fit(client: leveret.Client, name: Callable[[str], str]) -> None:
+    queue = name("queue").ljust(239, "q")
+    async with retry_queues(client, queue) as queues:
+        try:
+            await client.declare(Topology().queue(queue))
+            await publish(client, queue, 1)
+            week = Retry(delay=604_800, max_delay=604_800)
+            assert await fail(queues, await get(client, queue), week) == "retried"
+            assert queues._declared == {f"{queue}.retry.604800000"}
+        finally:
+            await client.delete_queue(queue)
+
+
+async def test_there_are_no_more_than_64_queues_however_many_delays_there_are(
+    client: leveret.Client, queue: str, queues: RetryQueues
+) -> None:
+    await publish(client, queue, 1)
+    message = await get(client, queue)
+    for number in range(63):
+        queues._nearest(1000 + 10 * number)
+    await fail(queues, message, Retry(delay=0.1))
+    assert queues._nearest(1005) == 1010
+    assert queues._nearest(99) == 100
+    assert queues._nearest(10**6) == 1000 + 10 * 62
+    message = await get(client, queue)
+    assert message.headers["x-death"][0]["queue"] == f"{queue}.retry.100"
+
+
 # ---------------------------------------------------------------------- what breaks
 
 
@@ -447,5 +493,5 @@ async def test_a_body_that_was_not_kept_is_not_copied(broker: Broker, queue: str
     async with leveret.connect(broker.url, max_body_size=1000) as client, retry_queues(client, queue) as queues:
         message = await get(client, queue)
         assert message.body is None
-        with pytest.raises(leveret.errors.BodyTooLarge, match="5002 bytes"):
+        with pytest.raises(BodyTooLarge, match="5002 bytes"):
             await fail(queues, message)
