@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from leveret.consuming import Consumption as Consumption
     from leveret.delivery_batches import Batches as Batches
     from leveret.delivery_batches import DeliveryBatch as DeliveryBatch
+    from leveret.error_policy import DeadLetter as DeadLetter
+    from leveret.error_policy import Drop as Drop
+    from leveret.error_policy import ErrorPolicy as ErrorPolicy
+    from leveret.error_policy import Park as Park
+    from leveret.error_policy import Requeue as Requeue
+    from leveret.error_policy import Retry as Retry
+    from leveret.error_policy import Stop as Stop
     from leveret.errors import BackpressureError as BackpressureError
     from leveret.errors import LeveretError as LeveretError
     from leveret.errors import PublishError as PublishError
@@ -68,6 +75,13 @@ _HOMES = {
     "Consumption": "consuming",
     "Batches": "delivery_batches",
     "DeliveryBatch": "delivery_batches",
+    "DeadLetter": "error_policy",
+    "Drop": "error_policy",
+    "ErrorPolicy": "error_policy",
+    "Park": "error_policy",
+    "Requeue": "error_policy",
+    "Retry": "error_policy",
+    "Stop": "error_policy",
     "BackpressureError": "errors",
     "LeveretError": "errors",
     "PublishError": "errors",

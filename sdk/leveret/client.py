@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from leveret._batching import Receipt, Ticket
     from leveret._framing import Message
     from leveret.channel import Channel
+    from leveret.error_policy import OnError
     from leveret.plugins.interfaces import Sample
     from leveret.publishing import PublishOptions
     from leveret.topology import DeclareReport, Topology
@@ -384,6 +385,7 @@ class _Workplace:
         settings: ConsumerSettings | None = None,
         *,
         ordered_by: str | Callable[[Message], Hashable] | None = None,
+        on_error: OnError = None,
         **options: Any,
     ) -> Consumer[T]: ...
 
@@ -395,6 +397,7 @@ class _Workplace:
         settings: ConsumerSettings | None = None,
         *,
         ordered_by: str | Callable[[Message], Hashable] | None = None,
+        on_error: OnError = None,
         **options: Any,
     ) -> Consumer[Any]: ...
 
@@ -405,6 +408,7 @@ class _Workplace:
         settings: ConsumerSettings | None = None,
         *,
         ordered_by: str | Callable[[Message], Hashable] | None = None,
+        on_error: OnError = None,
         **options: Any,
     ) -> Consumer[Any]:
         """Makes a consumer.
@@ -414,6 +418,9 @@ class _Workplace:
             model: What values should be, for example a `msgspec.Struct` or dataclass; None for plain values.
             settings: All options at once; those that `connect` was given by default.
             ordered_by: As in `ConsumerSettings`, or a function of a message that returns its key.
+            on_error: What becomes of a message whose handler raised: an `ErrorPolicy`, one action for everything, a
+                mapping of exception classes to actions, or a function `(error, message)` that returns an action, or
+                True to retry and False to dead-letter. None: `Requeue`.
             **options: Single options of `ConsumerSettings`, over those of `settings`.
 
         Returns:
@@ -431,6 +438,8 @@ class _Workplace:
             (settings or self._defaults.consumer).replace(**options),
             self.registry,
             ordered_by=ordered_by if callable(ordered_by) else None,
+            on_error=on_error,
+            publishing=self._publishing,
         )
         self._consumers.add(consumer)
         self._monitor.add(consumer, "consumer", queue, consumer.meter)

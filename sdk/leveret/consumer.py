@@ -16,7 +16,9 @@ from leveret._batching import AckWindow, append_settlement
 from leveret._consuming import Generation, Intake, Worker
 from leveret.codecs import BodyDecoder
 from leveret.connection import may_mend
+from leveret.error_policy import DeadLetter, Drop, Park, Requeue, Retry, Stop, policy_of
 from leveret.errors import (
+    BodyTooLarge,
     ChannelClosed,
     CircuitOpen,
     CodecError,
@@ -26,11 +28,13 @@ from leveret.errors import (
     EncodeFailed,
     LeveretError,
     ProcessingTimeout,
+    TableSyntaxError,
     again,
     printable,
 )
 from leveret.monitoring import ConsumerMeter
 from leveret.prefetch import AdaptivePrefetch
+from leveret.retry_queues import RetryQueues
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from leveret._framing import ContentRun, Message
     from leveret.channel import Channel
     from leveret.connection import Connection, Link
+    from leveret.error_policy import OnError
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
 
@@ -99,6 +104,9 @@ class Settled:
 
 _YES, _NO = Settled(True), Settled(False)
 
+#: What settles a message for an action that needs nothing else; "drop" acknowledges it and is counted.
+_VERBS: Final = {Requeue: "retry", DeadLetter: "dead_letter", Drop: "drop"}
+
 
 @dataclass(frozen=True, slots=True)
 class ConsumerHealth:
@@ -143,6 +151,8 @@ class Consumer(Generic[T], Intake):
         registry: PluginRegistry,
         *,
         ordered_by: Callable[[Message], Hashable] | None = None,
+        on_error: OnError = None,
+        publishing: Link | None = None,
     ) -> None:
         self.queue = queue
         self.settings = settings
@@ -163,6 +173,13 @@ class Consumer(Generic[T], Intake):
         self._ack_each = settings.ack == "each"
         # Delivery tags that were taken over and not acknowledged, because too many are unfinished.
         self._withheld: deque[int] = deque()
+        self._policy = policy_of(on_error)
+        # Where copies of failed messages are published; made at once when it is known that there are any.
+        self._publishing = publishing or connect
+        self._registry = registry
+        self._retry_queues: RetryQueues | None = None
+        if self._policy.uses_queues:
+            self._retry_queues = RetryQueues(self._publishing, queue, registry)
         self._cancelled_error = asyncio.CancelledError
         self._ordered_by = ordered_by or _key_function(settings.ordered_by)
         self._adaptive: AdaptivePrefetch | None = None
@@ -465,6 +482,8 @@ class Consumer(Generic[T], Intake):
             self._tags.clear()
             self._note_state()
             self._take_unstarted()
+            if self._retry_queues is not None:
+                await self._retry_queues.close()
 
     async def __aenter__(self) -> Self:
         await self._open()
@@ -482,8 +501,9 @@ class Consumer(Generic[T], Intake):
 
         `concurrency` workers share the messages; with one, messages are handled in the queue's order.
         The handler's result settles its message: None or True acknowledges it, False dead-letters it. When it raises,
-        the message goes back to the queue once, and is dead-lettered when it fails again (it is marked redelivered).
-        `CircuitOpen` is no failure: the message is released, and its worker waits up to a second.
+        `on_error` says what becomes of the message. Without it the message goes back to the queue once, and is
+        dead-lettered when it fails again (it is marked redelivered). `CircuitOpen` is no failure: the message is
+        released, and its worker waits up to a second.
         A body that cannot be decoded is dead-lettered without a call. A handler may settle the message itself.
 
         Args:
@@ -711,11 +731,10 @@ class Consumer(Generic[T], Intake):
         self.meter.undecodable += 1
         if self.meter.undecodable in (1, 10, 100) or self.meter.undecodable % 1000 == 0:
             logger.warning(
-                "queue %r: %d bodies could not be decoded and were dead-lettered; the last: %s",
-                self.queue,
-                self.meter.undecodable,
-                error,
+                "queue %r: %d bodies could not be decoded; the last: %s", self.queue, self.meter.undecodable, error
             )
+        if self._policy.has_rule_for(error):
+            return self._act(message, error)
         self._unless_settled(message, "dead_letter")
         return None
 
@@ -742,8 +761,55 @@ class Consumer(Generic[T], Intake):
         logger.warning(
             "queue %r: the handler failed for %r: %s", self.queue, message, type(error).__name__, exc_info=error
         )
-        self._unless_settled(message, "dead_letter" if message.redelivered else "retry")
+        return self._act(message, error)
+
+    def _act(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
+        """Does what the error policy says."""
+        if message.is_settled and not self._handoff and not self._no_ack:
+            return None  # by the handler itself, or its channel is gone
+        action = self._policy.decide(error, message)
+        if isinstance(action, Retry | Park):
+            return self._copy(message, action, error)
+        if isinstance(action, Stop):
+            self._unless_settled(message, "release")
+            self._fail(error)
+        else:
+            self._settle_failed(message, _VERBS[type(action)])
         return None
+
+    def _settle_failed(self, message: Message, verb: str) -> None:
+        if verb == "drop":
+            self.meter.dropped += 1
+            verb = "ack"
+        self._unless_settled(message, verb)
+
+    async def _copy(self, message: Message, action: Retry | Park, error: BaseException) -> None:
+        """Publishes a copy that waits elsewhere, and then acknowledges the message."""
+        queues = self._retry_queues
+        if queues is None:
+            # A function decided so.
+            queues = self._retry_queues = RetryQueues(self._publishing, self.queue, self._registry)
+        then: str = "park"
+        try:
+            if isinstance(action, Retry):
+                then = await queues.retry(message, action, error)
+            if then == "park":
+                await queues.park(message, error)
+                self.meter.parked += 1
+                then = "ack"
+            elif then == "retried":
+                self.meter.delayed += 1
+                then = "ack"
+        except (BodyTooLarge, EncodeFailed, TableSyntaxError) as failure:
+            # It can never be published, and would go round and round.
+            logger.warning("queue %r: %r cannot be published again: %s", self.queue, message, failure)
+            then = "dead_letter"
+        except LeveretError as failure:
+            logger.warning("queue %r: %r goes back to the queue: %s", self.queue, message, failure)
+            self._unless_settled(message, "release")
+            await asyncio.sleep(_BREAKER_PAUSE)
+            return
+        self._settle_failed(message, then)
 
     async def _circuit_open(self, message: Message, error: CircuitOpen) -> None:
         # Not tried, so it is no failure. The pause keeps what comes back from going round and round.

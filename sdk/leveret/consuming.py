@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from leveret._framing import Message
     from leveret.consumer import Consumer
     from leveret.delivery_batches import Batches
+    from leveret.error_policy import OnError
 
 __all__ = ["Consumption"]
 
@@ -65,6 +66,10 @@ class Consumption(Generic[T]):
     def ordered_by(self, key: str | Callable[[Message], Hashable]) -> Self:
         """Sets what keeps messages in order."""
         return self.option(ordered_by=key)
+
+    def on_error(self, policy: OnError) -> Self:
+        """Sets what becomes of a message whose handler raised; see `Client.consumer`."""
+        return self.option(on_error=policy)
 
     def processing_timeout(self, seconds: float) -> Self:
         """Sets after how many seconds a handler has failed."""

@@ -60,6 +60,9 @@ _CATALOGUE: Final = {
     "retried": Metric("deliveries_retried", "counter", "messages", "Deliveries given back to be retried.", _CONSUMER),
     "released": Metric("deliveries_released", "counter", "messages", "Deliveries given back untried.", _CONSUMER),
     "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries rejected.", _CONSUMER),
+    "delayed": Metric("deliveries_delayed", "counter", "messages", "Failed deliveries to be retried later.", _CONSUMER),
+    "parked": Metric("deliveries_parked", "counter", "messages", "Failed deliveries that were parked.", _CONSUMER),
+    "dropped": Metric("deliveries_dropped", "counter", "messages", "Failed deliveries that were dropped.", _CONSUMER),
     "undecodable": Metric(
         "deliveries_undecodable", "counter", "messages", "Deliveries whose body could not be decoded.", _CONSUMER
     ),
@@ -156,10 +159,13 @@ class ConsumerMeter:
         "_before",
         "acks",
         "dead_lettered",
+        "delayed",
         "delivered",
+        "dropped",
         "expected",
         "handler_errors",
         "live",
+        "parked",
         "prefetch",
         "released",
         "retried",
@@ -178,6 +184,9 @@ class ConsumerMeter:
         self.retried = 0
         self.released = 0
         self.dead_lettered = 0
+        self.delayed = 0
+        self.parked = 0
+        self.dropped = 0
         # Settlements that came when their channel was gone.
         self.stale = 0
         # The channel now, and what was acknowledged and ignored on those before it: together, because another thread
@@ -203,6 +212,9 @@ class ConsumerMeter:
             "retried": self.retried,
             "released": self.released,
             "dead_lettered": self.dead_lettered,
+            "delayed": self.delayed,
+            "parked": self.parked,
+            "dropped": self.dropped,
             "acked": acked,
             "unsettled": 0 if generation is None else generation.acks.unsettled,
             "stale_acks": ignored + self.stale,

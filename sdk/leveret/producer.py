@@ -364,6 +364,14 @@ class Producer(Publisher):
     async def _publish_once(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
         patience = _confirm_timeout(options, self.settings.confirm_timeout)
         template, body = self._packed(value, routing_key, options)
+        return await self._publish_packed(template, body, patience)
+
+    async def _publish_raw(self, body: bytes, routing_key: str, raw_properties: bytes) -> Receipt:
+        """Publishes a body with properties that are packed already, once, for `RetryQueues`; raises as `publish`."""
+        template = self._make_template(routing_key, {}, Form(""), raw_properties)
+        return await self._publish_packed(template, body, self.settings.confirm_timeout)
+
+    async def _publish_packed(self, template: PublishTemplate, body: bytes, patience: float) -> Receipt:
         self._connection.check_loop()
         limit = self._limit
         deadline = float("inf")

@@ -16,10 +16,10 @@ from tests.support.queues import taken
 
 import leveret
 from leveret import Outcome, Quorum, Topology
-from leveret.errors import ConfigurationError, ConsumerCancelled, WrongLoopError
+from leveret.errors import CodecError, ConfigurationError, ConsumerCancelled, WrongLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from tests.support.brokers import Broker
 
@@ -211,6 +211,138 @@ async def test_all_workers_are_busy_when_handlers_wait(queues: Queues) -> None:
         await until(lambda: consumer.counters()["acked"] == 16)
         consumer.stop()
         await task
+
+
+# ---------------------------------------------------------------------- error policy
+
+
+class Flaky(Exception):
+    pass
+
+
+@pytest.fixture
+async def failing(queues: Queues) -> AsyncIterator[Queues]:
+    """A queue whose retry and parking queues are removed."""
+    yield queues
+    for suffix in ("retry.100", "retry.200", "parked"):
+        await queues.client.delete_queue(f"{queues.work}.{suffix}")
+
+
+async def test_each_error_has_its_action_when_the_policy_has_rules(failing: Queues) -> None:
+    queues = failing
+    await queues.publish("retry", "park", "drop", "dead", "again", "fine")
+    rules = {
+        Flaky: leveret.Retry(delay=0.1),
+        ValueError: leveret.Park(),
+        KeyError: leveret.Drop(),
+        TypeError: leveret.DeadLetter(),
+    }
+    consumer = queues.client.consumer(queues.work, on_error=leveret.ErrorPolicy(rules, default=leveret.Requeue()))
+    errors: dict[str, type[Exception]] = {"park": ValueError, "drop": KeyError, "dead": TypeError}
+    seen: list[tuple[str, int]] = []
+    began = time.monotonic()
+
+    async def handler(value: str, message: leveret.Message) -> None:
+        attempts = message.headers.get("x-leveret-attempt", 0)
+        seen.append((value, attempts))
+        if value in errors:
+            raise errors[value]
+        if value == "again" and not message.redelivered:
+            raise OSError
+        if value == "retry" and attempts < 2:
+            raise Flaky
+        if value == "retry":
+            assert message.headers["x-leveret-error"] == "Flaky"
+            consumer.stop()
+
+    async with asyncio.timeout(15):
+        await consumer.run(handler)
+    assert time.monotonic() - began >= 0.3
+    assert [pair for pair in seen if pair[0] == "retry"] == [("retry", 0), ("retry", 1), ("retry", 2)]
+    assert Counter(value for value, _ in seen) == Counter(
+        {"retry": 3, "park": 1, "drop": 1, "dead": 1, "again": 2, "fine": 1}
+    )
+    counters = consumer.counters()
+    assert {name: counters[name] for name in ("delayed", "parked", "dropped", "dead_lettered", "retried")} == {
+        "delayed": 2,
+        "parked": 1,
+        "dropped": 1,
+        "dead_lettered": 1,
+        "retried": 1,
+    }
+    assert await queues.dead_letters(1) == ["dead"]
+    assert await taken(queues.client, f"{queues.work}.parked") == ["park"]
+    assert await queues.remaining() == []
+
+
+async def test_then_is_done_when_a_message_failed_too_often(failing: Queues) -> None:
+    queues = failing
+    await queues.publish("never")
+    consumer = queues.client.consumer(queues.work, on_error=leveret.Retry(delay=0.1, max_attempts=2, then="park"))
+    attempts = 0
+
+    async def handler(value: str, message: leveret.Message) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise Flaky
+
+    async with running(consumer, handler):
+        await until(lambda: consumer.counters()["parked"] == 1)
+    assert attempts == 3
+    assert await taken(queues.client, f"{queues.work}.parked") == ["never"]
+    assert await queues.remaining() == []
+
+
+async def test_the_consumer_ends_with_the_handlers_error_when_the_policy_says_stop(queues: Queues) -> None:
+    await queues.publish("broken", "next")
+    consumer = queues.client.consumer(queues.work, on_error={MemoryError: leveret.Stop()})
+
+    async def handler(value: str, message: leveret.Message) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        async with asyncio.timeout(5):
+            await consumer.run(handler)
+    assert await queues.remaining() == ["broken", "next"]
+
+
+async def test_the_guides_error_handler_decides_when_it_is_a_function(queues: Queues) -> None:
+    await queues.publish("retry", "refuse")
+
+    def on_error(error: BaseException, message: leveret.Message) -> bool:
+        assert message.queue == queues.work
+        return isinstance(error, Flaky)
+
+    consumer = queues.client.queue(queues.work, str).on_error(on_error).consumer()
+    seen: list[str] = []
+
+    async def handler(value: str, message: leveret.Message) -> None:
+        seen.append(value)
+        if message.redelivered:
+            consumer.stop()
+            return
+        raise Flaky if value == "retry" else ValueError
+
+    async with asyncio.timeout(5):
+        await consumer.run(handler)
+    assert sorted(seen) == ["refuse", "retry", "retry"]
+    assert await queues.dead_letters(1) == ["refuse"]
+    assert await queues.remaining() == []
+
+
+async def test_a_body_that_does_not_decode_is_parked_when_the_policy_says_so(failing: Queues) -> None:
+    queues = failing
+    await queues.publish("not a number", 1)
+    consumer = queues.client.consumer(queues.work, int, on_error={CodecError: leveret.Park()})
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        pass
+
+    async with running(consumer, handler):
+        await until(lambda: consumer.counters()["parked"] == 1)
+        await until(lambda: consumer.counters()["acked"] == 2)
+    assert await taken(queues.client, f"{queues.work}.parked") == ["not a number"]
+    assert consumer.counters()["undecodable"] == 1
 
 
 # ---------------------------------------------------------------------- order

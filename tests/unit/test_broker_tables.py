@@ -1,4 +1,4 @@
-"""Tables and properties of the embedded broker as bytes."""
+"""Tables of the embedded broker as bytes, and messages made anew."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.corpus import strategies
 
 from leveret._batching import PublishBatch, PublishTemplate
 from leveret._buffers import SendBuffer
-from leveret._framing import ContentRun, FieldValue, FrameReader, Message, Properties, decode_properties, encode_table
-from leveret.broker.tables import TypedValue, rebuilt, replace_headers, scan_table
+from leveret._framing import ContentRun, FieldValue, FrameReader, Message, Properties, encode_table
+from leveret.broker.tables import TypedValue, rebuilt, scan_table
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -33,21 +33,6 @@ values: st.SearchStrategy[Any] = st.recursive(
     max_leaves=8,
 )
 tables = st.dictionaries(short, values, max_size=6)
-properties = st.builds(
-    Properties,
-    content_type=st.none() | short,
-    content_encoding=st.none() | short,
-    headers=st.none() | tables,
-    delivery_mode=st.none() | st.sampled_from([1, 2]),
-    priority=st.none() | st.integers(0, 255),
-    correlation_id=st.none() | short,
-    reply_to=st.none() | short,
-    expiration=st.none() | short,
-    message_id=st.none() | short,
-    timestamp=st.none() | st.integers(0, 1 << 40),
-    type=st.none() | short,
-    app_id=st.none() | short,
-)
 
 
 def message(body: bytes = b"body", raw_properties: bytes = b"\x00\x00") -> Message:
@@ -69,28 +54,6 @@ def test_scan_finds_every_entry_with_its_bytes(table: dict[str, Any]) -> None:
         bytes([len(key.encode())]) + key.encode() + entry.letter.encode() + entry.raw for key, entry in entries.items()
     )
     assert joined == raw[4:]
-
-
-@given(properties)
-def test_replaced_headers_leave_everything_else_as_it_was(given_properties: Properties) -> None:
-    raw = given_properties.encode()
-    changed = decode_properties(replace_headers(raw, {"x-new": 5}))
-    expected = decode_properties(raw)
-    expected.headers = {**(expected.headers or {}), "x-new": 5}
-    assert changed == expected
-    # Types that Python does not tell apart are kept as well.
-    assert replace_headers(replace_headers(raw, {"x-new": 5}), {}, drop="x-new") == (
-        raw if given_properties.headers is not None else replace_headers(raw, {})
-    )
-
-
-@given(properties)
-def test_expiration_is_dropped_and_nothing_else(given_properties: Properties) -> None:
-    changed = decode_properties(replace_headers(given_properties.encode(), {}, drop_expiration=True))
-    expected = decode_properties(given_properties.encode())
-    expected.expiration = None
-    expected.headers = expected.headers or {}
-    assert changed == expected
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, 300_000])

@@ -10,8 +10,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from leveret._framing import FieldValue, decode_properties
-from leveret.broker.tables import rebuilt, replace_headers
+from leveret.broker.tables import rebuilt
 from leveret.errors import EncodeFailed, TableSyntaxError
+from leveret.packed import replace_headers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,9 +105,9 @@ def _changed(message: Message, queue: Queue, exchange: str, headers: dict[str, A
             message.raw_properties,
             headers,
             # A quorum queue's count belongs to that queue.
-            drop="x-delivery-count" if queue.options.queue_type == "quorum" else None,
+            drop=("x-delivery-count",) if queue.options.queue_type == "quorum" else (),
             # It would expire in the next queue as well (RabbitMQ: dead letter exchanges).
-            drop_expiration=True,
+            drop_properties=("expiration",),
         ),
     )
 

@@ -11,7 +11,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from leveret._framing import FieldValue
-from leveret.broker.tables import rebuilt, replace_headers
+from leveret.broker.tables import rebuilt
+from leveret.packed import replace_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
