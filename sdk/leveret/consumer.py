@@ -204,7 +204,10 @@ class Consumer(Generic[T], Intake):
         self._delivered_at: float | None = None
         self._error: BaseException | None = None
         self._reopening: asyncio.Task[None] | None = None
-        self._workers: dict[asyncio.Task[None], Worker] = {}
+        # Who awaits `run`, the tasks that share its work, and what they are at.
+        self._runner: asyncio.Task[Any] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers: set[Worker] = set()
         self._clock: asyncio.TimerHandle | None = None
         # What each worker was at when the clock ticked, and how often that was so.
         self._seen: dict[Worker, tuple[int, int]] = {}
@@ -438,7 +441,7 @@ class Consumer(Generic[T], Intake):
         finally:
             self.stop()
             if not complete:
-                for task in self._workers:
+                for task in self._tasks:
                     task.cancel()
             self._flush_acks(stragglers=True)
         return complete
@@ -459,7 +462,7 @@ class Consumer(Generic[T], Intake):
         channel, self._channel = self._channel, None
         if self._error is None:
             self._error = ChannelClosed("the consumer is closed", reply_code=200)
-        for timer in (self._timer, self._clock, self._pace, self._adapting):
+        for timer in (self._timer, self._pace, self._adapting):
             if timer is not None:
                 timer.cancel()
         tasks = [task for task in (self._reopening, self._adapted) if task is not None]
@@ -518,34 +521,54 @@ class Consumer(Generic[T], Intake):
             ConfigurationError: The handler cannot be called.
         """
         call = self._callable(handler)
+        if self.settings.processing_timeout is not None:
+            self._start_clock()
+        try:
+            await self.share(lambda: self._work(call))
+        finally:
+            if self._clock is not None:
+                self._clock.cancel()
+
+    async def share(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Has `concurrency` tasks do this work, and closes the consumer when they end.
+
+        Raises:
+            LeveretError: As `run`.
+        """
+        self._runner = asyncio.current_task()
         try:
             await self.subscribe()
-            if self.settings.processing_timeout is not None:
-                self._start_clock()
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.settings.concurrency):
-                    group.create_task(self._work(call))
-            self.raise_for_end()
+                    task = group.create_task(work())
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+            if not self._stopping:
+                self._check_error()
         finally:
             await self.close()
 
-    def raise_for_end(self) -> None:
-        """Raises why no more messages come, unless this side ended it.
+    def ends(self, task: asyncio.Task[Any]) -> bool:
+        """Whether one of the tasks that share the work is cancelled to end it.
 
-        Raises:
-            LeveretError: What `run` raises.
+        Any other cancellation is an affair of its handler, which ends with the message: some libraries cancel the task
+        that they run in to stop waiting, and never take that back (`Task.uncancel`).
         """
-        if not self._stopping:
-            self._check_error()
+        if task.cancelling() and (self._stopping or (self._runner is not None and self._runner.cancelling())):
+            return True
+        while task.cancelling():
+            task.uncancel()
+        return False
 
     async def _work(self, call: Callable[[Any, Message], Awaitable[object]]) -> None:
         task = asyncio.current_task()
         assert task is not None
-        worker = self._workers[task] = Worker(self, call, task)
+        worker = Worker(self, call, task)
+        self._workers.add(worker)
         try:
             await worker
         finally:
-            del self._workers[task]
+            self._workers.remove(worker)
             self._seen.pop(worker, None)
 
     def _callable(self, handler: object) -> Callable[[Any, Message], Awaitable[object]]:
@@ -673,11 +696,20 @@ class Consumer(Generic[T], Intake):
             self._acknowledged()
         return count
 
-    async def fail(self, message: Message, error: BaseException) -> None:
-        """Does with a message what `run` does when its handler raised this."""
-        failure = self._failed(message, error)
-        if failure is not None:
-            await failure
+    async def fail(self, messages: list[Message], error: BaseException) -> None:
+        """Does with the messages of a batch what `run` does with each when its handler raised this."""
+        pause: Coroutine[Any, Any, None] | None = None
+        for message in messages:
+            if self._no_ack or self._handoff or not message.is_settled:
+                more = self._failed(message, error)
+                if isinstance(error, CircuitOpen):
+                    if pause is not None:
+                        pause.close()
+                    pause = more
+                elif more is not None:
+                    await more
+        if pause is not None:
+            await pause
 
     async def get(self) -> Message | None:
         """Takes one message, if there is one (basic.get). Slow: each call is a round trip.
@@ -811,14 +843,14 @@ class Consumer(Generic[T], Intake):
             return
         self._settle_failed(message, then)
 
-    async def _circuit_open(self, message: Message, error: CircuitOpen) -> None:
+    def _circuit_open(self, message: Message, error: CircuitOpen) -> Coroutine[Any, Any, None]:
         # Not tried, so it is no failure. The pause keeps what comes back from going round and round.
         if self._no_ack or self._handoff:
             # It cannot come again.
             self.meter.handler_errors += 1
             logger.warning("queue %r: the circuit was open for %r, which is lost", self.queue, message)
         self._unless_settled(message, "release")
-        await asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) if error.retry_after > 0 else _BREAKER_PAUSE)
+        return asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) if error.retry_after > 0 else _BREAKER_PAUSE)
 
     def _unless_settled(self, message: Message, verb: str) -> None:
         # One that came on a channel before this one is the broker's again.
@@ -849,7 +881,7 @@ class Consumer(Generic[T], Intake):
 
     def _tick(self) -> None:
         """Looks at the workers from time to time, so that no message needs a timer of its own."""
-        for worker in self._workers.values():
+        for worker in self._workers:
             if not worker.is_handling:
                 continue
             sequence, times = self._seen.get(worker, (0, 0))
