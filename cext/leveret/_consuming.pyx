@@ -167,6 +167,12 @@ cdef class Intake:
             self.head = 0
         self.buffer += messages
 
+    def _put_back(self, list messages not None):
+        """Puts messages back that were taken last, but for those whose channel is gone."""
+        cdef Message message
+        self.buffer[:self.head] = [message for message in messages if (<Generation>message.owner).alive]
+        self.head = 0
+
     @property
     def _buffered(self):
         """How many messages are in the buffer."""
@@ -400,6 +406,8 @@ cdef class Worker:
             return False
         message = intake.take(self)
         if message is None:
+            if intake._pressed:
+                intake._taken()
             if intake._over:
                 return False
             self.turn = 0
@@ -409,12 +417,12 @@ cdef class Worker:
             self.wait_for(intake._wait(), IDLE)
             intake._idle_begins()
             return True
-        if intake._pressed:
-            intake._taken()
         self.turn += 1
         self.sequence += 1
         self.message = message
         intake._running += 1
+        if intake._pressed:
+            intake._taken()
         try:
             value = (<Generation>message.owner).value_of(message)
         except (KeyboardInterrupt, SystemExit):

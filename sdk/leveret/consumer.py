@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import random
@@ -73,6 +74,8 @@ _WORTH_COLLECTING: Final = 8
 _CLOCK_STEPS: Final = 10
 #: Seconds between two looks at whether all is done, while a consumer is drained.
 _DRAIN_STEP: Final = 0.005
+#: The most seconds that `drain` may take.
+_DAY: Final = 86_400
 #: 0.001 s doubled this often is longer than any `recovery_max_delay`.
 _MAX_DOUBLINGS: Final = 40
 #: How RabbitMQ's text begins when a delivery was not acknowledged in time.
@@ -194,7 +197,7 @@ class Consumer(Generic[T], Intake):
             self._measured = True
         else:
             self._prefetch = settings.prefetch
-        self._ack_at = max(1, self._prefetch // _ACK_SHARE)
+        self._use_prefetch(self._prefetch)
         self._pace: asyncio.TimerHandle | None = None
         # Deliveries and bytes that had come when the pace was set.
         self._paced = (0, 0)
@@ -250,7 +253,8 @@ class Consumer(Generic[T], Intake):
     def _note_state(self) -> None:
         """Has the meter tell what is expected and what is; called when that may have changed."""
         channel = self._channel
-        self.meter.expected = self._subscribed and not (self._paused or self._stopping or self._over)
+        ended = self._stopping or (self._over and self._error is None)
+        self.meter.expected = self._subscribed and not (self._paused or ended)
         self.meter.live = bool(self._tags) and channel is not None and channel.is_open
         self.meter.prefetch = self._prefetch
 
@@ -279,6 +283,7 @@ class Consumer(Generic[T], Intake):
             raise
         if self.settings.body_view_size is not None:
             connection.transport.reader.view_bodies(channel.number, self.settings.body_view_size)
+        channel.consumer = self
         self._connection = connection
         self._channel = channel
         self._generation = Generation(self, channel.number, connection.transport.out)
@@ -299,18 +304,19 @@ class Consumer(Generic[T], Intake):
         channel = await self._open()
         async with self._changing:
             if not self._subscribed:
-                await self._consume(channel)
+                await self._consume(channel, self._prefetch)
 
-    async def _consume(self, channel: Channel) -> None:
+    async def _consume(self, channel: Channel, prefetch: int) -> None:
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
         settings = self.settings
-        await channel.basic_qos(self._prefetch)
+        await channel.basic_qos(prefetch)
         # Two names in turn: for a moment there are two consumers when the prefetch is changed.
         tag = self._tag if self._tag not in self._tags else f"{self._tag}~"
         arguments = None if settings.priority is None else {"x-priority": settings.priority}
         # From here on the request is on its way, whether or not its caller waits for the answer.
         self._subscribed = True
         self._tags.append(tag)
+        self._use_prefetch(prefetch)
         try:
             await channel.basic_consume(
                 self.queue,
@@ -332,11 +338,17 @@ class Consumer(Generic[T], Intake):
         """Sends basic.cancel; what is on its way comes before this returns."""
         channel = self._channel
         while len(self._tags) > keep and channel is not None and channel.is_open:
-            tag = self._tags[0]
+            # Whatever is in the way: the answer has to be read.
+            self._resume_reading()
+            # Sent is done, for the broker, whether or not its caller waits for the answer.
+            tag = self._tags.pop(0)
+            self._note_state()
             await channel.basic_cancel(tag)
-            if tag in self._tags:
-                self._tags.remove(tag)
         self._note_state()
+
+    def _use_prefetch(self, prefetch: int) -> None:
+        self._prefetch = prefetch
+        self._ack_at = max(1, prefetch // _ACK_SHARE)
 
     async def set_prefetch(self, prefetch: int) -> None:
         """Changes how many deliveries the broker sends ahead, without a stop.
@@ -356,12 +368,16 @@ class Consumer(Generic[T], Intake):
         if settings.exclusive and self._tags:
             raise ConfigurationError("the prefetch of an exclusive consumer cannot be changed", option="prefetch")
         async with self._changing:
-            self._prefetch = prefetch
-            self._ack_at = max(1, prefetch // _ACK_SHARE)
             channel = self._channel
-            if self._tags and channel is not None:
-                await self._consume(channel)
-                await self._cancel_tags(keep=1)
+            if self._tags and channel is not None and not self._no_ack:
+                try:
+                    # What a change that was broken off may have left: two are all that there are names for.
+                    await self._cancel_tags(keep=1)
+                    await self._consume(channel, prefetch)
+                finally:
+                    await self._cancel_tags(keep=1)
+            else:
+                self._use_prefetch(prefetch)
         # What would have been enough of them before may be more than enough now.
         self._flush_acks()
 
@@ -380,6 +396,7 @@ class Consumer(Generic[T], Intake):
             self._paused = True
             await self._cancel_tags()
             self._give_back_unstarted()
+            self._wake_all()
 
     async def resume(self) -> None:
         """Starts the deliveries again after `pause`.
@@ -390,8 +407,8 @@ class Consumer(Generic[T], Intake):
         self._check_error()
         async with self._changing:
             self._paused = False
-            if self._subscribed and not self._tags and self._channel is not None:
-                await self._consume(self._channel)
+            if self._subscribed and not (self._tags or self._over or self._stopping) and self._channel is not None:
+                await self._consume(self._channel, self._prefetch)
 
     async def cancel(self) -> None:
         """Stops the deliveries (basic.cancel) for good; what was delivered is still handled, and then `run` returns.
@@ -400,9 +417,11 @@ class Consumer(Generic[T], Intake):
             OperationTimeout: The broker did not answer.
         """
         async with self._changing:
-            await self._cancel_tags()
-        self._over = True
-        self._wake_all()
+            try:
+                await self._cancel_tags()
+            finally:
+                self._over = True
+                self._wake_all()
 
     async def drain(self, timeout: float = 30.0) -> bool:
         """Ends the consumer without losing or repeating work.
@@ -412,31 +431,38 @@ class Consumer(Generic[T], Intake):
         "handoff" the messages that wait here cannot go back, and are handled, too.
 
         Args:
-            timeout: Seconds for all of it. Handlers that take longer are cancelled, and their messages go back.
+            timeout: Seconds for all of it, 0 to 86400. Handlers that take longer are cancelled, and their messages go
+                back.
 
         Returns:
             True when nothing was cut off.
+
+        Raises:
+            ConfigurationError: The timeout is out of range.
         """
+        if not 0 <= timeout <= _DAY:
+            raise ConfigurationError(f"timeout is {timeout:g} s; it must be 0 to {_DAY}", option="timeout")
         complete = False
         try:
             async with asyncio.timeout(timeout):
-                if self._error is None:
+                self._paused = True
+                # Handlers have the rest of the time, whether or not the broker answers.
+                with contextlib.suppress(LeveretError):
                     async with self._changing:
-                        self._paused = True
                         await self._cancel_tags()
                 self._give_back_unstarted()
+                self._wake_all()
                 # Whatever the way in which messages are taken, they are done when all are settled. It looks again and
                 # again, because nothing that is done for each message should have to tell it.
                 while self._running or self._unstarted or (self._results_settle and self._is_unsettled()):  # noqa: ASYNC110
                     await asyncio.sleep(_DRAIN_STEP)
                 complete = True
-        except (TimeoutError, LeveretError) as error:
+        except TimeoutError:
             logger.warning(
-                "draining the consumer of queue %r: %d messages were being handled after %g s: %s",
+                "draining the consumer of queue %r: %d messages were being handled after %g s",
                 self.queue,
                 self._running,
                 timeout,
-                type(error).__name__,
             )
         finally:
             self.stop()
@@ -451,7 +477,10 @@ class Consumer(Generic[T], Intake):
         return generation is not None and generation.alive and generation.acks.unsettled > 0
 
     def stop(self) -> None:
-        """Ends `run` or `async for` after the messages that are being worked on; the others go back to the queue."""
+        """Ends `run` or `async for` after the messages that are being worked on; the others go back to the queue.
+
+        With `ack` "none" and "handoff" they cannot go back, and are lost: use `cancel` or `drain`.
+        """
         self._stopping = True
         self._note_state()
         self._wake_all()
@@ -613,10 +642,13 @@ class Consumer(Generic[T], Intake):
             if self._over:
                 break
             self._idle_begins()
+            future = self._wait()
             try:
-                await self._wait()
+                await future
             except BaseException:
                 # It may have been this one's turn, which passes to the next.
+                with contextlib.suppress(ValueError):
+                    self._idle.remove(future)
                 self._wake(self._buffered)
                 raise
             finally:
@@ -628,7 +660,7 @@ class Consumer(Generic[T], Intake):
 
         Args:
             size: The most messages, 1 or more.
-            wait: Seconds.
+            wait: Seconds. A pause ends them.
 
         Returns:
             At least one message, for the caller to settle; none when the consumer was stopped or cancelled.
@@ -643,21 +675,19 @@ class Consumer(Generic[T], Intake):
         deadline = self._loop.time() + wait
         while len(messages) < size and not self._stopping:
             message = self._pop()
+            if self._pressed:
+                self._taken()
             if message is not None:
                 messages.append(message)
                 continue
-            if self._pressed:
-                self._taken()
-            if self._over or self._loop.time() >= deadline:
+            if self._over or self._paused or self._loop.time() >= deadline:
                 break
             future = self._wait()
             timer = self._loop.call_at(deadline, _set, future)
             try:
                 await future
             except BaseException:
-                # Nobody else can settle what was taken.
-                for message in messages:
-                    message.release()
+                self._put_back(messages)
                 self._wake(self._buffered)
                 raise
             finally:
@@ -716,7 +746,12 @@ class Consumer(Generic[T], Intake):
 
         Returns:
             The message, for the caller to settle, or None when the queue is empty.
+
+        Raises:
+            ConfigurationError: Deliveries come already: what they acknowledge would cover this message, too.
         """
+        if self._subscribed:
+            raise ConfigurationError("get is of no use while deliveries come", option="get")
         channel = await self._open()
         message = await channel.basic_get(self.queue, no_ack=self._no_ack)
         if message is not None:
@@ -987,7 +1022,7 @@ class Consumer(Generic[T], Intake):
         assert generation is not None
         room = self.settings.handoff_size - (self._unstarted + self._running - len(self._withheld))
         while self._withheld and room > 0:
-            generation.acks.ack(self._withheld.popleft())
+            generation.acks.finish(self._withheld.popleft())
             room -= 1
         self._acknowledged()
 
@@ -996,8 +1031,8 @@ class Consumer(Generic[T], Intake):
     def delivered(self, run: ContentRun) -> None:
         """Takes the deliveries of one read."""
         generation = self._generation
-        if generation is None:
-            return
+        if generation is None or not generation.alive:
+            return  # what was on its way when the channel was closed; it goes back
         messages = run.messages
         if self._adaptive is not None:
             self._lowest = min(self._lowest, self._unstarted)
@@ -1020,7 +1055,7 @@ class Consumer(Generic[T], Intake):
             self._withheld.extend(message.delivery_tag for message in messages)
             self._acknowledge_handed_off()
             self._pressed = bool(self._withheld)
-        elif self._no_ack and self._buffered > 10 * self._prefetch and not self._reading_paused:
+        elif self._no_ack and self._buffered > 10 * self._prefetch and self._tags and not self._reading_paused:
             # Without acknowledgements the broker knows no limit, so the socket has to be it.
             self._reading_paused = self._pressed = True
             self._connection.transport.pause_reading()
@@ -1111,7 +1146,7 @@ class Consumer(Generic[T], Intake):
         self._note_state()
         if self._error is not None or self._reopening is not None:
             return
-        wanted = self.settings.resubscribe and self._subscribed and not self._stopping
+        wanted = self.settings.resubscribe and self._subscribed and not (self._stopping or self._over)
         possible = self._connection.settings.auto_recovery or isinstance(error, (ChannelClosed, ConsumerCancelled))
         if wanted and possible and may_mend(error):
             logger.warning("the consumer of queue %r begins again: %s", self.queue, error)
@@ -1130,8 +1165,10 @@ class Consumer(Generic[T], Intake):
                 await asyncio.sleep(random.uniform(0, min(doubled, settings.recovery_max_delay)))  # noqa: S311
                 attempts += 1
                 try:
+                    # Not while others are kept from changing something: it may take for ever.
+                    connection = await self._connect.recovered()
                     async with self._changing:
-                        await self._subscribe_again()
+                        await self._subscribe_again(connection)
                 except LeveretError as failure:
                     error = failure
                     logger.warning(
@@ -1140,7 +1177,7 @@ class Consumer(Generic[T], Intake):
                     if not may_mend(failure):
                         return
                 else:
-                    if self._tags or self._paused:
+                    if self._tags or self._paused or self._over:
                         logger.info("the consumer of queue %r goes on", self.queue)
                         error = None
                         return
@@ -1149,13 +1186,14 @@ class Consumer(Generic[T], Intake):
             if error is not None:
                 self._fail(error)
 
-    async def _subscribe_again(self) -> None:
-        connection = await self._connect.recovered()
+    async def _subscribe_again(self, connection: Connection) -> None:
+        if self._over:
+            return  # cancelled meanwhile
         if self._channel is None or not self._channel.is_open:
             await self._open_channel(connection)
         if not self._paused and not self._tags:
             assert self._channel is not None
-            await self._consume(self._channel)
+            await self._consume(self._channel, self._prefetch)
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:

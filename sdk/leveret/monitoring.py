@@ -151,6 +151,9 @@ class _Generation(Protocol):
     @property
     def acks(self) -> AckWindow: ...
 
+    @property
+    def alive(self) -> bool: ...
+
 
 class ConsumerMeter:
     """What a consumer counts: for each read, each failure, or in its compiled part."""
@@ -216,7 +219,7 @@ class ConsumerMeter:
             "parked": self.parked,
             "dropped": self.dropped,
             "acked": acked,
-            "unsettled": 0 if generation is None else generation.acks.unsettled,
+            "unsettled": generation.acks.unsettled if generation is not None and generation.alive else 0,
             "stale_acks": ignored + self.stale,
             "prefetch": self.prefetch if self.live else 0,
             "expected": int(self.expected),
