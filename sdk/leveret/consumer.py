@@ -287,7 +287,7 @@ class Consumer(Generic[T], Intake):
         self._connection = connection
         self._channel = channel
         self._generation = Generation(self, channel.number, connection.transport.out)
-        self.meter.replace(self._generation)
+        self.meter.replace(self._generation.acks)
 
     def _check_error(self) -> None:
         if self._error is not None:
@@ -508,8 +508,7 @@ class Consumer(Generic[T], Intake):
                 if channel.is_open and generation is not None:
                     generation.flush(stragglers=True)
                 self._read_at_once()
-                if generation is not None:
-                    generation.end()
+                self._end_generation()
                 await channel.close()
             self._tags.clear()
             self._note_state()
@@ -988,6 +987,11 @@ class Consumer(Generic[T], Intake):
             self.meter.released += 1
         return _YES
 
+    def _end_generation(self) -> None:
+        if self._generation is not None and self._generation.alive:
+            self._generation.end()
+            self.meter.replace(AckWindow(0))
+
     def _acknowledged(self) -> None:
         """Writes acknowledgements when enough of them are ready, or sees to it that they are not forgotten."""
         generation = self._generation
@@ -1117,8 +1121,7 @@ class Consumer(Generic[T], Intake):
 
     def channel_lost(self, error: LeveretError) -> None:
         """The channel is gone, and with it every unsettled delivery."""
-        if self._generation is not None:
-            self._generation.end()
+        self._end_generation()
         self._tags.clear()
         self._withheld.clear()
         self._take_unstarted()
