@@ -9,7 +9,7 @@ import logging
 import random
 import secrets
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -206,6 +206,8 @@ class Consumer(Generic[T], Intake):
         self._reading_paused = False
         self._delivered_at: float | None = None
         self._error: BaseException | None = None
+        # The error policy stopped it.
+        self._has_failed = False
         self._reopening: asyncio.Task[None] | None = None
         # Who awaits `run`, the tasks that share its work, and what they are at.
         self._runner: asyncio.Task[Any] | None = None
@@ -215,6 +217,8 @@ class Consumer(Generic[T], Intake):
         # What each worker was at when the clock ticked, and how often that was so.
         self._seen: dict[Worker, tuple[int, int]] = {}
         self._threads: ThreadPoolExecutor | None = None
+        # What runs in them.
+        self._calls: dict[Message, Future[Any]] = {}
         self._loop = asyncio.get_running_loop()
         # One at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
@@ -571,7 +575,7 @@ class Consumer(Generic[T], Intake):
                     task = group.create_task(work())
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
-            if not self._stopping:
+            if not self._stopping or self._has_failed:
                 self._check_error()
         finally:
             await self.close()
@@ -614,11 +618,24 @@ class Consumer(Generic[T], Intake):
             or hasattr(handler, "_is_coroutine")  # compiled by Cython
         ):
             return handler
-        loop = self._loop
+        loop, calls = self._loop, self._calls
         threads = self._threads = ThreadPoolExecutor(
             self.settings.concurrency, thread_name_prefix=f"leveret {self.queue}"[:64]
         )
-        return lambda value, message: loop.run_in_executor(threads, handler, value, message)
+
+        def call(value: Any, message: Message) -> Awaitable[object]:
+            future = calls[message] = threads.submit(handler, value, message)
+            future.add_done_callback(lambda _: calls.pop(message, None))
+            return asyncio.wrap_future(future, loop=loop)
+
+        return call
+
+    async def _thread_ends(self, call: Future[Any], failure: Coroutine[Any, Any, None] | None) -> None:
+        """Waits for a plain function that took too long: the next message would wait for its thread, and fail."""
+        if failure is not None:
+            await failure
+        with contextlib.suppress(Exception):
+            await asyncio.wrap_future(call, loop=self._loop)
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self
@@ -819,15 +836,18 @@ class Consumer(Generic[T], Intake):
         """What becomes of a message whose handler raised; None for the error is a handler that took too long."""
         if isinstance(error, CircuitOpen):
             return self._circuit_open(message, error)
+        call: Future[Any] | None = None
         if error is None:
             error = ProcessingTimeout(
                 f"the handler took longer than processing_timeout of {self.settings.processing_timeout:g} s"
             )
+            call = self._calls.get(message)
         self.meter.handler_errors += 1
         logger.warning(
             "queue %r: the handler failed for %r: %s", self.queue, message, type(error).__name__, exc_info=error
         )
-        return self._act(message, error)
+        failure = self._act(message, error)
+        return failure if call is None else self._thread_ends(call, failure)
 
     def _act(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
         """Does what the error policy says."""
@@ -839,6 +859,8 @@ class Consumer(Generic[T], Intake):
         if isinstance(action, Stop):
             self._unless_settled(message, "release")
             self._fail(error)
+            self._has_failed = True
+            self.stop()
         else:
             self._settle_failed(message, _VERBS[type(action)])
         return None

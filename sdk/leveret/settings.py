@@ -652,8 +652,8 @@ class ConsumerSettings(_Section):
             many of them, 0 to 1; 0 reads each at once. It costs that much latency under load, and none without.
         handoff_size: With "handoff": how many messages may be acknowledged and not handled yet, 1 to 1000000.
         processing_timeout: Seconds after which a handler is cancelled and has failed, 0.01 to 86400; it may run a tenth
-            longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and nobody waits for
-            it.
+            longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and its worker takes
+            no other message before it ends.
         resubscribe: True goes on when the broker cancels the consumer or closes its channel, or when the connection is
             lost and made again (`auto_recovery`); what was not acknowledged comes again. False ends with the error.
         exclusive: True refuses other consumers of the queue.

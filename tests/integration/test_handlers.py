@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import logging
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,12 +15,13 @@ from tests.integration.test_consumer import Queues, running
 from tests.integration.test_consuming import until
 from tests.support.loops import every_loop
 
+import leveret
+from leveret._consuming import Worker
+from leveret._framing import Message
 from leveret.errors import CircuitOpen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-
-    import leveret
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -360,3 +365,128 @@ async def test_a_batch_is_cut_off_when_draining_takes_too_long(queues: Queues) -
     assert not await batches.consumer.drain(0.1)
     await ends(task)
     assert await queues.remaining() == [1]
+
+
+# ---------------------------------------------------------------------- what ends the consumer, and what does not
+
+
+async def test_no_other_message_is_begun_with_when_the_policy_stops_the_consumer(queues: Queues) -> None:
+    await queues.publish(*range(200))
+    consumer = queues.client.consumer(queues.work, prefetch=50, on_error={MemoryError: leveret.Stop()})
+    seen: list[int] = []
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        seen.append(value)
+        if value == 3:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        await consumer.run(handler)
+    assert seen == [0, 1, 2, 3]
+    assert sorted(await queues.remaining()) == list(range(3, 200))
+
+
+async def test_no_message_fails_untried_when_a_plain_function_hangs(queues: Queues) -> None:
+    await queues.publish("hangs", 1, 2)
+    consumer = queues.client.consumer(queues.work, processing_timeout=0.1)
+    go = threading.Event()
+    seen: list[object] = []
+
+    def handler(value: object, message: leveret.Message) -> None:
+        seen.append(value)
+        if value == "hangs":
+            go.wait(20)
+
+    async with running(consumer, handler) as task:
+        await until(lambda: consumer.counters()["handler_errors"] == 1)
+        await asyncio.sleep(0.5)
+        assert seen == ["hangs"]
+        assert consumer.counters()["handler_errors"] == 1
+        assert not task.done()
+        go.set()
+        await until(lambda: consumer.counters()["acked"] == 3)
+    assert await queues.remaining() == []
+
+
+async def test_run_ends_at_once_when_it_is_cancelled_and_a_plain_function_hangs(queues: Queues) -> None:
+    await queues.publish("hangs")
+    consumer = queues.client.consumer(queues.work, processing_timeout=0.1)
+    go = threading.Event()
+
+    def handler(value: object, message: leveret.Message) -> None:
+        go.wait(20)
+
+    async with running(consumer, handler) as task:
+        await until(lambda: consumer.counters()["handler_errors"] == 1)
+        task.cancel()
+        await ends(task)
+    go.set()
+    assert await queues.remaining() == ["hangs"]
+
+
+@pytest.mark.parametrize("kind", [GeneratorExit, KeyboardInterrupt, SystemExit, StopIteration, StopAsyncIteration])
+async def test_what_a_handler_raises_ends_its_message_or_run_and_nothing_hangs(
+    queues: Queues, kind: type[BaseException]
+) -> None:
+    await queues.publish(1, 2)
+    consumer = queues.client.consumer(queues.work, concurrency=2)
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        if value == 1 and not message.redelivered:
+            raise kind
+
+    if issubclass(kind, Exception):
+        async with running(consumer, handler):
+            await until(lambda: consumer.counters()["acked"] == 2)
+        return
+    # A task that raises KeyboardInterrupt ends the loop, and the test with it: the worker is asked without one.
+    worker = Worker(consumer, handler, asyncio.current_task())
+    message = await anext(consumer)
+    consumer._put_back([message])
+    with pytest.raises(kind):
+        next(worker)
+    assert consumer.health().working == 0
+    await consumer.close()
+    await queues.client.purge(queues.work)
+
+
+# ---------------------------------------------------------------------- nothing is kept
+
+
+@pytest.mark.parametrize("how", ["returns", "waits", "raises", "times out", "undecodable"])
+async def test_nothing_is_kept_of_messages_that_are_done(queues: Queues, how: str) -> None:
+    count = 20 if how == "times out" else 2000
+    model: Any = str if how == "undecodable" else int
+    consumer = queues.client.consumer(
+        queues.work, model, concurrency=4, processing_timeout=0.05 if how == "times out" else None,
+        on_error={Exception: leveret.Drop()},
+    )  # fmt: skip
+    handlers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Local:
+        pass
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        local = Local()
+        handlers.add(local)
+        if how == "waits":
+            await asyncio.sleep(0)
+        elif how == "raises":
+            raise ValueError(message)
+        elif how == "times out":
+            await asyncio.Event().wait()
+
+    logging.getLogger("leveret.consumer").setLevel(logging.CRITICAL)
+    try:
+        async with running(consumer, handler):
+            await queues.publish(*range(count))
+            await until(lambda: consumer.counters()["acked"] + consumer.counters()["dead_lettered"] == count)
+            await asyncio.sleep(0.01)
+            gc.collect()
+            left = sum(isinstance(each, Message) for each in gc.get_objects())
+            # The last one of each worker may be a local of the loop's last calls.
+            assert (left, len(handlers)) <= (8, 8)
+            assert len(consumer._idle) == 4
+    finally:
+        logging.getLogger("leveret.consumer").setLevel(logging.NOTSET)
+    await queues.client.purge(queues.dead)
