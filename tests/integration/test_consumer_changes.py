@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.brokers import Broker
+    from tests.support.rabbitmq import RabbitMQNode
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -338,3 +339,47 @@ async def test_get_is_refused_when_deliveries_come(queues: Queues) -> None:
         await consumer.subscribe()
         with pytest.raises(leveret.errors.ConfigurationError, match="get is of no use"):
             await consumer.get()
+
+
+# ---------------------------------------------------------------------- the broker's own time
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("resubscribe", [False, True])
+async def test_the_broker_says_that_a_delivery_was_not_acknowledged_in_time(
+    rabbitmq: RabbitMQNode, unique_name: Callable[[str], str], resubscribe: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def limit(milliseconds: int, tick: int) -> None:
+        for name, value in (("consumer_timeout", milliseconds), ("channel_tick_interval", tick)):
+            rabbitmq.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
+
+    limit(1000, 200)  # both are read when a channel begins
+    work = unique_name("work")
+    try:
+        async with leveret.connect(rabbitmq.url) as client:
+            await client.declare(leveret.Topology().queue(work))
+            async with client.producer() as producer:
+                await producer.publish(1, work)
+            consumer = client.consumer(work, resubscribe=resubscribe)
+            redelivered: list[bool] = []
+
+            async def handler(value: int, message: leveret.Message) -> None:
+                redelivered.append(message.redelivered)
+                if not message.redelivered:
+                    await until(lambda: message.is_settled, seconds=20)
+
+            async with running(consumer, handler) as task:
+                if resubscribe:
+                    await until(lambda: consumer.counters()["acked"] == 1, seconds=20)
+                    assert redelivered == [False, True]
+                    assert "not acknowledged in the broker's time" in caplog.text
+                else:
+                    await asyncio.wait([task], timeout=20)
+                    with pytest.raises(leveret.errors.DeliveryTimeout) as late:
+                        await task
+                    assert late.value.reply_code == 406
+                    assert work in str(late.value)
+            assert consumer.counters()["stale_acks"] == 1
+            await client.delete_queue(work)
+    finally:
+        limit(1_800_000, 60_000)
