@@ -540,6 +540,7 @@ class Consumer(Generic[T], Intake):
         dead-lettered when it fails again (it is marked redelivered). `CircuitOpen` is no failure: the message is
         released, and its worker waits up to a second.
         A body that cannot be decoded is dead-lettered without a call. A handler may settle the message itself.
+        The handlers of a worker run in one task: what one leaves in a context variable, the next finds there.
 
         Args:
             handler: `async def handler(value, message)`, or a plain function, which runs in a thread: there `message`
@@ -574,11 +575,16 @@ class Consumer(Generic[T], Intake):
                 for _ in range(self.settings.concurrency):
                     task = group.create_task(work())
                     self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    task.add_done_callback(self._task_ended)
             if not self._stopping or self._has_failed:
                 self._check_error()
         finally:
             await self.close()
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.stop()  # the others are cancelled now
 
     def ends(self, task: asyncio.Task[Any]) -> bool:
         """Whether one of the tasks that share the work is cancelled to end it.

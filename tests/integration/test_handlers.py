@@ -450,6 +450,29 @@ async def test_what_a_handler_raises_ends_its_message_or_run_and_nothing_hangs(
     await queues.client.purge(queues.work)
 
 
+async def test_run_ends_when_one_of_its_workers_cannot_go_on(queues: Queues) -> None:
+    class Fatal(BaseException):
+        pass
+
+    await queues.publish(1, 2)
+    consumer = queues.client.consumer(queues.work, concurrency=2)
+    began = asyncio.Event()
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        if value == 2:
+            await began.wait()
+            raise Fatal
+        with contextlib.suppress(asyncio.CancelledError):
+            began.set()
+            await asyncio.Event().wait()
+
+    with pytest.raises(BaseExceptionGroup) as ended:
+        async with asyncio.timeout(5):
+            await consumer.run(handler)
+    assert ended.group_contains(Fatal)
+    assert await queues.remaining() == [2]
+
+
 # ---------------------------------------------------------------------- nothing is kept
 
 
