@@ -167,6 +167,12 @@ cdef class Intake:
             self.head = 0
         self.buffer += messages
 
+    def _put_back(self, list messages not None):
+        """Puts messages back that were taken last, but for those whose channel is gone."""
+        cdef Message message
+        self.buffer[:self.head] = [message for message in messages if (<Generation>message.owner).alive]
+        self.head = 0
+
     @property
     def _buffered(self):
         """How many messages are in the buffer."""
@@ -340,7 +346,7 @@ cdef class Worker:
     def close(self):
         """Ends what it waits for."""
         current, self.current = self.current, None
-        if current is not None:
+        if hasattr(current, "close"):
             current.close()
 
     # Goes on until there is something to wait for, and returns that. Raises StopIteration at the end.
@@ -352,6 +358,11 @@ cdef class Worker:
             if self.current is None:
                 if error is not None:
                     raise error
+                if self.cancelled:
+                    # A handler that kept its cancellation to itself does not keep its consumer from ending.
+                    self.cancelled = False
+                    if self.intake.ends(self.task):
+                        raise self.intake._cancelled_error()
                 if self.turn >= TURN:
                     self.turn = 0
                     return None  # a turn of the event loop
@@ -367,6 +378,8 @@ cdef class Worker:
                 else:
                     thrown, error = error, None
                     self.note_cancellation(thrown)
+                    if not hasattr(self.current, "throw"):
+                        raise thrown  # an iterator that cannot be told, as `yield from` has it
                     try:
                         result = self.current.throw(thrown)
                         waits = True
@@ -393,6 +406,8 @@ cdef class Worker:
             return False
         message = intake.take(self)
         if message is None:
+            if intake._pressed:
+                intake._taken()
             if intake._over:
                 return False
             self.turn = 0
@@ -402,12 +417,12 @@ cdef class Worker:
             self.wait_for(intake._wait(), IDLE)
             intake._idle_begins()
             return True
-        if intake._pressed:
-            intake._taken()
         self.turn += 1
         self.sequence += 1
         self.message = message
         intake._running += 1
+        if intake._pressed:
+            intake._taken()
         try:
             value = (<Generation>message.owner).value_of(message)
         except (KeyboardInterrupt, SystemExit):
@@ -453,18 +468,16 @@ cdef class Worker:
             intake._idle_ends()
         self.kind = NOTHING
         self.late = False
-        if self.cancelled:
-            # A handler that kept its cancellation to itself does not keep its consumer from ending.
-            raise intake._cancelled_error()
         return 0
 
-    # What is thrown may be the end of the worker, or only that of its handler.
+    # What is thrown may be the end of the worker, or that of its handler, or an affair of the handler's own.
     cdef int note_cancellation(self, object error) except -1:
         if isinstance(error, self.intake._cancelled_error):
+            self.cancelled = True
             if self.timed_out:
                 self.timed_out = False
-                self.late = self.task.uncancel() == 0
-            self.cancelled = not self.late
+                self.late = True
+                self.task.uncancel()
         return 0
 
     # What the worker waited for raised this.
@@ -475,7 +488,7 @@ cdef class Worker:
         self.kind = NOTHING
         self.late = False
         if isinstance(error, intake._cancelled_error):
-            if self.cancelled or kind != HANDLER:
+            if kind != HANDLER or intake.ends(self.task):
                 if kind == IDLE:
                     intake._idle_ends()
                     # It may have been this one's turn, which passes to the next.

@@ -84,6 +84,7 @@ class Channel:
         connection: The connection it lives on.
         error: Why it is closed, or None while it is open.
         publisher: Where its confirms and returned messages go, if anywhere.
+        consumer: Who is told of its end, besides those to whom it delivers just then.
         on_end: Called by the connection once the channel is closed on both sides, so that its number is free, or the
             connection is lost; it does not raise.
     """
@@ -94,6 +95,7 @@ class Channel:
         self.connection = connection
         self.error: LeveretError | None = None
         self.publisher: PublisherSink | None = None
+        self.consumer: ConsumerSink | None = None
         self.on_end: Callable[[Channel], None] | None = None
         self._state = ChannelState(
             connection.transport.out,
@@ -443,13 +445,12 @@ class Channel:
         for future in closed.tokens:
             if not future.done():
                 future.set_exception(again(self.error))
-        sinks: list[PublisherSink | ConsumerSink] = list(dict.fromkeys(self._consumers.values()))
-        if self.publisher is not None:
-            sinks.append(self.publisher)
+        sinks = dict.fromkeys([*self._consumers.values(), self.consumer, self.publisher])
         self._consumers.clear()
-        self.publisher = None
+        self.consumer = self.publisher = None
         for sink in sinks:
-            sink.channel_lost(self.error)
+            if sink is not None:
+                sink.channel_lost(self.error)
 
 
 def _resolve(reply: Reply) -> None:

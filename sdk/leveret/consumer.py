@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import random
 import secrets
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -73,6 +74,8 @@ _WORTH_COLLECTING: Final = 8
 _CLOCK_STEPS: Final = 10
 #: Seconds between two looks at whether all is done, while a consumer is drained.
 _DRAIN_STEP: Final = 0.005
+#: The most seconds that `drain` may take.
+_DAY: Final = 86_400
 #: 0.001 s doubled this often is longer than any `recovery_max_delay`.
 _MAX_DOUBLINGS: Final = 40
 #: How RabbitMQ's text begins when a delivery was not acknowledged in time.
@@ -194,7 +197,7 @@ class Consumer(Generic[T], Intake):
             self._measured = True
         else:
             self._prefetch = settings.prefetch
-        self._ack_at = max(1, self._prefetch // _ACK_SHARE)
+        self._use_prefetch(self._prefetch)
         self._pace: asyncio.TimerHandle | None = None
         # Deliveries and bytes that had come when the pace was set.
         self._paced = (0, 0)
@@ -203,12 +206,19 @@ class Consumer(Generic[T], Intake):
         self._reading_paused = False
         self._delivered_at: float | None = None
         self._error: BaseException | None = None
+        # The error policy stopped it.
+        self._has_failed = False
         self._reopening: asyncio.Task[None] | None = None
-        self._workers: dict[asyncio.Task[None], Worker] = {}
+        # Who awaits `run`, the tasks that share its work, and what they are at.
+        self._runner: asyncio.Task[Any] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers: set[Worker] = set()
         self._clock: asyncio.TimerHandle | None = None
         # What each worker was at when the clock ticked, and how often that was so.
         self._seen: dict[Worker, tuple[int, int]] = {}
         self._threads: ThreadPoolExecutor | None = None
+        # What runs in them.
+        self._calls: dict[Message, Future[Any]] = {}
         self._loop = asyncio.get_running_loop()
         # One at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
@@ -247,7 +257,8 @@ class Consumer(Generic[T], Intake):
     def _note_state(self) -> None:
         """Has the meter tell what is expected and what is; called when that may have changed."""
         channel = self._channel
-        self.meter.expected = self._subscribed and not (self._paused or self._stopping or self._over)
+        ended = self._stopping or (self._over and self._error is None)
+        self.meter.expected = self._subscribed and not (self._paused or ended)
         self.meter.live = bool(self._tags) and channel is not None and channel.is_open
         self.meter.prefetch = self._prefetch
 
@@ -276,10 +287,11 @@ class Consumer(Generic[T], Intake):
             raise
         if self.settings.body_view_size is not None:
             connection.transport.reader.view_bodies(channel.number, self.settings.body_view_size)
+        channel.consumer = self
         self._connection = connection
         self._channel = channel
         self._generation = Generation(self, channel.number, connection.transport.out)
-        self.meter.replace(self._generation)
+        self.meter.replace(self._generation.acks)
 
     def _check_error(self) -> None:
         if self._error is not None:
@@ -296,18 +308,19 @@ class Consumer(Generic[T], Intake):
         channel = await self._open()
         async with self._changing:
             if not self._subscribed:
-                await self._consume(channel)
+                await self._consume(channel, self._prefetch)
 
-    async def _consume(self, channel: Channel) -> None:
+    async def _consume(self, channel: Channel, prefetch: int) -> None:
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
         settings = self.settings
-        await channel.basic_qos(self._prefetch)
+        await channel.basic_qos(prefetch)
         # Two names in turn: for a moment there are two consumers when the prefetch is changed.
         tag = self._tag if self._tag not in self._tags else f"{self._tag}~"
         arguments = None if settings.priority is None else {"x-priority": settings.priority}
         # From here on the request is on its way, whether or not its caller waits for the answer.
         self._subscribed = True
         self._tags.append(tag)
+        self._use_prefetch(prefetch)
         try:
             await channel.basic_consume(
                 self.queue,
@@ -329,11 +342,17 @@ class Consumer(Generic[T], Intake):
         """Sends basic.cancel; what is on its way comes before this returns."""
         channel = self._channel
         while len(self._tags) > keep and channel is not None and channel.is_open:
-            tag = self._tags[0]
+            # Whatever is in the way: the answer has to be read.
+            self._resume_reading()
+            # Sent is done, for the broker, whether or not its caller waits for the answer.
+            tag = self._tags.pop(0)
+            self._note_state()
             await channel.basic_cancel(tag)
-            if tag in self._tags:
-                self._tags.remove(tag)
         self._note_state()
+
+    def _use_prefetch(self, prefetch: int) -> None:
+        self._prefetch = prefetch
+        self._ack_at = max(1, prefetch // _ACK_SHARE)
 
     async def set_prefetch(self, prefetch: int) -> None:
         """Changes how many deliveries the broker sends ahead, without a stop.
@@ -353,12 +372,16 @@ class Consumer(Generic[T], Intake):
         if settings.exclusive and self._tags:
             raise ConfigurationError("the prefetch of an exclusive consumer cannot be changed", option="prefetch")
         async with self._changing:
-            self._prefetch = prefetch
-            self._ack_at = max(1, prefetch // _ACK_SHARE)
             channel = self._channel
-            if self._tags and channel is not None:
-                await self._consume(channel)
-                await self._cancel_tags(keep=1)
+            if self._tags and channel is not None and not self._no_ack:
+                try:
+                    # What a change that was broken off may have left: two are all that there are names for.
+                    await self._cancel_tags(keep=1)
+                    await self._consume(channel, prefetch)
+                finally:
+                    await self._cancel_tags(keep=1)
+            else:
+                self._use_prefetch(prefetch)
         # What would have been enough of them before may be more than enough now.
         self._flush_acks()
 
@@ -377,6 +400,7 @@ class Consumer(Generic[T], Intake):
             self._paused = True
             await self._cancel_tags()
             self._give_back_unstarted()
+            self._wake_all()
 
     async def resume(self) -> None:
         """Starts the deliveries again after `pause`.
@@ -387,8 +411,8 @@ class Consumer(Generic[T], Intake):
         self._check_error()
         async with self._changing:
             self._paused = False
-            if self._subscribed and not self._tags and self._channel is not None:
-                await self._consume(self._channel)
+            if self._subscribed and not (self._tags or self._over or self._stopping) and self._channel is not None:
+                await self._consume(self._channel, self._prefetch)
 
     async def cancel(self) -> None:
         """Stops the deliveries (basic.cancel) for good; what was delivered is still handled, and then `run` returns.
@@ -397,9 +421,11 @@ class Consumer(Generic[T], Intake):
             OperationTimeout: The broker did not answer.
         """
         async with self._changing:
-            await self._cancel_tags()
-        self._over = True
-        self._wake_all()
+            try:
+                await self._cancel_tags()
+            finally:
+                self._over = True
+                self._wake_all()
 
     async def drain(self, timeout: float = 30.0) -> bool:
         """Ends the consumer without losing or repeating work.
@@ -409,36 +435,43 @@ class Consumer(Generic[T], Intake):
         "handoff" the messages that wait here cannot go back, and are handled, too.
 
         Args:
-            timeout: Seconds for all of it. Handlers that take longer are cancelled, and their messages go back.
+            timeout: Seconds for all of it, 0 to 86400. Handlers that take longer are cancelled, and their messages go
+                back.
 
         Returns:
             True when nothing was cut off.
+
+        Raises:
+            ConfigurationError: The timeout is out of range.
         """
+        if not 0 <= timeout <= _DAY:
+            raise ConfigurationError(f"timeout is {timeout:g} s; it must be 0 to {_DAY}", option="timeout")
         complete = False
         try:
             async with asyncio.timeout(timeout):
-                if self._error is None:
+                self._paused = True
+                # Handlers have the rest of the time, whether or not the broker answers.
+                with contextlib.suppress(LeveretError):
                     async with self._changing:
-                        self._paused = True
                         await self._cancel_tags()
                 self._give_back_unstarted()
+                self._wake_all()
                 # Whatever the way in which messages are taken, they are done when all are settled. It looks again and
                 # again, because nothing that is done for each message should have to tell it.
                 while self._running or self._unstarted or (self._results_settle and self._is_unsettled()):  # noqa: ASYNC110
                     await asyncio.sleep(_DRAIN_STEP)
                 complete = True
-        except (TimeoutError, LeveretError) as error:
+        except TimeoutError:
             logger.warning(
-                "draining the consumer of queue %r: %d messages were being handled after %g s: %s",
+                "draining the consumer of queue %r: %d messages were being handled after %g s",
                 self.queue,
                 self._running,
                 timeout,
-                type(error).__name__,
             )
         finally:
             self.stop()
             if not complete:
-                for task in self._workers:
+                for task in self._tasks:
                     task.cancel()
             self._flush_acks(stragglers=True)
         return complete
@@ -448,7 +481,10 @@ class Consumer(Generic[T], Intake):
         return generation is not None and generation.alive and generation.acks.unsettled > 0
 
     def stop(self) -> None:
-        """Ends `run` or `async for` after the messages that are being worked on; the others go back to the queue."""
+        """Ends `run` or `async for` after the messages that are being worked on; the others go back to the queue.
+
+        With `ack` "none" and "handoff" they cannot go back, and are lost: use `cancel` or `drain`.
+        """
         self._stopping = True
         self._note_state()
         self._wake_all()
@@ -459,7 +495,7 @@ class Consumer(Generic[T], Intake):
         channel, self._channel = self._channel, None
         if self._error is None:
             self._error = ChannelClosed("the consumer is closed", reply_code=200)
-        for timer in (self._timer, self._clock, self._pace, self._adapting):
+        for timer in (self._timer, self._pace, self._adapting):
             if timer is not None:
                 timer.cancel()
         tasks = [task for task in (self._reopening, self._adapted) if task is not None]
@@ -476,8 +512,7 @@ class Consumer(Generic[T], Intake):
                 if channel.is_open and generation is not None:
                     generation.flush(stragglers=True)
                 self._read_at_once()
-                if generation is not None:
-                    generation.end()
+                self._end_generation()
                 await channel.close()
             self._tags.clear()
             self._note_state()
@@ -505,6 +540,7 @@ class Consumer(Generic[T], Intake):
         dead-lettered when it fails again (it is marked redelivered). `CircuitOpen` is no failure: the message is
         released, and its worker waits up to a second.
         A body that cannot be decoded is dead-lettered without a call. A handler may settle the message itself.
+        The handlers of a worker run in one task: what one leaves in a context variable, the next finds there.
 
         Args:
             handler: `async def handler(value, message)`, or a plain function, which runs in a thread: there `message`
@@ -518,34 +554,59 @@ class Consumer(Generic[T], Intake):
             ConfigurationError: The handler cannot be called.
         """
         call = self._callable(handler)
+        if self.settings.processing_timeout is not None:
+            self._start_clock()
+        try:
+            await self.share(lambda: self._work(call))
+        finally:
+            if self._clock is not None:
+                self._clock.cancel()
+
+    async def share(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Has `concurrency` tasks do this work, and closes the consumer when they end.
+
+        Raises:
+            LeveretError: As `run`.
+        """
+        self._runner = asyncio.current_task()
         try:
             await self.subscribe()
-            if self.settings.processing_timeout is not None:
-                self._start_clock()
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.settings.concurrency):
-                    group.create_task(self._work(call))
-            self.raise_for_end()
+                    task = group.create_task(work())
+                    self._tasks.add(task)
+                    task.add_done_callback(self._task_ended)
+            if not self._stopping or self._has_failed:
+                self._check_error()
         finally:
             await self.close()
 
-    def raise_for_end(self) -> None:
-        """Raises why no more messages come, unless this side ended it.
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.stop()  # the others are cancelled now
 
-        Raises:
-            LeveretError: What `run` raises.
+    def ends(self, task: asyncio.Task[Any]) -> bool:
+        """Whether one of the tasks that share the work is cancelled to end it.
+
+        Any other cancellation is an affair of its handler, which ends with the message: some libraries cancel the task
+        that they run in to stop waiting, and never take that back (`Task.uncancel`).
         """
-        if not self._stopping:
-            self._check_error()
+        if task.cancelling() and (self._stopping or (self._runner is not None and self._runner.cancelling())):
+            return True
+        while task.cancelling():
+            task.uncancel()
+        return False
 
     async def _work(self, call: Callable[[Any, Message], Awaitable[object]]) -> None:
         task = asyncio.current_task()
         assert task is not None
-        worker = self._workers[task] = Worker(self, call, task)
+        worker = Worker(self, call, task)
+        self._workers.add(worker)
         try:
             await worker
         finally:
-            del self._workers[task]
+            self._workers.remove(worker)
             self._seen.pop(worker, None)
 
     def _callable(self, handler: object) -> Callable[[Any, Message], Awaitable[object]]:
@@ -563,11 +624,24 @@ class Consumer(Generic[T], Intake):
             or hasattr(handler, "_is_coroutine")  # compiled by Cython
         ):
             return handler
-        loop = self._loop
+        loop, calls = self._loop, self._calls
         threads = self._threads = ThreadPoolExecutor(
             self.settings.concurrency, thread_name_prefix=f"leveret {self.queue}"[:64]
         )
-        return lambda value, message: loop.run_in_executor(threads, handler, value, message)
+
+        def call(value: Any, message: Message) -> Awaitable[object]:
+            future = calls[message] = threads.submit(handler, value, message)
+            future.add_done_callback(lambda _: calls.pop(message, None))
+            return asyncio.wrap_future(future, loop=loop)
+
+        return call
+
+    async def _thread_ends(self, call: Future[Any], failure: Coroutine[Any, Any, None] | None) -> None:
+        """Waits for a plain function that took too long: the next message would wait for its thread, and fail."""
+        if failure is not None:
+            await failure
+        with contextlib.suppress(Exception):
+            await asyncio.wrap_future(call, loop=self._loop)
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self
@@ -590,10 +664,13 @@ class Consumer(Generic[T], Intake):
             if self._over:
                 break
             self._idle_begins()
+            future = self._wait()
             try:
-                await self._wait()
+                await future
             except BaseException:
                 # It may have been this one's turn, which passes to the next.
+                with contextlib.suppress(ValueError):
+                    self._idle.remove(future)
                 self._wake(self._buffered)
                 raise
             finally:
@@ -605,7 +682,7 @@ class Consumer(Generic[T], Intake):
 
         Args:
             size: The most messages, 1 or more.
-            wait: Seconds.
+            wait: Seconds. A pause ends them.
 
         Returns:
             At least one message, for the caller to settle; none when the consumer was stopped or cancelled.
@@ -620,21 +697,19 @@ class Consumer(Generic[T], Intake):
         deadline = self._loop.time() + wait
         while len(messages) < size and not self._stopping:
             message = self._pop()
+            if self._pressed:
+                self._taken()
             if message is not None:
                 messages.append(message)
                 continue
-            if self._pressed:
-                self._taken()
-            if self._over or self._loop.time() >= deadline:
+            if self._over or self._paused or self._loop.time() >= deadline:
                 break
             future = self._wait()
             timer = self._loop.call_at(deadline, _set, future)
             try:
                 await future
             except BaseException:
-                # Nobody else can settle what was taken.
-                for message in messages:
-                    message.release()
+                self._put_back(messages)
                 self._wake(self._buffered)
                 raise
             finally:
@@ -673,18 +748,32 @@ class Consumer(Generic[T], Intake):
             self._acknowledged()
         return count
 
-    async def fail(self, message: Message, error: BaseException) -> None:
-        """Does with a message what `run` does when its handler raised this."""
-        failure = self._failed(message, error)
-        if failure is not None:
-            await failure
+    async def fail(self, messages: list[Message], error: BaseException) -> None:
+        """Does with the messages of a batch what `run` does with each when its handler raised this."""
+        pause: Coroutine[Any, Any, None] | None = None
+        for message in messages:
+            if self._no_ack or self._handoff or not message.is_settled:
+                more = self._failed(message, error)
+                if isinstance(error, CircuitOpen):
+                    if pause is not None:
+                        pause.close()
+                    pause = more
+                elif more is not None:
+                    await more
+        if pause is not None:
+            await pause
 
     async def get(self) -> Message | None:
         """Takes one message, if there is one (basic.get). Slow: each call is a round trip.
 
         Returns:
             The message, for the caller to settle, or None when the queue is empty.
+
+        Raises:
+            ConfigurationError: Deliveries come already: what they acknowledge would cover this message, too.
         """
+        if self._subscribed:
+            raise ConfigurationError("get is of no use while deliveries come", option="get")
         channel = await self._open()
         message = await channel.basic_get(self.queue, no_ack=self._no_ack)
         if message is not None:
@@ -753,15 +842,18 @@ class Consumer(Generic[T], Intake):
         """What becomes of a message whose handler raised; None for the error is a handler that took too long."""
         if isinstance(error, CircuitOpen):
             return self._circuit_open(message, error)
+        call: Future[Any] | None = None
         if error is None:
             error = ProcessingTimeout(
                 f"the handler took longer than processing_timeout of {self.settings.processing_timeout:g} s"
             )
+            call = self._calls.get(message)
         self.meter.handler_errors += 1
         logger.warning(
             "queue %r: the handler failed for %r: %s", self.queue, message, type(error).__name__, exc_info=error
         )
-        return self._act(message, error)
+        failure = self._act(message, error)
+        return failure if call is None else self._thread_ends(call, failure)
 
     def _act(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
         """Does what the error policy says."""
@@ -773,6 +865,8 @@ class Consumer(Generic[T], Intake):
         if isinstance(action, Stop):
             self._unless_settled(message, "release")
             self._fail(error)
+            self._has_failed = True
+            self.stop()
         else:
             self._settle_failed(message, _VERBS[type(action)])
         return None
@@ -811,14 +905,14 @@ class Consumer(Generic[T], Intake):
             return
         self._settle_failed(message, then)
 
-    async def _circuit_open(self, message: Message, error: CircuitOpen) -> None:
+    def _circuit_open(self, message: Message, error: CircuitOpen) -> Coroutine[Any, Any, None]:
         # Not tried, so it is no failure. The pause keeps what comes back from going round and round.
         if self._no_ack or self._handoff:
             # It cannot come again.
             self.meter.handler_errors += 1
             logger.warning("queue %r: the circuit was open for %r, which is lost", self.queue, message)
         self._unless_settled(message, "release")
-        await asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) if error.retry_after > 0 else _BREAKER_PAUSE)
+        return asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) if error.retry_after > 0 else _BREAKER_PAUSE)
 
     def _unless_settled(self, message: Message, verb: str) -> None:
         # One that came on a channel before this one is the broker's again.
@@ -849,7 +943,7 @@ class Consumer(Generic[T], Intake):
 
     def _tick(self) -> None:
         """Looks at the workers from time to time, so that no message needs a timer of its own."""
-        for worker in self._workers.values():
+        for worker in self._workers:
             if not worker.is_handling:
                 continue
             sequence, times = self._seen.get(worker, (0, 0))
@@ -921,6 +1015,11 @@ class Consumer(Generic[T], Intake):
             self.meter.released += 1
         return _YES
 
+    def _end_generation(self) -> None:
+        if self._generation is not None and self._generation.alive:
+            self._generation.end()
+            self.meter.replace(AckWindow(0))
+
     def _acknowledged(self) -> None:
         """Writes acknowledgements when enough of them are ready, or sees to it that they are not forgotten."""
         generation = self._generation
@@ -955,7 +1054,7 @@ class Consumer(Generic[T], Intake):
         assert generation is not None
         room = self.settings.handoff_size - (self._unstarted + self._running - len(self._withheld))
         while self._withheld and room > 0:
-            generation.acks.ack(self._withheld.popleft())
+            generation.acks.finish(self._withheld.popleft())
             room -= 1
         self._acknowledged()
 
@@ -964,8 +1063,8 @@ class Consumer(Generic[T], Intake):
     def delivered(self, run: ContentRun) -> None:
         """Takes the deliveries of one read."""
         generation = self._generation
-        if generation is None:
-            return
+        if generation is None or not generation.alive:
+            return  # what was on its way when the channel was closed; it goes back
         messages = run.messages
         if self._adaptive is not None:
             self._lowest = min(self._lowest, self._unstarted)
@@ -988,7 +1087,7 @@ class Consumer(Generic[T], Intake):
             self._withheld.extend(message.delivery_tag for message in messages)
             self._acknowledge_handed_off()
             self._pressed = bool(self._withheld)
-        elif self._no_ack and self._buffered > 10 * self._prefetch and not self._reading_paused:
+        elif self._no_ack and self._buffered > 10 * self._prefetch and self._tags and not self._reading_paused:
             # Without acknowledgements the broker knows no limit, so the socket has to be it.
             self._reading_paused = self._pressed = True
             self._connection.transport.pause_reading()
@@ -1050,8 +1149,7 @@ class Consumer(Generic[T], Intake):
 
     def channel_lost(self, error: LeveretError) -> None:
         """The channel is gone, and with it every unsettled delivery."""
-        if self._generation is not None:
-            self._generation.end()
+        self._end_generation()
         self._tags.clear()
         self._withheld.clear()
         self._take_unstarted()
@@ -1079,7 +1177,7 @@ class Consumer(Generic[T], Intake):
         self._note_state()
         if self._error is not None or self._reopening is not None:
             return
-        wanted = self.settings.resubscribe and self._subscribed and not self._stopping
+        wanted = self.settings.resubscribe and self._subscribed and not (self._stopping or self._over)
         possible = self._connection.settings.auto_recovery or isinstance(error, (ChannelClosed, ConsumerCancelled))
         if wanted and possible and may_mend(error):
             logger.warning("the consumer of queue %r begins again: %s", self.queue, error)
@@ -1098,8 +1196,10 @@ class Consumer(Generic[T], Intake):
                 await asyncio.sleep(random.uniform(0, min(doubled, settings.recovery_max_delay)))  # noqa: S311
                 attempts += 1
                 try:
+                    # Not while others are kept from changing something: it may take for ever.
+                    connection = await self._connect.recovered()
                     async with self._changing:
-                        await self._subscribe_again()
+                        await self._subscribe_again(connection)
                 except LeveretError as failure:
                     error = failure
                     logger.warning(
@@ -1108,7 +1208,7 @@ class Consumer(Generic[T], Intake):
                     if not may_mend(failure):
                         return
                 else:
-                    if self._tags or self._paused:
+                    if self._tags or self._paused or self._over:
                         logger.info("the consumer of queue %r goes on", self.queue)
                         error = None
                         return
@@ -1117,13 +1217,14 @@ class Consumer(Generic[T], Intake):
             if error is not None:
                 self._fail(error)
 
-    async def _subscribe_again(self) -> None:
-        connection = await self._connect.recovered()
+    async def _subscribe_again(self, connection: Connection) -> None:
+        if self._over:
+            return  # cancelled meanwhile
         if self._channel is None or not self._channel.is_open:
             await self._open_channel(connection)
         if not self._paused and not self._tags:
             assert self._channel is not None
-            await self._consume(self._channel)
+            await self._consume(self._channel, self._prefetch)
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:

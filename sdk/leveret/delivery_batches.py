@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from leveret.errors import ConfigurationError, LeveretError
+from leveret.errors import ConfigurationError, LeveretError, ProcessingTimeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -115,8 +115,8 @@ class Batches(Generic[T]):
         """Calls a handler for each batch until the consumer is stopped or this is cancelled.
 
         `concurrency` of the consumer says how many batches are handled at once. The handler's result settles what it
-        has not settled itself: None or True acknowledges, False dead-letters. When it raises, each message that it has
-        not settled is treated as by `Consumer.run`.
+        has not settled itself: None or True acknowledges, False dead-letters. When it raises or takes longer than
+        `processing_timeout`, each message that it has not settled is treated as by `Consumer.run`.
 
         Args:
             handler: `async def handler(values, batch)`.
@@ -124,17 +124,13 @@ class Batches(Generic[T]):
         Raises:
             LeveretError: As `Consumer.run`.
         """
-        consumer = self.consumer
-        try:
-            await consumer.subscribe()
-            async with asyncio.TaskGroup() as group:
-                for _ in range(consumer.settings.concurrency):
-                    group.create_task(self._work(handler))
-            consumer.raise_for_end()
-        finally:
-            await consumer.close()
+        await self.consumer.share(lambda: self._work(handler))
 
     async def _work(self, handler: Callable[[list[T], DeliveryBatch[T]], Awaitable[bool | None]]) -> None:
+        consumer = self.consumer
+        task = asyncio.current_task()
+        assert task is not None
+        limit = consumer.settings.processing_timeout
         while True:
             try:
                 batch = await anext(self)
@@ -142,23 +138,29 @@ class Batches(Generic[T]):
                 return  # `run` says why
             error: BaseException | None = None
             result: Any = None
+            timer = asyncio.timeout(limit)
             try:
-                result = await handler(batch.values, batch)
+                async with timer:
+                    result = await handler(batch.values, batch)
             except Exception as raised:
                 error = raised
+                if timer.expired():
+                    error = ProcessingTimeout(f"the handler took longer than processing_timeout of {limit:g} s")
             except asyncio.CancelledError as raised:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
+                if consumer.ends(task):
                     raise
                 error = raised  # the handler cancelled itself
-            if error is None and (result is None or result is True):
-                batch.ack()
-                continue
-            if error is None and result is not False:
+            if error is None and not (result is None or isinstance(result, bool)):
                 error = TypeError(f"a handler returns None, True or False, not {type(result).__name__}")
-            for index, message in enumerate(batch.messages):
-                if message.is_settled:
-                    continue
-                if error is None:
+            if error is not None:
+                await consumer.fail(batch.messages, error)
+            elif consumer.settings.ack == "manual":
+                pass
+            elif result is False:
+                for index in range(len(batch)):
                     batch.fail(index)
-                else:
-                    await self.consumer.fail(message, error)
+            else:
+                batch.ack()
+            if consumer.ends(task):
+                # The handler kept its cancellation to itself.
+                raise asyncio.CancelledError

@@ -145,19 +145,11 @@ class ProducerMeter:
         }
 
 
-class _Generation(Protocol):
-    """What a meter reads of a consumer's channel."""
-
-    @property
-    def acks(self) -> AckWindow: ...
-
-
 class ConsumerMeter:
     """What a consumer counts: for each read, each failure, or in its compiled part."""
 
     __slots__ = (
-        "_before",
-        "acks",
+        "_now",
         "dead_lettered",
         "delayed",
         "delivered",
@@ -174,7 +166,6 @@ class ConsumerMeter:
     )
 
     def __init__(self, acks: AckWindow) -> None:
-        self.acks = acks
         self.prefetch = 0
         self.expected = False
         self.live = False
@@ -189,22 +180,23 @@ class ConsumerMeter:
         self.dropped = 0
         # Settlements that came when their channel was gone.
         self.stale = 0
-        # The channel now, and what was acknowledged and ignored on those before it: together, because another thread
-        # may read between two assignments.
-        self._before: tuple[_Generation | None, int, int] = (None, 0, 0)
+        # The channel's window, and what was acknowledged and ignored on those before it: together, because another
+        # thread may read between two assignments.
+        self._now = (acks, 0, 0)
 
-    def replace(self, generation: _Generation) -> None:
-        """Deliveries come on this channel from now on."""
-        now = self.read()
-        self.acks = generation.acks
-        self._before = (generation, now["acked"], now["stale_acks"] - self.stale)
+    @property
+    def acks(self) -> AckWindow:
+        """The deliveries of the channel that are not settled."""
+        return self._now[0]
+
+    def replace(self, acks: AckWindow) -> None:
+        """Another channel has begun, or this one is over and what it had is the broker's again."""
+        now, acked, ignored = self._now
+        self._now = (acks, acked + now.acked, ignored + now.ignored)
 
     def read(self) -> dict[str, int]:
         """Deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
-        generation, acked, ignored = self._before
-        if generation is not None:
-            acked += generation.acks.acked
-            ignored += generation.acks.ignored
+        acks, acked, ignored = self._now
         return {
             "delivered": self.delivered,
             "undecodable": self.undecodable,
@@ -215,9 +207,9 @@ class ConsumerMeter:
             "delayed": self.delayed,
             "parked": self.parked,
             "dropped": self.dropped,
-            "acked": acked,
-            "unsettled": 0 if generation is None else generation.acks.unsettled,
-            "stale_acks": ignored + self.stale,
+            "acked": acked + acks.acked,
+            "unsettled": acks.unsettled,
+            "stale_acks": ignored + acks.ignored + self.stale,
             "prefetch": self.prefetch if self.live else 0,
             "expected": int(self.expected),
             "live": int(self.live),

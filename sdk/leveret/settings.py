@@ -652,12 +652,12 @@ class ConsumerSettings(_Section):
             many of them, 0 to 1; 0 reads each at once. It costs that much latency under load, and none without.
         handoff_size: With "handoff": how many messages may be acknowledged and not handled yet, 1 to 1000000.
         processing_timeout: Seconds after which a handler is cancelled and has failed, 0.01 to 86400; it may run a tenth
-            longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and nobody waits for
-            it.
+            longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and its worker takes
+            no other message before it ends.
         resubscribe: True goes on when the broker cancels the consumer or closes its channel, or when the connection is
             lost and made again (`auto_recovery`); what was not acknowledged comes again. False ends with the error.
         exclusive: True refuses other consumers of the queue.
-        consumer_tag: At most 255 bytes; empty has the broker choose one.
+        consumer_tag: At most 254 bytes; empty has a new one made, `leveret-` and 16 digits.
         priority: The consumer's priority (`x-priority`), a 32-bit number; None means the broker's default of 0.
         accept: The content types to take, each of 1 to 255 bytes; empty means those of all serializers that can make
             the model and are safe. Refused together with `serializer`.
@@ -687,7 +687,7 @@ class ConsumerSettings(_Section):
     processing_timeout: float | None = _option(None, float, unit="s", minimum=0.01, maximum=86_400)
     resubscribe: bool = _option(False)
     exclusive: bool = _option(False)
-    consumer_tag: str = _option("", maximum=255)
+    consumer_tag: str = _option("", maximum=254)
     priority: int | None = _option(None, int, minimum=-(2**31), maximum=2**31 - 1)
     accept: Sequence[str] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
     serializer: str | None = _option(None, str, minimum=1, maximum=255)

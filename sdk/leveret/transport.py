@@ -73,7 +73,6 @@ class FrameTransport(asyncio.BufferedProtocol):
         out: Where frames are appended; a flush is scheduled by itself.
         reader: The frame reader.
         closed: The connection is lost or was closed.
-        reading: False after `pause_reading`: what the peer sends waits in its socket and ours.
     """
 
     def __init__(
@@ -87,7 +86,8 @@ class FrameTransport(asyncio.BufferedProtocol):
         self.reader = reader
         self.out = SendBuffer(self._schedule_flush, self.flush)
         self.closed = False
-        self.reading = True
+        # How many have it paused.
+        self._reading_pauses = 0
         # The reader's own method, so that a read costs one Python-level call and not two.
         self.get_buffer = reader.get_buffer  # type: ignore[method-assign]
         self._received = reader.received
@@ -201,16 +201,21 @@ class FrameTransport(asyncio.BufferedProtocol):
                     del self._waiting[index]
                 raise
 
+    @property
+    def reading(self) -> bool:
+        """False after `pause_reading`: what the peer sends waits in its socket and ours."""
+        return not self._reading_pauses
+
     def pause_reading(self) -> None:
         """Stops reading from the socket, so that the peer's writes come to a halt."""
-        self.reading = False
-        if self._transport is not None and not self.closed:
+        self._reading_pauses += 1
+        if self._reading_pauses == 1 and self._transport is not None and not self.closed:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Goes on reading."""
-        self.reading = True
-        if self._transport is not None and not self.closed:
+        """Takes back one `pause_reading`; goes on reading when it was the last one."""
+        self._reading_pauses -= 1
+        if self.reading and self._transport is not None and not self.closed:
             self._transport.resume_reading()
 
     def collect(self, least_bytes: int) -> None:

@@ -79,11 +79,12 @@ async def consumer() -> Any:
 
 async def test_calls_do_not_grow_when_a_read_brings_more_deliveries(consumer: leveret.Consumer[Any]) -> None:
     transport = consumer._connection.transport
-    few = read(transport, deliveries(1, 100))
-    many = read(transport, deliveries(101, 1000))
+    read(transport, deliveries(1, 1))  # the first one has the consumer look at the pace from time to time
+    few = read(transport, deliveries(2, 100))
+    many = read(transport, deliveries(102, 1000))
 
-    assert consumer.counters()["delivered"] == 1100
-    assert consumer.counters()["unsettled"] == 1100
+    assert consumer.counters()["delivered"] == 1101
+    assert consumer.counters()["unsettled"] == 1101
     # FrameTransport.buffer_updated, Connection.events_received, Channel.content_received, Consumer.delivered.
     assert few == many
     assert len(many) <= 1.5 * 4

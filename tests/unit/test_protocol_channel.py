@@ -156,6 +156,19 @@ def test_an_answer_of_the_wrong_kind_is_a_protocol_error_when_another_is_due() -
         client.receive(Queue.PurgeOk(0))
 
 
+def test_basic_consume_and_cancel_may_be_answered_after_what_was_asked_next() -> None:
+    # RabbitMQ 4.0 does that when their caller gave up waiting and asked for something else.
+    client = opened()
+    client.state.request(make(Basic.Consume, queue="q", consumer_tag="a"), "consume")
+    client.state.request(make(Basic.Cancel, consumer_tag="a"), "cancel")
+    client.state.request(make(Basic.Qos, prefetch_count=1), "qos")
+    client.state.request(make(Queue.Declare, queue="q"), "declare")
+    with pytest.raises(RemoteProtocolError, match=r"Queue\.DeclareOk on channel 3, where Basic\.ConsumeOk was due"):
+        client.receive(Queue.DeclareOk("q", 0, 0))
+    answers = [Basic.QosOk(), Basic.CancelOk("a"), Basic.ConsumeOk("a"), Queue.DeclareOk("q", 0, 0)]
+    assert [client.receive(answer).token for answer in answers] == ["qos", "cancel", "consume", "declare"]
+
+
 @pytest.mark.parametrize(
     "value",
     [

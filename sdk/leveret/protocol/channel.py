@@ -41,6 +41,9 @@ _INEQUIVALENT: Final = re.compile(
     r"inequivalent arg '(?P<argument>[^']*)'(.*?: received (?P<wanted>.*) but current is (?P<actual>.*)$)?", re.DOTALL
 )
 
+# RabbitMQ has the queue answer these, and may answer what the channel was asked next before (seen with 4.0).
+_OVERTAKEN: Final = frozenset({"Basic.ConsumeOk", "Basic.CancelOk"})
+
 
 class ChannelPhase(enum.Enum):
     """Where the channel stands."""
@@ -126,8 +129,9 @@ def channel_error(number: int, reply_code: int, reply_text: str, class_id: int, 
 class ChannelState:
     """One channel of a client.
 
-    Requests are answered in the order they were made (AMQP 0-9-1 section 2.3), so answers are paired by a queue. A
-    request that its caller gave up keeps its place there; its late answer finds it and reaches nobody else.
+    Requests are answered in the order they were made (AMQP 0-9-1 section 2.3), so answers are paired by a queue; only
+    basic.consume and basic.cancel may be answered later. A request that its caller gave up keeps its place there; its
+    late answer finds it and reaches nobody else.
 
     Args:
         out: Where frames are appended.
@@ -202,10 +206,14 @@ class ChannelState:
         self._requests.append((commands.spec_of(type(method)).replies, token))
 
     def _take(self, name: str) -> Any:
-        if not self._requests or name not in self._requests[0][0]:
-            due = " or ".join(self._requests[0][0]) if self._requests else "nothing"
-            raise RemoteProtocolError(f"the server answered {name} on channel {self.number}, where {due} was due")
-        return self._requests.popleft()[1]
+        for index, (replies, token) in enumerate(self._requests):
+            if name in replies:
+                del self._requests[index]
+                return token
+            if not _OVERTAKEN.issuperset(replies):
+                break
+        due = " or ".join(self._requests[0][0]) if self._requests else "nothing"
+        raise RemoteProtocolError(f"the server answered {name} on channel {self.number}, where {due} was due")
 
     def _end(self, error: LeveretError | None, *, crossed: bool = False) -> Closed:
         self.phase = ChannelPhase.CLOSED

@@ -1,0 +1,515 @@
+"""Handlers that are cancelled: by themselves, by what they wait for, by `processing_timeout`, by whoever ends `run`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.integration.test_consumer import Queues, running
+from tests.integration.test_consuming import until
+from tests.support.loops import every_loop
+
+import leveret
+from leveret._consuming import Worker
+from leveret._framing import Message
+from leveret.errors import CircuitOpen
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+pytestmark = pytest.mark.usefixtures("no_leftovers")
+
+
+@pytest.fixture
+async def queues(client: leveret.Client, name: Callable[[str], str]) -> Queues:
+    return await Queues(client, name).declare()
+
+
+async def ends(task: asyncio.Task[None]) -> None:
+    """Waits for a task, which ends soon."""
+    done, _ = await asyncio.wait([task], timeout=5)
+    assert done, "it goes on"
+
+
+# ---------------------------------------------------------------------- cancellations that are the handler's own
+
+
+async def a_timeout_of_its_own() -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+
+
+async def a_timeout_that_it_lets_pass() -> None:
+    async with asyncio.timeout(0.01):
+        await asyncio.Event().wait()
+
+
+async def a_group_of_tasks_that_fails() -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    with contextlib.suppress(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            await asyncio.Event().wait()
+
+
+async def a_task_that_was_cancelled() -> None:
+    task = asyncio.ensure_future(asyncio.Event().wait())
+    asyncio.get_running_loop().call_later(0.01, task.cancel)
+    await task
+
+
+async def a_cancelled_task_that_it_expects() -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await a_task_that_was_cancelled()
+
+
+async def a_cancellation_that_it_takes_back() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(1)
+    task.uncancel()
+
+
+@every_loop
+@pytest.mark.parametrize(
+    "what",
+    [
+        a_timeout_of_its_own,
+        a_timeout_that_it_lets_pass,
+        a_group_of_tasks_that_fails,
+        a_task_that_was_cancelled,
+        a_cancelled_task_that_it_expects,
+        a_cancellation_that_it_takes_back,
+    ],
+)
+async def test_the_consumer_goes_on_when_a_cancellation_was_its_handlers_own(
+    queues: Queues, what: Callable[[], Awaitable[None]]
+) -> None:
+    await queues.publish(*range(4))
+    consumer = queues.client.consumer(queues.work)
+    seen: list[int] = []
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        seen.append(value)
+        if value < 2 and not message.redelivered:
+            await what()
+
+    async with running(consumer, handler) as task:
+        await until(lambda: consumer.counters()["acked"] == 4)
+        assert not task.done()
+    assert sorted(set(seen)) == list(range(4))
+    assert await queues.remaining() == []
+
+
+# ---------------------------------------------------------------------- cancellations that end the consumer
+
+
+async def keeps_it() -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+
+
+async def raises_something_else() -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise ValueError("not what was asked for") from None
+
+
+async def takes_its_time() -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0.05)
+
+
+async def waits_for_something_that_is_cancelled_too() -> None:
+    await asyncio.ensure_future(asyncio.Event().wait())
+
+
+@every_loop
+@pytest.mark.parametrize("batches", [False, True], ids=["messages", "batches"])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    "what", [keeps_it, raises_something_else, takes_its_time, waits_for_something_that_is_cancelled_too]
+)
+async def test_run_ends_when_it_is_cancelled_whatever_its_handler_makes_of_that(
+    queues: Queues, what: Callable[[], Awaitable[None]], times: int, batches: bool
+) -> None:
+    await queues.publish(1)
+    began = asyncio.Event()
+
+    async def handler(value: Any, message: Any) -> None:
+        began.set()
+        message.ack()  # so that it does not come again
+        await what()
+
+    made = queues.client.queue(queues.work)
+    runs = made.batches(size=1).run(handler) if batches else made.consume(handler)
+    task = asyncio.create_task(runs)
+    await began.wait()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await ends(task)
+    assert task.cancelled()
+    assert await queues.remaining() == []
+
+
+# ---------------------------------------------------------------------- processing_timeout
+
+
+@pytest.mark.parametrize("how", ["while it cleans up", "at once"])
+async def test_run_ends_when_it_is_cancelled_and_its_handler_took_too_long(queues: Queues, how: str) -> None:
+    await queues.publish(1)
+    consumer = queues.client.consumer(queues.work, processing_timeout=0.1)
+    cleaning = asyncio.Event()
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await asyncio.sleep(0.5)
+
+    async with running(consumer, handler) as task:
+        if how == "while it cleans up":
+            await cleaning.wait()
+            task.cancel()
+        else:
+            await until(lambda: consumer.health().working == 1)
+            (worker,) = consumer._workers
+            worker.time_out()
+            task.cancel()
+        await ends(task)
+        assert task.cancelled()
+    assert consumer.counters()["handler_errors"] == 0
+
+
+async def test_a_handlers_own_timeout_counts_when_both_pass_at_once(queues: Queues) -> None:
+    await queues.publish(1, 2)
+    consumer = queues.client.consumer(queues.work, processing_timeout=60)
+    seen: list[object] = []
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        if value == 1:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(60) as limit:
+                    (worker,) = consumer._workers
+                    limit.reschedule(0)
+                    asyncio.get_running_loop().call_later(0, worker.time_out)
+                    await asyncio.Event().wait()
+        seen.append(value)
+
+    async with running(consumer, handler) as task:
+        await until(lambda: 2 in seen)
+        assert not task.done()
+
+
+# ---------------------------------------------------------------------- things that can be awaited
+
+
+class Plain:
+    """An awaitable whose iterator knows nothing but `__next__`."""
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+
+    def __await__(self) -> Iterator[Any]:
+        return iter([*self.future.__await__()] if self.future.done() else [None, None, None])
+
+
+@every_loop
+async def test_a_handler_may_return_anything_that_can_be_awaited(queues: Queues) -> None:
+    await queues.publish(*range(3))
+    consumer = queues.client.consumer(queues.work)
+    loop = asyncio.get_running_loop()
+
+    class Handler:
+        async def __call__(self, value: int, message: leveret.Message) -> None: ...
+
+    class Odd(Handler):
+        def __call__(self, value: int, message: leveret.Message) -> Any:
+            if value == 0:
+                future: asyncio.Future[None] = loop.create_future()
+                loop.call_soon(future.set_result, None)
+                return future
+            return Plain(loop.create_future()) if value == 1 else asyncio.sleep(0)
+
+    Odd.__call__._is_coroutine = True  # type: ignore[attr-defined]
+    handler = Odd()
+    handler._is_coroutine = True  # type: ignore[attr-defined]
+    async with running(consumer, handler):
+        await until(lambda: consumer.counters()["acked"] == 3)
+
+
+async def test_run_ends_when_it_is_cancelled_in_an_awaitable_that_cannot_be_told(queues: Queues) -> None:
+    await queues.publish(1)
+    consumer = queues.client.consumer(queues.work)
+
+    class Endless:
+        def __await__(self) -> Iterator[None]:
+            return iter(lambda: None, 1)
+
+    class Handler:
+        _is_coroutine = True
+
+        def __call__(self, value: int, message: leveret.Message) -> Any:
+            return Endless()
+
+    async with running(consumer, Handler()) as task:
+        await until(lambda: consumer.health().working == 1)
+        task.cancel()
+        await ends(task)
+        assert task.cancelled()
+    assert consumer.counters()["handler_errors"] == 0
+    assert await queues.remaining() == [1]
+
+
+async def test_the_consumer_goes_on_when_a_library_cancels_its_task_and_never_takes_that_back(queues: Queues) -> None:
+    await queues.publish(*range(4))
+    consumer = queues.client.consumer(queues.work)
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0, "each message begins anew"
+        asyncio.get_running_loop().call_soon(task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    async with running(consumer, handler):
+        await until(lambda: consumer.counters()["acked"] == 4)
+
+
+# ---------------------------------------------------------------------- batches
+
+
+async def test_a_batch_has_failed_when_its_handler_takes_too_long(
+    queues: Queues, caplog: pytest.LogCaptureFixture
+) -> None:
+    await queues.publish("hangs", 1, 2)
+    batches = queues.client.batches(queues.work, size=1, processing_timeout=0.1)
+
+    async def handler(values: list[Any], batch: leveret.DeliveryBatch[Any]) -> None:
+        if values == ["hangs"]:
+            await asyncio.Event().wait()
+        elif values == [2]:
+            raise TimeoutError("the handler's own")
+
+    task = asyncio.create_task(batches.run(handler))
+    await until(lambda: batches.consumer.counters()["dead_lettered"] == 2)
+    task.cancel()
+    await ends(task)
+    assert sorted(map(str, await queues.dead_letters(2))) == ["2", "hangs"]
+    assert caplog.text.count("processing_timeout of 0.1 s") == 2
+    assert await queues.remaining() == []
+
+
+async def test_a_result_settles_no_batch_when_acknowledging_is_manual(queues: Queues) -> None:
+    await queues.publish(*range(6))
+    batches = queues.client.batches(queues.work, size=2, wait=0.1, ack="manual", prefetch=10)
+    seen: list[int] = []
+
+    async def handler(values: list[int], batch: leveret.DeliveryBatch[int]) -> bool | None:
+        seen.extend(values)
+        if 5 in values:
+            batches.consumer.stop()
+        return False if 0 in values else None
+
+    await batches.run(handler)
+    assert seen == list(range(6))
+    assert await queues.remaining() == list(range(6))
+
+
+async def test_a_batch_waits_once_when_its_handler_says_that_a_circuit_is_open(queues: Queues) -> None:
+    await queues.publish(*range(20))
+    batches = queues.client.batches(queues.work, size=20, wait=1)
+    calls: list[float] = []
+
+    async def handler(values: list[int], batch: leveret.DeliveryBatch[int]) -> None:
+        calls.append(asyncio.get_running_loop().time())
+        if len(calls) == 1:
+            raise CircuitOpen("try again", retry_after=0.1)
+        batches.consumer.stop()
+
+    await batches.run(handler)
+    assert 0.09 <= calls[1] - calls[0] < 1.5
+    assert batches.consumer.counters()["released"] == 20
+    assert await queues.remaining() == []
+
+
+async def test_a_batch_is_cut_off_when_draining_takes_too_long(queues: Queues) -> None:
+    await queues.publish(1)
+    batches = queues.client.batches(queues.work, size=1)
+    began = asyncio.Event()
+
+    async def handler(values: list[int], batch: leveret.DeliveryBatch[int]) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(batches.run(handler))
+    await began.wait()
+    assert not await batches.consumer.drain(0.1)
+    await ends(task)
+    assert await queues.remaining() == [1]
+
+
+# ---------------------------------------------------------------------- what ends the consumer, and what does not
+
+
+async def test_no_other_message_is_begun_with_when_the_policy_stops_the_consumer(queues: Queues) -> None:
+    await queues.publish(*range(200))
+    consumer = queues.client.consumer(queues.work, prefetch=50, on_error={MemoryError: leveret.Stop()})
+    seen: list[int] = []
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        seen.append(value)
+        if value == 3:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        await consumer.run(handler)
+    assert seen == [0, 1, 2, 3]
+    assert sorted(await queues.remaining()) == list(range(3, 200))
+
+
+async def test_no_message_fails_untried_when_a_plain_function_hangs(queues: Queues) -> None:
+    await queues.publish("hangs", 1, 2)
+    consumer = queues.client.consumer(queues.work, processing_timeout=0.1)
+    go = threading.Event()
+    seen: list[object] = []
+
+    def handler(value: object, message: leveret.Message) -> None:
+        seen.append(value)
+        if value == "hangs":
+            go.wait(20)
+
+    async with running(consumer, handler) as task:
+        await until(lambda: consumer.counters()["handler_errors"] == 1)
+        await asyncio.sleep(0.5)
+        assert seen == ["hangs"]
+        assert consumer.counters()["handler_errors"] == 1
+        assert not task.done()
+        go.set()
+        await until(lambda: consumer.counters()["acked"] == 3)
+    assert await queues.remaining() == []
+
+
+async def test_run_ends_at_once_when_it_is_cancelled_and_a_plain_function_hangs(queues: Queues) -> None:
+    await queues.publish("hangs")
+    consumer = queues.client.consumer(queues.work, processing_timeout=0.1)
+    go = threading.Event()
+
+    def handler(value: object, message: leveret.Message) -> None:
+        go.wait(20)
+
+    async with running(consumer, handler) as task:
+        await until(lambda: consumer.counters()["handler_errors"] == 1)
+        task.cancel()
+        await ends(task)
+    go.set()
+    assert await queues.remaining() == ["hangs"]
+
+
+@pytest.mark.parametrize("kind", [GeneratorExit, KeyboardInterrupt, SystemExit, StopIteration, StopAsyncIteration])
+async def test_what_a_handler_raises_ends_its_message_or_run_and_nothing_hangs(
+    queues: Queues, kind: type[BaseException]
+) -> None:
+    await queues.publish(1, 2)
+    consumer = queues.client.consumer(queues.work, concurrency=2)
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        if value == 1 and not message.redelivered:
+            raise kind
+
+    if issubclass(kind, Exception):
+        async with running(consumer, handler):
+            await until(lambda: consumer.counters()["acked"] == 2)
+        return
+    # A task that raises KeyboardInterrupt ends the loop, and the test with it: the worker is asked without one.
+    worker = Worker(consumer, handler, asyncio.current_task())
+    message = await anext(consumer)
+    consumer._put_back([message])
+    with pytest.raises(kind):
+        next(worker)
+    assert consumer.health().working == 0
+    await consumer.close()
+    await queues.client.purge(queues.work)
+
+
+async def test_run_ends_when_one_of_its_workers_cannot_go_on(queues: Queues) -> None:
+    class Fatal(BaseException):
+        pass
+
+    await queues.publish(1, 2)
+    consumer = queues.client.consumer(queues.work, concurrency=2)
+    began = asyncio.Event()
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        if value == 2:
+            await began.wait()
+            raise Fatal
+        with contextlib.suppress(asyncio.CancelledError):
+            began.set()
+            await asyncio.Event().wait()
+
+    with pytest.raises(BaseExceptionGroup) as ended:
+        async with asyncio.timeout(5):
+            await consumer.run(handler)
+    assert ended.group_contains(Fatal)
+    assert await queues.remaining() == [2]
+
+
+# ---------------------------------------------------------------------- nothing is kept
+
+
+@pytest.mark.parametrize("how", ["returns", "waits", "raises", "times out", "undecodable"])
+async def test_nothing_is_kept_of_messages_that_are_done(queues: Queues, how: str) -> None:
+    count = 20 if how == "times out" else 2000
+    model: Any = str if how == "undecodable" else int
+    consumer = queues.client.consumer(
+        queues.work, model, concurrency=4, processing_timeout=0.05 if how == "times out" else None,
+        on_error={Exception: leveret.Drop()},
+    )  # fmt: skip
+    handlers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Local:
+        pass
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        local = Local()
+        handlers.add(local)
+        if how == "waits":
+            await asyncio.sleep(0)
+        elif how == "raises":
+            raise ValueError(message)
+        elif how == "times out":
+            await asyncio.Event().wait()
+
+    logging.getLogger("leveret.consumer").setLevel(logging.CRITICAL)
+    try:
+        async with running(consumer, handler):
+            await queues.publish(*range(count))
+            await until(lambda: consumer.counters()["acked"] + consumer.counters()["dead_lettered"] == count)
+            await asyncio.sleep(0.01)
+            gc.collect()
+            left = sum(isinstance(each, Message) for each in gc.get_objects())
+            # The last one of each worker may be a local of the loop's last calls.
+            assert (left, len(handlers)) <= (8, 8)
+            assert len(consumer._idle) == 4
+    finally:
+        logging.getLogger("leveret.consumer").setLevel(logging.NOTSET)
+    await queues.client.purge(queues.dead)
