@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from leveret._framing import Message
 from leveret.client import Client, connect
+from leveret.connection import may_mend
 from leveret.errors import (
-    AuthenticationError,
     ConfigurationError,
     ConnectionClosed,
     EncodeFailed,
@@ -29,7 +29,6 @@ from leveret.errors import (
     OperationTimeout,
     PluginError,
     PreconditionFailed,
-    TLSVerificationError,
     WrongLoopError,
     printable,
 )
@@ -607,12 +606,7 @@ class Backoff:
 
 def _may_mend(error: LeveretError) -> bool:
     """Whether another attempt may succeed where one failed with this error."""
-    if isinstance(error, AuthenticationError):
-        # Without a text the server refused nothing: it was gone while it checked the credentials, as one that stops.
-        return error.reply_code == 403 and not error.reply_text
-    if isinstance(error, ConnectionClosed):
-        return error.reply_code != 530
-    return not isinstance(error, (TLSVerificationError, ConfigurationError, PluginError, EncodeFailed, WrongLoopError))
+    return may_mend(error) and not isinstance(error, (PluginError, EncodeFailed, WrongLoopError))
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
