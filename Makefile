@@ -9,7 +9,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check bench compare soak costs prefetch blocked rabbitmq clean
+.PHONY: help setup demo test check bench compare soak killed ordered costs prefetch blocked rabbitmq clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,8 +37,14 @@ bench: setup ## run the benchmarks quickly and print them
 compare: setup rabbitmq ## Leveret beside seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
 	@$(BIN)/python asv_bench/compare/run.py $(ARGS)
 
-soak: setup ## 5 million messages on the embedded broker, watching memory; a few minutes
+soak: setup ## 5 million messages on the embedded broker, watching memory (see docs/long-runs.md); under a minute
 	@$(BIN)/python asv_bench/soak.py $(ARGS)
+
+killed: setup rabbitmq ## a consumer's process killed 100 times on RabbitMQ: nothing lost, duplicates marked; about two minutes
+	@$(BIN)/python asv_bench/killed.py $(ARGS)
+
+ordered: setup ## ordered_by with 1,000 keys and 64 workers: in order, and what it costs; under a minute
+	@$(BIN)/python asv_bench/ordered.py $(ARGS)
 
 costs: setup ## client CPU per confirmed message by channels, window and body size (see docs/costs.md); two minutes
 	@$(BIN)/python asv_bench/costs.py $(ARGS)
