@@ -37,7 +37,6 @@ cdef class Intake:
     # A full buffer: `_taken` wants to know when a message was taken from it.
     cdef public bint _pressed
     cdef readonly Py_ssize_t _running
-    cdef readonly uint64_t _handled
     # How long workers waited for messages: with the times at which they began to wait taken away, and those added at
     # which they ended; and how many wait.
     cdef public bint _measured

@@ -451,7 +451,6 @@ cdef class Worker:
     cdef int done(self, object result) except -1:
         cdef Intake intake = self.intake
         if self.kind == HANDLER:
-            intake._handled += 1
             if not intake._results_settle:
                 pass
             elif result is None or result is True:
@@ -501,7 +500,6 @@ cdef class Worker:
         elif not isinstance(error, Exception) or kind != HANDLER:
             self.end_message()
             raise error
-        intake._handled += 1
         self.wait_for(intake._failed(self.message, error), FAILURE)
         return 0
 

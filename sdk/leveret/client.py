@@ -10,7 +10,7 @@ import random
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 from weakref import WeakSet
 
-from leveret.connection import Connection, may_mend
+from leveret.connection import Connection, longest_delay, may_mend
 from leveret.consumer import Consumer
 from leveret.consuming import Consumption
 from leveret.delivery_batches import Batches
@@ -58,8 +58,6 @@ T = TypeVar("T")
 
 #: AMQP's largest prefetch.
 _MAX_PREFETCH = 65_535
-#: 0.001 s doubled this often is longer than any `recovery_max_delay`; doubled for ever it would overflow.
-_MAX_DOUBLINGS = 40
 
 
 class _Link:
@@ -176,8 +174,7 @@ class _Link:
                     raise
 
     def _longest_delay(self) -> float:
-        doubled = self._settings.recovery_initial_delay * 2.0 ** min(self._attempts, _MAX_DOUBLINGS)
-        return min(doubled, self._settings.recovery_max_delay)
+        return longest_delay(self._settings, self._attempts)
 
     def _recovery_ended(self, task: asyncio.Task[Connection]) -> None:
         self._recoveries.discard(task)

@@ -38,11 +38,14 @@ if TYPE_CHECKING:
 
     EventListener = Callable[[ConnectionEvent], None]
 
-__all__ = ["Connection", "Link", "may_mend"]
+__all__ = ["Connection", "Link", "longest_delay", "may_mend"]
 
 logger = logging.getLogger("leveret.connection")
 
 _CHANNEL_CLOSE_OK = (20, 41)
+
+#: 0.001 s doubled this often is longer than any `recovery_max_delay`; doubled for ever it would overflow.
+_MAX_DOUBLINGS = 40
 
 # What this side can do (RabbitMQ: capabilities), so that the broker tells us more than silence.
 _CAPABILITIES = {
@@ -87,6 +90,12 @@ def may_mend(error: LeveretError) -> bool:
     if isinstance(error, ConnectionClosed):
         return error.reply_code != 530
     return not isinstance(error, (TLSVerificationError, ConfigurationError))
+
+
+def longest_delay(settings: ConnectionSettings, attempts: int) -> float:
+    """The most seconds to wait before the next of some attempts in a row; a random part of it keeps clients apart."""
+    doubled = settings.recovery_initial_delay * 2.0 ** min(attempts, _MAX_DOUBLINGS)
+    return min(doubled, settings.recovery_max_delay)
 
 
 class Connection:

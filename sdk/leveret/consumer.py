@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from leveret._batching import AckWindow, append_settlement
 from leveret._consuming import Generation, Intake, Worker
 from leveret.codecs import BodyDecoder
-from leveret.connection import may_mend
+from leveret.connection import longest_delay, may_mend
 from leveret.error_policy import DeadLetter, Drop, Park, Requeue, Retry, Stop, policy_of
 from leveret.errors import (
     BodyTooLarge,
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
 
-    Handler = Callable[[Any, Message], Awaitable[bool | None] | bool | None]
-
 __all__ = ["Consumer", "ConsumerHealth", "Settled"]
 
 logger = logging.getLogger("leveret.consumer")
@@ -76,8 +74,6 @@ _CLOCK_STEPS: Final = 10
 _DRAIN_STEP: Final = 0.005
 #: The most seconds that `drain` may take.
 _DAY: Final = 86_400
-#: 0.001 s doubled this often is longer than any `recovery_max_delay`.
-_MAX_DOUBLINGS: Final = 40
 #: How RabbitMQ's text begins when a delivery was not acknowledged in time.
 _DELIVERY_TIMEOUT: Final = "delivery acknowledgement on channel"
 
@@ -844,9 +840,7 @@ class Consumer(Generic[T], Intake):
             return self._circuit_open(message, error)
         call: Future[Any] | None = None
         if error is None:
-            error = ProcessingTimeout(
-                f"the handler took longer than processing_timeout of {self.settings.processing_timeout:g} s"
-            )
+            error = self.took_too_long()
             call = self._calls.get(message)
         self.meter.handler_errors += 1
         logger.warning(
@@ -854,6 +848,12 @@ class Consumer(Generic[T], Intake):
         )
         failure = self._act(message, error)
         return failure if call is None else self._thread_ends(call, failure)
+
+    def took_too_long(self) -> ProcessingTimeout:
+        """The error of a handler that was cancelled for its time."""
+        return ProcessingTimeout(
+            f"the handler took longer than processing_timeout of {self.settings.processing_timeout:g} s"
+        )
 
     def _act(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
         """Does what the error policy says."""
@@ -929,10 +929,7 @@ class Consumer(Generic[T], Intake):
                 count -= 1
 
     def _wake_all(self) -> None:
-        while self._idle:
-            future = self._idle.popleft()
-            if not future.done():
-                future.set_result(None)
+        self._wake(len(self._idle))
 
     # ------------------------------------------------------------------ handlers that hang
 
@@ -1192,8 +1189,7 @@ class Consumer(Generic[T], Intake):
         error: LeveretError | None = None
         try:
             while True:
-                doubled = settings.recovery_initial_delay * 2.0 ** min(attempts, _MAX_DOUBLINGS)
-                await asyncio.sleep(random.uniform(0, min(doubled, settings.recovery_max_delay)))  # noqa: S311
+                await asyncio.sleep(random.uniform(0, longest_delay(settings, attempts)))  # noqa: S311
                 attempts += 1
                 try:
                     # Not while others are kept from changing something: it may take for ever.

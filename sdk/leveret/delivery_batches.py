@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from leveret.errors import ConfigurationError, LeveretError, ProcessingTimeout
+from leveret.errors import ConfigurationError, LeveretError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -130,7 +130,6 @@ class Batches(Generic[T]):
         consumer = self.consumer
         task = asyncio.current_task()
         assert task is not None
-        limit = consumer.settings.processing_timeout
         while True:
             try:
                 batch = await anext(self)
@@ -138,14 +137,14 @@ class Batches(Generic[T]):
                 return  # `run` says why
             error: BaseException | None = None
             result: Any = None
-            timer = asyncio.timeout(limit)
+            timer = asyncio.timeout(consumer.settings.processing_timeout)
             try:
                 async with timer:
                     result = await handler(batch.values, batch)
             except Exception as raised:
                 error = raised
                 if timer.expired():
-                    error = ProcessingTimeout(f"the handler took longer than processing_timeout of {limit:g} s")
+                    error = consumer.took_too_long()
             except asyncio.CancelledError as raised:
                 if consumer.ends(task):
                     raise
