@@ -162,8 +162,9 @@ class Consumer(Generic[T], Intake):
         #: Called by workers, which decode messages that are like the one before by themselves.
         self.plain_decoder = self._decoder.plain
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
-        # Those that the broker knows, the newest last.
+        # Those that the broker knows, the newest last, and how often it began on this channel.
         self._tags: list[str] = []
+        self._begun = 0
         self._channel: Channel | None = None
         self._connection: Connection
         self._no_ack = settings.ack == "none"
@@ -286,6 +287,7 @@ class Consumer(Generic[T], Intake):
         channel.consumer = self
         self._connection = connection
         self._channel = channel
+        self._begun = 0
         self._generation = Generation(self, channel.number, connection.transport.out)
         self.meter.replace(self._generation.acks)
 
@@ -310,8 +312,10 @@ class Consumer(Generic[T], Intake):
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
         settings = self.settings
         await channel.basic_qos(prefetch)
-        # Two names in turn: for a moment there are two consumers when the prefetch is changed.
-        tag = self._tag if self._tag not in self._tags else f"{self._tag}~"
+        # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
+        # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
+        tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
+        self._begun += 1
         arguments = None if settings.priority is None else {"x-priority": settings.priority}
         # From here on the request is on its way, whether or not its caller waits for the answer.
         self._subscribed = True
@@ -371,10 +375,9 @@ class Consumer(Generic[T], Intake):
             channel = self._channel
             if self._tags and channel is not None and not self._no_ack:
                 try:
-                    # What a change that was broken off may have left: two are all that there are names for.
-                    await self._cancel_tags(keep=1)
                     await self._consume(channel, prefetch)
                 finally:
+                    # Also what a change that was broken off may have left.
                     await self._cancel_tags(keep=1)
             else:
                 self._use_prefetch(prefetch)

@@ -657,7 +657,8 @@ class ConsumerSettings(_Section):
         resubscribe: True goes on when the broker cancels the consumer or closes its channel, or when the connection is
             lost and made again (`auto_recovery`); what was not acknowledged comes again. False ends with the error.
         exclusive: True refuses other consumers of the queue.
-        consumer_tag: At most 254 bytes; empty has a new one made, `leveret-` and 16 digits.
+        consumer_tag: At most 240 bytes; empty has a new one made, `leveret-` and 16 digits. When the consumer begins
+            again on its channel, after a pause or with another prefetch, `~` and a number follow it.
         priority: The consumer's priority (`x-priority`), a 32-bit number; None means the broker's default of 0.
         accept: The content types to take, each of 1 to 255 bytes; empty means those of all serializers that can make
             the model and are safe. Refused together with `serializer`.
@@ -687,7 +688,7 @@ class ConsumerSettings(_Section):
     processing_timeout: float | None = _option(None, float, unit="s", minimum=0.01, maximum=86_400)
     resubscribe: bool = _option(False)
     exclusive: bool = _option(False)
-    consumer_tag: str = _option("", maximum=254)
+    consumer_tag: str = _option("", maximum=240)
     priority: int | None = _option(None, int, minimum=-(2**31), maximum=2**31 - 1)
     accept: Sequence[str] = _option((), items=_Rule(kind=str, minimum=1, maximum=255))
     serializer: str | None = _option(None, str, minimum=1, maximum=255)

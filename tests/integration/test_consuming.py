@@ -657,6 +657,37 @@ async def test_s25_the_prefetch_changes_while_messages_are_handled(
     assert await taken(client, work) == []
 
 
+@pytest.mark.parametrize("how", ["prefetch", "pause"])
+async def test_s25_a_quorum_queue_keeps_delivering_when_a_consumer_begins_again_beside_unsettled_deliveries(
+    client: leveret.Client, name: Callable[[str], str], how: str
+) -> None:
+    work = name("work")
+    await client.declare(Topology().queue(work, Quorum()))
+    async with client.producer() as producer:
+        (await producer.publish_batch(range(40), work)).raise_for_failures()
+    async with client.consumer(work, prefetch=5, ack="manual") as consumer:
+        held = [await anext(consumer)]
+        tags = {held[0].consumer_tag}
+        async with asyncio.timeout(20):
+            # Each time some deliveries of the consumers before are not settled.
+            for number in range(6):
+                if how == "prefetch":
+                    await consumer.set_prefetch(5 + number % 2)
+                else:
+                    await consumer.pause()
+                    await consumer.resume()
+                message = await anext(consumer)
+                while message.consumer_tag in tags:
+                    held.append(message)
+                    message.ack()
+                    message = await anext(consumer)
+                tags.add(message.consumer_tag)
+                held.append(message)
+        assert len(tags) == 7, "no tag is used twice"
+        assert consumer._channel is not None
+        assert consumer._channel.is_open
+
+
 async def test_s25_a_smaller_prefetch_holds_when_handlers_are_slow(queues: Queues) -> None:
     await queues.publish(*range(100))
     consumer = queues.client.consumer(queues.work, prefetch=50)

@@ -113,7 +113,7 @@ LENGTHS: list[tuple[type, str, int, int | None]] = [
     (ConnectionSettings, "client_name", 1, 200),
     (ProducerSettings, "exchange", 0, 255),
     (ProducerSettings, "serializer", 1, 255),
-    (ConsumerSettings, "consumer_tag", 0, 254),
+    (ConsumerSettings, "consumer_tag", 0, 240),
     (ConsumerSettings, "serializer", 1, 255),
     (ProducerSettings, "compressor", 1, 255),
     (ProducerSettings, "retry", 1, 255),
