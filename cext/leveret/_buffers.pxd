@@ -30,6 +30,17 @@ cdef inline object resize_bytes(PyObject* raw, Py_ssize_t used, Py_ssize_t size)
 
 cdef extern from *:
     """
+    /* Where threads run without a GIL a reference count does not prove that an object is nobody's. */
+    #ifdef Py_GIL_DISABLED
+    #define LV_POOLS_BODIES 0
+    #else
+    #define LV_POOLS_BODIES 1
+    #endif
+    """
+    bint POOLS_BODIES "LV_POOLS_BODIES"
+
+cdef extern from *:
+    """
     /* Gives a bytes object that nobody else holds another size, within the memory that it was made with. What
        _PyBytes_Resize does, but for asking the allocator. */
     static CYTHON_INLINE void lv_set_bytes_size(PyObject *block, Py_ssize_t size) {
@@ -74,6 +85,8 @@ cdef class SendBuffer:
     cdef object on_full
     cdef public bint paused
     cdef public bint blocked
+    # Whoever appends now sees to it that it is written.
+    cdef bint attended
 
     cdef int grow(self, Py_ssize_t n) except -1
     cdef uint8_t* reserve(self, Py_ssize_t n) except NULL

@@ -25,17 +25,6 @@ cdef enum:
     # Bodies after which a block that is still held counts as kept for good: far more than wait for a handler.
     GIVEN_UP_AFTER = 4096
 
-cdef extern from *:
-    """
-    /* Where threads run without a GIL a reference count does not prove that an object is nobody's. */
-    #ifdef Py_GIL_DISABLED
-    #define LV_POOLS_BODIES 0
-    #else
-    #define LV_POOLS_BODIES 1
-    #endif
-    """
-    bint POOLS_BODIES "LV_POOLS_BODIES"
-
 
 @cython.final
 cdef class RecvBuffer:
@@ -221,7 +210,7 @@ cdef class SendBuffer:
     cdef int commit(self, Py_ssize_t n) except -1:
         cdef bint first = self.used == 0
         self.used += n
-        if first:
+        if first and not self.attended:
             self.on_data()
         if self.used >= self.flush_bytes:
             self.on_full()

@@ -2,7 +2,7 @@ from libc.stdint cimport uint16_t, uint64_t
 
 from leveret._batching cimport AckWindow
 from leveret._buffers cimport SendBuffer
-from leveret._framing cimport Message
+from leveret._framing cimport ContentRun, Message
 
 
 cdef class Generation:
@@ -16,7 +16,28 @@ cdef class Generation:
     cdef bytes plain_properties
     cdef object plain_decode
 
+    cpdef int adopt(self, ContentRun run, double received_at, bint settled=*) except -1
     cdef object value_of(self, Message message)
+
+
+cdef class Pace:
+    cdef object loop
+    cdef object collect
+    cdef object reader
+    cdef object timer
+    cdef double delay
+    # Since the last look: messages, reads, and the bytes received before it.
+    cdef Py_ssize_t count
+    cdef Py_ssize_t reads
+    cdef uint64_t bytes
+    cdef Py_ssize_t may_come
+    # What is waited for.
+    cdef Py_ssize_t least
+
+    cdef int read(self, Py_ssize_t count, Py_ssize_t may_come) except -1
+    cdef int begin(self) except -1
+    cdef int wait_for(self, Py_ssize_t messages) except -1
+    cdef int set(self, Py_ssize_t least) except -1
 
 
 cdef class Intake:
@@ -29,6 +50,16 @@ cdef class Intake:
     cdef public object _loop
     cdef public object _timer
     cdef public object _cancelled_error
+    cdef public object meter
+    # When the last deliveries came, or None.
+    cdef public object _delivered_at
+    # How reads wait for more, or None.
+    cdef public Pace _pace
+    cdef public Py_ssize_t _prefetch
+    # Nothing has to be settled.
+    cdef public bint _no_ack
+    # `_delivered` wants to know of each read.
+    cdef public bint _watchful
     cdef public Py_ssize_t _ack_at
     cdef public bint _results_settle
     cdef public bint _ack_each
@@ -50,8 +81,12 @@ cdef class Intake:
     cdef Message pop(self)
     cdef Message take(self, Worker worker)
     cdef int finish(self, Message message) except -1
+    cdef int acknowledge(self) except -1
+    cdef int run_dry(self) except -1
     cdef int release(self, object key) except -1
     cdef int wake_more(self) except -1
+    cpdef object _wait(self)
+    cpdef int _wake(self, Py_ssize_t count) except -1
     cpdef int _idle_begins(self) except -1
     cpdef int _idle_ends(self) except -1
 

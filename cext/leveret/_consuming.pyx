@@ -34,8 +34,15 @@ cdef enum:
 cdef enum:
     # A worker lets others run after this many messages without a pause.
     TURN = 256
+    # So many reads since the last look at the pace do not wait for the next.
+    MANY_READS = 8
+    # So many deliveries are worth a wait in the kernel.
+    WORTH_COLLECTING = 8
     # So many places of the buffer may be free before it moves.
     COMPACT = 1024
+
+# The most that one read waits for of what the broker may send; the rest is on its way meanwhile.
+cdef double READ_SHARE = 0.6
 
 # Not any message's key.
 cdef object NO_KEY = object()
@@ -90,17 +97,21 @@ cdef class Generation:
         message.received_at = received_at
         return message
 
-    def adopt(self, ContentRun run not None, double received_at):
-        """Makes these messages its own.
+    cpdef int adopt(self, ContentRun run, double received_at, bint settled=False) except -1:
+        """Makes these messages its own, and notes that they have to be settled.
 
         Args:
             run: What one read brought.
             received_at: When, in seconds of the event loop's clock.
+            settled: They do not have to be: the broker forgot them when it sent them.
         """
         cdef Message message
         for message in run.messages:
             message.owner = self
             message.received_at = received_at
+            if not settled:
+                self.acks.track(message.delivery_tag)
+        return 0
 
     cdef object value_of(self, Message message):
         if message.raw_properties is self.plain_properties and PyBytes_CheckExact(message.body):
@@ -121,6 +132,74 @@ cdef class Generation:
         """Writes the acknowledgements that are ready; see `AckWindow.flush`."""
         if self.alive:
             self.acks.write_ready(self.out, stragglers)
+
+
+@cython.final
+cdef class Pace:
+    """Has the kernel collect deliveries that come fast, so that one read brings many.
+
+    Reads and wake-ups cost more than the messages that they bring when the broker sends one or two at a time, as
+    RabbitMQ does. So what comes in `delay` is waited for, but less than what the broker may send before it has to wait
+    for acknowledgements. When it does not come in that time, the next look takes it back.
+
+    Args:
+        loop: The event loop.
+        collect: `FrameTransport.collect`.
+        reader: Counts the bytes that were received.
+        delay: Seconds between two looks.
+    """
+
+    def __cinit__(self, loop not None, collect not None, reader not None, double delay):
+        self.loop = loop
+        self.collect = collect
+        self.reader = reader
+        self.delay = delay
+        self.least = 1
+
+    # One read brought `count` messages, when so many more than those in its hands might come.
+    cdef int read(self, Py_ssize_t count, Py_ssize_t may_come) except -1:
+        self.count += count
+        self.may_come = may_come
+        self.reads += 1
+        if self.timer is None:
+            self.begin()
+        elif self.reads == MANY_READS:
+            # The next look would be late.
+            self.wait_for(may_come)
+        return 0
+
+    cdef int begin(self) except -1:
+        self.count = self.reads = 0
+        self.bytes = self.reader.received_bytes
+        self.timer = self.loop.call_later(self.delay, self._look)
+        return 0
+
+    def _look(self):
+        self.timer = None
+        if self.count:
+            self.wait_for(self.count)
+            self.begin()
+        else:
+            self.set(1)
+
+    cdef int wait_for(self, Py_ssize_t messages) except -1:
+        cdef Py_ssize_t size = <Py_ssize_t>(<uint64_t>self.reader.received_bytes - self.bytes)
+        messages = min(messages, <Py_ssize_t>(self.may_come * READ_SHARE))
+        return self.set(size // self.count * messages if messages >= WORTH_COLLECTING else 1)
+
+    cdef int set(self, Py_ssize_t least) except -1:
+        # A system call for a few bytes more or less would be too much.
+        if least != self.least and (least == 1 or abs(least - self.least) > self.least // 4):
+            self.least = least
+            self.collect(least)
+        return 0
+
+    def stop(self):
+        """Reads at once from now on."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.set(1)
 
 
 cdef class Intake:
@@ -160,12 +239,45 @@ cdef class Intake:
         """Takes the next message of the buffer, or None."""
         return self.pop()
 
-    def _append(self, list messages not None):
-        """Adds messages to the buffer."""
+    def delivered(self, ContentRun run not None):
+        """Takes the deliveries of one read."""
+        cdef Generation generation = self._generation
+        cdef object now
+        cdef Py_ssize_t held
+        if generation is None or not generation.alive:
+            return  # what was on its way when the channel was closed; it goes back
+        now = self._loop.time()
+        self._delivered_at = now
+        held = 0 if self._no_ack else generation.acks.unsettled
+        generation.adopt(run, now, self._no_ack)
+        self.meter.delivered += PyList_GET_SIZE(run.messages)
         if self.head and self.head == PyList_GET_SIZE(self.buffer):
             self.buffer.clear()
             self.head = 0
-        self.buffer += messages
+        self.buffer += run.messages
+        if self._idle:
+            # One is enough, unless its handler has to wait: then it wakes the others.
+            self._wake(1)
+        if self._pace is not None:
+            self._pace.read(PyList_GET_SIZE(run.messages), self._prefetch - held)
+        if self._watchful:
+            self._delivered(run)
+
+    cpdef object _wait(self):
+        """A future that is done when there may be a message."""
+        future = self._loop.create_future()
+        self._idle.append(future)
+        return future
+
+    cpdef int _wake(self, Py_ssize_t count) except -1:
+        """Wakes so many of those who wait for a message."""
+        while self._idle and count > 0:
+            future = self._idle.popleft()
+            # One that is done belongs to somebody who was cancelled, and takes nothing.
+            if not future.done():
+                future.set_result(None)
+                count -= 1
+        return 0
 
     def _put_back(self, list messages not None):
         """Puts messages back that were taken last, but for those whose channel is gone."""
@@ -263,21 +375,39 @@ cdef class Intake:
     # Acknowledges a message whose handler has returned.
     cdef int finish(self, Message message) except -1:
         cdef Generation generation = <Generation>message.owner
-        cdef Py_ssize_t ready
         if not generation.alive:
             self._too_late()
+        elif not self._ack_each:
+            # Written when the worker lets others run: nothing can be sent before that. It is nothing when the handler
+            # settled its message itself.
+            generation.acks.finish(message.delivery_tag)
+        elif generation.acks.finish_alone(message.delivery_tag):
+            generation.acks.write_alone(generation.out, message.delivery_tag)
+        return 0
+
+    # Writes the acknowledgements when there are enough of them, or sees to it that they are not forgotten.
+    cdef int acknowledge(self) except -1:
+        cdef Generation generation = self._generation
+        if generation is None or not generation.alive or not generation.acks.ready:
             return 0
-        if self._ack_each:
-            if generation.acks.finish_alone(message.delivery_tag):
-                generation.acks.write_alone(generation.out, message.delivery_tag)
-            return 0
-        # 0 when the handler settled its message itself, which was counted then.
-        ready = generation.acks.finish(message.delivery_tag)
-        if ready >= self._ack_at:
+        if generation.acks.ready >= self._ack_at:
             generation.acks.write_ready(generation.out, False)
-            ready = generation.acks.ready
-        if ready and self._timer is None:
+        if generation.acks.ready and self._timer is None:
             self._start_timer()
+        return 0
+
+    # There is nothing to do until more is read: what waits to be sent need not wait for a turn of the loop.
+    cdef int run_dry(self) except -1:
+        cdef Generation generation = self._generation
+        if generation is None:
+            return 0
+        generation.out.attended = True
+        try:
+            self.acknowledge()
+        finally:
+            generation.out.attended = False
+        if generation.out.used:
+            self._written()
         return 0
 
     # Handlers take their time: the messages that are left are for others.
@@ -365,6 +495,7 @@ cdef class Worker:
                         raise self.intake._cancelled_error()
                 if self.turn >= TURN:
                     self.turn = 0
+                    self.intake.acknowledge()
                     return None  # a turn of the event loop
                 if not self.begin():
                     raise StopIteration
@@ -394,6 +525,7 @@ cdef class Worker:
                 self.turn = 0
                 if self.kind != IDLE:
                     self.intake.wake_more()
+                    self.intake.acknowledge()
                 return result
             self.current = None
             self.done(result)
@@ -411,9 +543,7 @@ cdef class Worker:
             if intake._over:
                 return False
             self.turn = 0
-            if intake._generation is not None and intake._generation.out.used:
-                # All is done that the last read brought: its acknowledgements need not wait for a turn of the loop.
-                intake._written()
+            intake.run_dry()
             self.wait_for(intake._wait(), IDLE)
             intake._idle_begins()
             return True

@@ -84,6 +84,8 @@ cdef class Message:
     cdef readonly bint redelivered
     cdef readonly bint mandatory
     cdef readonly bint immediate
+    # The body's memory may be used again when the message is gone.
+    cdef bint spare_body
     cdef uint16_t max_table_depth
     cdef uint32_t max_table_entries
     cdef Properties decoded

@@ -14,7 +14,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
-from leveret._buffers cimport BodyPool, RecvBuffer, resize_bytes, set_bytes_size
+from leveret._buffers cimport BodyPool, POOLS_BODIES, Py_REFCNT, RecvBuffer, _drop, resize_bytes, set_bytes_size
 from leveret._endian cimport lv_get16, lv_get32, lv_get64, lv_put16, lv_put32, lv_put64
 
 import datetime
@@ -45,6 +45,10 @@ cdef enum:
     STRING_CACHE = 256
     # The longest basic.deliver or basic.publish: three names of 255 bytes, a tag, and what is around them.
     MAX_METHOD = 800
+    # Bodies of which sizes leave their memory to others, and of how many it is kept: less than a MiB in all.
+    LEAST_SPARE_BODY = 480
+    MOST_SPARE_BODY = 8192
+    MOST_SPARE_BODIES = 96
 
 cdef object _UTC = datetime.timezone.utc
 cdef object _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
@@ -925,6 +929,39 @@ def decode_properties(bytes raw not None, *, Py_ssize_t max_depth=DEFAULT_TABLE_
 cdef object _UNDECODED = object()
 
 
+# Bodies whose messages are gone and that nobody else holds, for the messages that come next: memory that was just used
+# is in the processor's cache, and the allocator is slow for sizes over half a KiB. Only those of `_spare_body` get here.
+cdef PyObject* _spare_bodies[MOST_SPARE_BODIES]
+cdef Py_ssize_t _spare_count = 0
+
+
+# How much memory a body of this size gets: eight sizes between a power of two and the next.
+cdef inline Py_ssize_t _spare_room(Py_ssize_t size) noexcept:
+    cdef Py_ssize_t step = 64
+    while step <= size >> 4:
+        step <<= 1
+    return (size + step - 1) & -step
+
+
+cdef object _spare_body(const uint8_t* data, Py_ssize_t size):
+    global _spare_count
+    cdef Py_ssize_t room = _spare_room(size)
+    cdef PyObject* raw
+    cdef object body = None
+    if _spare_count:
+        _spare_count -= 1
+        raw = _spare_bodies[_spare_count]
+        if _spare_room(PyBytes_GET_SIZE(<object>raw)) == room:
+            body = <object>raw
+        # Ours is the only reference now. One of another size makes room for the sizes that come now.
+        _drop(raw)
+    if body is None:
+        body = PyBytes_FromStringAndSize(NULL, room)
+    set_bytes_size(body, size)
+    memcpy(PyBytes_AS_STRING(body), data, size)
+    return body
+
+
 @cython.final
 @cython.freelist(512)
 cdef class Message:
@@ -953,6 +990,14 @@ cdef class Message:
         immediate: For basic.publish: the immediate bit.
         received_at: When a consumer took it from the socket, in seconds of the event loop's clock (`loop.time`).
     """
+
+    def __dealloc__(self):
+        global _spare_count
+        cdef PyObject* raw = <PyObject*>self.body
+        if self.spare_body and _spare_count < MOST_SPARE_BODIES and raw is not NULL and Py_REFCNT(raw) == 1:
+            Py_INCREF(self.body)
+            _spare_bodies[_spare_count] = raw
+            _spare_count += 1
 
     @property
     def queue(self):
@@ -1460,7 +1505,11 @@ cdef class FrameReader:
             m.immediate = ((header - 2)[0] >> 1) & 1
         m.raw_properties = self._properties(header + 19, size - 12)
         m.body_size = body_size
-        m.body = PyBytes_FromStringAndSize(<char*>body + 7, <Py_ssize_t>body_size)
+        if POOLS_BODIES and LEAST_SPARE_BODY <= body_size <= MOST_SPARE_BODY and not self.server:
+            m.body = _spare_body(body + 7, <Py_ssize_t>body_size)
+            m.spare_body = True
+        else:
+            m.body = PyBytes_FromStringAndSize(<char*>body + 7, <Py_ssize_t>body_size)
         self.buffer.start += self.known_size + size + 2 * FRAME_OVERHEAD + <Py_ssize_t>body_size
         self.received_frames += 3
         a.message = m

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret._batching import AckWindow, append_settlement
-from leveret._consuming import Generation, Intake, Worker
+from leveret._consuming import Generation, Intake, Pace, Worker
 from leveret.codecs import BodyDecoder
 from leveret.connection import longest_delay, may_mend
 from leveret.error_policy import DeadLetter, Drop, Park, Requeue, Retry, Stop, policy_of
@@ -66,8 +66,6 @@ _NACK_REQUEUE: Final = 2
 _ACK_SHARE: Final = 4
 #: The longest time in seconds that a worker stands still after its handler raised CircuitOpen.
 _BREAKER_PAUSE: Final = 1.0
-#: So many deliveries are worth a wait in the kernel.
-_WORTH_COLLECTING: Final = 8
 #: How finely processing_timeout is measured: a handler may run this fraction of it too long.
 _CLOCK_STEPS: Final = 10
 #: Seconds between two looks at whether all is done, while a consumer is drained.
@@ -169,6 +167,7 @@ class Consumer(Generic[T], Intake):
         self._connection: Connection
         self._no_ack = settings.ack == "none"
         self._handoff = settings.ack == "handoff"
+        self._watchful = self._no_ack or self._handoff or settings.prefetch == "auto"
         self._results_settle = settings.ack in ("coalesced", "each")
         self._ack_each = settings.ack == "each"
         # Delivery tags that were taken over and not acknowledged, because too many are unfinished.
@@ -195,13 +194,9 @@ class Consumer(Generic[T], Intake):
         else:
             self._prefetch = settings.prefetch
         self._use_prefetch(self._prefetch)
-        self._pace: asyncio.TimerHandle | None = None
-        # Deliveries and bytes that had come when the pace was set.
-        self._paced = (0, 0)
         self._subscribed = False
         self._paused = False
         self._reading_paused = False
-        self._delivered_at: float | None = None
         self._error: BaseException | None = None
         # The error policy stopped it.
         self._has_failed = False
@@ -288,7 +283,10 @@ class Consumer(Generic[T], Intake):
         self._connection = connection
         self._channel = channel
         self._begun = 0
-        self._generation = Generation(self, channel.number, connection.transport.out)
+        transport = connection.transport
+        self._generation = Generation(self, channel.number, transport.out)
+        if self.settings.read_delay:
+            self._pace = Pace(self._loop, transport.collect, transport.reader, self.settings.read_delay)
         self.meter.replace(self._generation.acks)
 
     def _check_error(self) -> None:
@@ -494,7 +492,7 @@ class Consumer(Generic[T], Intake):
         channel, self._channel = self._channel, None
         if self._error is None:
             self._error = ChannelClosed("the consumer is closed", reply_code=200)
-        for timer in (self._timer, self._pace, self._adapting):
+        for timer in (self._timer, self._adapting):
             if timer is not None:
                 timer.cancel()
         tasks = [task for task in (self._reopening, self._adapted) if task is not None]
@@ -786,11 +784,6 @@ class Consumer(Generic[T], Intake):
 
     # ------------------------------------------------------------------ workers call these
 
-    def _wait(self) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._idle.append(future)
-        return future
-
     def _written(self) -> None:
         """Something waits to be sent, and there is nothing else to do."""
         self._connection.transport.flush()
@@ -922,15 +915,6 @@ class Consumer(Generic[T], Intake):
         if not self._no_ack and not message.is_settled:
             getattr(message, verb)()
 
-    def _wake(self, count: int) -> None:
-        idle = self._idle
-        while idle and count:
-            future = idle.popleft()
-            # One that is done belongs to somebody who was cancelled, and takes nothing.
-            if not future.done():
-                future.set_result(None)
-                count -= 1
-
     def _wake_all(self) -> None:
         self._wake(len(self._idle))
 
@@ -1060,31 +1044,16 @@ class Consumer(Generic[T], Intake):
 
     # ------------------------------------------------------------------ channel.ConsumerSink
 
-    def delivered(self, run: ContentRun) -> None:
-        """Takes the deliveries of one read."""
-        generation = self._generation
-        if generation is None or not generation.alive:
-            return  # what was on its way when the channel was closed; it goes back
-        messages = run.messages
+    def _delivered(self, run: ContentRun) -> None:
+        """What settings that are not the usual ones do at each read; `delivered` has the rest."""
         if self._adaptive is not None:
-            self._lowest = min(self._lowest, self._unstarted)
-        self._delivered_at = now = self._loop.time()
-        generation.adopt(run, now)
-        if not self._no_ack:
-            generation.acks.delivered(run)
-            if self._adaptive is not None:
-                self._highest = max(self._highest, generation.acks.unsettled + generation.acks.ready)
-                if self._adapting is None:
-                    self._adapting = self._loop.call_later(AdaptivePrefetch.INTERVAL, self._adapt)
-        self.meter.delivered += len(messages)
-        self._append(messages)
-        if self._idle:
-            # One is enough, unless its handler has to wait: then it wakes the others.
-            self._wake(1)
-        if self._pace is None and self.settings.read_delay:
-            self._start_pace()
+            acks = self.meter.acks
+            self._lowest = min(self._lowest, self._unstarted - len(run.messages))
+            self._highest = max(self._highest, acks.unsettled + acks.ready)
+            if self._adapting is None:
+                self._adapting = self._loop.call_later(AdaptivePrefetch.INTERVAL, self._adapt)
         if self._handoff:
-            self._withheld.extend(message.delivery_tag for message in messages)
+            self._withheld.extend(message.delivery_tag for message in run.messages)
             self._acknowledge_handed_off()
             self._pressed = bool(self._withheld)
         elif self._no_ack and self._buffered > 10 * self._prefetch and self._tags and not self._reading_paused:
@@ -1092,43 +1061,11 @@ class Consumer(Generic[T], Intake):
             self._reading_paused = self._pressed = True
             self._connection.transport.pause_reading()
 
-    def _start_pace(self) -> None:
-        self._paced = (self.meter.delivered, self._connection.received_bytes)
-        self._pace = self._loop.call_later(self.settings.read_delay, self._set_pace)
-
-    def _set_pace(self) -> None:
-        """Has the kernel collect deliveries that come fast, so that one read brings many.
-
-        Reads and wake-ups cost more than the messages that they bring when the broker sends one or two at a time, as
-        RabbitMQ does. Half of what comes in `read_delay` is waited for, and less than what makes the broker wait for
-        acknowledgements. When handlers keep messages for longer, less comes than was waited for, and the next look
-        reads at once again.
-        """
-        transport = self._connection.transport
-        delivered, received = self._paced
-        self._start_pace()
-        count, size = self._paced[0] - delivered, self._paced[1] - received
-        wanted = min(count // 2, self._prefetch // _ACK_SHARE)
-        if not count:
-            assert self._pace is not None
-            self._pace.cancel()
-            self._pace = None
-        elif self._is_backed_up():
-            wanted = 0
-        transport.collect(size * wanted // count if wanted >= _WORTH_COLLECTING else 1)
-
-    def _is_backed_up(self) -> bool:
-        """Whether handlers hold so much that the broker may have nothing to send."""
-        generation = self._generation
-        return generation is not None and not self._no_ack and 2 * generation.acks.unsettled > self._prefetch
-
     def _read_at_once(self) -> None:
         """The connection may go on without this consumer."""
         self._resume_reading()
         if self._pace is not None:
-            self._pace.cancel()
-            self._pace = None
-            self._connection.transport.collect(1)
+            self._pace.stop()
 
     def _resume_reading(self) -> None:
         if self._reading_paused:
