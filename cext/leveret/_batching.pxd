@@ -117,6 +117,9 @@ cdef class Publisher:
     cdef public bint _alive
     cdef public bint _confirms
     cdef public object _running_loop
+    cdef public object _cancelled_error
+    # Those whose tasks are to be called in the next turn of the loop.
+    cdef list woken
 
     cdef object encode(self, value)
     cdef Ticket offer(self, value, routing_key, Py_ssize_t limit)

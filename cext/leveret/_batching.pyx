@@ -19,6 +19,11 @@ from leveret._framing cimport (
     BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_PUBLISH, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD,
     FRAME_OVERHEAD, SETTLE_MULTIPLE, SETTLE_NACK, ContentRun, Message, SettlementRun, Writer)
 
+cdef extern from "Python.h":
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+    object PyContext_CopyCurrent()
+
 from leveret._framing import decode_properties
 from leveret.errors import BodyTooLarge, EncodeFailed, LeveretError
 
@@ -150,7 +155,7 @@ cdef class Receipt:
         outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because nobody can know.
     """
 
-    def __cinit__(self, uint64_t delivery_tag, uint8_t outcome=CONFIRMED):
+    def __cinit__(self, uint64_t delivery_tag=0, uint8_t outcome=CONFIRMED):
         self.delivery_tag = delivery_tag
         self.ended = outcome
 
@@ -192,8 +197,6 @@ cdef class Ticket:
 
     def __cinit__(self, owner=None):
         self.owner = owner
-        self.failures = None
-        self.future = None
 
     def __await__(self):
         return self.owner.wait_for(self).__await__()
@@ -815,6 +818,101 @@ cdef class PublishBatch:
         return True
 
 
+@cython.final
+@cython.freelist(512)
+cdef class Waiter:
+    """What a task waits for in `publish`: as much of an asyncio future as a task uses of one.
+
+    An asyncio.Future costs its task a handle of the event loop and a turn in its queue. Those of a publisher whose
+    publishings were confirmed together are woken together. It is done when `set_result` was called or it was cancelled.
+    """
+    cdef Publisher publisher
+    cdef object callback
+    cdef object context
+    cdef object cancel_message
+    cdef uint8_t state
+    # asyncio.isfuture, and what says that whoever yields this has awaited it.
+    cdef public bint _asyncio_future_blocking
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.state == PENDING:
+            if self.callback is not None:
+                raise RuntimeError("this is awaited by another task, or was not waited for")
+            self._asyncio_future_blocking = True
+            return self
+        self.result()
+        raise StopIteration
+
+    def get_loop(self):
+        """The publisher's event loop."""
+        return self.publisher._loop
+
+    def add_done_callback(self, callback, *, context=None):
+        """Has the one task that waits called when it is done."""
+        if self.callback is not None:
+            raise RuntimeError("only one task can wait for this")
+        self.callback = callback
+        self.context = PyContext_CopyCurrent() if context is None else context
+        if self.state != PENDING:
+            self.wake()
+
+    def remove_done_callback(self, callback):
+        """Takes that back; returns how many there were."""
+        if self.callback is None or self.callback != callback:
+            return 0
+        self.callback = self.context = None
+        return 1
+
+    def done(self):
+        """Whether there is nothing to wait for any more."""
+        return self.state != PENDING
+
+    def cancelled(self):
+        """Whether it was cancelled."""
+        return self.state == UNKNOWN
+
+    def cancel(self, msg=None):
+        """Ends the wait; returns whether it was waited for."""
+        if self.state != PENDING:
+            return False
+        self.state = UNKNOWN
+        self.cancel_message = msg
+        self.wake()
+        return True
+
+    def set_result(self, result):
+        """Ends the wait."""
+        if self.state == PENDING:
+            self.state = CONFIRMED
+            self.wake()
+
+    def result(self):
+        """Nothing; raises when it was cancelled."""
+        if self.state == UNKNOWN:
+            if self.cancel_message is None:
+                raise self.publisher._cancelled_error()
+            raise self.publisher._cancelled_error(self.cancel_message)
+        if self.state == PENDING:
+            raise RuntimeError("this is not done")
+
+    def exception(self):
+        """None; raises when it was cancelled."""
+        self.result()
+
+    cdef int wake(self) except -1:
+        if self.callback is not None:
+            if not self.publisher.woken:
+                self.publisher._loop.call_soon(self.publisher._wake_tasks)
+            self.publisher.woken.append(self)
+        return 0
+
+
 # Without confirms nobody knows more.
 NO_RECEIPT = Receipt(0, UNKNOWN)
 
@@ -825,6 +923,46 @@ cdef class Publisher:
     `Producer` fills the attributes and has the long way, for whatever is not plain: options, waiting, several forms of
     bodies, policies. The attributes are its own.
     """
+
+    def __cinit__(self, *args, **kwargs):
+        self.woken = []
+
+    def _wake_tasks(self):
+        """Calls those who wait for what is done now."""
+        cdef list woken = self.woken
+        cdef Waiter waiter
+        cdef object callback, context
+        cdef Py_ssize_t i = 0
+        self.woken = []
+        try:
+            while i < PyList_GET_SIZE(woken):
+                waiter = <Waiter>woken[i]
+                i += 1
+                callback, context = waiter.callback, waiter.context
+                waiter.callback = waiter.context = None
+                if callback is None:
+                    continue
+                PyContext_Enter(context)
+                try:
+                    callback(waiter)
+                finally:
+                    PyContext_Exit(context)
+        finally:
+            if i < PyList_GET_SIZE(woken):
+                # Somebody ends the program (KeyboardInterrupt); whoever catches that finds the others woken.
+                self.woken = woken[i:] + self.woken
+                self._loop.call_soon(self._wake_tasks)
+
+    def _complete(self, list finished not None):
+        """Wakes those who wait for these tickets, and remembers those that failed and nobody waits for."""
+        cdef Ticket ticket
+        for ticket in finished:
+            if ticket.future is None:
+                self._remember(ticket)
+            elif type(ticket.future) is Waiter:
+                (<Waiter>ticket.future).set_result(None)
+            elif not ticket.future.done():
+                ticket.future.set_result(None)
 
     # A ticket of a message that was written, or None: then the long way finds out what to do, or what is wrong.
     cdef Ticket offer(self, value, routing_key, Py_ssize_t limit):
@@ -851,7 +989,8 @@ cdef class Publisher:
             body = self.encode(value)
             if not self.has_room(window, limit):
                 return None  # the serializer did something else, too
-        ticket = Ticket.__new__(Ticket, self)
+        ticket = Ticket.__new__(Ticket)
+        ticket.owner = self
         self._batch.put(template, <bytes>body, ticket, 0)
         if self._timer is None:
             self._start_clock()
@@ -937,16 +1076,25 @@ cdef class Publisher:
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
         """
         cdef Ticket ticket
+        cdef Receipt receipt
+        cdef Waiter waiter
         # Those who wait go first.
         if options or self._waiting or (ticket := self.offer(value, routing_key, self._limit)) is None:
             return await self._publish(value, routing_key, options)
         if ticket.pending:
             ticket.observed = True
-            ticket.future = self._loop.create_future()
-            await ticket.future
+            waiter = Waiter.__new__(Waiter)
+            waiter.publisher = self
+            ticket.future = waiter
+            await waiter
         if ticket.failures is not None:
             raise self._outcome_error(ticket)
-        return Receipt.__new__(Receipt, ticket.delivery_tag) if self._confirms else NO_RECEIPT
+        if not self._confirms:
+            return NO_RECEIPT
+        receipt = Receipt.__new__(Receipt)
+        receipt.delivery_tag = ticket.delivery_tag
+        receipt.ended = CONFIRMED
+        return receipt
 
     def publish_nowait(self, value, routing_key="", **options):
         """Publishes one value without waiting; it leaves with the next write.

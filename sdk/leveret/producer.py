@@ -114,6 +114,7 @@ class Producer(Publisher):
         self._form = self._encoder.form
         self._loop = asyncio.get_running_loop()
         self._running_loop = _get_running_loop
+        self._cancelled_error = asyncio.CancelledError
         self._channel: Channel | None = None
         self._connection: Connection
         self._window = ConfirmWindow()
@@ -1008,14 +1009,12 @@ class Producer(Publisher):
             self._unobserved_more += 1
 
     def _hand_out(self, finished: list[Ticket] | None) -> None:
-        for ticket in finished or ():
-            if self._guard is not None and self._tell_guard(self._guard, ticket):
-                continue
-            if ticket.future is not None:
-                if not ticket.future.done():
-                    ticket.future.set_result(None)
-            else:
-                self._remember(ticket)
+        if finished is None:
+            return
+        guard = self._guard
+        if guard is not None:
+            finished = [ticket for ticket in finished if not self._tell_guard(guard, ticket)]
+        self._complete(finished)
 
     # ------------------------------------------------------------------ channel.PublisherSink
 
