@@ -116,12 +116,19 @@ cdef class Publisher:
     cdef public bint _plain
     cdef public bint _alive
     cdef public bint _confirms
-    cdef public object _running_loop
     cdef public object _cancelled_error
     # Those whose tasks are to be called in the next turn of the loop.
     cdef list woken
+    # Where it was made.
+    cdef unsigned long thread
+    cdef int forks
+    # Confirms are applied, and `_wake_tasks` is called when that is done.
+    cdef public bint _settling
+    cdef public object _transport
 
     cdef object encode(self, value)
+    cdef bint at_home(self) except -1
+    cdef Ticket send(self, value, routing_key)
     cdef Ticket offer(self, value, routing_key, Py_ssize_t limit)
     cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept
 

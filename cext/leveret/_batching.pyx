@@ -20,9 +20,12 @@ from leveret._framing cimport (
     FRAME_OVERHEAD, SETTLE_MULTIPLE, SETTLE_NACK, ContentRun, Message, SettlementRun, Writer)
 
 cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident()
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
     object PyContext_CopyCurrent()
+
+import os
 
 from leveret._framing import decode_properties
 from leveret.errors import BodyTooLarge, EncodeFailed, LeveretError
@@ -907,7 +910,7 @@ cdef class Waiter:
 
     cdef int wake(self) except -1:
         if self.callback is not None:
-            if not self.publisher.woken:
+            if not self.publisher.woken and not self.publisher._settling:
                 self.publisher._loop.call_soon(self.publisher._wake_tasks)
             self.publisher.woken.append(self)
         return 0
@@ -915,6 +918,23 @@ cdef class Waiter:
 
 # Without confirms nobody knows more.
 NO_RECEIPT = Receipt(0, UNKNOWN)
+
+
+def _raise(error):
+    raise error
+
+
+# How often this process is the child of a fork. In a child the loop that the parent ran looks as if it ran still.
+cdef int _forks = 0
+
+
+def _forked():
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 cdef class Publisher:
@@ -926,32 +946,28 @@ cdef class Publisher:
 
     def __cinit__(self, *args, **kwargs):
         self.woken = []
+        self.thread = PyThread_get_thread_ident()
+        self.forks = _forks
 
     def _wake_tasks(self):
         """Calls those who wait for what is done now."""
         cdef list woken = self.woken
         cdef Waiter waiter
         cdef object callback, context
-        cdef Py_ssize_t i = 0
         self.woken = []
-        try:
-            while i < PyList_GET_SIZE(woken):
-                waiter = <Waiter>woken[i]
-                i += 1
-                callback, context = waiter.callback, waiter.context
-                waiter.callback = waiter.context = None
-                if callback is None:
-                    continue
-                PyContext_Enter(context)
-                try:
-                    callback(waiter)
-                finally:
-                    PyContext_Exit(context)
-        finally:
-            if i < PyList_GET_SIZE(woken):
-                # Somebody ends the program (KeyboardInterrupt); whoever catches that finds the others woken.
-                self.woken = woken[i:] + self.woken
-                self._loop.call_soon(self._wake_tasks)
+        for waiter in woken:
+            callback, context = waiter.callback, waiter.context
+            waiter.callback = waiter.context = None
+            if callback is None:
+                continue
+            PyContext_Enter(context)
+            try:
+                callback(waiter)
+            except BaseException as error:
+                # Somebody ends the program (KeyboardInterrupt), which must not keep the others from waking.
+                self._loop.call_soon(_raise, error)
+            finally:
+                PyContext_Exit(context)
 
     def _complete(self, list finished not None):
         """Wakes those who wait for these tickets, and remembers those that failed and nobody waits for."""
@@ -971,7 +987,7 @@ cdef class Publisher:
         cdef PyObject* found
         cdef Ticket ticket
         cdef object body
-        if not self.has_room(window, limit) or self._running_loop() is not self._loop:
+        if not self.has_room(window, limit) or not self.at_home():
             return None
         if routing_key is self._last_key and self._last_template is not None:  # None is the key of none
             template = self._last_template
@@ -995,6 +1011,29 @@ cdef class Publisher:
         if self._timer is None:
             self._start_clock()
         return ticket
+
+    # As offer, for a caller that waits for the outcome. When nothing is in flight there is nothing to be gained by waiting
+    # for others to share a write with (Nagle's algorithm, RFC 896, does the same).
+    cdef Ticket send(self, value, routing_key):
+        cdef SendBuffer out
+        cdef Ticket ticket
+        if self._batch is None or self._window.outstanding:
+            return self.offer(value, routing_key, self._limit)
+        out = self._batch.out
+        out.attended = True
+        try:
+            ticket = self.offer(value, routing_key, self._limit)
+        finally:
+            out.attended = False
+            if out.used:
+                self._transport.flush()
+        return ticket
+
+    # Whether this is called in the event loop. False only means that the long way has to look: it asks
+    # asyncio.get_running_loop, which in Python 3.11 makes a system call each time.
+    cdef inline bint at_home(self) except -1:
+        return (PyThread_get_thread_ident() == self.thread and self.forks == _forks
+                and self._loop.is_running() is True)
 
     cdef inline bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept:
         return (self._plain and window.outstanding < limit and window.outstanding_bytes < self._max_bytes
@@ -1079,7 +1118,7 @@ cdef class Publisher:
         cdef Receipt receipt
         cdef Waiter waiter
         # Those who wait go first.
-        if options or self._waiting or (ticket := self.offer(value, routing_key, self._limit)) is None:
+        if options or self._waiting or (ticket := self.send(value, routing_key)) is None:
             return await self._publish(value, routing_key, options)
         if ticket.pending:
             ticket.observed = True

@@ -14,6 +14,7 @@ from leveret.codecs import BodyEncoder
 from leveret.errors import LeveretError
 from leveret.message import Outcome
 from leveret.publishing import PublishOptions, Template
+from leveret.transport import FrameTransport
 
 __test__: dict[str, str]
 
@@ -141,7 +142,6 @@ class Publisher:
     _encoder: BodyEncoder
     _encode: Callable[[Any], bytes]
     _loop: asyncio.AbstractEventLoop
-    _running_loop: Callable[[], asyncio.AbstractEventLoop | None]
     _timer: asyncio.TimerHandle | None
     _waiting: deque[tuple[int, int, float, asyncio.Future[bool]]]
     _last_key: str | Template | None
@@ -155,6 +155,8 @@ class Publisher:
     _alive: bool
     _confirms: bool
     _cancelled_error: type[BaseException]
+    _settling: bool
+    _transport: FrameTransport
     def _encoded(self, value: Any) -> bytes: ...
     def _wake_tasks(self) -> None: ...
     def _complete(self, finished: list[Ticket]) -> None: ...

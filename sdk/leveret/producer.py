@@ -113,7 +113,6 @@ class Producer(Publisher):
         self._encode = self._encoder.encode
         self._form = self._encoder.form
         self._loop = asyncio.get_running_loop()
-        self._running_loop = _get_running_loop
         self._cancelled_error = asyncio.CancelledError
         self._channel: Channel | None = None
         self._connection: Connection
@@ -1019,7 +1018,16 @@ class Producer(Publisher):
     # ------------------------------------------------------------------ channel.PublisherSink
 
     def settled(self, run: SettlementRun) -> None:
-        """Applies confirms."""
+        """Applies confirms, and lets those go on who waited for them."""
+        self._settling = True
+        try:
+            self._settle(run)
+        finally:
+            self._settling = False
+            # In this turn of the loop: the next one comes after another look at all sockets.
+            self._wake_tasks()
+
+    def _settle(self, run: SettlementRun) -> None:
         told: list[tuple[int, bool, bool]] | None = [] if self._listeners else None
         finished = self._window.settle(run, told)
         if self._adaptive is not None:

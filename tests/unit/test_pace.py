@@ -1,0 +1,136 @@
+"""How long reads wait for more: what a consumer tells the kernel, without a kernel and a clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.corpus import frames
+from tests.unit.test_intake import made
+
+from leveret._consuming import Pace
+from leveret._framing import FrameReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DELAY = 0.002
+BODY = 1000
+SIZE = len(frames.delivery(1, 1, bytes(BODY)))
+
+
+class Loop:
+    """Keeps the one timer, for the test to fire."""
+
+    def __init__(self) -> None:
+        self.timer: Callable[[], object] | None = None
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> Any:
+        assert delay == DELAY
+        assert self.timer is None, "one timer at a time"
+        self.timer = callback
+        return self
+
+    def cancel(self) -> None:
+        self.timer = None
+
+    def look(self) -> None:
+        timer, self.timer = self.timer, None
+        assert timer is not None
+        timer()
+
+
+class Socket:
+    """A consumer whose socket and clock are the test's."""
+
+    def __init__(self, **options: Any) -> None:
+        self.loop, self.reader = Loop(), FrameReader()
+        self.told: list[int] = []
+        self.consumer = made(**options)
+        self.pace = Pace(self.loop, self.told.append, self.reader, DELAY)  # type: ignore[arg-type]
+        self.consumer._pace = self.pace
+        self.tag = 0
+        self.read(1)  # it counts from here on
+        self.handle_all()
+
+    def read(self, count: int) -> None:
+        """One read brings so many messages."""
+        data = b""
+        for _ in range(count):
+            self.tag += 1
+            data += frames.delivery(1, self.tag, bytes(BODY))
+        (run,) = self.reader.feed(data)
+        self.consumer.delivered(run)
+
+    def handle_all(self) -> None:
+        acks = self.consumer.meter.acks
+        for tag in range(acks.first, acks.next_delivery_tag):
+            acks.ack(tag)
+
+
+async def test_nothing_is_told_when_few_messages_come() -> None:
+    socket = Socket(prefetch=100)
+    for _ in range(3):
+        socket.read(1)
+        socket.handle_all()
+        socket.loop.look()
+    assert socket.told == []
+
+
+async def test_what_came_between_two_looks_is_waited_for() -> None:
+    socket = Socket(prefetch=100)
+    for _ in range(5):
+        socket.read(4)
+        socket.handle_all()
+    socket.loop.look()
+    assert socket.told == [20 * SIZE]
+
+
+async def test_it_reads_at_once_again_when_nothing_came() -> None:
+    socket = Socket(prefetch=100)
+    socket.read(30)
+    socket.loop.look()
+    assert socket.told[-1] > 1, "it waits"
+    socket.loop.look()
+    assert socket.told[-1] == 1
+    assert socket.loop.timer is None, "nobody looks while nothing comes"
+
+
+@pytest.mark.parametrize(("held", "most"), [(0, 60), (50, 30), (90, 1)])
+async def test_it_waits_for_less_than_the_broker_may_send(held: int, most: int) -> None:
+    socket = Socket(prefetch=100)
+    if held:
+        socket.read(held)
+    for _ in range(4):
+        socket.read(100)  # more than there can be: only the bound counts
+        for tag in range(socket.tag - 99, socket.tag + 1):
+            socket.consumer.meter.acks.ack(tag)
+    socket.loop.look()
+    assert socket.told == ([most * SIZE] if most > 1 else [])
+
+
+async def test_many_reads_in_a_row_do_not_wait_for_the_next_look() -> None:
+    socket = Socket(prefetch=100)
+    for number in range(1, 9):
+        assert socket.told == [], f"told after {number} reads"
+        socket.read(2)
+        socket.handle_all()
+    assert socket.told == [60 * SIZE]
+
+
+async def test_the_kernel_is_not_told_of_a_few_bytes_more_or_less() -> None:
+    socket = Socket(prefetch=1000)
+    for count in (40, 44, 36, 40, 80):
+        socket.read(count)
+        socket.handle_all()
+        socket.loop.look()
+    assert socket.told == [40 * SIZE, 80 * SIZE]
+
+
+async def test_it_reads_at_once_when_it_is_stopped() -> None:
+    socket = Socket(prefetch=100)
+    socket.read(30)
+    socket.loop.look()
+    socket.pace.stop()
+    assert socket.told[-1] == 1
+    assert socket.loop.timer is None

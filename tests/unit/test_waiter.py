@@ -1,0 +1,193 @@
+"""Tasks that await `publish`: woken together, cancelled alone, each in its own context."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import leveret
+from leveret import Topology
+from leveret._batching import Waiter
+from leveret.broker import EmbeddedBroker
+from leveret.errors import WrongLoopError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from leveret.producer import Producer
+
+
+@pytest.fixture
+async def producer() -> AsyncIterator[Producer]:
+    async with (
+        EmbeddedBroker() as broker,
+        leveret.connect(broker.url) as client,
+        client.producer(max_outstanding=1000) as producer,
+    ):
+        await client.declare(Topology().queue("q"))
+        await producer.publish("the first with a routing key goes the long way", "q")
+        yield producer
+
+
+async def test_each_task_goes_on_in_its_own_context(producer: Producer) -> None:
+    name = contextvars.ContextVar[int]("name")
+
+    async def publish(number: int) -> tuple[int, int]:
+        name.set(number)
+        receipt = await producer.publish(number, "q")
+        assert asyncio.current_task() is not None
+        return name.get(), receipt.delivery_tag
+
+    found = await asyncio.gather(*map(publish, range(500)))
+    assert [number for number, _ in found] == list(range(500))
+    assert sorted(tag for _, tag in found) == list(range(2, 502))
+
+
+async def test_a_task_that_is_cancelled_does_not_end_the_wait_of_the_others(producer: Producer) -> None:
+    tasks = [asyncio.create_task(producer.publish(number, "q")) for number in range(10)]
+    await asyncio.sleep(0)
+    tasks[3].cancel("enough")
+    tasks[7].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    kinds = [type(result) for result in results]
+    assert kinds == [asyncio.CancelledError if i in (3, 7) else leveret.Receipt for i in range(10)]
+    # gather makes errors of its own; the task's own has the words.
+    with pytest.raises(asyncio.CancelledError, match="enough"):
+        await tasks[3]
+    await producer.flush()
+    assert producer.counters()["confirmed"] == 11, "what was written is not taken back"
+
+
+async def test_a_wait_has_a_deadline(producer: Producer) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await producer.publish(1, "q")
+    assert (await producer.publish(2, "q")).delivery_tag == 3
+
+
+async def test_tasks_in_pure_python_wait_as_well(producer: Producer) -> None:
+    task: Any = asyncio.tasks._PyTask(producer.publish(1, "q"), loop=asyncio.get_running_loop())  # type: ignore[attr-defined]
+    assert (await task).delivery_tag == 2
+
+
+async def test_it_is_sent_at_once_when_nothing_is_in_flight(producer: Producer) -> None:
+    connection = producer._connection
+    before = connection.sent_bytes
+    first = producer.publish(1, "q")
+    waiter = first.send(None)
+    sent = connection.sent_bytes
+    assert sent > before, "before anything else had a turn"
+    second = producer.publish(2, "q")
+    second.send(None)
+    assert connection.sent_bytes == sent, "this one shares a write with those that may follow"
+    assert asyncio.isfuture(waiter)
+    first.close()
+    second.close()
+    await producer.flush()
+
+
+async def test_what_a_task_uses_of_a_future(producer: Producer) -> None:
+    call = producer.publish(1, "q")
+    waiter = call.send(None)
+    assert isinstance(waiter, Waiter)
+    assert waiter.get_loop() is asyncio.get_running_loop()
+    assert (waiter.done(), waiter.cancelled()) == (False, False)
+    with pytest.raises(RuntimeError, match="not done"):
+        waiter.result()
+    called: list[object] = []
+    waiter.add_done_callback(called.append)
+    with pytest.raises(RuntimeError, match="one task"):
+        waiter.add_done_callback(print)
+    assert waiter.remove_done_callback(print) == 0
+    assert waiter.remove_done_callback(called.append) == 1
+    await producer.flush()
+    assert waiter.done()
+    assert waiter.exception() is None
+    assert not waiter.cancel(), "it is done"
+    waiter.add_done_callback(called.append)
+    assert called == [], "nobody is called by what he calls"
+    await asyncio.sleep(0)
+    assert called == [waiter]
+    with pytest.raises(StopIteration) as stop:
+        call.send(None)
+    assert stop.value.value.delivery_tag == 2
+
+
+async def test_two_cannot_await_one_wait(producer: Producer) -> None:
+    call = producer.publish(1, "q")
+    waiter = call.send(None)
+    waiter.add_done_callback(print)
+    with pytest.raises(RuntimeError, match="another task"):
+        next(waiter)
+    waiter.remove_done_callback(print)
+    call.close()
+    await producer.flush()
+
+
+def test_the_others_wake_when_one_ends_the_program() -> None:
+    loop = asyncio.new_event_loop()
+    done: list[int] = []
+
+    async def publish(producer: Producer, number: int) -> None:
+        await producer.publish(number, "q")
+        if number == 2:
+            raise KeyboardInterrupt
+        done.append(number)
+
+    async def main() -> None:
+        async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client, client.producer() as producer:
+            await client.declare(Topology().queue("q"))
+            await producer.publish("the first goes the long way", "q")
+            tasks = [asyncio.create_task(publish(producer, number)) for number in range(5)]
+            await asyncio.wait(tasks)
+            assert isinstance(tasks[2].exception(), KeyboardInterrupt)
+
+    try:
+        task = loop.create_task(main())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        # A program that goes on nevertheless finds everything as it should be.
+        loop.run_until_complete(task)
+    finally:
+        loop.close()
+    assert sorted(done) == [0, 1, 3, 4]
+
+
+async def test_it_is_refused_in_the_child_of_a_fork(producer: Producer) -> None:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = b"nothing"
+        try:
+            producer.publish_nowait(2, "q")
+        except WrongLoopError:
+            said = b"refused"
+        finally:
+            os.write(write, said)
+            os._exit(0)
+    assert await asyncio.to_thread(os.read, read, 100) == b"refused"
+    await asyncio.to_thread(os.waitpid, child, 0)
+    os.close(read)
+    os.close(write)
+    assert (await producer.publish(3, "q")).delivery_tag == 2
+
+
+def test_it_is_refused_when_its_loop_has_ended() -> None:
+    async def main() -> Producer:
+        async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
+            producer = await client.producer().open()
+            await producer.publish(1, "")
+            return producer
+
+    async def other() -> None:
+        with pytest.raises((WrongLoopError, leveret.PublishError)):
+            producer.publish_nowait(1, "")
+
+    producer = asyncio.run(main())
+    with pytest.raises((WrongLoopError, leveret.PublishError)):
+        producer.publish_nowait(1, "")
+    asyncio.run(other())
