@@ -106,6 +106,9 @@ cdef class Publisher:
     cdef public object _loop
     cdef public object _timer
     cdef public object _waiting
+    cdef public object _flushing
+    # Somebody else wants to know of confirms: listeners, a window that adapts, a policy.
+    cdef public bint _watched
     cdef public object _last_key
     cdef public PublishTemplate _last_template
     cdef public dict _templates

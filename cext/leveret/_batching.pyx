@@ -949,6 +949,22 @@ cdef class Publisher:
         self.thread = PyThread_get_thread_ident()
         self.forks = _forks
 
+    def settled(self, SettlementRun run not None):
+        """Applies confirms, and lets those go on who waited for them."""
+        cdef list finished
+        self._settling = True
+        try:
+            if self._watched or self._waiting or self._flushing:
+                self._settle(run)
+            else:
+                finished = self._window.settle(run)
+                if finished is not None:
+                    self._complete(finished)
+        finally:
+            self._settling = False
+            # In this turn of the loop: the next one comes after another look at all sockets.
+            self._wake_tasks()
+
     def _wake_tasks(self):
         """Calls those who wait for what is done now."""
         cdef list woken = self.woken
@@ -1012,8 +1028,8 @@ cdef class Publisher:
             self._start_clock()
         return ticket
 
-    # As offer, for a caller that waits for the outcome. When nothing is in flight there is nothing to be gained by waiting
-    # for others to share a write with (Nagle's algorithm, RFC 896, does the same).
+    # As offer, for a caller that waits for the outcome. When nothing is in flight nothing is gained by waiting for
+    # others to share a write with (Nagle's algorithm, RFC 896, does the same).
     cdef Ticket send(self, value, routing_key):
         cdef SendBuffer out
         cdef Ticket ticket

@@ -6,7 +6,7 @@ Every read is length-checked first. Incomplete input waits for more; corrupt inp
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.list cimport PyList_Append
+from cpython.list cimport PyList_Append, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -14,7 +14,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
-from leveret._buffers cimport BodyPool, POOLS_BODIES, Py_REFCNT, RecvBuffer, _drop, resize_bytes, set_bytes_size
+from leveret._buffers cimport (
+    BodyPool, POOLS_BODIES, Py_REFCNT, RecvBuffer, SendBuffer, _drop, resize_bytes, set_bytes_size)
 from leveret._endian cimport lv_get16, lv_get32, lv_get64, lv_put16, lv_put32, lv_put64
 
 import datetime
@@ -929,8 +930,8 @@ def decode_properties(bytes raw not None, *, Py_ssize_t max_depth=DEFAULT_TABLE_
 cdef object _UNDECODED = object()
 
 
-# Bodies whose messages are gone and that nobody else holds, for the messages that come next: memory that was just used
-# is in the processor's cache, and the allocator is slow for sizes over half a KiB. Only those of `_spare_body` get here.
+# Bodies whose messages are gone and that nobody else holds, for the messages that come next: what was just used is in
+# the processor's cache, and the allocator is slow for sizes over half a KiB. Only those of `_spare_body` get here.
 cdef PyObject* _spare_bodies[MOST_SPARE_BODIES]
 cdef Py_ssize_t _spare_count = 0
 
@@ -1870,3 +1871,85 @@ cdef class FrameReader:
         self._event(run)
         self.content_run = run
         return 0
+
+
+cdef class Stream:
+    """What a transport does for each read and each write; `FrameTransport` has the rest.
+
+    Args:
+        session: Is told of events.
+        reader: Parses what is received.
+
+    Attributes:
+        reader: As given.
+        out: Where frames are appended, with `_schedule_flush` and `flush` for its calls; set by the subclass.
+        closed: Nothing is written any more.
+        channels: By number, those whose deliveries and confirms go to their owners without a look by the session, when
+            they are all that a read brought. A channel has `consumers` by their tags, and a `publisher` or None.
+    """
+
+    cdef readonly FrameReader reader
+    cdef public SendBuffer out
+    cdef public bint closed
+    cdef public dict channels
+    cdef public object _session
+    cdef public object _transport
+    cdef public object _loop
+    cdef bint flush_scheduled
+
+    def __cinit__(self, session, FrameReader reader not None, *args, **kwargs):
+        self._session = session
+        self.reader = reader
+        self.channels = {}
+
+    def buffer_updated(self, Py_ssize_t nbytes):
+        """The reader's buffer holds `nbytes` more."""
+        cdef list events
+        self.reader.buffer.written(nbytes)
+        events = self.reader._parse()
+        if PyList_GET_SIZE(events) and not (PyList_GET_SIZE(events) == 1 and self.handed_over(events[0])):
+            self._session.events_received(events)
+        if self.reader.error is not None and not self.closed:
+            self._session.stream_failed(self.reader.error)
+
+    cdef bint handed_over(self, event) except -1:
+        try:
+            if type(event) is ContentRun:
+                if (<ContentRun>event).method_id != BASIC_DELIVER:
+                    return False
+                channel = self.channels.get((<ContentRun>event).channel)
+                owner = None if channel is None else channel.consumers.get((<ContentRun>event).consumer_tag)
+                if owner is None:
+                    return False
+                owner.delivered(event)
+            elif type(event) is SettlementRun:
+                channel = self.channels.get((<SettlementRun>event).channel)
+                owner = None if channel is None else channel.publisher
+                if owner is None:
+                    return False
+                owner.settled(event)
+            else:
+                return False
+        except Exception as error:
+            self._session.event_failed(error)
+        return True
+
+    def flush(self):
+        """Writes what was appended so far."""
+        if self.out.in_pieces:
+            pieces = self.out.take_pieces()
+            if not self.closed and self._transport is not None:
+                self._transport.writelines(pieces)
+        elif self.out.used:
+            block = self.out.take()
+            if not self.closed and self._transport is not None:
+                self._transport.write(block)
+
+    def _schedule_flush(self):
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
+            self._loop.call_soon(self._flush_turn)
+
+    def _flush_turn(self):
+        self.flush_scheduled = False
+        self.flush()

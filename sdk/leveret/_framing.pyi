@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, Protocol, Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
-from leveret._buffers import BodyPool
+from leveret._buffers import BodyPool, SendBuffer
 from leveret.errors import RemoteProtocolError
 
 __test__: dict[str, str]
@@ -232,3 +233,19 @@ class FrameReader:
     def feed(self, data: Buffer) -> list[ContentRun | SettlementRun | MethodFrame | bytes]: ...
     def forget(self, channel: int) -> None: ...
     def view_bodies(self, channel: int, min_size: int) -> None: ...
+
+@disjoint_base
+class Stream:
+    out: SendBuffer
+    closed: bool
+    channels: Mapping[int, Any]
+    _session: Any
+    _transport: asyncio.Transport | None
+    _loop: asyncio.AbstractEventLoop
+    @property
+    def reader(self) -> FrameReader: ...
+    def __new__(cls, session: Any, reader: FrameReader, *args: Any, **kwargs: Any) -> Self: ...
+    def buffer_updated(self, nbytes: int) -> None: ...
+    def flush(self) -> None: ...
+    def _schedule_flush(self) -> None: ...
+    def _flush_turn(self) -> None: ...

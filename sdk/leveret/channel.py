@@ -104,7 +104,7 @@ class Channel:
             max_table_depth=settings.max_table_depth,
             max_table_entries=settings.max_table_entries,
         )
-        self._consumers: dict[str, ConsumerSink] = {}
+        self.consumers: dict[str, ConsumerSink] = {}
         self._abandoned = False
         self._is_unmarked = True
         self._has_declared = False
@@ -339,7 +339,7 @@ class Channel:
             exclusive: No other consumer on the queue.
             arguments: For example `x-priority`.
         """
-        self._consumers[consumer_tag] = sink
+        self.consumers[consumer_tag] = sink
         try:
             await self._call(
                 Basic.ConsumeOk,
@@ -352,13 +352,13 @@ class Channel:
             )
         except BaseException as error:
             if self.error is not None or isinstance(error, EncodeFailed):
-                self._consumers.pop(consumer_tag, None)
+                self.consumers.pop(consumer_tag, None)
             raise
 
     async def basic_cancel(self, consumer_tag: str) -> None:
         """Ends a consumer (basic.cancel). Deliveries on their way are still handed over before this returns."""
         await self._call(Basic.CancelOk, Basic.Cancel, consumer_tag=consumer_tag)
-        self._consumers.pop(consumer_tag, None)
+        self.consumers.pop(consumer_tag, None)
 
     async def basic_get(self, queue: str, *, no_ack: bool = False) -> Message | None:
         """Takes one message (basic.get), or None when the queue is empty.
@@ -408,7 +408,7 @@ class Channel:
             if self._abandoned:
                 self.abandon()
         elif isinstance(event, ConsumerCancelled):
-            sink = self._consumers.pop(event.consumer_tag, None)
+            sink = self.consumers.pop(event.consumer_tag, None)
             if sink is not None:
                 sink.cancelled(event.consumer_tag)
         elif isinstance(event, Closed):
@@ -417,7 +417,7 @@ class Channel:
     def content_received(self, run: ContentRun) -> None:
         """Messages of this channel."""
         if run.method_id == _DELIVER:
-            sink = self._consumers.get(run.consumer_tag)
+            sink = self.consumers.get(run.consumer_tag)
             if sink is not None:
                 sink.delivered(run)
             elif self.is_open:
@@ -445,8 +445,8 @@ class Channel:
         for future in closed.tokens:
             if not future.done():
                 future.set_exception(again(self.error))
-        sinks = dict.fromkeys([*self._consumers.values(), self.consumer, self.publisher])
-        self._consumers.clear()
+        sinks = dict.fromkeys([*self.consumers.values(), self.consumer, self.publisher])
+        self.consumers.clear()
         self.consumer = self.publisher = None
         for sink in sinks:
             if sink is not None:

@@ -218,6 +218,7 @@ class Connection:
             write_high_watermark=settings.write_high_watermark,
             write_low_watermark=settings.write_low_watermark,
         )
+        self.transport.channels = self._channels
         password = "" if settings.mechanism == "EXTERNAL" else settings.password.reveal()
         self._state = ConnectionState(
             self.transport.out,
@@ -440,13 +441,18 @@ class Connection:
                     channel.settled(event)
                 else:
                     channel.method_received(event)
-        except RemoteProtocolError as error:
-            self.stream_failed(error)
-        except LeveretError as error:
-            self._end(error)
         except Exception as error:
+            self.event_failed(error)
+
+    def event_failed(self, error: Exception) -> None:
+        """Ends the connection: an event was wrong, or could not be handled."""
+        if isinstance(error, RemoteProtocolError):
+            self.stream_failed(error)
+        elif isinstance(error, LeveretError):
+            self._end(error)
+        else:
             # A defect of ours must not leave anybody waiting.
-            logger.exception("connection %r: an event could not be handled", self.name)
+            logger.error("connection %r: an event could not be handled", self.name, exc_info=error)
             failure = ConnectionClosed(f"an event could not be handled: {type(error).__name__}", reply_code=541)
             failure.__cause__ = error
             self._end(failure)

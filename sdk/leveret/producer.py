@@ -153,7 +153,7 @@ class Producer(Publisher):
         # Those of them who wait for the broker's leave or the socket.
         self._flows: set[asyncio.Timeout] = set()
         # Calls of `flush`: (the first delivery tag that it does not wait for, future).
-        self._flushing: list[tuple[int, asyncio.Future[None]]] = []
+        self._flushing = []
         # (time, highest tag published by then), to give up on what is not confirmed in time.
         self._clock: deque[tuple[float, int]] = deque()
         self._timer = None
@@ -170,6 +170,11 @@ class Producer(Publisher):
             self._guard = PublishGuard(
                 retry, circuit_breaker, lambda: self._window.confirmed, lambda: self._error is None and not self._closed
             )
+
+        self._watched = self._is_watched()
+
+    def _is_watched(self) -> bool:
+        return bool(self._listeners) or self._adaptive is not None or self._guard is not None
 
     # ------------------------------------------------------------------ life
 
@@ -321,10 +326,12 @@ class Producer(Publisher):
         """
         entry = (listener, nacks)
         self._listeners.append(entry)
+        self._watched = True
 
         def remove() -> None:
             if entry in self._listeners:
                 self._listeners.remove(entry)
+                self._watched = self._is_watched()
 
         return remove
 
@@ -1017,17 +1024,8 @@ class Producer(Publisher):
 
     # ------------------------------------------------------------------ channel.PublisherSink
 
-    def settled(self, run: SettlementRun) -> None:
-        """Applies confirms, and lets those go on who waited for them."""
-        self._settling = True
-        try:
-            self._settle(run)
-        finally:
-            self._settling = False
-            # In this turn of the loop: the next one comes after another look at all sockets.
-            self._wake_tasks()
-
     def _settle(self, run: SettlementRun) -> None:
+        """Applies confirms, when more has to be done than `settled` does."""
         told: list[tuple[int, bool, bool]] | None = [] if self._listeners else None
         finished = self._window.settle(run, told)
         if self._adaptive is not None:

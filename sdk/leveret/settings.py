@@ -649,7 +649,7 @@ class ConsumerSettings(_Section):
             them as it sends them (`no_ack`), and what is lost on the way is lost.
         ack_delay: Seconds an acknowledgement may wait to be sent with others, 0 to 1.
         read_delay: Seconds that deliveries may wait in the kernel for others while many come, so that one read brings
-            many of them, 0 to 1; 0 reads each at once. It costs that much latency under load, and none without.
+            many of them, 0 to 1; 0 reads each at once. It costs up to twice that latency under load, and none without.
         handoff_size: With "handoff": how many messages may be acknowledged and not handled yet, 1 to 1000000.
         processing_timeout: Seconds after which a handler is cancelled and has failed, 0.01 to 86400; it may run a tenth
             longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and its worker takes

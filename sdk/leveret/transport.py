@@ -17,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from leveret._buffers import SendBuffer
+from leveret._framing import Stream
 from leveret.errors import ConfigurationError, ConnectFailed, TLSVerificationError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Session(Protocol):
         """The transport is closed, by whichever side; called once. `error` is None after a clean end of stream."""
 
 
-class FrameTransport(asyncio.BufferedProtocol):
+class FrameTransport(Stream, asyncio.BufferedProtocol):
     """Frames in, frames out, on one socket.
 
     Args:
@@ -83,19 +84,13 @@ class FrameTransport(asyncio.BufferedProtocol):
         write_high_watermark: int = 1024 * 1024,
         write_low_watermark: int = 256 * 1024,
     ) -> None:
-        self.reader = reader
         self.out = SendBuffer(self._schedule_flush, self.flush)
-        self.closed = False
         # How many have it paused.
         self._reading_pauses = 0
         # The reader's own method, so that a read costs one Python-level call and not two.
         self.get_buffer = reader.get_buffer  # type: ignore[method-assign]
-        self._received = reader.received
-        self._session = session
         self._watermarks = (write_high_watermark, write_low_watermark)
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._flush_scheduled = False
         self._least_bytes = 1
         # Calls of `drain` by their turns: (turn, future).
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -112,15 +107,6 @@ class FrameTransport(asyncio.BufferedProtocol):
         # Both: uvloop's own low-water mark is 16 bytes, which would resume only when everything is sent.
         self._transport.set_write_buffer_limits(high=high, low=low)  # type: ignore[union-attr]
         self._session.connected(self)
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """The reader's buffer holds `nbytes` more."""
-        events = self._received(nbytes)
-        if events:
-            self._session.events_received(events)
-        error = self.reader.error
-        if error is not None and not self.closed:
-            self._session.stream_failed(error)
 
     def eof_received(self) -> bool:
         """The peer will send nothing more: close."""
@@ -143,26 +129,6 @@ class FrameTransport(asyncio.BufferedProtocol):
         self._wake()
 
     # ------------------------------------------------------------------ sessions call these
-
-    def flush(self) -> None:
-        """Writes what was appended so far."""
-        if self.out.in_pieces:
-            pieces = self.out.take_pieces()
-            if not self.closed and self._transport is not None:
-                self._transport.writelines(pieces)
-            return
-        block = self.out.take()
-        if block and not self.closed and self._transport is not None:
-            self._transport.write(block)
-
-    def _schedule_flush(self) -> None:
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush_turn)
-
-    def _flush_turn(self) -> None:
-        self._flush_scheduled = False
-        self.flush()
 
     def _wake(self) -> None:
         """Wakes some of those who wait, and more in the next turns of the loop for as long as there is room.
