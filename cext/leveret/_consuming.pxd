@@ -51,6 +51,8 @@ cdef class Intake:
     cdef public object _timer
     cdef public object _cancelled_error
     cdef public object meter
+    # What becomes of messages that could not be handled.
+    cdef public object _failures
     # When the last deliveries came, or None.
     cdef public object _delivered_at
     # How reads wait for more, or None.

@@ -310,7 +310,7 @@ cdef class Intake:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:
-                self._without_key(message, error)
+                self._failures.without_key(message, error)
                 continue
             if waiting is None:
                 self._active[key] = [message]
@@ -558,7 +558,7 @@ cdef class Worker:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            self.wait_for(intake._undecodable(message, error), FAILURE)
+            self.wait_for(intake._failures.undecodable(message, error), FAILURE)
             return True
         self.kind = HANDLER
         try:
@@ -586,9 +586,9 @@ cdef class Worker:
             elif result is None or result is True:
                 intake.finish(self.message)
             elif result is False:
-                intake._refused(self.message)
+                intake._failures.refused(self.message)
             else:
-                self.wait_for(intake._nonsense(self.message, result), FAILURE)
+                self.wait_for(intake._failures.nonsense(self.message, result), FAILURE)
                 return 0
             self.end_message()
         elif self.kind == FAILURE:

@@ -11,6 +11,7 @@ from typing_extensions import disjoint_base
 from leveret._batching import AckWindow
 from leveret._buffers import SendBuffer
 from leveret._framing import ContentRun, Message
+from leveret.failures import Failures
 from leveret.monitoring import ConsumerMeter
 
 __test__: dict[str, str]
@@ -71,6 +72,7 @@ class Intake:
     _over: bool
     _pressed: bool
     meter: ConsumerMeter
+    _failures: Failures
     _delivered_at: float | None
     _pace: Pace | None
     _prefetch: int

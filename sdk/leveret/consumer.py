@@ -17,9 +17,8 @@ from leveret._batching import AckWindow, append_settlement
 from leveret._consuming import Generation, Intake, Pace, Worker
 from leveret.codecs import BodyDecoder
 from leveret.connection import longest_delay, may_mend
-from leveret.error_policy import DeadLetter, Drop, Park, Requeue, Retry, Stop, policy_of
+from leveret.error_policy import policy_of
 from leveret.errors import (
-    BodyTooLarge,
     ChannelClosed,
     CircuitOpen,
     CodecError,
@@ -29,13 +28,12 @@ from leveret.errors import (
     EncodeFailed,
     LeveretError,
     ProcessingTimeout,
-    TableSyntaxError,
     again,
     printable,
 )
+from leveret.failures import Failures
 from leveret.monitoring import ConsumerMeter
 from leveret.prefetch import AdaptivePrefetch
-from leveret.retry_queues import RetryQueues
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
@@ -64,8 +62,6 @@ _NACK_REQUEUE: Final = 2
 #: Acknowledgements wait until this share of the prefetch is ready. RabbitMQ's own tests found 5 to 10 % to be
 #: near the best rate; a larger share means fewer and longer reads and writes.
 _ACK_SHARE: Final = 4
-#: The longest time in seconds that a worker stands still after its handler raised CircuitOpen.
-_BREAKER_PAUSE: Final = 1.0
 #: How finely processing_timeout is measured: a handler may run this fraction of it too long.
 _CLOCK_STEPS: Final = 10
 #: Seconds between two looks at whether all is done, while a consumer is drained.
@@ -100,9 +96,6 @@ class Settled:
 
 
 _YES, _NO = Settled(True), Settled(False)
-
-#: What settles a message for an action that needs nothing else; "drop" acknowledges it and is counted.
-_VERBS: Final = {Requeue: "retry", DeadLetter: "dead_letter", Drop: "drop"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +165,6 @@ class Consumer(Generic[T], Intake):
         self._ack_each = settings.ack == "each"
         # Delivery tags that were taken over and not acknowledged, because too many are unfinished.
         self._withheld: deque[int] = deque()
-        self._policy = policy_of(on_error)
-        # Where copies of failed messages are published; made at once when it is known that there are any.
-        self._publishing = publishing or connect
-        self._registry = registry
-        self._retry_queues: RetryQueues | None = None
-        if self._policy.uses_queues:
-            self._retry_queues = RetryQueues(self._publishing, queue, registry)
         self._cancelled_error = asyncio.CancelledError
         self._ordered_by = ordered_by or _key_function(settings.ordered_by)
         self._adaptive: AdaptivePrefetch | None = None
@@ -217,6 +203,9 @@ class Consumer(Generic[T], Intake):
         self._changing = asyncio.Lock()
         #: Read by `counters` and by the client's monitor.
         self.meter = ConsumerMeter(AckWindow(0))
+        self._failures = Failures(
+            self.meter, queue, settings, policy_of(on_error), publishing or connect, registry, self._stop_for
+        )
 
     def __repr__(self) -> str:
         return f"<Consumer queue={self.queue!r} unsettled={self.meter.acks.unsettled}>"
@@ -514,8 +503,7 @@ class Consumer(Generic[T], Intake):
             self._tags.clear()
             self._note_state()
             self._take_unstarted()
-            if self._retry_queues is not None:
-                await self._retry_queues.close()
+            await self._failures.close()
 
     async def __aenter__(self) -> Self:
         await self._open()
@@ -723,7 +711,7 @@ class Consumer(Generic[T], Intake):
             try:
                 values.append(self.decode(message))
             except CodecError as error:
-                self._undecodable(message, error)
+                self._failures.undecodable(message, error)
             else:
                 kept.append(message)
         return values, kept
@@ -800,49 +788,12 @@ class Consumer(Generic[T], Intake):
         """A handler returned whose message came on a channel that is gone."""
         self.meter.stale += 1
 
-    def _refused(self, message: Message) -> None:
-        self._unless_settled(message, "dead_letter")
-
-    def _nonsense(self, message: Message, result: object) -> Coroutine[Any, Any, None] | None:
-        if inspect.iscoroutine(result):
-            result.close()
-        return self._failed(message, TypeError(f"a handler returns None, True or False, not {type(result).__name__}"))
-
-    def _undecodable(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
-        self.meter.undecodable += 1
-        if self.meter.undecodable in (1, 10, 100) or self.meter.undecodable % 1000 == 0:
-            logger.warning(
-                "queue %r: %d bodies could not be decoded; the last: %s", self.queue, self.meter.undecodable, error
-            )
-        if self._policy.has_rule_for(error):
-            return self._act(message, error)
-        self._unless_settled(message, "dead_letter")
-        return None
-
-    def _without_key(self, message: Message, error: BaseException) -> None:
-        """Its key could not be found, so it cannot be handled in order."""
-        self.meter.undecodable += 1
-        logger.warning(
-            "queue %r: ordered_by failed for %r, which was dead-lettered: %s",
-            self.queue,
-            message,
-            type(error).__name__,
-        )
-        self._unless_settled(message, "dead_letter")
-
     def _failed(self, message: Message, error: BaseException | None) -> Coroutine[Any, Any, None] | None:
         """What becomes of a message whose handler raised; None for the error is a handler that took too long."""
-        if isinstance(error, CircuitOpen):
-            return self._circuit_open(message, error)
-        call: Future[Any] | None = None
-        if error is None:
-            error = self.took_too_long()
-            call = self._calls.get(message)
-        self.meter.handler_errors += 1
-        logger.warning(
-            "queue %r: the handler failed for %r: %s", self.queue, message, type(error).__name__, exc_info=error
-        )
-        failure = self._act(message, error)
+        if error is not None:
+            return self._failures.failed(message, error)
+        call = self._calls.get(message)
+        failure = self._failures.failed(message, self.took_too_long())
         return failure if call is None else self._thread_ends(call, failure)
 
     def took_too_long(self) -> ProcessingTimeout:
@@ -851,69 +802,11 @@ class Consumer(Generic[T], Intake):
             f"the handler took longer than processing_timeout of {self.settings.processing_timeout:g} s"
         )
 
-    def _act(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
-        """Does what the error policy says."""
-        if message.is_settled and not self._handoff and not self._no_ack:
-            return None  # by the handler itself, or its channel is gone
-        action = self._policy.decide(error, message)
-        if isinstance(action, Retry | Park):
-            return self._copy(message, action, error)
-        if isinstance(action, Stop):
-            self._unless_settled(message, "release")
-            self._fail(error)
-            self._has_failed = True
-            self.stop()
-        else:
-            self._settle_failed(message, _VERBS[type(action)])
-        return None
-
-    def _settle_failed(self, message: Message, verb: str) -> None:
-        if verb == "drop":
-            self.meter.dropped += 1
-            verb = "ack"
-        self._unless_settled(message, verb)
-
-    async def _copy(self, message: Message, action: Retry | Park, error: BaseException) -> None:
-        """Publishes a copy that waits elsewhere, and then acknowledges the message."""
-        queues = self._retry_queues
-        if queues is None:
-            # A function decided so.
-            queues = self._retry_queues = RetryQueues(self._publishing, self.queue, self._registry)
-        then: str = "park"
-        try:
-            if isinstance(action, Retry):
-                then = await queues.retry(message, action, error)
-            if then == "park":
-                await queues.park(message, error)
-                self.meter.parked += 1
-                then = "ack"
-            elif then == "retried":
-                self.meter.delayed += 1
-                then = "ack"
-        except (BodyTooLarge, EncodeFailed, TableSyntaxError) as failure:
-            # It can never be published, and would go round and round.
-            logger.warning("queue %r: %r cannot be published again: %s", self.queue, message, failure)
-            then = "dead_letter"
-        except LeveretError as failure:
-            logger.warning("queue %r: %r goes back to the queue: %s", self.queue, message, failure)
-            self._unless_settled(message, "release")
-            await asyncio.sleep(_BREAKER_PAUSE)
-            return
-        self._settle_failed(message, then)
-
-    def _circuit_open(self, message: Message, error: CircuitOpen) -> Coroutine[Any, Any, None]:
-        # Not tried, so it is no failure. The pause keeps what comes back from going round and round.
-        if self._no_ack or self._handoff:
-            # It cannot come again.
-            self.meter.handler_errors += 1
-            logger.warning("queue %r: the circuit was open for %r, which is lost", self.queue, message)
-        self._unless_settled(message, "release")
-        return asyncio.sleep(min(error.retry_after, _BREAKER_PAUSE) if error.retry_after > 0 else _BREAKER_PAUSE)
-
-    def _unless_settled(self, message: Message, verb: str) -> None:
-        # One that came on a channel before this one is the broker's again.
-        if not self._no_ack and not message.is_settled:
-            getattr(message, verb)()
+    def _stop_for(self, error: BaseException) -> None:
+        """The error policy ends the consumer."""
+        self._fail(error)
+        self._has_failed = True
+        self.stop()
 
     def _wake_all(self) -> None:
         self._wake(len(self._idle))

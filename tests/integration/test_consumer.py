@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,38 @@ async def test_a_message_is_tried_twice_and_dead_lettered_when_its_handler_raise
     warnings = [record for record in caplog.records if record.name == "leveret.consumer"]
     assert len(warnings) == 2
     assert all("ValueError" in record.getMessage() for record in warnings)
+
+
+async def test_not_every_failure_is_logged_when_thousands_fail(
+    queues: Queues, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = 2000
+    await queues.publish(*map(str, range(count)))
+    consumer = queues.client.consumer(queues.work, on_error=leveret.ErrorPolicy({}, default=leveret.Drop()))
+    failed = 0
+    all_failed = asyncio.Event()
+
+    async def handler(value: str, message: leveret.Message) -> None:
+        nonlocal failed
+        failed += 1
+        if failed == count:
+            all_failed.set()
+        if failed > count:
+            consumer.stop()
+        raise ValueError
+
+    began = time.monotonic()
+    running = asyncio.create_task(consumer.run(handler))
+    await all_failed.wait()
+    seconds = time.monotonic() - began
+    said = [record.getMessage() for record in caplog.records if "the handler failed" in record.getMessage()]
+    assert 20 <= len(said) <= 20 * (seconds + 1), f"{len(said)} records in {seconds:.1f} s"
+    # The next one that is logged says how many were not.
+    await asyncio.sleep(1.1)
+    await queues.publish("one more")
+    await running
+    assert "failures were not logged one by one" in caplog.text
+    assert consumer.counters()["handler_errors"] == count + 1
 
 
 async def test_the_consumer_goes_on_when_a_handler_returns_nonsense(queues: Queues) -> None:
