@@ -9,7 +9,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check bench compare soak killed ordered costs prefetch blocked rabbitmq clean
+.PHONY: help setup demo test check bench compare soak killed ordered costs prefetch blocked rabbitmq rabbitmq-c clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,7 +34,7 @@ check: setup ## lint, types, stubs of the extension modules, layers
 bench: setup ## run the benchmarks quickly and print them
 	@$(BIN)/python asv_bench/quick.py $(ARGS)
 
-compare: setup rabbitmq ## Leveret beside seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
+compare: setup rabbitmq rabbitmq-c ## Leveret beside seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
 	@$(BIN)/python asv_bench/compare/run.py $(ARGS)
 
 soak: setup ## 5 million messages on the embedded broker, watching memory (see docs/long-runs.md); under a minute
@@ -57,6 +57,9 @@ blocked: setup ## memory of publishers that are held back for a minute in 12 way
 
 rabbitmq: ## install the RabbitMQ server that the tests need
 	@tools/rabbitmq.sh ensure
+
+rabbitmq-c: ## install the C client's headers, which the comparison compiles its C program against
+	@tools/rabbitmq.sh headers
 
 clean: ## remove what was built, and caches (the installed tools in .venv stay)
 	@rm -rf build dist sdk/leveret.egg-info $(VENV)/.built $(VENV)/.plugins $(PLUGINS:%=%/build) plugins/*/src/*.egg-info
