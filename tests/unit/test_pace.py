@@ -96,7 +96,7 @@ async def test_it_reads_at_once_again_when_nothing_came() -> None:
     assert socket.loop.timer is None, "nobody looks while nothing comes"
 
 
-@pytest.mark.parametrize(("held", "most"), [(0, 60), (50, 30), (90, 1)])
+@pytest.mark.parametrize(("held", "most"), [(0, 40), (50, 20), (90, 1)])
 async def test_it_waits_for_less_than_the_broker_may_send(held: int, most: int) -> None:
     socket = Socket(prefetch=100)
     if held:
@@ -115,7 +115,7 @@ async def test_many_reads_in_a_row_do_not_wait_for_the_next_look() -> None:
         assert socket.told == [], f"told after {number} reads"
         socket.read(2)
         socket.handle_all()
-    assert socket.told == [60 * SIZE]
+    assert socket.told == [40 * SIZE]
 
 
 async def test_the_kernel_is_not_told_of_a_few_bytes_more_or_less() -> None:
