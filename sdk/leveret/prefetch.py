@@ -19,8 +19,8 @@ _LEAST_COUNT: Final = 20
 _LONG_SECONDS: Final = 1.0
 #: Workers may stand idle for this share of their time before more is asked for, after less was tried for it to stay
 #: less, and at most for less to be tried. They lie apart so that one change does not call for the other.
-_TOO_IDLE: Final = 0.07
-_IDLE: Final = 0.055
+_TOO_IDLE: Final = 0.08
+_IDLE: Final = 0.065
 _BUSY: Final = 0.03
 #: When workers do less than by this factor with the prefetch before, then a larger one was not in vain.
 _NO_LESS: Final = 1.25
