@@ -2,7 +2,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret._buffers cimport SendBuffer
-from leveret._framing cimport Message
+from leveret._framing cimport ContentRun, Message
 
 
 cdef class PublishTemplate:
@@ -149,6 +149,7 @@ cdef class AckWindow:
     cdef readonly uint64_t ignored
 
     cdef int grow(self, uint64_t tag) except -1
+    cpdef bint delivered(self, ContentRun run) except -1
     cpdef bint track(self, uint64_t delivery_tag) except -1
     cpdef Py_ssize_t finish(self, uint64_t delivery_tag) noexcept
     cdef bint finish_alone(self, uint64_t delivery_tag) noexcept

@@ -1245,7 +1245,7 @@ cdef class AckWindow:
         while self.first < self.next_delivery_tag and self.states[self.first & self.mask] == SETTLED:
             self.first += 1
 
-    def delivered(self, ContentRun run not None):
+    cpdef bint delivered(self, ContentRun run) except -1:
         """Notes deliveries that have to be settled.
 
         Returns:

@@ -16,7 +16,7 @@ cdef class Generation:
     cdef bytes plain_properties
     cdef object plain_decode
 
-    cpdef int adopt(self, ContentRun run, double received_at, bint settled=*) except -1
+    cpdef int adopt(self, ContentRun run, double received_at) except -1
     cdef object value_of(self, Message message)
 
 

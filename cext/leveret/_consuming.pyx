@@ -98,20 +98,17 @@ cdef class Generation:
         message.received_at = received_at
         return message
 
-    cpdef int adopt(self, ContentRun run, double received_at, bint settled=False) except -1:
-        """Makes these messages its own, and notes that they have to be settled.
+    cpdef int adopt(self, ContentRun run, double received_at) except -1:
+        """Makes these messages its own.
 
         Args:
             run: What one read brought.
             received_at: When, in seconds of the event loop's clock.
-            settled: They do not have to be: the broker forgot them when it sent them.
         """
         cdef Message message
         for message in run.messages:
             message.owner = self
             message.received_at = received_at
-            if not settled:
-                self.acks.track(message.delivery_tag)
         return 0
 
     cdef object value_of(self, Message message):
@@ -244,13 +241,15 @@ cdef class Intake:
         """Takes the deliveries of one read."""
         cdef Generation generation = self._generation
         cdef object now
-        cdef Py_ssize_t held
+        cdef Py_ssize_t held = 0
         if generation is None or not generation.alive:
             return  # what was on its way when the channel was closed; it goes back
         now = self._loop.time()
         self._delivered_at = now
-        held = 0 if self._no_ack else generation.acks.unsettled
-        generation.adopt(run, now, self._no_ack)
+        generation.adopt(run, now)
+        if not self._no_ack:
+            held = generation.acks.unsettled
+            generation.acks.delivered(run)
         self.meter.delivered += PyList_GET_SIZE(run.messages)
         if self.head and self.head == PyList_GET_SIZE(self.buffer):
             self.buffer.clear()

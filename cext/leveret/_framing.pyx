@@ -1366,7 +1366,7 @@ cdef class FrameReader:
         """Memory for the next read (`asyncio.BufferedProtocol.get_buffer`)."""
         return self.buffer.get_buffer(sizehint)
 
-    def received(self, Py_ssize_t n):
+    cpdef list received(self, Py_ssize_t n):
         """Parses after `n` bytes were read into the memory of `get_buffer`.
 
         Returns:
@@ -1904,9 +1904,7 @@ cdef class Stream:
 
     def buffer_updated(self, Py_ssize_t nbytes):
         """The reader's buffer holds `nbytes` more."""
-        cdef list events
-        self.reader.buffer.written(nbytes)
-        events = self.reader._parse()
+        cdef list events = self.reader.received(nbytes)
         if PyList_GET_SIZE(events) and not (PyList_GET_SIZE(events) == 1 and self.handed_over(events[0])):
             self._session.events_received(events)
         if self.reader.error is not None and not self.closed:

@@ -85,9 +85,8 @@ async def test_calls_do_not_grow_when_a_read_brings_more_deliveries(consumer: le
 
     assert consumer.counters()["delivered"] == 1101
     assert consumer.counters()["unsettled"] == 1101
-    # FrameTransport.buffer_updated, Connection.events_received, Channel.content_received, Consumer.delivered.
-    assert few == many
-    assert len(many) <= 1.5 * 4
+    # What a read brings alone is compiled from the transport to the consumer's buffer.
+    assert few == many == []
 
 
 @pytest.mark.parametrize("count", [100, 1000])
@@ -99,8 +98,8 @@ async def test_calls_do_not_grow_when_workers_wait_for_the_deliveries(
     await asyncio.sleep(0)
     calls = read(transport, deliveries(1, count))
     assert len(await asyncio.gather(*waiting)) == 8
-    # As above, and Consumer._wake. Waking is compiled: uvloop's call_soon is.
-    assert len(calls) <= 1.5 * 5
+    # Waking is compiled, too: uvloop's call_soon is.
+    assert calls == []
 
 
 async def test_calls_do_not_grow_when_a_read_brings_more_confirms() -> None:
@@ -120,9 +119,8 @@ async def test_calls_do_not_grow_when_a_read_brings_more_confirms() -> None:
         few = read(transport, confirms(1, 100))
         many = read(transport, confirms(101, 1000))
         assert all(ticket.done for ticket in tickets)
-        # FrameTransport.buffer_updated, Connection.events_received, Channel.settled, Producer.settled.
-        assert few == many
-        assert len(many) <= 1.5 * 4
+        # As above, to the producer.
+        assert few == many == []
 
 
 def test_every_call_is_seen_when_it_is_counted() -> None:
