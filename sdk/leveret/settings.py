@@ -390,7 +390,7 @@ class ConnectionSettings(_Options):
         channel_max: 1 to 65535 channels.
         max_pooled_channels: How many channels of a connection's pool may be open, 1 to 65535; no more than
             `channel_max` ever are.
-        socket_receive_buffer_size: Bytes, 4096 to 64 MiB; 0 leaves the kernel's own, which adapts.
+        socket_receive_buffer_size: Bytes, 4096 to 64 MiB; 0 leaves it to the kernel, which adapts it to the link.
         socket_send_buffer_size: Likewise.
         tcp_nodelay: True sends small writes at once.
         tcp_keepalive: True lets the kernel probe idle connections.
@@ -427,8 +427,9 @@ class ConnectionSettings(_Options):
     frame_max: int = _size(131_072, 4096, _MIB)
     channel_max: int = _option(2047, minimum=1, maximum=65_535)
     max_pooled_channels: int = _option(16, minimum=1, maximum=65_535)
-    socket_receive_buffer_size: int = _size(65_536, 4096, 64 * _MIB, or_zero=True)
-    socket_send_buffer_size: int = _size(65_536, 4096, 64 * _MIB, or_zero=True)
+    # A size of our own would keep the kernel from adapting it to the link (man 7 tcp, tcp_moderate_rcvbuf).
+    socket_receive_buffer_size: int = _size(0, 4096, 64 * _MIB, or_zero=True)
+    socket_send_buffer_size: int = _size(0, 4096, 64 * _MIB, or_zero=True)
     tcp_nodelay: bool = _option(True)
     tcp_keepalive: bool = _option(True)
     # Linux refuses more than these: MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, include/net/tcp.h

@@ -198,7 +198,7 @@ def test_defaults_are_the_guides_when_nothing_is_said() -> None:
     assert connection.endpoints == (Endpoint("localhost", 5672),)
     assert (connection.username, connection.password, connection.virtual_host) == ("guest", Secret("guest"), "/")
     assert (connection.connect_timeout, connection.heartbeat, connection.frame_max) == (30.0, 30.0, 131_072)
-    assert (connection.socket_receive_buffer_size, connection.socket_send_buffer_size) == (65_536, 65_536)
+    assert (connection.socket_receive_buffer_size, connection.socket_send_buffer_size) == (0, 0)
     assert (connection.tcp_nodelay, connection.tcp_keepalive) == (True, True)
     assert (connection.tcp_keepalive_time, connection.tcp_keepalive_interval) == (60.0, 10.0)
     assert connection.auto_recovery is True
@@ -308,6 +308,7 @@ def test_whole_number_becomes_a_float_when_the_option_is_in_seconds() -> None:
 
 def test_zero_is_taken_when_it_leaves_the_buffer_size_to_the_kernel() -> None:
     assert ConnectionSettings(socket_send_buffer_size=0).socket_send_buffer_size == 0
+    assert ConnectionSettings.from_url("amqp://host?socket_send_buffer_size=0").socket_send_buffer_size == 0
 
 
 def test_low_watermark_is_refused_when_it_is_not_below_the_high_one() -> None:
