@@ -684,7 +684,7 @@ class ConsumerSettings(_Section):
     ordered_by: str | None = _option(None, str, minimum=1, maximum=255)
     ack: Literal["coalesced", "each", "manual", "handoff", "none"] = _option("coalesced", str, choices=_ACK_MODES)
     ack_delay: float = _seconds(0.005, 0, 1)
-    read_delay: float = _seconds(0.002, 0, 1)
+    read_delay: float = _seconds(0.004, 0, 1)
     handoff_size: int = _option(5000, minimum=1, maximum=1_000_000)
     processing_timeout: float | None = _option(None, float, unit="s", minimum=0.01, maximum=86_400)
     resubscribe: bool = _option(False)
