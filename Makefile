@@ -27,7 +27,7 @@ check: setup ## lint, types, stubs of the extension modules, layers
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m mypy.stubtest leveret._buffers leveret._framing leveret._batching leveret._consuming
+	@$(BIN)/python -m mypy.stubtest leveret._buffers leveret._framing leveret._waiting leveret._batching leveret._consuming
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cext && echo "cython-lint: no problems"
 	@$(BIN)/lint-imports --no-logo
 

@@ -45,7 +45,7 @@ extensions = [
         extra_compile_args=[] if sys.platform == "win32" else MODES[mode] + WARNINGS,
         extra_link_args=SANITIZE if mode == "asan" else [],
     )
-    for name in ("_buffers", "_framing", "_batching", "_consuming")
+    for name in ("_buffers", "_framing", "_waiting", "_batching", "_consuming")
 ]
 modules = cythonize(
     extensions,

@@ -1,6 +1,7 @@
 """What a confirmed message costs the client, by channels, window and body size: `make costs`; see docs/costs.md.
 
-The broker is the embedded one, in its own process, so that it runs anywhere: only the client's own CPU time counts.
+The broker is by default the embedded one, in its own process, so that it runs anywhere: only the client's own CPU time
+counts.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ ROOT: Final = Path(__file__).parents[1]
 if __name__ == "__main__":  # as a program it finds what it shares with the comparison
     sys.path[0] = str(ROOT)
 
-from asv_bench.compare import chart  # noqa: E402
-from asv_bench.compare.broker import embedded  # noqa: E402
+from asv_bench.compare import chart, wire  # noqa: E402
+from asv_bench.compare.broker import BROKERS  # noqa: E402
 from asv_bench.compare.plan import Peer  # noqa: E402
 from asv_bench.compare.report import cpu_text, size_text  # noqa: E402
 from asv_bench.compare.run import WIDTH, choose, facts  # noqa: E402
@@ -42,6 +43,8 @@ import leveret  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from asv_bench.compare.job import Address
 
 ROUNDS: Final = 5
 KIBIBYTE: Final = 1024
@@ -57,6 +60,7 @@ CHUNK: Final = min(WINDOWS) // 2
 EXCHANGE: Final = "leveret.costs"
 #: Seconds for a confirm. The machine may be busy with something else.
 PATIENCE: Final = 60.0
+_KINDS_OF_WINDOWS: Final = {"tickets": " full of tickets", "bare": ", ready-made frames"}
 _MARKED: Final = re.compile(r"(?<=<!-- costs:begin -->\n).*?(?=<!-- costs:end -->)", re.DOTALL)
 
 
@@ -65,7 +69,7 @@ class Point:
     """One thing that is measured.
 
     Attributes:
-        axis: `channels`, `window`, `tickets`, `size` or `copying`.
+        axis: `channels`, `window`, `bare`, `tickets`, `size` or `copying`.
         value: Channels, unconfirmed publishings, or bytes.
         count: Messages of a run.
     """
@@ -81,7 +85,7 @@ class Point:
             return size_text(self.value) + (" copied and written" if self.axis == "copying" else "")
         if self.axis == "channels":
             return f"{self.value:,} {'channel' if self.value == 1 else 'channels'}"
-        return f"window {self.value:,}" + (" full of tickets" if self.axis == "tickets" else "")
+        return f"window {self.value:,}" + _KINDS_OF_WINDOWS.get(self.axis, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,8 @@ def plan(axes: Sequence[str], scale: float) -> list[Point]:
         # One batch for each of the most channels, at least.
         points += [Point("channels", n, round(max(1, 2 * scale) * max(CHANNELS)) * BATCH) for n in CHANNELS]
     if "window" in axes:
-        points += [Point("window", n, round(scale * 4) * max(WINDOWS)) for n in WINDOWS]
+        for n in WINDOWS:
+            points += [Point(axis, n, round(scale * 4) * max(WINDOWS)) for axis in ("window", "bare")]
     if "tickets" in axes:
         points += [Point("tickets", n, round(scale * 4) * max(WINDOWS)) for n in WINDOWS]
     if "size" in axes:
@@ -225,6 +230,15 @@ async def publish(url: str, point: Point, watch: Stopwatch, send_buffer: int) ->
         result.raise_for_failures()
 
 
+def bare(address: Address, point: Point, watch: Stopwatch) -> None:
+    """Writes ready-made frames in the chunks of `slide_window`, and counts their confirms."""
+    with wire.Connection(address.host, address.port) as connection:
+        channel = connection.open_channel(confirms=True)
+        with watch.running():
+            # Through the default exchange, to a queue that does not exist: dropped as well.
+            wire.publish(connection, channel, EXCHANGE, bytes(KIBIBYTE), point.count, point.value, CHUNK)
+
+
 def copy(point: Point, watch: Stopwatch, send_buffer: int, port: int) -> None:
     """Copies bodies into a block of 64 KiB or of one body, and writes each block to a socket."""
     body = bytes(point.value)
@@ -262,18 +276,19 @@ async def prepare(url: str) -> None:
 
 
 def measure(
-    points: Sequence[Point], rounds: int, send_buffer: int, progress: Callable[[Point], None]
-) -> dict[Point, list[float]]:
+    points: Sequence[Point], broker: str, rounds: int, send_buffer: int, progress: Callable[[Point], None]
+) -> tuple[str, dict[Point, list[float]]]:
     """Runs all points in turn, round by round; the first round is not counted.
 
     Args:
         points: What is measured.
+        broker: On which of `BROKERS`.
         rounds: How often.
         send_buffer: The setting `socket_send_buffer_size` where bodies grow.
         progress: Called before each run.
 
     Returns:
-        Microseconds per message, by point and round.
+        What the broker says it is, and microseconds per message, by point and round.
     """
     ways = {
         "channels": share,
@@ -283,7 +298,10 @@ def measure(
     }
     found: dict[Point, list[float]] = {point: [] for point in points}
     with ExitStack() as stack:
-        url = stack.enter_context(embedded()).url + "/%2F"
+        address = stack.enter_context(BROKERS[broker]())
+        with wire.Connection(address.host, address.port) as connection:
+            identity = connection.identity
+        url = address.url + "/%2F"
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         reader = multiprocessing.get_context("fork").Process(target=swallow, args=(listener,), daemon=True)
         reader.start()
@@ -296,11 +314,13 @@ def measure(
                 watch = Stopwatch()
                 if point.axis == "copying":
                     copy(point, watch, send_buffer, listener.getsockname()[1])
+                elif point.axis == "bare":
+                    bare(address, point, watch)
                 else:
                     leveret.run(ways[point.axis](url, point, watch))
                 if turn:
                     found[point].append(1e6 * watch.seconds / point.count)
-    return found
+    return identity, found
 
 
 # ---------------------------------------------------------------------- showing
@@ -356,6 +376,7 @@ def cells(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str]]:
 AXES: Final = {
     "channels": "channels",
     "window": "unconfirmed publishings of a batch",
+    "bare": "unconfirmed ready-made frames of a plain socket",
     "tickets": "unconfirmed publishings with a ticket each",
 }
 HEADINGS: Final = ("confirmed messages", "CPU us/message", "lowest to highest", "ratio")
@@ -381,20 +402,20 @@ def markdown(rows: Sequence[Row], about: Mapping[str, str]) -> str:
 
 
 def panels(rows: Sequence[Row]) -> list[chart.Panel]:
-    """For the chart: an axis in each panel, and copying beside the sizes."""
+    """For the chart: an axis in each panel, and its yardstick beside it."""
     headings = {
         "channels": f"channels that share the load: publish_batch, {BATCH:,} bodies of 1 KiB each",
-        "window": f"confirm window: publish_batch in chunks of {CHUNK}, bodies of 1 KiB",
+        "window": f"confirm window: publish_batch in chunks of {CHUNK}, bodies of 1 KiB; beside it ready-made frames",
         "tickets": f"the same full of tickets: publish_nowait until it is full, then flush; bodies of {SIZES[0]} B",
         "size": "body size: publish_batch, and beside it the same bytes copied and written to a socket",
     }
     found = []
     for axis, heading in headings.items():
-        axes = (axis, "copying") if axis == "size" else (axis,)
+        yardstick = {"size": "copying", "window": "bare"}.get(axis)
         bars = [
-            chart.Bar(row.point.label, row.cpu_us, style="ceiling" if row.point.axis == "copying" else "leveret")
+            chart.Bar(row.point.label, row.cpu_us, style="ceiling" if row.point.axis == yardstick else "leveret")
             for row in rows
-            if row.point.axis in axes
+            if row.point.axis in (axis, yardstick)
         ]
         if bars:
             found.append(chart.Panel(heading, bars))
@@ -415,6 +436,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--axes", help="some of channels, window, tickets, size (default: all)")
     add("--rounds", type=int, default=ROUNDS, help="counted rounds (default %(default)s)")
+    add("--broker", choices=sorted(BROKERS), default="embedded", help="a private one of these (default %(default)s)")
     add("--count-scale", type=float, default=1.0, help="factor of all message counts (default 1)")
     add(
         "--send-buffer",
@@ -427,7 +449,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--markdown", type=Path, metavar="FILE", help="fill the marked place of this file")
     add("--chart", type=Path, metavar="FILE.svg", help="draw CPU per message here")
     options = parser.parse_args(arguments)
-    options.axes = choose(options.axes, (*AXES, "size"), "axis")
+    options.axes = choose(options.axes, ("channels", "window", "tickets", "size"), "axis")
     if options.rounds < 1:
         parser.error(f"--rounds is at least 1, not {options.rounds}")
     if not 0.25 <= options.count_scale <= 100:
@@ -461,7 +483,8 @@ def main(arguments: Sequence[str]) -> None:
             bars.update(bar, description=point.label, refresh=True)
             bars.advance(bar)
 
-        rows = summarize(measure(points, options.rounds, options.send_buffer, progress))
+        identity, found = measure(points, options.broker, options.rounds, options.send_buffer, progress)
+        rows = summarize(found)
         bars.update(bar, description="done", refresh=True)
     console.print(table(rows))
     for verdict in verdicts(rows):
@@ -469,7 +492,7 @@ def main(arguments: Sequence[str]) -> None:
     client = Peer(
         "leveret", "leveret", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("leveret", "uvloop"))
     )
-    about = facts(options, f"embedded, leveret {leveret.__version__}", [client])
+    about = facts(options, identity, [client])
     if options.json:
         document: dict[str, Any] = {"schema": 1, "facts": about, "rows": [dataclasses.asdict(row) for row in rows]}
         options.json.write_text(json.dumps(document, indent=1) + "\n")

@@ -92,8 +92,7 @@ class Queues:
         self._address = address
         self._channel = self._open()
         with wire.Connection(address.host, address.port) as connection:
-            said = connection.server_properties
-        self.identity = f"{said.get('product', 'unknown broker')} {said.get('version', '')}".strip()
+            self.identity = connection.identity
         self._numbers = itertools.count(1)
         self._made: list[str] = []
 

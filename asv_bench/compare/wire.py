@@ -46,7 +46,7 @@ class Connection:
     Attributes:
         socket: The socket.
         frame_max: Bytes of a frame at most.
-        server_properties: What the broker says of itself.
+        identity: The product and version that the broker says it is.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
@@ -54,7 +54,7 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._channels = 0
         self.frame_max = 0
-        self.server_properties: dict[str, Any] = {}
+        self.identity = ""
         with contextlib.ExitStack() as stack:
             stack.callback(self.socket.close)
             self._shake_hands()
@@ -62,7 +62,8 @@ class Connection:
 
     def _shake_hands(self) -> None:
         self.socket.sendall(header.ProtocolHeader().marshal())
-        self.server_properties = dict(self.expect(commands.Connection.Start).server_properties)
+        said = self.expect(commands.Connection.Start).server_properties
+        self.identity = f"{said.get('product', 'unknown broker')} {said.get('version', '')}".strip()
         tune = self.call(
             commands.Connection.StartOk({}, "PLAIN", "\0guest\0guest", "en_US"), commands.Connection.Tune, channel=0
         )
@@ -182,7 +183,9 @@ class Confirms:
         self.settled = settled
 
 
-def publish(connection: Connection, channel: int, queue: str, content: bytes, count: int, window: int) -> None:
+def publish(
+    connection: Connection, channel: int, queue: str, content: bytes, count: int, window: int, at_once: int = 0
+) -> None:
     """Publishes ready-made frames, and returns when all are written and, with a window, confirmed.
 
     Args:
@@ -192,9 +195,10 @@ def publish(connection: Connection, channel: int, queue: str, content: bytes, co
         content: The body of all of them.
         count: How many.
         window: How many may be unconfirmed; 0 without confirms.
+        at_once: How many are written at once; 0: as many as fit `WRITE_BYTES` and the window.
     """
     one = publishing(channel, queue, content, connection.frame_max)
-    at_once = max(1, min(WRITE_BYTES // len(one), window or count))
+    at_once = at_once or max(1, min(WRITE_BYTES // len(one), window or count))
     block = memoryview(one * at_once)
     confirms = Confirms()
     sock = connection.socket

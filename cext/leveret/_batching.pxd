@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret._buffers cimport SendBuffer
 from leveret._framing cimport ContentRun, Message
+from leveret._waiting cimport Waiters
 
 
 cdef class PublishTemplate:
@@ -119,14 +120,11 @@ cdef class Publisher:
     cdef public bint _plain
     cdef public bint _alive
     cdef public bint _confirms
-    cdef public object _cancelled_error
-    # Those whose tasks are to be called in the next turn of the loop.
-    cdef list woken
+    # Those who wait for a confirm or for room.
+    cdef public Waiters _waiters
     # Where it was made.
     cdef unsigned long thread
     cdef int forks
-    # Confirms are applied, and `_wake_tasks` is called when that is done.
-    cdef public bint _settling
     cdef public object _transport
 
     cdef object encode(self, value)

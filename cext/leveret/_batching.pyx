@@ -18,12 +18,10 @@ from leveret._endian cimport lv_put16, lv_put32, lv_put64
 from leveret._framing cimport (
     BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_PUBLISH, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD,
     FRAME_OVERHEAD, SETTLE_MULTIPLE, SETTLE_NACK, ContentRun, Message, SettlementRun, Writer)
+from leveret._waiting cimport Waiter
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
-    object PyContext_CopyCurrent()
 
 import os
 
@@ -821,107 +819,8 @@ cdef class PublishBatch:
         return True
 
 
-@cython.final
-@cython.freelist(512)
-cdef class Waiter:
-    """What a task waits for in `publish`: as much of an asyncio future as a task uses of one.
-
-    An asyncio.Future costs its task a handle of the event loop and a turn in its queue. Those of a publisher whose
-    publishings were confirmed together are woken together. It is done when `set_result` was called or it was cancelled.
-    """
-    cdef Publisher publisher
-    cdef object callback
-    cdef object context
-    cdef object cancel_message
-    cdef uint8_t state
-    # asyncio.isfuture, and what says that whoever yields this has awaited it.
-    cdef public bint _asyncio_future_blocking
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.state == PENDING:
-            if self.callback is not None:
-                raise RuntimeError("this is awaited by another task, or was not waited for")
-            self._asyncio_future_blocking = True
-            return self
-        self.result()
-        raise StopIteration
-
-    def get_loop(self):
-        """The publisher's event loop."""
-        return self.publisher._loop
-
-    def add_done_callback(self, callback, *, context=None):
-        """Has the one task that waits called when it is done."""
-        if self.callback is not None:
-            raise RuntimeError("only one task can wait for this")
-        self.callback = callback
-        self.context = PyContext_CopyCurrent() if context is None else context
-        if self.state != PENDING:
-            self.wake()
-
-    def remove_done_callback(self, callback):
-        """Takes that back; returns how many there were."""
-        if self.callback is None or self.callback != callback:
-            return 0
-        self.callback = self.context = None
-        return 1
-
-    def done(self):
-        """Whether there is nothing to wait for any more."""
-        return self.state != PENDING
-
-    def cancelled(self):
-        """Whether it was cancelled."""
-        return self.state == UNKNOWN
-
-    def cancel(self, msg=None):
-        """Ends the wait; returns whether it was waited for."""
-        if self.state != PENDING:
-            return False
-        self.state = UNKNOWN
-        self.cancel_message = msg
-        self.wake()
-        return True
-
-    def set_result(self, result):
-        """Ends the wait."""
-        if self.state == PENDING:
-            self.state = CONFIRMED
-            self.wake()
-
-    def result(self):
-        """Nothing; raises when it was cancelled."""
-        if self.state == UNKNOWN:
-            if self.cancel_message is None:
-                raise self.publisher._cancelled_error()
-            raise self.publisher._cancelled_error(self.cancel_message)
-        if self.state == PENDING:
-            raise RuntimeError("this is not done")
-
-    def exception(self):
-        """None; raises when it was cancelled."""
-        self.result()
-
-    cdef int wake(self) except -1:
-        if self.callback is not None:
-            if not self.publisher.woken and not self.publisher._settling:
-                self.publisher._loop.call_soon(self.publisher._wake_tasks)
-            self.publisher.woken.append(self)
-        return 0
-
-
 # Without confirms nobody knows more.
 NO_RECEIPT = Receipt(0, UNKNOWN)
-
-
-def _raise(error):
-    raise error
 
 
 # How often this process is the child of a fork. In a child the loop that the parent ran looks as if it ran still.
@@ -945,14 +844,13 @@ cdef class Publisher:
     """
 
     def __cinit__(self, *args, **kwargs):
-        self.woken = []
         self.thread = PyThread_get_thread_ident()
         self.forks = _forks
 
     def settled(self, SettlementRun run not None):
         """Applies confirms, and lets those go on who waited for them."""
         cdef list finished
-        self._settling = True
+        self._waiters.hold()
         try:
             if self._watched or self._waiting or self._flushing:
                 self._settle(run)
@@ -961,29 +859,7 @@ cdef class Publisher:
                 if finished is not None:
                     self._complete(finished)
         finally:
-            self._settling = False
-            # In this turn of the loop: the next one comes after another look at all sockets.
-            self._wake_tasks()
-
-    def _wake_tasks(self):
-        """Calls those who wait for what is done now."""
-        cdef list woken = self.woken
-        cdef Waiter waiter
-        cdef object callback, context
-        self.woken = []
-        for waiter in woken:
-            callback, context = waiter.callback, waiter.context
-            waiter.callback = waiter.context = None
-            if callback is None:
-                continue
-            PyContext_Enter(context)
-            try:
-                callback(waiter)
-            except BaseException as error:
-                # Somebody ends the program (KeyboardInterrupt), which must not keep the others from waking.
-                self._loop.call_soon(_raise, error)
-            finally:
-                PyContext_Exit(context)
+            self._waiters.release()
 
     def _complete(self, list finished not None):
         """Wakes those who wait for these tickets, and remembers those that failed and nobody waits for."""
@@ -992,7 +868,7 @@ cdef class Publisher:
             if ticket.future is None:
                 self._remember(ticket)
             elif type(ticket.future) is Waiter:
-                (<Waiter>ticket.future).set_result(None)
+                (<Waiter>ticket.future).end(None)
             elif not ticket.future.done():
                 ticket.future.set_result(None)
 
@@ -1029,11 +905,11 @@ cdef class Publisher:
         return ticket
 
     # As offer, for a caller that waits for the outcome. When nothing is in flight nothing is gained by waiting for
-    # others to share a write with (Nagle's algorithm, RFC 896, does the same).
+    # others to share a write with (Nagle's algorithm, RFC 896, does the same). During a read its end is soon enough.
     cdef Ticket send(self, value, routing_key):
         cdef SendBuffer out
         cdef Ticket ticket
-        if self._batch is None or self._window.outstanding:
+        if self._batch is None or self._window.outstanding or self._batch.out.attended:
             return self.offer(value, routing_key, self._limit)
         out = self._batch.out
         out.attended = True
@@ -1138,8 +1014,7 @@ cdef class Publisher:
             return await self._publish(value, routing_key, options)
         if ticket.pending:
             ticket.observed = True
-            waiter = Waiter.__new__(Waiter)
-            waiter.publisher = self
+            waiter = self._waiters.new()
             ticket.future = waiter
             await waiter
         if ticket.failures is not None:

@@ -3,6 +3,7 @@ from libc.stdint cimport uint16_t, uint64_t
 from leveret._batching cimport AckWindow
 from leveret._buffers cimport SendBuffer
 from leveret._framing cimport ContentRun, Message
+from leveret._waiting cimport Waiter, Waiters
 
 
 cdef class Generation:
@@ -44,7 +45,9 @@ cdef class Intake:
     # What was delivered; those before the head were taken.
     cdef list buffer
     cdef Py_ssize_t head
+    # Those who wait for a message.
     cdef public object _idle
+    cdef public Waiters _waiters
     cdef public Generation _generation
     cdef public object _ordered_by
     cdef public object _loop
@@ -87,7 +90,7 @@ cdef class Intake:
     cdef int run_dry(self) except -1
     cdef int release(self, object key) except -1
     cdef int wake_more(self) except -1
-    cpdef object _wait(self)
+    cpdef Waiter _wait(self)
     cpdef int _wake(self, Py_ssize_t count) except -1
     cpdef int _idle_begins(self) except -1
     cpdef int _idle_ends(self) except -1

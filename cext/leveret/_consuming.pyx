@@ -13,6 +13,7 @@ from libc.stdint cimport uint16_t
 from leveret._batching cimport AckWindow
 from leveret._buffers cimport SendBuffer
 from leveret._framing cimport ContentRun, Message
+from leveret._waiting cimport Waiter
 
 from collections import deque
 
@@ -255,27 +256,33 @@ cdef class Intake:
             self.buffer.clear()
             self.head = 0
         self.buffer += run.messages
-        if self._idle:
-            # One is enough, unless its handler has to wait: then it wakes the others.
-            self._wake(1)
         if self._pace is not None:
             self._pace.read(PyList_GET_SIZE(run.messages), self._prefetch - held)
         if self._watchful:
             self._delivered(run)
+        if self._idle:
+            # One is enough, unless its handler has to wait: then it wakes the others. It goes on before the next look
+            # at the sockets.
+            self._waiters.hold()
+            try:
+                self._wake(1)
+            finally:
+                self._waiters.release()
 
-    cpdef object _wait(self):
-        """A future that is done when there may be a message."""
-        future = self._loop.create_future()
-        self._idle.append(future)
-        return future
+    cpdef Waiter _wait(self):
+        """What is done when there may be a message."""
+        cdef Waiter waiter = self._waiters.new()
+        self._idle.append(waiter)
+        return waiter
 
     cpdef int _wake(self, Py_ssize_t count) except -1:
         """Wakes so many of those who wait for a message."""
+        cdef Waiter waiter
         while self._idle and count > 0:
-            future = self._idle.popleft()
+            waiter = self._idle.popleft()
             # One that is done belongs to somebody who was cancelled, and takes nothing.
-            if not future.done():
-                future.set_result(None)
+            if not waiter.done():
+                waiter.end(None)
                 count -= 1
         return 0
 
@@ -400,6 +407,9 @@ cdef class Intake:
     cdef int run_dry(self) except -1:
         cdef Generation generation = self._generation
         if generation is None:
+            return 0
+        if generation.out.attended:
+            self.acknowledge()  # written at the end of the read's work
             return 0
         generation.out.attended = True
         try:

@@ -1905,8 +1905,15 @@ cdef class Stream:
     def buffer_updated(self, Py_ssize_t nbytes):
         """The reader's buffer holds `nbytes` more."""
         cdef list events = self.reader.received(nbytes)
-        if PyList_GET_SIZE(events) and not (PyList_GET_SIZE(events) == 1 and self.handed_over(events[0])):
-            self._session.events_received(events)
+        if PyList_GET_SIZE(events):
+            # What this read brings about leaves in one write at its end, without another turn of the loop.
+            self.out.attended = True
+            try:
+                if not (PyList_GET_SIZE(events) == 1 and self.handed_over(events[0])):
+                    self._session.events_received(events)
+            finally:
+                self.out.attended = False
+                self.flush()
         if self.reader.error is not None and not self.closed:
             self._session.stream_failed(self.reader.error)
 

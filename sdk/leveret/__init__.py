@@ -112,7 +112,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 try:
-    from leveret import _batching, _buffers, _consuming, _framing  # noqa: F401
+    from leveret import _batching, _buffers, _consuming, _framing, _waiting  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "leveret's extension modules are missing or do not fit this Python. Install a wheel (pip install leveret), or "

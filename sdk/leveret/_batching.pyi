@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol, Unpack, final
@@ -10,6 +9,7 @@ from typing_extensions import Buffer, disjoint_base
 
 from leveret._buffers import SendBuffer
 from leveret._framing import ContentRun, Message, SettlementRun
+from leveret._waiting import Waiter, Waiters
 from leveret.codecs import BodyEncoder
 from leveret.errors import LeveretError
 from leveret.message import Outcome
@@ -143,7 +143,7 @@ class Publisher:
     _encode: Callable[[Any], bytes]
     _loop: asyncio.AbstractEventLoop
     _timer: asyncio.TimerHandle | None
-    _waiting: deque[tuple[int, int, float, asyncio.Future[bool]]]
+    _waiting: deque[tuple[int, int, float, Waiter]]
     _last_key: str | Template | None
     _last_template: PublishTemplate
     _templates: dict[object, PublishTemplate]
@@ -154,14 +154,12 @@ class Publisher:
     _plain: bool
     _alive: bool
     _confirms: bool
-    _cancelled_error: type[BaseException]
-    _settling: bool
+    _waiters: Waiters
     _watched: bool
     _flushing: list[tuple[int, asyncio.Future[None]]]
     def settled(self, run: SettlementRun) -> None: ...
     _transport: FrameTransport
     def _encoded(self, value: Any) -> bytes: ...
-    def _wake_tasks(self) -> None: ...
     def _complete(self, finished: list[Ticket]) -> None: ...
     def _put_values(
         self,
@@ -179,24 +177,6 @@ class Publisher:
     def publish_nowait(
         self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
     ) -> Ticket: ...
-
-@final
-class Waiter:
-    _asyncio_future_blocking: bool
-    def __await__(self) -> Generator[Any, Any]: ...
-    def __iter__(self) -> Generator[Any, Any]: ...
-    def __next__(self) -> Waiter: ...
-    def get_loop(self) -> asyncio.AbstractEventLoop: ...
-    def add_done_callback(
-        self, callback: Callable[[Waiter], object], *, context: contextvars.Context | None = None
-    ) -> None: ...
-    def remove_done_callback(self, callback: Callable[[Waiter], object]) -> int: ...
-    def done(self) -> bool: ...
-    def cancelled(self) -> bool: ...
-    def cancel(self, msg: object = None) -> bool: ...
-    def set_result(self, result: None) -> None: ...
-    def result(self) -> None: ...
-    def exception(self) -> None: ...
 
 NO_RECEIPT: Receipt
 

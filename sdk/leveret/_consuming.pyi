@@ -11,6 +11,7 @@ from typing_extensions import disjoint_base
 from leveret._batching import AckWindow
 from leveret._buffers import SendBuffer
 from leveret._framing import ContentRun, Message
+from leveret._waiting import Waiter, Waiters
 from leveret.failures import Failures
 from leveret.monitoring import ConsumerMeter
 
@@ -59,7 +60,8 @@ class Pace:
 
 @disjoint_base
 class Intake:
-    _idle: deque[asyncio.Future[None]]
+    _idle: deque[Waiter]
+    _waiters: Waiters
     _generation: Generation | None
     _ordered_by: Callable[[Message], Hashable] | None
     _loop: asyncio.AbstractEventLoop
@@ -84,7 +86,7 @@ class Intake:
     def _buffered(self) -> int: ...
     def _pop(self) -> Message | None: ...
     def delivered(self, run: ContentRun) -> None: ...
-    def _wait(self) -> asyncio.Future[None]: ...
+    def _wait(self) -> Waiter: ...
     def _wake(self, count: int) -> int: ...
     def _put_back(self, messages: list[Message]) -> None: ...
     _measured: bool

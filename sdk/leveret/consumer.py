@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret._batching import AckWindow, append_settlement
 from leveret._consuming import Generation, Intake, Pace, Worker
+from leveret._waiting import Waiters
 from leveret.codecs import BodyDecoder
 from leveret.connection import longest_delay, may_mend
 from leveret.error_policy import policy_of
@@ -198,6 +199,7 @@ class Consumer(Generic[T], Intake):
         # What runs in them.
         self._calls: dict[Message, Future[Any]] = {}
         self._loop = asyncio.get_running_loop()
+        self._waiters = Waiters(self._loop, asyncio.CancelledError)
         # One at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
         self._changing = asyncio.Lock()
@@ -649,13 +651,13 @@ class Consumer(Generic[T], Intake):
             if self._over:
                 break
             self._idle_begins()
-            future = self._wait()
+            waiter = self._wait()
             try:
-                await future
+                await waiter
             except BaseException:
                 # It may have been this one's turn, which passes to the next.
                 with contextlib.suppress(ValueError):
-                    self._idle.remove(future)
+                    self._idle.remove(waiter)
                 self._wake(self._buffered)
                 raise
             finally:
@@ -689,10 +691,10 @@ class Consumer(Generic[T], Intake):
                 continue
             if self._over or self._paused or self._loop.time() >= deadline:
                 break
-            future = self._wait()
-            timer = self._loop.call_at(deadline, _set, future)
+            waiter = self._wait()
+            timer = self._loop.call_at(deadline, waiter.set_result, None)
             try:
-                await future
+                await waiter
             except BaseException:
                 self._put_back(messages)
                 self._wake(self._buffered)
@@ -1061,11 +1063,6 @@ class Consumer(Generic[T], Intake):
         self._over = True
         self._note_state()
         self._wake_all()
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _key_function(ordered_by: str | None) -> Callable[[Message], Hashable] | None:

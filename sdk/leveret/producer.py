@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leveret._batching import NO_RECEIPT, ConfirmWindow, PublishBatch, Publisher, PublishTemplate, Receipt, Ticket
 from leveret._framing import FieldValue
+from leveret._waiting import Waiters
 from leveret.batches import Batch, Source
 from leveret.codecs import ORIGINAL_SIZE, BodyEncoder, Form, OriginalSize
 from leveret.errors import (
@@ -113,7 +114,7 @@ class Producer(Publisher):
         self._encode = self._encoder.encode
         self._form = self._encoder.form
         self._loop = asyncio.get_running_loop()
-        self._cancelled_error = asyncio.CancelledError
+        self._waiters = Waiters(self._loop, asyncio.CancelledError)
         self._channel: Channel | None = None
         self._connection: Connection
         self._window = ConfirmWindow()
@@ -147,7 +148,7 @@ class Producer(Publisher):
         self._error: LeveretError | None = None
         self._reopening: asyncio.Task[None] | None = None
         # Who waits for room, in the order in which they came: (the number of its call, outstanding publishings from
-        # which it goes on, deadline, future; its result is false when the deadline came first).
+        # which it goes on, deadline, waiter; its result is false when the deadline came first).
         self._waiting = deque()
         self._calls = 0
         # Those of them who wait for the broker's leave or the socket.
@@ -866,11 +867,11 @@ class Producer(Publisher):
                     or (self._waiting and self._waiting[0][0] < number)
                 ):
                     # No timer for each: the producer's clock looks after all of them.
-                    future: asyncio.Future[bool] = self._loop.create_future()
-                    insort(self._waiting, (number, low, deadline, future))
+                    waiter = self._waiters.new()
+                    insort(self._waiting, (number, low, deadline, waiter))
                     if self._timer is None:
                         self._start_clock()
-                    in_time = await future
+                    in_time = await waiter
                 else:
                     return
         except BaseException:

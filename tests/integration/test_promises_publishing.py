@@ -246,7 +246,6 @@ async def test_s12_200_publishes_are_in_flight_and_the_201st_waits() -> None:
         await asyncio.sleep(0)
         assert await server.publishings() == [b"%d" % number for number in range(200)]
         server.ack(1)
-        assert await server.publishings() == []  # it was read before the confirm
         await publishing[0]
         assert await server.publishings() == [b"200"]
         server.ack(101, multiple=True)

@@ -306,16 +306,11 @@ async def test_a_publish_goes_on_when_a_flush_waited_before_it(client: leveret.C
 
 
 async def test_the_next_publish_goes_on_when_one_that_had_its_turn_is_cancelled(
-    client: leveret.Client, queue: str, monkeypatch: pytest.MonkeyPatch
+    client: leveret.Client, queue: str
 ) -> None:
     async with client.producer(max_outstanding=1, confirm_timeout=20) as producer:
-        settled = producer.settled
-
-        def settled_and_cancelled(run: Any) -> None:
-            settled(run)
-            second.cancel()  # at this moment its turn has come, and it has not run yet
-
-        monkeypatch.setattr(producer, "settled", settled_and_cancelled)
+        # At this moment its turn has come, and it has not run yet.
+        producer.on_confirm(lambda delivery_tag, multiple: second.cancel())
         first = asyncio.create_task(producer.publish("first", queue))
         await asyncio.sleep(0)
         second = asyncio.create_task(producer.publish("second", queue))

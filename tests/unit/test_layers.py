@@ -20,7 +20,7 @@ EXTENSIONS = sorted((ROOT / "cext" / "leveret").glob("_*.pyx"))
 
 #: Lowest first; a module may import what stands before it.
 BELOW = ["leveret.errors", "leveret.message", "leveret.settings"]
-COMPILED = ["leveret._buffers", "leveret._framing", "leveret._batching", "leveret._consuming"]
+COMPILED = ["leveret._buffers", "leveret._framing", "leveret._waiting", "leveret._batching", "leveret._consuming"]
 TOP = {"__init__.py", "__main__.py", "cli", "testing"}
 NEVER = {"asyncio", "selectors", "socket", "ssl", "time", "uvloop", "pluggy", "posix.time", "libc.time"}
 CYTHON_IMPORT = re.compile(

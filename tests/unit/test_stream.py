@@ -149,6 +149,28 @@ async def test_what_is_appended_in_a_turn_leaves_in_one_write() -> None:
     assert writer.written == [b"onetwo", b"three"]
 
 
+async def test_what_a_read_brings_about_leaves_in_one_write_at_its_end() -> None:
+    class Answers(Owner):
+        def take(self, run: object) -> None:
+            super().take(run)
+            transport.out.append(b"one")
+            transport.out.append(b"two")
+            assert writer.written == []
+
+        delivered = take
+
+    transport, _, writer = made(Answers())
+    transport.channels[1].publisher = Owner(ValueError("a defect"))
+    receive(transport, DELIVERY)
+    assert writer.written == [b"onetwo"], "no turn of the loop was needed"
+    receive(transport, CONFIRM)
+    assert writer.written == [b"onetwo"], "there was nothing to write"
+    # And what comes later has its turn again.
+    transport.out.append(b"three")
+    await asyncio.sleep(0)
+    assert writer.written == [b"onetwo", b"three"]
+
+
 async def test_nothing_is_written_when_it_is_closed() -> None:
     transport, _, writer = made()
     transport.out.append(b"one")

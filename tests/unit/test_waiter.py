@@ -9,10 +9,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.corpus import frames
 
 import leveret
 from leveret import Topology
-from leveret._batching import Waiter
+from leveret._waiting import Waiter
 from leveret.broker import EmbeddedBroker
 from leveret.errors import WrongLoopError
 
@@ -91,6 +92,53 @@ async def test_it_is_sent_at_once_when_nothing_is_in_flight(producer: Producer) 
     await producer.flush()
 
 
+async def test_a_task_has_gone_on_when_the_read_of_its_confirm_ends(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = producer.settled
+    published: list[int] = []
+    seen: list[list[int]] = []
+
+    def settled(run: Any) -> None:
+        settle(run)
+        seen.append(published.copy())
+
+    async def publish() -> None:
+        await producer.publish(1, "q")
+        published.append(1)
+
+    monkeypatch.setattr(producer, "settled", settled)
+    await asyncio.create_task(publish())
+    assert seen == [[1]]
+
+
+async def test_a_handler_has_ended_when_the_read_of_its_message_ends(producer: Producer) -> None:
+    handled: list[str] = []
+    seen: list[list[str]] = []
+    begun = asyncio.Event()
+    async with leveret.connect(producer._connection.settings) as client:
+        consumer = client.consumer("q", str)
+        delivered = consumer.delivered
+
+        def deliver(run: Any) -> None:
+            delivered(run)
+            seen.append(handled.copy())
+
+        async def handler(value: str, message: leveret.Message) -> None:
+            handled.append(value)
+            begun.set()
+            if value == "the second":
+                consumer.stop()
+
+        running = asyncio.create_task(consumer.run(handler))
+        await begun.wait()  # the first delivery may come before anybody waits for it
+        consumer.delivered = deliver  # type: ignore[method-assign]
+        await producer.publish("the second", "q")
+        async with asyncio.timeout(5):
+            await running
+    assert seen == [[*handled[:-1], "the second"]]
+
+
 async def test_what_a_task_uses_of_a_future(producer: Producer) -> None:
     call = producer.publish(1, "q")
     waiter = call.send(None)
@@ -116,6 +164,20 @@ async def test_what_a_task_uses_of_a_future(producer: Producer) -> None:
     with pytest.raises(StopIteration) as stop:
         call.send(None)
     assert stop.value.value.delivery_tag == 2
+
+
+async def test_a_task_goes_on_later_when_another_one_did_the_read(producer: Producer) -> None:
+    waiting = asyncio.create_task(producer.publish(1, "q"))
+    await asyncio.sleep(0)
+    # A program that drives the transport itself, from a task.
+    producer._connection.transport.pause_reading()
+    confirm = frames.method(producer._channel.number, 60, 80, b"\0\0\0\0\0\0\0\2\0")  # type: ignore[union-attr]
+    producer._connection.transport.get_buffer(len(confirm))[: len(confirm)] = confirm
+    producer._connection.transport.buffer_updated(len(confirm))
+    assert not waiting.done(), "this task has not let others run"
+    async with asyncio.timeout(5):
+        assert (await waiting).delivery_tag == 2
+    producer._connection.transport.resume_reading()
 
 
 async def test_two_cannot_await_one_wait(producer: Producer) -> None:

@@ -1,0 +1,31 @@
+cimport cython
+from libc.stdint cimport uint8_t
+
+
+@cython.final
+cdef class Waiters:
+    cdef readonly object loop
+    cdef object cancelled_error
+    # Those whose waits have ended, and whose tasks were not called yet.
+    cdef list ended
+    # `release` will call them.
+    cdef bint held
+
+    cpdef Waiter new(self)
+    cdef void hold(self) noexcept
+    cdef int release(self) except -1
+
+
+@cython.final
+cdef class Waiter:
+    cdef Waiters owner
+    cdef object callback
+    cdef object context
+    cdef object cancel_message
+    cdef object value
+    cdef uint8_t state
+    # asyncio.isfuture, and what says that whoever yields this has awaited it.
+    cdef public bint _asyncio_future_blocking
+
+    cdef int end(self, object value) except -1
+    cdef int call(self) except -1
