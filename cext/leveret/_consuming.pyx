@@ -37,8 +37,8 @@ cdef enum:
     TURN = 256
     # So many reads since the last look at the pace do not wait for the next.
     MANY_READS = 8
-    # So many deliveries are worth a wait in the kernel.
-    WORTH_COLLECTING = 8
+    # So many deliveries are worth a wait in the kernel. With 8 and a small prefetch the workers ran dry meanwhile.
+    WORTH_COLLECTING = 16
     # So many places of the buffer may be free before it moves.
     COMPACT = 1024
 
