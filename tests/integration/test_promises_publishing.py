@@ -461,8 +461,11 @@ async def test_s16_10000_are_buffered_and_the_next_is_refused_or_waits(
             producer.publish_nowait(b"x", queue)
         assert producer.outstanding == 10_000
         waiting = [asyncio.create_task(producer.enqueue(b"y", queue)) for _ in range(100)]
+        # Nor in the turn in which the others begin.
+        client.connection.transport.pause_reading()
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
+        client.connection.transport.resume_reading()
         tickets += await asyncio.gather(*waiting)
         await producer.flush()
         assert all([(await ticket).outcome is Outcome.CONFIRMED for ticket in tickets])
