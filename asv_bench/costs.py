@@ -60,6 +60,8 @@ CHUNK: Final = min(WINDOWS) // 2
 EXCHANGE: Final = "leveret.costs"
 #: Seconds for a confirm. The machine may be busy with something else.
 PATIENCE: Final = 60.0
+#: What is measured beside an axis.
+YARDSTICKS: Final = {"size": "copying", "window": "bare"}
 _KINDS_OF_WINDOWS: Final = {"tickets": " full of tickets", "bare": ", ready-made frames"}
 _MARKED: Final = re.compile(r"(?<=<!-- costs:begin -->\n).*?(?=<!-- costs:end -->)", re.DOTALL)
 
@@ -113,7 +115,7 @@ def plan(axes: Sequence[str], scale: float) -> list[Point]:
         points += [Point("channels", n, round(max(1, 2 * scale) * max(CHANNELS)) * BATCH) for n in CHANNELS]
     if "window" in axes:
         for n in WINDOWS:
-            points += [Point(axis, n, round(scale * 4) * max(WINDOWS)) for axis in ("window", "bare")]
+            points += [Point(axis, n, round(scale * 4) * max(WINDOWS)) for axis in ("window", YARDSTICKS["window"])]
     if "tickets" in axes:
         points += [Point("tickets", n, round(scale * 4) * max(WINDOWS)) for n in WINDOWS]
     if "size" in axes:
@@ -411,7 +413,7 @@ def panels(rows: Sequence[Row]) -> list[chart.Panel]:
     }
     found = []
     for axis, heading in headings.items():
-        yardstick = {"size": "copying", "window": "bare"}.get(axis)
+        yardstick = YARDSTICKS.get(axis)
         bars = [
             chart.Bar(row.point.label, row.cpu_us, style="ceiling" if row.point.axis == yardstick else "leveret")
             for row in rows

@@ -868,7 +868,7 @@ cdef class Publisher:
             if ticket.future is None:
                 self._remember(ticket)
             elif type(ticket.future) is Waiter:
-                (<Waiter>ticket.future).end(None)
+                (<Waiter>ticket.future).set_result(None)
             elif not ticket.future.done():
                 ticket.future.set_result(None)
 

@@ -52,7 +52,6 @@ cdef class Intake:
     cdef public object _ordered_by
     cdef public object _loop
     cdef public object _timer
-    cdef public object _cancelled_error
     cdef public object meter
     # What becomes of messages that could not be handled.
     cdef public object _failures

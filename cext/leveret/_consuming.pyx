@@ -282,7 +282,7 @@ cdef class Intake:
             waiter = self._idle.popleft()
             # One that is done belongs to somebody who was cancelled, and takes nothing.
             if not waiter.done():
-                waiter.end(None)
+                waiter.set_result(None)
                 count -= 1
         return 0
 
@@ -406,17 +406,16 @@ cdef class Intake:
     # There is nothing to do until more is read: what waits to be sent need not wait for a turn of the loop.
     cdef int run_dry(self) except -1:
         cdef Generation generation = self._generation
+        cdef bint attended
         if generation is None:
             return 0
-        if generation.out.attended:
-            self.acknowledge()  # written at the end of the read's work
-            return 0
+        attended = generation.out.attended  # then it is written at the end of the read's work
         generation.out.attended = True
         try:
             self.acknowledge()
         finally:
-            generation.out.attended = False
-        if generation.out.used:
+            generation.out.attended = attended
+        if generation.out.used and not attended:
             self._written()
         return 0
 
@@ -502,7 +501,7 @@ cdef class Worker:
                     # A handler that kept its cancellation to itself does not keep its consumer from ending.
                     self.cancelled = False
                     if self.intake.ends(self.task):
-                        raise self.intake._cancelled_error()
+                        raise self.intake._waiters.cancelled_error()
                 if self.turn >= TURN:
                     self.turn = 0
                     self.intake.acknowledge()
@@ -611,7 +610,7 @@ cdef class Worker:
 
     # What is thrown may be the end of the worker, or that of its handler, or an affair of the handler's own.
     cdef int note_cancellation(self, object error) except -1:
-        if isinstance(error, self.intake._cancelled_error):
+        if isinstance(error, self.intake._waiters.cancelled_error):
             self.cancelled = True
             if self.timed_out:
                 self.timed_out = False
@@ -626,7 +625,7 @@ cdef class Worker:
         cdef bint late = self.late
         self.kind = NOTHING
         self.late = False
-        if isinstance(error, intake._cancelled_error):
+        if isinstance(error, intake._waiters.cancelled_error):
             if kind != HANDLER or intake.ends(self.task):
                 if kind == IDLE:
                     intake._idle_ends()

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t
 @cython.final
 cdef class Waiters:
     cdef readonly object loop
-    cdef object cancelled_error
+    cdef readonly object cancelled_error
     # Those whose waits have ended, and whose tasks were not called yet.
     cdef list ended
     # `release` will call them.
@@ -13,7 +13,7 @@ cdef class Waiters:
 
     cpdef Waiter new(self)
     cdef void hold(self) noexcept
-    cdef int release(self) except -1
+    cpdef int release(self) except -1
 
 
 @cython.final
@@ -27,5 +27,7 @@ cdef class Waiter:
     # asyncio.isfuture, and what says that whoever yields this has awaited it.
     cdef public bint _asyncio_future_blocking
 
-    cdef int end(self, object value) except -1
+    cpdef bint done(self) noexcept
+    cpdef int set_result(self, object result) except -1
+    cpdef object result(self)
     cdef int call(self) except -1

@@ -44,8 +44,8 @@ cdef class Waiters:
     cdef void hold(self) noexcept:
         self.held = True
 
-    # Calls those whose waits have ended. In this turn of the loop: the next one comes after a look at all sockets.
-    cdef int release(self) except -1:
+    cpdef int release(self) except -1:
+        """Calls those whose waits have ended. In this turn: the next one comes after a look at all sockets."""
         cdef list ended = self.ended
         cdef Waiter waiter
         cdef object callback, context
@@ -71,9 +71,6 @@ cdef class Waiters:
             finally:
                 PyContext_Exit(context)
         return 0
-
-    def _release(self):
-        self.release()
 
 
 @cython.final
@@ -118,7 +115,7 @@ cdef class Waiter:
         self.callback = self.context = None
         return 1
 
-    def done(self):
+    cpdef bint done(self) noexcept:
         """Whether there is nothing to wait for any more."""
         return self.state != PENDING
 
@@ -135,11 +132,15 @@ cdef class Waiter:
         self.call()
         return True
 
-    def set_result(self, result):
+    cpdef int set_result(self, object result) except -1:
         """Ends the wait, unless it has ended."""
-        self.end(result)
+        if self.state == PENDING:
+            self.state = ENDED
+            self.value = result
+            self.call()
+        return 0
 
-    def result(self):
+    cpdef object result(self):
         """What `set_result` was given; raises when it was cancelled."""
         if self.state == CANCELLED:
             if self.cancel_message is None:
@@ -153,17 +154,10 @@ cdef class Waiter:
         """None; raises when it was cancelled."""
         self.result()
 
-    cdef int end(self, object value) except -1:
-        if self.state == PENDING:
-            self.state = ENDED
-            self.value = value
-            self.call()
-        return 0
-
     # Has the task called, at the end of the read's work or in the next turn of the loop.
     cdef int call(self) except -1:
         if self.callback is not None:
             if not self.owner.ended and not self.owner.held:
-                self.owner.loop.call_soon(self.owner._release)
+                self.owner.loop.call_soon(self.owner.release)
             self.owner.ended.append(self)
         return 0

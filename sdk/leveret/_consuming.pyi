@@ -66,7 +66,6 @@ class Intake:
     _ordered_by: Callable[[Message], Hashable] | None
     _loop: asyncio.AbstractEventLoop
     _timer: asyncio.TimerHandle | None
-    _cancelled_error: type[BaseException]
     _ack_at: int
     _results_settle: bool
     _ack_each: bool

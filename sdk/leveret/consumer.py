@@ -166,7 +166,6 @@ class Consumer(Generic[T], Intake):
         self._ack_each = settings.ack == "each"
         # Delivery tags that were taken over and not acknowledged, because too many are unfinished.
         self._withheld: deque[int] = deque()
-        self._cancelled_error = asyncio.CancelledError
         self._ordered_by = ordered_by or _key_function(settings.ordered_by)
         self._adaptive: AdaptivePrefetch | None = None
         self._adapting: asyncio.TimerHandle | None = None

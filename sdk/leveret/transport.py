@@ -1,8 +1,9 @@
 """The only room with sockets, TLS and the event loop's transports.
 
-`FrameTransport` joins a frame reader, a send buffer and an asyncio transport. All frames of one loop turn leave in
-one write, or as soon as 64 KiB have come together: uvloop 0.23 and asyncio both make one system call for each
-`transport.write`, so collecting is ours to do. Large bodies leave as pieces of the same write, without being copied.
+`FrameTransport` joins a frame reader, a send buffer and an asyncio transport. What a read brings about leaves in one
+write at its end, all other frames of one loop turn in another, or as soon as 64 KiB have come together: uvloop 0.23
+and asyncio both make one system call for each `transport.write`, so collecting is ours to do. Large bodies leave as
+pieces of the same write, without being copied.
 """
 
 from __future__ import annotations

@@ -245,6 +245,7 @@ async def test_s12_200_publishes_are_in_flight_and_the_201st_waits() -> None:
         publishing = [asyncio.create_task(producer.publish(number, "key")) for number in range(300)]
         await asyncio.sleep(0)
         assert await server.publishings() == [b"%d" % number for number in range(200)]
+        assert await server.publishings() == []  # nothing more while no confirm comes
         server.ack(1)
         await publishing[0]
         assert await server.publishings() == [b"200"]

@@ -198,6 +198,7 @@ def test_defaults_are_the_guides_when_nothing_is_said() -> None:
     assert connection.endpoints == (Endpoint("localhost", 5672),)
     assert (connection.username, connection.password, connection.virtual_host) == ("guest", Secret("guest"), "/")
     assert (connection.connect_timeout, connection.heartbeat, connection.frame_max) == (30.0, 30.0, 131_072)
+    # The guide's program sets both to 65536 bytes; docs/settings.md says why that is no default.
     assert (connection.socket_receive_buffer_size, connection.socket_send_buffer_size) == (0, 0)
     assert (connection.tcp_nodelay, connection.tcp_keepalive) == (True, True)
     assert (connection.tcp_keepalive_time, connection.tcp_keepalive_interval) == (60.0, 10.0)
