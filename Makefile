@@ -1,5 +1,5 @@
 # Everything runs in .venv, which `setup` makes. Stamp files in it remember what was done, so a second run costs nothing.
-# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench).
+# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench; ARGS="-n 0" runs tests in one process).
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ demo: setup ## publish and consume typed orders on the embedded broker
 	@$(BIN)/leveret demo
 
 test: setup rabbitmq ## run all tests, on RabbitMQ and on the embedded broker; a skipped test fails
-	@$(BIN)/python -m pytest -q -ra --no-skips $(ARGS)
+	@$(BIN)/python -m pytest -q -ra --no-skips -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup ## lint, types, stubs of the extension modules, layers
 	@$(BIN)/ruff check

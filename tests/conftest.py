@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails the run (as with CI=true)")
 
 
+def pytest_configure() -> None:
+    # Commands that tests start print for a pipe, whatever terminal (or pytest-xdist) the run itself has.
+    os.environ.pop("COLUMNS", None)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if _skipped(session.config) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -34,7 +39,9 @@ def _skipped(config: pytest.Config) -> int:
     # A run that silently leaves RabbitMQ out would look as green as one that tested against it.
     if not config.getoption("--no-skips") and os.environ.get("CI", "").lower() != "true":
         return 0
-    return len(config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", []))
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    # The processes of pytest-xdist have none: what they skip is reported by the one that started them.
+    return len(reporter.stats.get("skipped", [])) if reporter else 0
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, object]:
