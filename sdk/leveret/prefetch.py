@@ -22,6 +22,8 @@ _LONG_SECONDS: Final = 1.0
 _TOO_IDLE: Final = 0.08
 _IDLE: Final = 0.065
 _BUSY: Final = 0.03
+#: With up to this share it is the edge, where a short measurement is as often wrong as right.
+_CLEARLY_IDLE: Final = 0.2
 #: When workers do less than by this factor with the prefetch before, then a larger one was not in vain.
 _NO_LESS: Final = 1.25
 #: Above this share, or with this share of the prefetch never used, something has changed, and nothing waits for a hold.
@@ -180,18 +182,19 @@ class AdaptivePrefetch:
         # Messages come and go by chance.
         chance = 1 / math.sqrt(max(count, 1))
         before = self.limit
-        if (
-            0 < self._before < before
-            and seconds < _LONG_SECONDS
-            and idle > _TOO_IDLE
-            and 1.0 - idle < self._busy * (_CLEARLY_WORTH + 3 * chance)
-        ):
+        if seconds < _LONG_SECONDS and self._is_unclear(idle, chance):
             return before
         self._decide(now, count / seconds, idle, chance)
         if self.limit != before:
             self._settled_at = finished + before
         self._begin(now, finished, idle_seconds)
         return self.limit
+
+    def _is_unclear(self, idle: float, chance: float) -> bool:
+        """Whether a short measurement says too little: whether to grow at the edge, and whether it was worth it."""
+        if 0 < self._before < self.limit:
+            return 1.0 - idle < self._busy * (_CLEARLY_WORTH + 3 * chance)
+        return _TOO_IDLE < idle < _CLEARLY_IDLE
 
     def _decide(self, now: float, rate: float, idle: float, chance: float) -> None:
         """Chooses the prefetch by a complete measurement.
@@ -208,7 +211,7 @@ class AdaptivePrefetch:
         if before > self.limit and idle > _IDLE:
             self.limit = before
             self._keep(now)
-        elif 0 < before < self.limit and self._waited and not self._was_worth(self.limit / before, busy, chance):
+        elif 0 < before < self.limit and not self._was_worth(self.limit / before, busy, chance):
             self.limit = before
             self._grow_at, self._in_vain = now + self._grow_hold, busy
             self._grow_hold = min(2 * self._grow_hold, _LONGEST_HOLD)

@@ -231,10 +231,10 @@ def decided(
     concurrency: int = 10,
     initial: int = 40,
 ) -> int:
-    """The prefetch after a second in which all was the same."""
+    """The prefetch when all was the same until it decided, or for three seconds."""
     prefetch = AdaptivePrefetch(minimum, maximum, concurrency, initial)
     seen = initial if unsettled is None else unsettled
-    for turn in range(10):
+    for turn in range(30):
         now = turn * prefetch.INTERVAL
         limit = prefetch.update(7.0 + now, 1 + int(rate * now), idle * concurrency * now, backlog, seen)
         if limit != prefetch._minimum and limit != initial:
@@ -285,6 +285,36 @@ def test_s26_more_unsettled_never_make_it_smaller(one: int, other: int, idle: fl
 )
 def test_s26_decision(given_: dict[str, Any], expected: int) -> None:
     assert decided(**given_) == expected
+
+
+def limits(idle: Callable[[int, int], float], turns: int, *, initial: int = 20) -> list[int]:
+    """The prefetch at each call, when `idle(turn, limit)` is the share that ten workers are idle until the next."""
+    prefetch = AdaptivePrefetch(concurrency=10, initial=initial)
+    seconds, seen = 0.0, []
+    for turn in range(turns):
+        seen.append(prefetch.update(turn * prefetch.INTERVAL, 1 + 800 * turn, seconds, 0, prefetch.limit))
+        seconds += 10 * prefetch.INTERVAL * idle(turn, prefetch.limit)
+    return seen
+
+
+def test_s26_does_not_grow_when_workers_are_too_idle_for_a_moment_only() -> None:
+    # 0.4 s of 12 % and 0.6 s of 4 %: 7 % of the time.
+    assert set(limits(lambda turn, limit: 0.12 if turn % 10 < 4 else 0.04, 600)) == {20}
+
+
+def test_s26_grows_when_workers_are_a_little_too_idle_all_the_time() -> None:
+    seen = limits(lambda turn, limit: 0.1 if limit == 20 else 0.04, 200)
+    assert seen[-1] == math.ceil(20 * 1.25 / 0.9)
+    assert seen.index(seen[-1]) <= 25
+
+
+def test_s26_goes_back_when_a_larger_one_brought_little_more() -> None:
+    # Two fifths more for two hundredths more work, although workers are idle for less than what is too much.
+    seen = limits(lambda turn, limit: 0.09 if limit == 20 else 0.07, 200)
+    assert max(seen) > 20
+    assert seen[-1] == 20
+    # A second each for looking twice, and a second for the trial, which is not repeated for ten.
+    assert sum(limit > 20 for limit in seen[:130]) <= 15
 
 
 NUMBERS: Final = st.floats() | st.integers(-10, 10**6)
