@@ -17,13 +17,12 @@ _MAXIMUM: Final = 1000
 _LEAST_SECONDS: Final = 0.2
 _LEAST_COUNT: Final = 20
 _LONG_SECONDS: Final = 1.0
-#: Workers may stand idle for this share of their time before more is asked for, after less was tried for it to stay
-#: less, and at most for less to be tried. They lie apart so that one change does not call for the other.
+#: Workers may stand idle for this share of their time before more is asked for. Up to the second share that is the
+#: edge, where a short measurement is as often wrong as right. Below the third one less was not too little, whatever
+#: more would bring.
 _TOO_IDLE: Final = 0.08
-_IDLE: Final = 0.065
-_BUSY: Final = 0.03
-#: With up to this share it is the edge, where a short measurement is as often wrong as right.
 _CLEARLY_IDLE: Final = 0.2
+_IDLE: Final = 0.065
 #: When workers do less than by this factor with the prefetch before, then a larger one was not in vain.
 _NO_LESS: Final = 1.25
 #: Above this share, or with this share of the prefetch never used, something has changed, and nothing waits for a hold.
@@ -194,7 +193,7 @@ class AdaptivePrefetch:
         """Whether a short measurement says too little: whether to grow at the edge, and whether it was worth it."""
         if 0 < self._before < self.limit:
             return 1.0 - idle < self._busy * (_CLEARLY_WORTH + 3 * chance)
-        return _TOO_IDLE < idle < _CLEARLY_IDLE
+        return (_IDLE if self._before else _TOO_IDLE) < idle < _CLEARLY_IDLE
 
     def _decide(self, now: float, rate: float, idle: float, chance: float) -> None:
         """Chooses the prefetch by a complete measurement.
@@ -208,24 +207,28 @@ class AdaptivePrefetch:
         busy = 1.0 - idle
         waited, self._waited = self._waited, idle > _TOO_IDLE
         before, self._before = self._before, 0
-        if before > self.limit and idle > _IDLE:
-            self.limit = before
+        if before > self.limit and (
+            idle > _TOO_IDLE or (idle > _IDLE and self._is_worth(before / self.limit, busy, self._busy, chance))
+        ):
+            # How idle they were with the other prefetch says nothing of this one.
+            self.limit, self._waited = before, False
             self._keep(now)
-        elif 0 < before < self.limit and not self._was_worth(self.limit / before, busy, chance):
-            self.limit = before
+        elif 0 < before < self.limit and not self._is_worth(self.limit / before, self._busy, busy, chance):
+            self.limit, self._waited = before, False
             self._grow_at, self._in_vain = now + self._grow_hold, busy
             self._grow_hold = min(2 * self._grow_hold, _LONGEST_HOLD)
         elif self._waited:
             # Twice in a row: the first measurement after a pause, or after handlers became faster, is of both times.
             if waited:
+                self._waited = idle > _CLEARLY_IDLE
                 self._grow(now, rate, busy, chance)
         elif self.limit > self._minimum:
-            self._shrink(now, idle)
+            self._shrink(now, busy)
 
-    def _was_worth(self, factor: float, busy: float, chance: float) -> bool:
-        """Whether workers do enough more than they did before the prefetch was multiplied by a factor."""
-        share = self._busy
-        return busy >= min(share * (math.pow(factor, _WORTH) + chance), share + _WORTH_IDLE * (1.0 - share))
+    @staticmethod
+    def _is_worth(factor: float, less: float, more: float, chance: float) -> bool:
+        """Whether workers that are busy for one share of their time, and for another with more by a factor, need it."""
+        return more >= min(less * (math.pow(factor, _WORTH) + chance), less + _WORTH_IDLE * (1.0 - less))
 
     def _grow(self, now: float, rate: float, busy: float, chance: float) -> None:
         """Tries more, if there may be more in the queue, and if that was not in vain a moment ago."""
@@ -244,7 +247,7 @@ class AdaptivePrefetch:
         else:
             self._keep(now)
 
-    def _shrink(self, now: float, idle: float) -> None:
+    def _shrink(self, now: float, busy: float) -> None:
         """Gives up what was never needed, or tries a little less."""
         surplus = self._lowest
         if surplus > _CLEAR * self.limit:
@@ -254,8 +257,8 @@ class AdaptivePrefetch:
         spare = self.limit - self._minimum
         # Half of what may be given up, but no more than a quarter and no less than an eighth of the whole.
         step = min(spare, max(1, self.limit // 8, min(spare // 2, self.limit // 4)))
-        if step >= surplus and idle < _BUSY:
-            self._before = self.limit
+        if step >= surplus:
+            self._before, self._busy = self.limit, busy
             self.limit -= step
         elif surplus > step:
             self.limit -= min(spare, surplus)
