@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from leveret.cli.failures import CommandFailed
 from leveret.errors import PluginConflictError, PluginVersionError, printable
 from leveret.plugins import SUPPORTED_API_VERSIONS, PluginRegistry
+from leveret.plugins.loading import said_of
 from leveret.plugins.registry import GROUP
 from leveret.settings import PluginSettings
 
@@ -77,7 +78,7 @@ def checks(name: str) -> list[Check]:
         CommandFailed: There is no such plugin.
     """
     entries = list(importlib.metadata.entry_points(group=GROUP))
-    found = [entry for entry in entries if entry.name == name or _same(_distribution(entry), name)]
+    found = [entry for entry in entries if entry.name == name or _same(said_of(entry, "Name"), name)]
     if not found:
         raise CommandFailed(_unknown(name, entries))
     steps = []
@@ -100,11 +101,6 @@ def _unknown(name: str, entries: Iterable[EntryPoint]) -> str:
     )
 
 
-def _distribution(entry: EntryPoint) -> str:
-    # A broken distribution has no name, whatever the types say.
-    return (entry.dist.name or "") if entry.dist is not None else ""
-
-
 def _same(one: str, other: str) -> bool:
     """Whether two names mean one distribution (PyPA, "Names and normalization")."""
     return re.sub(r"[-_.]+", "-", one).lower() == re.sub(r"[-_.]+", "-", other).lower()
@@ -123,9 +119,8 @@ class _Subject:
         """Looks at what the distribution says of itself, and whether it is typed."""
         entry, distribution = self._entry, self._entry.dist
         results = [Result("entry point", "ok", f"{entry.name} = {entry.value}")]
-        version = distribution and distribution.version
-        if version:
-            results.append(Result("version", "ok", f"{_distribution(entry)} {version}"))
+        if version := said_of(entry, "Version"):
+            results.append(Result("version", "ok", f"{said_of(entry, 'Name')} {version}"))
         else:
             results.append(Result("version", "failed", "the distribution has no version"))
         requirements = (distribution and distribution.requires) or []
@@ -184,12 +179,12 @@ class _Subject:
     def _alone(self) -> PluginRegistry | PluginConflictError:
         """The registry of the core and this distribution; an error when they conflict."""
         try:
-            return PluginRegistry.load(PluginSettings(allow=(_distribution(self._entry) or self._entry.name,)))
+            return PluginRegistry.load(PluginSettings(allow=(said_of(self._entry, "Name") or self._entry.name,)))
         except PluginConflictError as error:
             return error
 
     def _info(self, registry: PluginRegistry) -> PluginInfo:
-        name, distribution = self._entry.name, _distribution(self._entry)
+        name, distribution = self._entry.name, said_of(self._entry, "Name")
         return next(info for info in registry.plugins if (info.name, info.distribution) == (name, distribution))
 
     def loading(self, tell: Callable[[str], None]) -> list[Result]:

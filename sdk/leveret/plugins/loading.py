@@ -27,8 +27,9 @@ from leveret.plugins.interfaces import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from importlib.metadata import EntryPoint
 
-__all__ = ["Plugin", "PluginInfo", "Provided", "Spec", "comparable", "describe", "hook_names", "normalized"]
+__all__ = ["Plugin", "PluginInfo", "Provided", "Spec", "comparable", "describe", "hook_names", "normalized", "said_of"]
 
 logger = logging.getLogger("leveret.plugins")
 
@@ -329,6 +330,13 @@ def _key_problem(what: str, pattern: re.Pattern[str], *keys: object) -> str:
 def comparable(key: str) -> str:
     """A content type or encoding as it is compared: without regard to case and blanks (RFC 2045 section 5.1)."""
     return ";".join(part.strip().lower() for part in key.split(";"))
+
+
+def said_of(entry: EntryPoint, field: str) -> str:
+    """A field of the metadata of an entry point's distribution; empty where that is unknown, or half installed."""
+    metadata = entry.dist.metadata if entry.dist is not None else None
+    # Only what is there may be asked for: the rest is None, deprecated, and to become a KeyError.
+    return metadata[field] if metadata and field in metadata else ""
 
 
 def normalized(name: str) -> str:

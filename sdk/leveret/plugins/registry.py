@@ -27,7 +27,7 @@ from leveret.plugins.interfaces import (
     RetryPolicy,
     SerializerSpec,
 )
-from leveret.plugins.loading import Plugin, PluginInfo, Provided, describe, normalized
+from leveret.plugins.loading import Plugin, PluginInfo, Provided, describe, normalized, said_of
 from leveret.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -393,11 +393,7 @@ def _builtin() -> Plugin:
 
 
 def _named_by(entry: importlib.metadata.EntryPoint) -> Plugin:
-    distribution = entry.dist
-    if distribution is None:
-        return Plugin(entry.name, entry_point=entry.value)
-    # A distribution that is half installed has neither.
-    return Plugin(entry.name, distribution.name or "", distribution.version or "", entry.value)
+    return Plugin(entry.name, said_of(entry, "Name"), said_of(entry, "Version"), entry.value)
 
 
 def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings) -> None:
