@@ -417,7 +417,7 @@ async def test_what_waits_for_its_key_goes_back_when_the_consumer_ends(queues: Q
 
     async with running(consumer, handler):
         await began.wait()
-        assert consumer.health().waiting == 6
+        await until(lambda: consumer.health().waiting == 6)
     assert await queues.remaining() == list(range(3, 10))
 
 
