@@ -79,11 +79,12 @@ class AdaptivePrefetch:
     consumers, and has to be redelivered after a crash. How long workers were idle and how many deliveries were never
     needed says which it is. While workers wait for the broker, their work is in proportion to the prefetch (Little's
     law), so the share of time that they were idle says how much more is needed. What the buffer always held is given
-    up. At the edge a little less is tried, and kept if workers stay busy.
+    up. Now and then a little less is tried, and kept if workers do about as much.
 
-    More is kept only if it brought more work: when the queue is empty, or the broker or this process is at its limit,
-    workers are idle with any prefetch. Trials that change nothing become rare, so it settles. After a change it waits
-    until the deliveries of the time before are finished.
+    More is kept only if it brought enough more work: when the queue is empty, or the broker or this process is at its
+    limit, workers are idle with any prefetch. A broker that stands still for a moment can make it grow in vain; the
+    trials of less give that up. Trials that change nothing become rare, so it settles. After a change it waits until
+    the deliveries of the time before are finished.
 
     It reads no clock and counts nothing: both are passed in. Input that cannot be true (not finite, negative, or going
     back) changes nothing, and a measurement begins anew.
@@ -190,7 +191,7 @@ class AdaptivePrefetch:
         return self.limit
 
     def _is_unclear(self, idle: float, chance: float) -> bool:
-        """Whether a short measurement says too little: whether to grow at the edge, and whether it was worth it."""
+        """Whether a short measurement says too little: at the edge, and for whether more was worth it."""
         if 0 < self._before < self.limit:
             return 1.0 - idle < self._busy * (_CLEARLY_WORTH + 3 * chance)
         return (_IDLE if self._before else _TOO_IDLE) < idle < _CLEARLY_IDLE
@@ -260,7 +261,7 @@ class AdaptivePrefetch:
         if step >= surplus:
             self._before, self._busy = self.limit, busy
             self.limit -= step
-        elif surplus > step:
+        else:
             self.limit -= min(spare, surplus)
 
     def _keep(self, now: float) -> None:

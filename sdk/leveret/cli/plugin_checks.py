@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from leveret.cli.failures import CommandFailed
 from leveret.errors import PluginConflictError, PluginVersionError, printable
 from leveret.plugins import SUPPORTED_API_VERSIONS, PluginRegistry
-from leveret.plugins.loading import said_of
+from leveret.plugins.loading import normalized, said_of
 from leveret.plugins.registry import GROUP
 from leveret.settings import PluginSettings
 
@@ -78,7 +78,8 @@ def checks(name: str) -> list[Check]:
         CommandFailed: There is no such plugin.
     """
     entries = list(importlib.metadata.entry_points(group=GROUP))
-    found = [entry for entry in entries if entry.name == name or _same(said_of(entry, "Name"), name)]
+    wanted = normalized(name)
+    found = [entry for entry in entries if entry.name == name or normalized(said_of(entry, "Name")) == wanted]
     if not found:
         raise CommandFailed(_unknown(name, entries))
     steps = []
@@ -101,11 +102,6 @@ def _unknown(name: str, entries: Iterable[EntryPoint]) -> str:
     )
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two names mean one distribution (PyPA, "Names and normalization")."""
-    return re.sub(r"[-_.]+", "-", one).lower() == re.sub(r"[-_.]+", "-", other).lower()
-
-
 class _Subject:
     """A plugin that is checked."""
 
@@ -124,7 +120,7 @@ class _Subject:
         else:
             results.append(Result("version", "failed", "the distribution has no version"))
         requirements = (distribution and distribution.requires) or []
-        ours = [each for each in requirements if _same(re.split(r"[^\w.-]", each, maxsplit=1)[0], _CORE)]
+        ours = [each for each in requirements if normalized(re.split(r"[^\w.-]", each, maxsplit=1)[0]) == _CORE]
         if ours:
             results.append(Result("requirement", "ok", ours[0]))
         else:
