@@ -1,0 +1,127 @@
+#!/bin/sh
+# Newer servers and Pythons than this system has, from a newer Debian in folders outside the repository.
+# Usage: tools/debian.sh rabbitmq [SUITE]    RabbitMQ from a Debian suite (default: sid), into the cache; then prints the
+#                                            folder of its programs, as LEVERET_RABBITMQ_BIN wants it
+#        tools/debian.sh python VERSION...   builds interpreters from sid's source packages: 3.14, 3.14t, 3.15
+#        tools/debian.sh folders             prints the folders of RabbitMQ programs that the cache holds
+# Environment: LEVERET_CACHE (default: leveret/ in XDG_CACHE_HOME or ~/.cache). Everything may be deleted at any time.
+set -eu
+
+cache=${LEVERET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/leveret}
+
+missing() {
+    echo "$*" >&2
+    exit 1
+}
+
+# The mirror that this system's own packages come from.
+mirror() {
+    command -v apt-get >/dev/null || missing "This needs a Debian system: apt-get is not there."
+    site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Component: main' | grep -v security | head -n 1)
+    [ -n "$site" ] || missing "This needs the mirror of a Debian system: run apt-get update first, or none is configured."
+    echo "$site"
+}
+
+# A minimal system of a suite in its own folder. $1: suite, $2: folder
+bootstrap() {
+    [ ! -e "$2/.complete" ] || return 0
+    [ "$(id -u)" = 0 ] || missing "A system in a folder needs root: run this with sudo, or install the server yourself and set LEVERET_RABBITMQ_BIN."
+    for program in debootstrap unshare; do
+        command -v $program >/dev/null || missing "$program is not there. Run: apt-get install -y debootstrap util-linux"
+    done
+    site=$(mirror)
+    rm -rf "$2"
+    mkdir -p "$2"
+    log=$cache/$1.log
+    echo "making a Debian $1 system in $2 (a few minutes; output: $log)" >&2
+    debootstrap --variant=minbase "$1" "$2" "$site" >"$log" 2>&1 || { tail -n 5 "$log" >&2; exit 1; }
+    printf 'deb %s %s main\ndeb-src %s %s main\n' "$site" "$1" "$site" "$1" >"$2/etc/apt/sources.list"
+    apt-config dump --format '%F "%v";%n' Acquire >"$2/etc/apt/apt.conf.d/90acquire"
+    printf '#!/bin/sh\nexit 101\n' >"$2/usr/sbin/policy-rc.d" # packages start no services
+    chmod +x "$2/usr/sbin/policy-rc.d"
+    cp /etc/resolv.conf "$2/etc/resolv.conf"
+    write_enter "$2"
+    "$2/enter" / apt-get update >>"$log" 2>&1 || { tail -n 5 "$log" >&2; exit 1; }
+    touch "$2/.complete"
+}
+
+# DIR/enter FOLDER COMMAND...: runs a command inside, where FOLDER and /tmp are the same as outside. The mounts are the
+# command's own and go with it, so nothing has to be unmounted.
+write_enter() {
+    cat >"$1/enter" <<'ENTER'
+#!/bin/sh
+# Usage: enter FOLDER COMMAND...
+root=$(dirname "$(readlink -f "$0")")
+exec unshare --mount --propagation private /bin/sh -c '
+root=$1 folder=$2
+shift 2
+for path in /proc /sys /dev /tmp "$folder"; do
+    case $path in /) continue ;; esac
+    mkdir -p "$root$path"
+    mount --rbind "$path" "$root$path" || exit 1
+done
+exec chroot "$root" "$@"
+' enter "$root" "$@"
+ENTER
+    chmod +x "$1/enter"
+}
+
+rabbitmq() { # $1: suite
+    root=$cache/debian-$1 programs=$cache/rabbitmq-$1
+    if [ ! -x "$programs/rabbitmq-server" ]; then
+        bootstrap "$1" "$root"
+        log=$cache/rabbitmq-$1.log
+        echo "installing RabbitMQ there (output: $log)" >&2
+        "$root/enter" / env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends rabbitmq-server \
+            >"$log" 2>&1 </dev/null || { tail -n 5 "$log" >&2; exit 1; }
+        mkdir -p "$programs"
+        for program in rabbitmqctl epmd rabbitmq-server; do # the last one last: it says that all are there
+            inside=/usr/lib/rabbitmq/bin/$program
+            [ $program = epmd ] && inside=/usr/bin/epmd
+            printf '#!/bin/sh\nexec %s "$HOME" %s "$@"\n' "'$root/enter'" $inside >"$programs/$program"
+            chmod +x "$programs/$program"
+        done
+    fi
+    echo "$programs"
+}
+
+python() { # $1: a version as 3.14 or 3.14t
+    version=${1%t} root=$cache/debian-sid prefix=$cache/python-$1
+    if [ ! -x "$prefix/bin/python$version" ]; then
+        bootstrap sid "$root"
+        mkdir -p "$root/source" "$cache/build-$1"
+        log=$cache/python-$1.log
+        echo "building Python $1 (a few minutes; output: $log)" >&2
+        rm -rf "$root/source/python$version"*
+        "$root/enter" / sh -c "cd /source && apt-get source --download-only python$version" >"$log" 2>&1 ||
+            { tail -n 5 "$log" >&2; exit 1; }
+        tar -xf "$root/source/python${version}_"*.orig.tar.* -C "$cache/build-$1" --strip-components 1
+        (
+            cd "$cache/build-$1"
+            # A free-threaded one says so in its own name, too; here the folder does.
+            ./configure --prefix="$prefix" --with-ensurepip=install $([ "$version" = "$1" ] || echo --disable-gil) &&
+                make -j"$(nproc)" && make install
+        ) >>"$log" 2>&1 </dev/null || { tail -n 5 "$log" >&2; exit 1; }
+        rm -rf "$cache/build-$1"
+    fi
+    echo "$prefix/bin/python$version"
+}
+
+case "${1:-}" in
+rabbitmq)
+    rabbitmq "${2:-sid}"
+    ;;
+python)
+    shift
+    for each in "$@"; do python "$each"; done
+    ;;
+folders)
+    for folder in "$cache"/rabbitmq-*; do
+        [ ! -x "$folder/rabbitmq-server" ] || echo "$folder"
+    done
+    ;;
+*)
+    sed -n '2,7s/^# //p' "$0" >&2
+    exit 2
+    ;;
+esac
