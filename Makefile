@@ -9,7 +9,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check bench compare soak killed ordered costs prefetch blocked rabbitmq rabbitmq-c clean
+.PHONY: help setup demo test check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq rabbitmq-c clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ soak: setup ## 5 million messages on the embedded broker, watching memory (see d
 
 killed: setup rabbitmq ## a consumer's process killed 100 times on RabbitMQ: nothing lost, duplicates marked; about two minutes
 	@$(BIN)/python asv_bench/killed.py $(ARGS)
+
+restarts: setup rabbitmq ## connections reset and a broker restarted under 100 clients, 20 times each (see docs/long-runs.md); half an hour
+	@$(BIN)/python asv_bench/restarts.py $(ARGS)
 
 ordered: setup ## ordered_by with 1,000 keys and 64 workers: in order, and what it costs; under a minute
 	@$(BIN)/python asv_bench/ordered.py $(ARGS)

@@ -4,7 +4,7 @@ No parsing, no I/O, no clock.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
@@ -42,7 +42,8 @@ cdef class RecvBuffer:
         self.start = self.end = 0
 
     cdef int allocate(self, Py_ssize_t capacity) except -1:
-        self.store = bytearray(capacity)
+        # Not zeroed: that would touch all of its pages, and only what was received is ever read.
+        self.store = PyByteArray_FromStringAndSize(NULL, capacity)
         self.view = memoryview(self.store)
         self.data = <uint8_t*>PyByteArray_AS_STRING(self.store)
         self.capacity = capacity

@@ -1892,13 +1892,13 @@ cdef class Stream:
     cdef public SendBuffer out
     cdef public bint closed
     cdef public dict channels
-    cdef public object _session
+    cdef public object session
     cdef public object _transport
     cdef public object _loop
     cdef bint flush_scheduled
 
     def __cinit__(self, session, FrameReader reader not None, *args, **kwargs):
-        self._session = session
+        self.session = session
         self.reader = reader
         self.channels = {}
 
@@ -1910,12 +1910,12 @@ cdef class Stream:
             self.out.attended = True
             try:
                 if not (PyList_GET_SIZE(events) == 1 and self.handed_over(events[0])):
-                    self._session.events_received(events)
+                    self.session.events_received(events)
             finally:
                 self.out.attended = False
                 self.flush()
         if self.reader.error is not None and not self.closed:
-            self._session.stream_failed(self.reader.error)
+            self.session.stream_failed(self.reader.error)
 
     cdef bint handed_over(self, event) except -1:
         try:
@@ -1936,7 +1936,7 @@ cdef class Stream:
             else:
                 return False
         except Exception as error:
-            self._session.event_failed(error)
+            self.session.event_failed(error)
         return True
 
     def flush(self):

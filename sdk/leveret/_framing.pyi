@@ -239,7 +239,7 @@ class Stream:
     out: SendBuffer
     closed: bool
     channels: Mapping[int, Any]
-    _session: Any
+    session: Any
     _transport: asyncio.Transport | None
     _loop: asyncio.AbstractEventLoop
     @property

@@ -87,8 +87,11 @@ class _Link:
             self._check_open()
             lost = self.connection is not None and self.connection.error is not None
             if self.connection is None or lost:
+                last_good = None if self.connection is None else self.connection.endpoint
                 try:
-                    connection = await Connection.open(self._settings, name=self.name, on_event=self._on_event)
+                    connection = await Connection.open(
+                        self._settings, name=self.name, on_event=self._on_event, first=last_good
+                    )
                 except LeveretError:
                     self.meter.failed += 1
                     raise

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from leveret._framing import ContentRun, FrameReader, MethodFrame, SettlementRun
 from leveret.channel import Channel
+from leveret.dialing import Dialing, joined
 from leveret.errors import (
     AuthenticationError,
     ConfigurationError,
-    ConnectFailed,
     ConnectionClosed,
     ConnectionLost,
     LeveretError,
@@ -29,12 +29,13 @@ from leveret.errors import (
 from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol import connection as protocol
 from leveret.protocol.connection import ConnectionPhase, ConnectionState
-from leveret.transport import FrameTransport, dial
+from leveret.transport import FrameTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leveret.settings import ConnectionSettings, Endpoint
+    from leveret.transport import Session
 
     EventListener = Callable[[ConnectionEvent], None]
 
@@ -104,6 +105,7 @@ class Connection:
     Attributes:
         settings: What it was made with.
         name: The name that the broker lists (RabbitMQ: connection_name).
+        endpoint: The host that it is connected to; None for a unix socket.
         transport: The socket's side.
         error: Why it is closed, or None while it is open.
         blocked: The broker's reason for blocking publishers, or None.
@@ -116,6 +118,7 @@ class Connection:
         self._on_event = on_event
         self.error: LeveretError | None = None
         self.blocked: str | None = None
+        self.endpoint: Endpoint | None = None
         self.spare_channel: Callable[[], Channel | None] | None = None
         self.transport: FrameTransport
         self._loop = asyncio.get_running_loop()
@@ -136,32 +139,38 @@ class Connection:
 
     @classmethod
     async def open(
-        cls, settings: ConnectionSettings, *, name: str | None = None, on_event: EventListener | None = None
+        cls,
+        settings: ConnectionSettings,
+        *,
+        name: str | None = None,
+        on_event: EventListener | None = None,
+        first: Endpoint | None = None,
     ) -> Connection:
-        """Connects to the first endpoint that answers.
+        """Connects to a host of the settings: the addresses of all of them are tried, a new one each 0.25 s.
 
         Args:
             settings: Endpoints, credentials, deadlines and limits.
             name: The connection's name; the settings' `client_name` by default.
             on_event: Called when the connection was opened, blocked, unblocked or closed; it does not raise.
+            first: The host to begin with; the others come in random order.
 
         Returns:
             The open connection.
 
         Raises:
-            ConnectFailed: No endpoint could be reached; with several, the text tells each one's reason.
-            TLSVerificationError: The certificate was refused; with several endpoints, every one's.
+            ConnectFailed: No host could be reached; with several, the text tells each one's reason.
+            TLSVerificationError: The certificate was refused; with several hosts, every one's.
             AuthenticationError: The credentials or the mechanism were refused.
             ConnectionClosed: The server refused, for example the virtual host (reply code 530).
             IncompatibleProtocol: The peer does not speak AMQP 0-9-1.
             OperationTimeout: The handshake was not over within `handshake_timeout` seconds.
         """
-        endpoints: tuple[Endpoint | None, ...] = (None,) if settings.unix_socket else settings.endpoints
+        dialing = Dialing(settings, first)
         failures: list[LeveretError] = []
-        for endpoint in endpoints:
+        while dialing:
             connection = cls(settings, name or settings.client_name, on_event)
             try:
-                await connection._dial(endpoint)
+                await connection._dial(dialing)
             except (TransportError, OperationTimeout, ProtocolError) as error:
                 failures.append(error)
             except ConnectionClosed as error:
@@ -171,17 +180,12 @@ class Connection:
                 failures.append(error)
             else:
                 return connection
-        if len(failures) == 1:
-            raise failures[0]
-        untrusted = all(isinstance(failure, TLSVerificationError) for failure in failures)
-        text = "; ".join(str(failure) for failure in failures)
-        raise (TLSVerificationError if untrusted else ConnectFailed)(text) from failures[-1]
+        raise joined(failures)
 
-    async def _dial(self, endpoint: Endpoint | None) -> None:
+    async def _dial(self, dialing: Dialing) -> None:
         settings = self.settings
-        where = settings.unix_socket if endpoint is None else f"{endpoint.host}:{endpoint.port}"
         try:
-            await dial(settings, endpoint, self._make_transport)
+            self.endpoint = await dialing.reach(self, self._make_transport)
         except BaseException:
             if hasattr(self, "transport"):
                 # Cancelled after the socket was connected: uvloop closes it and tells nobody, and what was appended
@@ -194,6 +198,8 @@ class Connection:
         except TimeoutError:
             phase = self._state.phase.value
             self.transport.abort()
+            dialing.forget(self.endpoint)
+            where = self.endpoint or settings.unix_socket
             raise OperationTimeout(
                 f"{where} was silent in the AMQP handshake ({phase}) for handshake_timeout of "
                 f"{settings.handshake_timeout:g} s"
@@ -205,34 +211,19 @@ class Connection:
         if negotiated.heartbeat:
             self._timer = self._loop.call_later(negotiated.heartbeat / 2, self._tick)
 
-    def _make_transport(self) -> FrameTransport:
+    def _make_transport(self, session: Session) -> FrameTransport:
         settings = self.settings
         reader = FrameReader(
             max_body_size=settings.max_body_size,
             max_table_depth=settings.max_table_depth,
             max_table_entries=settings.max_table_entries,
         )
-        self.transport = FrameTransport(
-            self,
+        return FrameTransport(
+            session,
             reader,
             write_high_watermark=settings.write_high_watermark,
             write_low_watermark=settings.write_low_watermark,
         )
-        self.transport.channels = self._channels
-        password = "" if settings.mechanism == "EXTERNAL" else settings.password.reveal()
-        self._state = ConnectionState(
-            self.transport.out,
-            mechanism=settings.mechanism,
-            response="" if settings.mechanism == "EXTERNAL" else f"\0{settings.username}\0{password}",
-            virtual_host=settings.virtual_host,
-            frame_max=settings.frame_max,
-            channel_max=settings.channel_max,
-            heartbeat=int(settings.heartbeat),
-            client_properties=_client_properties(self.name),
-            max_table_depth=settings.max_table_depth,
-            max_table_entries=settings.max_table_entries,
-        )
-        return self.transport
 
     # ------------------------------------------------------------------ what users of a connection ask
 
@@ -421,6 +412,22 @@ class Connection:
 
     def connected(self, transport: FrameTransport) -> None:
         """The socket is connected: begin the handshake."""
+        settings = self.settings
+        self.transport = transport
+        transport.channels = self._channels
+        password = "" if settings.mechanism == "EXTERNAL" else settings.password.reveal()
+        self._state = ConnectionState(
+            transport.out,
+            mechanism=settings.mechanism,
+            response="" if settings.mechanism == "EXTERNAL" else f"\0{settings.username}\0{password}",
+            virtual_host=settings.virtual_host,
+            frame_max=settings.frame_max,
+            channel_max=settings.channel_max,
+            heartbeat=int(settings.heartbeat),
+            client_properties=_client_properties(self.name),
+            max_table_depth=settings.max_table_depth,
+            max_table_entries=settings.max_table_entries,
+        )
         self._state.start()
         transport.flush()
 

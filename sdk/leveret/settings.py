@@ -369,7 +369,8 @@ class ConnectionSettings(_Options):
     Timeouts are 0.001 to 86400 s. `frame_max`, `channel_max` and `heartbeat` are asked for; the broker may lower them.
 
     Attributes:
-        endpoints: Brokers, tried in this order; by default localhost at 5672, with `tls` at 5671.
+        endpoints: Brokers, tried in random order, the one that was reached last first; by default localhost at 5672,
+            with `tls` at 5671.
         unix_socket: Path of a unix socket to connect to instead of `endpoints`, 1 to 107 bytes.
         username: For PLAIN.
         password: For PLAIN; a `str` is made a `Secret`.
@@ -377,7 +378,8 @@ class ConnectionSettings(_Options):
         mechanism: "PLAIN", or "EXTERNAL" (the client certificate says who it is).
         tls: None means plain TCP.
         client_name: Shown in the broker's management tools, 1 to 200 bytes.
-        connect_timeout: Seconds for one endpoint's TCP and TLS handshakes.
+        connect_timeout: Seconds until a broker is reached, with TCP and TLS. Meanwhile a further address is tried every
+            0.25 s, and at once when one fails.
         handshake_timeout: Seconds from the protocol header to connection.open-ok.
         operation_timeout: Seconds for a call such as queue.declare.
         close_timeout: Seconds to wait for connection.close-ok.

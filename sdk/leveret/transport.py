@@ -1,4 +1,4 @@
-"""The only room with sockets, TLS and the event loop's transports.
+"""The event loop's transports: frames in, frames out, on a socket that is connected (`dialing` connects it).
 
 `FrameTransport` joins a frame reader, a send buffer and an asyncio transport. What a read brings about leaves in one
 write at its end, all other frames of one loop turn in another, or as soon as 64 KiB have come together: uvloop 0.23
@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
-import ssl
 from bisect import bisect_left, insort
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from leveret._buffers import SendBuffer
 from leveret._framing import Stream
-from leveret.errors import ConfigurationError, ConnectFailed, TLSVerificationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from leveret._framing import FrameReader
     from leveret.errors import ProtocolError
-    from leveret.settings import ConnectionSettings, Endpoint, TLSSettings
 
-__all__ = ["FrameTransport", "Session", "dial", "run", "serve"]
+__all__ = ["FrameTransport", "Session", "run", "serve"]
 
 T = TypeVar("T")
 
@@ -107,7 +103,7 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
         high, low = self._watermarks
         # Both: uvloop's own low-water mark is 16 bytes, which would resume only when everything is sent.
         self._transport.set_write_buffer_limits(high=high, low=low)  # type: ignore[union-attr]
-        self._session.connected(self)
+        self.session.connected(self)
 
     def eof_received(self) -> bool:
         """The peer will send nothing more: close."""
@@ -117,7 +113,7 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
         """The socket is closed."""
         self.closed = True
         self._wake()
-        self._session.transport_lost(exc)
+        self.session.transport_lost(exc)
 
     def pause_writing(self) -> None:
         """More than the high watermark is unsent."""
@@ -240,130 +236,7 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
         return None if self._transport is None else self._transport.get_extra_info(name)
 
 
-# ---------------------------------------------------------------------- dialing
-
-
-def _tls_context(tls: TLSSettings, where: str) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(
-            ssl.Purpose.SERVER_AUTH, cafile=tls.cafile, capath=tls.capath, cadata=tls.cadata
-        )
-        context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimum_version == "TLSv1.3" else ssl.TLSVersion.TLSv1_2
-        if tls.certfile:
-            password = tls.keyfile_password
-            context.load_cert_chain(tls.certfile, tls.keyfile, None if password is None else password.reveal())
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"TLS for {where}: {error.strerror or error}", option="tls") from error
-    if tls.insecure_skip_verification:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def set_socket_options(sock: socket.socket, settings: ConnectionSettings) -> None:
-    """Applies the guide's network options to a TCP socket, before it connects.
-
-    Buffer sizes come first because the TCP window is negotiated at connect time. Linux doubles the sizes it is
-    given (man 7 socket).
-
-    Args:
-        sock: A TCP socket.
-        settings: Names and defaults of the options.
-    """
-    if settings.socket_receive_buffer_size:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings.socket_receive_buffer_size)
-    if settings.socket_send_buffer_size:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.socket_send_buffer_size)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(settings.tcp_nodelay))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(settings.tcp_keepalive))
-    if settings.tcp_keepalive:
-        # macOS calls the idle time TCP_KEEPALIVE.
-        idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
-        if idle is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, idle, int(settings.tcp_keepalive_time))
-        if hasattr(socket, "TCP_KEEPINTVL"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(settings.tcp_keepalive_interval))
-
-
-async def _connect_tcp(settings: ConnectionSettings, endpoint: Endpoint) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    last: OSError | None = None
-    for family, kind, proto, _, address in await loop.getaddrinfo(
-        endpoint.host, endpoint.port, type=socket.SOCK_STREAM
-    ):
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setblocking(False)
-            set_socket_options(sock, settings)
-            await loop.sock_connect(sock, address)
-        except OSError as error:
-            sock.close()
-            last = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise last or OSError(f"{endpoint.host} has no address")
-
-
-async def dial(
-    settings: ConnectionSettings, endpoint: Endpoint | None, factory: Callable[[], FrameTransport]
-) -> FrameTransport:
-    """Connects a socket, with TLS when the settings say so.
-
-    Args:
-        settings: Deadline, network and TLS options.
-        endpoint: Host and port; None for `settings.unix_socket`.
-        factory: Makes the transport once the socket is connected.
-
-    Returns:
-        The connected transport.
-
-    Raises:
-        ConnectFailed: No connection within `connect_timeout` seconds; the text names the address and the reason.
-        TLSVerificationError: The certificate was refused.
-        ConfigurationError: A certificate or key file cannot be used.
-    """
-    loop = asyncio.get_running_loop()
-    where = settings.unix_socket if endpoint is None else f"{endpoint.host}:{endpoint.port}"
-    try:
-        async with asyncio.timeout(settings.connect_timeout):
-            if endpoint is None:
-                _, protocol = await loop.create_unix_connection(factory, settings.unix_socket)
-                return protocol
-            context = hostname = None
-            if settings.tls is not None:
-                context = _tls_context(settings.tls, str(where))
-                hostname = settings.tls.server_hostname or endpoint.host
-            sock = await _connect_tcp(settings, endpoint)
-            try:
-                _, protocol = await loop.create_connection(factory, sock=sock, ssl=context, server_hostname=hostname)
-            except BaseException:
-                sock.close()
-                raise
-            if not settings.tcp_nodelay:
-                # asyncio and uvloop turn it on for every TCP connection.
-                protocol.extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
-            return protocol
-    except TimeoutError:
-        raise ConnectFailed(
-            f"no connection to {where} within connect_timeout of {settings.connect_timeout:g} s"
-        ) from None
-    except ssl.SSLCertVerificationError as error:
-        raise TLSVerificationError(f"the certificate of {where} was refused: {error.verify_message}") from error
-    except ssl.SSLError as error:
-        raise ConnectFailed(
-            f"TLS with {where} failed: {error.reason or error}; is that a TLS port, and does it take this version?"
-        ) from error
-    except UnicodeError as error:
-        # From the resolver's IDNA codec: a label that is empty or over 63 bytes.
-        raise ConnectFailed(f"cannot connect to {where}: that is no host name") from error
-    except OSError as error:
-        # asyncio replaces the system's words by "Connect call failed"; the number of a gaierror is of another kind.
-        number = None if isinstance(error, socket.gaierror) else error.errno
-        reason = error.strerror or error if number is None else os.strerror(number)
-        raise ConnectFailed(f"cannot connect to {where}: {reason}") from error
+# ---------------------------------------------------------------------- the loop
 
 
 async def serve(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import pytest
 from pamqp.commands import Basic, Channel, Confirm, Connection, Queue
 from tests.support.conversation import content, nested_table, raw_method
 from tests.support.loops import every_loop
-from tests.support.peers import FakeServer, Peer
+from tests.support.peers import FakeServer, Peer, silent_address
 from tests.support.rabbitmq import free_ports
 from tests.support.secrets import PASSWORD, assert_not_shown
 
@@ -147,16 +146,8 @@ async def test_the_path_is_named_when_there_is_no_unix_socket(tmp_path: Any) -> 
 async def test_s6_the_attempt_ends_when_the_network_swallows_it() -> None:
     assert leveret.ConnectionSettings().connect_timeout == 30.0
     assert str(leveret.ConnectionSettings().endpoints[0]) == "localhost:5672"
-    # A queue of connections that nobody accepts: when it is full, Linux drops what comes, as a firewall would.
-    with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(socket.socket())
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listening.getsockname())
-        url = f"amqp://guest:{PASSWORD}@127.0.0.1:{listening.getsockname()[1]}"
+    with silent_address() as port:
+        url = f"amqp://guest:{PASSWORD}@127.0.0.1:{port}"
         error = await refusal(leveret.connect(url, connect_timeout=0.2), within=1)
         assert type(error) is ConnectFailed
         assert "connect_timeout of 0.2 s" in str(error)

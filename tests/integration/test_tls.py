@@ -173,6 +173,7 @@ async def test_verification_is_left_out_when_the_code_says_so(tls_authority: TLS
             leveret.connect(f"{fake.url}?insecure_skip_verification=true")
 
 
+@every_loop
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_1])
 async def test_the_connection_fails_when_the_server_has_only_older_versions(
     tls_authority: TLSAuthority, version: ssl.TLSVersion
@@ -186,9 +187,44 @@ async def test_the_connection_fails_when_the_server_has_only_older_versions(
     minimum = "TLSv1.3" if version is ssl.TLSVersion.TLSv1_2 else "TLSv1.2"
     tls = TLSSettings(cafile=str(tls_authority.authority_file), minimum_version=minimum)
     async with FakeServer(never_spoken_to, tls=context) as server:
-        with pytest.raises(ConnectFailed, match=f"127.0.0.1:{server.port}"):
+        with pytest.raises(ConnectFailed) as failed:
             async with asyncio.timeout(5):
                 await leveret.connect(server.url, tls=tls)
+        # This server hangs up without a word; others send an alert.
+        words = (
+            f"TLS with 127.0.0.1:{server.port} failed: the server hung up in the handshake; is that a TLS port, and "
+        )
+        assert str(failed.value) == f"{words}does it take {minimum} or newer (minimum_version)?"
+
+
+@every_loop
+async def test_the_connection_fails_when_the_server_says_that_it_has_only_older_versions(
+    tls_authority: TLSAuthority,
+) -> None:
+    context = server_context(tls_authority.issue("127.0.0.1"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    async def refuse(peer: Peer) -> None:
+        # asyncio's servers hang up before their alert is sent; this one speaks TLS through memory, and sends it.
+        received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = context.wrap_bio(received, sent, server_side=True)
+        refused = False
+        while not refused:
+            received.write(await peer.read(1))
+            try:
+                server.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError:
+                refused = True
+        peer.send_bytes(sent.read())
+        peer.hang_up()
+
+    tls = TLSSettings(cafile=str(tls_authority.authority_file), minimum_version="TLSv1.3")
+    async with FakeServer(refuse) as server:
+        with pytest.raises(ConnectFailed, match=r"TLSV1_ALERT_PROTOCOL_VERSION; .* does it take TLSv1\.3 or newer"):
+            async with asyncio.timeout(5):
+                await leveret.connect(server.url.replace("amqp:", "amqps:"), tls=tls)
 
 
 @every_loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import struct
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +16,7 @@ from tests.support.secrets import PASSWORD
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
 #: How an obliging server answers.
@@ -167,3 +168,20 @@ class FakeServer:
         finally:
             self._writers.discard(writer)
             writer.close()
+
+
+@contextlib.contextmanager
+def silent_address(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """An address that does not even refuse: a queue of connections that nobody accepts. Gives its port.
+
+    When that queue is full, Linux drops what comes, as a firewall would.
+    """
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind((host, port))
+        listening.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]

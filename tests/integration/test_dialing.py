@@ -1,0 +1,210 @@
+"""How a client reaches a broker: all addresses of all hosts, each socket with one owner, and never for long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.loops import every_loop
+from tests.support.peers import FakeServer, Peer, silent_address
+from tests.support.rabbitmq import free_ports
+
+import leveret
+from leveret.broker import EmbeddedBroker
+from leveret.connection import Connection
+from leveret.errors import ConnectFailed, OperationTimeout
+from leveret.settings import ConnectionSettings, Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+pytestmark = pytest.mark.usefixtures("no_leftovers")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def embedded() -> AsyncIterator[EmbeddedBroker]:
+    async with EmbeddedBroker() as broker:
+        yield broker
+
+
+def settings(ports: Iterable[int], **options: float) -> ConnectionSettings:
+    """Settings for brokers at these ports."""
+    return ConnectionSettings(endpoints=[Endpoint("127.0.0.1", port) for port in ports], **options)  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for something that no event tells of."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def reached(settings: ConnectionSettings, first: int | None = None) -> int:
+    """Connects, beginning with the host at a port when one is given; returns the port of the one that answered."""
+    connection = await Connection.open(settings, first=None if first is None else Endpoint("127.0.0.1", first))
+    await connection.close()
+    assert connection.endpoint is not None
+    return connection.endpoint.port
+
+
+# ---------------------------------------------------------------------- one owner for each socket
+
+
+async def run(*options: str) -> None:
+    """Does a short form of `make restarts`."""
+    command = [sys.executable, "asv_bench/restarts.py", *options]
+    done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no process was aborted, every error was a LeveretError, every client published again" in done.stdout
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_no_process_is_aborted_when_its_connections_are_reset(loop: str) -> None:
+    await run("--part", "resets", "--loop", loop, "--times", "1", "--seconds", "4")
+
+
+@pytest.mark.integration
+async def test_every_client_publishes_again_when_the_broker_of_many_is_killed() -> None:
+    await run("--part", "restarts", "--loop", "uvloop", "--times", "1", "--clients", "30")
+
+
+@every_loop
+async def test_no_descriptor_is_left_when_hosts_refuse_hang_up_and_say_nothing() -> None:
+    async def hang_up(peer: Peer) -> None:
+        peer.hang_up()
+
+    async with FakeServer(hang_up) as server:
+        with silent_address() as silent:
+            dialed = settings([*free_ports(3), silent, server.port], connect_timeout=0.1)
+            counts = []
+            for _ in range(20):
+                with pytest.raises(ConnectFailed):
+                    await Connection.open(dialed)
+                await asyncio.sleep(0.01)  # the server closes its end
+                gc.collect()
+                counts.append(len(os.listdir("/dev/fd")))
+    assert counts[-1] <= counts[1]
+
+
+# ---------------------------------------------------------------------- silent hosts
+
+
+@every_loop
+async def test_a_silent_host_costs_less_than_its_deadline_when_another_answers(embedded: EmbeddedBroker) -> None:
+    with silent_address() as silent:
+        began = time.monotonic()
+        assert await reached(settings([silent, embedded.port], connect_timeout=30), first=silent) == embedded.port
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # it asks Python's own resolver, which the test answers for
+async def test_a_silent_address_costs_less_than_its_deadline_when_the_name_has_another(
+    embedded: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def both(host: str, *options: Any) -> list[Any]:
+        names = ["127.0.0.2", "127.0.0.1"] if host == "two.example" else [host]
+        return [found for name in names for found in resolve(name, *options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with silent_address("127.0.0.2", embedded.port):
+        began = time.monotonic()
+        connection = await Connection.open(
+            ConnectionSettings(endpoints=[Endpoint("two.example", embedded.port)], connect_timeout=30)
+        )
+        await connection.close()
+    assert time.monotonic() - began < 10
+    assert str(connection.endpoint) == f"two.example:{embedded.port}"
+
+
+async def test_every_host_gets_its_try_when_the_deadline_is_short(embedded: EmbeddedBroker) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(silent_address()) for _ in range(7)]
+        for _ in range(5):
+            assert await reached(settings([*silent, embedded.port], connect_timeout=1)) == embedded.port
+
+
+async def test_each_host_is_named_when_all_are_silent() -> None:
+    with silent_address() as one, silent_address() as other, pytest.raises(ConnectFailed) as failed:
+        await Connection.open(settings([one, other], connect_timeout=0.4))
+    assert str(failed.value).count("within connect_timeout of 0.4 s") == 2
+    assert f":{one} " in str(failed.value)
+    assert f":{other} " in str(failed.value)
+
+
+# ---------------------------------------------------------------------- hosts that answer and are of no use
+
+
+@every_loop
+async def test_the_next_host_is_used_when_one_accepts_and_hangs_up(embedded: EmbeddedBroker) -> None:
+    async def hang_up(peer: Peer) -> None:
+        peer.hang_up()
+
+    async with FakeServer(hang_up) as server:
+        assert await reached(settings([server.port, embedded.port]), first=server.port) == embedded.port
+
+
+async def test_the_next_host_is_used_when_one_is_silent_in_the_handshake(embedded: EmbeddedBroker) -> None:
+    async def silent(peer: Peer) -> None:
+        await asyncio.Event().wait()
+
+    async with FakeServer(silent) as server:
+        dialed = settings([server.port, embedded.port], handshake_timeout=0.2)
+        assert await reached(dialed, first=server.port) == embedded.port
+        with pytest.raises(OperationTimeout, match=f"127.0.0.1:{server.port}"):
+            await Connection.open(settings([server.port], handshake_timeout=0.2))
+
+
+@every_loop
+async def test_only_one_of_the_hosts_hears_of_amqp_when_all_answer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leveret.dialing.STAGGER", 0.0)
+    heard = 0
+
+    async def oblige(peer: Peer) -> None:
+        nonlocal heard
+        await peer.handshake()
+        heard += 1
+        await peer.linger()
+
+    async with contextlib.AsyncExitStack() as stack:
+        ports = [(await stack.enter_async_context(FakeServer(oblige))).port for _ in range(8)]
+        for attempts in range(1, 21):
+            assert await reached(settings(ports)) in ports
+            assert heard == attempts
+
+
+# ---------------------------------------------------------------------- which host
+
+
+async def test_clients_are_spread_over_the_hosts_when_all_answer() -> None:
+    async with EmbeddedBroker() as one, EmbeddedBroker() as other:
+        # That 40 fair coins fall on the same side has a chance of 1 in 10**11.
+        assert {await reached(settings([one.port, other.port])) for _ in range(40)} == {one.port, other.port}
+
+
+async def test_a_client_goes_back_to_the_host_it_was_connected_to() -> None:
+    async with EmbeddedBroker() as one, EmbeddedBroker() as other, EmbeddedBroker() as third:
+        brokers = {broker.port: broker for broker in (one, other, third)}
+        options = settings(brokers, recovery_initial_delay=0.001, recovery_max_delay=0.002)
+        async with leveret.connect(options) as client, client.producer() as producer:
+            endpoint = client.connection.endpoint
+            assert endpoint is not None
+            for _ in range(20):
+                brokers[endpoint.port].close_connections()
+                before = client.connection
+                await until(lambda: before.error is not None)  # noqa: B023
+                await producer.publish(b"", "orders")
+                assert client.connection is not before
+                assert client.connection.endpoint == endpoint
