@@ -3,7 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard cext/leveret/*)
+SOURCES := $(wildcard cext/leveret/* cext/leveret/*/*)
 PLUGINS := $(sort $(wildcard plugins/leveret-*))
 PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcard $(plugin)/src/*/* $(plugin)/src/*/*/*))
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ check: setup ## lint, types, stubs of the extension modules, layers
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m mypy.stubtest leveret._buffers leveret._framing leveret._waiting leveret._batching leveret._consuming
+	@$(BIN)/python -m mypy.stubtest leveret.wire.buffers leveret.wire.framing leveret.transport.waiting leveret.publishing.batching leveret.consuming.delivering
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cext && echo "cython-lint: no problems"
 	@$(BIN)/lint-imports --no-logo
 
@@ -67,7 +67,7 @@ rabbitmq-c: ## install the C client's headers, which the comparison compiles its
 clean: ## remove what was built, and caches (the installed tools in .venv stay)
 	@rm -rf build dist sdk/leveret.egg-info $(VENV)/.built $(VENV)/.plugins $(PLUGINS:%=%/build) plugins/*/src/*.egg-info
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	@rm -f sdk/leveret/*.so
+	@rm -f sdk/leveret/*.so sdk/leveret/*/*.so
 	@find sdk plugins tests asv_bench examples cext -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Builds as well; when only sources changed, building is enough.

@@ -40,12 +40,12 @@ if mode not in MODES:
 extensions = [
     Extension(
         f"leveret.{name}",
-        [f"cext/leveret/{name}.pyx"],
+        [f"cext/leveret/{name.replace('.', '/')}.pyx"],
         include_dirs=["cext"],
         extra_compile_args=[] if sys.platform == "win32" else MODES[mode] + WARNINGS,
         extra_link_args=SANITIZE if mode == "asan" else [],
     )
-    for name in ("_buffers", "_framing", "_waiting", "_batching", "_consuming")
+    for name in ("wire.buffers", "wire.framing", "transport.waiting", "publishing.batching", "consuming.delivering")
 ]
 modules = cythonize(
     extensions,

@@ -15,7 +15,7 @@ class PublishEncode:
     operations = corpus.MESSAGES
 
     def setup(self, body: str) -> None:
-        batching = need("leveret._batching")
+        batching = need("leveret.publishing.batching")
         self.out = discarding_buffer()
         self.batch = batching.PublishBatch(self.out, None)
         self.template = batching.PublishTemplate(
@@ -39,7 +39,7 @@ class Template:
     operations = 1
 
     def setup(self) -> None:
-        self.batching = need("leveret._batching")
+        self.batching = need("leveret.publishing.batching")
 
     def time_make(self) -> None:
         self.batching.PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
@@ -55,7 +55,7 @@ class Confirms:
     number = 1
 
     def setup(self, confirms: str) -> None:
-        batching, framing = need("leveret._batching"), need("leveret._framing")
+        batching, framing = need("leveret.publishing.batching"), need("leveret.wire.framing")
         self.window, self.ticket = batching.ConfirmWindow(), batching.Ticket()
         self.ticket.observed = True
         for _ in range(self.operations):
@@ -81,7 +81,7 @@ class PublishAndConfirm:
     operations = corpus.MESSAGES
 
     def setup(self) -> None:
-        batching, framing = need("leveret._batching"), need("leveret._framing")
+        batching, framing = need("leveret.publishing.batching"), need("leveret.wire.framing")
         self.out = discarding_buffer()
         self.window = batching.ConfirmWindow()
         self.batch = batching.PublishBatch(self.out, self.window)
@@ -105,7 +105,7 @@ class Acks:
     number = 1
 
     def setup(self, order: str) -> None:
-        batching, framing = need("leveret._batching"), need("leveret._framing")
+        batching, framing = need("leveret.publishing.batching"), need("leveret.wire.framing")
         self.out = discarding_buffer()
         self.window = batching.AckWindow(1)
         (self.run,) = framing.FrameReader(frame_max=corpus.FRAME_MAX).feed(corpus.deliveries(self.operations, 0))

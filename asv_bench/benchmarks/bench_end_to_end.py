@@ -25,7 +25,7 @@ class _EndToEnd:
 
     def setup(self) -> None:
         self.leveret = need("leveret")
-        need("leveret.client")
+        need("leveret.client.client")
         self.broker = Broker()
         self.runner = runner()
         self.runner.run(self._open())

@@ -31,7 +31,7 @@ def discarding_buffer() -> Any:
     def on_full() -> None:
         out.take()
 
-    out = need("leveret._buffers").SendBuffer(lambda: None, on_full)
+    out = need("leveret.wire.buffers").SendBuffer(lambda: None, on_full)
     return out
 
 

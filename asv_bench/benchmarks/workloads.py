@@ -22,7 +22,7 @@ GROUP = 100
 
 def decode(total: int) -> Callable[[], None]:
     """Reads deliveries of 1 KiB and drops them."""
-    from leveret._framing import FrameReader
+    from leveret.wire.framing import FrameReader
 
     reader = FrameReader(frame_max=corpus.FRAME_MAX)
     data = corpus.deliveries(GROUP, 1024)
@@ -31,7 +31,7 @@ def decode(total: int) -> Callable[[], None]:
 
 def publish(total: int) -> Callable[[], None]:
     """Appends publishings of 1 KiB, without confirms."""
-    from leveret._batching import PublishBatch, PublishTemplate
+    from leveret.publishing.batching import PublishBatch, PublishTemplate
 
     out = discarding_buffer()
     batch = PublishBatch(out, None)
@@ -42,8 +42,8 @@ def publish(total: int) -> Callable[[], None]:
 
 def confirm(total: int) -> Callable[[], None]:
     """Settles publishings of one ticket with an acknowledgement for each."""
-    from leveret._batching import ConfirmWindow, Ticket
-    from leveret._framing import SettlementRun
+    from leveret.publishing.batching import ConfirmWindow, Ticket
+    from leveret.wire.framing import SettlementRun
 
     window, ticket = ConfirmWindow(), Ticket()
     for _ in range(total):
@@ -59,7 +59,7 @@ def confirm(total: int) -> Callable[[], None]:
 
 def acknowledge(total: int) -> Callable[[], None]:
     """Notes deliveries, acknowledges each and writes one basic.ack for 100 of them."""
-    from leveret._batching import AckWindow
+    from leveret.publishing.batching import AckWindow
 
     out = discarding_buffer()
     window = AckWindow(1)

@@ -13,39 +13,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leveret._batching import Receipt as Receipt
-    from leveret._batching import Ticket as Ticket
-    from leveret._framing import FieldValue as FieldValue
-    from leveret._framing import Message as Message
-    from leveret._framing import Properties as Properties
-    from leveret.app import App as App
-    from leveret.client import Client as Client
-    from leveret.client import DedicatedConnection as DedicatedConnection
-    from leveret.client import connect as connect
-    from leveret.connection import Connection as Connection
-    from leveret.consumer import Consumer as Consumer
-    from leveret.consuming import Consumption as Consumption
-    from leveret.delivery_batches import Batches as Batches
-    from leveret.delivery_batches import DeliveryBatch as DeliveryBatch
-    from leveret.error_policy import DeadLetter as DeadLetter
-    from leveret.error_policy import Drop as Drop
-    from leveret.error_policy import ErrorPolicy as ErrorPolicy
-    from leveret.error_policy import Park as Park
-    from leveret.error_policy import Requeue as Requeue
-    from leveret.error_policy import Retry as Retry
-    from leveret.error_policy import Stop as Stop
+    from leveret.app.app import App as App
+    from leveret.client.client import Client as Client
+    from leveret.client.client import DedicatedConnection as DedicatedConnection
+    from leveret.client.client import connect as connect
+    from leveret.connection.connection import Connection as Connection
+    from leveret.consuming.batches import Batches as Batches
+    from leveret.consuming.batches import DeliveryBatch as DeliveryBatch
+    from leveret.consuming.builder import Consumption as Consumption
+    from leveret.consuming.consumer import Consumer as Consumer
+    from leveret.consuming.error_policy import DeadLetter as DeadLetter
+    from leveret.consuming.error_policy import Drop as Drop
+    from leveret.consuming.error_policy import ErrorPolicy as ErrorPolicy
+    from leveret.consuming.error_policy import Park as Park
+    from leveret.consuming.error_policy import Requeue as Requeue
+    from leveret.consuming.error_policy import Retry as Retry
+    from leveret.consuming.error_policy import Stop as Stop
+    from leveret.consuming.prefetch import prefetch_for as prefetch_for
     from leveret.errors import BackpressureError as BackpressureError
     from leveret.errors import LeveretError as LeveretError
     from leveret.errors import PublishError as PublishError
-    from leveret.gc_policy import GcPolicy as GcPolicy
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
-    from leveret.pooling import ObjectPool as ObjectPool
-    from leveret.prefetch import prefetch_for as prefetch_for
-    from leveret.producer import Producer as Producer
-    from leveret.publishing import Publishing as Publishing
-    from leveret.publishing import PublishOptions as PublishOptions
-    from leveret.publishing import Template as Template
+    from leveret.publishing.batching import Receipt as Receipt
+    from leveret.publishing.batching import Ticket as Ticket
+    from leveret.publishing.options import Publishing as Publishing
+    from leveret.publishing.options import PublishOptions as PublishOptions
+    from leveret.publishing.options import Template as Template
+    from leveret.publishing.producer import Producer as Producer
+    from leveret.publishing.transaction import Transaction as Transaction
+    from leveret.runtime.gc_policy import GcPolicy as GcPolicy
+    from leveret.runtime.object_pool import ObjectPool as ObjectPool
     from leveret.settings import ConnectionSettings as ConnectionSettings
     from leveret.settings import ConsumerSettings as ConsumerSettings
     from leveret.settings import GcSettings as GcSettings
@@ -53,48 +51,50 @@ if TYPE_CHECKING:
     from leveret.settings import PluginSettings as PluginSettings
     from leveret.settings import ProducerSettings as ProducerSettings
     from leveret.settings import TLSSettings as TLSSettings
-    from leveret.topology import Classic as Classic
-    from leveret.topology import Quorum as Quorum
-    from leveret.topology import Topology as Topology
-    from leveret.transaction import Transaction as Transaction
-    from leveret.transport import run as run
+    from leveret.topology.topology import Classic as Classic
+    from leveret.topology.topology import Quorum as Quorum
+    from leveret.topology.topology import Topology as Topology
+    from leveret.transport.frame_transport import run as run
+    from leveret.wire.framing import FieldValue as FieldValue
+    from leveret.wire.framing import Message as Message
+    from leveret.wire.framing import Properties as Properties
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Ticket": "_batching",
-    "FieldValue": "_framing",
-    "Message": "_framing",
-    "Properties": "_framing",
-    "App": "app",
-    "Client": "client",
-    "DedicatedConnection": "client",
-    "connect": "client",
-    "Connection": "connection",
-    "Consumer": "consumer",
-    "Consumption": "consuming",
-    "Batches": "delivery_batches",
-    "DeliveryBatch": "delivery_batches",
-    "DeadLetter": "error_policy",
-    "Drop": "error_policy",
-    "ErrorPolicy": "error_policy",
-    "Park": "error_policy",
-    "Requeue": "error_policy",
-    "Retry": "error_policy",
-    "Stop": "error_policy",
+    "Ticket": "publishing.batching",
+    "FieldValue": "wire.framing",
+    "Message": "wire.framing",
+    "Properties": "wire.framing",
+    "App": "app.app",
+    "Client": "client.client",
+    "DedicatedConnection": "client.client",
+    "connect": "client.client",
+    "Connection": "connection.connection",
+    "Consumer": "consuming.consumer",
+    "Consumption": "consuming.builder",
+    "Batches": "consuming.batches",
+    "DeliveryBatch": "consuming.batches",
+    "DeadLetter": "consuming.error_policy",
+    "Drop": "consuming.error_policy",
+    "ErrorPolicy": "consuming.error_policy",
+    "Park": "consuming.error_policy",
+    "Requeue": "consuming.error_policy",
+    "Retry": "consuming.error_policy",
+    "Stop": "consuming.error_policy",
     "BackpressureError": "errors",
     "LeveretError": "errors",
     "PublishError": "errors",
-    "GcPolicy": "gc_policy",
+    "GcPolicy": "runtime.gc_policy",
     "BatchResult": "message",
     "Outcome": "message",
-    "Receipt": "_batching",
-    "ObjectPool": "pooling",
-    "prefetch_for": "prefetch",
-    "Producer": "producer",
-    "PublishOptions": "publishing",
-    "Publishing": "publishing",
-    "Template": "publishing",
+    "Receipt": "publishing.batching",
+    "ObjectPool": "runtime.object_pool",
+    "prefetch_for": "consuming.prefetch",
+    "Producer": "publishing.producer",
+    "PublishOptions": "publishing.options",
+    "Publishing": "publishing.options",
+    "Template": "publishing.options",
     "ConnectionSettings": "settings",
     "ConsumerSettings": "settings",
     "GcSettings": "settings",
@@ -102,17 +102,21 @@ _HOMES = {
     "PluginSettings": "settings",
     "ProducerSettings": "settings",
     "TLSSettings": "settings",
-    "Classic": "topology",
-    "Quorum": "topology",
-    "Topology": "topology",
-    "Transaction": "transaction",
-    "run": "transport",
+    "Classic": "topology.topology",
+    "Quorum": "topology.topology",
+    "Topology": "topology.topology",
+    "Transaction": "publishing.transaction",
+    "run": "transport.frame_transport",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 try:
-    from leveret import _batching, _buffers, _consuming, _framing, _waiting  # noqa: F401
+    import leveret.consuming.delivering
+    import leveret.publishing.batching
+    import leveret.transport.waiting
+    import leveret.wire.buffers
+    import leveret.wire.framing  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "leveret's extension modules are missing or do not fit this Python. Install a wheel (pip install leveret), or "

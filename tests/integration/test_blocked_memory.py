@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret._framing import FrameReader
 from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
 from leveret.message import Outcome
-from leveret.transport import FrameTransport
+from leveret.transport.frame_transport import FrameTransport
+from leveret.wire.framing import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

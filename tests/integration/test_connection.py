@@ -17,7 +17,7 @@ from tests.support.proxy import Proxy
 import leveret
 from leveret import Topology
 from leveret.broker import EmbeddedBroker
-from leveret.connection import may_mend
+from leveret.connection.connection import may_mend
 from leveret.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -432,7 +432,7 @@ async def test_attempts_are_spread_over_twice_the_time_after_each_when_they_fail
         spans.append((least, most))
         return 0.0
 
-    monkeypatch.setattr("leveret.client.random.uniform", uniform)
+    monkeypatch.setattr("leveret.client.client.random.uniform", uniform)
     async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
         await broker.stop()
         await loss(client.connection)
@@ -454,7 +454,7 @@ async def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_dialed_more_an
         spans.append(most)
         return 0.0
 
-    monkeypatch.setattr("leveret.client.random.uniform", uniform)
+    monkeypatch.setattr("leveret.client.client.random.uniform", uniform)
     options: dict[str, Any] = {"recovery_initial_delay": 1000, "recovery_max_delay": 3000}
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **options) as client:
         for _ in range(4):

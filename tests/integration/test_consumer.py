@@ -178,7 +178,7 @@ async def test_a_message_is_tried_twice_and_dead_lettered_when_its_handler_raise
     assert await queues.remaining() == []
     counters = consumer.counters()
     assert (counters["handler_errors"], counters["retried"], counters["dead_lettered"]) == (2, 1, 1)
-    warnings = [record for record in caplog.records if record.name == "leveret.consumer"]
+    warnings = [record for record in caplog.records if record.name == "leveret.consuming"]
     assert len(warnings) == 2
     assert all("ValueError" in record.getMessage() for record in warnings)
 
@@ -859,7 +859,7 @@ async def test_a_message_is_released_and_handled_later_when_its_handler_raises_c
         "expected": 0,
         "live": 0,
     }
-    assert [record for record in caplog.records if record.name == "leveret.consumer"] == []
+    assert [record for record in caplog.records if record.name == "leveret.consuming"] == []
     assert await queues.remaining() == []
     # Dead letters keep their order, so what comes first shows that nothing was before it.
     await queues.publish("refused")

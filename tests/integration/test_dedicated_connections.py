@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from tests.support.brokers import Broker
 
-    from leveret.channel import Channel
-    from leveret.client import DedicatedConnection
+    from leveret.client.client import DedicatedConnection
+    from leveret.connection.channel import Channel
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 

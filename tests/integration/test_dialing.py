@@ -20,7 +20,7 @@ from tests.support.rabbitmq import free_ports
 
 import leveret
 from leveret.broker import EmbeddedBroker
-from leveret.connection import Connection
+from leveret.connection.connection import Connection
 from leveret.errors import ConnectFailed, OperationTimeout
 from leveret.settings import ConnectionSettings, Endpoint
 
@@ -169,7 +169,7 @@ async def test_the_next_host_is_used_when_one_is_silent_in_the_handshake(embedde
 
 @every_loop
 async def test_only_one_of_the_hosts_hears_of_amqp_when_all_answer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.dialing.STAGGER", 0.0)
+    monkeypatch.setattr("leveret.transport.dialing.STAGGER", 0.0)
     heard = 0
 
     async def oblige(peer: Peer) -> None:

@@ -18,7 +18,6 @@ import pika.exceptions
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
-from leveret._framing import ContentRun, FrameReader, MethodFrame, encode_method
 from leveret.broker import EmbeddedBroker
 from leveret.protocol.commands import (
     PROTOCOL_HEADER,
@@ -33,6 +32,7 @@ from leveret.protocol.commands import (
     make,
     spec_of,
 )
+from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, encode_method
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -17,9 +17,9 @@ from aio_pika import DeliveryMode, Message
 from tests.support.leftovers import nothing_left_behind
 from tests.support.loops import every_loop
 
-from leveret._framing import FrameReader, MethodFrame
 from leveret.broker import EmbeddedBroker
 from leveret.protocol.commands import PROTOCOL_HEADER, Basic, Channel, Connection, Method, Queue, decode, encode, make
+from leveret.wire.framing import FrameReader, MethodFrame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

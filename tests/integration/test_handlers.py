@@ -16,9 +16,9 @@ from tests.integration.test_consuming import until
 from tests.support.loops import every_loop
 
 import leveret
-from leveret._consuming import Worker
-from leveret._framing import Message
+from leveret.consuming.delivering import Worker
 from leveret.errors import CircuitOpen
+from leveret.wire.framing import Message
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -499,7 +499,7 @@ async def test_nothing_is_kept_of_messages_that_are_done(queues: Queues, how: st
         elif how == "times out":
             await asyncio.Event().wait()
 
-    logging.getLogger("leveret.consumer").setLevel(logging.CRITICAL)
+    logging.getLogger("leveret.consuming").setLevel(logging.CRITICAL)
     try:
         async with running(consumer, handler):
             await queues.publish(*range(count))
@@ -511,5 +511,5 @@ async def test_nothing_is_kept_of_messages_that_are_done(queues: Queues, how: st
             assert (left, len(handlers)) <= (8, 8)
             assert len(consumer._idle) == 4
     finally:
-        logging.getLogger("leveret.consumer").setLevel(logging.NOTSET)
+        logging.getLogger("leveret.consuming").setLevel(logging.NOTSET)
     await queues.client.purge(queues.dead)

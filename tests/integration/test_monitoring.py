@@ -14,7 +14,7 @@ from tests.support.plugins import plugin
 import leveret
 from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, PluginError
-from leveret.monitoring import METRICS, Monitor
+from leveret.monitoring.meters import METRICS, Monitor
 from leveret.plugins import ConnectionEventKind, MetricsSpec, PluginRegistry, Sample
 from leveret.settings import MonitoringSettings
 

@@ -288,7 +288,7 @@ async def test_s12_auto_grows_on_a_long_line_and_stays_within_its_bound(
 async def test_s13_a_batch_tells_what_became_of_each_message(
     client: leveret.Client, other: leveret.Client, exchange: str, queue: str
 ) -> None:
-    def publishing(order: Any, routing_key: str) -> leveret.publishing.Publishing:
+    def publishing(order: Any, routing_key: str) -> leveret.publishing.options.Publishing:
         return producer.message(order).exchange(exchange).routing_key(routing_key)
 
     good = orders(10)
@@ -386,7 +386,7 @@ async def test_s14_chunks_of_1000_leave_and_a_bounded_number_is_in_flight() -> N
 async def test_s14_the_rate_of_each_batch_is_in_the_log_and_in_the_metrics(
     client: leveret.Client, other: leveret.Client, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "leveret.producer")
+    caplog.set_level(logging.DEBUG, "leveret.publishing")
     results = []
     async with client.producer() as producer:
         for _ in range(3):

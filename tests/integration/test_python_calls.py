@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from leveret.transport import FrameTransport
+    from leveret.transport.frame_transport import FrameTransport
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 

@@ -16,17 +16,17 @@ from tests.support.queues import taken
 
 import leveret
 from leveret import Classic, Retry, Topology
-from leveret._framing import FieldValue, decode_properties
-from leveret.error_policy import attempts_of
+from leveret.consuming.error_policy import attempts_of
+from leveret.consuming.retry_queues import RetryQueues
 from leveret.errors import BodyTooLarge, ConfigurationError, MessageReturned, NotFound, PreconditionFailed
-from leveret.retry_queues import RetryQueues
+from leveret.wire.framing import FieldValue, decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tests.support.brokers import Broker
 
-    from leveret._framing import Message
+    from leveret.wire.framing import Message
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 

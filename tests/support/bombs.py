@@ -24,7 +24,7 @@ import zstandard
 
 if TYPE_CHECKING:
     from leveret import Message
-    from leveret.codecs import BodyDecoder
+    from leveret.codecs.bodies import BodyDecoder
 
 MIB = 1 << 20
 #: The limit that the measured consumer sets.
@@ -110,9 +110,9 @@ def bombs() -> dict[str, tuple[str, bytes]]:
 
 def message_of(body: bytes, encoding: str) -> Message:
     """A message as it comes from a socket."""
-    from leveret._batching import PublishBatch, PublishTemplate
-    from leveret._buffers import SendBuffer
-    from leveret._framing import ContentRun, FrameReader, Properties
+    from leveret.publishing.batching import PublishBatch, PublishTemplate
+    from leveret.wire.buffers import SendBuffer
+    from leveret.wire.framing import ContentRun, FrameReader, Properties
 
     written: list[bytes] = []
     out = SendBuffer(lambda: None, lambda: written.append(out.take()))
@@ -154,7 +154,7 @@ def _memory(field: str) -> int:
 
 
 def main() -> None:
-    from leveret.codecs import BodyDecoder
+    from leveret.codecs.bodies import BodyDecoder
     from leveret.plugins import PluginRegistry
     from leveret.settings import ConsumerSettings, PluginSettings
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from leveret.prefetch import AdaptivePrefetch
+    from leveret.consuming.prefetch import AdaptivePrefetch
 
 #: As the consumer does it: seconds that an acknowledgement waits at most, and the share of the prefetch that need not.
 ACK_DELAY: Final = 0.005

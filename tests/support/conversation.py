@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pamqp import base, body, frame, header, heartbeat
 
-from leveret._buffers import SendBuffer
-from leveret._framing import ContentRun, FrameReader, MethodFrame
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import ContentRun, FrameReader, MethodFrame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.corpus import frames, strategies
 
-from leveret._batching import AckWindow, append_settlement
-from leveret._buffers import SendBuffer
-from leveret._framing import ContentRun, FrameReader, SettlementRun
+from leveret.publishing.batching import AckWindow, append_settlement
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import ContentRun, FrameReader, SettlementRun
 
 assert strategies  # its import loads the hypothesis profile
 

@@ -13,7 +13,7 @@ from tests.support.leftovers import nothing_left_behind
 
 import leveret
 from leveret import app as app_module
-from leveret.app import Backoff, run_process
+from leveret.app.app import Backoff, run_process
 from leveret.broker import EmbeddedBroker
 from leveret.errors import (
     AuthenticationError,

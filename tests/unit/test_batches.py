@@ -12,9 +12,9 @@ from tests.corpus import strategies
 from tests.support.leftovers import nothing_left_behind
 
 from leveret import BatchResult
-from leveret.batches import Batch, Source
 from leveret.errors import BackpressureError, ConfigurationError
-from leveret.publishing import Publishing
+from leveret.publishing.batches import Batch, Source
+from leveret.publishing.options import Publishing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

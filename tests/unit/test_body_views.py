@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from tests.corpus import frames, malformed, strategies
 from tests.unit.test_framing_fuzz import mutated
 
-from leveret._batching import ConfirmWindow, append_content, append_deliveries
-from leveret._buffers import BodyPool, SendBuffer
-from leveret._framing import ContentRun, FrameReader, Message, Properties
-from leveret.codecs import BodyDecoder
+from leveret.codecs.bodies import BodyDecoder
 from leveret.errors import ConfigurationError, DecodeFailed, RemoteProtocolError
 from leveret.plugins import SerializerSpec, hookimpl
 from leveret.plugins.registry import PluginRegistry
+from leveret.publishing.batching import ConfirmWindow, append_content, append_deliveries
 from leveret.settings import ConsumerSettings
+from leveret.wire.buffers import BodyPool, SendBuffer
+from leveret.wire.framing import ContentRun, FrameReader, Message, Properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

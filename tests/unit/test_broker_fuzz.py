@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.corpus import strategies
 from tests.unit.test_broker_session import Client, publishing
 
-from leveret._framing import ContentRun
 from leveret.broker import EmbeddedBroker
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.protocol.commands import Basic, Channel, Confirm, Connection, Exchange, Queue, Tx
+from leveret.wire.framing import ContentRun
 
 if TYPE_CHECKING:
     from leveret.protocol.commands import Method

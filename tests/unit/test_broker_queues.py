@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import strategies
 
-from leveret._batching import PublishBatch, PublishTemplate
-from leveret._buffers import SendBuffer
-from leveret._framing import ContentRun, FrameReader, Message
 from leveret.broker.arguments import QueueOptions
 from leveret.broker.queues import SLICE_BYTES, TURN_COUNT, UNLIMITED, Consumer, Queue
+from leveret.publishing.batching import PublishBatch, PublishTemplate
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import ContentRun, FrameReader, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret._batching import PublishTemplate
-from leveret._framing import ContentRun, FrameReader, MethodFrame, Properties, SettlementRun, encode_method
 from leveret.broker import EmbeddedBroker
 from leveret.broker import session as session_module
 from leveret.broker.dead_letters import DEATHS_COUNT
@@ -32,6 +30,8 @@ from leveret.protocol.commands import (
     make,
     spec_of,
 )
+from leveret.publishing.batching import PublishTemplate
+from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, Properties, SettlementRun, encode_method
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,8 +167,8 @@ def publishing(
 
 
 def content(template: PublishTemplate, body: bytes, channel: int) -> bytes:
-    from leveret._batching import PublishBatch
-    from leveret._buffers import SendBuffer
+    from leveret.publishing.batching import PublishBatch
+    from leveret.wire.buffers import SendBuffer
 
     out = SendBuffer(lambda: None, lambda: None)
     PublishBatch(out, None, channel=channel).add(template, body)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import strategies
 
-from leveret._batching import PublishBatch, PublishTemplate
-from leveret._buffers import SendBuffer
-from leveret._framing import ContentRun, FieldValue, FrameReader, Message, Properties, encode_table
 from leveret.broker.tables import TypedValue, rebuilt, scan_table
+from leveret.publishing.batching import PublishBatch, PublishTemplate
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import ContentRun, FieldValue, FrameReader, Message, Properties, encode_table
 
 assert strategies  # its import loads the hypothesis profile
 

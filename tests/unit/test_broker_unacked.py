@@ -11,8 +11,8 @@ from tests.corpus import strategies
 from leveret.broker.unacked import Piece, Unacked
 
 if TYPE_CHECKING:
-    from leveret._framing import Message
     from leveret.broker.queues import Queue
+    from leveret.wire.framing import Message
 
 assert strategies  # its import loads the hypothesis profile
 

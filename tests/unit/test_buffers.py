@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import frames, strategies
 
-from leveret._batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
-from leveret._buffers import RecvBuffer, SendBuffer
-from leveret._framing import FrameReader
 from leveret.errors import BodyTooLarge
+from leveret.publishing.batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret.wire.buffers import RecvBuffer, SendBuffer
+from leveret.wire.framing import FrameReader
 
 assert strategies  # its import loads the hypothesis profile
 

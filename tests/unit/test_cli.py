@@ -64,7 +64,9 @@ def test_version_is_the_package_s() -> None:
 def test_info_names_versions_and_compiled_modules() -> None:
     lines = dict(line.split(maxsplit=1) for line in run("info").stdout.splitlines())
     assert {"leveret", "python", "uvloop", "pamqp", "msgspec"} <= lines.keys()
-    assert all(Path(lines[f"leveret.{name}"]).exists() for name in ("_buffers", "_framing", "_batching"))
+    assert all(
+        Path(lines[f"leveret.{name}"]).exists() for name in ("wire.buffers", "wire.framing", "publishing.batching")
+    )
     assert "event" in lines
 
 

@@ -12,10 +12,10 @@ from pamqp import frame as pamqp_frame
 from pamqp.commands import INDEX_MAPPING
 from tests.corpus import frames, malformed, strategies
 
-from leveret._framing import FrameReader, MethodFrame, decode_arguments, encode_method
 from leveret.errors import EncodeFailed, RemoteProtocolError, TableSyntaxError
 from leveret.protocol import commands
 from leveret.protocol.commands import Basic, Channel, Confirm, Connection, Exchange, Queue, Tx
+from leveret.wire.framing import FrameReader, MethodFrame, decode_arguments, encode_method
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Block

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.corpus import frames, strategies
 
-from leveret._batching import NO_RECEIPT, ConfirmWindow, PublishBatch, PublishTemplate, Receipt, Ticket
-from leveret._buffers import SendBuffer
-from leveret._framing import FrameReader, Message, Properties, SettlementRun, decode_properties
 from leveret.errors import EncodeFailed
 from leveret.message import Outcome
+from leveret.publishing.batching import NO_RECEIPT, ConfirmWindow, PublishBatch, PublishTemplate, Receipt, Ticket
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import FrameReader, Message, Properties, SettlementRun, decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable

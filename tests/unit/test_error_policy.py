@@ -13,11 +13,11 @@ from tests.corpus import strategies
 
 import leveret
 from leveret import DeadLetter, Drop, ErrorPolicy, Park, Requeue, Retry, Stop
-from leveret._batching import PublishBatch, PublishTemplate
-from leveret._buffers import SendBuffer
-from leveret._framing import ContentRun, FrameReader, Message, Properties, encode_table
-from leveret.error_policy import attempts_of, error_text, policy_of
+from leveret.consuming.error_policy import attempts_of, error_text, policy_of
 from leveret.errors import CodecError, ConfigurationError, DecodeFailed, NotFound
+from leveret.publishing.batching import PublishBatch, PublishTemplate
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import ContentRun, FrameReader, Message, Properties, encode_table
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -264,7 +264,7 @@ def test_every_form_of_a_policy_becomes_one() -> None:
 
 def test_actions_are_at_hand_in_the_package() -> None:
     names = ("ErrorPolicy", "Requeue", "Retry", "DeadLetter", "Park", "Drop", "Stop")
-    assert all(getattr(leveret, name).__module__ == "leveret.error_policy" for name in names)
+    assert all(getattr(leveret, name).__module__ == "leveret.consuming.error_policy" for name in names)
 
 
 # ---------------------------------------------------------------------- headers

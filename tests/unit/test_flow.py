@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import strategies
 
-from leveret.flow import AdaptiveWindow
+from leveret.publishing.adaptive_window import AdaptiveWindow
 
 assert strategies  # its import loads the hypothesis profile
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.corpus import frames
 
-from leveret._batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
-from leveret._buffers import SendBuffer
-from leveret._consuming import Generation
-from leveret._framing import FrameReader
+from leveret.consuming.delivering import Generation
+from leveret.publishing.batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.corpus import frames, malformed, strategies
 
-from leveret._framing import (
+from leveret.errors import FrameError, LeveretError, RemoteProtocolError, TableSyntaxError
+from leveret.protocol import commands
+from leveret.wire.framing import (
     FrameReader,
     MethodFrame,
     Properties,
@@ -20,8 +22,6 @@ from leveret._framing import (
     decode_table,
     encode_table,
 )
-from leveret.errors import FrameError, LeveretError, RemoteProtocolError, TableSyntaxError
-from leveret.protocol import commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

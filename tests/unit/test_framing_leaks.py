@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.corpus import frames, malformed
 
-from leveret._batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
-from leveret._buffers import SendBuffer
-from leveret._framing import (
+from leveret.errors import LeveretError
+from leveret.publishing.batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import (
     FieldValue,
     FrameReader,
     Properties,
@@ -23,7 +24,6 @@ from leveret._framing import (
     encode_method,
     encode_table,
 )
-from leveret.errors import LeveretError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.corpus import frames, malformed
 
-from leveret._framing import FrameReader, Message
 from leveret.errors import FrameError, IncompatibleProtocol, LeveretError, RemoteProtocolError
+from leveret.wire.framing import FrameReader, Message
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Stream

@@ -23,7 +23,7 @@ from tests.corpus.frames import (
     shortstr,
 )
 
-from leveret._framing import ContentRun, FrameReader, MethodFrame, SettlementRun
+from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
 
 CLIENT_STREAMS = strategies.streams(server=False)
 SERVER_STREAMS = strategies.streams(server=True)

@@ -17,11 +17,11 @@ from tests.support.loops import every_loop
 
 import leveret
 from leveret import gc_policy as module
-from leveret._batching import AckWindow
 from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError
-from leveret.gc_policy import GcPolicy, GcStatistics
-from leveret.monitoring import ConsumerMeter, Monitor
+from leveret.monitoring.meters import ConsumerMeter, Monitor
+from leveret.publishing.batching import AckWindow
+from leveret.runtime.gc_policy import GcPolicy, GcStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tests.corpus import frames
 
-from leveret._buffers import SendBuffer
-from leveret._consuming import Generation
-from leveret._framing import FrameReader, Message
+from leveret.consuming.delivering import Generation
 from leveret.errors import LocalProtocolError
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import FrameReader, Message
 
 
 class Owner:

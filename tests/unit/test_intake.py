@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tests.corpus import frames
 
 import leveret
-from leveret._buffers import SendBuffer
-from leveret._consuming import Generation, Worker
-from leveret._framing import FrameReader, Message
-from leveret.consumer import Consumer
+from leveret.consuming.consumer import Consumer
+from leveret.consuming.delivering import Generation, Worker
 from leveret.plugins import PluginRegistry
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import FrameReader, Message
 
 
 class Transport:

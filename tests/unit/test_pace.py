@@ -8,8 +8,8 @@ import pytest
 from tests.corpus import frames
 from tests.unit.test_intake import made
 
-from leveret._consuming import Pace
-from leveret._framing import FrameReader
+from leveret.consuming.delivering import Pace
+from leveret.wire.framing import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

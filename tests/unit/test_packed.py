@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import strategies
 
-from leveret._framing import FieldValue, Properties, decode_properties, encode_table
 from leveret.errors import EncodeFailed
-from leveret.packed import entries_of, replace_headers
+from leveret.wire.framing import FieldValue, Properties, decode_properties, encode_table
+from leveret.wire.header_bytes import entries_of, replace_headers
 
 NAMES = (
     "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import leveret
-import leveret.pooling as module
+import leveret.runtime.object_pool as module
 from leveret.errors import ConfigurationError
 
 SENTINEL = "order-of-a-customer"
@@ -126,7 +126,7 @@ def test_s31_an_object_whose_reset_raises_is_dropped_and_said_once_without_conte
         raise RuntimeError(f"cannot reset {SENTINEL}")
 
     pool = leveret.ObjectPool(Processor, fail)
-    with caplog.at_level(logging.DEBUG, "leveret.pooling"):
+    with caplog.at_level(logging.DEBUG, "leveret.runtime"):
         for _ in range(3):
             with pytest.raises(KeyError, match="mine"):
                 spoil(pool, KeyError("mine"))

@@ -14,8 +14,8 @@ from tests.corpus import strategies
 from tests.support.consuming import Seen, Simulation
 
 import leveret
+from leveret.consuming.prefetch import AdaptivePrefetch, prefetch_for
 from leveret.errors import ConfigurationError
-from leveret.prefetch import AdaptivePrefetch, prefetch_for
 
 if TYPE_CHECKING:
     import random

@@ -15,8 +15,8 @@ from pamqp import header as pamqp_header
 from pamqp.commands import Basic
 from tests.corpus import malformed, strategies
 
-from leveret._framing import Properties, decode_properties
 from leveret.errors import EncodeFailed, TableSyntaxError
+from leveret.wire.framing import Properties, decode_properties
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Block

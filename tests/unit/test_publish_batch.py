@@ -16,7 +16,9 @@ from pamqp import header as pamqp_header
 from pamqp.commands import Basic
 from tests.corpus import frames, strategies
 
-from leveret._batching import (
+from leveret.errors import BodyTooLarge, EncodeFailed
+from leveret.protocol import commands
+from leveret.publishing.batching import (
     ConfirmWindow,
     PublishBatch,
     PublishTemplate,
@@ -24,10 +26,8 @@ from leveret._batching import (
     append_content,
     append_deliveries,
 )
-from leveret._buffers import SendBuffer
-from leveret._framing import FrameReader, Message, Properties, SettlementRun
-from leveret.errors import BodyTooLarge, EncodeFailed
-from leveret.protocol import commands
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import FrameReader, Message, Properties, SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,12 +22,12 @@ from tests.support.leftovers import nothing_left_behind
 
 import leveret
 from leveret import Outcome, Topology
-from leveret._batching import PublishTemplate
-from leveret._framing import FieldValue, decode_properties
 from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, EncodeFailed, LeveretError, PublishError, WrongLoopError
-from leveret.producer import Producer
-from leveret.publishing import OPTIONS, Publishing, PublishOptions, Template, pack_properties, repeats
+from leveret.publishing.batching import PublishTemplate
+from leveret.publishing.options import OPTIONS, Publishing, PublishOptions, Template, pack_properties, repeats
+from leveret.publishing.producer import Producer
+from leveret.wire.framing import FieldValue, decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import frames, strategies
 
-from leveret._framing import FrameReader, Message
+from leveret.wire.framing import FrameReader, Message
 
 assert strategies  # its import loads the hypothesis profile
 

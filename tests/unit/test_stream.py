@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tests.corpus import frames
 
-from leveret._framing import ContentRun, FrameReader, SettlementRun
 from leveret.errors import ProtocolError
-from leveret.transport import FrameTransport
+from leveret.transport.frame_transport import FrameTransport
+from leveret.wire.framing import ContentRun, FrameReader, SettlementRun
 
 DELIVERY = frames.delivery(1, 1, b"body", consumer_tag="c")
 CONFIRM = frames.method(1, 60, 80, b"\0\0\0\0\0\0\0\1\0")
@@ -180,7 +180,7 @@ async def test_nothing_is_written_when_it_is_closed() -> None:
 
 
 async def test_large_bodies_leave_as_pieces() -> None:
-    from leveret._batching import PublishBatch, PublishTemplate
+    from leveret.publishing.batching import PublishBatch, PublishTemplate
 
     transport, _, writer = made()
     body: Any = bytes(20_000)

@@ -21,8 +21,8 @@ from pamqp import encode as pamqp_encode
 from tests.corpus import malformed, strategies
 from tests.corpus.frames import longstr, shortstr
 
-from leveret._framing import FieldValue, decode_table, encode_table
 from leveret.errors import EncodeFailed, TableSyntaxError
+from leveret.wire.framing import FieldValue, decode_table, encode_table
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Block

@@ -13,14 +13,14 @@ from tests.corpus import frames
 
 import leveret
 from leveret import Topology
-from leveret._waiting import Waiter
 from leveret.broker import EmbeddedBroker
 from leveret.errors import WrongLoopError
+from leveret.transport.waiting import Waiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from leveret.producer import Producer
+    from leveret.publishing.producer import Producer
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from leveret._batching import append_content, append_deliveries, append_settlement
-from leveret._framing import decode_properties
 from leveret.broker.arguments import consumer_priority, expiry_error
 from leveret.broker.queues import UNLIMITED, Consumer
 from leveret.broker.refusals import Refusal, access_refused, not_implemented, precondition_failed
@@ -16,13 +14,15 @@ from leveret.errors import TableSyntaxError
 from leveret.protocol.commands import Basic, Confirm, Exchange, Method, Tx, decode, encode, make
 from leveret.protocol.commands import Channel as Channels
 from leveret.protocol.commands import Queue as Queues
+from leveret.publishing.batching import append_content, append_deliveries, append_settlement
+from leveret.wire.framing import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from leveret._framing import ContentRun, Message, MethodFrame, SettlementRun
     from leveret.broker.queues import Queue
     from leveret.broker.session import Session
+    from leveret.wire.framing import ContentRun, Message, MethodFrame, SettlementRun
 
 __all__ = ["Channel"]
 

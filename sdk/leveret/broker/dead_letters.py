@@ -9,16 +9,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from leveret._framing import FieldValue, decode_properties
 from leveret.broker.tables import rebuilt
 from leveret.errors import EncodeFailed, TableSyntaxError
-from leveret.packed import replace_headers
+from leveret.wire.framing import FieldValue, decode_properties
+from leveret.wire.header_bytes import replace_headers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from leveret._framing import Message
     from leveret.broker.queues import Queue
+    from leveret.wire.framing import Message
 
 __all__ = ["DeadLetter"]
 

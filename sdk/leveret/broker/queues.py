@@ -10,16 +10,16 @@ import operator
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from leveret._framing import FieldValue
 from leveret.broker.tables import rebuilt
-from leveret.packed import replace_headers
+from leveret.wire.framing import FieldValue
+from leveret.wire.header_bytes import replace_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from leveret._framing import Message
     from leveret.broker.arguments import Arguments, QueueOptions
     from leveret.broker.exchanges import Binding, Exchange
+    from leveret.wire.framing import Message
 
 __all__ = ["Consumer", "Deliverer", "Host", "Queue", "Timer"]
 

@@ -11,11 +11,11 @@ import stat
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
-from leveret._framing import FrameReader
 from leveret.broker.session import FRAME_MAX_BEFORE_TUNE, BrokerTransport, Session
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.errors import REPLY_CODES, ConfigurationError, TransportError
-from leveret.transport import run, serve
+from leveret.transport.frame_transport import run, serve
+from leveret.wire.framing import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -12,20 +12,20 @@ import logging
 import platform
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret._framing import ContentRun, FrameReader, MethodFrame, SettlementRun
 from leveret.broker.channel import Channel
 from leveret.broker.refusals import Refusal
 from leveret.errors import REPLY_CODES, IncompatibleProtocol, RemoteProtocolError, printable
 from leveret.protocol.commands import PROTOCOL_HEADER, Connection, Method, decode, encode, make
 from leveret.protocol.commands import Channel as Channels
-from leveret.transport import FrameTransport
+from leveret.transport.frame_transport import FrameTransport
+from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
-    from leveret._buffers import SendBuffer
     from leveret.broker.queues import Queue
     from leveret.broker.server import EmbeddedBroker
     from leveret.broker.virtual_host import VirtualHost
     from leveret.errors import ProtocolError
+    from leveret.wire.buffers import SendBuffer
 
 __all__ = ["BrokerTransport", "Session"]
 

@@ -1,6 +1,6 @@
 """Field tables with the wire types of their values, and messages made anew.
 
-`leveret._framing` turns tables into Python values, which drops how a number was typed. The broker needs that type:
+`leveret.wire.framing` turns tables into Python values, which drops how a number was typed. The broker needs that type:
 RabbitMQ names it when an argument differs.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from leveret._batching import PublishBatch, PublishTemplate
-from leveret._buffers import SendBuffer
-from leveret._framing import ContentRun, FrameReader, decode_table
-from leveret.packed import entries_of
+from leveret.publishing.batching import PublishBatch, PublishTemplate
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.framing import ContentRun, FrameReader, decode_table
+from leveret.wire.header_bytes import entries_of
 
 if TYPE_CHECKING:
-    from leveret._framing import Message
+    from leveret.wire.framing import Message
 
 __all__ = ["TypedValue", "arguments_of", "rebuilt", "scan_table"]
 

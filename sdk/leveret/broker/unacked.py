@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from leveret._framing import Message
     from leveret.broker.queues import Consumer, Queue
+    from leveret.wire.framing import Message
 
 __all__ = ["Piece", "Unacked"]
 

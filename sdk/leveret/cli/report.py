@@ -165,7 +165,8 @@ def demo_table(outcome: Outcome, count: int, broker: Mapping[str, Any]) -> Table
 
 def info_lines() -> list[tuple[str, str]]:
     """What `leveret info` prints: names and texts."""
-    from leveret import _batching, _buffers, _framing
+    from leveret.publishing import batching
+    from leveret.wire import buffers, framing
 
     here = machine()
     lines = [(name, str(here[name])) for name in ("leveret", "python", "event_loop", "cpu_count")]
@@ -176,4 +177,4 @@ def info_lines() -> list[tuple[str, str]]:
             version = "not installed"
         lines.append((package, version))
     lines = [(name.replace("_", " "), text) for name, text in lines]
-    return lines + [(module.__name__, str(module.__file__)) for module in (_buffers, _framing, _batching)]
+    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, framing, batching)]

@@ -17,7 +17,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.app import App, run_process
+from leveret.app.app import App, run_process
 from leveret.cli.failures import CommandFailed
 from leveret.cli.summary import INTERVAL, Summary
 from leveret.errors import LeveretError, printable

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.app import Backoff, Signals
+from leveret.app.app import Backoff, Signals
 from leveret.cli.failures import CommandFailed
 from leveret.cli.serve import log_to_stderr
 from leveret.cli.summary import INTERVAL, Summary

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkab
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from leveret._batching import Receipt
     from leveret.errors import LeveretError
     from leveret.message import BatchResult
+    from leveret.publishing.batching import Receipt
 
 __all__ = [
     "API_VERSION",

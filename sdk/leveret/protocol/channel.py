@@ -24,8 +24,8 @@ from leveret.protocol import commands
 from leveret.protocol.commands import Basic, Channel
 
 if TYPE_CHECKING:
-    from leveret._buffers import SendBuffer
-    from leveret._framing import ContentRun, Message, MethodFrame
+    from leveret.wire.buffers import SendBuffer
+    from leveret.wire.framing import ContentRun, Message, MethodFrame
 
 _BY_CODE: Final[dict[int, type[ChannelClosed]]] = {
     403: AccessRefused,

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 from pamqp import base
 from pamqp.commands import INDEX_MAPPING, Basic, Channel, Confirm, Connection, Exchange, Queue, Tx
 
-from leveret._framing import MethodFrame, decode_arguments, encode_method
 from leveret.errors import RemoteProtocolError, TableSyntaxError
+from leveret.wire.framing import MethodFrame, decode_arguments, encode_method
 
 __all__ = [
     "PROTOCOL_HEADER",

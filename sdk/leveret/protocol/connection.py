@@ -26,8 +26,8 @@ from leveret.protocol.commands import Connection
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from leveret._buffers import SendBuffer
-    from leveret._framing import MethodFrame
+    from leveret.wire.buffers import SendBuffer
+    from leveret.wire.framing import MethodFrame
 
 #: An empty frame of type 8 on channel 0 (AMQP 0-9-1 section 4.2.7).
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"

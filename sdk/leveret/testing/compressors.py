@@ -16,9 +16,9 @@ from leveret.testing.live import QUEUE, take, with_client
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from leveret.client import Client
+    from leveret.client.client import Client
     from leveret.plugins.interfaces import Compressor
-    from leveret.publishing import PublishOptions
+    from leveret.publishing.options import PublishOptions
 
 __all__ = ["CompressorConformance"]
 

@@ -6,18 +6,18 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from leveret.broker import EmbeddedBroker
-from leveret.client import connect
+from leveret.client.client import connect
 from leveret.settings import MonitoringSettings
 from leveret.testing.base import fail, with_deadline
-from leveret.topology import Topology
+from leveret.topology.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from leveret._framing import Message
-    from leveret.client import Client
-    from leveret.consumer import Consumer
+    from leveret.client.client import Client
+    from leveret.consuming.consumer import Consumer
     from leveret.plugins.registry import PluginRegistry
+    from leveret.wire.framing import Message
 
 __all__ = ["QUEUE", "take", "with_client"]
 

@@ -21,7 +21,7 @@ from leveret.testing.live import QUEUE, take, with_client
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from leveret.client import Client
+    from leveret.client.client import Client
     from leveret.errors import CodecError
     from leveret.plugins.interfaces import Serializer
 

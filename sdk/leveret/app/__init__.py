@@ -1,0 +1,3 @@
+"""Handlers that are registered once, and a process that keeps them running."""
+
+from __future__ import annotations

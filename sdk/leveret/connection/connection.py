@@ -1,0 +1,573 @@
+"""A connection on an event loop: dialing, handshake, heartbeats, channels, and one place where everything ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import platform
+from typing import TYPE_CHECKING, Any, Protocol
+
+from leveret.connection.channel import Channel
+from leveret.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionClosed,
+    ConnectionLost,
+    LeveretError,
+    OperationTimeout,
+    ProtocolError,
+    RemoteProtocolError,
+    TLSVerificationError,
+    TransportError,
+    WrongLoopError,
+    again,
+    printable,
+)
+from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
+from leveret.protocol import connection as protocol
+from leveret.protocol.connection import ConnectionPhase, ConnectionState
+from leveret.transport.dialing import Dialing, joined
+from leveret.transport.frame_transport import FrameTransport
+from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from leveret.settings import ConnectionSettings, Endpoint
+    from leveret.transport.frame_transport import Session
+
+    EventListener = Callable[[ConnectionEvent], None]
+
+__all__ = ["Connection", "Link", "longest_delay", "may_mend"]
+
+logger = logging.getLogger("leveret.connection")
+
+_CHANNEL_CLOSE_OK = (20, 41)
+
+#: 0.001 s doubled this often is longer than any `recovery_max_delay`; doubled for ever it would overflow.
+_MAX_DOUBLINGS = 40
+
+# What this side can do (RabbitMQ: capabilities), so that the broker tells us more than silence.
+_CAPABILITIES = {
+    "publisher_confirms": True,
+    "exchange_exchange_bindings": True,
+    "basic.nack": True,
+    "consumer_cancel_notify": True,
+    "connection.blocked": True,
+    "authentication_failure_close": True,
+}
+
+
+def _client_properties(name: str) -> dict[str, Any]:
+    from leveret import __version__
+
+    return {
+        "product": "Leveret",
+        "version": __version__,
+        "platform": f"{platform.python_implementation()} {platform.python_version()}",
+        "connection_name": name,
+        "capabilities": dict(_CAPABILITIES),
+    }
+
+
+class Link(Protocol):
+    """Where a producer or consumer gets its connection."""
+
+    async def __call__(self) -> Connection:
+        """The open connection."""
+        ...
+
+    async def recovered(self) -> Connection:
+        """The open connection, or the next one when that is lost; raises when there will be none."""
+        ...
+
+
+def may_mend(error: LeveretError) -> bool:
+    """Whether trying again may succeed where it failed with this error."""
+    if isinstance(error, AuthenticationError):
+        # Without a text the server refused nothing: it was gone while it checked the credentials, as one that stops.
+        return error.reply_code == 403 and not error.reply_text
+    if isinstance(error, ConnectionClosed):
+        return error.reply_code != 530
+    return not isinstance(error, (TLSVerificationError, ConfigurationError))
+
+
+def longest_delay(settings: ConnectionSettings, attempts: int) -> float:
+    """The most seconds to wait before the next of some attempts in a row; a random part of it keeps clients apart."""
+    doubled = settings.recovery_initial_delay * 2.0 ** min(attempts, _MAX_DOUBLINGS)
+    return min(doubled, settings.recovery_max_delay)
+
+
+class Connection:
+    """One AMQP connection. Use `await Connection.open(settings)`.
+
+    Attributes:
+        settings: What it was made with.
+        name: The name that the broker lists (RabbitMQ: connection_name).
+        endpoint: The host that it is connected to; None for a unix socket.
+        transport: The socket's side.
+        error: Why it is closed, or None while it is open.
+        blocked: The broker's reason for blocking publishers, or None.
+        spare_channel: Gives up an open channel that nobody uses, for when no other is free; set by a channel pool.
+    """
+
+    def __init__(self, settings: ConnectionSettings, name: str, on_event: EventListener | None = None) -> None:
+        self.settings = settings
+        self.name = name
+        self._on_event = on_event
+        self.error: LeveretError | None = None
+        self.blocked: str | None = None
+        self.endpoint: Endpoint | None = None
+        self.spare_channel: Callable[[], Channel | None] | None = None
+        self.transport: FrameTransport
+        self._loop = asyncio.get_running_loop()
+        self._state: ConnectionState
+        self._channels: dict[int, Channel] = {}
+        self._free_numbers: list[int] = []
+        self._crossed: dict[int, Channel] = {}
+        self._highest_number = 0
+        self._was_open = False
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._unblocked: asyncio.Future[None] | None = None
+        self._secret_updates: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------ opening
+
+    @classmethod
+    async def open(
+        cls,
+        settings: ConnectionSettings,
+        *,
+        name: str | None = None,
+        on_event: EventListener | None = None,
+        first: Endpoint | None = None,
+    ) -> Connection:
+        """Connects to a host of the settings: the addresses of all of them are tried, a new one each 0.25 s.
+
+        Args:
+            settings: Endpoints, credentials, deadlines and limits.
+            name: The connection's name; the settings' `client_name` by default.
+            on_event: Called when the connection was opened, blocked, unblocked or closed; it does not raise.
+            first: The host to begin with; the others come in random order.
+
+        Returns:
+            The open connection.
+
+        Raises:
+            ConnectFailed: No host could be reached; with several, the text tells each one's reason.
+            TLSVerificationError: The certificate was refused; with several hosts, every one's.
+            AuthenticationError: The credentials or the mechanism were refused.
+            ConnectionClosed: The server refused, for example the virtual host (reply code 530).
+            IncompatibleProtocol: The peer does not speak AMQP 0-9-1.
+            OperationTimeout: The handshake was not over within `handshake_timeout` seconds.
+        """
+        dialing = Dialing(settings, first)
+        failures: list[LeveretError] = []
+        while dialing:
+            connection = cls(settings, name or settings.client_name, on_event)
+            try:
+                await connection._dial(dialing)
+            except (TransportError, OperationTimeout, ProtocolError) as error:
+                failures.append(error)
+            except ConnectionClosed as error:
+                # A node that is starting or stopping says so; anything else would be refused elsewhere too.
+                if error.reply_code not in (320, 541):
+                    raise
+                failures.append(error)
+            else:
+                return connection
+        raise joined(failures)
+
+    async def _dial(self, dialing: Dialing) -> None:
+        settings = self.settings
+        try:
+            self.endpoint = await dialing.reach(self, self._make_transport)
+        except BaseException:
+            if hasattr(self, "transport"):
+                # Cancelled after the socket was connected: uvloop closes it and tells nobody, and what was appended
+                # must not be written.
+                self.transport.abort()
+            raise
+        try:
+            async with asyncio.timeout(settings.handshake_timeout):
+                await self._opened
+        except TimeoutError:
+            phase = self._state.phase.value
+            self.transport.abort()
+            dialing.forget(self.endpoint)
+            where = self.endpoint or settings.unix_socket
+            raise OperationTimeout(
+                f"{where} was silent in the AMQP handshake ({phase}) for handshake_timeout of "
+                f"{settings.handshake_timeout:g} s"
+            ) from None
+        except BaseException:
+            self.transport.abort()
+            raise
+        negotiated = self.negotiated
+        if negotiated.heartbeat:
+            self._timer = self._loop.call_later(negotiated.heartbeat / 2, self._tick)
+
+    def _make_transport(self, session: Session) -> FrameTransport:
+        settings = self.settings
+        reader = FrameReader(
+            max_body_size=settings.max_body_size,
+            max_table_depth=settings.max_table_depth,
+            max_table_entries=settings.max_table_entries,
+        )
+        return FrameTransport(
+            session,
+            reader,
+            write_high_watermark=settings.write_high_watermark,
+            write_low_watermark=settings.write_low_watermark,
+        )
+
+    # ------------------------------------------------------------------ what users of a connection ask
+
+    def __repr__(self) -> str:
+        phase = self._state.phase if hasattr(self, "_state") else ConnectionPhase.IDLE
+        return f"<Connection {self.name!r} {phase.value}, {len(self._channels)} channels>"
+
+    @property
+    def is_open(self) -> bool:
+        """True when channels can be opened and messages published."""
+        return self.error is None and self._state.phase is ConnectionPhase.OPEN
+
+    @property
+    def negotiated(self) -> protocol.Negotiated:
+        """frame_max, channel_max, heartbeat and the server's properties."""
+        negotiated = self._state.negotiated
+        if negotiated is None:
+            raise ConnectionClosed("the connection was never open")
+        return negotiated
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes read from the socket so far."""
+        return self.transport.reader.received_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes given to the socket so far."""
+        return self.transport.out.sent_bytes
+
+    def socket_options(self) -> dict[str, int]:
+        """Asks the kernel which options the connection's socket has.
+
+        Returns:
+            Values by the names of `ConnectionSettings`: sizes in bytes (Linux shows twice what was asked for), times in
+            seconds, switches as 0 or something else. What the kernel or a unix socket does not have is left out.
+
+        Raises:
+            ConnectionClosed, TransportError: The connection is closed, and its socket with it.
+        """
+        if self.error is not None:
+            raise again(self.error)
+        return self.transport.socket_options()
+
+    def check_loop(self) -> None:
+        """Refuses use from another event loop or thread, where nothing would wake this connection's.
+
+        Raises:
+            WrongLoopError: Called from outside the event loop that the connection was opened in.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is not self._loop:
+            raise WrongLoopError(
+                f"connection {self.name!r} belongs to another event loop; use asyncio.run_coroutine_threadsafe or "
+                "loop.call_soon_threadsafe to reach it"
+            )
+
+    async def wait_unblocked(self) -> None:
+        """Waits until publishers are not blocked or the connection is lost. The caller sets the deadline."""
+        while self.blocked is not None and self.error is None:
+            if self._unblocked is None:
+                self._unblocked = self._loop.create_future()
+            await asyncio.shield(self._unblocked)
+
+    def obstacle(self) -> tuple[str, str] | None:
+        """What keeps publishers from writing now: the `stage` of a `PublishError` and a text, or None."""
+        if self.blocked is not None:
+            return "blocked", f"the broker blocks publishers: {self.blocked}"
+        if self.transport.paused:
+            return "buffer", f"{self.transport.pending_bytes} bytes wait for the socket"
+        return None
+
+    async def wait_flowing(self) -> None:
+        """Waits for the end of what `obstacle` tells; another may come after it. The caller sets the deadline."""
+        if self.blocked is not None:
+            await self.wait_unblocked()
+        else:
+            await self.transport.drain()
+
+    async def channel(self) -> Channel:
+        """Opens a channel. When no number is free, it takes one over that a channel pool has open for nobody.
+
+        Raises:
+            ConfigurationError: All `channel_max` channels are in use.
+            ConnectionClosed, TransportError: The connection is lost.
+        """
+        try:
+            channel = self.new_channel()
+        except ConfigurationError:
+            spare = None if self.spare_channel is None else self.spare_channel()
+            if spare is None:
+                raise
+            return spare
+        await channel.open()
+        return channel
+
+    def new_channel(self) -> Channel:
+        """Gives a free number to a channel, which its caller opens at once. Raises what `channel` does."""
+        self.check_loop()
+        if self.error is not None:
+            raise again(self.error)
+        if self._free_numbers:
+            number = self._free_numbers.pop()
+        elif self._highest_number < self.negotiated.channel_max:
+            number = self._highest_number = self._highest_number + 1
+        else:
+            raise ConfigurationError(
+                f"all {self.negotiated.channel_max} channels of connection {self.name!r} are in use (channel_max)",
+                option="channel_max",
+            )
+        channel = self._channels[number] = Channel(self, number)
+        return channel
+
+    def forget_channel(self, channel: Channel, *, crossed: bool = False) -> None:
+        """The channel is closed on both sides; its number may be used again.
+
+        Args:
+            channel: The channel.
+            crossed: Both sides closed at once: the number is free when the server has answered this side's close.
+        """
+        if self._channels.pop(channel.number, None) is not None:
+            self.transport.reader.forget(channel.number)
+            if crossed:
+                self._crossed[channel.number] = channel
+            else:
+                self._free_number(channel)
+
+    def _free_number(self, channel: Channel) -> None:
+        self._free_numbers.append(channel.number)
+        if channel.on_end is not None:
+            channel.on_end(channel)
+
+    async def update_secret(self, secret: str, reason: str = "") -> None:
+        """Gives the broker a new password or token (RabbitMQ: connection.update-secret).
+
+        Args:
+            secret: The new secret.
+            reason: Goes into the broker's log.
+
+        Raises:
+            OperationTimeout: No answer within `operation_timeout` seconds.
+            ConnectionClosed: The broker refused it.
+        """
+        self.check_loop()
+        if self.error is not None:
+            raise again(self.error)
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._state.update_secret(secret, reason)
+        self._secret_updates.append(future)
+        try:
+            async with asyncio.timeout(self.settings.operation_timeout):
+                await future
+        except TimeoutError:
+            raise OperationTimeout(
+                f"connection.update-secret was not answered within {self.settings.operation_timeout:g} s"
+            ) from None
+
+    async def close(self) -> None:
+        """Closes the connection (connection.close), for at most `close_timeout` seconds.
+
+        What was appended before is sent before. When this returns the socket is closed, too.
+        """
+        self.check_loop()
+        deadline = self._loop.time() + self.settings.close_timeout
+        if self.error is None:
+            self._state.close(200, "closed by the application")
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await asyncio.shield(self._ended)
+            except TimeoutError:
+                # A blocked broker does not read, so it cannot answer.
+                self._end(ConnectionClosed("connection.close was not answered in time", reply_code=200), abort=True)
+            except BaseException:
+                self._end(ConnectionClosed("the connection was closed by this side", reply_code=200))
+                raise
+        # TLS takes leave of the peer first; a program that ends its loop meanwhile would leave the socket open.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await asyncio.shield(self._gone)
+        self.transport.abort()
+
+    # ------------------------------------------------------------------ transport.Session
+
+    def connected(self, transport: FrameTransport) -> None:
+        """The socket is connected: begin the handshake."""
+        settings = self.settings
+        self.transport = transport
+        transport.channels = self._channels
+        password = "" if settings.mechanism == "EXTERNAL" else settings.password.reveal()
+        self._state = ConnectionState(
+            transport.out,
+            mechanism=settings.mechanism,
+            response="" if settings.mechanism == "EXTERNAL" else f"\0{settings.username}\0{password}",
+            virtual_host=settings.virtual_host,
+            frame_max=settings.frame_max,
+            channel_max=settings.channel_max,
+            heartbeat=int(settings.heartbeat),
+            client_properties=_client_properties(self.name),
+            max_table_depth=settings.max_table_depth,
+            max_table_entries=settings.max_table_entries,
+        )
+        self._state.start()
+        transport.flush()
+
+    def events_received(self, events: list[Any]) -> None:
+        """Hands the events of one read to their channels."""
+        try:
+            for event in events:
+                kind = type(event)
+                if kind is MethodFrame and event.channel == 0:
+                    self._handle(self._state.receive(event))
+                    continue
+                channel = self._channels.get(event.channel)
+                if channel is None:
+                    self._unknown_channel(event)
+                elif kind is ContentRun:
+                    channel.content_received(event)
+                elif kind is SettlementRun:
+                    channel.settled(event)
+                else:
+                    channel.method_received(event)
+        except Exception as error:
+            self.event_failed(error)
+
+    def event_failed(self, error: Exception) -> None:
+        """Ends the connection: an event was wrong, or could not be handled."""
+        if isinstance(error, RemoteProtocolError):
+            self.stream_failed(error)
+        elif isinstance(error, LeveretError):
+            self._end(error)
+        else:
+            # A defect of ours must not leave anybody waiting.
+            logger.error("connection %r: an event could not be handled", self.name, exc_info=error)
+            failure = ConnectionClosed(f"an event could not be handled: {type(error).__name__}", reply_code=541)
+            failure.__cause__ = error
+            self._end(failure)
+
+    def stream_failed(self, error: ProtocolError) -> None:
+        """The peer broke the protocol: say so, and end."""
+        if self._state.phase not in (ConnectionPhase.IDLE, ConnectionPhase.START):
+            self._state.close(error.reply_code, str(error))
+            self.transport.flush()
+        self._end(error)
+
+    def transport_lost(self, error: Exception | None) -> None:
+        """The socket is closed."""
+        if self.error is None:
+            self._handle(self._state.lost(error))
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    # ------------------------------------------------------------------ inside
+
+    def _unknown_channel(self, event: Any) -> None:
+        if self._state.phase in (ConnectionPhase.CLOSING, ConnectionPhase.CLOSED):
+            return
+        closed = isinstance(event, MethodFrame) and (event.class_id, event.method_id) == _CHANNEL_CLOSE_OK
+        if closed and event.channel in self._crossed:
+            # Both sides closed at once, and this answers ours.
+            self._free_number(self._crossed.pop(event.channel))
+            return
+        raise RemoteProtocolError(f"a frame on channel {event.channel}, which is not open", reply_code=504)
+
+    def _handle(self, event: protocol.Event | None) -> None:
+        if event is None:
+            return
+        if isinstance(event, protocol.Tuned):
+            self.transport.reader.frame_max = event.negotiated.frame_max
+        elif isinstance(event, protocol.Opened):
+            self._was_open = True
+            if not self._opened.done():
+                self._opened.set_result(None)
+            self._tell(ConnectionEventKind.OPENED)
+        elif isinstance(event, protocol.Blocked):
+            self.blocked = event.reason
+            self.transport.out.blocked = True
+            logger.warning("connection %r: the broker blocks publishers: %s", self.name, event.reason)
+            self._tell(ConnectionEventKind.BLOCKED, event.reason)
+        elif isinstance(event, protocol.Unblocked):
+            self.blocked = None
+            self.transport.out.blocked = False
+            logger.info("connection %r: the broker takes publishings again", self.name)
+            self._wake_unblocked()
+            self._tell(ConnectionEventKind.UNBLOCKED)
+        elif isinstance(event, protocol.SecretUpdated):
+            if self._secret_updates:
+                future = self._secret_updates.pop(0)
+                if not future.done():
+                    future.set_result(None)
+        else:
+            self._end(event.error)
+
+    def _wake_unblocked(self) -> None:
+        future, self._unblocked = self._unblocked, None
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def _end(self, error: LeveretError | None, *, abort: bool = False) -> None:
+        """The one place where a connection ends: everything that waits on it is told."""
+        if self.error is not None:
+            return
+        self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=200)
+        if self._timer is not None:
+            self._timer.cancel()
+        opened = self._was_open
+        if error is not None and opened:
+            logger.warning("connection %r is lost: %s", self.name, error)
+        self._wake_unblocked()
+        for channel in list(self._channels.values()):
+            channel.lost(self.error)
+        while self._crossed:
+            self._free_number(self._crossed.popitem()[1])
+        for future in (self._opened, *self._secret_updates):
+            if not future.done():
+                future.set_exception(again(self.error))
+        # Nobody may be waiting for these; an unread exception is not an accident.
+        if self._opened.done() and not self._opened.cancelled():
+            self._opened.exception()
+        if not self._ended.done():
+            self._ended.set_result(None)
+        # A peer that is gone, or did not answer connection.close, does not read: what is unsent can only be dropped.
+        if abort or isinstance(error, ConnectionLost):
+            self.transport.abort()
+        else:
+            self.transport.close()
+            self._timer = self._loop.call_later(self.settings.close_timeout, self.transport.abort)
+        if opened:
+            self._tell(ConnectionEventKind.CLOSED, "" if error is None else str(error), error)
+
+    def _tell(self, kind: ConnectionEventKind, reason: str = "", error: LeveretError | None = None) -> None:
+        if self._on_event is not None:
+            self._on_event(ConnectionEvent(kind=kind, connection_name=self.name, reason=printable(reason), error=error))
+
+    def _tick(self) -> None:
+        transport = self.transport
+        event = self._state.tick(
+            self._loop.time(), transport.reader.received_bytes, transport.out.sent_bytes, listening=transport.reading
+        )
+        if event is not None:
+            self._handle(event)
+        if self.error is None:
+            self._timer = self._loop.call_later(self.negotiated.heartbeat / 2, self._tick)

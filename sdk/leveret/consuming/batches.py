@@ -1,0 +1,165 @@
+"""Consuming in batches: many deliveries for one call, and one acknowledgement for them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from leveret.errors import ConfigurationError, LeveretError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import TracebackType
+    from typing import Self
+
+    from leveret.consuming.consumer import Consumer
+    from leveret.wire.framing import Message
+
+__all__ = ["Batches", "DeliveryBatch"]
+
+T = TypeVar("T")
+
+_VERBS = ("dead_letter", "retry", "release")
+
+
+class DeliveryBatch(Generic[T]):
+    """Some deliveries of one queue, in its order. Made by `Batches`.
+
+    Attributes:
+        values: Their bodies, decoded.
+        messages: The deliveries themselves, by the same indexes.
+    """
+
+    __slots__ = ("_acknowledge", "messages", "values")
+
+    def __init__(self, values: list[T], messages: list[Message], acknowledge: Callable[[list[Message]], int]) -> None:
+        self.values = values
+        self.messages = messages
+        self._acknowledge = acknowledge
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __repr__(self) -> str:
+        return f"<DeliveryBatch of {len(self.messages)}>"
+
+    def fail(self, index: int, verb: Literal["dead_letter", "retry", "release"] = "dead_letter") -> bool:
+        """Settles one of them in another way than `ack`, which then leaves it alone.
+
+        Args:
+            index: Its index in `values`.
+            verb: What to do with it; see `Message`.
+
+        Returns:
+            False when it was settled before or its channel is gone.
+
+        Raises:
+            IndexError: The batch has no such index.
+            ConfigurationError: There is no such verb.
+        """
+        if verb not in _VERBS:
+            raise ConfigurationError(f"verb is {verb!r}; it must be {' or '.join(map(repr, _VERBS))}", option="verb")
+        if not 0 <= index < len(self.messages):
+            raise IndexError(f"index {index} is outside this batch of {len(self.messages)}")
+        return bool(getattr(self.messages[index], verb)())
+
+    def ack(self) -> int:
+        """Acknowledges those that were not settled, with one basic.ack when the batches before are settled, too.
+
+        Returns:
+            How many it acknowledged.
+        """
+        return self._acknowledge(self.messages)
+
+
+class Batches(Generic[T]):
+    """Takes messages from one queue in batches. Made by `Client.batches`.
+
+    A batch is ready when it has `size` messages, or `wait` seconds after its first one came. What cannot be decoded is
+    in none: it is dead-lettered, as `Consumer.run` does it. Use it with `async for`, or `run` with a handler.
+
+    Attributes:
+        consumer: Where the messages come from; it has counters, `stop`, `pause`, `drain` and the rest.
+        size: The most messages of a batch.
+        wait: Seconds that the first message of a batch waits for others at most.
+    """
+
+    def __init__(self, consumer: Consumer[T], size: int, wait: float) -> None:
+        self.consumer = consumer
+        self.size = size
+        self.wait = wait
+
+    async def __aenter__(self) -> Self:
+        await self.consumer.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.consumer.close()
+
+    def __aiter__(self) -> AsyncIterator[DeliveryBatch[T]]:
+        return self
+
+    async def __anext__(self) -> DeliveryBatch[T]:
+        """The next batch; the caller settles it."""
+        while True:
+            messages = await self.consumer.take(self.size, self.wait)
+            if not messages:
+                raise StopAsyncIteration
+            values, kept = self.consumer.decode_all(messages)
+            if kept:
+                return DeliveryBatch(values, kept, self.consumer.acknowledge)
+
+    async def run(self, handler: Callable[[list[T], DeliveryBatch[T]], Awaitable[bool | None]]) -> None:
+        """Calls a handler for each batch until the consumer is stopped or this is cancelled.
+
+        `concurrency` of the consumer says how many batches are handled at once. The handler's result settles what it
+        has not settled itself: None or True acknowledges, False dead-letters. When it raises or takes longer than
+        `processing_timeout`, each message that it has not settled is treated as by `Consumer.run`.
+
+        Args:
+            handler: `async def handler(values, batch)`.
+
+        Raises:
+            LeveretError: As `Consumer.run`.
+        """
+        await self.consumer.share(lambda: self._work(handler))
+
+    async def _work(self, handler: Callable[[list[T], DeliveryBatch[T]], Awaitable[bool | None]]) -> None:
+        consumer = self.consumer
+        task = asyncio.current_task()
+        assert task is not None
+        while True:
+            try:
+                batch = await anext(self)
+            except (StopAsyncIteration, LeveretError):
+                return  # `run` says why
+            error: BaseException | None = None
+            result: Any = None
+            timer = asyncio.timeout(consumer.settings.processing_timeout)
+            try:
+                async with timer:
+                    result = await handler(batch.values, batch)
+            except Exception as raised:
+                error = raised
+                if timer.expired():
+                    error = consumer.took_too_long()
+            except asyncio.CancelledError as raised:
+                if consumer.ends(task):
+                    raise
+                error = raised  # the handler cancelled itself
+            if error is None and not (result is None or isinstance(result, bool)):
+                error = TypeError(f"a handler returns None, True or False, not {type(result).__name__}")
+            if error is not None:
+                await consumer.fail(batch.messages, error)
+            elif consumer.settings.ack == "manual":
+                pass
+            elif result is False:
+                for index in range(len(batch)):
+                    batch.fail(index)
+            else:
+                batch.ack()
+            if consumer.ends(task):
+                # The handler kept its cancellation to itself.
+                raise asyncio.CancelledError

@@ -1,0 +1,108 @@
+"""Consuming, put together call by call: a thin layer over `ConsumerSettings` and `Consumer`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable
+    from typing import Self
+
+    from leveret.consuming.batches import Batches
+    from leveret.consuming.consumer import Consumer
+    from leveret.consuming.error_policy import OnError
+    from leveret.wire.framing import Message
+
+__all__ = ["Consumption"]
+
+T = TypeVar("T")
+
+
+class _Maker(Protocol):
+    """What makes consumers: a client or a dedicated connection."""
+
+    @property
+    def consumer(self) -> Callable[..., Consumer[Any]]: ...
+
+    @property
+    def batches(self) -> Callable[..., Batches[Any]]: ...
+
+
+class Consumption(Generic[T]):
+    """A consumer that is put together call by call. Made by `Client.queue`.
+
+        await client.queue("billing", Order).concurrency(8).prefetch(100).consume(handler)
+
+    Each call sets one option of `ConsumerSettings`, where they are described, and returns the same object. Nothing is
+    checked or sent before the last call.
+    """
+
+    def __init__(self, maker: _Maker, queue: str, model: Any) -> None:
+        self._maker = maker
+        self._queue = queue
+        self._model = model
+        self.options: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Consumption queue={self._queue!r} {self.options}>"
+
+    def option(self, **options: Any) -> Self:
+        """Sets options by name."""
+        self.options.update(options)
+        return self
+
+    def concurrency(self, count: int) -> Self:
+        """Sets how many handlers run at once."""
+        return self.option(concurrency=count)
+
+    def prefetch(self, count: int | Literal["auto"]) -> Self:
+        """Sets how many deliveries the broker sends ahead."""
+        return self.option(prefetch=count)
+
+    def ack(self, mode: Literal["coalesced", "each", "manual", "handoff", "none"]) -> Self:
+        """Sets when messages are acknowledged."""
+        return self.option(ack=mode)
+
+    def ordered_by(self, key: str | Callable[[Message], Hashable]) -> Self:
+        """Sets what keeps messages in order."""
+        return self.option(ordered_by=key)
+
+    def on_error(self, policy: OnError) -> Self:
+        """Sets what becomes of a message whose handler raised; see `Client.consumer`."""
+        return self.option(on_error=policy)
+
+    def processing_timeout(self, seconds: float) -> Self:
+        """Sets after how many seconds a handler has failed."""
+        return self.option(processing_timeout=seconds)
+
+    def consumer_tag(self, tag: str) -> Self:
+        """Sets the name that the broker lists."""
+        return self.option(consumer_tag=tag)
+
+    def exclusive(self) -> Self:
+        """Refuses other consumers of the queue."""
+        return self.option(exclusive=True)
+
+    def priority(self, priority: int) -> Self:
+        """Sets the consumer's priority among those of the queue."""
+        return self.option(priority=priority)
+
+    def resubscribe(self) -> Self:
+        """Goes on when the broker cancels the consumer, or the channel or connection is lost."""
+        return self.option(resubscribe=True)
+
+    def consumer(self) -> Consumer[T]:
+        """Makes the consumer, not started yet.
+
+        Raises:
+            ConfigurationError: An option is out of range.
+        """
+        return self._maker.consumer(self._queue, self._model, **self.options)
+
+    async def consume(self, handler: Callable[[T, Message], Awaitable[bool | None] | bool | None]) -> None:
+        """Makes the consumer and runs it; see `Consumer.run`."""
+        await self.consumer().run(handler)
+
+    def batches(self, size: int = 100, wait: float = 0.1) -> Batches[T]:
+        """Makes a consumer that takes messages in batches; see `Client.batches`."""
+        return self._maker.batches(self._queue, self._model, size=size, wait=wait, **self.options)

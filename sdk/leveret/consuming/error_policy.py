@@ -1,0 +1,390 @@
+"""What becomes of a message whose handler failed: actions, and the policy that chooses one by the error.
+
+Nothing here talks to a broker. The consumer carries out what `ErrorPolicy.decide` returns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from leveret.errors import ConfigurationError, LeveretError, TableSyntaxError, printable
+
+if TYPE_CHECKING:
+    from leveret.wire.framing import Message
+
+__all__ = [
+    "ATTEMPT_HEADER",
+    "ERROR_HEADER",
+    "Action",
+    "DeadLetter",
+    "Drop",
+    "ErrorPolicy",
+    "OnError",
+    "Park",
+    "Requeue",
+    "Retry",
+    "Stop",
+    "attempts_of",
+    "error_text",
+    "policy_of",
+]
+
+logger = logging.getLogger("leveret.consuming")
+
+#: How often a message has failed and was published again by `Retry` or `Park`.
+ATTEMPT_HEADER: Final = "x-leveret-attempt"
+#: What it failed with last; see `error_text`.
+ERROR_HEADER: Final = "x-leveret-error"
+
+#: Below this a message that always fails would keep a consumer busy.
+_MIN_DELAY: Final = 0.1
+#: A week: RabbitMQ takes longer delays, but who waits that long wants a database.
+_MAX_DELAY: Final = 604_800.0
+_MAX_ATTEMPTS: Final = 1000
+#: The most retry queues of one `Retry`.
+_MAX_DELAYS: Final = 16
+#: A number of attempts from the network is not believed beyond this.
+_MAX_COUNT: Final = 1_000_000
+_ERROR_LENGTH: Final = 200
+_THEN: Final = ("dead_letter", "park", "drop")
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """Back to the queue at once (basic.reject with requeue), and dead-lettered when the delivery is marked redelivered.
+
+    So a message that always fails is tried twice and does not spin. This is what happens without a policy.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Handled again after a delay, which grows from attempt to attempt.
+
+    The message is published to a retry queue that Leveret declares, `<queue>.retry.<milliseconds>`, and comes back from
+    there. The first `max_attempts` failures are retried, so a message is handled up to `max_attempts + 1` times.
+
+    There is one queue for each delay. Delays that differ are at most 16: when there would be more, some are rounded up
+    to the next one, and the longest stays; `delays` holds what results.
+
+    Attributes:
+        delay: Seconds before the first retry, 0.1 to 604800.
+        max_attempts: How many failures are retried, 1 to 1000.
+        factor: What each delay is multiplied by for the next one, 1 to 100.
+        max_delay: The longest delay in seconds, `delay` to 604800.
+        then: What happens after that: "dead_letter", "park" or "drop".
+        delays: The delay of each retry in seconds.
+
+    Example:
+        >>> Retry(delay=5, max_attempts=4, factor=3, max_delay=60).delays
+        (5.0, 15.0, 45.0, 60.0)
+    """
+
+    delay: float = 5.0
+    max_attempts: int = 5
+    factor: float = 2.0
+    max_delay: float = 3600.0
+    then: Literal["dead_letter", "park", "drop"] = "dead_letter"
+    delays: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, low, high, unit in (
+            ("delay", _MIN_DELAY, _MAX_DELAY, " s"),
+            ("factor", 1.0, 100.0, ""),
+            ("max_delay", _MIN_DELAY, _MAX_DELAY, " s"),
+        ):
+            value = _number(name, getattr(self, name))
+            if not low <= value <= high:
+                raise _out_of_range(name, f"{value:g}{unit}", f"{low:g} to {high:.15g}{unit}")
+            object.__setattr__(self, name, float(value))
+        attempts: object = self.max_attempts
+        if isinstance(attempts, bool) or not isinstance(attempts, int):
+            raise _wrong_type("max_attempts", attempts, "a whole number")
+        if not 1 <= attempts <= _MAX_ATTEMPTS:
+            raise _out_of_range("max_attempts", str(attempts), f"1 to {_MAX_ATTEMPTS}")
+        if self.max_delay < self.delay:
+            raise _out_of_range("max_delay", f"{self.max_delay:g} s", f"delay, {self.delay:g} s, or more")
+        if self.then not in _THEN:
+            shown = printable(repr(self.then), 64)
+            raise _out_of_range("then", shown, " or ".join(map(repr, _THEN)))
+        object.__setattr__(self, "delays", self._delays())
+
+    def _delays(self) -> tuple[float, ...]:
+        wanted = []
+        delay = self.delay
+        for _ in range(self.max_attempts):
+            # Whole milliseconds, rounded up: never earlier than was asked for.
+            wanted.append(math.ceil(round(delay * 1000, 3)))
+            delay = min(delay * self.factor, self.max_delay)
+        distinct = sorted(set(wanted))
+        count = len(distinct)
+        if count > _MAX_DELAYS:
+            kept = [distinct[(i + 1) * count // _MAX_DELAYS - 1] for i in range(_MAX_DELAYS)]
+            wanted = [next(level for level in kept if level >= milliseconds) for milliseconds in wanted]
+        return tuple(milliseconds / 1000 for milliseconds in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Rejected (basic.reject): it goes to the queue's dead-letter exchange; without one the broker drops it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Put aside in the queue `<queue>.parked`, which Leveret declares, for somebody to look at.
+
+    It is safe whether or not the queue has a dead-letter exchange.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Acknowledged and counted: the message is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Released to the queue, and the consumer ends with the error."""
+
+
+Action: TypeAlias = Requeue | Retry | DeadLetter | Park | Drop | Stop
+_ACTIONS: Final = (Requeue, Retry, DeadLetter, Park, Drop, Stop)
+Decider: TypeAlias = Callable[[BaseException, "Message"], Action | bool]
+
+
+class ErrorPolicy:
+    """Chooses what becomes of a message by the error that its handler raised.
+
+    Args:
+        rules: Actions by exception class; of those that fit, the most specific counts (the first in the class's
+            `__mro__`). Or a function of (error, message) that returns an action, True for a retry (`default` when that
+            is `Retry`, otherwise `Requeue()`) or False for `DeadLetter()`. It is called in the event loop and must not
+            wait. When it raises or returns anything else, that is logged and `default` happens: no message is lost.
+        default: What happens when no rule fits; `Requeue()` unless given.
+
+    Raises:
+        ConfigurationError: A rule is none; the text names it.
+
+    Attributes:
+        rules: The rules by class, as they were given; empty for a function.
+        default: The action without a rule.
+
+    Example:
+        >>> policy = ErrorPolicy({ConnectionError: Retry(delay=1), ValueError: Park()}, default=DeadLetter())
+        >>> policy.rules[ValueError]
+        Park()
+    """
+
+    __slots__ = ("_decider", "default", "rules")
+
+    def __init__(
+        self, rules: Mapping[type[BaseException], Action] | Decider | None = None, default: Action | None = None
+    ) -> None:
+        self.default: Action = Requeue() if default is None else _checked("default", default)
+        self.rules: Mapping[type[BaseException], Action] = {}
+        self._decider: Decider | None = None
+        given: object = rules
+        if isinstance(given, Mapping):
+            self.rules = {_checked_class(key): _checked(f"rules[{_name(key)}]", value) for key, value in given.items()}
+        elif given is not None:
+            self._decider = _checked_function(given)
+
+    def __repr__(self) -> str:
+        if self._decider is not None:
+            return f"ErrorPolicy({_name(self._decider)}, default={self.default})"
+        rules = ", ".join(f"{_name(cls)}: {action}" for cls, action in self.rules.items())
+        return f"ErrorPolicy({{{rules}}}, default={self.default})"
+
+    @property
+    def uses_queues(self) -> bool:
+        """Whether a rule or the default needs queues that Leveret declares; what a function returns is not known."""
+        return any(isinstance(action, Retry | Park) for action in (self.default, *self.rules.values()))
+
+    @property
+    def delays(self) -> tuple[float, ...]:
+        """The delays in seconds of all rules and the default, each once: each is one retry queue."""
+        retries = [action for action in (self.default, *self.rules.values()) if isinstance(action, Retry)]
+        return tuple(sorted({delay for action in retries for delay in action.delays}))
+
+    def decide(self, error: BaseException, message: Message) -> Action:
+        """Chooses what to do with a message.
+
+        Args:
+            error: What the handler raised.
+            message: The message.
+
+        Returns:
+            The action. It is `DeadLetter()` where a rule says `Requeue()` and the delivery is marked redelivered.
+        """
+        action = self._by_class(error) if self._decider is None else self._by_function(self._decider, error, message)
+        return DeadLetter() if type(action) is Requeue and message.redelivered else action
+
+    def has_rule_for(self, error: BaseException) -> bool:
+        """Whether this policy says something about an error, other than by its default."""
+        return self._decider is not None or any(cls in self.rules for cls in type(error).__mro__)
+
+    def _by_class(self, error: BaseException) -> Action:
+        for cls in type(error).__mro__:
+            action = self.rules.get(cls)
+            if action is not None:
+                return action
+        return self.default
+
+    def _by_function(self, decide: Decider, error: BaseException, message: Message) -> Action:
+        try:
+            answer: object = decide(error, message)
+        except Exception as raised:
+            # Without its text, which may quote the message.
+            logger.warning(
+                "the error policy %s raised %s at %s for %s; what happens is %s",
+                _name(decide),
+                type(raised).__name__,
+                _place(raised),
+                type(error).__name__,
+                self.default,
+            )
+            return self.default
+        if answer is True:
+            return self.default if isinstance(self.default, Retry) else Requeue()
+        if answer is False:
+            return DeadLetter()
+        if isinstance(answer, _ACTIONS):
+            return answer
+        if inspect.iscoroutine(answer):
+            answer.close()  # nobody will await it
+        logger.warning(
+            "the error policy %s returned %s for %s; it must return an action, True or False; what happens is %s",
+            _name(decide),
+            type(answer).__name__,
+            type(error).__name__,
+            self.default,
+        )
+        return self.default
+
+
+#: What a caller may give as an error policy.
+OnError = ErrorPolicy | Action | Mapping[type[BaseException], Action] | Decider | None
+
+
+def policy_of(on_error: OnError) -> ErrorPolicy:
+    """Makes a policy of what a caller may give as one.
+
+    Args:
+        on_error: A policy, an action for every error, rules by class, a function of (error, message), or None.
+
+    Returns:
+        The policy; the default one for None.
+
+    Raises:
+        ConfigurationError: It is none of these.
+    """
+    if isinstance(on_error, ErrorPolicy):
+        return on_error
+    if isinstance(on_error, _ACTIONS):
+        return ErrorPolicy(default=on_error)
+    return ErrorPolicy(on_error)
+
+
+def attempts_of(message: Message) -> int:
+    """How often a message has failed and was published again by `Retry` or `Park`.
+
+    It is a header, and whoever may publish to the queue can write it: a value that is no count is 0, and a huge one is
+    1000000.
+
+    Args:
+        message: The message.
+
+    Returns:
+        The count, 0 for one that has not failed.
+    """
+    try:
+        value: object = message.headers.get(ATTEMPT_HEADER)
+    except TableSyntaxError:
+        return 0
+    if type(value) is not int or value < 0:
+        return 0
+    return min(value, _MAX_COUNT)
+
+
+def error_text(error: BaseException) -> str:
+    """What a header says of an error: its class, and the text when that is known to quote no body.
+
+    Args:
+        error: The error.
+
+    Returns:
+        At most 200 characters that can be printed.
+    """
+    name = type(error).__name__
+    # Texts of Leveret's own classes have no bodies; those of others, and of classes derived elsewhere, may.
+    if isinstance(error, LeveretError) and type(error).__module__.partition(".")[0] == "leveret":
+        name = f"{name}: {error}"
+    text = printable(name, _ERROR_LENGTH)
+    return text if len(text) <= _ERROR_LENGTH else text[: _ERROR_LENGTH - 3] + "..."
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(name, value, "a number")
+    return value
+
+
+def _wrong_type(name: str, value: object, wanted: str) -> ConfigurationError:
+    return ConfigurationError(f"{name} is of type {type(value).__name__}; it must be {wanted}", option=name)
+
+
+def _out_of_range(name: str, value: str, bounds: str) -> ConfigurationError:
+    return ConfigurationError(f"{name} is {value}; it must be {bounds}", option=name)
+
+
+def _checked(name: str, value: object) -> Action:
+    if isinstance(value, _ACTIONS):
+        return value
+    hint = f"; write {value.__name__}()" if isinstance(value, type) and value in _ACTIONS else ""
+    actions = ", ".join(f"{action.__name__}()" for action in _ACTIONS)
+    raise ConfigurationError(f"{name} is {_name(value)}, which is no action ({actions}){hint}", option=name)
+
+
+def _checked_class(key: object) -> type[BaseException]:
+    if isinstance(key, type) and issubclass(key, BaseException):
+        return key
+    raise ConfigurationError(f"rules has {_name(key)}, which is no exception class", option="rules")
+
+
+def _checked_function(value: object) -> Decider:
+    if isinstance(value, type) and value in _ACTIONS:
+        _checked("on_error", value)
+    if not callable(value) or isinstance(value, type):
+        raise ConfigurationError(
+            f"on_error is {_name(value)}; it must be an action, a mapping of exception classes to actions, a function "
+            "of (error, message), or an ErrorPolicy",
+            option="on_error",
+        )
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(type(value).__call__):
+        raise ConfigurationError(
+            f"on_error is the `async def` function {_name(value)}; it is called between two messages and must not wait",
+            option="on_error",
+        )
+    return value
+
+
+def _name(value: object) -> str:
+    """What a text calls a function, class or value; not its repr, which may be anything."""
+    name: object = getattr(value, "__qualname__", None)
+    return printable(name, 100) if isinstance(name, str) else f"a {type(value).__name__}"
+
+
+def _place(error: BaseException) -> str:
+    """Where an error was raised, without the file's path."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "an unknown place" if trace is None else f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"

@@ -1,0 +1,3 @@
+"""Values become confirmed messages: the producer, its options, its window and its batches."""
+
+from __future__ import annotations

@@ -1,0 +1,266 @@
+"""What a producer does with a retry policy and a circuit breaker: nothing while all goes well.
+
+A policy is asked or told about a failure, about a batch that had one, and about calls while the breaker is not closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from leveret.errors import CircuitOpen, PublishError, printable
+from leveret.message import BatchResult, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+    from leveret.publishing.batches import Source
+    from leveret.publishing.batching import Receipt
+
+__all__ = ["PublishGuard"]
+
+logger = logging.getLogger("leveret.publishing")
+
+#: A batch with policies goes in parts of this many of the producer's chunks, so that what has to be published again is
+#: at hand without keeping everything.
+_CHUNKS_PER_PART: Final = 10
+
+
+class PublishGuard:
+    """Publishes through a retry policy, a circuit breaker, or both.
+
+    Args:
+        retry: Asked after each failure; None does not try again.
+        breaker: Told of failures, and asked while it is not closed; None for none.
+        confirmed: Returns how many publishings the broker has confirmed so far.
+        alive: Returns False when the producer cannot publish any more, so that trying again is of no use.
+    """
+
+    def __init__(
+        self,
+        retry: RetryPolicy | None,
+        breaker: CircuitBreaker | None,
+        confirmed: Callable[[], int],
+        alive: Callable[[], bool],
+    ) -> None:
+        self._retry = retry
+        self._breaker = breaker
+        self._confirmed = confirmed
+        self._alive = alive
+        self._clock = asyncio.get_running_loop().time
+        # Up to when, and up to which count, successes were told.
+        self._told_at = self._clock()
+        self._told = 0
+
+    async def publish(self, once: Callable[[], Awaitable[Receipt]]) -> Receipt:
+        """Publishes one message.
+
+        Args:
+            once: Makes one attempt.
+
+        Returns:
+            What the attempt that succeeded returned.
+
+        Raises:
+            CircuitOpen: The breaker does not allow it; nothing was sent.
+            PublishError: The last attempt failed, and the retry policy allows no more; a note counts the attempts.
+        """
+        attempt = 0
+        failure: PublishError | None = None
+        while True:
+            attempt += 1
+            try:
+                asked = self.ask()
+            except CircuitOpen as error:
+                if failure is None:
+                    raise
+                raise failure from error
+            try:
+                receipt = await once()
+            except PublishError as error:
+                self.failed(1, error)
+                delay = self._delay(attempt, error)
+                failure = _more_honest(failure, error)
+                if delay is None:
+                    if attempt > 1:
+                        failure.add_note(f"it was tried {attempt} times")
+                    if failure is not error:
+                        raise failure from error
+                    raise
+            except BaseException:
+                if asked:
+                    self.gave_up()  # cancelled, or not encodable
+                raise
+            else:
+                if asked:
+                    self.succeeded()
+                return receipt
+            await asyncio.sleep(delay)
+
+    async def publish_batch(
+        self, source: Source, size: int, once: Callable[[list[Any]], Awaitable[BatchResult]]
+    ) -> BatchResult:
+        """Publishes values in parts; what failed of a part is tried again before the next part begins.
+
+        Args:
+            source: The values.
+            size: The producer's batch size.
+            once: Publishes a list.
+
+        Returns:
+            The outcomes by index.
+
+        Raises:
+            CircuitOpen: The breaker did not allow the first part; nothing was sent.
+            Exception: What the iterable raised, after what came before has its outcome; a note counts them.
+        """
+        started = self._clock()
+        failures: dict[int, Exception] = {}
+        count = confirmed = 0
+        confirms = True
+        while True:
+            part = await source.take(size * _CHUNKS_PER_PART)
+            if not part:
+                break
+            result = await self._publish_part(part, once, first=count == 0)
+            failures.update((count + index, error) for index, error in result.failures.items())
+            count += len(part)
+            confirmed += result.confirmed
+            confirms = result.confirms
+            obstacle = next(filter(_is_obstacle, result.failures.values()), None)
+            if obstacle is not None:
+                # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
+                left = range(count, source.length)
+                failures.update(dict.fromkeys(left, obstacle.with_traceback(None)))
+                count += len(left)
+                break
+        if source.error is not None:
+            source.error.add_note(
+                f"of the {count} values before it {confirmed} were confirmed and {len(failures)} failed"
+            )
+            raise source.error
+        return BatchResult(count, confirmed, self._clock() - started, failures, confirms)
+
+    async def _publish_part(
+        self, part: list[Any], once: Callable[[list[Any]], Awaitable[BatchResult]], *, first: bool
+    ) -> BatchResult:
+        failures: dict[int, Exception] = {}
+        earlier: dict[int, PublishError] = {}
+        indexes = list(range(len(part)))
+        attempt = confirmed = 0
+        confirms = True
+        while True:
+            attempt += 1
+            try:
+                asked = self.ask()
+            except CircuitOpen as error:
+                if first and attempt == 1:
+                    raise
+                # What was tried has a better answer.
+                failures.update((index, earlier.get(index, error)) for index in indexes)
+                break
+            try:
+                result = await once([part[index] for index in indexes])
+            except BaseException:
+                if asked:
+                    self.gave_up()
+                raise
+            confirmed += result.confirmed
+            confirms = result.confirms
+            refused = [error for error in result.failures.values() if isinstance(error, PublishError)]
+            if refused:
+                self.failed(len(refused), refused[0])
+            elif asked:
+                self._tell(max(1, result.confirmed), 0, None)  # without confirms there is no better news
+            again: list[int] = []
+            delay = 0.0
+            for position, failure in result.failures.items():
+                index = indexes[position]
+                wait = self._delay(attempt, failure) if isinstance(failure, PublishError) else None
+                if isinstance(failure, PublishError):
+                    failure = earlier[index] = _more_honest(earlier.get(index), failure)
+                if wait is None:
+                    failures[index] = failure
+                else:
+                    again.append(index)
+                    delay = max(delay, wait)
+            if not again:
+                break
+            indexes = sorted(again)
+            await asyncio.sleep(delay)
+        return BatchResult(len(part), confirmed, 0.0, dict(sorted(failures.items())), confirms)
+
+    def ask(self) -> bool:
+        """Asks the breaker while it is not closed.
+
+        Returns:
+            Whether it was asked, and so is owed `succeeded`, `failed` or `gave_up`.
+
+        Raises:
+            CircuitOpen: It does not allow the publishing.
+        """
+        breaker = self._breaker
+        if breaker is None or breaker.closed:
+            return False
+        try:
+            breaker.before_call()
+        except CircuitOpen:
+            raise
+        except Exception as raised:
+            logger.warning("the circuit breaker failed: %s: %s", type(raised).__name__, printable(str(raised)))
+            return False
+        return True
+
+    def succeeded(self) -> None:
+        """A publishing that was asked for is confirmed."""
+        self._tell(1, 0, None)
+
+    def gave_up(self) -> None:
+        """A publishing that was asked for has no result."""
+        self._record(0, 0)
+
+    def failed(self, count: int, error: BaseException) -> None:
+        """Tells the breaker of failed publishings, and of the successes since it was told last."""
+        if self._breaker is not None:
+            self._tell(self._confirmed() - self._told, count, error)
+
+    def _tell(self, successes: int, failures: int, error: BaseException | None) -> None:
+        now = self._clock()
+        seconds, self._told_at = now - self._told_at, now
+        self._told = self._confirmed()
+        self._record(successes, failures, seconds=seconds, error=error)
+
+    # ------------------------------------------------------------------ the plugin's code: what it raises stays here
+
+    def _record(
+        self, successes: int, failures: int, *, seconds: float = 0.0, error: BaseException | None = None
+    ) -> None:
+        if self._breaker is None:
+            return
+        try:
+            self._breaker.record(successes, failures, seconds=seconds, error=error)
+        except Exception as raised:
+            logger.warning("the circuit breaker failed: %s: %s", type(raised).__name__, printable(str(raised)))
+
+    def _delay(self, attempt: int, error: PublishError) -> float | None:
+        if self._retry is None or not self._alive():
+            return None
+        try:
+            delay: object = self._retry.next_delay(attempt, error)
+            if delay is not None and not (isinstance(delay, int | float) and 0 <= delay < float("inf")):
+                raise ValueError(f"the delay is {printable(repr(delay), 64)}; it must be seconds or None")
+            return float(delay) if isinstance(delay, int | float) else None
+        except Exception as raised:
+            logger.warning("the retry policy failed: %s: %s", type(raised).__name__, printable(str(raised)))
+            return None
+
+
+def _more_honest(earlier: PublishError | None, error: PublishError) -> PublishError:
+    """Of two attempts' failures the one to report: what may be in the queue stays UNKNOWN, whatever came later."""
+    return earlier if earlier is not None and earlier.outcome is Outcome.UNKNOWN else error
+
+
+def _is_obstacle(error: Exception) -> bool:
+    return isinstance(error, CircuitOpen) or (isinstance(error, PublishError) and error.outcome is Outcome.NOT_SENT)

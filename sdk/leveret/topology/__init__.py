@@ -1,0 +1,3 @@
+"""What is declared: exchanges, queues and bindings."""
+
+from __future__ import annotations
