@@ -35,6 +35,14 @@ from leveret.errors import (
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.publishing.batching import AckWindow, append_settlement
 from leveret.transport.waiting import Waiters
+from leveret.wire.numbers import (
+    BASIC_NACK,
+    BASIC_REJECT,
+    NACK_REQUEUE,
+    PRECONDITION_FAILED,
+    REJECT_REQUEUE,
+    REPLY_SUCCESS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
@@ -53,12 +61,6 @@ __all__ = ["Consumer", "ConsumerHealth", "Settled"]
 logger = logging.getLogger("leveret.consuming")
 
 T = TypeVar("T")
-
-_REJECT: Final = 90
-_NACK: Final = 120
-#: basic.reject's requeue bit, and basic.nack's (multiple is bit 0 there).
-_REJECT_REQUEUE: Final = 1
-_NACK_REQUEUE: Final = 2
 
 #: Acknowledgements wait until this share of the prefetch is ready. RabbitMQ's own tests found 5 to 10 % to be
 #: near the best rate; a larger share means fewer and longer reads and writes.
@@ -481,7 +483,7 @@ class Consumer(Generic[T], Intake):
         self.stop()
         channel, self._channel = self._channel, None
         if self._error is None:
-            self._error = ChannelClosed("the consumer is closed", reply_code=200)
+            self._error = ChannelClosed("the consumer is closed", reply_code=REPLY_SUCCESS)
         for timer in (self._timer, self._adapting):
             if timer is not None:
                 timer.cancel()
@@ -883,13 +885,13 @@ class Consumer(Generic[T], Intake):
         if not acks.settle(tag):
             return _NO
         if verb == "dead_letter":
-            append_settlement(generation.out, generation.channel, _REJECT, tag)
+            append_settlement(generation.out, generation.channel, BASIC_REJECT, tag)
             self.meter.dead_lettered += 1
         elif verb == "retry":
-            append_settlement(generation.out, generation.channel, _REJECT, tag, _REJECT_REQUEUE)
+            append_settlement(generation.out, generation.channel, BASIC_REJECT, tag, REJECT_REQUEUE)
             self.meter.retried += 1
         else:
-            append_settlement(generation.out, generation.channel, _NACK, tag, _NACK_REQUEUE)
+            append_settlement(generation.out, generation.channel, BASIC_NACK, tag, NACK_REQUEUE)
             self.meter.released += 1
         return _YES
 
@@ -987,7 +989,7 @@ class Consumer(Generic[T], Intake):
         self._read_at_once()
         if (
             isinstance(error, ChannelClosed)
-            and error.reply_code == 406
+            and error.reply_code == PRECONDITION_FAILED
             and _DELIVERY_TIMEOUT in error.reply_text
             and "timed out" in error.reply_text
         ):

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from leveret.errors import ProtocolError
     from leveret.settings import ConnectionSettings, Endpoint, TLSSettings
-    from leveret.transport.frame_transport import FrameTransport, Session
+    from leveret.transport.frame_transport import FrameReceiver, FrameTransport
 
-    MakeTransport = Callable[[Session], FrameTransport]
+    MakeTransport = Callable[[FrameReceiver], FrameTransport]
 
 __all__ = ["Dialing", "joined", "set_socket_options"]
 
@@ -117,7 +117,7 @@ class _Entrant:
 class _Race:
     """Attempts that go on side by side, of which the first one to be connected gets the session."""
 
-    def __init__(self, settings: ConnectionSettings, session: Session) -> None:
+    def __init__(self, settings: ConnectionSettings, session: FrameReceiver) -> None:
         self.winner: _Step | None = None
         self._settings = settings
         self._session = session
@@ -168,7 +168,7 @@ class Dialing:
         """Leaves out what is left of a host, because all of its addresses would cost as long."""
         self._steps = deque(step for step in self._steps if step.endpoint != endpoint)
 
-    async def reach(self, session: Session, make_transport: MakeTransport) -> Endpoint | None:
+    async def reach(self, session: FrameReceiver, make_transport: MakeTransport) -> Endpoint | None:
         """Connects to the first address that answers; its transport is given to `session.connected`.
 
         Args:

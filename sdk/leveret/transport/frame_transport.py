@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from leveret.errors import ProtocolError
     from leveret.wire.framing import FrameReader
 
-__all__ = ["FrameTransport", "Session", "run", "serve"]
+__all__ = ["FrameReceiver", "FrameTransport", "run", "serve"]
 
 T = TypeVar("T")
 
@@ -42,8 +42,8 @@ _SOCKET_OPTIONS = {
 }
 
 
-class Session(Protocol):
-    """What stands above a transport. None of these may block or raise."""
+class FrameReceiver(Protocol):
+    """What a transport reports to: a client's connection or a broker's session. No method blocks or raises."""
 
     def connected(self, transport: FrameTransport) -> None:
         """The transport is ready for frames."""
@@ -75,7 +75,7 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        session: Session,
+        session: FrameReceiver,
         reader: FrameReader,
         *,
         write_high_watermark: int = 1024 * 1024,
