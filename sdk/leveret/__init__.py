@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leveret.app.app import App as App
     from leveret.client.client import Client as Client
-    from leveret.client.client import DedicatedConnection as DedicatedConnection
     from leveret.client.client import connect as connect
+    from leveret.client.dedicated_connection import DedicatedConnection as DedicatedConnection
     from leveret.connection.connection import Connection as Connection
     from leveret.consuming.batches import Batches as Batches
     from leveret.consuming.batches import DeliveryBatch as DeliveryBatch
@@ -68,7 +68,7 @@ _HOMES = {
     "Properties": "wire.framing",
     "App": "app.app",
     "Client": "client.client",
-    "DedicatedConnection": "client.client",
+    "DedicatedConnection": "client.dedicated_connection",
     "connect": "client.client",
     "Connection": "connection.connection",
     "Consumer": "consuming.consumer",

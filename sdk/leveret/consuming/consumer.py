@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import random
 import secrets
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret.codecs.bodies import BodyDecoder
-from leveret.connection.connection import longest_delay, may_mend
 from leveret.consuming.delivering import Generation, Intake, Pace, Worker
 from leveret.consuming.error_policy import policy_of
 from leveret.consuming.failures import Failures
@@ -33,6 +31,7 @@ from leveret.errors import (
     printable,
 )
 from leveret.monitoring.meters import ConsumerMeter
+from leveret.protocol.recovery import may_mend
 from leveret.publishing.batching import AckWindow, append_settlement
 from leveret.transport.waiting import Waiters
 from leveret.wire.numbers import (
@@ -50,7 +49,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from leveret.connection.channel import Channel
-    from leveret.connection.connection import Connection, Link
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
     from leveret.consuming.error_policy import OnError
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
@@ -1020,13 +1020,12 @@ class Consumer(Generic[T], Intake):
 
     async def _reopen(self) -> None:
         """Subscribes again, however often that takes."""
-        settings = self._connection.settings
-        attempts = 0
+        backoff = self._connect.new_backoff()
         error: LeveretError | None = None
         try:
             while True:
-                await asyncio.sleep(random.uniform(0, longest_delay(settings, attempts)))  # noqa: S311
-                attempts += 1
+                await asyncio.sleep(backoff.delay())
+                backoff.count_attempt()
                 try:
                     # Not while others are kept from changing something: it may take for ever.
                     connection = await self._connect.recovered()
@@ -1035,7 +1034,10 @@ class Consumer(Generic[T], Intake):
                 except LeveretError as failure:
                     error = failure
                     logger.warning(
-                        "the consumer of queue %r: attempt %d to begin again failed: %s", self.queue, attempts, failure
+                        "the consumer of queue %r: attempt %d to begin again failed: %s",
+                        self.queue,
+                        backoff.attempts,
+                        failure,
                     )
                     if not may_mend(failure):
                         return
