@@ -17,18 +17,21 @@ from tests.support.proxy import Proxy
 import leveret
 from leveret import Topology
 from leveret.broker import EmbeddedBroker
-from leveret.connection.connection import may_mend
+from leveret.connection.link import LINK_TRANSITIONS, LinkState
 from leveret.errors import (
     AuthenticationError,
     ConfigurationError,
     ConnectFailed,
     ConnectionClosed,
     ConnectionLost,
+    EncodeFailed,
     OperationTimeout,
+    PluginError,
     TLSVerificationError,
     WrongLoopError,
 )
-from leveret.plugins import ConnectionEventKind, PluginRegistry
+from leveret.plugins import ConnectionEventKind, PluginRegistry, PolicySpec
+from leveret.protocol.recovery import may_mend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -423,6 +426,65 @@ async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_mak
         assert counted(client)["connections_opened"] == 2
 
 
+async def test_a_link_says_what_it_has(broker: Broker, warnings: Warnings) -> None:
+    async with leveret.connect(broker.url, **QUICK) as client:
+        link = client.publishing_link
+        assert client.consuming_link.state is LinkState.IDLE
+        assert link.state is LinkState.OPEN
+        async with stopped(broker):
+            await loss(client.connection)
+            assert link.state is LinkState.LOST
+            waiting = asyncio.create_task(link.recovered())
+            await warnings.more(1)
+            assert link.state is LinkState.RECOVERING
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert link.state is LinkState.LOST
+        await link.recovered()
+        assert repr(link) == "<Link 'leveret (publish)' OPEN>"
+    assert link.state is LinkState.CLOSED
+    assert client.consuming_link.state is LinkState.CLOSED
+    assert set(LINK_TRANSITIONS) == set(LinkState)
+
+
+class Steady:
+    """A backoff policy that counts."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def delay(self, attempt: int, /) -> float:
+        self.asked.append(attempt)
+        return 0.001
+
+
+async def test_a_backoff_policy_chooses_the_delays_of_recovery(broker: Broker, warnings: Warnings) -> None:
+    made: list[Steady] = []
+
+    def make() -> Steady:
+        made.append(Steady())
+        return made[-1]
+
+    registry = PluginRegistry.from_plugins(
+        plugin("waits", policies=[PolicySpec(kind="backoff", name="steady", factory=make)])
+    )
+    # Without the policy it would be a day to the first attempt.
+    async with leveret.connect(broker.url, plugins=registry, recovery_backoff="steady", **SELDOM) as client:
+        async with stopped(broker):
+            await loss(client.connection)
+            waiting = asyncio.create_task(client.publishing_link.recovered())
+            await warnings.more(3)
+        await waiting
+    publishing, consuming = made
+    assert publishing.asked[:3] == [1, 2, 3]
+    assert consuming.asked == []
+
+
+async def test_a_backoff_policy_that_is_not_there_is_refused_when_connecting(broker: Broker) -> None:
+    with pytest.raises(ConfigurationError, match="nosuch"):
+        await leveret.connect(broker.url, recovery_backoff="nosuch")
+
+
 async def test_attempts_are_spread_over_twice_the_time_after_each_when_they_fail(
     monkeypatch: pytest.MonkeyPatch, warnings: Warnings
 ) -> None:
@@ -432,7 +494,7 @@ async def test_attempts_are_spread_over_twice_the_time_after_each_when_they_fail
         spans.append((least, most))
         return 0.0
 
-    monkeypatch.setattr("leveret.client.client.random.uniform", uniform)
+    monkeypatch.setattr("leveret.protocol.recovery.random.uniform", uniform)
     async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
         await broker.stop()
         await loss(client.connection)
@@ -454,7 +516,7 @@ async def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_dialed_more_an
         spans.append(most)
         return 0.0
 
-    monkeypatch.setattr("leveret.client.client.random.uniform", uniform)
+    monkeypatch.setattr("leveret.protocol.recovery.random.uniform", uniform)
     options: dict[str, Any] = {"recovery_initial_delay": 1000, "recovery_max_delay": 3000}
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **options) as client:
         for _ in range(4):
@@ -537,6 +599,9 @@ async def test_recovery_ends_when_the_password_or_the_virtual_host_is_no_longer_
         (AuthenticationError("hung up", reply_code=403), True),
         (TLSVerificationError("expired"), False),
         (ConfigurationError("no such file"), False),
+        (EncodeFailed("an argument is too long"), False),
+        (PluginError("no serializer"), False),
+        (WrongLoopError("another loop"), False),
     ],
     ids=str,
 )
