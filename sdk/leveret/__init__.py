@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from leveret.topology.topology import Classic as Classic
     from leveret.topology.topology import Quorum as Quorum
     from leveret.topology.topology import Topology as Topology
-    from leveret.transport.frame_transport import run as run
+    from leveret.transport.loop import run as run
     from leveret.wire.framing import FieldValue as FieldValue
     from leveret.wire.framing import Message as Message
     from leveret.wire.framing import Properties as Properties
@@ -106,7 +106,7 @@ _HOMES = {
     "Quorum": "topology.topology",
     "Topology": "topology.topology",
     "Transaction": "publishing.transaction",
-    "run": "transport.frame_transport",
+    "run": "transport.loop",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604

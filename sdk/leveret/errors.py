@@ -170,8 +170,8 @@ class OperationTimeout(LeveretError, TimeoutError):
     """A deadline passed. The result of the operation is unknown."""
 
 
-class _Closed(LeveretError):
-    """What connection and channel closing have in common.
+class _PeerClosed(LeveretError):
+    """The base of `ConnectionClosed` and `ChannelClosed`.
 
     Attributes:
         reply_code: The AMQP reply code, or 0 when the connection was lost without one.
@@ -190,7 +190,7 @@ class _Closed(LeveretError):
         self.method_id = method_id
 
 
-class ConnectionClosed(_Closed):
+class ConnectionClosed(_PeerClosed):
     """The connection is closed; the fields say why."""
 
 
@@ -198,7 +198,7 @@ class AuthenticationError(ConnectionClosed):
     """The server refused the credentials, or offers none of the wanted mechanisms."""
 
 
-class ChannelClosed(_Closed):
+class ChannelClosed(_PeerClosed):
     """The channel is closed; the connection may still be open."""
 
 
@@ -283,8 +283,8 @@ class ConfirmTimeout(PublishError, TimeoutError):
 class ExchangeNotFound(PublishError, NotFound):
     """The exchange does not exist (reply code 404).
 
-    The outcome is UNKNOWN, because what was published to it just before somebody deleted it may be in a queue. In a
-    transaction it is NOT_SENT: nothing was committed.
+    The outcome is UNKNOWN, because messages that were published just before the exchange was deleted may be in a queue.
+    In a transaction it is NOT_SENT: nothing was committed.
     """
 
 

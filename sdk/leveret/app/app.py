@@ -216,7 +216,7 @@ class App:
         return self._run.client
 
     def counters(self) -> dict[str, int]:
-        """What its consumers counted since `serve` began, those that were started again included.
+        """Adds up what the consumers counted since `serve` began, those that were started again included.
 
         Returns:
             The sums of `Consumer.counters`, and `restarts`: how often a consumer was started again. After the end they

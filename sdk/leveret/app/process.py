@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import ConfigurationError
 from leveret.runtime.tasks import cancel_all
-from leveret.transport.frame_transport import run as run_loop
+from leveret.transport.loop import run as run_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

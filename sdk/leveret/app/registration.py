@@ -1,4 +1,4 @@
-"""What an app is told to do: handlers with their queues, checked when they are registered."""
+"""Registrations: handlers with their queues and options, checked when they are registered."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class SupervisedConsumer:
 
 
 class RunState(enum.Enum):
-    """Where a run stands."""
+    """The stage of a run."""
 
     STARTING = "connects, declares the topology and calls the start-up hooks"
     CONSUMING = "consumes"

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from leveret.broker.session import BrokerTransport, Session
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.errors import ConfigurationError, TransportError
-from leveret.transport.frame_transport import run, serve
+from leveret.transport.loop import run, serve
 from leveret.wire.framing import FrameReader
 from leveret.wire.numbers import FRAME_MIN_SIZE, REPLY_CODES
 

@@ -1,4 +1,4 @@
-"""What `Client` and `DedicatedConnection` have in common: links, and what is made on them."""
+"""The base of `Client` and `DedicatedConnection`: links, and the producers and consumers on them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MAX_PREFETCH: Final = 65_535
 
 
 class ClientBase:
-    """What a client and a dedicated connection have in common: connections, and what is made on them.
+    """The base of clients and dedicated connections: makes producers, consumers and channels on links.
 
     Attributes:
         settings: What it was made with.

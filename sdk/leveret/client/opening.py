@@ -1,4 +1,4 @@
-"""What `connect` returns: something to use with `async with`, which closes it, or with `await`, which does not."""
+"""Openings: `async with connect(...)` closes what it opened, `await connect(...)` leaves that to the caller."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ C = TypeVar("C", bound=AsyncCloseable)
 
 
 class Opening(Generic[C]):
-    """Something that is opened by `await`, which leaves closing to the caller, or by `async with`; once at a time."""
+    """Opens something: `async with` closes it at the end, `await` leaves that to the caller. Use it once at a time."""
 
     def __init__(self, opened: Callable[[], Awaitable[C]], what: str) -> None:
         self._opened = opened

@@ -39,7 +39,7 @@ _LEAVES_NO_TRACE = (
 
 
 class PublisherSink(Protocol):
-    """Where a publishing channel's confirms go. Nothing here may block or raise."""
+    """Gets the confirms and returns of a channel. Its methods do not block or raise."""
 
     def settled(self, run: SettlementRun) -> None:
         """basic.ack and basic.nack came."""
@@ -52,7 +52,7 @@ class PublisherSink(Protocol):
 
 
 class ConsumerSink(Protocol):
-    """Where a consumer's deliveries go. Nothing here may block or raise."""
+    """Gets the deliveries of a consumer. Its methods do not block or raise."""
 
     def delivered(self, run: ContentRun) -> None:
         """Messages came."""

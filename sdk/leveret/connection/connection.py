@@ -75,7 +75,7 @@ def _client_properties(name: str) -> dict[str, Any]:
 
 
 class ConnectionStage(enum.Enum):
-    """How far a connection has come, whatever phase its conversation is in (`protocol.connection`)."""
+    """The life of a connection as its users see it; `protocol.connection` has the phases of its conversation."""
 
     OPENING = "not open yet"
     OPEN = "open"
@@ -100,7 +100,7 @@ class Connection:
         transport: The socket's side.
         error: Why it is closed, or None while it is open.
         blocked: The broker's reason for blocking publishers, or None.
-        spare_channel: Gives up an open channel that nobody uses, for when no other is free; set by a channel pool.
+        spare_channel: Called when no channel number is free; gives up an idle open channel. Set by a channel pool.
     """
 
     def __init__(self, settings: ConnectionSettings, name: str, on_event: EventListener | None = None) -> None:
@@ -293,7 +293,7 @@ class Connection:
             await asyncio.shield(self._unblocked)
 
     def obstacle(self) -> tuple[str, str] | None:
-        """What keeps publishers from writing now: the `stage` of a `PublishError` and a text, or None."""
+        """Returns why publishers may not write now, as the `stage` of a `PublishError` and a text, or None."""
         if self.blocked is not None:
             return "blocked", f"the broker blocks publishers: {self.blocked}"
         if self.transport.paused:
@@ -308,7 +308,7 @@ class Connection:
             await self.transport.drain()
 
     async def channel(self) -> Channel:
-        """Opens a channel. When no number is free, it takes one over that a channel pool has open for nobody.
+        """Opens a channel. When no number is free, it takes over an idle channel of the channel pool.
 
         Raises:
             ConfigurationError: All `channel_max` channels are in use.

@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "LinkState"]
 
-# The name that docs/ gives for the log of recovery.
 logger = logging.getLogger("leveret.client")
 
 
 class LinkState(enum.Enum):
-    """What a link has."""
+    """The connection that a link has."""
 
     IDLE = "no connection was asked for yet"
     OPEN = "an open connection"
@@ -93,8 +92,7 @@ class Link:
 
     @property
     def state(self) -> LinkState:
-        """What it has now."""
-        # A connection may end at any time; the loss is noted here, before any decision depends on the state.
+        """The state now; a loss is noticed here."""
         if self._state is LinkState.OPEN and self.connection is not None and self.connection.error is not None:
             self._move(LinkState.LOST)
         return self._state

@@ -50,7 +50,7 @@ _OVERTAKEN: Final = frozenset({"Basic.ConsumeOk", "Basic.CancelOk"})
 
 
 class ChannelPhase(enum.Enum):
-    """Where the channel stands."""
+    """The phase of the channel."""
 
     IDLE = "not open yet"
     OPENING = "waiting for channel.open-ok"
@@ -176,7 +176,7 @@ class ChannelState:
 
     @property
     def unanswered(self) -> int:
-        """How many requests wait for their answer."""
+        """The number of requests that wait for their answer."""
         return len(self._requests)
 
     # ------------------------------------------------------------------ what this side does

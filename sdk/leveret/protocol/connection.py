@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ConnectionPhase(enum.Enum):
-    """Where the conversation stands."""
+    """The phase of the conversation."""
 
     IDLE = "idle"
     START = "waiting for connection.start"
@@ -58,7 +58,7 @@ CONNECTION_TRANSITIONS: Final[Mapping[ConnectionPhase, frozenset[ConnectionPhase
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """What both sides agreed on.
+    """The limits that both sides agreed on.
 
     Attributes:
         frame_max: The largest frame in bytes.
@@ -280,7 +280,7 @@ class ConnectionState:
         return ConnectionEnded(ConnectionLost(f"the connection was lost while {phase.value}{detail}"))
 
     def _refuses_aloud(self) -> bool:
-        """Whether the server would say that it refuses the credentials (RabbitMQ: authentication_failure_close)."""
+        """Returns whether the server says so when it refuses credentials (RabbitMQ: authentication_failure_close)."""
         capabilities = self._server_properties.get("capabilities")
         return isinstance(capabilities, dict) and capabilities.get("authentication_failure_close") is True
 

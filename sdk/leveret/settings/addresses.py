@@ -1,4 +1,4 @@
-"""Where a broker is: endpoints, and AMQP URLs."""
+"""Addresses of brokers: endpoints, and AMQP URLs."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def parse_url(url: str) -> tuple[str, dict[str, Any], str, str]:
         else:
             values["endpoints"] = parse_endpoints(hosts.split(","), PORTS[scheme])
     shown = f"{scheme}://{quote(values['username'], safe='') + ':***@' if at else ''}{printable(hosts)}/..."
-    # A bare slash is no name: RabbitMQ's specification reads it as a virtual host with an empty name, which nobody has.
+    # A bare slash is no name: RabbitMQ's specification reads it as a virtual host with an empty name, which no broker
+    # has.
     if slash and path:
         with inside(shown):
             if "/" in path:

@@ -51,8 +51,8 @@ class TLSSettings(Options):
         keyfile_password: What decrypts the private key; a `str` is made a `Secret`.
         server_hostname: The name that the broker's certificate must have; None means the endpoint's host.
         minimum_version: "TLSv1.2" or "TLSv1.3".
-        insecure_skip_verification: True accepts any certificate, so anybody in between can read the password. Only code
-            can set it: URLs, environment variables and TOML files cannot.
+        insecure_skip_verification: True accepts any certificate, so an attacker in between can read the password. Only
+            code can set it: URLs, environment variables and TOML files cannot.
 
     Example:
         >>> TLSSettings(minimum_version="TLSv1.3").insecure_skip_verification

@@ -29,9 +29,9 @@ class ConsumerSettings(Section):
         ordered_by: What keeps messages in order when several handlers run: those with an equal "routing_key", or an
             equal header, written "header:<name>", are handled one after the other. None keeps no order.
         ack: When messages are acknowledged. "coalesced": after their handlers, many with one basic.ack. "each": after
-            their handlers, each with its own. "manual": by whoever calls `ack`. "handoff": when they are taken over,
-            before they are handled, so that a crash loses up to `handoff_size` of them. "none": the broker forgets
-            them as it sends them (`no_ack`), and what is lost on the way is lost.
+            their handlers, each with its own. "manual": by the program, with `ack`. "handoff": when they are taken
+            over, before they are handled, so that a crash loses up to `handoff_size` of them. "none": the broker
+            forgets them as it sends them (`no_ack`), and what is lost on the way is lost.
         ack_delay: Seconds an acknowledgement may wait to be sent with others, 0 to 1.
         read_delay: Seconds that deliveries may wait in the kernel for others while many come, so that one read brings
             many of them, 0 to 1; 0 reads each at once. It costs up to twice that latency under load, and none without.

@@ -15,7 +15,7 @@ from leveret.settings.rules import inside, read_table, refuse_unknown, rules_of,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a settings file holds.
+    """All settings of an application, as a settings file holds them.
 
     Attributes:
         connection: The table `[leveret.connection]`.

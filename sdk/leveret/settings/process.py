@@ -14,7 +14,7 @@ from leveret.settings.rules import Options, Rule, inside, option, rules_of, seco
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitoringSettings(Section):
-    """Where a client's counters go.
+    """The metrics sinks that get a client's counters.
 
     Attributes:
         sinks: The names of metrics sinks, which plugins bring; empty for none. Counting costs the same either way.
@@ -37,7 +37,7 @@ class MonitoringSettings(Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcSettings(Options):
-    """How a `GcPolicy` treats Python's garbage collector.
+    """The way a `GcPolicy` treats Python's garbage collector.
 
     Attributes:
         freeze: True collects once at the start and then leaves out of all collections what is alive (gc.freeze), which

@@ -75,7 +75,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What an option may be. Numbers have both bounds; the bounds of text count its bytes in UTF-8."""
+    """The values that an option may have. Numbers have both bounds; the bounds of text count its bytes in UTF-8."""
 
     kind: type
     items: Rule | None = None  # of a tuple
