@@ -33,7 +33,7 @@ from leveret.errors import (
 )
 from leveret.settings import ConnectionSettings, ConsumerSettings, Settings
 from leveret.transport.frame_transport import run as run_loop
-from leveret.wire.framing import Message
+from leveret.wire.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

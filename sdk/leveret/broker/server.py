@@ -15,7 +15,7 @@ from leveret.broker.session import FRAME_MAX_BEFORE_TUNE, BrokerTransport, Sessi
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.errors import REPLY_CODES, ConfigurationError, TransportError
 from leveret.transport.frame_transport import run, serve
-from leveret.wire.framing import FrameReader
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -18,7 +18,7 @@ from leveret.errors import REPLY_CODES, IncompatibleProtocol, RemoteProtocolErro
 from leveret.protocol.commands import PROTOCOL_HEADER, Connection, Method, decode, encode, make
 from leveret.protocol.commands import Channel as Channels
 from leveret.transport.frame_transport import FrameTransport
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
     from leveret.broker.queues import Queue
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from leveret.broker.virtual_host import VirtualHost
     from leveret.errors import ProtocolError
     from leveret.wire.buffers import SendBuffer
+    from leveret.wire.reader import FrameReader
 
 __all__ = ["BrokerTransport", "Session"]
 

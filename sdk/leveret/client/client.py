@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from leveret.connection.channel import Channel
     from leveret.consuming.error_policy import OnError
     from leveret.plugins.interfaces import Sample
-    from leveret.publishing.batching import Receipt, Ticket
+    from leveret.publishing.confirms import Receipt, Ticket
     from leveret.publishing.options import PublishOptions
     from leveret.topology.topology import DeclareReport, Topology
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Client", "DedicatedConnection", "connect"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret.codecs.bodies import BodyDecoder
 from leveret.connection.connection import longest_delay, may_mend
+from leveret.consuming.acks import AckWindow
 from leveret.consuming.delivering import Generation, Intake, Pace, Worker
 from leveret.consuming.error_policy import policy_of
 from leveret.consuming.failures import Failures
@@ -33,8 +34,8 @@ from leveret.errors import (
     printable,
 )
 from leveret.monitoring.meters import ConsumerMeter
-from leveret.publishing.batching import AckWindow, append_settlement
 from leveret.transport.waiting import Waiters
+from leveret.wire.content import append_settlement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from leveret.consuming.error_policy import OnError
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
-    from leveret.wire.framing import ContentRun, Message
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun
 
 __all__ = ["Consumer", "ConsumerHealth", "Settled"]
 

@@ -25,7 +25,8 @@ from leveret.protocol.commands import Basic, Channel
 
 if TYPE_CHECKING:
     from leveret.wire.buffers import SendBuffer
-    from leveret.wire.framing import ContentRun, Message, MethodFrame
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, MethodFrame
 
 _BY_CODE: Final[dict[int, type[ChannelClosed]]] = {
     403: AccessRefused,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from leveret.wire.buffers import SendBuffer
-    from leveret.wire.framing import MethodFrame
+    from leveret.wire.runs import MethodFrame
 
 #: An empty frame of type 8 on channel 0 (AMQP 0-9-1 section 4.2.7).
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
