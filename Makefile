@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard cext/leveret/* cext/leveret/*/*)
+# leveret.wire.buffers for cext/leveret/wire/buffers.pyx.
+COMPILED := $(subst /,.,$(patsubst cext/%.pyx,%,$(wildcard cext/leveret/*/*.pyx)))
 PLUGINS := $(sort $(wildcard plugins/leveret-*))
 PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcard $(plugin)/src/*/* $(plugin)/src/*/*/*))
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ check: setup ## lint, types, stubs of the extension modules, layers
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m mypy.stubtest leveret.wire.buffers leveret.wire.framing leveret.transport.waiting leveret.publishing.batching leveret.consuming.delivering
+	@$(BIN)/python -m mypy.stubtest $(COMPILED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cext && echo "cython-lint: no problems"
 	@$(BIN)/lint-imports --no-logo
 

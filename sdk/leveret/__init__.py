@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from leveret.errors import PublishError as PublishError
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
-    from leveret.publishing.batching import Receipt as Receipt
-    from leveret.publishing.batching import Ticket as Ticket
+    from leveret.publishing.confirms import Receipt as Receipt
+    from leveret.publishing.confirms import Ticket as Ticket
     from leveret.publishing.options import Publishing as Publishing
     from leveret.publishing.options import PublishOptions as PublishOptions
     from leveret.publishing.options import Template as Template
@@ -55,17 +55,17 @@ if TYPE_CHECKING:
     from leveret.topology.topology import Quorum as Quorum
     from leveret.topology.topology import Topology as Topology
     from leveret.transport.loop import run as run
-    from leveret.wire.framing import FieldValue as FieldValue
-    from leveret.wire.framing import Message as Message
-    from leveret.wire.framing import Properties as Properties
+    from leveret.wire.encoding import FieldValue as FieldValue
+    from leveret.wire.message import Message as Message
+    from leveret.wire.properties import Properties as Properties
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Ticket": "publishing.batching",
-    "FieldValue": "wire.framing",
-    "Message": "wire.framing",
-    "Properties": "wire.framing",
+    "Ticket": "publishing.confirms",
+    "FieldValue": "wire.encoding",
+    "Message": "wire.message",
+    "Properties": "wire.properties",
     "App": "app.app",
     "Client": "client.client",
     "DedicatedConnection": "client.dedicated_connection",
@@ -88,7 +88,7 @@ _HOMES = {
     "GcPolicy": "runtime.gc_policy",
     "BatchResult": "message",
     "Outcome": "message",
-    "Receipt": "publishing.batching",
+    "Receipt": "publishing.confirms",
     "ObjectPool": "runtime.object_pool",
     "prefetch_for": "consuming.prefetch",
     "Producer": "publishing.producer",
@@ -113,10 +113,8 @@ __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 try:
     import leveret.consuming.delivering
-    import leveret.publishing.batching
-    import leveret.transport.waiting
-    import leveret.wire.buffers
-    import leveret.wire.framing  # noqa: F401
+    import leveret.publishing.publisher
+    import leveret.transport.stream  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "leveret's extension modules are missing or do not fit this Python. Install a wheel (pip install leveret), or "

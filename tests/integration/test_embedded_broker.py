@@ -32,7 +32,9 @@ from leveret.protocol.commands import (
     make,
     spec_of,
 )
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, encode_method
+from leveret.wire.encoding import encode_method
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, MethodFrame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

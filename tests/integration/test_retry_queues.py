@@ -19,14 +19,15 @@ from leveret import Classic, Retry, Topology
 from leveret.consuming.error_policy import attempts_of
 from leveret.consuming.retry_queues import RetryQueues
 from leveret.errors import BodyTooLarge, ConfigurationError, MessageReturned, NotFound, PreconditionFailed
-from leveret.wire.framing import FieldValue, decode_properties
+from leveret.wire.encoding import FieldValue
+from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tests.support.brokers import Broker
 
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 

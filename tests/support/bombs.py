@@ -110,9 +110,12 @@ def bombs() -> dict[str, tuple[str, bytes]]:
 
 def message_of(body: bytes, encoding: str) -> Message:
     """A message as it comes from a socket."""
-    from leveret.publishing.batching import PublishBatch, PublishTemplate
+    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.template import PublishTemplate
     from leveret.wire.buffers import SendBuffer
-    from leveret.wire.framing import ContentRun, FrameReader, Properties
+    from leveret.wire.properties import Properties
+    from leveret.wire.reader import FrameReader
+    from leveret.wire.runs import ContentRun
 
     written: list[bytes] = []
     out = SendBuffer(lambda: None, lambda: written.append(out.take()))

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.corpus import frames, strategies
 
-from leveret.publishing.batching import AckWindow, append_settlement
+from leveret.consuming.acks import AckWindow
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import ContentRun, FrameReader, SettlementRun
+from leveret.wire.content import append_settlement
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, SettlementRun
 
 assert strategies  # its import loads the hypothesis profile
 

@@ -24,13 +24,18 @@ from leveret.codecs.bodies import BodyDecoder
 from leveret.errors import ConfigurationError, DecodeFailed, RemoteProtocolError
 from leveret.plugins import SerializerSpec, hookimpl
 from leveret.plugins.registry import PluginRegistry
-from leveret.publishing.batching import ConfirmWindow, append_content, append_deliveries
+from leveret.publishing.confirms import ConfirmWindow
 from leveret.settings import ConsumerSettings
 from leveret.wire.buffers import BodyPool, SendBuffer
-from leveret.wire.framing import ContentRun, FrameReader, Message, Properties
+from leveret.wire.content import append_content, append_deliveries
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from leveret.wire.message import Message
 
 KiB, MiB = 1024, 1024 * 1024
 CHUNK = 131_072 - 8

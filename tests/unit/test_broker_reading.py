@@ -8,7 +8,8 @@ import pytest
 from tests.corpus import frames
 from tests.corpus.frames import HEADER, ack, bodies, body, delivery, frame, header, publish
 
-from leveret.wire.framing import FrameReader, Properties
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
 
 PERSISTENT = Properties(content_type="application/json", delivery_mode=2).encode()
 TRANSIENT = Properties(content_type="application/json", delivery_mode=1).encode()

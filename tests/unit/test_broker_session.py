@@ -30,9 +30,12 @@ from leveret.protocol.commands import (
     make,
     spec_of,
 )
-from leveret.publishing.batching import PublishTemplate
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, Properties, SettlementRun, encode_method
+from leveret.publishing.template import PublishTemplate
+from leveret.wire.encoding import encode_method
 from leveret.wire.numbers import HEARTBEAT_FRAME
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,7 +171,7 @@ def publishing(
 
 
 def content(template: PublishTemplate, body: bytes, channel: int) -> bytes:
-    from leveret.publishing.batching import PublishBatch
+    from leveret.publishing.publisher import PublishBatch
     from leveret.wire.buffers import SendBuffer
 
     out = SendBuffer(lambda: None, lambda: None)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tests.corpus import frames, strategies
 
 from leveret.errors import BodyTooLarge
-from leveret.publishing.batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret.publishing.confirms import ConfirmWindow, Ticket
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import RecvBuffer, SendBuffer
-from leveret.wire.framing import FrameReader
+from leveret.wire.reader import FrameReader
 
 assert strategies  # its import loads the hypothesis profile
 

@@ -615,9 +615,9 @@ def test_check_fails_when_the_package_is_not_typed(demo: Path) -> None:
     ("code", "module"),
     [
         ("import leveret", "leveret"),
-        ("import leveret.client.client as client", "leveret.client"),
+        ("import leveret.client.client as client", "leveret.client.client"),
         ("from leveret import connect", "leveret.connect"),
-        ("from leveret.wire.framing import Message", "leveret._framing"),
+        ("from leveret.wire.message import Message", "leveret.wire.message"),
         ("def later():\n    from leveret.plugins.registry import PluginInfo", "leveret.plugins.registry"),
     ],
 )

@@ -16,12 +16,18 @@ from tests.corpus import frames, strategies
 
 from leveret.errors import EncodeFailed
 from leveret.message import Outcome
-from leveret.publishing.batching import NO_RECEIPT, ConfirmWindow, PublishBatch, PublishTemplate, Receipt, Ticket
+from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+from leveret.publishing.publisher import NO_RECEIPT, PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import FrameReader, Message, Properties, SettlementRun, decode_properties
+from leveret.wire.properties import Properties, decode_properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from leveret.wire.message import Message
 
 assert strategies  # its import loads the hypothesis profile
 

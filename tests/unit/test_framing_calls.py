@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.corpus import frames
 
+from leveret.consuming.acks import AckWindow
 from leveret.consuming.delivering import Generation
-from leveret.publishing.batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret.publishing.confirms import ConfirmWindow, Ticket
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import FrameReader
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.corpus import frames, malformed
 
+from leveret.consuming.acks import AckWindow
 from leveret.errors import LeveretError
-from leveret.publishing.batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret.publishing.confirms import ConfirmWindow, Ticket
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import (
-    FieldValue,
-    FrameReader,
-    Properties,
-    SettlementRun,
-    decode_arguments,
-    decode_properties,
-    decode_table,
-    encode_method,
-    encode_table,
-)
+from leveret.wire.decoding import decode_arguments, decode_table
+from leveret.wire.encoding import FieldValue, encode_method, encode_table
+from leveret.wire.properties import Properties, decode_properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,10 +8,12 @@ import pytest
 from tests.corpus import frames, malformed
 
 from leveret.errors import FrameError, IncompatibleProtocol, LeveretError, RemoteProtocolError
-from leveret.wire.framing import FrameReader, Message
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Stream
+
+    from leveret.wire.message import Message
 
 every_stream = pytest.mark.parametrize("case", malformed.STREAMS, ids=lambda case: case.name)
 

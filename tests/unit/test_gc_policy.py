@@ -17,9 +17,9 @@ from tests.support.loops import every_loop
 
 import leveret
 from leveret.broker import EmbeddedBroker
+from leveret.consuming.acks import AckWindow
 from leveret.errors import ConfigurationError
 from leveret.monitoring.meters import ConsumerMeter, Monitor
-from leveret.publishing.batching import AckWindow
 from leveret.runtime import gc_policy as module
 from leveret.runtime.gc_policy import GcPolicy, GcStatistics
 

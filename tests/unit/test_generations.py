@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from tests.corpus import frames
 
 from leveret.consuming.delivering import Generation
 from leveret.errors import LocalProtocolError
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import FrameReader, Message
+from leveret.wire.reader import FrameReader
+
+if TYPE_CHECKING:
+    from leveret.wire.message import Message
 
 
 class Owner:

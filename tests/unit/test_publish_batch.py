@@ -18,19 +18,19 @@ from tests.corpus import frames, strategies
 
 from leveret.errors import BodyTooLarge, EncodeFailed
 from leveret.protocol import commands
-from leveret.publishing.batching import (
-    ConfirmWindow,
-    PublishBatch,
-    PublishTemplate,
-    Ticket,
-    append_content,
-    append_deliveries,
-)
+from leveret.publishing.confirms import ConfirmWindow, Ticket
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import FrameReader, Message, Properties, SettlementRun
+from leveret.wire.content import append_content, append_deliveries
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from leveret.wire.message import Message
 
 SMALLEST_FRAME_MAX = 4096
 

@@ -24,10 +24,11 @@ import leveret
 from leveret import Outcome, Topology
 from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, EncodeFailed, LeveretError, PublishError, WrongLoopError
-from leveret.publishing.batching import PublishTemplate
 from leveret.publishing.options import OPTIONS, Publishing, PublishOptions, Template, pack_properties, repeats
 from leveret.publishing.producer import Producer
-from leveret.wire.framing import FieldValue, decode_properties
+from leveret.publishing.template import PublishTemplate
+from leveret.wire.encoding import FieldValue
+from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

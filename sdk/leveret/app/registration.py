@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from leveret.client.client import Client
 from leveret.errors import ConfigurationError
 from leveret.settings import ConsumerSettings
-from leveret.wire.framing import Message
+from leveret.wire.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,16 +14,17 @@ from leveret.errors import TableSyntaxError
 from leveret.protocol.commands import Basic, Confirm, Exchange, Method, Tx, decode, encode, make
 from leveret.protocol.commands import Channel as Channels
 from leveret.protocol.commands import Queue as Queues
-from leveret.publishing.batching import append_content, append_deliveries, append_settlement
-from leveret.wire.framing import decode_properties
+from leveret.wire.content import append_content, append_deliveries, append_settlement
 from leveret.wire.numbers import BASIC, BASIC_ACK, BASIC_NACK
+from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from leveret.broker.queues import Queue
     from leveret.broker.session import Session
-    from leveret.wire.framing import ContentRun, Message, MethodFrame, SettlementRun
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 __all__ = ["Channel"]
 

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from leveret.broker.tables import rebuilt
-from leveret.wire.framing import FieldValue
+from leveret.wire.encoding import FieldValue
 from leveret.wire.header_bytes import replace_headers
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from leveret.broker.arguments import Arguments, QueueOptions
     from leveret.broker.exchanges import Binding, Exchange
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Consumer", "Deliverer", "Host", "Queue", "Timer"]
 

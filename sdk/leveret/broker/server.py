@@ -15,8 +15,8 @@ from leveret.broker.session import BrokerTransport, Session
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.errors import ConfigurationError, TransportError
 from leveret.transport.loop import run, serve
-from leveret.wire.framing import FrameReader
 from leveret.wire.numbers import FRAME_MIN_SIZE, REPLY_CODES
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

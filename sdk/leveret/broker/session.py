@@ -18,7 +18,6 @@ from leveret.errors import IncompatibleProtocol, RemoteProtocolError, printable
 from leveret.protocol.commands import PROTOCOL_HEADER, Connection, Method, decode, encode, make
 from leveret.protocol.commands import Channel as Channels
 from leveret.transport.frame_transport import FrameTransport
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
 from leveret.wire.numbers import (
     BASIC,
     BASIC_ACK,
@@ -30,6 +29,8 @@ from leveret.wire.numbers import (
     HEARTBEAT_FRAME,
     REPLY_CODES,
 )
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
     from leveret.broker.queues import Queue
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from leveret.broker.virtual_host import VirtualHost
     from leveret.errors import ProtocolError
     from leveret.wire.buffers import SendBuffer
+    from leveret.wire.reader import FrameReader
 
 __all__ = ["BrokerTransport", "Session"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings, ProducerSettings, Settings
     from leveret.topology.topology import DeclareReport, Topology
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["ClientBase"]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Unpack
 
-    from leveret.publishing.batching import Receipt, Ticket
+    from leveret.publishing.confirms import Receipt, Ticket
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.producer import Producer
 

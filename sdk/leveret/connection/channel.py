@@ -11,14 +11,15 @@ from leveret.protocol import commands
 from leveret.protocol.channel import CancelNotice, ChannelEnded, ChannelPhase, ChannelState, Reply
 from leveret.protocol.commands import Basic, Confirm, Exchange, Queue, Tx
 from leveret.protocol.commands import Channel as ChannelMethods
-from leveret.publishing.batching import append_settlement
+from leveret.wire.content import append_settlement
 from leveret.wire.numbers import BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, NACK_REQUEUE, REPLY_SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from leveret.connection.connection import Connection
-    from leveret.wire.framing import ContentRun, Message, MethodFrame, SettlementRun
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 __all__ = ["Channel", "ConsumerSink", "PublisherSink"]
 

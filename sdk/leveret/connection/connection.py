@@ -29,7 +29,6 @@ from leveret.protocol.connection import ConnectionPhase, ConnectionState
 from leveret.protocol.transitions import moved
 from leveret.transport.dialing import Dialing, joined
 from leveret.transport.frame_transport import FrameTransport
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
 from leveret.wire.numbers import (
     CHANNEL,
     CHANNEL_CLOSE_OK,
@@ -38,6 +37,8 @@ from leveret.wire.numbers import (
     INTERNAL_ERROR,
     REPLY_SUCCESS,
 )
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

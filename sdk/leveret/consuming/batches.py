@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from leveret.consuming.consumer import Consumer
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Batches", "DeliveryBatch"]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret.codecs.bodies import BodyDecoder
+from leveret.consuming.acks import AckWindow
 from leveret.consuming.delivering import Generation, Intake, Pace, Worker
 from leveret.consuming.error_policy import policy_of
 from leveret.consuming.failures import Failures
@@ -32,8 +33,8 @@ from leveret.errors import (
 )
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.protocol.recovery import may_mend
-from leveret.publishing.batching import AckWindow, append_settlement
 from leveret.transport.waiting import Waiters
+from leveret.wire.content import append_settlement
 from leveret.wire.numbers import (
     BASIC_NACK,
     BASIC_REJECT,
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
     from leveret.consuming.error_policy import OnError
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
-    from leveret.wire.framing import ContentRun, Message
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun
 
 __all__ = ["Consumer", "ConsumerHealth", "Settled"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Failures"]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.plugins.registry import PluginRegistry
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["RetryQueues"]
 

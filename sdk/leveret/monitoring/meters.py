@@ -20,10 +20,12 @@ from leveret.plugins.interfaces import Metric, Sample
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leveret.consuming.acks import AckWindow
     from leveret.message import BatchResult
     from leveret.plugins.interfaces import MetricsSink
     from leveret.plugins.registry import PluginRegistry, Provided
-    from leveret.publishing.batching import AckWindow, ConfirmWindow, PublishBatch
+    from leveret.publishing.confirms import ConfirmWindow
+    from leveret.publishing.publisher import PublishBatch
     from leveret.settings import MonitoringSettings
 
 __all__ = ["METRICS", "ConnectionMeter", "ConsumerMeter", "Meter", "Monitor", "ProducerMeter", "Sinks"]

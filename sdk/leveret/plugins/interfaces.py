@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from leveret.errors import LeveretError
     from leveret.message import BatchResult
-    from leveret.publishing.batching import Receipt
+    from leveret.publishing.confirms import Receipt
 
 __all__ = [
     "API_VERSION",

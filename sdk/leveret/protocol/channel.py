@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from leveret.wire.buffers import SendBuffer
-    from leveret.wire.framing import ContentRun, Message, MethodFrame
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, MethodFrame
 
 _BY_CODE: Final[dict[int, type[ChannelClosed]]] = {
     ACCESS_REFUSED: AccessRefused,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from leveret.wire.buffers import SendBuffer
-    from leveret.wire.framing import MethodFrame
+    from leveret.wire.runs import MethodFrame
 
 
 class ConnectionPhase(enum.Enum):

@@ -13,8 +13,8 @@ from leveret.errors import (
     LeveretError,
 )
 from leveret.message import PERSISTENT, TRANSIENT
-from leveret.wire.framing import Properties
 from leveret.wire.numbers import ACCESS_REFUSED, BASIC, BASIC_PUBLISH, NOT_FOUND
+from leveret.wire.properties import Properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from leveret.message import Outcome
-    from leveret.publishing.batching import Receipt, Ticket
+    from leveret.publishing.confirms import Receipt, Ticket
 
 __all__ = [
     "PublishOptions",

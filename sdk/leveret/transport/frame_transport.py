@@ -15,12 +15,12 @@ from bisect import bisect_left, insort
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
+from leveret.transport.stream import Stream
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import Stream
 
 if TYPE_CHECKING:
     from leveret.errors import ProtocolError
-    from leveret.wire.framing import FrameReader
+    from leveret.wire.reader import FrameReader
 
 __all__ = ["FrameReceiver", "FrameTransport"]
 
