@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import logging
@@ -115,6 +116,8 @@ def exit_within(seconds: float, status: int) -> None:
 
     signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    # All threads have ended by then. Later Python takes its signal handlers away, and SIGALRM would kill the process.
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 
 def run_process(

@@ -191,16 +191,15 @@ class Connection:
             self.endpoint = await dialing.reach(self, self._make_transport)
         except BaseException:
             if self._state.phase is not ConnectionPhase.IDLE:
-                # Cancelled after the socket was connected. uvloop closes it without `connection_lost`, and what was
-                # appended must not be written.
-                self.transport.abort()
+                # Cancelled after the socket was connected.
+                self._give_up()
             raise
         try:
             async with asyncio.timeout(settings.handshake_timeout):
                 await self._opened
         except TimeoutError:
             phase = self._state.phase.value
-            self.transport.abort()
+            self._give_up()
             dialing.forget(self.endpoint)
             where = self.endpoint or settings.unix_socket
             raise OperationTimeout(
@@ -208,11 +207,18 @@ class Connection:
                 f"{settings.handshake_timeout:g} s"
             ) from None
         except BaseException:
-            self.transport.abort()
+            self._give_up()
             raise
         negotiated = self.negotiated
         if negotiated.heartbeat:
             self._timer = self._loop.call_later(negotiated.heartbeat / 2, self._tick)
+
+    def _give_up(self) -> None:
+        """Ends a connection that its caller will not get, also when it was opened in this very turn of the loop."""
+        self._end(None, abort=True)
+        # Also when it had ended already: uvloop closes the socket of a cancelled connect without `connection_lost`, and
+        # what was appended must not be written.
+        self.transport.abort()
 
     def _make_transport(self, receiver: FrameReceiver) -> FrameTransport:
         settings = self.settings
