@@ -82,6 +82,7 @@ rabbitmq() { # $1: suite
             chmod +x "$programs/$program"
         done
     fi
+    [ -s "$programs/version" ] || "$programs/rabbitmqctl" version >"$programs/version" # what tests ask for at every start
     echo "$programs"
 }
 
@@ -117,7 +118,7 @@ python)
     ;;
 folders)
     for folder in "$cache"/rabbitmq-*; do
-        [ ! -x "$folder/rabbitmq-server" ] || echo "$folder"
+        [ ! -x "$folder/rabbitmq-server" ] || [ ! -x "$folder/rabbitmqctl" ] || echo "$folder"
     done
     ;;
 *)
