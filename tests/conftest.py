@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.brokers import IMITATED
 from tests.support.loops import DEFAULT_LOOP, LOOP_FACTORIES
 from tests.support.rabbitmq import RabbitMQNode, RabbitMQServer
 from tests.support.servers import ON_EVERY_SERVER, node_of
@@ -42,18 +44,23 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     others = config.getoption("--other-servers")
-    first = ON_EVERY_SERVER[0].values[0]
-    left_out = []
-    for item in items:
-        parameters = (
-            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
-        )
-        on_other = any(isinstance(value, RabbitMQServer) and value != first for value in parameters)
-        if on_other and (others == "none" or (others == "versioned" and not item.get_closest_marker("server_version"))):
-            left_out.append(item)
+    left_out = {item for item in items if _is_left_out(item, others)}
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_left_out(item: pytest.Item, others: str) -> bool:
+    """Whether a test does not concern the server that it would run on, or not in this run."""
+    callspec = getattr(item, "callspec", None)
+    servers = [value for value in callspec.params.values() if isinstance(value, RabbitMQServer)] if callspec else []
+    marker = item.get_closest_marker("server_version")
+    if marker is not None:
+        version = servers[0].version if servers else IMITATED
+        if not marker.kwargs.get("since", ()) <= version < marker.kwargs.get("before", (math.inf,)):
+            return True
+    is_first = not servers or servers[0] == ON_EVERY_SERVER[0].values[0]
+    return not is_first and (others == "none" or (others == "versioned" and marker is None))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

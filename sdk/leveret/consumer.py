@@ -972,7 +972,8 @@ class Consumer(Generic[T], Intake):
             self._tags.remove(consumer_tag)
         self._lost(
             ConsumerCancelled(
-                f"the broker cancelled the consumer of queue {self.queue!r} (was the queue deleted?)",
+                f"the broker cancelled the consumer of queue {self.queue!r}: the queue was deleted, its node is "
+                "gone, or (RabbitMQ 4.3) a delivery was not acknowledged in the broker's time",
                 consumer_tag=consumer_tag,
                 queue=self.queue,
             )

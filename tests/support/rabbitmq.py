@@ -87,7 +87,7 @@ def _program_folders() -> list[Path]:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cached = Path(os.environ.get("LEVERET_CACHE") or Path(cache, "leveret")).glob("rabbitmq-*")
     # The newest of the cache first.
-    newest = sorted(filter(_has_programs, cached), key=lambda folder: _version_of(folder), reverse=True)
+    newest = sorted(filter(_has_programs, cached), key=_version_of, reverse=True)
     return [*[folder for folder in systems if _has_programs(folder)][:1], *newest]
 
 

@@ -11,8 +11,8 @@ from tests.support.rabbitmq import RabbitMQUnavailableError, find_server, find_s
 if TYPE_CHECKING:
     from tests.support.rabbitmq import RabbitMQNode, RabbitMQServer
 
-#: One parameter for each server, for fixtures and `pytest.mark.parametrize(..., indirect=True)`. Without any server it is
-#: one that skips the test, so that the run shows what it left out.
+#: One parameter for each server, for fixtures and for parametrize with indirect=True. Without any server it is one that
+#: skips the test, so that the run shows what it left out.
 ON_EVERY_SERVER: Final = [
     pytest.param(server, id=str(server) if server else "rabbitmq", marks=pytest.mark.integration)
     for server in find_servers() or (None,)
