@@ -59,8 +59,8 @@ blocked: setup ## memory of publishers that are held back for a minute in 12 way
 rabbitmq: ## install the RabbitMQ server that the tests need
 	@tools/rabbitmq.sh ensure
 
-rabbitmq4: ## RabbitMQ 4 into a cache outside the repository, where the tests find it; needs Debian, root, debootstrap
-	@tools/debian.sh rabbitmq
+rabbitmq4: ## RabbitMQ 4 into a cache, where the tests find it (Debian, as root); ARGS=trixie takes that suite and not sid
+	@tools/debian.sh rabbitmq $(ARGS)
 
 rabbitmq-c: ## install the C client's headers, which the comparison compiles its C program against
 	@tools/rabbitmq.sh headers

@@ -447,6 +447,28 @@ async def test_the_broker_cancels_a_consumer_of_a_quorum_queue_when_a_delivery_w
 
 
 @pytest.mark.server_version(since=(4, 3))
+async def test_what_waited_in_a_cancelled_consumer_is_handled_once_when_it_goes_on(
+    impatient: str, unique_name: Callable[[str], str]
+) -> None:
+    work = unique_name("work")
+    async with queue_with_a_message(impatient, work, leveret.Quorum()) as client:
+        async with client.producer() as producer:
+            await producer.publish(2, work)
+        consumer = client.consumer(work, resubscribe=True)
+        handled: list[int] = []
+
+        async def handler(value: int, message: leveret.Message) -> None:
+            handled.append(value)
+            if len(handled) == 1:
+                await asyncio.sleep(4.5 * TIMEOUT)  # the broker cancels the consumer four times meanwhile
+
+        async with running(consumer, handler):
+            await until(lambda: {*handled[1:]} == {1, 2}, seconds=20)
+            await asyncio.sleep(0.3)  # what came more often would be handled now
+        assert sorted(handled) == [1, 1, 2]
+
+
+@pytest.mark.server_version(since=(4, 3))
 async def test_a_consumer_of_a_classic_queue_has_no_time_limit(
     impatient: str, unique_name: Callable[[str], str]
 ) -> None:
