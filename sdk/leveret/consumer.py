@@ -970,7 +970,7 @@ class Consumer(Generic[T], Intake):
         """The broker cancelled the consumer."""
         if consumer_tag in self._tags:
             self._tags.remove(consumer_tag)
-        # RabbitMQ 4.3 cancels for a delivery that took too long, and then puts back only that one. Others would time out
+        # RabbitMQ 4.3 cancels for a delivery that took too long, and puts back only that one. Others would time out
         # here as well, and be handled once for each consumer that got them.
         self._give_back_unstarted()
         self._lost(
