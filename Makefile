@@ -1,5 +1,6 @@
 # Everything runs in .venv, which `setup` makes. Stamp files in it remember what was done, so a second run costs nothing.
-# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench; ARGS="-n 0" runs tests in one process).
+# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench; ARGS="-n 0" runs tests in one process,
+# ARGS=--other-servers=none runs them on the first RabbitMQ only).
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq rabbitmq-c clean
+.PHONY: help setup demo test check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq rabbitmq4 rabbitmq-c clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,7 +21,7 @@ setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, bui
 demo: setup ## publish and consume typed orders on the embedded broker
 	@$(BIN)/leveret demo
 
-test: setup rabbitmq ## run all tests, on RabbitMQ and on the embedded broker; a skipped test fails
+test: setup rabbitmq ## run all tests, on every RabbitMQ here and on the embedded broker; a skipped test fails
 	@$(BIN)/python -m pytest -q -ra --no-skips -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup ## lint, types, stubs of the extension modules, layers
@@ -60,6 +61,9 @@ blocked: setup ## memory of publishers that are held back for a minute in 12 way
 
 rabbitmq: ## install the RabbitMQ server that the tests need
 	@tools/rabbitmq.sh ensure
+
+rabbitmq4: ## RabbitMQ 4 into a cache, where the tests find it (Debian, as root); ARGS=trixie takes that suite and not sid
+	@tools/debian.sh rabbitmq $(ARGS)
 
 rabbitmq-c: ## install the C client's headers, which the comparison compiles its C program against
 	@tools/rabbitmq.sh headers

@@ -25,11 +25,12 @@ mirror() {
 # A minimal system of a suite in its own folder. $1: suite, $2: folder
 bootstrap() {
     [ ! -e "$2/.complete" ] || return 0
+    site=$(mirror)
     [ "$(id -u)" = 0 ] || missing "A system in a folder needs root: run this with sudo, or install the server yourself and set LEVERET_RABBITMQ_BIN."
     for program in debootstrap unshare; do
         command -v $program >/dev/null || missing "$program is not there. Run: apt-get install -y debootstrap util-linux"
     done
-    site=$(mirror)
+    unshare --mount true 2>/dev/null || missing "Root may not mount here (unshare --mount fails), as in most containers: the capability SYS_ADMIN is missing."
     rm -rf "$2"
     mkdir -p "$2"
     log=$cache/$1.log
@@ -78,10 +79,11 @@ rabbitmq() { # $1: suite
         for program in rabbitmqctl epmd rabbitmq-server; do # the last one last: it says that all are there
             inside=/usr/lib/rabbitmq/bin/$program
             [ $program = epmd ] && inside=/usr/bin/epmd
-            printf '#!/bin/sh\nexec %s "$HOME" %s "$@"\n' "'$root/enter'" $inside >"$programs/$program"
+            printf '#!/bin/sh\nexec %s "${HOME:-/}" %s "$@"\n' "'$root/enter'" $inside >"$programs/$program"
             chmod +x "$programs/$program"
         done
     fi
+    [ -s "$programs/version" ] || "$programs/rabbitmqctl" version >"$programs/version" # what tests ask for at every start
     echo "$programs"
 }
 
@@ -117,7 +119,7 @@ python)
     ;;
 folders)
     for folder in "$cache"/rabbitmq-*; do
-        [ ! -x "$folder/rabbitmq-server" ] || echo "$folder"
+        [ ! -x "$folder/rabbitmq-server" ] || [ ! -x "$folder/rabbitmqctl" ] || echo "$folder"
     done
     ;;
 *)

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.servers import ON_EVERY_SERVER, node_of
 
 import leveret
 from leveret.cli.process import BrokerProcess
@@ -141,12 +142,12 @@ def embedded_url() -> Iterator[str]:
         yield broker.url
 
 
-@pytest.fixture(params=[pytest.param("rabbitmq", marks=pytest.mark.integration), "embedded"])
+@pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])
 async def shop(
     request: pytest.FixtureRequest, tmp_path: Path, unique_name: Callable[[str], str]
 ) -> AsyncIterator[Shop]:
-    node: RabbitMQNode | None = request.getfixturevalue("rabbitmq") if request.param == "rabbitmq" else None
-    made = Shop(tmp_path, node.url if node else request.getfixturevalue("embedded_url"), unique_name("shop"))
+    url = request.getfixturevalue("embedded_url") if request.param == "embedded" else node_of(request).url
+    made = Shop(tmp_path, url, unique_name("shop"))
     yield made
     async with leveret.connect(made.url) as client:
         await client.delete_queue(made.queue)
