@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".venvs"
+BIN = Path(sys.executable).parent
 PLUGINS = sorted((ROOT / "plugins").glob("leveret-*"))
 
 #: What is run where nothing else is said; nothing at all is everything.
@@ -45,7 +47,10 @@ PYTHONS: dict[str, list[str]] = {
 }
 FLOORS = ["tests/unit", "tests/packaging", "plugins"]
 #: The free-threaded one has another name for the same version.
-IDENTITY = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2] + 't' * bool(sysconfig.get_config_var('Py_GIL_DISABLED')))"
+IDENTITY = """
+import sys, sysconfig
+print("%d.%d" % sys.version_info[:2] + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
+"""
 
 
 @dataclass(frozen=True)
@@ -95,28 +100,33 @@ def requirements() -> list[Requirement]:
     return [each for each in found if canonicalize_name(each.name) != "leveret"]
 
 
-def floor(requirement: Requirement) -> str:
-    """The requirement with its oldest version and no other."""
-    (lowest,) = (each.version for each in requirement.specifier if each.operator == ">=")
-    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
-    marker = f"; {requirement.marker}" if requirement.marker else ""
-    return f"{requirement.name}{extras}=={lowest}{marker}"
-
-
 def floors() -> list[str]:
-    """Each dependency at the highest of the floors that are declared for it."""
-    highest: dict[str, Requirement] = {}
+    """The oldest versions of everything that is required, and the newest of what those require.
+
+    Raises:
+        SystemExit: A floor is one in name only: no such version exists, or others do not allow it.
+    """
+    compile_ = [BIN / "uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--python", sys.executable]
+    done = subprocess.run(
+        [*compile_, "--no-annotate", "--no-header", "-"],
+        input="\n".join(map(str, requirements())),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found = {canonicalize_name(each.name): each for each in map(Requirement, done.stdout.splitlines())}
+    highest: dict[str, Version] = {}
     for requirement in requirements():
-        name = canonicalize_name(requirement.name)
-        other = highest.get(name)
-        if other is None or not _allows(requirement, other):
-            highest[name] = requirement
-    return sorted(map(floor, highest.values()))
-
-
-def _allows(requirement: Requirement, other: Requirement) -> bool:
-    """Whether the other's floor is high enough for this requirement."""
-    return requirement.specifier.contains(floor(other).partition(";")[0].partition("==")[2])
+        for each in requirement.specifier:
+            if each.operator == ">=":
+                name = canonicalize_name(requirement.name)
+                highest[name] = max(Version(each.version), highest.get(name, Version("0")))
+    wrong = [
+        f"{name}>={low}: {found[name]}" for name, low in highest.items() if not found[name].specifier.contains(low)
+    ]
+    if wrong:
+        sys.exit(f"these floors cannot be installed; the oldest that can is: {', '.join(wrong)}")
+    return [str(each) for each in found.values()]
 
 
 def sources() -> list[str]:
@@ -176,7 +186,20 @@ def test(name: str, python: Path, wanted: list[str], tests: Sequence[str], argum
     except subprocess.CalledProcessError as error:
         print(error, flush=True)
         return Result(name, "could not be installed", time.monotonic() - started, True)
-    command = [inside, "-m", "pytest", "-q", "-ra", "--no-skips", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+    command = [
+        inside,
+        "-m",
+        "pytest",
+        "-q",
+        "-ra",
+        "--no-skips",
+        "-n",
+        "auto",
+        "--maxprocesses",
+        "4",
+        "--dist",
+        "loadfile",
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
     # Programs that tests start by name are the environment's.
     environment["PATH"] = f"{inside.parent}{os.pathsep}{environment['PATH']}"

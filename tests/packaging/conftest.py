@@ -44,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def author(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """What a plugin's author has: the core with its command line, setuptools and pytest."""
     environment = Environment.make(tmp_path_factory.mktemp("author"))
-    environment.install(f"{built.wheel_file}[cli]", "pip>=25.1", "pytest>=9", "setuptools>=77")
+    environment.install(f"{built.wheel_file}[cli]", "pip>=25.1", "pytest>=9", "setuptools>=77.0.1")
     return environment
 
 

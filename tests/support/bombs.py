@@ -127,8 +127,8 @@ def message_of(body: bytes, encoding: str) -> Message:
 def _grown(decoder: BodyDecoder, message: Message, small: Message, smallest: Message) -> tuple[str, int]:
     """Decodes in a process of its own, and returns what was raised and how much it grew at most.
 
-    A small message and the smallest bomb go first: what a process pays once is not the bomb's. After a fork the pages of
-    programs and libraries are mapped again when they are first used, and count as growth: 0.8 MiB for one Python.
+    A small message and the smallest bomb go first: what a process pays once is not the bomb's. After a fork the pages
+    of programs and libraries are mapped again when they are first used, and count as growth: 0.8 MiB for one Python.
     """
     reading, writing = os.pipe()
     child = os.fork()

@@ -96,9 +96,10 @@ def _unknown(name: str, entries: Iterable[EntryPoint]) -> str:
         distribution = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return f"no plugin or distribution {printable(name, 64)!r} is installed; installed plugins are {installed}"
+    shown = said_by(distribution, "Name") or printable(name, 64)
     return (
-        f"the distribution {said_by(distribution, 'Name') or printable(name, 64)} is no plugin: it has no entry point in the group {GROUP!r}; installed "
-        f"plugins are {installed}"
+        f"the distribution {shown} is no plugin: it has no entry point in the group {GROUP!r}; installed plugins are "
+        f"{installed}"
     )
 
 

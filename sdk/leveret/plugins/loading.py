@@ -354,7 +354,9 @@ def said_by(distribution: Distribution, field: str) -> str:
         metadata = distribution.metadata
         # Only what is there may be asked for: the rest is None, deprecated, and to become a KeyError.
         return metadata[field] if metadata and field in metadata else ""
-    except Exception:  # FileNotFoundError from Python 3.15 on, UnicodeDecodeError, or whatever a finder of its own raises
+    except (
+        Exception
+    ):  # FileNotFoundError from Python 3.15 on, UnicodeDecodeError, or whatever a finder of its own raises
         return ""
 
 
