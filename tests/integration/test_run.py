@@ -242,6 +242,20 @@ async def test_plain_handler_that_does_not_return_does_not_keep_the_process(loca
     assert await local_shop.left() == [(0, True)]
 
 
+async def test_process_keeps_its_status_when_the_interpreter_takes_long_to_end() -> None:
+    # Something whose end comes after Python has taken its signal handlers away, and lasts longer than the alarm.
+    program = """
+import builtins, time
+from leveret.app import exit_within
+class Slow:
+    def __del__(self): time.sleep(1)
+builtins.kept = Slow()
+exit_within(0.3, 7)
+"""
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], timeout=30)
+    assert done.returncode == 0
+
+
 # ---------------------------------------------------------------------- crashes
 
 
