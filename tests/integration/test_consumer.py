@@ -15,6 +15,7 @@ from pamqp.commands import Basic
 from tests.support.conversation import PROTOCOL_HEADER, nested_table
 from tests.support.loops import every_loop
 from tests.support.peers import Peer
+from tests.support.servers import ON_EVERY_SERVER
 
 import leveret
 from leveret import Classic, Topology
@@ -272,7 +273,7 @@ async def test_a_body_is_dead_lettered_and_counted_when_it_cannot_be_decoded(que
     assert await queues.remaining() == []
 
 
-@pytest.mark.parametrize("broker", [pytest.param("rabbitmq", marks=pytest.mark.integration)], indirect=True)
+@pytest.mark.parametrize("broker", ON_EVERY_SERVER, indirect=True)
 async def test_the_consumer_survives_when_a_message_has_headers_over_the_limits(queues: Queues, broker: Broker) -> None:
     # Our own publisher refuses to make such headers and the embedded broker to take them; others do not.
     await queues.publish("before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import inspect
@@ -723,6 +724,9 @@ def exit_within(seconds: float, status: int) -> None:
 
     signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Called once all threads have ended. From then on the interpreter takes its signal handlers away, and the alarm
+    # would kill the process with a status of its own.
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 
 def run_process(

@@ -972,9 +972,13 @@ class Consumer(Generic[T], Intake):
         """The broker cancelled the consumer."""
         if consumer_tag in self._tags:
             self._tags.remove(consumer_tag)
+        # RabbitMQ 4.3 cancels for a delivery that took too long, and puts back only that one. Others would time out
+        # here as well, and be handled once for each consumer that got them.
+        self._give_back_unstarted()
         self._lost(
             ConsumerCancelled(
-                f"the broker cancelled the consumer of queue {self.queue!r} (was the queue deleted?)",
+                f"the broker cancelled the consumer of queue {self.queue!r}: the queue was deleted, its node is "
+                "gone, or (RabbitMQ 4.3) a delivery was not acknowledged in the broker's time",
                 consumer_tag=consumer_tag,
                 queue=self.queue,
             )
