@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.support.brokers import Broker
     from tests.support.rabbitmq import RabbitMQNode
 
-    from leveret._framing import Message
+    from leveret.wire.message import Message
 
 pytestmark = [pytest.mark.usefixtures("no_leftovers"), pytest.mark.server_version]
 

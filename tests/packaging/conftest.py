@@ -22,7 +22,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     # setuptools would take the file list of some earlier build.
     unwanted = shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".hypothesis", ".asv", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, folder / "source", ignore=unwanted)
-    (folder / "source" / "cext" / "leveret" / "_buffers.c").write_text("generated\n")
+    (folder / "source" / "cext" / "leveret" / "wire" / "buffers.c").write_text("generated\n")
     # Without --sdist or --wheel, `build` makes the wheel from the sdist, with the declared build requirements only.
     run_or_fail(sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "source", cwd=folder)
     (sdist,) = (folder / "dist").glob("*.tar.gz")
