@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leveret.app.app import App as App
     from leveret.client.client import Client as Client
-    from leveret.client.client import DedicatedConnection as DedicatedConnection
     from leveret.client.client import connect as connect
+    from leveret.client.dedicated_connection import DedicatedConnection as DedicatedConnection
     from leveret.connection.connection import Connection as Connection
     from leveret.consuming.batches import Batches as Batches
     from leveret.consuming.batches import DeliveryBatch as DeliveryBatch
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from leveret.topology.topology import Classic as Classic
     from leveret.topology.topology import Quorum as Quorum
     from leveret.topology.topology import Topology as Topology
-    from leveret.transport.frame_transport import run as run
+    from leveret.transport.loop import run as run
     from leveret.wire.encoding import FieldValue as FieldValue
     from leveret.wire.message import Message as Message
     from leveret.wire.properties import Properties as Properties
@@ -68,7 +68,7 @@ _HOMES = {
     "Properties": "wire.properties",
     "App": "app.app",
     "Client": "client.client",
-    "DedicatedConnection": "client.client",
+    "DedicatedConnection": "client.dedicated_connection",
     "connect": "client.client",
     "Connection": "connection.connection",
     "Consumer": "consuming.consumer",
@@ -106,7 +106,7 @@ _HOMES = {
     "Quorum": "topology.topology",
     "Topology": "topology.topology",
     "Transaction": "publishing.transaction",
-    "run": "transport.frame_transport",
+    "run": "transport.loop",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(enum.IntEnum):
-    """How a publishing ended. Every publishing ends in exactly one of these."""
+    """The end of a publishing. Every publishing ends in exactly one of these."""
 
     PENDING = 0
     """Not ended yet."""
@@ -40,7 +40,7 @@ PERSISTENT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What `publish_batch` returns. It is true when nothing is known to have failed.
+    """The result of `publish_batch`. It is true when no value is known to have failed.
 
     Attributes:
         count: How many values the batch had.

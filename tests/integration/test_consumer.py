@@ -492,7 +492,7 @@ async def test_no_connection_is_left_when_the_client_is_closed_while_a_consumer_
     async with asyncio.timeout(5):
         with pytest.raises((leveret.LeveretError, StopAsyncIteration)):
             await task
-    link = client._consuming
+    link = client.consuming_link
     assert link.connection is None or not link.connection.is_open
 
 

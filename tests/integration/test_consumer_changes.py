@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from tests.integration.test_consumer import Queues, running
 from tests.integration.test_consuming import until
+from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
 from tests.support.queues import taken
 
 import leveret
+from leveret.plugins import PluginRegistry, PolicySpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -186,6 +188,37 @@ async def test_nothing_waits_for_the_connection_when_it_is_being_made_again(
                     await getattr(consumer, how)()
                 if how in ("drain", "cancel"):
                     await task
+
+
+async def test_a_backoff_policy_chooses_when_a_consumer_begins_again(broker: Broker, queues: Queues) -> None:
+    class Steady:
+        asked: ClassVar[list[int]] = []
+
+        def delay(self, attempt: int, /) -> float:
+            self.asked.append(attempt)
+            return 0.001
+
+    registry = PluginRegistry.from_plugins(
+        plugin("waits", policies=[PolicySpec(kind="backoff", name="steady", factory=Steady)])
+    )
+    # Without the policy it would be up to a day.
+    options: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
+    async with (
+        Proxy(broker.url) as proxy,
+        leveret.connect(proxy.url, plugins=registry, recovery_backoff="steady", **options) as client,
+    ):
+        consumer = client.consumer(queues.work, resubscribe=True)
+        seen: list[int] = []
+
+        async def handler(value: int, message: leveret.Message) -> None:
+            seen.append(value)
+
+        async with running(consumer, handler):
+            await until(lambda: consumer.health().live)
+            proxy.reset()
+            await queues.publish(1)
+            await until(lambda: seen == [1])
+    assert Steady.asked == [1, 1]  # the consumer's own sequence, and that of its connection
 
 
 async def test_a_consumer_that_was_cancelled_does_not_begin_again(broker: Broker, queues: Queues) -> None:

@@ -68,7 +68,7 @@ async def test_s4_a_lost_connection_is_dialed_again_unless_auto_recovery_is_off(
 ) -> None:
     assert ConnectionSettings().auto_recovery is True
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, auto_recovery=auto_recovery) as client:
-        link, lost = client._publishing, client.connection
+        link, lost = client.publishing_link, client.connection
         assert await link.recovered() is lost
         proxy.reset()
         await lost._ended
@@ -273,8 +273,8 @@ async def round_trip_in_frames_of(client: leveret.Client, frame_max: int) -> Non
         message = await consumer.get()
         assert message is not None
         assert message.body == body
-        assert client._consuming.connection is not None
-        frames = client._consuming.connection.transport.reader.received_frames
+        assert client.consuming_link.connection is not None
+        frames = client.consuming_link.connection.transport.reader.received_frames
     # The body in as few frames as fit, and fewer than ten of the connection, the channel and the header.
     in_body = -(-len(body) // (frame_max - 8))
     assert in_body <= frames < in_body + 10

@@ -37,7 +37,7 @@ SOON = Retry(delay=0.1, factor=1, max_attempts=3)
 @contextlib.asynccontextmanager
 async def retry_queues(client: leveret.Client, queue: str) -> AsyncIterator[RetryQueues]:
     """What a consumer of the queue has, and no queue of it afterwards."""
-    queues = RetryQueues(client._publishing, queue, client.registry)
+    queues = RetryQueues(client.publishing_link, queue, client.registry)
     try:
         yield queues
     finally:

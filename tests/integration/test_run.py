@@ -246,7 +246,7 @@ async def test_process_keeps_its_status_when_the_interpreter_takes_long_to_end()
     # Something whose end comes after Python has taken its signal handlers away, and lasts longer than the alarm.
     program = """
 import builtins, time
-from leveret.app.app import exit_within
+from leveret.app.process import exit_within
 class Slow:
     def __del__(self): time.sleep(1)
 builtins.kept = Slow()

@@ -14,7 +14,7 @@ import pytest
 from leveret.broker import EmbeddedBroker
 from leveret.broker import session as session_module
 from leveret.broker.dead_letters import DEATHS_COUNT
-from leveret.broker.session import HEARTBEAT, BrokerTransport, Session
+from leveret.broker.session import BrokerTransport, Session
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.protocol.commands import (
     PROTOCOL_HEADER,
@@ -33,6 +33,7 @@ from leveret.protocol.commands import (
 )
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.encoding import encode_method
+from leveret.wire.numbers import HEARTBEAT_FRAME
 from leveret.wire.properties import Properties
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
@@ -855,21 +856,21 @@ async def test_heartbeats_are_sent_when_nothing_else_is(broker: EmbeddedBroker) 
     tick()
     tick()
     client.transport.flush()
-    assert bytes(client.wire.written).count(HEARTBEAT) == 1
+    assert bytes(client.wire.written).count(HEARTBEAT_FRAME) == 1
     client.wire.written.clear()
     client.ask(1, Queue.Declare, queue="q")
     tick()
     client.transport.flush()
     assert client.wire.written == b""
     tick()
-    assert client.wire.written == HEARTBEAT
+    assert client.wire.written == HEARTBEAT_FRAME
 
 
 async def test_silent_client_is_dropped_after_two_intervals(broker: EmbeddedBroker) -> None:
     client = Client(broker).open(1, heartbeat=10)
     for _ in range(3):
         client.session._tick()
-    client.feed(HEARTBEAT)
+    client.feed(HEARTBEAT_FRAME)
     for _ in range(4):
         client.session._tick()
         assert client.wire.closed == ""

@@ -353,7 +353,7 @@ def test_the_short_way_does_what_the_long_way_does(options: dict[str, Any], aske
             seen: list[tuple[list[object], list[object]]] = []
             for kind in (Producer, Long):
                 settings_ = leveret.ProducerSettings(serializer="bytes", publish_timeout=0.5).replace(**options)
-                producer = kind(client._publishing, settings_, client.registry)
+                producer = kind(client.publishing_link, settings_, client.registry)
                 template = Template("q", {"priority": 5})
                 if state != "unopened":
                     await producer.open()

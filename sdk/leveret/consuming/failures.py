@@ -15,7 +15,7 @@ from leveret.errors import BodyTooLarge, CircuitOpen, EncodeFailed, LeveretError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from leveret.connection.connection import Link
+    from leveret.connection.link import Link
     from leveret.consuming.error_policy import ErrorPolicy
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.plugins.registry import PluginRegistry

@@ -25,7 +25,8 @@ from leveret.wire.header_bytes import replace_headers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from leveret.connection.connection import Connection, Link
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
     from leveret.plugins.registry import PluginRegistry
     from leveret.wire.message import Message
 

@@ -61,7 +61,7 @@ _LETTERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
-    """What the codec has to know of a method.
+    """A method, as far as the codec needs to know it.
 
     Attributes:
         name: For example `queue.declare`.

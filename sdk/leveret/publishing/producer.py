@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from leveret.connection.channel import Channel
-    from leveret.connection.connection import Connection, Link
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
     from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ProducerSettings
