@@ -23,6 +23,7 @@ from leveret.publishing.publisher import PublishBatch
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.content import append_content, append_deliveries
+from leveret.wire.message import redelivered_copy
 from leveret.wire.properties import Properties
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import SettlementRun
@@ -301,7 +302,7 @@ def test_a_client_reads_what_was_published_when_a_broker_delivers_it(frame_max: 
     out = buffer()
     bodies = [b"", b"a", bytes(4088), bytes(4089), bytes(50_000)]
     messages = published(*bodies)
-    messages[1] = messages[1]._copy(redelivered=True)
+    messages[1] = redelivered_copy(messages[1])
     append_deliveries(out, 7, "consumer", 41, messages, frame_max=frame_max)
     expected = [
         frames.content_event(
