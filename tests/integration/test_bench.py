@@ -197,7 +197,7 @@ def test_demo_accounts_for_every_order(node: RabbitMQNode | None) -> None:
     lines = {line[:27].strip(): line[27:].strip() for line in done.stdout.splitlines() if line.strip()}
     assert lines["orders"] == "2,000"
     assert lines["publishings"] == "confirmed 2,000, returned 0, nacked 0, unknown 0"
-    assert lines["deliveries"].startswith("delivered 2,000, acked 2,000, retried 0")
+    assert lines["deliveries"].startswith("delivered 2,000, acked 2,000, requeued 0")
     assert lines["each order exactly once"].startswith("yes")
     assert done.stderr == ""
     if node:

@@ -140,7 +140,7 @@ async def test_a_parked_message_may_be_put_back_any_number_of_times(
         for _ in range(30):
             message = await consumer.get()
             assert message is not None
-            message.retry()
+            message.requeue()
         message = await consumer.get()
         assert message is not None
         message.ack()

@@ -146,8 +146,8 @@ cdef class AckWindow:
         self.advance()
         return True
 
-    def settle(self, uint64_t delivery_tag):
-        """Marks a delivery as settled by a method of its own, such as basic.reject. Returns as `ack` does."""
+    def reject(self, uint64_t delivery_tag):
+        """Marks a delivery as rejected; its caller writes basic.reject or basic.nack. Returns as `ack` does."""
         if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
                 or self.states[delivery_tag & self.mask] != UNSETTLED):
             self.ignored += 1

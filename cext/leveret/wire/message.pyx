@@ -194,16 +194,25 @@ cdef class Message:
         """
         return self.settle("ack")
 
-    def retry(self):
-        """Gives the message back as failed (basic.reject with requeue); counts towards a delivery limit."""
-        return self.settle("retry")
+    def requeue(self):
+        """Gives the message back to the queue at once (basic.reject with requeue), as one that failed.
+
+        It counts towards a quorum queue's delivery limit. Returns as `ack` does.
+        """
+        return self.settle("requeue")
 
     def release(self):
-        """Gives the message back unprocessed (basic.nack with requeue)."""
+        """Gives the message back to the queue at once (basic.nack with requeue), as one that was not tried.
+
+        From RabbitMQ 4.3 on it does not count towards a quorum queue's delivery limit. Returns as `ack` does.
+        """
         return self.settle("release")
 
     def dead_letter(self):
-        """Refuses the message (basic.reject): it goes to the queue's dead-letter exchange, or is dropped."""
+        """Refuses the message (basic.reject): it goes to the queue's dead-letter exchange.
+
+        Without a dead-letter exchange the broker drops it. Returns as `ack` does.
+        """
         return self.settle("dead_letter")
 
     def __len__(self):

@@ -152,7 +152,7 @@ def demo_table(outcome: Outcome, count: int, broker: Mapping[str, Any]) -> Table
         "publishings": ", ".join(f"{name} {sent[name]:,}" for name in ("confirmed", "returned", "nacked", "unknown")),
         "deliveries": ", ".join(
             f"{name.replace('_', ' ')} {taken[name]:,}"
-            for name in ("delivered", "acked", "retried", "dead_lettered", "undecodable")
+            for name in ("delivered", "acked", "requeued", "dead_lettered", "undecodable")
         ),
         "each order exactly once": "; ".join(outcome.errors) or "yes, and the sums of their amounts are equal",
         "broker": f"{printable(broker['product'], 64)} {printable(broker['version'], 64)}",

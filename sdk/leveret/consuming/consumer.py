@@ -78,7 +78,7 @@ _DELIVERY_TIMEOUT: Final = "delivery acknowledgement on channel"
 
 
 class Settled:
-    """What `ack`, `retry`, `release` and `dead_letter` return.
+    """What `ack`, `requeue`, `release` and `dead_letter` return.
 
     True when the call settled the message, false when it was settled before or its channel is gone. It may be awaited
     and then waits for nothing: the acknowledgement leaves with the next write, and AMQP does not answer it.
@@ -884,14 +884,14 @@ class Consumer(Generic[T], Intake):
             else:
                 self._acknowledged()
             return _YES
-        if not acks.settle(tag):
+        if not acks.reject(tag):
             return _NO
         if verb == "dead_letter":
             append_settlement(generation.out, generation.channel, BASIC_REJECT, tag)
             self.meter.dead_lettered += 1
-        elif verb == "retry":
+        elif verb == "requeue":
             append_settlement(generation.out, generation.channel, BASIC_REJECT, tag, REJECT_REQUEUE)
-            self.meter.retried += 1
+            self.meter.requeued += 1
         else:
             append_settlement(generation.out, generation.channel, BASIC_NACK, tag, NACK_REQUEUE)
             self.meter.released += 1

@@ -33,7 +33,7 @@ _BREAKER_PAUSE: Final = 1.0
 _MOST_LOGGED: Final = 20
 
 #: What settles a message for an action that needs nothing else; "drop" acknowledges it and is counted.
-_VERBS: Final = {Requeue: "retry", DeadLetter: "dead_letter", Drop: "drop"}
+_VERBS: Final = {Requeue: "requeue", DeadLetter: "dead_letter", Drop: "drop"}
 
 
 class Failures:

@@ -59,7 +59,7 @@ _CATALOGUE: Final = {
     ),
     "delivered": Metric("deliveries", "counter", "messages", "Deliveries taken from the broker.", _CONSUMER),
     "acked": Metric("deliveries_acked", "counter", "messages", "Deliveries acknowledged.", _CONSUMER),
-    "retried": Metric("deliveries_retried", "counter", "messages", "Deliveries given back to be retried.", _CONSUMER),
+    "requeued": Metric("deliveries_requeued", "counter", "messages", "Failed deliveries given back.", _CONSUMER),
     "released": Metric("deliveries_released", "counter", "messages", "Deliveries given back untried.", _CONSUMER),
     "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries rejected.", _CONSUMER),
     "delayed": Metric("deliveries_delayed", "counter", "messages", "Failed deliveries to be retried later.", _CONSUMER),
@@ -162,7 +162,7 @@ class ConsumerMeter:
         "parked",
         "prefetch",
         "released",
-        "retried",
+        "requeued",
         "stale",
         "undecodable",
     )
@@ -174,7 +174,7 @@ class ConsumerMeter:
         self.delivered = 0
         self.undecodable = 0
         self.handler_errors = 0
-        self.retried = 0
+        self.requeued = 0
         self.released = 0
         self.dead_lettered = 0
         self.delayed = 0
@@ -203,7 +203,7 @@ class ConsumerMeter:
             "delivered": self.delivered,
             "undecodable": self.undecodable,
             "handler_errors": self.handler_errors,
-            "retried": self.retried,
+            "requeued": self.requeued,
             "released": self.released,
             "dead_lettered": self.dead_lettered,
             "delayed": self.delayed,
