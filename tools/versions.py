@@ -213,11 +213,13 @@ def main() -> int:
     parser.add_argument("what", choices=["pythons", "floors"])
     parser.add_argument("--only", nargs="*", metavar="VERSION", help="these Pythons and no others")
     parser.add_argument("--tests", nargs="*", metavar="PATH", help="these tests and no others")
-    parser.add_argument("arguments", nargs="*", help="more arguments for pytest, behind --")
-    options = parser.parse_args()
+    # Split here: argparse, as some Pythons have it, refuses a -- behind options that take several values.
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments = sys.argv[end + 1 :]
+    options = parser.parse_args(sys.argv[1:end])
     results = []
     if options.what == "floors":
-        results.append(test("floors", Path(sys.executable), floors(), options.tests or FLOORS, options.arguments))
+        results.append(test("floors", Path(sys.executable), floors(), options.tests or FLOORS, arguments))
     else:
         wanted = sorted(set(map(str, requirements())))
         for version in options.only or PYTHONS:
@@ -226,7 +228,7 @@ def main() -> int:
                 results.append(Result(version, "not found", 0, False))
             else:
                 tests = options.tests or PYTHONS.get(version, [])
-                results.append(test(version, python, wanted, tests, options.arguments))
+                results.append(test(version, python, wanted, tests, arguments))
     print(f"\n{'version':8}  {'seconds':>7}  result")
     for each in results:
         print(f"{each.name:8}  {each.seconds:7.0f}  {each.result}")
