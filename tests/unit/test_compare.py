@@ -410,6 +410,17 @@ def test_the_summary_has_a_row_for_each_client_and_a_column_for_each_case(result
     assert lines[6] == "| absent | cannot be run: <no> \\| luck |  |"
 
 
+def test_the_summary_has_six_clients_at_most_each_at_its_best() -> None:
+    names = ["zeta", "py-amqp", "ready-made frames", "pika", "rabbitmq-c", "eta", "aio-pika", "leveret"]
+    found = rows(*(series(name, float(place)) for place, name in enumerate(names, 1)))
+    variant = dataclasses.replace(found[-1], label="leveret: in another way", best=False)
+    text = report.summary_markdown(Report([variant, *found], [], {}))
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[4:]]
+    assert labels == ["leveret", "rabbitmq-c", "aio-pika", "pika", "py-amqp", "zeta"]
+    full = report.full_markdown(Report([variant, *found], [], {}))
+    assert all(f"| {name} |" in full for name in [*names, variant.label])
+
+
 def test_the_full_tables_name_what_is_missing(results: Report) -> None:
     text = report.full_markdown(results)
     assert "### Publish, confirmed, window 1,000, 1 MiB" in text
