@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes the list of all options into docs/settings.md, from the classes of `leveret.settings` and their docstrings.
 
-Run it in the environment that has Leveret: `.venv/bin/python tools/options.py`. A test holds that the page is up to date.
+Run it in the environment that has Leveret: `.venv/bin/python tools/options.py`. A test holds that the page is up to
+date.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ CLASSES: dict[type, str] = {
     settings.ProducerSettings: "`LEVERET_PRODUCER_<OPTION>`, `[leveret.producer]`",
     settings.ConsumerSettings: "`LEVERET_CONSUMER_<OPTION>`, `[leveret.consumer]`",
     settings.MonitoringSettings: "`LEVERET_MONITORING_<OPTION>`, `[leveret.monitoring]`",
-    settings.PluginSettings: "`LEVERET_PLUGINS` (`allow`), `LEVERET_PLUGINS_BLOCK`, `LEVERET_PLUGINS_STRICT`, `[leveret.plugins]`",
+    settings.PluginSettings: (
+        "`LEVERET_PLUGINS` (`allow`), `LEVERET_PLUGINS_BLOCK`, `LEVERET_PLUGINS_STRICT`, `[leveret.plugins]`"
+    ),
     settings.GcSettings: "code only",
 }
 

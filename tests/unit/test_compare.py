@@ -421,6 +421,18 @@ def test_the_summary_has_six_clients_at_most_each_at_its_best() -> None:
     assert all(f"| {name} |" in full for name in [*names, variant.label])
 
 
+def test_the_readme_has_one_short_table_of_figures_and_the_page_has_all() -> None:
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text()
+    assert report.places(root / "README.md") == ["summary"]
+    assert report.places(root / "docs" / "comparison.md") == ["full"]
+    table = readme.partition("<!-- comparison:summary -->")[2].partition("<!-- comparison:end -->")[0]
+    clients = [
+        line for line in table.splitlines() if line.startswith("| ") and not line.startswith(("| client", "| ---"))
+    ]
+    assert 1 <= len(clients) <= 6
+
+
 def test_the_full_tables_name_what_is_missing(results: Report) -> None:
     text = report.full_markdown(results)
     assert "### Publish, confirmed, window 1,000, 1 MiB" in text
