@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -26,7 +27,6 @@ from asv_bench.compare.results import Sample, Series, ratio, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from asv_bench.compare.job import Address
     from asv_bench.compare.results import Row
