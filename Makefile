@@ -14,7 +14,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq \
-    rabbitmq4 rabbitmq-c clean
+    rabbitmq4 rabbitmq-c asan coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,21 @@ prefetch: setup rabbitmq ## fixed prefetches and "auto" beside each other on Rab
 blocked: setup ## memory of publishers that are held back for a minute in 12 ways; ARGS="--seconds 5" takes two minutes
 	@$(BIN)/python asv_bench/blocked.py $(ARGS)
 
+asan: setup ## unit tests with the compiled modules under gcc's address and undefined-behaviour sanitizers; half an hour (ARGS: other tests)
+	@$(call APART,asan)
+	@LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=64 \
+	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH="$(CURDIR)/build/asan/lib" \
+	    $(BIN)/python -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider $(or $(ARGS),tests/unit)
+
+# Python's own modules are traced as well as Cython's, so each test takes a few times as long.
+coverage: setup ## unit tests with line tracing: how many lines of Python and Cython they run (ARGS="tests plugins": all tests)
+	@$(call APART,trace)
+	@rm -f build/trace/data*
+	@export COVERAGE_FILE="$(CURDIR)/build/trace/data" PYTHONPATH="$(CURDIR)/build/trace/lib:$(CURDIR)/cext:$(CURDIR)/tools"; \
+	status=0; $(BIN)/coverage run -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider \
+	    $(or $(ARGS),tests/unit) || status=$$?; \
+	$(BIN)/coverage combine -q && $(BIN)/coverage report && exit $$status
+
 rabbitmq: ## install the RabbitMQ server that the tests need
 	@tools/rabbitmq.sh ensure
 
@@ -101,6 +116,17 @@ rm -rf $(PLUGINS:%=%/build) plugins/*/src/*.egg-info; \
 $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation $(PLUGINS:%=./%) \
     $(PLUGINS:%=--group %/pyproject.toml:test); \
 rm -rf $(PLUGINS:%=%/build) plugins/*/src/*.egg-info
+endef
+
+# Builds the compiled modules in another way, with a copy of the Python modules beside them, under build/ and apart from those in sdk/.
+define APART
+set -e; \
+echo "building build/$(1) (two minutes when something changed)"; \
+[ build/$(1)/lib -nt setup.py ] || rm -rf build/$(1)/lib; \
+mkdir -p build/$(1)/lib; \
+find build/$(1)/lib -name '*.py*' -type f -delete; \
+tar --exclude='*.so' --exclude=__pycache__ -C sdk -cf - leveret | tar -C build/$(1)/lib -xf -; \
+LEVERET_BUILD=$(1) $(BIN)/python setup.py -q build_ext --build-lib build/$(1)/lib --build-temp build/$(1)/temp
 endef
 
 # Says why an interpreter will not do.
