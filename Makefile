@@ -43,31 +43,31 @@ check: setup ## lint, types, stubs of the extension modules, layers
 	@$(BIN)/lint-imports --no-logo
 
 bench: setup ## run the benchmarks quickly and print them
-	@$(BIN)/python asv_bench/quick.py $(ARGS)
+	@$(BIN)/python -m asv_bench.quick $(ARGS)
 
 compare: setup rabbitmq rabbitmq-c ## Leveret beside seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
-	@$(BIN)/python asv_bench/compare/run.py $(ARGS)
+	@$(BIN)/python -m asv_bench.compare.run $(ARGS)
 
 soak: setup ## 5 million messages on the embedded broker, watching memory (see docs/long-runs.md); under a minute
-	@$(BIN)/python asv_bench/soak.py $(ARGS)
+	@$(BIN)/python -m asv_bench.soak $(ARGS)
 
 killed: setup rabbitmq ## a consumer's process killed 100 times on RabbitMQ: nothing lost, duplicates marked; about two minutes
-	@$(BIN)/python asv_bench/killed.py $(ARGS)
+	@$(BIN)/python -m asv_bench.killed $(ARGS)
 
 restarts: setup rabbitmq ## connections reset and a broker restarted under 100 clients, 20 times each (see docs/long-runs.md); half an hour
-	@$(BIN)/python asv_bench/restarts.py $(ARGS)
+	@$(BIN)/python -m asv_bench.restarts $(ARGS)
 
 ordered: setup ## ordered_by with 1,000 keys and 64 workers: in order, and what it costs; under a minute
-	@$(BIN)/python asv_bench/ordered.py $(ARGS)
+	@$(BIN)/python -m asv_bench.ordered $(ARGS)
 
 costs: setup ## client CPU per confirmed message by channels, window and body size (see docs/costs.md); two minutes
-	@$(BIN)/python asv_bench/costs.py $(ARGS)
+	@$(BIN)/python -m asv_bench.costs $(ARGS)
 
 prefetch: setup rabbitmq ## fixed prefetches and "auto" beside each other on RabbitMQ (see docs/prefetch.md); about nine minutes
-	@$(BIN)/python asv_bench/prefetch.py $(ARGS)
+	@$(BIN)/python -m asv_bench.prefetch $(ARGS)
 
 blocked: setup ## memory of publishers that are held back for a minute in 12 ways; ARGS="--seconds 5" takes two minutes
-	@$(BIN)/python asv_bench/blocked.py $(ARGS)
+	@$(BIN)/python -m asv_bench.blocked $(ARGS)
 
 asan: setup ## unit tests with the compiled modules under gcc's address and undefined-behaviour sanitizers; half an hour (ARGS: other tests)
 	@$(call APART,asan)

@@ -270,7 +270,7 @@ async def test_worker_that_is_killed_is_replaced_and_nothing_is_lost(shop: Shop)
         process.terminate()
         status, error = await ended(process)
     assert status == 0, error
-    assert re.search(rf"worker [12] \(process {victim}\) was killed by SIGKILL; another is started in", error)
+    assert re.search(rf"worker [12] \(process {victim}\) was killed by SIGKILL; starting another process in", error)
     assert error.count("\n") == 1
     assert other in shop.lines("ended")
     # Only what the victim had begun may have been handled twice.

@@ -25,7 +25,7 @@ import zstandard
 
 if TYPE_CHECKING:
     from leveret import Message
-    from leveret.codecs.bodies import BodyDecoder
+    from leveret.codecs.decoding import BodyDecoder
 
 MIB = 1 << 20
 #: The limit that the measured consumer sets.
@@ -163,7 +163,7 @@ def _memory(field: str) -> int:
 
 
 def main() -> None:
-    from leveret.codecs.bodies import BodyDecoder
+    from leveret.codecs.decoding import BodyDecoder
     from leveret.plugins import PluginRegistry
     from leveret.settings import ConsumerSettings, PluginSettings
 

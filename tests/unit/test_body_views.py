@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.corpus import frames, malformed, strategies
 from tests.unit.test_framing_fuzz import mutated
 
-from leveret.codecs.bodies import BodyDecoder
+from leveret.codecs.decoding import BodyDecoder
 from leveret.errors import ConfigurationError, DecodeFailed, RemoteProtocolError
 from leveret.plugins import SerializerSpec, hookimpl
 from leveret.plugins.registry import PluginRegistry

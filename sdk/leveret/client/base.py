@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.consuming.error_policy import OnError
-    from leveret.monitoring.meters import Monitor
+    from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings, ProducerSettings, Settings
     from leveret.topology.topology import DeclareReport, Topology

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from leveret.codecs.bodies import BodyDecoder
+from leveret.codecs.decoding import BodyDecoder
 from leveret.consuming.acks import AckWindow
 from leveret.consuming.delivering import Generation, Intake, Pace, Worker
 from leveret.consuming.error_policy import policy_of

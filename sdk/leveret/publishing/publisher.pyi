@@ -7,7 +7,7 @@ from typing import Any, Unpack, final
 
 from typing_extensions import Buffer, disjoint_base
 
-from leveret.codecs.bodies import BodyEncoder
+from leveret.codecs.encoding import BodyEncoder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.options import PublishOptions, Template
 from leveret.publishing.template import PublishTemplate
