@@ -46,6 +46,12 @@ def test_reply_codes_are_those_of_the_catalogue() -> None:
     theirs = {code: error.name for code, error in pamqp_exceptions.CLASS_MAPPING.items()}
     ours = {code: name.replace("_", "-") for code, name in numbers.REPLY_CODES.items()}
     assert ours == theirs | {200: "REPLY-SUCCESS"}
+    hard = {
+        code
+        for code, error in pamqp_exceptions.CLASS_MAPPING.items()
+        if issubclass(error, pamqp_exceptions.AMQPHardError)
+    }
+    assert hard == numbers.HARD_REPLY_CODES
 
 
 @pytest.mark.parametrize(

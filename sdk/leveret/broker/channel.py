@@ -15,7 +15,18 @@ from leveret.protocol.commands import Basic, Confirm, Exchange, Method, Tx, deco
 from leveret.protocol.commands import Channel as Channels
 from leveret.protocol.commands import Queue as Queues
 from leveret.wire.content import append_content, append_deliveries, append_settlement
-from leveret.wire.numbers import BASIC, BASIC_ACK, BASIC_NACK
+from leveret.wire.numbers import (
+    BASIC,
+    BASIC_ACK,
+    BASIC_NACK,
+    COMMAND_INVALID,
+    NO_ROUTE,
+    NOT_ALLOWED,
+    NOT_FOUND,
+    NOT_IMPLEMENTED,
+    PRECONDITION_FAILED,
+    SYNTAX_ERROR,
+)
 from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
@@ -84,7 +95,7 @@ class Channel:
         method = decode(frame)
         handler = self._handlers.get(type(method))
         if handler is None:
-            raise Refusal(503, "unimplemented method")
+            raise Refusal(COMMAND_INVALID, "unimplemented method")
         # Confirms of what came before must not follow the answer.
         self.flush()
         handler(self, method, frame)
@@ -135,7 +146,7 @@ class Channel:
             Refusal: A message cannot be published; those before it were.
         """
         if run.immediate:
-            raise Refusal(540, "immediate=true")
+            raise Refusal(NOT_IMPLEMENTED, "immediate=true")
         queues = self._vhost.route(run.exchange, run.routing_key)
         good, expirations, failure = self._check(run)
         messages = run.messages if failure is None else run.messages[:good]
@@ -190,7 +201,7 @@ class Channel:
                 self.number,
                 make(
                     Basic.Return,
-                    reply_code=312,
+                    reply_code=NO_ROUTE,
                     reply_text="NO_ROUTE",
                     exchange=run.exchange,
                     routing_key=run.routing_key,
@@ -244,7 +255,7 @@ class Channel:
         try:
             properties = decode_properties(raw)
         except TableSyntaxError as error:
-            raise Refusal(502, str(error)) from error
+            raise Refusal(SYNTAX_ERROR, str(error)) from error
         if not int.from_bytes(raw[:2]) & _LOOKED_AT:
             return None
         headers = properties.headers or {}
@@ -300,7 +311,9 @@ class Channel:
         for tag, multiple, nack, requeue in run:
             pieces = self._unacked.take(tag, multiple=multiple)
             if pieces is None:
-                raise Refusal(406, f"unknown delivery tag {tag}", cause=(BASIC, BASIC_NACK if nack else BASIC_ACK))
+                raise Refusal(
+                    PRECONDITION_FAILED, f"unknown delivery tag {tag}", cause=(BASIC, BASIC_NACK if nack else BASIC_ACK)
+                )
             if self._transactional:
                 self._tx_settlements.append((pieces, nack, requeue))
             else:
@@ -332,7 +345,7 @@ class Channel:
 
     def _flow(self, method: Channels.Flow, frame: MethodFrame) -> None:
         if not method.active:
-            raise Refusal(540, "active=false")
+            raise Refusal(NOT_IMPLEMENTED, "active=false")
         self._send(Channels.FlowOk, active=True)
 
     def _exchange_declare(self, method: Exchange.Declare, frame: MethodFrame) -> None:
@@ -367,7 +380,7 @@ class Channel:
         if name:
             return name
         if not self._last_queue:
-            raise Refusal(404, "no previously declared queue")
+            raise Refusal(NOT_FOUND, "no previously declared queue")
         return self._last_queue
 
     def _queue_declare(self, method: Queues.Declare, frame: MethodFrame) -> None:
@@ -427,7 +440,7 @@ class Channel:
             for flag, word in ((method.if_unused, "if-unused"), (method.if_empty, "if-empty")):
                 if flag and queue.options.queue_type == "quorum":
                     raise Refusal(
-                        540,
+                        NOT_IMPLEMENTED,
                         f"cannot delete {queue.what}. queue.delete operations with {word} flag set are not supported "
                         "by quorum queues",
                     )
@@ -440,7 +453,7 @@ class Channel:
 
     def _basic_qos(self, method: Basic.Qos, frame: MethodFrame) -> None:
         if method.prefetch_size:
-            raise Refusal(540, f"prefetch_size!=0 ({method.prefetch_size})")
+            raise Refusal(NOT_IMPLEMENTED, f"prefetch_size!=0 ({method.prefetch_size})")
         if method.global_:
             self._global_prefetch_count = method.prefetch_count
         else:
@@ -454,14 +467,14 @@ class Channel:
         if method.no_local:
             raise not_implemented("no_local")
         if method.consumer_tag in self._consumers:
-            raise Refusal(530, f"attempt to reuse consumer tag '{method.consumer_tag}'")
+            raise Refusal(NOT_ALLOWED, f"attempt to reuse consumer tag '{method.consumer_tag}'")
         name = self._queue_name(method.queue)
         if name == _REPLY_TO:
             raise not_implemented("direct reply-to")
         queue = self._vhost.queue(name, self.session)
         priority = consumer_priority(arguments_of(frame.payload, 2), queue.what, queue.options.queue_type)
         if self._global_prefetch_count and queue.options.queue_type == "quorum":
-            raise Refusal(540, f"{queue.what} does not support global qos")
+            raise Refusal(NOT_IMPLEMENTED, f"{queue.what} does not support global qos")
         if queue.exclusive_consumer is not None or (
             method.exclusive and (queue.consumer_count or queue.options.single_active_consumer)
         ):
@@ -512,7 +525,7 @@ class Channel:
 
     def _basic_recover(self, method: Basic.Recover, frame: MethodFrame) -> None:
         if not method.requeue:
-            raise Refusal(540, "requeue=false")
+            raise Refusal(NOT_IMPLEMENTED, "requeue=false")
         self._settle(self._unacked.take_all(), True, True)
         if isinstance(method, Basic.Recover):
             self._send(Basic.RecoverOk)

@@ -9,12 +9,17 @@ from __future__ import annotations
 from typing import Final
 
 from leveret.errors import LeveretError
-from leveret.wire.numbers import REPLY_CODES
+from leveret.wire.numbers import (
+    ACCESS_REFUSED,
+    HARD_REPLY_CODES,
+    NOT_FOUND,
+    NOT_IMPLEMENTED,
+    PRECONDITION_FAILED,
+    REPLY_CODES,
+)
 
 __all__ = ["Refusal", "access_refused", "not_found", "not_implemented", "precondition_failed"]
 
-#: AMQP 0-9-1 section 1.1: these reply codes close the connection, the others the channel.
-_HARD: Final = frozenset({320, 402, 501, 502, 503, 504, 505, 506, 530, 540, 541})
 #: A reply text is a short string.
 _REPLY_TEXT_MAX: Final = 255
 
@@ -37,7 +42,7 @@ class Refusal(LeveretError):
     @property
     def closes_connection(self) -> bool:
         """True when the reply code is one that ends the connection and not only the channel."""
-        return self.reply_code in _HARD
+        return self.reply_code in HARD_REPLY_CODES
 
     @property
     def reply_text(self) -> str:
@@ -52,19 +57,19 @@ class Refusal(LeveretError):
 
 def not_found(what: str) -> Refusal:
     """404 for an entity, for example `queue 'q' in vhost '/'`."""
-    return Refusal(404, f"no {what}")
+    return Refusal(NOT_FOUND, f"no {what}")
 
 
 def access_refused(explanation: str) -> Refusal:
     """403: the entity is not the client's to use that way."""
-    return Refusal(403, explanation)
+    return Refusal(ACCESS_REFUSED, explanation)
 
 
 def precondition_failed(explanation: str) -> Refusal:
     """406: the request contradicts the entity's or the channel's state."""
-    return Refusal(406, explanation)
+    return Refusal(PRECONDITION_FAILED, explanation)
 
 
 def not_implemented(what: str) -> Refusal:
     """540: RabbitMQ does it and this broker does not. Nothing that changes meaning is ever ignored."""
-    return Refusal(540, f"the embedded broker does not implement {what}")
+    return Refusal(NOT_IMPLEMENTED, f"the embedded broker does not implement {what}")

@@ -15,7 +15,7 @@ from leveret.broker.session import BrokerTransport, Session
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.errors import ConfigurationError, TransportError
 from leveret.transport.loop import run, serve
-from leveret.wire.numbers import FRAME_MIN_SIZE, REPLY_CODES
+from leveret.wire.numbers import CONNECTION_FORCED, FRAME_MIN_SIZE, REPLY_CODES
 from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class EmbeddedBroker:
         self.stopping = True
         server.close()
         try:
-            self.close_connections(320, "broker forced connection closure with reason 'shutdown'")
+            self.close_connections(CONNECTION_FORCED, "broker forced connection closure with reason 'shutdown'")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._sessions_gone()
@@ -273,7 +273,9 @@ class EmbeddedBroker:
             session.unblock()
 
     def close_connections(
-        self, reply_code: int = 320, reply_text: str = "the embedded broker was asked to close all connections"
+        self,
+        reply_code: int = CONNECTION_FORCED,
+        reply_text: str = "the embedded broker was asked to close all connections",
     ) -> None:
         """Sends connection.close to every client.
 

@@ -19,15 +19,22 @@ from leveret.protocol.commands import PROTOCOL_HEADER, Connection, Method, decod
 from leveret.protocol.commands import Channel as Channels
 from leveret.transport.frame_transport import FrameTransport
 from leveret.wire.numbers import (
+    ACCESS_REFUSED,
     BASIC,
     BASIC_ACK,
     CHANNEL,
+    CHANNEL_ERROR,
     CHANNEL_OPEN,
+    COMMAND_INVALID,
     CONNECTION,
     CONNECTION_TUNE,
     FRAME_MIN_SIZE,
     HEARTBEAT_FRAME,
+    INTERNAL_ERROR,
+    NOT_ALLOWED,
     REPLY_CODES,
+    SYNTAX_ERROR,
+    UNEXPECTED_FRAME,
 )
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
@@ -222,7 +229,7 @@ class Session:
             except Exception:
                 # A mistake of ours; the client must not wait for an answer that never comes.
                 logger.exception("%s: the embedded broker failed", self)
-                self._refuse(Refusal(541, "the embedded broker failed; see its log"), event)
+                self._refuse(Refusal(INTERNAL_ERROR, "the embedded broker failed; see its log"), event)
         confirming = self.confirming
         if confirming:
             for channel in confirming:
@@ -257,7 +264,7 @@ class Session:
                     channel.settle(event)
             elif event.class_id == CHANNEL and event.method_id == CHANNEL_OPEN:
                 # Also while it is closing: its number is free when channel.close-ok was seen.
-                raise Refusal(504, "second 'channel.open' seen")
+                raise Refusal(CHANNEL_ERROR, "second 'channel.open' seen")
             elif channel.closing:
                 self._closing_channel(channel, event)
             else:
@@ -278,7 +285,7 @@ class Session:
                 self._refuse_version()
             return
         if type(event) is not MethodFrame or event.channel != 0:
-            raise Refusal(505, f"expected a method on channel 0 in connection state {self._state}")
+            raise Refusal(UNEXPECTED_FRAME, f"expected a method on channel 0 in connection state {self._state}")
         method = decode(event)
         if isinstance(method, Connection.StartOk) and self._state == _START_OK:
             self._authenticate(method)
@@ -287,7 +294,7 @@ class Session:
         elif isinstance(method, Connection.Open) and self._state == _OPEN:
             self._open(method)
         else:
-            raise Refusal(504, f"unexpected method in connection state {self._state}")
+            raise Refusal(CHANNEL_ERROR, f"unexpected method in connection state {self._state}")
 
     def _start(self) -> dict[str, object]:
         from leveret import __version__
@@ -318,11 +325,11 @@ class Session:
         capabilities = (method.client_properties or {}).get("capabilities")
         self._capabilities = capabilities if isinstance(capabilities, dict) else {}
         if method.mechanism != "PLAIN":
-            raise Refusal(503, f"unknown authentication mechanism '{method.mechanism}'")
+            raise Refusal(COMMAND_INVALID, f"unknown authentication mechanism '{method.mechanism}'")
         # PLAIN: an empty authorization identity, the user and the password (RFC 4616).
         parts = method.response.split("\0")
         if len(parts) != 3 or parts[0]:
-            raise Refusal(502, "the response is not one of mechanism PLAIN")
+            raise Refusal(SYNTAX_ERROR, "the response is not one of mechanism PLAIN")
         _, user, password = parts
         expected = self.broker.users.get(user)
         given = password.encode("utf-8", "surrogateescape")
@@ -335,7 +342,7 @@ class Session:
                     "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. "
                     "For details see the broker logfile."
                 )
-                self._close_connection(403, text)
+                self._close_connection(ACCESS_REFUSED, text)
             else:
                 # RabbitMQ: clients without that capability see the socket close.
                 self._drop("used a wrong user or password")
@@ -360,7 +367,7 @@ class Session:
     def _open(self, method: Connection.Open) -> None:
         vhost = self.broker.vhosts.get(method.virtual_host)
         if vhost is None:
-            raise Refusal(530, f"vhost {method.virtual_host} not found")
+            raise Refusal(NOT_ALLOWED, f"vhost {method.virtual_host} not found")
         self.vhost = vhost
         self._state = _RUNNING
         self._send(Connection.OpenOk)
@@ -392,19 +399,19 @@ class Session:
             # Credentials that do not expire need no update; a client that rotates them goes on.
             self._send(Connection.UpdateSecretOk)
         else:
-            raise Refusal(504, "unexpected method in connection state running")
+            raise Refusal(CHANNEL_ERROR, "unexpected method in connection state running")
 
     def _open_channel(self, event: Any) -> None:
         number = event.channel
         if len(self._channels) >= self._channel_max:
             raise Refusal(
-                530,
+                NOT_ALLOWED,
                 f"number of channels opened ({len(self._channels)}) has reached the negotiated channel_max "
                 f"({self._channel_max})",
                 cause=(0, 0),
             )
         if type(event) is not MethodFrame or not isinstance(decode(event), Channels.Open):
-            raise Refusal(504, "expected 'channel.open'")
+            raise Refusal(CHANNEL_ERROR, "expected 'channel.open'")
         self._channels[number] = Channel(self, number)
         self.out.append(encode(number, make(Channels.OpenOk, channel_id="")))
 
@@ -610,7 +617,7 @@ def _check_negotiated(name: str, value: int, least: int, most: int) -> None:
         return
     detail = " (no limit)" if name == "channel_max" and value == 0 else ""
     raise Refusal(
-        530,
+        NOT_ALLOWED,
         f"negotiated {name} = {value}{detail} is {word} allowed value ({limit})",
         cause=(CONNECTION, CONNECTION_TUNE),
     )

@@ -21,6 +21,7 @@ from leveret.broker.dead_letters import DeadLetter
 from leveret.broker.exchanges import EXCHANGE_TYPES, Binding, DirectExchange, Exchange
 from leveret.broker.queues import Queue, Timer
 from leveret.broker.refusals import Refusal, access_refused, not_found, precondition_failed
+from leveret.wire.numbers import COMMAND_INVALID, RESOURCE_LOCKED
 
 if TYPE_CHECKING:
     import asyncio
@@ -245,7 +246,7 @@ class VirtualHost:
         """
         cls = EXCHANGE_TYPES.get(kind)
         if cls is None:
-            raise Refusal(503, f"unknown exchange type '{kind}'")
+            raise Refusal(COMMAND_INVALID, f"unknown exchange type '{kind}'")
         name = _stripped(name)
         _assert_not_default(name)
         found = self.exchanges.get(name)
@@ -488,7 +489,7 @@ def _assert_not_default(*names: str) -> None:
 
 def _locked(queue: Queue) -> Refusal:
     return Refusal(
-        405,
+        RESOURCE_LOCKED,
         f"cannot obtain exclusive access to locked {queue.what}. It could be originally declared on another connection "
         "or the exclusive property value does not match that of the original declaration.",
     )

@@ -60,3 +60,19 @@ INTERNAL_ERROR: Final = 541
 REPLY_CODES: Final[dict[int, str]] = {
     code: name for name, code in list(globals().items()) if type(code) is int and 200 <= code <= 599
 }
+#: The reply codes of hard errors, which close the connection; those of soft errors close the channel (section 1.1).
+HARD_REPLY_CODES: Final = frozenset(
+    {
+        CONNECTION_FORCED,
+        INVALID_PATH,
+        FRAME_ERROR,
+        SYNTAX_ERROR,
+        COMMAND_INVALID,
+        CHANNEL_ERROR,
+        UNEXPECTED_FRAME,
+        RESOURCE_ERROR,
+        NOT_ALLOWED,
+        NOT_IMPLEMENTED,
+        INTERNAL_ERROR,
+    }
+)
