@@ -165,7 +165,7 @@ def demo_table(outcome: Outcome, count: int, broker: Mapping[str, Any]) -> Table
 
 def info_lines() -> list[tuple[str, str]]:
     """What `leveret info` prints: names and texts."""
-    from leveret.consuming import delivering
+    from leveret.consuming import worker
     from leveret.publishing import publisher
     from leveret.wire import buffers, reader
 
@@ -178,4 +178,4 @@ def info_lines() -> list[tuple[str, str]]:
             version = "not installed"
         lines.append((package, version))
     lines = [(name.replace("_", " "), text) for name, text in lines]
-    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, reader, publisher, delivering)]
+    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, reader, publisher, worker)]

@@ -13,7 +13,7 @@ from weakref import WeakSet
 from leveret.connection.channel_pool import ChannelPool
 from leveret.connection.connection import Connection, longest_delay, may_mend
 from leveret.consuming.batches import Batches
-from leveret.consuming.builder import Consumption
+from leveret.consuming.builder import ConsumerBuilder
 from leveret.consuming.consumer import Consumer
 from leveret.errors import (
     ConfigurationError,
@@ -446,12 +446,12 @@ class _Workplace:
         return consumer
 
     @overload
-    def queue(self, queue: str, model: type[T]) -> Consumption[T]: ...
+    def queue(self, queue: str, model: type[T]) -> ConsumerBuilder[T]: ...
 
     @overload
-    def queue(self, queue: str, model: Any = None) -> Consumption[Any]: ...
+    def queue(self, queue: str, model: Any = None) -> ConsumerBuilder[Any]: ...
 
-    def queue(self, queue: str, model: Any = None) -> Consumption[Any]:
+    def queue(self, queue: str, model: Any = None) -> ConsumerBuilder[Any]:
         """Begins a consumer that is put together call by call.
 
             await client.queue("billing", Order).concurrency(8).prefetch(100).consume(handler)
@@ -461,9 +461,9 @@ class _Workplace:
             model: As for `consumer`.
 
         Returns:
-            See `Consumption`.
+            See `ConsumerBuilder`.
         """
-        return Consumption(self, queue, model)
+        return ConsumerBuilder(self, queue, model)
 
     @overload
     def batches(

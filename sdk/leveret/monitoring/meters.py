@@ -59,7 +59,9 @@ _CATALOGUE: Final = {
     ),
     "delivered": Metric("deliveries", "counter", "messages", "Deliveries taken from the broker.", _CONSUMER),
     "acked": Metric("deliveries_acked", "counter", "messages", "Deliveries acknowledged.", _CONSUMER),
-    "requeued": Metric("deliveries_requeued", "counter", "messages", "Failed deliveries given back at once.", _CONSUMER),
+    "requeued": Metric(
+        "deliveries_requeued", "counter", "messages", "Failed deliveries given back at once.", _CONSUMER
+    ),
     "released": Metric("deliveries_released", "counter", "messages", "Deliveries given back untried.", _CONSUMER),
     "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries rejected.", _CONSUMER),
     "delayed": Metric("deliveries_delayed", "counter", "messages", "Failed deliveries to be retried later.", _CONSUMER),
