@@ -522,7 +522,7 @@ async def test_the_next_task_gets_the_message_when_the_one_that_was_woken_for_it
         second = asyncio.create_task(anext(consumer))
         await asyncio.sleep(0)  # now both wait
         consumer._put_back([message])
-        consumer._wake(1)
+        consumer._wake_more()
         first.cancel()  # its turn has come, and it has not run yet
         async with asyncio.timeout(5):
             assert await second is message

@@ -115,7 +115,7 @@ async def test_the_prefetch_can_be_changed_again_when_a_change_was_broken_off(
         for prefetch in (10, 20, 30):
             if turns is None:
                 change = asyncio.create_task(consumer.set_prefetch(prefetch))
-                while len(consumer._tags) < 2:  # noqa: ASYNC110 - it lasts for a moment only
+                while len(consumer._subscription.tags) < 2:  # noqa: ASYNC110 - it lasts for a moment only
                     await asyncio.sleep(0)
                 change.cancel()
                 await asyncio.wait([change])
@@ -259,9 +259,9 @@ async def test_a_paused_consumer_goes_on_after_its_connection_was_lost(broker: B
         async with running(consumer, handler):
             await until(lambda: consumer.health().live)
             await consumer.pause()
-            lost = consumer._channel
+            lost = consumer._subscription.channel
             proxy.reset()
-            await until(lambda: consumer._channel is not lost)
+            await until(lambda: consumer._subscription.channel is not lost)
             await consumer.resume()
             await queues.publish(1)
             await until(lambda: seen == [1])
@@ -272,7 +272,7 @@ async def test_nothing_is_settled_on_another_channel_when_that_of_a_message_was_
     async with queues.client.consumer(queues.work) as consumer:
         message = await consumer.get()
         assert message is not None
-        channel = consumer._channel
+        channel = consumer._subscription.channel
         assert channel is not None
         with pytest.raises(leveret.errors.NotFound):
             await channel.queue_declare("there is no such queue", passive=True)
@@ -365,7 +365,7 @@ async def test_waiting_leaves_nothing_behind_when_it_is_cancelled(queues: Queues
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
                     await anext(consumer)
-        assert not consumer._idle
+        assert consumer._idle_count == 0
 
 
 async def test_get_is_refused_when_deliveries_come(queues: Queues) -> None:

@@ -684,8 +684,8 @@ async def test_s25_a_quorum_queue_keeps_delivering_when_a_consumer_begins_again_
                 tags.add(message.consumer_tag)
                 held.append(message)
         assert len(tags) == 7, "no tag is used twice"
-        assert consumer._channel is not None
-        assert consumer._channel.is_open
+        assert consumer._subscription.channel is not None
+        assert consumer._subscription.channel.is_open
 
 
 async def test_s25_a_smaller_prefetch_holds_when_handlers_are_slow(queues: Queues) -> None:

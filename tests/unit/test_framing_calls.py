@@ -10,7 +10,7 @@ import pytest
 from tests.corpus import frames
 
 from leveret.consuming.acks import AckWindow
-from leveret.consuming.delivering import Generation
+from leveret.consuming.channel_deliveries import ChannelDeliveries
 from leveret.publishing.confirms import ConfirmWindow, Ticket
 from leveret.publishing.publisher import PublishBatch
 from leveret.publishing.template import PublishTemplate
@@ -60,17 +60,25 @@ def test_calls_do_not_grow_with_the_messages_when_a_read_holds_a_thousand(data: 
 
 
 class Owner:
-    """What a consumer is to a generation."""
+    """The decoder and the settler of a consumer."""
 
     def decode(self, message: object) -> object:
         return message
+
+    def plain(self, message: object) -> None:
+        return None
+
+    async def settle(self, deliveries: object, message: object, verb: str) -> bool:
+        return True
 
 
 def test_calls_do_not_grow_with_the_messages_when_a_run_is_taken_up_and_acknowledged_at_once() -> None:
     (run,) = FrameReader().feed(DELIVERIES)
     window = AckWindow(1)
     assert calls_of(window.delivered, run)[0] <= BOUND
-    assert calls_of(Generation(Owner(), 1, SendBuffer(lambda: None, lambda: None)).adopt, run, 1.0)[0] <= BOUND
+    owner = Owner()
+    deliveries = ChannelDeliveries("orders", 1, SendBuffer(lambda: None, lambda: None), owner, owner.settle)
+    assert calls_of(deliveries.adopt, run, 1.0)[0] <= BOUND
     for tag in range(1, COUNT + 1):
         window.ack(tag)
     assert calls_of(window.flush, SendBuffer(lambda: None, lambda: None))[0] <= BOUND + 1  # it schedules a flush

@@ -163,7 +163,7 @@ def demo_table(outcome: DemoResult, count: int, broker: Mapping[str, Any]) -> Ta
 
 def info_lines() -> list[tuple[str, str]]:
     """Returns the lines of `leveret info`: names and values."""
-    from leveret.consuming import delivering
+    from leveret.consuming import worker
     from leveret.publishing import publisher
     from leveret.wire import buffers, reader
 
@@ -176,4 +176,4 @@ def info_lines() -> list[tuple[str, str]]:
             version = "not installed"
         lines.append((package, version))
     lines = [(name.replace("_", " "), text) for name, text in lines]
-    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, reader, publisher, delivering)]
+    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, reader, publisher, worker)]
