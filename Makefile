@@ -1,5 +1,7 @@
 # Everything runs in .venv, which `setup` makes. Stamp files in it remember what was done, so a second run costs nothing.
-# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench; ARGS="-n 0" runs tests in one process).
+# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench; ARGS="-n 0" runs tests in one process,
+# ARGS=--other-servers=none runs them on the first RabbitMQ only), TESTS=tests/unit and VERSIONS="3.12 3.14" (for test-pythons;
+# TESTS for test-floors, too).
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,10 +13,11 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq rabbitmq-c clean
+.PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq \
+    rabbitmq4 rabbitmq-c asan coverage clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, build the extension modules, install the plugins
 	@:
@@ -22,8 +25,14 @@ setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, bui
 demo: setup ## publish and consume typed orders on the embedded broker
 	@$(BIN)/leveret demo
 
-test: setup rabbitmq ## run all tests, on RabbitMQ and on the embedded broker; a skipped test fails
+test: setup rabbitmq ## run all tests, on every RabbitMQ here and on the embedded broker; a skipped test fails
 	@$(BIN)/python -m pytest -q -ra --no-skips -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-pythons: setup rabbitmq ## run all tests on each Python from 3.11 to 3.14 that is found, the unit tests on 3.14t and 3.15
+	@$(BIN)/python tools/versions.py pythons $(if $(VERSIONS),--only $(VERSIONS)) $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
+
+test-floors: setup rabbitmq ## run tests with the oldest versions of all dependencies that are declared to work
+	@$(BIN)/python tools/versions.py floors $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
 
 check: setup ## lint, types, stubs of the extension modules, layers
 	@$(BIN)/ruff check
@@ -34,34 +43,52 @@ check: setup ## lint, types, stubs of the extension modules, layers
 	@$(BIN)/lint-imports --no-logo
 
 bench: setup ## run the benchmarks quickly and print them
-	@$(BIN)/python asv_bench/quick.py $(ARGS)
+	@$(BIN)/python -m asv_bench.quick $(ARGS)
 
 compare: setup rabbitmq rabbitmq-c ## Leveret beside seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
-	@$(BIN)/python asv_bench/compare/run.py $(ARGS)
+	@$(BIN)/python -m asv_bench.compare.run $(ARGS)
 
 soak: setup ## 5 million messages on the embedded broker, watching memory (see docs/long-runs.md); under a minute
-	@$(BIN)/python asv_bench/soak.py $(ARGS)
+	@$(BIN)/python -m asv_bench.soak $(ARGS)
 
 killed: setup rabbitmq ## a consumer's process killed 100 times on RabbitMQ: nothing lost, duplicates marked; about two minutes
-	@$(BIN)/python asv_bench/killed.py $(ARGS)
+	@$(BIN)/python -m asv_bench.killed $(ARGS)
 
 restarts: setup rabbitmq ## connections reset and a broker restarted under 100 clients, 20 times each (see docs/long-runs.md); half an hour
-	@$(BIN)/python asv_bench/restarts.py $(ARGS)
+	@$(BIN)/python -m asv_bench.restarts $(ARGS)
 
 ordered: setup ## ordered_by with 1,000 keys and 64 workers: in order, and what it costs; under a minute
-	@$(BIN)/python asv_bench/ordered.py $(ARGS)
+	@$(BIN)/python -m asv_bench.ordered $(ARGS)
 
 costs: setup ## client CPU per confirmed message by channels, window and body size (see docs/costs.md); two minutes
-	@$(BIN)/python asv_bench/costs.py $(ARGS)
+	@$(BIN)/python -m asv_bench.costs $(ARGS)
 
 prefetch: setup rabbitmq ## fixed prefetches and "auto" beside each other on RabbitMQ (see docs/prefetch.md); about nine minutes
-	@$(BIN)/python asv_bench/prefetch.py $(ARGS)
+	@$(BIN)/python -m asv_bench.prefetch $(ARGS)
 
 blocked: setup ## memory of publishers that are held back for a minute in 12 ways; ARGS="--seconds 5" takes two minutes
-	@$(BIN)/python asv_bench/blocked.py $(ARGS)
+	@$(BIN)/python -m asv_bench.blocked $(ARGS)
+
+asan: setup ## unit tests with the compiled modules under gcc's address and undefined-behaviour sanitizers; half an hour (ARGS: other tests)
+	@$(call APART,asan)
+	@LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=64 \
+	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH="$(CURDIR)/build/asan/lib" \
+	    $(BIN)/python -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider $(or $(ARGS),tests/unit)
+
+# Python's own modules are traced as well as Cython's, so each test takes a few times as long.
+coverage: setup ## unit tests with line tracing: how many lines of Python and Cython they run (ARGS="tests plugins": all tests)
+	@$(call APART,trace)
+	@rm -f build/trace/data*
+	@export COVERAGE_FILE="$(CURDIR)/build/trace/data" PYTHONPATH="$(CURDIR)/build/trace/lib:$(CURDIR)/cext:$(CURDIR)/tools"; \
+	status=0; $(BIN)/coverage run -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider \
+	    $(or $(ARGS),tests/unit) || status=$$?; \
+	$(BIN)/coverage combine -q && $(BIN)/coverage report && exit $$status
 
 rabbitmq: ## install the RabbitMQ server that the tests need
 	@tools/rabbitmq.sh ensure
+
+rabbitmq4: ## RabbitMQ 4 into a cache, where the tests find it (Debian, as root); ARGS=trixie takes that suite and not sid
+	@tools/debian.sh rabbitmq $(ARGS)
 
 rabbitmq-c: ## install the C client's headers, which the comparison compiles its C program against
 	@tools/rabbitmq.sh headers
@@ -89,6 +116,17 @@ rm -rf $(PLUGINS:%=%/build) plugins/*/src/*.egg-info; \
 $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation $(PLUGINS:%=./%) \
     $(PLUGINS:%=--group %/pyproject.toml:test); \
 rm -rf $(PLUGINS:%=%/build) plugins/*/src/*.egg-info
+endef
+
+# Builds the compiled modules in another way, with a copy of the Python modules beside them, under build/ and apart from those in sdk/.
+define APART
+set -e; \
+echo "building build/$(1) (two minutes when something changed)"; \
+[ build/$(1)/lib -nt setup.py ] || rm -rf build/$(1)/lib; \
+mkdir -p build/$(1)/lib; \
+find build/$(1)/lib -name '*.py*' -type f -delete; \
+tar --exclude='*.so' --exclude=__pycache__ -C sdk -cf - leveret | tar -C build/$(1)/lib -xf -; \
+LEVERET_BUILD=$(1) $(BIN)/python setup.py -q build_ext --build-lib build/$(1)/lib --build-temp build/$(1)/temp
 endef
 
 # Says why an interpreter will not do.

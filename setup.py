@@ -2,7 +2,7 @@
 
 Environment:
     LEVERET_BUILD: `release` (default), `trace` (line tracing for coverage) or `asan` (address and undefined-behaviour
-        sanitizers; run with libasan preloaded). Run `make clean` when changing it.
+        sanitizers; run with libasan preloaded). `make coverage` and `make asan` build them apart from the others.
     LEVERET_ANNOTATE: `1` writes Cython's annotated HTML beside the C files in build/.
 """
 
@@ -54,7 +54,8 @@ extensions = [
 modules = cythonize(
     extensions,
     include_path=["cext"],
-    build_dir="build/cython",  # generated C stays out of the tree
+    # Generated C stays out of the tree. With line tracing it is other C, which the next release build must not find.
+    build_dir="build/trace/cython" if mode == "trace" else "build/cython",
     compiler_directives=DIRECTIVES | {"linetrace": mode == "trace"},
     annotate=os.environ.get("LEVERET_ANNOTATE") == "1",
 )

@@ -15,25 +15,16 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from asv_bench.programs import choose, execute, judge, progress_bars, read_sizes, screen
 from rich.table import Table
 
-ROOT: Final = Path(__file__).parents[1]
-if __name__ == "__main__":  # as a program it finds what it shares with the comparison
-    sys.path[0] = str(ROOT)
-
-from asv_bench.compare.job import peak_rss_bytes, reset_peak_rss  # noqa: E402
-from asv_bench.compare.run import WIDTH, choose, read_sizes  # noqa: E402
-
-import leveret  # noqa: E402
+import leveret
+from leveret.cli.measure import peak_rss_bytes, reset_peak_rss
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -349,15 +340,12 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: 1 when memory grew too much.
     """
     options = parse(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = screen()
     runs = [
         (obstacle, kind, size) for obstacle in options.obstacles for kind in options.kinds for size in options.sizes
     ]
     results = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, auto_refresh=False) as bars:
+    with progress_bars(console) as bars:
         bar = bars.add_task("", total=len(runs))
         for obstacle, kind, size in runs:
             bars.update(bar, description=f"{obstacle}: {KINDS[kind].title}", refresh=True)
@@ -365,16 +353,13 @@ def main(arguments: Sequence[str]) -> int:
             bars.advance(bar)
         bars.update(bar, description="done", refresh=True)
     console.print(table(results))
-    problems = [result for result in results if result.problem]
-    for result in problems:
-        console.print(f"[red]{result.obstacle}, {result.kind}, bodies of {result.size} bytes: {result.problem}")
-    if not problems:
-        console.print("the client's memory stayed within its settings")
-    return 1 if problems else 0
+    problems = [
+        f"{result.obstacle}, {result.kind}, bodies of {result.size} bytes: {result.problem}"
+        for result in results
+        if result.problem
+    ]
+    return judge(console, problems, "the client's memory stayed within its settings")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    execute(main)

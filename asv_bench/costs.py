@@ -10,36 +10,24 @@ import argparse
 import asyncio
 import dataclasses
 import gc
-import importlib.metadata
-import json
 import multiprocessing
-import re
-import resource
 import socket
 import statistics
-import sys
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from asv_bench.compare import chart, wire
+from asv_bench.compare.broker import BROKERS
+from asv_bench.compare.job import cpu_seconds
+from asv_bench.compare.report import cpu_text, size_text
+from asv_bench.outputs import Outputs, markdown_page
+from asv_bench.programs import choose, execute, facts, progress_bars, screen, versions
 from rich.table import Table
 
-ROOT: Final = Path(__file__).parents[1]
-if __name__ == "__main__":  # as a program it finds what it shares with the comparison
-    sys.path[0] = str(ROOT)
-
-from asv_bench.compare import chart, wire  # noqa: E402
-from asv_bench.compare.broker import BROKERS  # noqa: E402
-from asv_bench.compare.plan import Peer  # noqa: E402
-from asv_bench.compare.report import cpu_text, size_text  # noqa: E402
-from asv_bench.compare.run import WIDTH, choose, facts  # noqa: E402
-
-import leveret  # noqa: E402
+import leveret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +51,7 @@ PATIENCE: Final = 60.0
 #: What is measured beside an axis.
 YARDSTICKS: Final = {"size": "copying", "window": "bare"}
 _KINDS_OF_WINDOWS: Final = {"tickets": " full of tickets", "bare": ", ready-made frames"}
-_MARKED: Final = re.compile(r"(?<=<!-- costs:begin -->\n).*?(?=<!-- costs:end -->)", re.DOTALL)
+OUTPUTS: Final = Outputs("costs", "CPU per message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +125,9 @@ class Stopwatch:
     def running(self) -> Iterator[None]:
         """Adds what is used meanwhile."""
         gc.collect()
-        began = _cpu()
+        began = cpu_seconds()
         yield
-        self.seconds += _cpu() - began
-
-
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+        self.seconds += cpu_seconds() - began
 
 
 async def share(url: str, point: Point, watch: Stopwatch) -> None:
@@ -394,15 +377,6 @@ def table(rows: Sequence[Row]) -> Table:
     return shown
 
 
-def markdown(rows: Sequence[Row], about: Mapping[str, str]) -> str:
-    """For the page in docs."""
-    lines = [" ".join(f"{name}: {text}." for name, text in about.items()), ""]
-    lines += [f"* {verdict}" for verdict in verdicts(rows)]
-    lines += ["", f"| {' | '.join(HEADINGS)} |", "| --- | ---: | ---: | ---: |"]
-    lines += [f"| {' | '.join(line)} |" for line in cells(rows)]
-    return "\n".join(lines) + "\n"
-
-
 def panels(rows: Sequence[Row]) -> list[chart.Panel]:
     """For the chart: an axis in each panel, and its yardstick beside it."""
     headings = {
@@ -424,11 +398,6 @@ def panels(rows: Sequence[Row]) -> list[chart.Panel]:
     return found
 
 
-def fill(path: Path, text: str) -> None:
-    """Replaces what stands between the marks `<!-- costs:begin -->` and `<!-- costs:end -->`."""
-    path.write_text(_MARKED.sub(lambda _: text, path.read_text(), count=1))
-
-
 # ---------------------------------------------------------------------- running
 
 
@@ -447,9 +416,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=leveret.ConnectionSettings().socket_send_buffer_size,
         help="socket_send_buffer_size of the axis `size`, also for copying; 0: the kernel's own (default %(default)s)",
     )
-    add("--json", type=Path, metavar="FILE", help="write everything here")
-    add("--markdown", type=Path, metavar="FILE", help="fill the marked place of this file")
-    add("--chart", type=Path, metavar="FILE.svg", help="draw CPU per message here")
+    OUTPUTS.add_options(parser)
     options = parser.parse_args(arguments)
     options.axes = choose(options.axes, ("channels", "window", "tickets", "size"), "axis")
     if options.rounds < 1:
@@ -458,27 +425,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--count-scale is 0.25 to 100, not {options.count_scale:g}")
     if options.send_buffer and not 4096 <= options.send_buffer <= 64 * MEBIBYTE:
         parser.error(f"--send-buffer is 0, or 4096 to 67108864 bytes, not {options.send_buffer}")
-    # What is wrong with a file is said now, and not when the work is done.
-    for path in (options.json, options.chart, options.markdown):
-        if path is not None and not path.absolute().parent.is_dir():
-            parser.error(f"{path} is in no folder that exists")
-    if options.markdown is not None and not (
-        options.markdown.is_file() and _MARKED.search(options.markdown.read_text())
-    ):
-        parser.error(f"{options.markdown} has no place marked <!-- costs:begin --> and <!-- costs:end -->")
+    OUTPUTS.check(parser, options)
     return options
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Reads the options, measures, shows."""
+def main(arguments: Sequence[str]) -> int:
+    """Reads the options, measures, shows; returns the exit status."""
     options = parse(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = screen()
     points = plan(options.axes, options.count_scale)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Drawn only between runs: a thread that draws would be measured.
-    with Progress(*columns, TimeRemainingColumn(), console=console, auto_refresh=False) as bars:
+    with progress_bars(console, remaining=True) as bars:
         bar = bars.add_task("measuring", total=len(points) * (options.rounds + 1))
 
         def progress(point: Point) -> None:
@@ -486,27 +442,22 @@ def main(arguments: Sequence[str]) -> None:
             bars.advance(bar)
 
         identity, found = measure(points, options.broker, options.rounds, options.send_buffer, progress)
-        rows = summarize(found)
         bars.update(bar, description="done", refresh=True)
+    rows = summarize(found)
     console.print(table(rows))
     for verdict in verdicts(rows):
         console.print(verdict)
-    client = Peer(
-        "leveret", "leveret", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("leveret", "uvloop"))
+    about = facts(identity, versions("leveret", "uvloop"), options.rounds, options.count_scale)
+    OUTPUTS.write(
+        options,
+        rows,
+        about,
+        title="CPU of the client, microseconds per confirmed message (logarithmic; shorter is better)",
+        panels=panels(rows),
+        markdown=markdown_page(about, verdicts(rows), HEADINGS, cells(rows)),
     )
-    about = facts(options, identity, [client])
-    if options.json:
-        document: dict[str, Any] = {"schema": 1, "facts": about, "rows": [dataclasses.asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    if options.chart:
-        title = "CPU of the client, microseconds per confirmed message (logarithmic; shorter is better)"
-        options.chart.write_text(chart.draw(panels(rows), title))
-    if options.markdown:
-        fill(options.markdown, markdown(rows, about))
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    execute(main)

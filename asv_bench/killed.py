@@ -20,17 +20,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from asv_bench.compare.broker import rabbitmq
+from asv_bench.programs import advance, execute, judge, progress_bars, screen
 from rich.table import Table
 
-ROOT: Final = Path(__file__).parents[1]
-if __name__ == "__main__":  # as a program it finds the tests' RabbitMQ
-    sys.path[0] = str(ROOT)
-
-import leveret  # noqa: E402
+import leveret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,8 +44,6 @@ RECORD_SIZE: Final = len(RECORD % (0, 0, 0))
 #: Seconds in which a process has to begin or end, and after which nothing more is expected of one.
 PATIENCE: Final = 30.0
 STALLED: Final = 5.0
-#: Columns of tables that go to a file.
-WIDTH: Final = 120
 
 Ack = Literal["coalesced", "each", "handoff"]
 
@@ -350,18 +344,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def broker(url: str | None) -> Iterator[str]:
-    """A broker: the one at the URL, or a private RabbitMQ node."""
+    """Yields the URL of a broker: the given one, or that of a private RabbitMQ node."""
     if url is not None:
         yield url
         return
-    from tests.support.rabbitmq import RabbitMQNode, RabbitMQUnavailableError
-
-    with contextlib.ExitStack() as stack:
-        try:
-            node = stack.enter_context(RabbitMQNode())
-        except RabbitMQUnavailableError as error:
-            raise SystemExit(str(error)) from None
-        yield node.url
+    with rabbitmq() as address:
+        yield address.url
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -371,10 +359,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: 1 when a message was lost, or came again without its mark.
     """
     options = parse(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    columns: tuple[Any, ...] = (TextColumn("kills"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = screen()
     with tempfile.TemporaryDirectory(prefix="leveret-killed-") as folder, broker(options.broker) as url:
         path = Path(folder, "handled")
         path.touch()
@@ -382,28 +367,12 @@ def main(arguments: Sequence[str]) -> int:
         def life(number: int) -> Life:
             return Life(number, url, f"killed-{os.getpid()}", path, options.ack)
 
-        with (
-            contextlib.closing(Ledger(path)) as ledger,
-            Progress(*columns, console=console, auto_refresh=False) as bars,
-        ):
-            bar = bars.add_task("", total=options.kills)
-
-            def progress() -> None:
-                bars.advance(bar)
-                bars.refresh()
-
-            found = leveret.run(torment(life, ledger, options.kills, options.life, options.seed, progress))
+        with contextlib.closing(Ledger(path)) as ledger, progress_bars(console) as bars:
+            bars.add_task("kills", total=options.kills)
+            found = leveret.run(torment(life, ledger, options.kills, options.life, options.seed, advance(bars)))
     console.print(show(found))
-    said = found.problems()
-    for problem in said:
-        console.print(problem, style="red", markup=False)
-    if not said:
-        console.print("no message was lost, and every duplicate was marked as redelivered")
-    return 1 if said else 0
+    return judge(console, found.problems(), "no message was lost, and every duplicate was marked as redelivered")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    execute(main)

@@ -14,13 +14,11 @@ import math
 import random
 import statistics
 import struct
-import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from asv_bench.programs import advance, execute, judge, progress_bars, screen
 from rich.table import Table
 
 import leveret
@@ -39,8 +37,6 @@ EXCHANGE: Final = "leveret.ordered"
 BODY: Final = struct.Struct("!II")
 #: Seconds in which a part has to be handled.
 DEADLINE: Final = 120.0
-#: Columns of tables that go to a file.
-WIDTH: Final = 120
 
 
 class Witness:
@@ -299,34 +295,19 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: 1 when an order was not kept, or cost too much.
     """
     options = parse(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    columns: tuple[Any, ...] = (TextColumn("parts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Drawn only between parts: a thread that draws would be measured.
-    with BrokerProcess() as broker, Progress(*columns, console=console, auto_refresh=False) as bars:
-        bar = bars.add_task("", total=2 * (options.rounds + 1 + math.ceil(options.count / options.part)))
-
-        def progress() -> None:
-            bars.update(bar, advance=1, refresh=True)
-
-        found = leveret.run(compare(broker.url, options.count, options.part, options.rounds, progress))
+    console = screen()
+    with BrokerProcess() as broker, progress_bars(console) as bars:
+        bars.add_task("parts", total=2 * (options.rounds + 1 + math.ceil(options.count / options.part)))
+        found = leveret.run(compare(broker.url, options.count, options.part, options.rounds, advance(bars)))
     console.print(show(found))
     plain, ordered = found.whole
     console.print(
         f"throughput with ordered_by / without: {found.ratio:.2f} (median of the rounds), "
         f"{ordered.rate / plain.rate:.2f} ({ordered.handled:,} messages)"
     )
-    said = found.problems(options.bound)
-    for problem in said:
-        console.print(problem, style="red", markup=False)
-    if not said:
-        console.print("no key was out of order, and no two messages of a key were handled at once")
-    return 1 if said else 0
+    all_well = "no key was out of order, and no two messages of a key were handled at once"
+    return judge(console, found.problems(options.bound), all_well)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    execute(main)

@@ -7,31 +7,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
-import importlib.metadata
-import json
 import random
-import re
 import statistics
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from asv_bench.compare import chart
+from asv_bench.compare.broker import Queues, rabbitmq
+from asv_bench.outputs import Outputs, markdown_page
+from asv_bench.programs import choose, execute, facts, progress_bars, screen, versions
 from rich.table import Table
 
-ROOT: Final = Path(__file__).parents[1]
-if __name__ == "__main__":  # as a program it finds what it shares with the comparison
-    sys.path[0] = str(ROOT)
-
-from asv_bench.compare import chart  # noqa: E402
-from asv_bench.compare.broker import Queues, rabbitmq  # noqa: E402
-from asv_bench.compare.plan import Peer  # noqa: E402
-from asv_bench.compare.run import WIDTH, choose, facts  # noqa: E402
-
-import leveret  # noqa: E402
+import leveret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +44,7 @@ WARM_AUTO: Final = 4.0
 LOOK: Final = 0.005
 #: A prefetch that reaches this share of the best rate is as good.
 GOOD: Final = 0.9
-_MARKED: Final = re.compile(r"(?<=<!-- prefetch:begin -->\n).*?(?=<!-- prefetch:end -->)", re.DOTALL)
+OUTPUTS: Final = Outputs("prefetch", "unfinished deliveries")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,15 +232,6 @@ def table(rows: Sequence[Row]) -> Table:
     return shown
 
 
-def markdown(rows: Sequence[Row], about: Mapping[str, str]) -> str:
-    """For the page in docs."""
-    lines = [" ".join(f"{name}: {said}." for name, said in about.items()), ""]
-    lines += [f"* {verdict}" for verdict in verdicts(rows)]
-    lines += ["", f"| {' | '.join(HEADINGS)} |", f"| --- |{' ---: |' * (len(HEADINGS) - 1)}"]
-    lines += [f"| {' | '.join(line)} |" for line in cells(rows)]
-    return "\n".join(lines) + "\n"
-
-
 def panels(rows: Sequence[Row]) -> list[chart.Panel]:
     """For the chart: a handler in each panel, faint where the rate is not good."""
     found = []
@@ -272,11 +250,6 @@ def panels(rows: Sequence[Row]) -> list[chart.Panel]:
     return found
 
 
-def fill(path: Path, content: str) -> None:
-    """Replaces what stands between the marks `<!-- prefetch:begin -->` and `<!-- prefetch:end -->`."""
-    path.write_text(_MARKED.sub(lambda _: content, path.read_text(), count=1))
-
-
 # ---------------------------------------------------------------------- running
 
 
@@ -288,40 +261,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--handlers", help=f"some of {', '.join(HANDLERS)} (default: all)")
     add("--prefetches", help=f"some of {', '.join(known)} (default: all)")
     add("--rounds", type=int, default=ROUNDS, help="runs of each (default %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write everything here")
-    add("--markdown", type=Path, metavar="FILE", help="fill the marked place of this file")
-    add("--chart", type=Path, metavar="FILE.svg", help="draw unfinished deliveries here")
+    OUTPUTS.add_options(parser)
     options = parser.parse_args(arguments)
     options.handlers = choose(options.handlers, list(HANDLERS), "handler")
     options.prefetches = choose(options.prefetches, known, "prefetch")
     if options.rounds < 1:
         parser.error(f"--rounds is at least 1, not {options.rounds}")
-    # What is wrong with a file is said now, and not when the work is done.
-    for path in (options.json, options.chart, options.markdown):
-        if path is not None and not path.absolute().parent.is_dir():
-            parser.error(f"{path} is in no folder that exists")
-    if options.markdown is not None and not (
-        options.markdown.is_file() and _MARKED.search(options.markdown.read_text())
-    ):
-        parser.error(f"{options.markdown} has no place marked <!-- prefetch:begin --> and <!-- prefetch:end -->")
-    options.count_scale = 1  # for `facts`
+    OUTPUTS.check(parser, options)
     return options
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Reads the options, measures, shows."""
+def main(arguments: Sequence[str]) -> int:
+    """Reads the options, measures, shows; returns the exit status."""
     options = parse(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = screen()
     points = [
         Point(handler, AUTO if prefetch == AUTO else int(prefetch))
         for handler in options.handlers
         for prefetch in options.prefetches
     ]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Drawn only between runs: a thread that draws would be measured.
-    with Progress(*columns, TimeRemainingColumn(), console=console, auto_refresh=False) as bars:
+    with progress_bars(console, remaining=True) as bars:
         bar = bars.add_task("measuring", total=len(points) * options.rounds)
 
         def progress(point: Point) -> None:
@@ -334,24 +293,19 @@ def main(arguments: Sequence[str]) -> None:
     console.print(table(rows))
     for verdict in verdicts(rows):
         console.print(verdict)
-    client = Peer(
-        "leveret", "leveret", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("leveret", "uvloop"))
-    )
-    about = facts(options, identity, [client])
+    about = facts(identity, versions("leveret", "uvloop"), options.rounds)
     shortest, longest = min(MEASURED.values()), max(MEASURED.values())
     about["Figures"] = f"medians of {options.rounds} runs, each of {shortest:g} to {longest:g} s"
-    if options.json:
-        document: dict[str, Any] = {"schema": 1, "facts": about, "rows": [dataclasses.asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    if options.chart:
-        title = "Unfinished deliveries in the process, on average (logarithmic; shorter is better)"
-        options.chart.write_text(chart.draw(panels(rows), title))
-    if options.markdown:
-        fill(options.markdown, markdown(rows, about))
+    OUTPUTS.write(
+        options,
+        rows,
+        about,
+        title="Unfinished deliveries in the process, on average (logarithmic; shorter is better)",
+        panels=panels(rows),
+        markdown=markdown_page(about, verdicts(rows), HEADINGS, cells(rows)),
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    execute(main)

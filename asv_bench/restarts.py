@@ -15,7 +15,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import socket
 import struct
 import subprocess
@@ -25,15 +24,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from asv_bench.programs import execute, judge, progress_bars, resident_mib, screen
 from rich.table import Table
 
-ROOT: Final = Path(__file__).parents[1]
-if __name__ == "__main__":  # as a program it finds the tests' RabbitMQ
-    sys.path[0] = str(ROOT)
-
-import leveret  # noqa: E402
+import leveret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -44,8 +38,6 @@ LOOPS: Final = ("uvloop", "asyncio")
 PATIENCE: Final = 60.0
 #: How much more memory there may be at the end than before the first restart.
 MORE_MEMORY: Final = 1.10
-#: Columns of tables that go to a file.
-WIDTH: Final = 120
 
 
 def run(loop: str, main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
@@ -107,13 +99,6 @@ def descriptors() -> int:
     return len(os.listdir("/dev/fd"))
 
 
-def resident_mib() -> float:
-    """This process's memory. Where there is no /proc, the most that it ever had."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 async def publish_again(producer: leveret.Producer, queue: str) -> None:
     """Publishes until a message is confirmed, as a service would that tries again."""
     while True:
@@ -168,8 +153,10 @@ async def outlive(url: str, clients: int, restarts: int) -> dict[str, Any]:
 
 def child(loop: str, *arguments: str) -> subprocess.Popen[str]:
     """Starts this program for one of its parts."""
-    command = [sys.executable, __file__, "--loop", loop, *arguments]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [sys.executable, "-m", "asv_bench.restarts", "--loop", loop, *arguments]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    )
 
 
 def ended(process: subprocess.Popen[str], last_line: str) -> tuple[dict[str, Any], list[str]]:
@@ -258,15 +245,7 @@ def main(arguments: Sequence[str]) -> int:
         logging.getLogger("leveret").setLevel(logging.ERROR)  # each client tells of each attempt
         print(json.dumps(run(options.loop, outlive(options.outlive, options.clients, options.times))))
         return 0
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
+    console = screen()
     loops = [options.loop] if options.loop else LOOPS
     dialed = Table(
         "loop",
@@ -284,7 +263,7 @@ def main(arguments: Sequence[str]) -> int:
         title=f"{options.clients} clients of one process, their broker killed and started again",
     )
     problems: list[str] = []
-    with Progress(*columns, console=console, auto_refresh=False) as bars:
+    with progress_bars(console) as bars:
         for loop in loops:
             if options.part != "restarts":
                 bar = bars.add_task(f"resets, {loop}", total=options.times)
@@ -318,15 +297,10 @@ def main(arguments: Sequence[str]) -> int:
     for table in (dialed, restarted):
         if table.row_count:
             console.print(table)
-    for problem in problems:
-        console.print(problem, style="red", markup=False)
-    if not problems:
-        console.print("no process was aborted, every error was a LeveretError, every client published again")
-    return 1 if problems else 0
+    return judge(
+        console, problems, "no process was aborted, every error was a LeveretError, every client published again"
+    )
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    execute(main)

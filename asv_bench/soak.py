@@ -11,22 +11,22 @@ import argparse
 import asyncio
 import gc
 import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from asv_bench.programs import execute, judge, resident_mib, screen
 from msgspec import Struct
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import leveret
+from leveret.cli.process import BrokerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
 
     from leveret.consuming.acks import AckWindow
 
@@ -36,8 +36,6 @@ BATCH: Final = 1000
 PREFETCH: Final = 500
 #: So often it looks at memory.
 SAMPLES: Final = 20
-#: Columns of tables that go to a file.
-WIDTH: Final = 120
 
 
 class Order(Struct):
@@ -85,12 +83,6 @@ class Remains:
     queued: int
     alive: int
     tasks: Sequence[str]
-
-
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def count_messages(objects: Sequence[object]) -> int:
@@ -206,38 +198,22 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.count < SAMPLES:
         parser.error(f"--count is at least {SAMPLES}, not {options.count}")
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    command = [sys.executable, "-m", "leveret.broker", "--port", "0"]
-    broker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert broker.stdout is not None
-        url = broker.stdout.readline().strip()
+    console = screen()
+    with BrokerProcess() as broker:
         began = time.monotonic()
-        samples, remains = leveret.run(soak(url, broker.pid, options.count, console))
+        samples, remains = leveret.run(soak(broker.url, broker.pid, options.count, console))
         seconds = time.monotonic() - began
-    finally:
-        broker.terminate()
-        broker.wait(10)
     console.print(show(samples, options.count, seconds))
-    found = problems(options.count, samples, remains)
-    for problem in found:
-        console.print(problem, style="red", markup=False)
-    if found:
-        return 1
     early, late = samples[1].client_mib, samples[-1].client_mib
-    console.print(f"the client's memory is flat: {early:.1f} MiB after a tenth, {late:.1f} MiB at the end")
-    console.print(
+    return judge(
+        console,
+        problems(options.count, samples, remains),
+        f"the client's memory is flat: {early:.1f} MiB after a tenth, {late:.1f} MiB at the end\n"
         f"delivered {remains.counters['delivered']:,}, acknowledged {remains.counters['acked']:,}, all other counters "
         f"0; delivery tags settled below {remains.first:,}, the next one is {remains.next_delivery_tag:,}; "
-        f"left: {remains.queued} messages in the queue, {remains.alive} in memory, {len(remains.tasks)} tasks"
+        f"left: {remains.queued} messages in the queue, {remains.alive} in memory, {len(remains.tasks)} tasks",
     )
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    execute(main)

@@ -1,5 +1,7 @@
 """Runs what the documentation shows: every Python block as a program of its own, every command as far as it exists.
 
+Links within the documentation are followed, too.
+
 Blocks say ``amqp://guest:guest@localhost``; here that becomes a live embedded broker.
 """
 
@@ -20,7 +22,12 @@ from urllib.parse import urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(ROOT.glob("plugins/*/README.md")),
+    ROOT / "asv_bench" / "README.md",
+]
 BLOCK = re.compile(r"^```(?P<fence>[^\n`]+)\n(?P<code>.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 DOCUMENTED_URL = "amqp://guest:guest@localhost"
 TIMEOUT = 30.0
@@ -138,3 +145,21 @@ def test_commands_of_the_pages_exist() -> None:
             options = {word.partition("=")[0] for word in words if word.startswith("--")}
             unknown = {option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", printed)}
             assert not unknown, f"{place}: `leveret {' '.join(words)}` has no {', '.join(unknown)}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = BLOCK.sub("", page.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        to = (page.parent / path).resolve() if path else page
+        assert to.exists(), f"{target}: there is no such file"
+        assert not anchor or anchor in anchors(to), f"{target}: there is no such heading"

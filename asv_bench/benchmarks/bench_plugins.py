@@ -44,7 +44,7 @@ class RegisteredSerializer:
     operations = corpus.MESSAGES
 
     def setup(self, how: str) -> None:
-        codecs, plugins, settings = need("leveret.codecs.bodies"), need("leveret.plugins"), need("leveret.settings")
+        codecs, plugins, settings = need("leveret.codecs.encoding"), need("leveret.plugins"), need("leveret.settings")
         plugin, tiny = _plugin()
         registry = plugins.PluginRegistry.from_plugins(plugin)
         encoder = codecs.BodyEncoder(registry, settings.ProducerSettings(serializer="tiny"))
@@ -112,7 +112,7 @@ class Compressed:
     operations = 1
 
     def setup(self, compressor: str) -> None:
-        codecs, plugins, settings = need("leveret.codecs.bodies"), need("leveret.plugins"), need("leveret.settings")
+        codecs, plugins, settings = need("leveret.codecs.encoding"), need("leveret.plugins"), need("leveret.settings")
         registry = plugins.PluginRegistry.load(settings.PluginSettings())
         if compressor != "none" and compressor not in registry.names("compressor"):
             raise NotImplementedError(f"{compressor} is not installed")

@@ -1,6 +1,6 @@
-"""The broker that all clients use in turn, and an independent look at its queues.
+"""Starts the broker that all clients use in turn, and checks its queues.
 
-The queues are seen to through pika, so that no client's claims are checked by itself.
+The checks go through pika and a plain socket, so that they do not depend on the client that is measured.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import contextlib
 import itertools
 import logging
 import os
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -19,6 +17,8 @@ import pika
 import pika.exceptions
 from asv_bench.compare import wire
 from asv_bench.compare.job import Address, order
+
+from leveret.cli.process import BrokerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,55 +40,46 @@ class WrongCountError(Exception):
 
 @contextlib.contextmanager
 def rabbitmq() -> Iterator[Address]:
-    """Starts a private RabbitMQ node, which ends with this process."""
+    """Starts a private RabbitMQ node. It ends with this process."""
     from tests.support.rabbitmq import RabbitMQNode, RabbitMQUnavailableError
 
     with contextlib.ExitStack() as stack:
         try:
             node = stack.enter_context(RabbitMQNode())
         except RabbitMQUnavailableError as error:
-            raise SystemExit(f"comparison: {error}") from None
+            raise SystemExit(str(error)) from None
         yield Address("127.0.0.1", node.port)
 
 
 @contextlib.contextmanager
 def embedded() -> Iterator[Address]:
-    """Starts the embedded broker, in a process of its own."""
-    process = subprocess.Popen([sys.executable, "-m", "leveret.broker"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        url = urlsplit(process.stdout.readline().strip())
-        if url.hostname is None or url.port is None:
-            raise RuntimeError(f"the embedded broker did not start (status {process.poll()})")
+    """Starts the embedded broker in its own process."""
+    with BrokerProcess() as process:
+        url = urlsplit(process.url)
+        assert url.hostname is not None
+        assert url.port is not None
         yield Address(url.hostname, url.port)
-    finally:
-        process.terminate()
-        try:
-            process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
 
 
 BROKERS: Final = {"rabbitmq": rabbitmq, "embedded": embedded}
 
 
-#: What goes wrong with a run because of its client or the broker. The next run may have more luck.
+#: Errors of a run that the client or the broker caused. The next run may succeed.
 FAILURES: Final = (WrongCountError, wire.WireError, pika.exceptions.AMQPError, OSError)
 
 
 class Queues:
-    """Makes the queues of the runs, fills them, counts what is in them, and removes them. Use it with `with`.
+    """Declares the queues of the runs, fills them, counts their messages, and deletes them. Use it with `with`.
 
     Args:
         address: The broker.
 
     Attributes:
-        identity: The product and version that the broker says it is.
+        identity: The broker's product and version, as it names them.
     """
 
     def __init__(self, address: Address) -> None:
-        logging.getLogger("pika").setLevel(logging.CRITICAL)  # what goes wrong is raised
+        logging.getLogger("pika").setLevel(logging.CRITICAL)  # pika raises its errors as well as logging them
         self._address = address
         self._channel = self._open()
         with wire.Connection(address.host, address.port) as connection:
@@ -115,7 +106,7 @@ class Queues:
             self._channel.connection.close()
 
     def make(self) -> str:
-        """Declares a durable classic queue of a new name."""
+        """Declares a durable classic queue with a new name; returns the name."""
         if not self._channel.is_open:
             self._close()
             self._channel = self._open()
@@ -126,7 +117,7 @@ class Queues:
         return name
 
     def remove(self) -> None:
-        """Deletes all queues that `make` made."""
+        """Deletes all queues that `make` declared."""
         while self._made:
             self._channel.queue_delete(self._made.pop())
 
@@ -140,14 +131,14 @@ class Queues:
         self.expect(queue, count)
 
     def expect(self, queue: str, count: int) -> None:
-        """Waits until a queue holds exactly so many messages and has no consumer.
+        """Waits until a queue holds exactly `count` messages and has no consumer.
 
         Raises:
-            WrongCountError: It does not come to that in time.
+            WrongCountError: That is not so within `ARRIVAL` seconds.
         """
         deadline = time.monotonic() + ARRIVAL
         while True:
-            # What a consumer did not acknowledge comes back together with its end.
+            # Unacknowledged messages return to the queue when their consumer ends, so both are looked at together.
             found = self._channel.queue_declare(queue, passive=True).method
             if found.message_count == count and found.consumer_count == 0:
                 return
@@ -159,10 +150,10 @@ class Queues:
             time.sleep(_LOOK_AGAIN)
 
     def check_sample(self, queue: str, size: int) -> None:
-        """Takes one message and looks whether it is what the task asked for.
+        """Gets one message and checks its size and delivery mode.
 
         Raises:
-            WrongCountError: Its body has another size, or it is not persistent.
+            WrongCountError: The body has another size, or the message is not persistent.
         """
         found, properties, body = self._channel.basic_get(queue, auto_ack=True)
         if found is None or properties is None or body is None:

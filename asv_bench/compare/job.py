@@ -1,39 +1,51 @@
-"""What a driver is asked to do, and how it measures itself. A Python driver is a module with these names:
+"""The task that a driver gets, and how the driver measures itself. A Python driver is a module with these names:
 
-`TITLE`: the client's name in tables. `DISTRIBUTIONS`: whose versions are shown; the first is the client itself.
+`TITLE`: the client's name in tables.
+`DISTRIBUTIONS`: the distributions whose versions are shown; the first is the client itself.
 `ENTRIES`: the ways to do each kind of case; the first of a kind is the client's best, the others are shown beside it.
-`NOT_POSSIBLE`: kinds that the client has no way to do, and why.
-`connect(address)`: a context manager, asynchronous when there is a `run`; `run(coroutine)`: for asynchronous clients.
+`NOT_POSSIBLE`: the kinds that the client cannot do, and why.
+`connect(address)`: a context manager, asynchronous when there is a `run`.
+`run(coroutine)`: runs the coroutine; only in drivers of asynchronous clients.
 
-Imports nothing but the standard library, because it runs in several environments.
+This module imports only the standard library, because drivers run in an environment without Leveret. The one file of
+Leveret that it uses is loaded by its path, and imports only the standard library, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import resource
-import statistics
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
-#: The four things that are measured.
+    from leveret.cli import measure
+else:
+    _FILE = Path(__file__).parents[2] / "sdk" / "leveret" / "cli" / "measure.py"
+    _SPEC = importlib.util.spec_from_file_location("leveret_cli_measure", _FILE)
+    measure = importlib.util.module_from_spec(_SPEC)
+    sys.modules[_SPEC.name] = measure  # dataclasses look their module up
+    _SPEC.loader.exec_module(measure)
+
+#: The kinds of cases that are measured.
 PUBLISH, CONFIRMED, ONE_BY_ONE, CONSUME = KINDS = ("publish", "confirmed", "one-by-one", "consume")
 CONTENT_TYPE: Final = "application/octet-stream"
 
 
-#: An order in JSON, without what makes it as long as it shall be.
+#: An order in JSON; its note is made as long as the body needs.
 _ORDER: Final = b'{"id":100000,"customer":"C00","amount":1.5,"note":"%s"}'
 
 
 def order(size: int) -> bytes:
-    """What consumers take: an order in JSON of so many bytes, or bytes without a meaning where it is too long."""
+    """Returns a body for consumers: an order in JSON of `size` bytes, or any bytes where an order is longer."""
     note = size - len(_ORDER % b"")
     return _ORDER % (b"n" * note) if note >= 0 else b"x" * size
 
@@ -45,8 +57,8 @@ class Entry:
     Attributes:
         kind: One of `KINDS`.
         function: `function(connection, job)`; a coroutine function in asynchronous drivers.
-        how: What of the client's API it uses, in a few words; different for each way of a kind.
-        share: How much of the messages it gets, up to 1: a client that is very much slower takes no longer then.
+        how: The parts of the client's API that it uses, in a few words; different for each way of a kind.
+        share: Its share of the messages, up to 1, so that the run of a much slower client takes no longer.
     """
 
     kind: str
@@ -57,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the broker is. User, password and virtual host are RabbitMQ's defaults."""
+    """The broker's address. User, password and virtual host are RabbitMQ's defaults."""
 
     host: str
     port: int
@@ -74,17 +86,17 @@ class Task:
 
     Attributes:
         kind: One of `KINDS`.
-        how: Which entry of that kind.
+        how: The entry of that kind.
         host: The broker's address.
         port: The broker's port.
-        queue: Where the measured messages go to or come from.
-        warm_up_queue: The same for those that come first and are not measured.
+        queue: The queue of the measured messages.
+        warm_up_queue: The queue of the messages that come first and are not measured.
         count: Messages that are measured.
         warm_up_count: Messages that are not.
         size: Bytes of each body.
-        window: How many publishings may be unconfirmed; 0 without confirms.
-        prefetch: Of a consumer.
-        ack_every: One basic.ack (multiple) for so many deliveries, where the client leaves that to its user.
+        window: The most unconfirmed publishings; 0 without confirms.
+        prefetch: The consumer's prefetch.
+        ack_every: Deliveries for each basic.ack (multiple), where the client leaves that to its user.
     """
 
     kind: str
@@ -101,15 +113,15 @@ class Task:
     ack_every: int = 0
 
     def arguments(self) -> list[str]:
-        """As arguments of a program, which `parse` reads."""
+        """Returns the arguments of a program, which `parse` reads."""
         return [f"{name}={value}" for name, value in dataclasses.asdict(self).items()]
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Self:
-        """Reads what `arguments` wrote.
+        """Reads the arguments that `arguments` returned.
 
         Raises:
-            ValueError: One is not `name=value` with a name of this class; the text names it.
+            ValueError: An argument is not `name=value` with a name of this class. The text names it.
         """
         values: dict[str, Any] = {}
         names = {f.name: f.type for f in dataclasses.fields(cls)}
@@ -122,29 +134,29 @@ class Task:
 
     @property
     def address(self) -> Address:
-        """Where the broker is."""
+        """The broker's address."""
         return Address(self.host, self.port)
 
     def warm_up(self) -> Job:
-        """The messages that come first."""
+        """Returns the job of the warm-up messages."""
         return Job(self, self.warm_up_queue, self.warm_up_count)
 
     def job(self) -> Job:
-        """The messages that are measured."""
+        """Returns the job of the measured messages."""
         return Job(self, self.queue, self.count)
 
 
 @dataclass(slots=True)
 class Job:
-    """What a driver's function gets: some messages to publish or consume.
+    """The messages that a driver's function publishes or consumes.
 
     Attributes:
-        task: What it belongs to.
-        queue: Where the messages go to or come from.
-        count: How many.
+        task: The task that it belongs to.
+        queue: The messages' queue.
+        count: The number of messages.
         body: The body of each.
-        latencies: To be filled when messages go one by one: seconds of each.
-        figures: What was measured, once `measured` was left.
+        latencies: Seconds of each message; the driver fills it when messages go one by one.
+        figures: The figures, once the context of `measured` has ended.
     """
 
     task: Task
@@ -159,32 +171,32 @@ class Job:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Encloses what counts. Connections and channels are opened before; see docs/comparison.md for its end."""
+        """Measures its context. Connections and channels are opened before; docs/comparison.md tells where it ends."""
         if self.figures is not None:
             raise RuntimeError("a job is measured once")
-        reset_peak_rss()
+        measure.reset_peak_rss()
         cpu, wall = cpu_seconds(), time.perf_counter()
         yield
         self.figures = {
             "messages": self.count,
             "seconds": time.perf_counter() - wall,
             "cpu_seconds": cpu_seconds() - cpu,
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": measure.peak_rss_bytes(),
         }
         if self.latencies:
             ordered = sorted(self.latencies)
-            self.figures["latency_p50_s"] = statistics.median_low(ordered)
-            self.figures["latency_p99_s"] = ordered[-(-len(ordered) * 99 // 100) - 1]
+            self.figures["latency_p50_s"] = measure.percentile(ordered, 500)
+            self.figures["latency_p99_s"] = measure.percentile(ordered, 990)
 
     def check(self, *, messages: int, size: int | None = None) -> None:
-        """Fails the run when something else was counted than what was asked for.
+        """Fails the run when the driver counted another number than the task has.
 
         Args:
-            messages: How many messages were seen or confirmed.
-            size: Bytes of all their bodies; None where nothing was received.
+            messages: Messages that were received or confirmed.
+            size: Bytes of all received bodies; None where nothing was received.
 
         Raises:
-            RuntimeError: Always with both numbers.
+            RuntimeError: A number differs. The text has both numbers.
         """
         if messages != self.count:
             raise RuntimeError(f"{messages} messages were counted where {self.count} were due")
@@ -193,26 +205,6 @@ class Job:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process, all threads."""
+    """Returns the user and system time of this process, all threads."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-# The next two are also in leveret.cli.measure, which the other clients' environment does not have.
-
-
-def reset_peak_rss() -> None:
-    """Makes `peak_rss_bytes` start over, where the kernel can (Linux: proc(5), clear_refs)."""
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process had since `reset_peak_rss`."""
-    # Not ru_maxrss on Linux: it begins with the memory of the process that started this one (execve keeps it).
-    with contextlib.suppress(OSError), open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): bytes there, KiB elsewhere

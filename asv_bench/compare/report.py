@@ -23,6 +23,9 @@ _MARKER: Final = re.compile(
     re.DOTALL,
 )
 _NOTHING: Final = "-"
+#: The short table has at most so many clients: these first, then others in the order of the report.
+_SUMMARY_ROWS: Final = 6
+_SUMMARY_PEERS: Final = ("leveret", "rabbitmq-c", "aio-pika", "pika", "amqplib", "py-amqp")
 
 
 class MarkerError(Exception):
@@ -172,13 +175,18 @@ def full_markdown(report: Report) -> str:
 
 
 def summary_markdown(report: Report) -> str:
-    """One table: a row for each client, and for each case its CPU per message and rate, at one size."""
+    """One short table: a row for each of six clients, and for each case its CPU per message and rate, at one size.
+
+    Each client is shown at its best usage; `full_markdown` has the others, and all clients.
+    """
     size = summary_size(report)
-    rows = [row for row in report.rows if row.size == size]
+    rows = [row for row in report.rows if row.size == size and row.best]
     cases = list(dict.fromkeys((row.case, row.title) for row in rows))
     found = {(row.label, row.case): row for row in rows}
+    labels = list(dict.fromkeys(row.label for row in rows))
+    labels.sort(key=lambda label: _SUMMARY_PEERS.index(label) if label in _SUMMARY_PEERS else len(_SUMMARY_PEERS))
     body = []
-    for label in dict.fromkeys(row.label for row in rows):
+    for label in labels[:_SUMMARY_ROWS]:
         cells = [_short(found.get((label, case))) for case, _ in cases]
         body.append([label, *cells])
     headings = ["client", *(title for _, title in cases)]

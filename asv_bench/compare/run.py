@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import platform
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
+from asv_bench.compare import chart
+from asv_bench.compare import report as reports
+from asv_bench.compare.broker import BROKERS, FAILURES, Queues
+from asv_bench.compare.children import ChildError, Program
+from asv_bench.compare.environment import MissingError, driver_files, prepare
+from asv_bench.compare.job import CONSUME
+from asv_bench.compare.plan import CASES, COMMON_SIZE, SIZES, Case, Cell, Peer, Runner, make_plan, rotated
+from asv_bench.compare.results import Row, Sample, Series, summarize
+from asv_bench.outputs import require_folders
+from asv_bench.programs import choose, execute, facts, progress_bars, read_sizes, screen
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-ROOT: Final = Path(__file__).parents[2]
-if __name__ == "__main__":  # as a program it finds itself, and the tests' RabbitMQ
-    sys.path[0] = str(ROOT)
-
-from asv_bench.compare import chart  # noqa: E402
-from asv_bench.compare import report as reports  # noqa: E402
-from asv_bench.compare.broker import BROKERS, FAILURES, Queues  # noqa: E402
-from asv_bench.compare.children import ChildError, Program  # noqa: E402
-from asv_bench.compare.environment import MissingError, driver_files, prepare  # noqa: E402
-from asv_bench.compare.job import CONSUME  # noqa: E402
-from asv_bench.compare.plan import CASES, COMMON_SIZE, SIZES, Case, Cell, Peer, Runner, make_plan, rotated  # noqa: E402
-from asv_bench.compare.results import Row, Sample, Series, summarize  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from asv_bench.compare.job import Address
+    from rich.console import Console
 
 ROUNDS: Final = 5
 QUICK_PEERS: Final = ("leveret", "rabbitmq-c")
 QUICK_ROUNDS: Final = 3
 QUICK_SCALE: Final = 0.25
-#: Columns of tables that go to a file.
-WIDTH: Final = 140
 #: Seconds until a child is killed.
 TIMEOUT: Final = 120.0
 
@@ -141,40 +132,6 @@ def find_peers(names: Sequence[str], say: Callable[[str], None]) -> tuple[list[P
     return peers, programs
 
 
-def choose(given: str | None, known: Sequence[str], what: str) -> list[str]:
-    """Reads a list of names, which keeps the order of the known ones.
-
-    Raises:
-        SystemExit: One is not known; the text names it.
-    """
-    if given is None:
-        return list(known)
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise SystemExit(f"there is no {what} {unknown[0] if unknown else given!r}; there are {', '.join(known)}")
-    return [name for name in known if name in names]
-
-
-def read_sizes(given: str | None) -> list[int] | None:
-    """Reads sizes in bytes; `k` and `m` stand for KiB and MiB.
-
-    Raises:
-        SystemExit: One is no size; the text names it.
-    """
-    if given is None:
-        return None
-    sizes = []
-    for word in given.split(","):
-        digits = word.strip().lower()
-        factor = {"k": 1024, "m": 1024 * 1024}.get(digits[-1:], 1)
-        digits = digits.rstrip("km") if factor > 1 else digits
-        if not digits.isdigit() or not 1 <= int(digits) * factor <= 64 * 1024 * 1024:
-            raise SystemExit(f"{word!r} is no size: bytes from 1 to 64m, such as 64, 1k or 1m")
-        sizes.append(int(digits) * factor)
-    return list(dict.fromkeys(sizes))
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = argparse.ArgumentParser(prog="make compare", description=__doc__)
@@ -224,35 +181,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.timeout <= 0:
         parser.error(f"--timeout is above 0, not {options.timeout:g}")
     # What is wrong with a file is said now, and not when the work is done.
-    for path in (options.json, options.chart, *options.markdown):
-        if path is not None and not path.absolute().parent.is_dir():
-            parser.error(f"{path} is in no folder that exists")
+    require_folders(parser, (options.json, options.chart, *options.markdown))
     for path in options.markdown:
         try:
             reports.places(path)
         except reports.MarkerError as error:
             parser.error(str(error))
     return options
-
-
-def facts(options: argparse.Namespace, broker: str, peers: Sequence[Peer]) -> dict[str, str]:
-    """Where and how it was measured."""
-    processor = ""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = f", {line.partition(':')[2].strip()}"
-                break
-    scale = "" if options.count_scale == 1 else f", message counts x {options.count_scale:g}"
-    versions = "; ".join(peer.version for peer in peers if peer.version)
-    return {
-        "Broker": f"{broker}, on the same machine",
-        "Machine": f"{os.cpu_count()} CPUs{processor}, {platform.system()} {platform.machine()}",
-        "Python": platform.python_version(),
-        "Clients": versions,
-        "Figures": f"medians of {options.rounds} rounds after a warm-up{scale}",
-        "Date": datetime.now(UTC).date().isoformat(),
-    }
 
 
 def compare(options: argparse.Namespace, console: Console) -> reports.Report:
@@ -265,12 +200,10 @@ def compare(options: argparse.Namespace, console: Console) -> reports.Report:
     plan = make_plan(peers, cases, options.sizes, variants=options.variants)
     console.print(f"starting {options.broker}")
     rows: list[Row] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(BROKERS[options.broker]())
         queues = stack.enter_context(Queues(address))
-        # Drawn only between runs: a thread that draws would share the machine with what is measured.
-        bars = stack.enter_context(Progress(*columns, TimeRemainingColumn(), console=console, auto_refresh=False))
+        bars = stack.enter_context(progress_bars(console, remaining=True))
         runs = sum(len(cell.runners) for cell in plan) * (options.rounds + 1)
         bar = bars.add_task("comparing", total=runs)
         comparison = Comparison(
@@ -291,7 +224,8 @@ def compare(options: argparse.Namespace, console: Console) -> reports.Report:
             rows += comparison.run(cell, progress)
         bars.update(bar, description="done", refresh=True)
         broker = queues.identity
-    return reports.Report(rows, peers, facts(options, broker, peers))
+    clients = "; ".join(peer.version for peer in peers if peer.version)
+    return reports.Report(rows, peers, facts(broker, clients, options.rounds, options.count_scale))
 
 
 def write(report: reports.Report, options: argparse.Namespace) -> None:
@@ -312,9 +246,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: 1 when a run failed, otherwise 0; a client that could not be installed is no failure.
     """
     options = parse(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = screen()
     began = time.monotonic()
     report = compare(options, console)
     for table in reports.tables(report):
@@ -332,8 +264,6 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        execute(main)
     except OSError as error:
         sys.exit(f"comparison: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection as Connection
     from leveret.consuming.batches import Batches as Batches
     from leveret.consuming.batches import DeliveryBatch as DeliveryBatch
-    from leveret.consuming.builder import Consumption as Consumption
+    from leveret.consuming.builder import ConsumerBuilder as ConsumerBuilder
     from leveret.consuming.consumer import Consumer as Consumer
     from leveret.consuming.error_policy import DeadLetter as DeadLetter
     from leveret.consuming.error_policy import Drop as Drop
@@ -72,7 +72,7 @@ _HOMES = {
     "connect": "client.client",
     "Connection": "connection.connection",
     "Consumer": "consuming.consumer",
-    "Consumption": "consuming.builder",
+    "ConsumerBuilder": "consuming.builder",
     "Batches": "consuming.batches",
     "DeliveryBatch": "consuming.batches",
     "DeadLetter": "consuming.error_policy",
@@ -112,7 +112,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 try:
-    import leveret.consuming.delivering
+    import leveret.consuming.worker
     import leveret.publishing.publisher
     import leveret.transport.stream  # noqa: F401
 except ImportError as error:

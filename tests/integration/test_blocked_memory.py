@@ -34,7 +34,7 @@ BODY = 16 * KiB
 @pytest.mark.parametrize("obstacle", ["blocked", "silent"])
 @pytest.mark.parametrize("kind", ["nowait", "publish", "batch"])
 async def test_resident_memory_grows_by_no_more_than_the_settings_allow(obstacle: str, kind: str) -> None:
-    command = [sys.executable, "asv_bench/blocked.py", "--seconds", "1", "--kinds", kind, "--obstacles", obstacle]
+    command = [sys.executable, "-m", "asv_bench.blocked", "--seconds", "1", "--kinds", kind, "--obstacles", obstacle]
     done = await asyncio.to_thread(
         subprocess.run, [*command, "--sizes", "16k"], cwd=ROOT, capture_output=True, text=True, timeout=25
     )

@@ -22,9 +22,9 @@ async def test_large_bodies_are_views_that_stay_when_a_channel_asks(client: leve
         (await producer.publish_batch(bodies, queue)).raise_for_failures()
     consumer = client.consumer(queue, serializer="bytes", prefetch=10, body_view_size=65_536)
     async with consumer:
-        assert consumer._channel is not None
+        assert consumer._subscription.channel is not None
         reader = consumer._connection.transport.reader
-        reader.view_bodies(consumer._channel.number, 65_536)
+        reader.view_bodies(consumer._subscription.channel.number, 65_536)
         kept: list[tuple[memoryview, bytes]] = []
         seen = 0
 

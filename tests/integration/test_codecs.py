@@ -247,7 +247,7 @@ async def test_a_composite_that_chooses_none_of_its_parts_is_an_error(embedded: 
         leveret.connect(embedded.url, plugins=registry) as client,
         client.producer(serializer="wrong") as producer,
     ):
-        with pytest.raises(EncodeFailed, match="chose 'yaml', which is none of its parts json"):
+        with pytest.raises(EncodeFailed, match=r"chose 'yaml'; its parts are json"):
             await producer.publish(1, "q")
 
 
@@ -456,7 +456,7 @@ async def test_no_body_is_in_an_error_when_a_plugin_quotes_it(embedded: Embedded
         ({"serializer": "yaml"}, "serializer", "there is no serializer 'yaml'; known are bytes, empty"),
         ({"compressor": "zip"}, "compressor", "there is no compressor 'zip'; known are deflate, gzip"),
         ({"compressor": "gzip", "compression_level": 10}, "compression_level", "is 10; gzip has 0 to 9"),
-        ({"compression_level": 3}, "compression_level", "compression_level is of no use without a compressor"),
+        ({"compression_level": 3}, "compression_level", "compression_level needs a compressor"),
         ({"retry": "eventually"}, "retry", "there is no retry 'eventually'"),
         ({"circuit_breaker": "fuse"}, "circuit_breaker", "there is no circuit breaker 'fuse'"),
     ],

@@ -13,6 +13,7 @@ from tests.support.brokers import Embedded, RabbitMQ
 from tests.support.loops import every_loop
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
+from tests.support.servers import ON_EVERY_SERVER
 
 import leveret
 from leveret import Topology
@@ -97,7 +98,7 @@ async def test_channel_numbers_are_used_again_when_channels_are_closed(broker: B
             await channels[0].queue_declare("q")
 
 
-@pytest.mark.parametrize("broker", [pytest.param("rabbitmq", marks=pytest.mark.integration)], indirect=True)
+@pytest.mark.parametrize("broker", ON_EVERY_SERVER, indirect=True)
 async def test_every_method_of_a_channel_is_answered_when_the_broker_knows_it(
     client: leveret.Client, queue: str
 ) -> None:

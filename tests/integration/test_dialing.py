@@ -63,7 +63,7 @@ async def reached(settings: ConnectionSettings, first: int | None = None) -> int
 
 async def run(*options: str) -> None:
     """Does a short form of `make restarts`."""
-    command = [sys.executable, "asv_bench/restarts.py", *options]
+    command = [sys.executable, "-m", "asv_bench.restarts", *options]
     done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no process was aborted, every error was a LeveretError, every client published again" in done.stdout

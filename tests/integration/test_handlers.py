@@ -14,9 +14,9 @@ import pytest
 from tests.integration.test_consumer import Queues, running
 from tests.integration.test_consuming import until
 from tests.support.loops import every_loop
+from tests.support.unconnected import worker_of
 
 import leveret
-from leveret.consuming.delivering import Worker
 from leveret.errors import CircuitOpen
 from leveret.wire.message import Message
 
@@ -190,7 +190,7 @@ async def test_run_ends_when_it_is_cancelled_and_its_handler_took_too_long(queue
             task.cancel()
         else:
             await until(lambda: consumer.health().working == 1)
-            (worker,) = consumer._workers
+            (worker,) = consumer._workers._workers
             worker.time_out()
             task.cancel()
         await ends(task)
@@ -207,7 +207,7 @@ async def test_a_handlers_own_timeout_counts_when_both_pass_at_once(queues: Queu
         if value == 1:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(60) as limit:
-                    (worker,) = consumer._workers
+                    (worker,) = consumer._workers._workers
                     limit.reschedule(0)
                     asyncio.get_running_loop().call_later(0, worker.time_out)
                     await asyncio.Event().wait()
@@ -440,7 +440,7 @@ async def test_what_a_handler_raises_ends_its_message_or_run_and_nothing_hangs(
             await until(lambda: consumer.counters()["acked"] == 2)
         return
     # A task that raises KeyboardInterrupt ends the loop, and the test with it: the worker is asked without one.
-    worker = Worker(consumer, handler, asyncio.current_task())
+    worker = worker_of(consumer, handler, asyncio.current_task())
     message = await anext(consumer)
     consumer._put_back([message])
     with pytest.raises(kind):
@@ -509,7 +509,7 @@ async def test_nothing_is_kept_of_messages_that_are_done(queues: Queues, how: st
             left = sum(isinstance(each, Message) for each in gc.get_objects())
             # The last one of each worker may be a local of the loop's last calls.
             assert (left, len(handlers)) <= (8, 8)
-            assert len(consumer._idle) == 4
+            assert consumer._idle_count == 4
     finally:
         logging.getLogger("leveret.consuming").setLevel(logging.NOTSET)
     await queues.client.purge(queues.dead)

@@ -14,7 +14,8 @@ from tests.support.plugins import plugin
 import leveret
 from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, PluginError
-from leveret.monitoring.meters import METRICS, Monitor
+from leveret.monitoring.catalogue import METRICS
+from leveret.monitoring.monitor import Monitor
 from leveret.plugins import ConnectionEventKind, MetricsSpec, PluginRegistry, Sample
 from leveret.settings import MonitoringSettings
 

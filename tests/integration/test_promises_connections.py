@@ -13,6 +13,7 @@ from tests.support.loops import every_loop
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQNode
+from tests.support.servers import ON_EVERY_SERVER, server_of
 
 import leveret
 from leveret import Topology
@@ -236,10 +237,10 @@ async def test_s34_a_frame_max_of_1_mib_is_lowered_when_the_server_allows_less(
         assert client.connection.negotiated.frame_max == 131_072
 
 
-@pytest.fixture(scope="module")
-def large_frames(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQNode]:
+@pytest.fixture(params=ON_EVERY_SERVER)
+def large_frames(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RabbitMQNode]:
     """A RabbitMQ that allows the guide's frames."""
-    with RabbitMQNode(tmp_path_factory.mktemp("large-frames"), config=f"frame_max = {FRAME_MAX}") as node:
+    with RabbitMQNode(tmp_path, server=server_of(request), config=f"frame_max = {FRAME_MAX}") as node:
         yield node
 
 

@@ -79,7 +79,7 @@ async def consumer() -> Any:
 
 async def test_calls_do_not_grow_when_a_read_brings_more_deliveries(consumer: leveret.Consumer[Any]) -> None:
     transport = consumer._connection.transport
-    read(transport, deliveries(1, 1))  # the first one has the consumer look at the pace from time to time
+    read(transport, deliveries(1, 1))  # the first one starts the timer of the read collector
     few = read(transport, deliveries(2, 100))
     many = read(transport, deliveries(102, 1000))
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.corpus import frames, malformed, strategies
 from tests.unit.test_framing_fuzz import mutated
 
-from leveret.codecs.bodies import BodyDecoder
+from leveret.codecs.decoding import BodyDecoder
 from leveret.errors import ConfigurationError, DecodeFailed, RemoteProtocolError
 from leveret.plugins import SerializerSpec, hookimpl
 from leveret.plugins.registry import PluginRegistry
@@ -28,6 +28,7 @@ from leveret.publishing.confirms import ConfirmWindow
 from leveret.settings import ConsumerSettings
 from leveret.wire.buffers import BodyPool, SendBuffer
 from leveret.wire.content import append_content, append_deliveries
+from leveret.wire.message import redelivered_copy
 from leveret.wire.properties import Properties
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun
@@ -231,7 +232,7 @@ def check(held: list[tuple[object, str]]) -> None:
 def test_a_copied_message_shares_the_view_when_the_message_is_gone() -> None:
     reader = viewing()
     (message,) = messages(reader.feed(delivery(1, b"shared body")))
-    copy = message._copy()
+    copy = redelivered_copy(message)
     del message
     for i in range(50):
         read(reader, bytes([i]) * 11)
@@ -652,7 +653,7 @@ def test_a_view_is_refused_where_a_message_is_sent_again() -> None:
     with pytest.raises(TypeError, match="memoryview"):
         append_deliveries(out, 1, "c", 1, [message])
     with pytest.raises(TypeError, match="memoryview"):
-        append_deliveries(out, 1, "c", 1, [message._copy(redelivered=True)])
+        append_deliveries(out, 1, "c", 1, [redelivered_copy(message)])
     with pytest.raises(TypeError, match="memoryview"):
         append_content(out, b"", message, channel=1)
     assert len(out) == 0

@@ -21,11 +21,10 @@ from rich.console import Console
 
 from leveret.cli import main, process, report
 from leveret.cli.app import _BENCHMARKS, app
-from leveret.cli.bench import BENCHMARKS
-from leveret.cli.bench import Result as BenchmarkResult
+from leveret.cli.bench import BENCHMARKS, BenchmarkResult
 from leveret.cli.demo import Ledger
 from leveret.cli.failures import Incomplete, reported, uninterrupted
-from leveret.cli.measure import Meter, Percentiles, cpu_of_process_ns, peak_rss_bytes, percentile
+from leveret.cli.measure import Clocks, Percentiles, cpu_of_process_ns, peak_rss_bytes, percentile
 from leveret.cli.orders import Order, OrderItem, encode, least_size, orders
 from leveret.cli.pacing import pace, schedule
 from leveret.cli.process import BrokerProcess, BrokerStartError
@@ -282,14 +281,14 @@ def test_percentiles_of_known_samples() -> None:
 
 def test_meter_leaves_out_what_drawing_took() -> None:
     drawn = 0
-    meter = Meter(lambda: None, lambda: drawn)
-    start = meter.now()
+    clocks = Clocks(lambda: None, lambda: drawn)
+    start = clocks.now()
     until = time.process_time_ns() + 20_000_000
     while time.process_time_ns() < until:
         pass
-    whole = meter.since(start)
+    whole = clocks.since(start)
     drawn = 20_000_000
-    part = meter.since(start)
+    part = clocks.since(start)
     assert whole.client_cpu_ns >= 20_000_000
     assert part.client_cpu_ns < whole.client_cpu_ns
     assert part.broker_cpu_ns is None
@@ -397,10 +396,10 @@ def test_ledger_names_what_is_missing_twice_or_strange() -> None:
     ledger.incoming(Order(uuid.UUID(int=ledger.first_id - 1), "", 0, [OrderItem("", 1, 1)]))
     ledger.incoming(Order(uuid.UUID(int=ledger.first_id + 1000), "", 0, []))
     errors = "; ".join(ledger.errors())
-    assert "2 orders are missing" in errors
-    assert "1 orders came more than once" in errors
-    assert "2 orders came that were not sent" in errors
-    assert "sum of amounts" in errors
+    assert "orders missing: 2" in errors
+    assert "orders delivered more than once: 1" in errors
+    assert "orders delivered but not published: 2" in errors
+    assert "amounts add up to" in errors
 
 
 def test_ledger_notices_an_order_in_another_s_place_by_its_amount() -> None:
@@ -439,7 +438,7 @@ async def test_supervised_work_is_given_up_when_nothing_moves() -> None:
             cleaned = True
 
     shown = bars()
-    with shown.bar("x", 10, lambda: 7), pytest.raises(Incomplete, match=r"x: nothing moved for 0\.01 s, at 7 messages"):
+    with shown.bar("x", 10, lambda: 7), pytest.raises(Incomplete, match=r"x: no progress for 0\.01 s, at 7 messages"):
         await supervise(work(), shown, name="x", stall=0.01)
     assert cleaned
     assert shown.counts() == []

@@ -480,17 +480,17 @@ def test_new_makes_one_name_of_what_means_one_distribution(tmp_path: Path, given
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("", "no name"),
+        ("", "not a valid name"),
         ("-demo", "No such option"),
-        ("demo-", "no name"),
-        ("de mo", "no name"),
-        ("../demo", "no name"),
-        ("demo\n", "no name"),
-        ("démo", "no name"),
-        ("a" * 65, "65 characters; the most are 64"),
-        ("json", "the core brings 'json'"),
-        ("leveret-JSON", "the core brings 'json'"),
-        ("builtin", "the core brings 'builtin'"),
+        ("demo-", "not a valid name"),
+        ("de mo", "not a valid name"),
+        ("../demo", "not a valid name"),
+        ("demo\n", "not a valid name"),
+        ("démo", "not a valid name"),
+        ("a" * 65, "65 characters; at most 64 are allowed"),
+        ("json", "leveret itself provides 'json'"),
+        ("leveret-JSON", "leveret itself provides 'json'"),
+        ("builtin", "leveret itself provides 'builtin'"),
     ],
 )
 def test_new_refuses_a_name_that_is_none(tmp_path: Path, name: str, said: str) -> None:
@@ -585,7 +585,16 @@ def test_check_says_so_when_a_distribution_is_no_plugin(installed: Installed, tm
     entries.unlink()
     result = run("plugins", "check", "pondlife")
     assert result.exit_code == 1
-    assert "pondlife is no plugin: it has no entry point in the group 'leveret.plugins'" in result.stderr
+    assert "pondlife has no plugin: it declares no entry point in the group 'leveret.plugins'" in result.stderr
+
+
+def test_check_says_so_when_a_distribution_is_no_plugin_and_half_installed(
+    installed: Installed, tmp_path: Path
+) -> None:
+    (tmp_path / "site" / "pondlife-1.0.dist-info").mkdir(parents=True)
+    result = run("plugins", "check", "pondlife")
+    assert result.exit_code == 1
+    assert "the distribution pondlife is no plugin: it has no entry point in the group" in result.stderr
 
 
 def test_check_fails_when_the_distribution_does_not_require_leveret(demo: Path) -> None:
@@ -601,6 +610,19 @@ def test_check_fails_when_there_is_no_version(demo: Path) -> None:
     result = run("plugins", "check", "demo")
     assert result.exit_code == 1
     assert "demo  version: the distribution has no version" in failures(result)
+
+
+@pytest.mark.parametrize("metadata", [None, b"\xff"], ids=["missing", "not UTF-8"])
+def test_check_fails_when_the_distribution_says_nothing_of_itself(demo: Path, metadata: bytes | None) -> None:
+    file = demo / "leveret_demo-0.1.0.dist-info" / "METADATA"
+    file.unlink()
+    if metadata is not None:
+        file.write_bytes(metadata)
+    result = run("plugins", "check", "demo")
+    assert result.exit_code == 1
+    version, requirement = failures(result)
+    assert version == "demo  version: the distribution has no version"
+    assert requirement.startswith("demo  requirement: the distribution does not require leveret")
 
 
 def test_check_fails_when_the_package_is_not_typed(demo: Path) -> None:
@@ -695,13 +717,13 @@ def test_check_does_not_judge_conflicts_among_others(demo: Path, installed: Inst
     installed.add("other", content_type="text/x-same")
     result = run("plugins", "check", "demo")
     assert result.exit_code == 0
-    assert "not checked  demo  conflicts: others conflict" in result.stdout
+    assert "not checked  demo  conflicts: other plugins conflict" in result.stdout
 
 
 def test_check_fails_when_a_command_is_the_core_s(installed: Installed) -> None:
     installed.add("leveret-thief", command("info"), plugin="thief")
     result = run("plugins", "check", "thief")
-    assert "thief  conflicts: the core has a command 'info', and wins" in failures(result)
+    assert "thief  conflicts: leveret has a command 'info' of its own; the plugin's is not used" in failures(result)
 
 
 def test_check_looks_at_a_plugin_that_the_environment_leaves_out(demo: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -26,7 +27,6 @@ from asv_bench.compare.results import Sample, Series, ratio, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from asv_bench.compare.job import Address
     from asv_bench.compare.results import Row
@@ -408,6 +408,29 @@ def test_the_summary_has_a_row_for_each_client_and_a_column_for_each_case(result
     assert lines[2].startswith("| client | publish, confirmed, window 1,000 | consume")
     assert lines[4] == "| leveret | 1.50 us, 1,000/s | 5.00 us, 1,000/s |"
     assert lines[6] == "| absent | cannot be run: <no> \\| luck |  |"
+
+
+def test_the_summary_has_six_clients_at_most_each_at_its_best() -> None:
+    names = ["zeta", "py-amqp", "ready-made frames", "pika", "rabbitmq-c", "eta", "aio-pika", "leveret"]
+    found = rows(*(series(name, float(place)) for place, name in enumerate(names, 1)))
+    variant = dataclasses.replace(found[-1], label="leveret: in another way", best=False)
+    text = report.summary_markdown(Report([variant, *found], [], {}))
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[4:]]
+    assert labels == ["leveret", "rabbitmq-c", "aio-pika", "pika", "py-amqp", "zeta"]
+    full = report.full_markdown(Report([variant, *found], [], {}))
+    assert all(f"| {name} |" in full for name in [*names, variant.label])
+
+
+def test_the_readme_has_one_short_table_of_figures_and_the_page_has_all() -> None:
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text()
+    assert report.places(root / "README.md") == ["summary"]
+    assert report.places(root / "docs" / "comparison.md") == ["full"]
+    table = readme.partition("<!-- comparison:summary -->")[2].partition("<!-- comparison:end -->")[0]
+    clients = [
+        line for line in table.splitlines() if line.startswith("| ") and not line.startswith(("| client", "| ---"))
+    ]
+    assert 1 <= len(clients) <= 6
 
 
 def test_the_full_tables_name_what_is_missing(results: Report) -> None:

@@ -19,6 +19,7 @@ from leveret.publishing.publisher import PublishBatch
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.encoding import encode_table
+from leveret.wire.message import redelivered_copy
 from leveret.wire.properties import Properties
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun
@@ -39,7 +40,7 @@ def message(
     PublishBatch(out, None).add(PublishTemplate("x", "key", raw), b"secret body")
     (run,) = FrameReader(server=True, frame_max=131072).feed(out.take())
     assert isinstance(run, ContentRun)
-    return run.messages[0]._copy(redelivered=redelivered)
+    return redelivered_copy(run.messages[0]) if redelivered else run.messages[0]
 
 
 # ---------------------------------------------------------------------- Retry

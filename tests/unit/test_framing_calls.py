@@ -10,7 +10,7 @@ import pytest
 from tests.corpus import frames
 
 from leveret.consuming.acks import AckWindow
-from leveret.consuming.delivering import Generation
+from leveret.consuming.channel_deliveries import ChannelDeliveries
 from leveret.publishing.confirms import ConfirmWindow, Ticket
 from leveret.publishing.publisher import PublishBatch
 from leveret.publishing.template import PublishTemplate
@@ -60,28 +60,35 @@ def test_calls_do_not_grow_with_the_messages_when_a_read_holds_a_thousand(data: 
 
 
 class Owner:
-    """What a consumer is to a generation."""
+    """The decoder and the settler of a consumer."""
 
     def decode(self, message: object) -> object:
         return message
+
+    def plain(self, message: object) -> None:
+        return None
+
+    async def settle(self, deliveries: object, message: object, verb: str) -> bool:
+        return True
 
 
 def test_calls_do_not_grow_with_the_messages_when_a_run_is_taken_up_and_acknowledged_at_once() -> None:
     (run,) = FrameReader().feed(DELIVERIES)
     window = AckWindow(1)
     assert calls_of(window.delivered, run)[0] <= BOUND
-    assert calls_of(Generation(Owner(), 1, SendBuffer(lambda: None, lambda: None)).adopt, run, 1.0)[0] <= BOUND
+    owner = Owner()
+    deliveries = ChannelDeliveries("orders", 1, SendBuffer(lambda: None, lambda: None), owner, owner.settle)
+    assert calls_of(deliveries.adopt, run, 1.0)[0] <= BOUND
     for tag in range(1, COUNT + 1):
         window.ack(tag)
     assert calls_of(window.flush, SendBuffer(lambda: None, lambda: None))[0] <= BOUND + 1  # it schedules a flush
 
 
-def test_calls_do_not_grow_with_the_messages_when_a_batch_is_published_and_confirmed() -> None:
+def test_calls_do_not_grow_with_the_messages_when_a_thousand_publishings_are_confirmed() -> None:
     window, ticket = ConfirmWindow(), Ticket()
-    out = SendBuffer(lambda: None, lambda: None, 1 << 30)
-    batch = PublishBatch(out, window)
-    bodies = [b"small body"] * COUNT
-    assert calls_of(batch.add_many, PublishTemplate("", "q"), bodies, ticket)[0] <= BOUND + 1
+    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
+    for _ in range(COUNT):
+        batch.add(PublishTemplate("", "q"), b"small body", ticket)
     (confirms,) = FrameReader().feed(SETTLEMENTS)
     assert calls_of(window.settle, confirms)[0] <= BOUND
     assert ticket.confirmed == COUNT

@@ -160,6 +160,6 @@ def test_message_is_usable_when_only_its_properties_are_malformed() -> None:
 def test_message_refuses_to_settle_when_no_consumer_owns_it() -> None:
     (run,) = FrameReader().feed(frames.delivery(1, 1))
     message: Message = run.messages[0]
-    for settle in (message.ack, message.retry, message.release, message.dead_letter):
+    for settle in (message.ack, message.requeue, message.release, message.dead_letter):
         with pytest.raises(LeveretError, match="consumer"):
             settle()

@@ -19,7 +19,8 @@ import leveret
 from leveret.broker import EmbeddedBroker
 from leveret.consuming.acks import AckWindow
 from leveret.errors import ConfigurationError
-from leveret.monitoring.meters import ConsumerMeter, Monitor
+from leveret.monitoring.meters import ConsumerMeter
+from leveret.monitoring.monitor import Monitor
 from leveret.runtime import gc_policy as module
 from leveret.runtime.gc_policy import GcPolicy, GcStatistics
 

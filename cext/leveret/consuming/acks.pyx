@@ -32,10 +32,10 @@ cdef class AckWindow:
     Attributes:
         first: The lowest delivery tag that is not settled.
         next_delivery_tag: The tag that the next delivery should have.
-        unsettled: Deliveries that nobody acknowledged or refused.
+        unsettled: Deliveries that were neither acknowledged nor rejected.
         ready: Acknowledged deliveries whose acknowledgement was not written yet.
         acked: How many were acknowledged so far.
-        rejected: How many were refused so far.
+        rejected: How many were rejected so far (basic.reject, basic.nack).
         ignored: Acknowledgements of a tag that was settled already or never delivered.
     """
 
@@ -76,7 +76,7 @@ cdef class AckWindow:
         """Notes deliveries that have to be settled.
 
         Returns:
-            False when a tag is lower than one seen before, which no broker may do; such a message is not noted.
+            False when a tag is lower than one seen before, which AMQP forbids; such a message is not noted.
         """
         cdef Message message
         cdef bint ok = True
@@ -91,7 +91,7 @@ cdef class AckWindow:
         if delivery_tag - self.first > <uint64_t>self.mask:
             self.grow(delivery_tag)
         while self.next_delivery_tag < delivery_tag:
-            # Tags that went to somebody else, for example to a consumer without acknowledgements.
+            # Tags of deliveries that need no acknowledgement, to another consumer of the channel.
             self.states[self.next_delivery_tag & self.mask] = SETTLED
             self.next_delivery_tag += 1
         self.states[delivery_tag & self.mask] = UNSETTLED
@@ -100,7 +100,7 @@ cdef class AckWindow:
         return True
 
     def is_open(self, uint64_t delivery_tag):
-        """True while this delivery was neither acknowledged nor refused."""
+        """True while this delivery is neither acknowledged nor rejected."""
         return (self.first <= delivery_tag < self.next_delivery_tag
                 and self.states[delivery_tag & self.mask] == UNSETTLED)
 
@@ -146,8 +146,8 @@ cdef class AckWindow:
         self.advance()
         return True
 
-    def settle(self, uint64_t delivery_tag):
-        """Marks a delivery as settled by a method of its own, such as basic.reject. Returns as `ack` does."""
+    def reject(self, uint64_t delivery_tag):
+        """Marks a delivery as rejected; its caller writes basic.reject or basic.nack. Returns as `ack` does."""
         if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
                 or self.states[delivery_tag & self.mask] != UNSETTLED):
             self.ignored += 1
@@ -193,7 +193,7 @@ cdef class AckWindow:
             tag += 1
         self.first = tag
         if prefix:
-            # The tag must be one that the broker still has, so not one of those that were refused.
+            # The tag must be one that the broker still has, so not one that was rejected.
             self.ready -= prefix
             put_settlement(out, self.channel, BASIC_ACK, last, 1 if prefix > 1 else 0)
             frames += 1

@@ -182,11 +182,10 @@ cdef class ConfirmWindow:
         slot.state = OPEN
         slot.index = index
         slot.size = size
-        if template is not None:
-            Py_INCREF(template)
-            Py_INCREF(body)
-            slot.template = <PyObject*>template
-            slot.body = <PyObject*>body
+        Py_INCREF(template)
+        Py_INCREF(body)
+        slot.template = <PyObject*>template
+        slot.body = <PyObject*>body
         if ticket is not None:
             self.tickets[tag & self.mask] = ticket
             if ticket.count == 0:
@@ -253,13 +252,6 @@ cdef class ConfirmWindow:
             return None
         self.finished = []
         return finished
-
-    def track(self, Ticket ticket=None, Py_ssize_t size=0):
-        """Takes the next delivery tag for a publishing that was written by other means; returns the tag.
-
-        It cannot be sent again.
-        """
-        return self.open(ticket, 0, None, None, size)
 
     def settle(self, SettlementRun run not None, list told=None):
         """Applies the broker's confirms.
@@ -384,7 +376,7 @@ cdef class ConfirmWindow:
         cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(body_of(message))
         while tag < end:
             slot = &self.slots[tag & self.mask]
-            if slot.state == OPEN and slot.template is not NULL and slot.size == size:
+            if slot.state == OPEN and slot.size == size:
                 template = <PublishTemplate>slot.template
                 if (template.mandatory and template.routing_key == message.routing_key
                         and template.exchange == message.exchange and <bytes>slot.body == message.body
@@ -420,7 +412,7 @@ cdef class ConfirmWindow:
         cdef Slot* slot
         while tag < self.next_delivery_tag:
             slot = &self.slots[tag & self.mask]
-            if slot.state != FREE and slot.template is not NULL:
+            if slot.state != FREE:
                 names.add((<PublishTemplate>slot.template).exchange)
             tag += 1
         return names
@@ -431,8 +423,7 @@ cdef class ConfirmWindow:
         cdef Slot* slot
         while tag < self.next_delivery_tag:
             slot = &self.slots[tag & self.mask]
-            if (slot.state != FREE and slot.template is not NULL
-                    and (<PublishTemplate>slot.template).exchange == exchange):
+            if slot.state != FREE and (<PublishTemplate>slot.template).exchange == exchange:
                 self.end(tag, UNKNOWN, reason)
             tag += 1
         self.advance()
@@ -444,13 +435,13 @@ cdef class ConfirmWindow:
         The new channel counts from 1. Publishings keep their tags here, and confirms are translated.
 
         Returns:
-            As `settle`: what was returned has its outcome, and what was written by other means cannot be sent again.
+            As `settle`: publishings that the broker returned end, with the outcome RETURNED.
         """
         cdef uint64_t tag = self.first
         cdef Slot* slot
         while tag < self.next_delivery_tag:
             slot = &self.slots[tag & self.mask]
-            if slot.state == OPEN_RETURNED or (slot.state == OPEN and slot.body is NULL):
+            if slot.state == OPEN_RETURNED:
                 self.end(tag, UNKNOWN)
             tag += 1
         self.advance()

@@ -197,41 +197,6 @@ cdef class PublishBatch:
             body = memoryview(body).cast("B").tobytes()
         return self.put(template, <bytes>body, ticket, index)
 
-    def add_many(self, PublishTemplate template not None, list bodies not None, Ticket ticket, Py_ssize_t index=0,
-                 Py_ssize_t start=0, Py_ssize_t limit=-1):
-        """Appends publishings that differ only in their bodies.
-
-        Args:
-            template: Exchange, routing key and properties.
-            bodies: Bytes objects.
-            ticket: Told about the outcomes.
-            index: The index of `bodies[start]` in the ticket.
-            start: Where in `bodies` to begin.
-            limit: How many to append at the most; -1 for all.
-
-        Returns:
-            How many were appended.
-
-        Raises:
-            BodyTooLarge: Over the limit; what came before was appended.
-        """
-        cdef Py_ssize_t i
-        cdef Py_ssize_t end = len(bodies)
-        cdef object body
-        if start < 0 or start > end:
-            raise ValueError(f"start {start} is outside the {end} bodies")
-        if limit >= 0 and limit < end - start:
-            end = start + limit
-        for i in range(start, end):
-            if i >= PyList_GET_SIZE(bodies):
-                # Writing a full block calls back, and the list may have lost its tail there.
-                raise ValueError(f"the list of bodies was cut to {i} while it was published")
-            body = bodies[i]
-            if not PyBytes_CheckExact(body):
-                raise TypeError(f"body {i} is {type(body).__name__}, not bytes")
-            self.put(template, <bytes>body, ticket, index + i - start)
-        return end - start
-
     def resend(self, Py_ssize_t limit):
         """Appends again what has no outcome, oldest first; `ConfirmWindow.renumber` comes before the first call.
 

@@ -31,7 +31,9 @@ cdef class Message:
     cdef uint32_t max_table_entries
     cdef Properties decoded
     cdef object owner
+    # The result of `owner.decode`, once `is_decoded` is set.
     cdef object decoded_value
+    cdef bint is_decoded
     cdef readonly double received_at
 
     cdef object settle(self, str verb)

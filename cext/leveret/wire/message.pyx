@@ -20,8 +20,6 @@ cdef enum:
     # Of how many bodies the memory is kept: less than a MiB in all.
     MOST_SPARE_BODIES = 96
 
-cdef object _UNDECODED = object()
-
 
 # Bodies whose messages are gone and that nobody else holds, for the messages that come next: what was just used is in
 # the processor's cache, and the allocator is slow for sizes over half a KiB. Only those of `spare_body_of` get here.
@@ -39,18 +37,19 @@ cdef inline Py_ssize_t _spare_room(Py_ssize_t size) noexcept:
 
 cdef object spare_body_of(const uint8_t* data, Py_ssize_t size):
     global _spare_count
-    cdef Py_ssize_t room = _spare_room(size)
     cdef PyObject* raw
     cdef object body = None
+    cdef Py_ssize_t spare_size
     if _spare_count:
         _spare_count -= 1
         raw = _spare_bodies[_spare_count]
-        if _spare_room(PyBytes_GET_SIZE(<object>raw)) == room:
+        spare_size = PyBytes_GET_SIZE(<object>raw)
+        if spare_size == size or _spare_room(spare_size) == _spare_room(size):
             body = <object>raw
         # Ours is the only reference now. One of another size makes room for the sizes that come now.
         _drop(raw)
     if body is None:
-        body = PyBytes_FromStringAndSize(NULL, room)
+        body = PyBytes_FromStringAndSize(NULL, _spare_room(size))
     set_bytes_size(body, size)
     memcpy(PyBytes_AS_STRING(body), data, size)
     return body
@@ -167,10 +166,11 @@ cdef class Message:
             ContentTypeNotAccepted: No accepted serializer has this content type.
             BodyTooLarge: The body was larger than the reader's limit and was not kept.
         """
-        if self.decoded_value is _UNDECODED:
+        if not self.is_decoded:
             if self.owner is None:
                 return self.body
             self.decoded_value = self.owner.decode(self)
+            self.is_decoded = True
         return self.decoded_value
 
     @property
@@ -194,38 +194,26 @@ cdef class Message:
         """
         return self.settle("ack")
 
-    def retry(self):
-        """Gives the message back as failed (basic.reject with requeue); counts towards a delivery limit."""
-        return self.settle("retry")
+    def requeue(self):
+        """Gives the message back to the queue at once (basic.reject with requeue), as one that failed.
+
+        It counts towards a quorum queue's delivery limit. Returns as `ack` does.
+        """
+        return self.settle("requeue")
 
     def release(self):
-        """Gives the message back unprocessed (basic.nack with requeue)."""
+        """Gives the message back to the queue at once (basic.nack with requeue), as one that was not tried.
+
+        From RabbitMQ 4.3 on it does not count towards a quorum queue's delivery limit. Returns as `ack` does.
+        """
         return self.settle("release")
 
     def dead_letter(self):
-        """Refuses the message (basic.reject): it goes to the queue's dead-letter exchange, or is dropped."""
-        return self.settle("dead_letter")
+        """Refuses the message (basic.reject): it goes to the queue's dead-letter exchange.
 
-    def _copy(self, *, bint redelivered=False):
-        """A copy that shares body and properties: for the same message in another queue."""
-        cdef Message m = Message.__new__(Message)
-        if not PyObject_GC_IsTracked(self):
-            PyObject_GC_UnTrack(<void*>m)
-        m.body = self.body
-        m.body_size = self.body_size
-        m.exchange = self.exchange
-        m.routing_key = self.routing_key
-        m.consumer_tag = self.consumer_tag
-        m.reply_text = self.reply_text
-        m.raw_properties = self.raw_properties
-        m.channel = self.channel
-        m.method_id = self.method_id
-        m.mandatory = self.mandatory
-        m.redelivered = redelivered
-        m.max_table_depth = self.max_table_depth
-        m.max_table_entries = self.max_table_entries
-        m.decoded_value = _UNDECODED
-        return m
+        Without a dead-letter exchange the broker drops it. Returns as `ack` does.
+        """
+        return self.settle("dead_letter")
 
     def __len__(self):
         return self.body_size
@@ -238,8 +226,36 @@ cdef class Message:
                 f"routing_key={self.routing_key[:80]!r} size={self.body_size}>")
 
 
+# The caller fills in the four names, which are None here.
 cdef Message new_message():
-    cdef Message m = Message.__new__(Message)
-    m.decoded_value = _UNDECODED
-    m.exchange = m.routing_key = m.consumer_tag = m.reply_text = ""
+    return Message.__new__(Message)
+
+
+def redelivered_copy(Message message not None):
+    """Copies a message that a broker received, for a queue that delivers it again.
+
+    The copy shares body and properties with the original.
+
+    Args:
+        message: The message; it stays as it is.
+
+    Returns:
+        A `Message` with `redelivered` set and without a delivery tag.
+    """
+    cdef Message m = new_message()
+    if not PyObject_GC_IsTracked(message):
+        PyObject_GC_UnTrack(<void*>m)
+    m.body = message.body
+    m.body_size = message.body_size
+    m.exchange = message.exchange
+    m.routing_key = message.routing_key
+    m.consumer_tag = message.consumer_tag
+    m.reply_text = message.reply_text
+    m.raw_properties = message.raw_properties
+    m.channel = message.channel
+    m.method_id = message.method_id
+    m.mandatory = message.mandatory
+    m.redelivered = True
+    m.max_table_depth = message.max_table_depth
+    m.max_table_entries = message.max_table_entries
     return m

@@ -243,8 +243,9 @@ cdef class FrameReader:
         m = self._message(lv_get16(p + 1), self.known_method_id)
         m.exchange = self.known_exchange
         m.routing_key = self.known_routing_key
+        m.consumer_tag = self.known_consumer_tag
+        m.reply_text = ""
         if tag_at:
-            m.consumer_tag = self.known_consumer_tag
             m.delivery_tag = lv_get64(p + tag_at)
             m.redelivered = p[tag_at + 8] & 1
         else:
@@ -434,7 +435,8 @@ cdef class FrameReader:
             self.settlement_run = run
         return run.add(lv_get64(p), flags)
 
-    cdef Message _message(self, uint16_t channel, uint16_t method_id):
+    # The caller sets exchange, routing_key, consumer_tag and reply_text.
+    cdef inline Message _message(self, uint16_t channel, uint16_t method_id):
         cdef Message m = new_message()
         if self.server:
             # Nothing that a publishing refers to refers back to it, and a queue may hold a million of them, which the
@@ -450,6 +452,7 @@ cdef class FrameReader:
                       Py_ssize_t size) except -1:
         cdef Cursor c = cursor_over(p, size, 0, 0)
         cdef Message m = self._message(channel, method_id)
+        m.consumer_tag = m.reply_text = ""
         if method_id == BASIC_DELIVER:
             m.consumer_tag = self._name(&c, "a consumer tag")
             need(&c, 9, "basic.deliver")

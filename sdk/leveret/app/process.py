@@ -116,7 +116,8 @@ def exit_within(seconds: float, status: int) -> None:
 
     signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    # All threads have ended by then. Later Python takes its signal handlers away, and SIGALRM would kill the process.
+    # atexit calls this once all threads have ended. Afterwards the interpreter removes its signal handlers, and the
+    # alarm would kill the process with a status of its own.
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 

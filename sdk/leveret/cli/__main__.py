@@ -1,4 +1,4 @@
-"""`python -m leveret.cli` is `leveret`."""
+"""`python -m leveret.cli` does the same as `leveret`."""
 
 from __future__ import annotations
 

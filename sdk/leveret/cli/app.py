@@ -1,4 +1,4 @@
-"""The commands. What they need is imported when they run, so that `leveret --help` is quick."""
+"""The commands of `leveret`. Each imports its modules when it runs, so that `leveret --help` is quick."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["app"]
 T = TypeVar("T")
 
 _EMBEDDED: Final = "embedded"
-#: Every broker takes such a body unless it is configured otherwise; RabbitMQ 4 refuses larger ones.
+#: The largest body that RabbitMQ 4 accepts by default.
 _MAX_SIZE: Final = 16 * 1024 * 1024
-#: In the guide's order, with one more; `leveret.cli.bench.BENCHMARKS` has the same names.
+#: The keys of `leveret.cli.bench.BENCHMARKS`, in the guide's order; a test holds that they agree.
 _BENCHMARKS: Final = (
     *("basic-publish", "batch-publish", "concurrent-publish"),
     *("basic-consume", "concurrent-consume", "serialization"),
@@ -35,13 +35,13 @@ _BROKER: Final = click.option(
     default=_EMBEDDED,
     show_default=True,
     metavar="embedded|URL",
-    help="The embedded broker in a process of its own, or an amqp:// URL.",
+    help="The embedded broker, started in its own process, or an amqp:// URL.",
 )
-_QUIET: Final = click.option("--quiet", is_flag=True, help="No progress bars.")
+_QUIET: Final = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 
 
 class _Commands(ExtensibleGroup):
-    """The core's commands and those of plugins, whose errors are reported in one place."""
+    """The commands of the core and of plugins. Errors of all commands are reported here."""
 
     def invoke(self, ctx: click.Context) -> Any:
         with reported():
@@ -68,18 +68,21 @@ def info() -> None:
 
 @app.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=5672, show_default=True, type=click.IntRange(0, 65_535), help="0 takes a free one.")
+@click.option(
+    "--port", default=5672, show_default=True, type=click.IntRange(0, 65_535), help="Port to listen on; 0: a free one."
+)
 @click.option("--path", type=click.Path(dir_okay=False), help="Listen on this unix socket instead.")
 def broker(host: str, port: int, path: str | None) -> None:
     """Run the embedded broker in the foreground until Ctrl-C.
 
-    It is a broker for development and tests. It keeps nothing on disk: what it holds is gone when it stops.
+    The broker is for development and tests. It keeps queues and messages in memory only, and they are lost when it
+    stops.
     """
     from leveret.broker import serve_forever
 
     def announce(url: str) -> None:
         click.echo(url)
-        click.echo("It keeps nothing on disk: queues and messages are gone when it stops. Ctrl-C stops it.")
+        click.echo("The broker keeps queues and messages in memory only. Press Ctrl-C to stop it.")
 
     serve_forever(host, port, path, announce)
 
@@ -87,26 +90,51 @@ def broker(host: str, port: int, path: str | None) -> None:
 @app.command()
 @click.argument("names", nargs=-1, type=click.Choice(_BENCHMARKS), metavar="[NAME]...")
 @_BROKER
-@click.option("--count", default=10_000, show_default=True, type=click.IntRange(1, 1_000_000), help="Messages.")
+@click.option(
+    "--count", default=10_000, show_default=True, type=click.IntRange(1, 1_000_000), help="Messages of each benchmark."
+)
 @click.option(
     "--size",
     default=0,
     show_default=True,
     type=click.IntRange(0, _MAX_SIZE),
-    help="Bytes of each body; 0: the guide's order as it is.",
+    help="Bytes of each body; 0: the guide's order without padding.",
 )
-@click.option("--batch-size", default=1000, show_default=True, type=click.IntRange(1, 1_000_000))
-@click.option("--prefetch", default=100, show_default=True, type=click.IntRange(1, 65_535))
+@click.option(
+    "--batch-size",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="Messages of a batch in batch-publish.",
+)
+@click.option(
+    "--prefetch", default=100, show_default=True, type=click.IntRange(1, 65_535), help="Prefetch of each consumer."
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1000),
     help="Consumers of concurrent-consume.  [default: the number of CPUs]",
 )
 @click.option("--confirms/--no-confirms", default=True, show_default=True, help="Wait for the broker's confirms.")
-@click.option("--queue-type", default="classic", show_default=True, type=click.Choice(["classic", "quorum"]))
-@click.option("--repeat", default=1, show_default=True, type=click.IntRange(1, 1000), help="Runs; the medians count.")
 @click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True), help="Write all figures; '-': stdout."
+    "--queue-type",
+    default="classic",
+    show_default=True,
+    type=click.Choice(["classic", "quorum"]),
+    help="Type of the queues.",
+)
+@click.option(
+    "--repeat",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Runs of each benchmark; the table shows medians.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the figures of all runs to this file; '-': stdout.",
 )
 @_QUIET
 def bench(
@@ -123,22 +151,22 @@ def bench(
     json_file: str | None,
     quiet: bool,
 ) -> None:
-    """Run the performance guide's five benchmarks and concurrent-publish: all, or those that are named.
+    """Run the performance guide's five benchmarks and concurrent-publish. Without a NAME all of them run.
 
     \b
-    basic-publish       one message at a time, each awaited with its confirm
-    batch-publish       batches that are all started together
-    concurrent-publish  200 tasks, each awaiting the confirm of its message
-    basic-consume       one consumer, each message acknowledged after its handler
-    concurrent-consume  several consumers on one queue
-    serialization       JSON to bytes and back, no broker
+    basic-publish       publish one message at a time and await its confirm
+    batch-publish       publish batches that are all started at once
+    concurrent-publish  200 tasks publish, each awaits the confirm of its message
+    basic-consume       one consumer acknowledges each message after its handler
+    concurrent-consume  several consumers share one queue
+    serialization       encode to JSON and decode, without a broker
 
-    They declare, fill and remove queues and exchanges of their own. A message that is lost or fails is an error, and
-    there are no figures then.
+    The benchmarks use queues and exchanges of their own, and delete them at the end. If a message is lost or fails, the
+    command ends with an error and shows no figures.
     """  # noqa: D301 - click wants the character
     from leveret.cli import bench as benchmarks
     from leveret.cli import report
-    from leveret.cli.measure import Meter, cpu_count
+    from leveret.cli.measure import Clocks, cpu_count
     from leveret.cli.progress import Bars
     from leveret.cli.stage import Target, identify
 
@@ -161,13 +189,13 @@ def bench(
             count=count,
         )
 
-        async def run() -> tuple[dict[str, Any] | None, list[benchmarks.Result]]:
+        async def run() -> tuple[dict[str, Any] | None, list[benchmarks.BenchmarkResult]]:
             identity = await identify(target) if needs_broker else None
             with Bars(console(stderr=True), enabled=not quiet) as bars:
                 plan = benchmarks.Plan(
                     target=target,
                     workload=workload,
-                    meter=Meter(broker_cpu_ns, lambda: bars.cpu_ns),
+                    clocks=Clocks(broker_cpu_ns, lambda: bars.cpu_ns),
                     bars=bars,
                     concurrency=consumers,
                     confirms=confirms,
@@ -199,13 +227,15 @@ def bench(
 
 @app.command()
 @_BROKER
-@click.option("--count", default=200_000, show_default=True, type=click.IntRange(1, 100_000_000), help="Orders.")
+@click.option(
+    "--count", default=200_000, show_default=True, type=click.IntRange(1, 100_000_000), help="Orders to publish."
+)
 @_QUIET
 def demo(where: str, count: int, quiet: bool) -> None:
-    """Publish typed orders in confirmed batches, consume and acknowledge them, and check each one."""
+    """Publish typed orders in confirmed batches, consume them, and check that each came exactly once."""
     from leveret.cli import report
     from leveret.cli.demo import run_demo
-    from leveret.cli.measure import Meter
+    from leveret.cli.measure import Clocks
     from leveret.cli.progress import Bars
     from leveret.cli.stage import Target, identify
 
@@ -215,7 +245,7 @@ def demo(where: str, count: int, quiet: bool) -> None:
         async def run() -> tuple[dict[str, Any], Any]:
             identity = await identify(target)
             with Bars(console(stderr=True), enabled=not quiet) as bars:
-                return identity, await run_demo(target, Meter(broker_cpu_ns, lambda: bars.cpu_ns), bars)
+                return identity, await run_demo(target, Clocks(broker_cpu_ns, lambda: bars.cpu_ns), bars)
 
         identity, outcome = _run(run())
         console().print(report.demo_table(outcome, count, identity))
@@ -225,26 +255,30 @@ def demo(where: str, count: int, quiet: bool) -> None:
 
 @app.command("run")
 @click.argument("target", metavar="MODULE:APP")
-@click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 1000), help="How many run the app.")
+@click.option(
+    "--processes", default=1, show_default=True, type=click.IntRange(1, 1000), help="Processes that run the app."
+)
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(0, 86_400, min_open=True),
     metavar="SECONDS",
-    help="For running handlers to end after a signal.  [default: the app's own, 30]",
+    help="Time for running handlers to end after a signal.  [default: the app's own, 30]",
 )
-@click.option("--quiet", is_flag=True, help="No summary, and only warnings are logged.")
-@click.option("--worker-fd", type=click.IntRange(3), hidden=True)  # what the processes are started with
+@click.option("--quiet", is_flag=True, help="Show no summary, and log only warnings.")
+@click.option("--worker-fd", type=click.IntRange(3), hidden=True)  # for processes that `run_workers` starts
 def run_app(target: str, processes: int, drain_timeout: float | None, quiet: bool, worker_fd: int | None) -> None:
-    """Run a leveret.App: its consumers, in one process or several, until Ctrl-C or SIGTERM.
+    """Run the consumers of a leveret.App, in one process or several, until Ctrl-C or SIGTERM.
 
-    MODULE is looked for in the current directory first, and APP is the name of the app in it, as in shop.consumers:app.
+    MODULE is imported from the current directory or the Python path. APP is the name of the app in it, as in
+    shop.consumers:app.
 
-    The first signal stops: no more messages are taken, those that no handler has begun go back to their queues, and
-    running handlers get the drain timeout to end. The status is 0 then. A second signal ends everything at once.
+    The first signal stops the app: it takes no more messages, messages that no handler has begun return to their
+    queues, and running handlers get the drain timeout to end. The exit status is then 0. A second signal stops the app
+    at once.
 
-    Consumers that lose their connection are started again, and so are processes that crash; one that crashes 5 times
-    within 30 seconds ends the command with status 1. On a terminal a summary is shown, and elsewhere it is logged each
-    minute: deliveries and acknowledgements per second, failures, messages that are being worked on, restarts.
+    Consumers that lose their connection start again, and so do processes that crash. If a process crashes 5 times
+    within 30 seconds, the command ends with status 1. A terminal shows a summary; elsewhere it is logged each minute:
+    deliveries and acknowledgements per second, failures, unsettled messages, restarts.
     """
     if worker_fd is not None:
         from leveret.cli.serve import serve_as_worker
@@ -262,8 +296,15 @@ def run_app(target: str, processes: int, drain_timeout: float | None, quiet: boo
 
 @contextlib.contextmanager
 def _broker_at(where: str | None) -> Iterator[tuple[leveret.ConnectionSettings, Callable[[], int | None]]]:
-    """Yields how to reach the broker, and what reads its CPU time; None is no broker at all."""
-    # Whatever is logged also ends the command, whose one line says it.
+    """Starts the embedded broker if `where` asks for it.
+
+    Args:
+        where: "embedded", an amqp:// URL, or None for no broker.
+
+    Yields:
+        The connection settings, and a function that returns the broker's CPU time or None.
+    """
+    # An error that is logged also ends the command, which prints it in one line.
     logging.getLogger("leveret").addHandler(logging.NullHandler())
     if where is None:
         yield leveret.ConnectionSettings(), lambda: None
@@ -280,4 +321,4 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
     try:
         return leveret.run(main)
     finally:
-        main.close()  # Ctrl-C may come before it began
+        main.close()  # Ctrl-C may come before the coroutine has begun

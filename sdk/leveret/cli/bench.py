@@ -1,4 +1,4 @@
-"""The performance guide's five benchmarks, and one more row: many tasks that publish at once."""
+"""`leveret bench`: the performance guide's five benchmarks, and one with many tasks that publish at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.cli.failures import Incomplete
-from leveret.cli.measure import Figures, Meter, Percentiles, peak_rss_bytes, reset_peak_rss
+from leveret.cli.measure import Clocks, Figures, Percentiles, peak_rss_bytes, reset_peak_rss
 from leveret.cli.orders import Order, encode, orders
 from leveret.cli.pacing import pace, schedule
 from leveret.cli.progress import supervise
@@ -30,39 +30,39 @@ __all__ = [
     "PACED_MESSAGES",
     "PACED_RATE",
     "PUBLISHING_TASKS",
+    "BenchmarkResult",
     "Plan",
-    "Result",
     "Workload",
     "run_benchmarks",
 ]
 
-#: Messages that are not measured, so that code is specialized, buffers have grown and queues are awake.
+#: Messages before the measurement: they let Python specialize code, buffers grow and RabbitMQ wake its queues.
 _WARM_UP: Final = 500
-#: Messages between two looks at the progress.
+#: Messages between two updates of the progress.
 _CHUNK: Final = 50
-#: How many messages show the latency from publish to consume, and how many of them are published per second.
+#: Messages that measure the latency from publish to consume, and their rate per second.
 PACED_MESSAGES: Final = 2000
 PACED_RATE: Final = 1000
 _DUE: Final = "scheduled-ns"
-#: How many tasks of concurrent-publish publish at once.
+#: Tasks of concurrent-publish.
 PUBLISHING_TASKS: Final = 200
 
 
 class Workload:
-    """The orders of all benchmarks, made before any clock starts.
+    """The orders of all benchmarks, made before the clocks start.
 
     Args:
-        count: How many.
-        size: Bytes of each, or 0 for the guide's order as it is.
+        count: The number of orders.
+        size: Bytes of each, or 0 for the guide's order without padding.
 
     Attributes:
         orders: The orders.
         amount: The sum of their amounts.
-        smallest_bytes: The shortest body.
-        largest_bytes: The longest body.
+        smallest_bytes: Bytes of the smallest body.
+        largest_bytes: Bytes of the largest body.
 
     Raises:
-        ValueError: The size is less than an order needs.
+        ValueError: The size is smaller than an order needs.
     """
 
     def __init__(self, count: int, size: int = 0) -> None:
@@ -78,20 +78,20 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the benchmarks share.
+    """The options and tools of all benchmarks.
 
     Attributes:
         target: The broker.
-        workload: What to publish.
-        meter: Clocks.
-        bars: Progress.
+        workload: The orders to publish.
+        clocks: The clocks.
+        bars: The progress bars.
         concurrency: How many consumers share the queue of concurrent-consume.
         confirms: Whether publishing waits for confirms.
     """
 
     target: Target
     workload: Workload
-    meter: Meter
+    clocks: Clocks
     bars: Bars
     concurrency: int
     confirms: bool
@@ -102,26 +102,26 @@ class Plan:
         """Runs work under a progress bar.
 
         Args:
-            name: What the bar and errors say.
+            name: The work's name on the bar and in errors.
             work: The work.
-            done: Reads how many messages are done.
-            total: How many there are; by default all of the workload.
-            draw: Whether the bar moves meanwhile.
+            done: Returns how many messages are done.
+            total: The number of messages; by default that of the workload.
+            draw: Whether the bar is drawn while the work runs.
 
         Raises:
-            Incomplete: The work stood still.
+            Incomplete: There was no progress for `STALL` seconds.
         """
         with self.bars.bar(name, total or len(self.workload), done):
             await supervise(work, self.bars, name=name, stall=STALL, draw=draw)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What was found about one benchmark.
+class BenchmarkResult:
+    """The figures of one benchmark.
 
     Attributes:
-        name: The benchmark.
-        messages: How many messages each run had.
+        name: The benchmark's name.
+        messages: Messages of each run.
         runs: The figures of each run.
     """
 
@@ -139,13 +139,13 @@ class Result:
         return medians
 
 
-async def run_benchmarks(plan: Plan, names: Sequence[str], repeat: int) -> list[Result]:
-    """Runs benchmarks one after the other, and all of them again, so that a slow minute is not one benchmark's.
+async def run_benchmarks(plan: Plan, names: Sequence[str], repeat: int) -> list[BenchmarkResult]:
+    """Runs the benchmarks one after the other, and repeats that, so that a slow minute affects all of them.
 
     Args:
-        plan: How.
-        names: Which, of `BENCHMARKS`. batch-publish brings concurrent-publish along, which compares with it.
-        repeat: How often.
+        plan: The options and tools.
+        names: Names in `BENCHMARKS`.
+        repeat: How often each benchmark runs.
 
     Returns:
         The results in the order of the names.
@@ -155,8 +155,8 @@ async def run_benchmarks(plan: Plan, names: Sequence[str], repeat: int) -> list[
         LeveretError: The broker refused something, or the connection was lost.
     """
     works = {name: BENCHMARKS[name] for name in names}
-    results = [Result(name, len(plan.workload), []) for name in works]
-    # What the garbage collector would look through again and again is the workload, which no program would hold.
+    results = [BenchmarkResult(name, len(plan.workload), []) for name in works]
+    # The garbage collector would traverse the workload again and again; ordinary programs hold no such list.
     gc.collect()
     gc.freeze()
     try:
@@ -187,13 +187,13 @@ async def basic_publish(plan: Plan) -> Figures:
                         await producer.publish(order, key)
                         latencies.append(time.perf_counter_ns() - began)
                     published = len(latencies)
-                    # Here, where no message waits for it.
+                    # No message waits for the drawing here.
                     plan.bars.draw()
                 await _reach_the_broker(plan, producer)
 
-            start = plan.meter.now()
+            start = plan.clocks.now()
             await plan.run(name, publish_all(), lambda: published, draw=False)
-            figures = plan.meter.since(start).figures(len(values))
+            figures = plan.clocks.since(start).figures(len(values))
         await stage.expect(len(values))
     if plan.confirms:
         figures |= Percentiles.of(latencies).figures("publish_to_confirm")
@@ -201,7 +201,7 @@ async def basic_publish(plan: Plan) -> Figures:
 
 
 async def batch_publish(plan: Plan) -> Figures:
-    """Batches that are all started together; the clock stops when the last message is confirmed."""
+    """Batches that are all started at once. The clock stops when the last message is confirmed."""
     name, key, values = "batch-publish", "batch.publish", plan.workload.orders
     size = plan.target.batch_size
     batches = [values[start : start + size] for start in range(0, len(values), size)]
@@ -217,15 +217,15 @@ async def batch_publish(plan: Plan) -> Figures:
                     result.raise_for_failures()
                 await _reach_the_broker(plan, producer)
 
-            start = plan.meter.now()
+            start = plan.clocks.now()
             await plan.run(name, publish_all(), lambda: producer.counters()[kind] - before[kind])
-            figures = plan.meter.since(start).figures(len(values))
+            figures = plan.clocks.since(start).figures(len(values))
         await stage.expect(len(values))
     return figures | {"batches": len(batches)}
 
 
 async def concurrent_publish(plan: Plan) -> Figures:
-    """Many tasks, each of which publishes one message at a time and awaits its confirm."""
+    """Many tasks that each publish one message at a time and await its confirm."""
     name, key, values = "concurrent-publish", "concurrent.publish", plan.workload.orders
     async with Stage(plan.target, f"benchmark-{name}", key) as stage:
         async with stage.producer(confirms=plan.confirms) as producer:
@@ -242,9 +242,9 @@ async def concurrent_publish(plan: Plan) -> Figures:
                 await together(*(publish_some() for _ in range(PUBLISHING_TASKS)))
                 await _reach_the_broker(plan, producer)
 
-            start = plan.meter.now()
+            start = plan.clocks.now()
             await plan.run(name, publish_all(), lambda: producer.counters()[kind] - before[kind])
-            figures = plan.meter.since(start).figures(len(values))
+            figures = plan.clocks.since(start).figures(len(values))
         await stage.expect(len(values))
     return figures
 
@@ -260,13 +260,13 @@ async def concurrent_consume(plan: Plan) -> Figures:
 
 
 async def serialization(plan: Plan) -> Figures:
-    """JSON to bytes and back with the SDK's own serializer; no broker."""
+    """Encodes to JSON and decodes with Leveret's own serializer, without a broker."""
     values = plan.workload.orders
     json = JSONSerializer()
     to_bytes, to_order = json.encode, json.decoder(Order)
     for order in values[:_WARM_UP]:
         if to_order(to_bytes(order)) != order:
-            raise Incomplete("serialization: an order did not come back as it was")
+            raise Incomplete("serialization: a decoded order differs from the encoded one")
     done = 0
 
     async def serialize_all() -> None:
@@ -278,13 +278,13 @@ async def serialization(plan: Plan) -> Figures:
             done += len(chunk)
             await asyncio.sleep(0)
 
-    start = plan.meter.now()
+    start = plan.clocks.now()
     await plan.run("serialization", serialize_all(), lambda: done)
-    return plan.meter.since(start).figures(len(values)) | {"broker_cpu_us_per_msg": None}
+    return plan.clocks.since(start).figures(len(values)) | {"broker_cpu_us_per_msg": None}
 
 
 async def _reach_the_broker(plan: Plan, producer: leveret.Producer) -> None:
-    """Without confirms the last thing to wait for is channel.close-ok, which the broker sends after all messages."""
+    """Waits, without confirms, for channel.close-ok, which the broker sends after it has read all messages."""
     if not plan.confirms:
         await producer.close()
 
@@ -299,7 +299,7 @@ async def _warm_up(plan: Plan, stage: Stage, producer: leveret.Producer) -> None
 
 
 async def _consume(plan: Plan, name: str, key: str, consumer_count: int) -> Figures:
-    workload, meter = plan.workload, plan.meter
+    workload, clocks = plan.workload, plan.clocks
     total = len(workload)
     received = amount = 0
     async with Stage(plan.target, f"benchmark-{name}", key) as stage:
@@ -311,34 +311,35 @@ async def _consume(plan: Plan, name: str, key: str, consumer_count: int) -> Figu
         async def handle(order: Order, message: leveret.Message) -> None:
             nonlocal received, amount, first
             if first is None:
-                first = meter.now()
+                first = clocks.now()
             received += 1
             amount += order.amount
             if received == total:
                 for consumer in consumers:
                     consumer.stop()
 
-        subscribed = meter.now()
-        # It ends when the broker has closed the channels, which it does after the last acknowledgement.
+        subscribed = clocks.now()
+        # `run` returns when the broker has closed the channels, which follows the last acknowledgement.
         await plan.run(name, together(*(consumer.run(handle) for consumer in consumers)), lambda: received)
         acked = sum(consumer.counters()["acked"] for consumer in consumers)
         if first is None or (received, acked, amount) != (total, total, workload.amount):
             raise Incomplete(
-                f"{name}: of {total} messages {received} came and {acked} were acknowledged; the sum of amounts is "
-                f"{amount} and should be {workload.amount}"
+                f"{name}: of {total} messages {received} were delivered and {acked} acknowledged; the amounts add up "
+                f"to {amount} instead of {workload.amount}"
             )
-        from_subscribe, from_first = meter.since(subscribed), meter.since(first)
+        from_subscribe, from_first = clocks.since(subscribed), clocks.since(first)
         await stage.expect(0, consumers=0)
     figures = from_first.figures(total)
     whole = from_subscribe.figures(total)
-    # What came in with the first delivery was read before it: CPU counts from the start, and time as in the guide.
+    # The read that brought the first delivery brought others, too. So CPU counts from the subscription, and time from
+    # the first delivery, as in the guide.
     figures |= {figure: whole[figure] for figure in ("client_cpu_us_per_msg", "broker_cpu_us_per_msg")}
     figures |= {f"from_subscribe_{figure}": whole[figure] for figure in ("elapsed_s", "rate_msgs_per_s")}
     return figures | Percentiles.of(latencies).figures("publish_to_consume")
 
 
 async def _latencies(plan: Plan, stage: Stage, name: str, consumer_count: int) -> list[int]:
-    """Publishes at a moderate, steady rate to waiting consumers; returns nanoseconds from the scheduled times."""
+    """Publishes at a steady, moderate rate to consumers; returns the nanoseconds from each scheduled time."""
     values = plan.workload.orders[:PACED_MESSAGES]
     samples: list[int] = []
     warm_ups = 0
@@ -378,16 +379,16 @@ async def _latencies(plan: Plan, stage: Stage, name: str, consumer_count: int) -
             draw=False,
         )
     if len(samples) != len(values):
-        raise Incomplete(f"{name}: {len(samples)} of {len(values)} paced messages came")
+        raise Incomplete(f"{name}: {len(samples)} of {len(values)} paced messages were delivered")
     await stage.expect(0, consumers=0)
     return samples
 
 
 def _discard(ticket: object) -> None:
-    """Producer.flush raises what went wrong with tickets that nobody awaited."""
+    """Drops a ticket. `Producer.flush` raises the errors of tickets that were not awaited."""
 
 
-#: In the guide's order; `concurrent_publish` is not the guide's.
+#: The benchmarks in the guide's order; `concurrent_publish` is an addition.
 BENCHMARKS: Final[dict[str, Callable[[Plan], Awaitable[Figures]]]] = {
     "basic-publish": basic_publish,
     "batch-publish": batch_publish,

@@ -1,4 +1,4 @@
-"""The main job: typed orders, published in confirmed batches and consumed with acknowledgements, each exactly once."""
+"""`leveret demo`: publishes typed orders in confirmed batches, consumes them, checks that each came exactly once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import leveret
-    from leveret.cli.measure import Meter, Span
+    from leveret.cli.measure import Clocks, Span
     from leveret.cli.progress import Bars
     from leveret.cli.stage import Target
 
-__all__ = ["Ledger", "Outcome", "run_demo"]
+__all__ = ["DemoResult", "Ledger", "run_demo"]
 
 #: While one batch waits for its confirms, the next is made and sent.
 _BATCHES_IN_FLIGHT: Final = 2
@@ -29,16 +29,16 @@ _CONCURRENCY: Final = 8
 
 
 class Ledger:
-    """Keeps account of every order on its way out and in, in one byte each.
+    """Records each order that is published and received, with one byte for each.
 
     Args:
-        count: How many orders there will be.
+        count: The number of orders.
 
     Attributes:
-        count: How many orders there will be.
-        first_id: The number of the first identity; the others follow.
+        count: The number of orders.
+        first_id: The integer of the first order's UUID; the others follow.
         published: Orders made so far.
-        received: Orders that came so far.
+        received: Orders received so far.
     """
 
     def __init__(self, count: int) -> None:
@@ -53,48 +53,48 @@ class Ledger:
         self._seen = bytearray(count)
 
     def outgoing(self, made: Iterable[Order]) -> Iterator[Order]:
-        """Passes orders on, and writes them down."""
+        """Yields the orders and records them as published."""
         for order in made:
             self.published += 1
             self._amount_out += order.amount
             yield order
 
     def incoming(self, order: Order) -> None:
-        """Writes down an order that came."""
+        """Records a received order."""
         self.received += 1
         self._amount_in += order.amount
         index = order.id.int - self.first_id
         if 0 <= index < self.count:
-            # Three times are as wrong as twice, and a byte holds no more than 255.
+            # Counts up to 2, because a byte holds no more than 255.
             self._seen[index] = min(2, self._seen[index] + 1)
         else:
             self._strangers += 1
 
     def errors(self) -> list[str]:
-        """What does not agree; empty when every order came exactly once."""
+        """Returns the discrepancies; the list is empty when every order came exactly once."""
         missing, twice = self._seen.count(0), self._seen.count(2)
         found = {
-            "orders were not published": self.count - self.published,
-            "orders are missing": missing,
-            "orders came more than once": twice,
-            "orders came that were not sent": self._strangers,
+            "orders not published": self.count - self.published,
+            "orders missing": missing,
+            "orders delivered more than once": twice,
+            "orders delivered but not published": self._strangers,
         }
-        errors = [f"{number} {text}" for text, number in found.items() if number]
+        errors = [f"{text}: {number}" for text, number in found.items() if number]
         if self._amount_in != self._amount_out:
-            errors.append(f"the sum of amounts is {self._amount_in}, and {self._amount_out} was sent")
+            errors.append(f"the received amounts add up to {self._amount_in}, the published ones to {self._amount_out}")
         return errors
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the demo found.
+class DemoResult:
+    """The result of the demo.
 
     Attributes:
         publishing: From the first order to the last confirm.
-        consuming: From the first order to the answer to the last acknowledgement.
-        producer: How the publishings ended.
-        consumer: What became of the deliveries.
-        errors: What is wrong; empty when every order was confirmed, came exactly once and was acknowledged.
+        consuming: From the first order to the end of the consumer, which follows its last acknowledgement.
+        producer: The producer's counters.
+        consumer: The consumer's counters.
+        errors: The discrepancies; empty when every order was confirmed, came exactly once and was acknowledged.
     """
 
     publishing: Span
@@ -104,18 +104,18 @@ class Outcome:
     errors: list[str]
 
 
-async def run_demo(target: Target, meter: Meter, bars: Bars) -> Outcome:
+async def run_demo(target: Target, clocks: Clocks, bars: Bars) -> DemoResult:
     """Publishes and consumes `target.count` orders at the same time.
 
     Raises:
-        Incomplete: Nothing moved any more.
+        Incomplete: There was no progress for `STALL` seconds.
         LeveretError: The broker refused something, or the connection was lost.
     """
     count = target.count
     ledger = Ledger(count)
     async with Stage(target, "demo-orders", _KEY) as stage, stage.producer() as producer:
         consumer = stage.consumer(Order, concurrency=_CONCURRENCY)
-        start = publishing = meter.now()
+        start = publishing = clocks.now()
 
         async def handle(order: Order, message: leveret.Message) -> None:
             ledger.incoming(order)
@@ -128,7 +128,7 @@ async def run_demo(target: Target, meter: Meter, bars: Bars) -> Outcome:
             nonlocal publishing
             while batch := list(islice(made, target.batch_size)):
                 (await producer.publish_batch(batch, _KEY)).raise_for_failures()
-            publishing = meter.since(start)
+            publishing = clocks.since(start)
 
         with (
             bars.bar("published and confirmed", count, lambda: producer.counters()["confirmed"]),
@@ -136,11 +136,11 @@ async def run_demo(target: Target, meter: Meter, bars: Bars) -> Outcome:
         ):
             works = [publish_batches() for _ in range(_BATCHES_IN_FLIGHT)]
             await supervise(together(*works, consumer.run(handle)), bars, name="demo", stall=STALL)
-        consuming = meter.since(start)
+        consuming = clocks.since(start)
         await stage.expect(0, consumers=0)
         sent, taken = producer.counters(), consumer.counters()
     errors = ledger.errors()
-    errors += [f"{sent[name]} publishings ended {name}" for name in ("returned", "nacked", "unknown") if sent[name]]
+    errors += [f"publishings {name}: {sent[name]}" for name in ("returned", "nacked", "unknown") if sent[name]]
     done = {"confirmed": sent["confirmed"], "acknowledged": taken["acked"]}
-    errors += [f"{count - number} orders were not {verb}" for verb, number in done.items() if number != count]
-    return Outcome(publishing, consuming, sent, taken, errors)
+    errors += [f"orders not {verb}: {count - number}" for verb, number in done.items() if number != count]
+    return DemoResult(publishing, consuming, sent, taken, errors)

@@ -1,4 +1,4 @@
-"""How a command ends: with one line and a status, never with a traceback for what a user can mend."""
+"""Ends commands with one line and an exit status. Users see no traceback for errors that they can correct."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ _LONGEST_LINE = 1000
 
 
 class CommandFailed(Exception):
-    """A command cannot do what it should; the text is for its user."""
+    """A command failed; the text is for its user."""
 
 
 class Incomplete(CommandFailed):
-    """Messages were lost, came twice or failed, or nothing moved any more: there is no figure to report."""
+    """Messages were lost, came twice or failed, or there was no progress, so there are no figures to report."""
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turns errors into click's one line and status 1, and signals into the status that shells use.
+    """Turns errors into one line and status 1, and signals into the status that shells use.
 
-    Ctrl-C ends with 130 and SIGTERM with 143, after what `finally` blocks do; a second one does not wait for them.
+    Ctrl-C ends with 130 and SIGTERM with 143, after all `finally` blocks have run. A second signal does not wait for
+    them.
 
     Yields:
         Nothing.
@@ -43,7 +44,7 @@ def reported() -> Iterator[None]:
         status = 128 + number
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by a script with &
             raise KeyboardInterrupt
-        # The event loop's runner knows how to end a program on this one.
+        # asyncio's runner cancels the main task on SIGINT.
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -60,7 +61,7 @@ def reported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delays Ctrl-C to the end of the context: a process that is just being started would stay behind.
+    """Delays Ctrl-C to the end of the context, so that a process that is just being started is not left running.
 
     Yields:
         Nothing.

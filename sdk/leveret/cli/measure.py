@@ -1,4 +1,4 @@
-"""What is measured: time, CPU of the client and of the broker, memory, percentiles."""
+"""Measures time, CPU of the client and of the broker, memory and percentiles. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Self
 
 __all__ = [
+    "Clocks",
     "Figures",
-    "Meter",
     "Percentiles",
     "Span",
     "cpu_count",
@@ -25,15 +25,16 @@ __all__ = [
     "reset_peak_rss",
 ]
 
-#: What one run found; the names carry the units, and None is what cannot be known.
+#: The figures of one run. Names carry the units; None stands for a figure that cannot be measured.
 Figures = dict[str, float | None]
+Number = TypeVar("Number", int, float)
 
 #: The percentiles that are reported, in thousandths.
 REPORTED: Final = {"p50": 500, "p99": 990, "p99_9": 999}
 
 
-def percentile(ordered: Sequence[int], thousandths: int) -> int:
-    """Takes a percentile by nearest rank: the least sample that this share of all samples does not exceed.
+def percentile(ordered: Sequence[Number], thousandths: int) -> Number:
+    """Returns a percentile by nearest rank: the lowest sample that so many thousandths of all samples do not exceed.
 
     Args:
         ordered: The samples, sorted; at least one.
@@ -57,8 +58,8 @@ class Percentiles:
     Attributes:
         samples: How many there were. With fewer than 1000 the p99.9 is the maximum.
         p50: The median.
-        p99: What 99 % do not exceed.
-        p99_9: What 99.9 % do not exceed.
+        p99: 99 % of the samples do not exceed it.
+        p99_9: 99.9 % of the samples do not exceed it.
         maximum: The longest.
     """
 
@@ -70,7 +71,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, samples: Iterable[int]) -> Self:
-        """Sorts all samples; exact, because counts are bounded."""
+        """Sorts all samples. Exact, because the number of samples is bounded."""
         ordered = sorted(samples)
         return cls(len(ordered), *(percentile(ordered, share) for share in (*REPORTED.values(), 1000)))
 
@@ -82,11 +83,11 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What passed between two moments.
+    """Time and CPU time between two moments.
 
     Attributes:
         wall_ns: Time.
-        client_cpu_ns: User and system time of this process, all threads; without what drawing progress took.
+        client_cpu_ns: User and system time of this process, all threads, without the drawing of progress.
         broker_cpu_ns: User and system time of the embedded broker's process; None for another broker.
     """
 
@@ -100,19 +101,19 @@ class Span:
         return {
             "elapsed_s": self.wall_ns / 1e9,
             "rate_msgs_per_s": messages * 1e9 / max(1, self.wall_ns),
-            # What the guide calls average latency. It is the inverse of the rate, and no message's latency.
+            # The guide calls this average latency. It is the inverse of the rate, not the latency of a message.
             "guide_avg_latency_ms": self.wall_ns / 1e6 / messages,
             "client_cpu_us_per_msg": self.client_cpu_ns / 1e3 / messages,
             "broker_cpu_us_per_msg": None if broker is None else broker / 1e3 / messages,
         }
 
 
-class Meter:
-    """Reads all clocks at once.
+class Clocks:
+    """Reads wall clock and CPU clocks together.
 
     Args:
-        broker_cpu_ns: Reads the broker's CPU time, if that can be known.
-        drawing_cpu_ns: Reads the CPU time that drawing progress has taken, which is not the client's.
+        broker_cpu_ns: Reads the broker's CPU time; returns None where it cannot be measured.
+        drawing_cpu_ns: Reads the CPU time that drawing progress has taken. It is subtracted from the client's.
     """
 
     def __init__(self, broker_cpu_ns: Callable[[], int | None], drawing_cpu_ns: Callable[[], int]) -> None:
@@ -120,12 +121,12 @@ class Meter:
         self._drawing_cpu_ns = drawing_cpu_ns
 
     def now(self) -> Span:
-        """This moment, as the span from an arbitrary one."""
+        """Returns the present moment, as the span from an arbitrary moment."""
         cpu = time.process_time_ns() - self._drawing_cpu_ns()
         return Span(time.perf_counter_ns(), cpu, self._broker_cpu_ns())
 
     def since(self, start: Span) -> Span:
-        """The span from a moment that `now` returned to this one."""
+        """Returns the span from a moment that `now` returned to the present."""
         end = self.now()
         broker = None
         if start.broker_cpu_ns is not None and end.broker_cpu_ns is not None:
@@ -140,7 +141,7 @@ def cpu_of_process_ns(pid: int) -> int | None:
         pid: The process; it must be alive or not waited for yet.
 
     Returns:
-        Nanoseconds, or None where it cannot be known.
+        Nanoseconds; None where the platform does not tell them.
     """
     if sys.platform == "linux":
         # clock_getcpuclockid(3), which Python does not have: the kernel's CPU clock of a process (posix-timers.h).
@@ -150,13 +151,14 @@ def cpu_of_process_ns(pid: int) -> int | None:
 
 
 def reset_peak_rss() -> None:
-    """Makes `peak_rss_bytes` start over, where the kernel can (Linux: proc(5), clear_refs)."""
+    """Resets `peak_rss_bytes`; does nothing where the kernel cannot (Linux can: proc(5), clear_refs)."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process had since `reset_peak_rss`, or since its start where that does nothing."""
+    """Returns the peak of resident memory since `reset_peak_rss`, or since the start where that does nothing."""
+    # Not ru_maxrss on Linux: it begins with the memory of the process that started this one (execve keeps it).
     with contextlib.suppress(OSError), open("/proc/self/status") as file:
         for line in file:
             if line.startswith("VmHWM:"):
@@ -168,7 +170,7 @@ def peak_rss_bytes() -> int:
 
 
 def cpu_count() -> int:
-    """How many CPUs this process may use."""
+    """Returns how many CPUs this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux

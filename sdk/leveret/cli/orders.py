@@ -1,4 +1,4 @@
-"""The workload: the performance guide's order, in its own size or padded to a size in bytes."""
+"""The workload: the performance guide's order, in its own size or padded to a given size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OrderItem(msgspec.Struct, rename="pascal"):
 
 
 class Order(msgspec.Struct, rename="pascal", omit_defaults=True):
-    """The guide's order. `filler` is not the guide's, and is absent unless a size in bytes was asked for."""
+    """The guide's order. The field `filler` is an addition; bodies have it only when they are padded."""
 
     id: uuid.UUID
     customer_name: str
@@ -40,13 +40,13 @@ _FILLER_KEY_BYTES: Final = len(b',"Filler":""')
 
 
 def least_size(count: int) -> int:
-    """Tells the least size in bytes that orders can be padded to.
+    """Returns the smallest size in bytes that orders can be padded to.
 
     Args:
-        count: How many orders there are; the last one has the longest names.
+        count: The number of orders; the last one has the longest names.
 
     Returns:
-        The bytes of the longest order with a filler of one letter: an empty one is left out.
+        The bytes of the longest order with a filler of one letter (JSON leaves out an empty one).
     """
     last = count - 1
     longest = Order(uuid.UUID(int=0), f"Customer {last}", 999, [OrderItem(f"Product {last}", 1, 99)])
@@ -54,25 +54,27 @@ def least_size(count: int) -> int:
 
 
 def orders(count: int, size: int = 0, *, first_id: int | None = None) -> Iterator[Order]:
-    """Makes the guide's orders, the same ones each time except for their identities.
+    """Makes the guide's orders. Apart from their UUIDs they are the same at each call.
 
     Args:
-        count: How many, at least 1.
-        size: Bytes that the JSON of each must have; 0 for the guide's order as it is.
-        first_id: The number of the first identity, from which they go up; None for random ones.
+        count: The number of orders, at least 1.
+        size: Bytes of each order in JSON; 0 for the guide's order without padding.
+        first_id: The integer of the first UUID, from which they count up; None for random UUIDs.
 
     Yields:
         The orders.
 
     Raises:
-        ValueError: The size is less than `least_size`; the text names both.
+        ValueError: The size is less than `least_size`. The text names both.
     """
     least = least_size(count)
     if size and size < least:
-        raise ValueError(f"{count} orders cannot be {size} bytes each; the least is {least} bytes (or 0: unpadded)")
+        raise ValueError(
+            f"{count} orders cannot have {size} bytes each; the least is {least} bytes, or 0 for no padding"
+        )
     chance = random.Random(2025)  # noqa: S311 - a workload, not a secret
     letters = "".join(chance.choices(string.ascii_letters, k=size))
-    # Orders of equal length share their filler, so that many large orders fit into memory.
+    # Orders of the same length share one filler, so that many large orders fit into memory.
     fillers: dict[int, str] = {}
     for i in range(count):
         order = Order(

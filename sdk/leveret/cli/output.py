@@ -1,4 +1,4 @@
-"""Where the commands print: a console, and files for JSON."""
+"""The outputs of the commands: a console, and JSON files."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 __all__ = ["STDOUT", "check_writable", "console", "write_json"]
 
-#: What `--json` calls standard output.
+#: The value of `--json` that stands for standard output.
 STDOUT: Final = "-"
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Makes a console; what is no terminal is 120 characters wide."""
+    """Makes a console; files and pipes are 120 characters wide."""
     from rich.console import Console
 
     made = Console(stderr=stderr)
     if not made.is_terminal and "COLUMNS" not in os.environ:
-        # A file or pipe has no width; a table that wraps in it is no use.
+        # Rich would assume 80 characters, and tables would wrap.
         made.width = 120
     return made
 
 
 def check_writable(file: str | None) -> None:
-    """Refuses a file for `--json` that cannot be written, before a command has worked for minutes."""
+    """Refuses a `--json` file that cannot be written, before the command begins its work."""
     if file is not None and file != STDOUT:
         path = Path(file)
         if not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -38,7 +38,7 @@ def check_writable(file: str | None) -> None:
 
 
 def write_json(file: str, data: Any) -> None:
-    """Writes to a file, or to standard output for `-`."""
+    """Writes JSON to a file, or to standard output for `-`."""
     text = json.dumps(data, indent=2)
     if file == STDOUT:
         click.echo(text)

@@ -1,4 +1,4 @@
-"""Calls at times that are fixed beforehand, whatever the event loop is doing (an open loop)."""
+"""Calls a function at times that are fixed beforehand, independent of the event loop's load (an open loop)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["pace", "schedule"]
 
 
 def schedule(count: int, per_second: float, *, start: float = 0.05) -> list[int]:
-    """Fixes times of even distance.
+    """Returns evenly spaced times.
 
     Args:
-        count: How many.
-        per_second: The rate.
-        start: Seconds from now to the first.
+        count: The number of times.
+        per_second: Times per second.
+        start: Seconds from now to the first time.
 
     Returns:
         Times of `time.perf_counter_ns`.
@@ -31,16 +31,16 @@ def schedule(count: int, per_second: float, *, start: float = 0.05) -> list[int]
 async def pace(times: Sequence[int], act: Callable[[int], None]) -> None:
     """Calls a function in the event loop at each of the times.
 
-    A thread keeps the time, because uvloop's timers are as coarse as a millisecond. When the loop is late the calls
-    are late, but none is left out or moved: a latency that counts from the scheduled time includes the lateness
-    (no coordinated omission).
+    A thread keeps the time, because uvloop's timers have a resolution of one millisecond. When the loop is late the
+    calls are late, but none is skipped or rescheduled. A latency that counts from the scheduled time therefore includes
+    the lateness (no coordinated omission).
 
     Args:
         times: Times of `time.perf_counter_ns`, ascending; at least one.
-        act: Is called with the time it was scheduled for.
+        act: The function. It gets the time that it was scheduled for.
 
     Raises:
-        Exception: What a call raised; it was the last one.
+        Exception: A call raised it. No call follows.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()

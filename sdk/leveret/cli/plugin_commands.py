@@ -1,8 +1,7 @@
-"""Commands that plugins add to `leveret`.
+"""The commands that plugins add to `leveret`.
 
-Finding them means importing plugins, so it is done only when somebody asks: for `leveret --help`, for completion, and
-for a command that the core does not have. Whatever goes wrong then is a note; it never keeps a command of the core from
-running.
+Finding them imports all plugins. That happens only for `leveret --help`, for completion, and for a command that the
+core does not have. A plugin that fails leaves a note, and never keeps a command of the core from running.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _LONGEST_HELP: Final = 200
 
 
 class PluginCommand(click.Command):
-    """Stands for a plugin's command, which is loaded when it is run or its help is shown.
+    """A plugin's command. It is loaded when it runs or its help is shown.
 
     Args:
         spec: The command's description.
-        origin: Its plugin's distribution and version.
+        origin: The plugin's distribution and version.
     """
 
     def __init__(self, spec: CommandSpec, origin: str) -> None:
@@ -45,7 +44,7 @@ class PluginCommand(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Loads the command, and makes its context: what runs from there on is the plugin's."""
+        """Loads the plugin's command and returns its context, so that click runs the loaded command."""
         try:
             command = self._load()
         except click.ClickException:
@@ -68,13 +67,21 @@ class PluginCommand(click.Command):
         return command
 
 
+def _may_be_some() -> bool:
+    """Whether a plugin is installed, found without loading anything; true when that cannot be said so simply."""
+    try:
+        return bool(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # a broken distribution, which the registry leaves out
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class PluginCommands:
-    """What plugins add.
+    """The commands of plugins.
 
     Attributes:
-        commands: Their commands by name.
-        notes: What went wrong, one line for each.
+        commands: The commands by name.
+        notes: One line for each plugin or command that cannot be used.
     """
 
     commands: dict[str, PluginCommand] = field(default_factory=dict)
@@ -82,18 +89,15 @@ class PluginCommands:
 
     @classmethod
     def read(cls, taken: Container[str]) -> PluginCommands:
-        """Asks the installed plugins.
+        """Collects the commands of the installed plugins. Errors become notes.
 
         Args:
-            taken: The names of the core's commands, which win.
-
-        Returns:
-            The commands. Nothing is raised: what cannot be used is noted.
+            taken: The names of the core's commands, which take precedence.
         """
         found = cls()
-        if not importlib.metadata.entry_points(group=GROUP):
+        if not _may_be_some():
             return found
-        # What is logged is noted, too.
+        # The notes tell the same as the log.
         logging.getLogger("leveret").addHandler(logging.NullHandler())
         try:
             found._read(taken)
@@ -112,46 +116,48 @@ class PluginCommands:
         self.notes.extend(printable(str(error), 1000) for error in errors)
         for info, spec in specs:
             if spec.name in taken:
-                self.notes.append(f"command {spec.name!r} of {info.origin} is not used: the core has one of that name")
+                self.notes.append(
+                    f"command {spec.name!r} of {info.origin} is not used: leveret has a command of that name"
+                )
             else:
                 self.commands[spec.name] = PluginCommand(spec, info.origin)
 
 
 class ExtensibleGroup(click.Group):
-    """A group whose commands come first, and those of plugins after them."""
+    """A click group that lists its own commands first, then those of plugins."""
 
     def added(self, ctx: click.Context) -> PluginCommands:
-        """What plugins add; they are asked once for each run."""
+        """Returns the commands of plugins, which are collected once for each run."""
         found: PluginCommands | None = ctx.meta.get(__name__)
         if found is None:
             found = ctx.meta[__name__] = PluginCommands.read(self.commands)
         return found
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all commands."""
+        """Returns the names of all commands."""
         return [*super().list_commands(ctx), *sorted(self.added(ctx).commands)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Finds a command; plugins are asked when the core does not have it."""
+        """Finds a command, first in the core, then in plugins."""
         return super().get_command(ctx, cmd_name) or self.added(ctx).commands.get(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command of a command line; an unknown one may be that of a plugin that failed."""
+        """Finds the command of a command line. The error for an unknown command names a plugin that failed."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             notes = self.added(ctx).notes
             if not notes:
                 raise
-            text = f"{error.format_message()} Not all plugins could be asked: {notes[0]}. See: leveret plugins list"
+            text = f"{error.format_message()} Not all plugins could be loaded: {notes[0]}. See: leveret plugins list"
             raise click.UsageError(text, ctx=ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the commands, and what went wrong with plugins."""
+        """Writes the commands, and the notes on plugins that cannot be used."""
         super().format_commands(ctx, formatter)
         if notes := self.added(ctx).notes:
-            with formatter.section("Plugins that are not used, or not wholly"):
+            with formatter.section("Plugins that cannot be used, or not wholly"):
                 for note in notes:
                     formatter.write_text(note)

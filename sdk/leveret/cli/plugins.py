@@ -1,7 +1,8 @@
-"""`leveret plugins`: what is installed, whether it is right, and a first version of one's own."""
+"""The commands `leveret plugins list`, `check` and `new`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -19,7 +20,7 @@ from leveret.errors import PluginConflictError, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from leveret.cli.plugin_checks import Result
+    from leveret.cli.plugin_checks import Finding
     from leveret.plugins import PluginRegistry
     from leveret.plugins.registry import PluginInfo
 
@@ -27,10 +28,10 @@ __all__ = ["plugins"]
 
 #: `leveret.cli.template.KINDS` has the same names.
 _KINDS: Final = ("serializer", "compressor", "metrics", "policy")
-#: What a distribution may be called (PyPA, "Names and normalization").
+#: The names that a distribution may have (PyPA, "Names and normalization").
 _DISTRIBUTION: Final = re.compile(r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", re.IGNORECASE)
 _PREFIX: Final = "leveret-"
-#: A name's length in descriptors.
+#: The longest name in a descriptor.
 _LONGEST_NAME: Final = 64
 _STYLES: Final = {"failed": "red", "blocked": "yellow", "not allowed": "yellow", "not chosen": "yellow"}
 
@@ -38,7 +39,7 @@ _STYLES: Final = {"failed": "red", "blocked": "yellow", "not allowed": "yellow",
 @click.group()
 def plugins() -> None:
     """List the installed plugins, check one, or write a new one."""
-    # What is logged is said by the commands themselves.
+    # The commands print errors themselves, so logged ones are dropped.
     logging.getLogger("leveret").addHandler(logging.NullHandler())
 
 
@@ -47,13 +48,16 @@ def plugins() -> None:
 
 @plugins.command("list")
 @click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True), help="Write it as JSON; '-': stdout."
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the list as JSON to this file; '-': stdout.",
 )
-@click.option("--strict", is_flag=True, help="Exit with 1 when a plugin failed.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 when a plugin cannot be used.")
 def list_plugins(json_file: str | None, strict: bool) -> None:
-    """Show all plugins that were found, used or not, and what they bring.
+    """Show all installed plugins, used or not, and what each provides.
 
-    LEVERET_PLUGINS and LEVERET_PLUGINS_BLOCK choose among them, as for every program.
+    LEVERET_PLUGINS and LEVERET_PLUGINS_BLOCK choose the plugins that are used, as in every program.
     """
     from leveret.plugins import PluginRegistry
     from leveret.settings import PluginSettings
@@ -61,10 +65,10 @@ def list_plugins(json_file: str | None, strict: bool) -> None:
     check_writable(json_file)
     settings = PluginSettings.from_env()
     try:
-        # Strict settings would end it at the first failure, and show nothing.
+        # Strict settings would raise the first failure, and the list would not be shown.
         registry = PluginRegistry.load(dataclasses.replace(settings, strict=False))
     except PluginConflictError as error:
-        raise CommandFailed(f"{error}. LEVERET_PLUGINS_BLOCK leaves one out") from error
+        raise CommandFailed(f"{error}. To leave one out, set LEVERET_PLUGINS_BLOCK to its name") from error
     rows = _rows(registry)
     if json_file != STDOUT:
         screen = console()
@@ -76,7 +80,7 @@ def list_plugins(json_file: str | None, strict: bool) -> None:
 
 
 def _rows(registry: PluginRegistry) -> list[dict[str, Any]]:
-    """One object for each plugin, ready for JSON."""
+    """Returns an object for each plugin, ready for JSON."""
     commands, errors = registry.commands()
     rows = [_row(info) for info in registry.plugins]
     for info, row in zip(registry.plugins, rows, strict=True):
@@ -135,24 +139,28 @@ def _in_words(provided: dict[str, Any]) -> str:
 
 @plugins.command()
 @click.argument("name")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def check(name: str, quiet: bool) -> None:
-    """Check the installed plugin NAME (or all of the distribution NAME): metadata, conflicts, conformance.
+@click.option("--quiet", is_flag=True, help="Show no progress bar.")
+@click.pass_context
+def check(context: click.Context, name: str, quiet: bool) -> None:
+    """Check the installed plugin NAME, or all plugins of the distribution NAME: metadata, conflicts, conformance.
 
-    The conformance kits need pytest. Exits with 1 when a check failed; what could not be checked is no failure.
+    The conformance kits need pytest. The exit status is 1 when a check failed; a property that could not be checked is
+    not a failure.
     """
     from rich.progress import BarColumn, Progress, TextColumn
 
     from leveret.cli.plugin_checks import STATUSES, checks
 
-    steps = checks(name)
+    command = context.find_root().command
+    assert isinstance(command, click.Group)
+    steps = checks(name, command.commands)
     counts = dict.fromkeys(STATUSES, 0)
     screen = console(stderr=True)
     progress = Progress(
         BarColumn(10),
         TextColumn("{task.description}", markup=False),
         console=screen,
-        # Drawn by hand: the kits fork, and a process with a thread that draws cannot do that safely.
+        # Drawn by this thread: the kits fork, which is not safe in a process with a thread that draws.
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,
@@ -165,8 +173,8 @@ def check(name: str, quiet: bool) -> None:
         def tell(text: str, plugin: str = step.plugin) -> None:
             progress.update(bar, description=f"{plugin}: {text}", refresh=True)
 
-        # The bar is gone before results are printed.
-        with progress:
+        # The bar is removed before findings are printed. Older versions of rich end a hidden one with an empty line.
+        with contextlib.nullcontext() if progress.disable else progress:
             tell(step.title)
             results = step.run(tell)
         progress.advance(bar)
@@ -178,7 +186,7 @@ def check(name: str, quiet: bool) -> None:
         raise SystemExit(1)
 
 
-def _print_result(plugin: str, result: Result) -> None:
+def _print_result(plugin: str, result: Finding) -> None:
     style = {"ok": "green", "failed": "red", "not checked": "yellow"}[result.status]
     line = f"{plugin}  {result.title}"
     if text := " ".join(result.text.split()):
@@ -191,18 +199,18 @@ def _print_result(plugin: str, result: Result) -> None:
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", required=True, type=click.Choice(_KINDS), help="What it brings.")
+@click.option("--kind", required=True, type=click.Choice(_KINDS), help="What the plugin provides.")
 @click.option(
     "--directory",
     default=".",
     show_default=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where to make the folder leveret-NAME.",
+    help="The folder in which the folder leveret-NAME is made.",
 )
 def new(name: str, kind: str, directory: Path) -> None:
-    """Write a plugin that works, with tests: the distribution leveret-NAME, in a folder of that name.
+    """Write a working plugin with tests: the distribution leveret-NAME, in a new folder of that name.
 
-    Nothing that exists is overwritten.
+    Existing files are never overwritten.
     """
     from leveret.cli.template import KINDS, files
 
@@ -210,9 +218,9 @@ def new(name: str, kind: str, directory: Path) -> None:
     folder = directory / f"{_PREFIX}{name}"
     try:
         if folder.exists() and not folder.is_dir():
-            raise CommandFailed(f"{folder} is there and is no folder; nothing was written")
+            raise CommandFailed(f"{folder} exists and is not a folder; nothing was written")
         if folder.exists() and any(folder.iterdir()):
-            raise CommandFailed(f"{folder} is there and not empty; nothing was written")
+            raise CommandFailed(f"{folder} exists and is not empty; nothing was written")
         for path, text in files(name, kind).items():
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -231,22 +239,27 @@ def new(name: str, kind: str, directory: Path) -> None:
 
 
 def _plugin_name(name: str, kind: str) -> str:
-    """The plugin's name: what is left of a distribution's name without `leveret-`."""
+    """Returns the plugin's name: the distribution's name without `leveret-`.
+
+    Raises:
+        click.BadParameter: The name is not valid, or the core uses it.
+    """
     from leveret.plugins import PluginRegistry
 
     if not _DISTRIBUTION.fullmatch(name):
         raise click.BadParameter(
-            f"{printable(name, 64)!r} is no name for a distribution: letters, digits, '-', '_' and '.', with a letter "
-            "or digit at both ends",
+            f"{printable(name, 64)!r} is not a valid name for a distribution. Use letters, digits, '-', '_' and '.', "
+            "with a letter or digit at both ends",
             param_hint="NAME",
         )
     plugin = re.sub(r"[-_.]+", "-", name).lower().removeprefix(_PREFIX)
     if len(plugin) > _LONGEST_NAME:
         raise click.BadParameter(
-            f"{printable(plugin, 64)!r} has {len(plugin)} characters; the most are {_LONGEST_NAME}", param_hint="NAME"
+            f"{printable(plugin, 64)!r} has {len(plugin)} characters; at most {_LONGEST_NAME} are allowed",
+            param_hint="NAME",
         )
     core = PluginRegistry.from_plugins()
     taken = {*core.names("retry" if kind == "policy" else kind), *(info.name for info in core.plugins)}
     if plugin in taken:
-        raise click.BadParameter(f"the core brings {plugin!r}; choose another name", param_hint="NAME")
+        raise click.BadParameter(f"leveret itself provides {plugin!r}; choose another name", param_hint="NAME")
     return plugin

@@ -1,4 +1,4 @@
-"""The embedded broker in a process of its own, for as long as a command runs."""
+"""Runs the embedded broker in its own process, as long as a command or benchmark needs it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _STOP_TIMEOUT: Final = 5.0
 
 
 class BrokerStartError(CommandFailed):
-    """The embedded broker's process ended, or printed no URL in time."""
+    """The embedded broker's process ended early, or printed no URL in time."""
 
 
 class BrokerProcess:
-    """Starts `python -m leveret.broker` on a free port of loopback, and stops it at the end, whatever the end is.
+    """Starts `python -m leveret.broker` on a free loopback port. Leaving the context always stops the process.
 
     Attributes:
-        url: Its URL, once it is entered.
+        url: The broker's URL, inside the context.
     """
 
     def __init__(self) -> None:
@@ -55,13 +55,19 @@ class BrokerProcess:
         self._stop()
 
     def cpu_ns(self) -> int | None:
-        """User and system time it has taken; None where that cannot be known."""
+        """Returns the process's user and system time in nanoseconds; None where the platform does not tell it."""
         return None if self._process is None else cpu_of_process_ns(self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process's number, inside the context."""
+        assert self._process is not None
+        return self._process.pid
 
     def _start(self) -> None:
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - _stop closes it
-        # -P: what lies in the user's folder is not imported. Its own process group: Ctrl-C at the terminal is for us,
-        # and the broker lives until our queues are removed.
+        # -P: modules in the user's folder are not imported. Its own process group: Ctrl-C at the terminal reaches this
+        # process only, and the broker lives until the command has removed its queues.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "leveret.broker", "--port", "0"],
             stdin=subprocess.DEVNULL,
@@ -73,7 +79,7 @@ class BrokerProcess:
 
     def _read_url(self, process: subprocess.Popen[str]) -> str:
         assert process.stdout is not None
-        # A pipe has no deadline, but it ends with the process.
+        # A read from a pipe has no deadline, but it returns when the process ends.
         deadline = threading.Timer(_START_TIMEOUT, process.kill)
         deadline.daemon = True
         try:
@@ -84,11 +90,11 @@ class BrokerProcess:
         urls = [word for word in words if word.startswith("amqp")]
         if not urls:
             raise BrokerStartError(
-                f"the embedded broker did not start ({_START_TIMEOUT:g} s are its limit): {self._said()}"
+                f"the embedded broker did not start within {_START_TIMEOUT:g} s: {self._last_error()}"
             )
         return urls[0]
 
-    def _said(self) -> str:
+    def _last_error(self) -> str:
         assert self._errors is not None
         self._errors.seek(0)
         return (self._errors.read().strip().splitlines() or ["it printed nothing"])[-1]

@@ -1,4 +1,4 @@
-"""Progress bars that do not disturb what is measured, and the watch over work that may stand still."""
+"""Progress bars whose cost is known, and a watchdog for work that may stall."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _INTERVAL: Final = 0.2
 
 
 class Bars:
-    """Progress bars on a terminal. Nothing is drawn elsewhere, or when they are not wanted.
+    """Progress bars on a terminal. They draw nothing on other outputs.
 
-    They are drawn when `draw` is called and never by a thread, so that what drawing costs is known.
+    No thread draws them, only calls of `draw`, so that the cost of drawing is known.
 
     Args:
-        console: Where to.
-        enabled: Whether to draw at all.
+        console: The console to draw on.
+        enabled: False: draws nothing.
 
     Attributes:
         cpu_ns: The CPU time that drawing has taken.
@@ -56,22 +56,24 @@ class Bars:
         )
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self.enabled:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self.enabled:  # older versions of rich end a hidden one with a line
+            self._progress.stop()
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int, done: Callable[[], int]) -> Iterator[None]:
-        """Shows a bar for as long as the context lasts.
+        """Shows a bar inside the context.
 
         Args:
-            description: What stands before it.
-            total: How many messages there are.
-            done: Reads how many are done; called a few times per second, so that no message pays for it.
+            description: The text before the bar.
+            total: The number of messages.
+            done: Returns how many are done. It is called a few times per second, never once per message.
 
         Yields:
             Nothing.
@@ -86,11 +88,11 @@ class Bars:
             self._progress.remove_task(bar)
 
     def counts(self) -> list[int]:
-        """How many messages are done, for each bar."""
+        """Returns for each bar how many messages are done."""
         return [done() for done in self._done.values()]
 
     def draw(self) -> None:
-        """Shows how much is done, unless it was drawn less than an interval ago."""
+        """Draws the bars, unless they were drawn less than an interval ago."""
         if self.enabled and time.monotonic() >= self._next:
             self._draw()
 
@@ -104,21 +106,21 @@ class Bars:
 
 
 async def supervise(work: Coroutine[Any, Any, T], bars: Bars, *, name: str, stall: float, draw: bool = True) -> T:
-    """Runs work to its end; draws its progress, and gives it up when there is none.
+    """Runs work to its end and draws its progress. Work without progress is cancelled.
 
     Args:
-        work: What to run. It is cancelled, and waited for, when this ends early.
+        work: The coroutine to run. It is cancelled, and waited for, when this ends early.
         bars: The bars of the work.
-        name: What errors call the work.
-        stall: Seconds in which no bar moves, after which the work counts as failed.
-        draw: Whether to draw meanwhile; False when the work chooses the moments itself, or there should be none.
+        name: The work's name in errors.
+        stall: The work fails when no bar moves for so many seconds.
+        draw: False: draws nothing, because the work draws itself, or no progress is wanted.
 
     Returns:
-        What the work returns.
+        The result of the work.
 
     Raises:
-        Incomplete: Nothing moved for `stall` seconds.
-        Exception: What the work raised.
+        Incomplete: No bar moved for `stall` seconds.
+        Exception: The work raised it.
     """
     task = asyncio.ensure_future(work)
     last, moved_at = bars.counts(), time.monotonic()
@@ -133,7 +135,7 @@ async def supervise(work: Coroutine[Any, Any, T], bars: Bars, *, name: str, stal
             if counts != last:
                 last, moved_at = counts, time.monotonic()
             elif time.monotonic() > moved_at + stall:
-                raise Incomplete(f"{name}: nothing moved for {stall:g} s, at {', '.join(map(str, counts))} messages")
+                raise Incomplete(f"{name}: no progress for {stall:g} s, at {', '.join(map(str, counts))} messages")
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for programs."""
+"""Tables, captions and JSON of the commands' results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from leveret.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from leveret.cli.bench import Result
-    from leveret.cli.demo import Outcome
+    from leveret.cli.bench import BenchmarkResult
+    from leveret.cli.demo import DemoResult
     from leveret.cli.measure import Figures
 
 __all__ = ["bench_json", "bench_table", "captions", "demo_table", "info_lines", "machine", "number"]
@@ -30,7 +30,7 @@ _LATENCIES = ("p50", "p99", "p99_9")
 
 
 def number(value: float | None) -> str:
-    """Writes a figure with three significant digits, or all digits before the point; a dash for None."""
+    """Formats a figure with three significant digits, or all digits before the point; None is a dash."""
     if value is None:
         return _DASH
     if value >= 100:
@@ -39,7 +39,7 @@ def number(value: float | None) -> str:
 
 
 def _event_loop() -> str:
-    """Names the event loop that `leveret.run` takes."""
+    """Returns the name of the event loop that `leveret.run` uses."""
     try:
         import uvloop
     except ImportError:
@@ -48,7 +48,7 @@ def _event_loop() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The versions and the CPUs that every figure depends on."""
+    """Returns the versions and the number of CPUs that the figures depend on."""
     return {
         "leveret": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -58,9 +58,9 @@ def machine() -> dict[str, Any]:
 
 
 def bench_json(
-    results: Sequence[Result], settings: Mapping[str, Any], broker: Mapping[str, Any] | None
+    results: Sequence[BenchmarkResult], settings: Mapping[str, Any], broker: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The benchmarks' figures as an object for JSON: every run, and the medians."""
+    """Returns the benchmarks' figures for JSON: each run, and the medians."""
     return {
         **machine(),
         "broker": broker,
@@ -72,19 +72,19 @@ def bench_json(
     }
 
 
-def bench_table(results: Sequence[Result], *, width: int) -> Table:
-    """The medians of the benchmarks as a table.
+def bench_table(results: Sequence[BenchmarkResult], *, width: int) -> Table:
+    """Makes a table of the benchmarks' medians.
 
     Args:
         results: The benchmarks.
-        width: Characters that there is room for; with less than 110 the percentiles stand below one another.
+        width: The width of the output in characters. Below 110 the percentiles stand below one another.
 
     Returns:
         The table.
     """
     wide = width >= _WIDE
     shares = "p50 p99 p99.9 ms" if wide else "p50\np99\np99.9 ms"
-    columns: list[tuple[str, Callable[[Result, Figures], str]]] = [
+    columns: list[tuple[str, Callable[[BenchmarkResult, Figures], str]]] = [
         ("messages", lambda result, _: f"{result.messages:,}"),
         ("msgs/s", lambda _, median: number(median["rate_msgs_per_s"])),
         ("client\nCPU\nus/msg", lambda _, median: number(median["client_cpu_us_per_msg"])),
@@ -95,7 +95,7 @@ def bench_table(results: Sequence[Result], *, width: int) -> Table:
     ]
     medians = [result.median for result in results]
     if all(median["broker_cpu_us_per_msg"] is None for median in medians):
-        del columns[3]  # another machine's, or another user's
+        del columns[3]  # only the embedded broker's CPU time can be read
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1) if wide else 0, show_edge=wide)
     table.add_column("benchmark", no_wrap=True)
     for heading, _ in columns:
@@ -111,7 +111,7 @@ def _latency(median: Mapping[str, float | None], name: str, wide: bool) -> str:
 
 
 def captions(settings: Mapping[str, Any], broker: Mapping[str, Any] | None) -> list[str]:
-    """The lines below a table: what its figures depend on."""
+    """Returns the lines below a table, which tell the conditions of the figures."""
     smallest, largest = settings["smallest_body_bytes"], settings["largest_body_bytes"]
     size = str(smallest) if smallest == largest else f"{smallest} to {largest}"
     runs = f"median of {settings['repeat']} runs" if settings["repeat"] > 1 else "one run"
@@ -122,9 +122,7 @@ def captions(settings: Mapping[str, Any], broker: Mapping[str, Any] | None) -> l
         many = f"batches of {settings['batch_size']}, prefetch {settings['prefetch']}"
         lines = [
             f"{kind}{product}; durable {settings['queue_type']} queue, persistent messages",
-            "every publishing confirmed"
-            if settings["confirms"]
-            else "NO CONFIRMS: whether a message is safe is unknown",
+            "every publishing confirmed" if settings["confirms"] else "NO CONFIRMS: messages may have been lost",
             f"{many}, {settings['concurrency']} consumers in concurrent-consume",
             f"{PUBLISHING_TASKS} tasks in concurrent-publish; the benchmarks of publishing have no consumers",
             *lines,
@@ -134,8 +132,8 @@ def captions(settings: Mapping[str, Any], broker: Mapping[str, Any] | None) -> l
     return [*lines, f"{here['python']}, leveret {here['leveret']}, {here['event_loop']}, {here['cpu_count']} CPUs"]
 
 
-def demo_table(outcome: Outcome, count: int, broker: Mapping[str, Any]) -> Table:
-    """What the demo found, as a table of two columns."""
+def demo_table(outcome: DemoResult, count: int, broker: Mapping[str, Any]) -> Table:
+    """Makes a table of the demo's result."""
     sent, taken = outcome.producer, outcome.consumer
     publishing, consuming = outcome.publishing.figures(count), outcome.consuming.figures(count)
     here = machine()
@@ -152,7 +150,7 @@ def demo_table(outcome: Outcome, count: int, broker: Mapping[str, Any]) -> Table
         "publishings": ", ".join(f"{name} {sent[name]:,}" for name in ("confirmed", "returned", "nacked", "unknown")),
         "deliveries": ", ".join(
             f"{name.replace('_', ' ')} {taken[name]:,}"
-            for name in ("delivered", "acked", "retried", "dead_lettered", "undecodable")
+            for name in ("delivered", "acked", "requeued", "dead_lettered", "undecodable")
         ),
         "each order exactly once": "; ".join(outcome.errors) or "yes, and the sums of their amounts are equal",
         "broker": f"{printable(broker['product'], 64)} {printable(broker['version'], 64)}",
@@ -164,8 +162,8 @@ def demo_table(outcome: Outcome, count: int, broker: Mapping[str, Any]) -> Table
 
 
 def info_lines() -> list[tuple[str, str]]:
-    """What `leveret info` prints: names and texts."""
-    from leveret.consuming import delivering
+    """Returns the lines of `leveret info`: names and values."""
+    from leveret.consuming import worker
     from leveret.publishing import publisher
     from leveret.wire import buffers, reader
 
@@ -178,4 +176,4 @@ def info_lines() -> list[tuple[str, str]]:
             version = "not installed"
         lines.append((package, version))
     lines = [(name.replace("_", " "), text) for name, text in lines]
-    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, reader, publisher, delivering)]
+    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, reader, publisher, worker)]

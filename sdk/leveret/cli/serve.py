@@ -1,4 +1,4 @@
-"""`leveret run` in one process: finding the app, running it, and telling a parent how it goes."""
+"""`leveret run` in one process: finds the app, runs it, and reports to a parent process if there is one."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "log_to_stderr", "serve_as_worker", "serve_here"]
 
-#: Moves to the beginning of a line of a terminal and clears it: the summary may be there.
+#: Moves to the beginning of the terminal's line and clears it, as the summary may stand there.
 _CLEAR_LINE: Final = "\r\x1b[K"
 _LONGEST_REASON: Final = 1000
-#: Bytes of reports that a parent has not read, above which no more are written: it is stopped, or busy.
+#: No report is written while the parent has left so many bytes unread, because it is stopped or busy.
 _UNREAD: Final = 16_384
 
 
@@ -39,7 +39,7 @@ _UNREAD: Final = 16_384
 
 
 def load(target: str) -> App:
-    """Imports a module from the current directory or the Python path, and takes the app out of it.
+    """Imports a module from the current directory or the Python path, and returns the app in it.
 
     Args:
         target: `module:attribute`; both may have dots.
@@ -48,8 +48,8 @@ def load(target: str) -> App:
         The app.
 
     Raises:
-        CommandFailed: There is no such module or attribute, it is no app, or importing the module failed; the text says
-            which, and what it may have been meant to be.
+        CommandFailed: There is no such module or attribute, the attribute is not an app, or importing the module
+            failed. The text says which, and suggests a similar name.
     """
     module_name, colon, attribute = target.partition(":")
     if re.search(r"[/\\]|\.py$", module_name):
@@ -88,7 +88,7 @@ def _import(name: str) -> Any:
             prefix = f"{parent}." if parent else ""
             others = [prefix + module.name for module in pkgutil.iter_modules(paths)]
             raise CommandFailed(f"there is no module {missing!r}{_meant(prefix + last, others)}") from None
-        # It is the module's own fault: whoever writes it needs to see where.
+        # The module itself failed: show its author where.
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
         if own and not isinstance(error, LeveretError):
@@ -99,7 +99,7 @@ def _import(name: str) -> Any:
 
 
 def _names(holder: object) -> list[str]:
-    # Apps before all else, because one of them is what was meant.
+    # If there are apps, suggest only these.
     names = [name for name in dir(holder) if not name.startswith("_")]
     apps = [name for name in names if isinstance(inspect.getattr_static(holder, name, None), App)]
     return apps or names
@@ -113,14 +113,14 @@ def _meant(name: str, others: Iterable[str]) -> str:
     return ""
 
 
-# ---------------------------------------------------------------------- what is logged
+# ---------------------------------------------------------------------- logging
 
 
 def log_to_stderr(*, quiet: bool) -> None:
-    """Shows what Leveret logs on stderr, unless the app's module has chosen where logs go.
+    """Writes Leveret's log to stderr, unless the app's module has configured logging.
 
     Args:
-        quiet: True for warnings and errors only.
+        quiet: True: logs warnings and errors only.
     """
     ours = logging.getLogger("leveret")
     if ours.hasHandlers():
@@ -144,17 +144,17 @@ def _prepared(target: str, drain_timeout: float | None, *, quiet: bool) -> App:
 
 
 def serve_here(target: str, drain_timeout: float | None, *, quiet: bool) -> None:
-    """Runs an app in this process until a signal; shows a summary unless it is not wanted.
+    """Runs an app in this process until a signal, and shows a summary.
 
     Args:
         target: `module:attribute`.
-        drain_timeout: Seconds, over the app's own; None leaves that.
-        quiet: No summary, and only warnings are logged.
+        drain_timeout: Seconds for running handlers to end; None for the app's own setting.
+        quiet: True: shows no summary and logs only warnings.
 
     Raises:
         CommandFailed: The app was not found.
         SystemExit: A second signal came.
-        LeveretError: What no attempt can mend.
+        LeveretError: An error that trying again cannot help.
     """
     app = _prepared(target, drain_timeout, quiet=quiet)
 
@@ -169,24 +169,24 @@ def serve_here(target: str, drain_timeout: float | None, *, quiet: bool) -> None
 
 
 def serve_as_worker(target: str, drain_timeout: float | None, fd: int, *, quiet: bool) -> None:
-    """Runs an app as one of several processes, until a signal or until the parent hangs up.
+    """Runs an app as one of several processes, until a signal or until the parent closes its end of the socket.
 
     Args:
         target: `module:attribute`.
-        drain_timeout: Seconds, over the app's own; None leaves that.
-        fd: A stream socket to the parent. Each second a line of JSON goes out; the end of what comes in means to stop:
-            the parent closed its half, or is gone.
-        quiet: Only warnings are logged.
+        drain_timeout: Seconds for running handlers to end; None for the app's own setting.
+        fd: A stream socket to the parent. The process sends a line of JSON each second. It stops at the end of its
+            input: the parent has closed its end, or is gone.
+        quiet: True: logs only warnings.
 
     Raises:
-        SystemExit: The status is 1 after an error that no attempt can mend, which the parent was told.
+        SystemExit: Status 1 after an error that trying again cannot help. The parent was told.
     """
     try:
         parent = socket.socket(fileno=fd)
     except OSError as error:
         raise CommandFailed("--worker-fd is for processes that `leveret run` starts itself") from error
     with parent:
-        # What handlers start must not keep the parent from noticing our end.
+        # Processes that handlers start must not hold the socket open after this process has ended.
         parent.set_inheritable(False)
         try:
             app = _prepared(target, drain_timeout, quiet=quiet)
@@ -201,7 +201,7 @@ def serve_as_worker(target: str, drain_timeout: float | None, fd: int, *, quiet:
 
 def _reporting(parent: socket.socket) -> Any:
     async def report(app: App, stop: asyncio.Event) -> None:
-        # A socket of its own, because the transport closes it with the loop.
+        # A duplicate, because the transport closes its socket with the loop.
         reader, writer = await asyncio.open_unix_connection(sock=parent.dup())
         listening = asyncio.create_task(_listen(reader, stop))
         try:
@@ -227,7 +227,7 @@ def _lines(app: App) -> Iterator[bytes]:
 
 
 async def _listen(reader: asyncio.StreamReader, stop: asyncio.Event) -> None:
-    # It has no deadline: the parent says nothing as long as all is well.
+    # No deadline: the parent sends nothing, it only closes its end.
     with contextlib.suppress(ConnectionError):
         await reader.read()
     stop.set()

@@ -1,4 +1,4 @@
-"""Where a benchmark plays: a client, and one queue of its own that is bound to one exchange of its own."""
+"""The stage of a benchmark: a client with an exchange and a queue that exist only for it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["QUEUE_TYPES", "STALL", "Stage", "Target", "identify", "together"]
 
 #: Seconds without progress after which work counts as failed.
 STALL: Final = 30.0
-#: Seconds until removing what was declared is given up.
+#: Seconds that deleting the exchange and queue may take.
 _REMOVE_TIMEOUT: Final = 10.0
-#: Seconds after which the broker itself deletes a queue that nobody uses: a killed process removes nothing.
+#: Seconds without use after which the broker deletes the queue, in case this process is killed.
 _EXPIRES: Final = 3600.0
-#: All batches start together, and each may wait for its turn this long: at least 5000 messages per second.
+#: Messages per second. All batches start together, so the confirm timeout allows for the last one at this rate.
 _SLOWEST_RATE: Final = 5000
 
 QUEUE_TYPES: Final = ("classic", "quorum")
@@ -36,15 +36,15 @@ QUEUE_TYPES: Final = ("classic", "quorum")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A broker, and what to declare there.
+    """A broker, and the options of the queue, producers and consumers there.
 
     Attributes:
-        connection: How to reach it.
+        connection: The broker's connection settings.
         embedded: Whether it is the embedded broker, which ends with the command.
         queue_type: `classic` or `quorum`.
-        prefetch: Of each consumer.
+        prefetch: The prefetch of each consumer.
         batch_size: Messages per batch.
-        count: How many messages will be published at most.
+        count: The most messages that will be published.
     """
 
     connection: leveret.ConnectionSettings
@@ -56,12 +56,12 @@ class Target:
 
 
 def _connect(target: Target) -> Any:
-    """`leveret.connect`, under a name that the broker's tools show."""
+    """Calls `leveret.connect` with a client name that the broker's tools show."""
     return leveret.connect(target.connection, client_name="leveret command")
 
 
 async def identify(target: Target) -> dict[str, Any]:
-    """Connects once; returns the product and version that the broker says it is, and whether it is embedded."""
+    """Connects once; returns the broker's product and version as it names them, and whether it is embedded."""
     async with _connect(target) as client:
         properties = client.connection.negotiated.server_properties
     identity = {name: str(properties.get(name, "unknown")) for name in ("product", "version")}
@@ -69,14 +69,14 @@ async def identify(target: Target) -> dict[str, Any]:
 
 
 class Stage:
-    """A client with one queue, bound to one exchange; both are durable, have names of their own and are removed.
+    """A client with one durable queue, bound to one durable exchange. Use it with `async with`.
 
-    Use it with `async with`.
+    The names are new at each use. Leaving the context deletes queue and exchange.
 
     Args:
-        target: Where.
-        name: What the names begin with.
-        routing_key: Binds the queue to the exchange.
+        target: The broker, and the options.
+        name: The prefix of the names.
+        routing_key: The routing key of the binding.
 
     Attributes:
         client: The client.
@@ -98,7 +98,7 @@ class Stage:
         if target.queue_type == "quorum":
             kind = leveret.Quorum(arguments={"x-expires": round(_EXPIRES * 1000)})
         self._queue = leveret.Topology().queue(self.queue, kind)
-        # It goes with its last binding, and so with the queue.
+        # auto_delete: the broker deletes the exchange with its last binding, so with the queue.
         self._all = (
             leveret.Topology()
             .exchange(self.exchange, "direct", auto_delete=True)
@@ -122,19 +122,22 @@ class Stage:
 
     async def _leave(self) -> None:
         try:
-            # Over a connection of its own: the client's may be lost or stuck, which is why we leave.
+            # A new connection, because the client's own may be lost or stuck.
             async with asyncio.timeout(_REMOVE_TIMEOUT), _connect(self._target) as client:
                 await client.delete_exchange(self.exchange)
                 await client.delete_queue(self.queue)
         except (leveret.LeveretError, TimeoutError) as error:
             if not self._target.embedded:
                 hours = _EXPIRES / 3600
-                click.echo(f"could not remove queue {self.queue} ({error}); it expires after {hours:g} h", err=True)
+                click.echo(
+                    f"could not delete the queue {self.queue} ({error}); the broker deletes it after {hours:g} h",
+                    err=True,
+                )
         finally:
             await self.client.close()
 
     def producer(self, *, confirms: bool = True) -> leveret.Producer:
-        """Makes a producer to the exchange."""
+        """Makes a producer for the exchange."""
         target = self._target
         return self.client.producer(
             exchange=self.exchange,
@@ -144,15 +147,15 @@ class Stage:
         )
 
     def consumer(self, model: type[Order], *, concurrency: int = 1) -> leveret.Consumer[Order]:
-        """Makes a consumer of the queue."""
+        """Makes a consumer for the queue."""
         return self.client.consumer(self.queue, model, prefetch=self._target.prefetch, concurrency=concurrency)
 
     async def fill(self, values: Iterable[Order], count: int) -> None:
-        """Publishes messages with confirms, and checks that exactly so many are in the queue.
+        """Publishes messages with confirms, and checks that the queue then holds exactly `count`.
 
         Raises:
             Incomplete: The queue holds another number.
-            PublishError: One did not end confirmed.
+            PublishError: A message was not confirmed.
         """
         async with self.producer() as producer:
             result = await producer.publish_batch(values, self.routing_key)
@@ -160,10 +163,10 @@ class Stage:
         await self.expect(count)
 
     async def expect(self, messages: int, *, consumers: int | None = None) -> None:
-        """Waits until the queue holds exactly so many messages, and has so many consumers.
+        """Waits until the queue holds exactly `messages` messages, and has `consumers` consumers unless that is None.
 
         Raises:
-            Incomplete: It does not come to that, though it gets `STALL` seconds without change for it.
+            Incomplete: The counts still differ after `STALL` seconds without a change.
         """
         last, changed_at = None, time.monotonic()
         while True:
@@ -181,7 +184,7 @@ class Stage:
 
 
 async def together(*works: Coroutine[Any, Any, None]) -> None:
-    """Runs works until all have ended; the first error cancels the others and is raised."""
+    """Runs coroutines until all have ended. The first error cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             for work in works:

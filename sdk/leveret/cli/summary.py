@@ -1,4 +1,4 @@
-"""One line about running consumers: redrawn on a terminal each second, logged each minute elsewhere."""
+"""One line about running consumers: redrawn each second on a terminal, logged each minute elsewhere."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _LOG_INTERVAL: Final = 60.0
 
 
 class Summary:
-    """Shows what consumers do, from counters that are read once a second: no message pays for it.
+    """Shows the rates and failures of consumers, from counters that are read once a second.
 
     Args:
-        name: What runs.
-        enabled: Whether to show anything at all.
-        screen: Where to; stderr unless a test says otherwise.
-        clock: Seconds that only grow.
+        name: The name of the app that runs.
+        enabled: False: shows nothing.
+        screen: The console; by default stderr.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Summary:
         self._name = name
         self._enabled = enabled
         self._clock = clock
-        # Nothing is redirected: what handlers print belongs to them.
+        # Output of handlers is not redirected.
         self._live = (
             Live(console=screen, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
             if enabled and screen.is_terminal
@@ -71,11 +71,11 @@ class Summary:
             self._live.stop()
 
     def tick(self, counters: Mapping[str, int], processes: int, restarts: int, *, stopping: bool = False) -> None:
-        """Shows the state now; on a terminal each time, in a log when a minute has passed.
+        """Shows the state: on a terminal at each call, in a log once a minute.
 
         Args:
             counters: The sums over all processes since they began.
-            processes: How many there are.
+            processes: How many processes run.
             restarts: How often a process or a consumer was started again.
             stopping: Whether they are being stopped.
         """
@@ -95,7 +95,7 @@ class Summary:
 
     def _text(self, counters: Mapping[str, int], passed: float, processes: int, restarts: int) -> str:
         def rate(name: str) -> float:
-            # What a process counted after its last report is gone with it.
+            # Not below 0: a process that ended took the counts since its last report with it.
             return max(0, counters.get(name, 0) - self._last.get(name, 0)) / passed
 
         failures = counters.get("handler_errors", 0) + counters.get("undecodable", 0)

@@ -1,4 +1,4 @@
-"""`leveret run` with several processes: a parent that starts them, watches them, and ends with them."""
+"""`leveret run` with several processes: a parent starts worker processes, restarts those that crash, and stops all."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ __all__ = ["run_workers"]
 
 logger = logging.getLogger("leveret.run")
 
-#: A worker that crashed this often within so many seconds will not do better the next time.
+#: A worker that crashes this often within so many seconds is not started again, and the command fails.
 _CRASHES: Final = 5
 _CRASH_WINDOW: Final = 30.0
-#: Seconds that a worker gets to end before it has said how long it may take.
+#: Seconds that a worker gets to end, until it has reported how long it may need.
 _LONGEST_SHUTDOWN: Final = 60.0
-#: Seconds beyond what it said, and until a process that was killed is gone.
+#: Seconds that a worker gets beyond that time, and that a killed process may take to be gone.
 _GRACE: Final = 5.0
-#: Statuses of a process that a signal ended in an orderly way, or before it could be one.
+#: Exit statuses of a process that a signal stopped, whether it drained or had not yet begun.
 _STOPPED: Final = (0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 @dataclass(slots=True)
 class _Worker:
-    """A place for a process, which one after another may take.
+    """One worker: its current process, and the sums of its earlier ones.
 
     Attributes:
-        number: From 1 up.
-        process: The process now.
-        line: The parent's half of the socket.
-        counted: What the process reported last.
-        gone: What those before it reported last.
-        restarts: How often another process took the place.
-        longest_shutdown: Seconds that it says it may need to end.
-        failure: The error that no attempt can mend.
+        number: The worker's number, from 1 up.
+        process: The current process.
+        line: The parent's end of the socket pair.
+        counted: The counters that the current process reported last.
+        gone: The sums of the last reports of earlier processes.
+        restarts: How often another process was started.
+        longest_shutdown: Seconds that the process says it may need to end.
+        failure: The error that the process reported when a restart cannot help.
     """
 
     number: int
@@ -65,7 +65,7 @@ class _Worker:
     def hang_up(self) -> None:
         """Tells the process to stop."""
         if self.line is not None:
-            with contextlib.suppress(OSError):  # it is gone
+            with contextlib.suppress(OSError):  # the process has ended
                 self.line.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
@@ -74,7 +74,7 @@ class _Worker:
                 self.process.kill()
 
     def forget(self) -> None:
-        self.counted["unsettled"] = 0  # they went back to the queue
+        self.counted["unsettled"] = 0  # the broker returned its unsettled deliveries to the queue
         self.gone.update(self.counted)
         self.counted = Counter()
 
@@ -82,24 +82,24 @@ class _Worker:
 def run_workers(target: str, processes: int, drain_timeout: float | None, *, quiet: bool) -> None:
     """Runs an app in several processes until a signal.
 
-    The first one is started alone: when it finds no app, or a broker that refuses its credentials, there is one error
-    and not one for each process.
+    The first process is started alone, the others when it is ready. If the app does not exist, or the broker refuses
+    its credentials, there is one error and not one for each process.
 
     Args:
         target: `module:attribute`.
-        processes: How many.
-        drain_timeout: Seconds, over the app's own; None leaves that.
-        quiet: No summary, and only warnings are logged.
+        processes: The number of processes.
+        drain_timeout: Seconds for running handlers to end; None for the app's own setting.
+        quiet: True: shows no summary and logs only warnings.
 
     Raises:
-        CommandFailed: A worker met an error that no attempt can mend, crashed again and again, or had to be killed.
-        SystemExit: A second signal came; the status is 128 and its number.
+        CommandFailed: A worker met an error that a restart cannot help, crashed repeatedly, or had to be killed.
+        SystemExit: A second signal came. The status is 128 plus the signal's number.
     """
     log_to_stderr(quiet=quiet)
     options = [] if drain_timeout is None else ["--drain-timeout", str(drain_timeout)]
     options += ["--quiet"] if quiet else []
     with Signals() as signals:
-        # Plain asyncio: there is little to do, and uvloop cannot start a process in a group of its own.
+        # Plain asyncio: uvloop cannot start a process in its own process group.
         asyncio.run(_Supervisor(target, processes, options, signals).run(enabled=not quiet))
         if signals.second:
             raise SystemExit(128 + signals.second)
@@ -120,13 +120,13 @@ class _Supervisor:
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
         others = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._show(enabled))]
         try:
-            # It has no deadline: this is the command's whole life. A keeper ends before only when it failed.
+            # No deadline: this lasts until the command ends. Before that a keeper ends only when it failed.
             await asyncio.wait((*keepers, others[0]), return_when=asyncio.FIRST_COMPLETED)
             self._stop()
             limit = max(worker.longest_shutdown for worker in self._workers)
             _, late = await asyncio.wait(keepers, timeout=limit + _GRACE)
         finally:
-            # They are not cancelled: a process that is just being started would stay behind.
+            # Keepers are not cancelled: a process that is just being started would be left running.
             self._stop()
             self._abort()
             await asyncio.wait(keepers, timeout=_GRACE)
@@ -161,10 +161,14 @@ class _Supervisor:
                 restarts = total["restarts"] + sum(worker.restarts for worker in self._workers)
                 summary.tick(total, running, restarts, stopping=self._stopping.is_set())
 
-    # ------------------------------------------------------------------ one place
+    # ------------------------------------------------------------------ one worker
 
     async def _keep(self, worker: _Worker) -> None:
-        """Has a process run in this place until all stop; raises when it makes no sense to start another."""
+        """Runs the worker's process, and starts another when it ends, until the command stops.
+
+        Raises:
+            CommandFailed: Starting another process cannot help.
+        """
         if worker.number > 1 and not await self._first_ready():
             return
         loop = asyncio.get_running_loop()
@@ -190,7 +194,7 @@ class _Supervisor:
             delay = backoff.delay()
             worker.restarts += 1
             logger.warning(
-                "worker %d (process %d) %s; another is started in %.1f s",
+                "worker %d (process %d) %s; starting another process in %.1f s",
                 worker.number,
                 pid,
                 _how_ended(status),
@@ -202,19 +206,19 @@ class _Supervisor:
     async def _first_ready(self) -> bool:
         ready = asyncio.create_task(self._first_is_ready.wait())
         stopping = asyncio.create_task(self._stopping.wait())
-        # It has no deadline of its own: the first worker is ready, or has failed, or a signal comes.
+        # No deadline: the first worker gets ready or fails, or a signal comes.
         await asyncio.wait((ready, stopping), return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         stopping.cancel()
         return not self._stopping.is_set()
 
     async def _live(self, worker: _Worker) -> tuple[int, int]:
-        """Starts a process and waits for its end; returns its number and its status."""
+        """Starts a process and waits until it ends; returns its process id and exit status."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                # -P: what lies in the current directory is for the app, and not for us. Its own process group: Ctrl-C
-                # at the terminal is for the parent, and would be a second signal after its stop.
+                # -P: modules in the current directory are for the app only. Its own process group: Ctrl-C at the
+                # terminal reaches the parent only; for the process it would be a second signal.
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "leveret.cli", "run", "--worker-fd", str(theirs.fileno())),
                     *(*self._options, "--", self._target),
@@ -229,9 +233,10 @@ class _Supervisor:
                     worker.hang_up()
                 if self._aborting:
                     worker.kill()
-                # It has no deadline: the process lives as long as it is needed.
+                # No deadline: the process runs until the command stops.
                 status = await process.wait()
-                # The last lines are there already; a process that it left behind may hold its end open.
+                # Its last reports have arrived. The wait has a deadline, because a child of the process may hold the
+                # socket open.
                 await asyncio.wait((listening,), timeout=INTERVAL)
             finally:
                 worker.kill()
@@ -242,16 +247,16 @@ class _Supervisor:
             return process.pid, status
 
     async def _listen(self, worker: _Worker, line: socket.socket) -> None:
-        # A socket of its own, because the transport closes it.
+        # A duplicate, because the transport closes its socket.
         reader, writer = await asyncio.open_unix_connection(sock=line.dup())
         try:
-            with contextlib.suppress(ConnectionError, ValueError):  # cut off, or longer than any line of ours
+            with contextlib.suppress(ConnectionError, ValueError):  # cut off, or too long for a report
                 async for text in reader:
-                    self._heard(worker, json.loads(text))
+                    self._report_received(worker, json.loads(text))
         finally:
             writer.close()
 
-    def _heard(self, worker: _Worker, report: dict[str, Any]) -> None:
+    def _report_received(self, worker: _Worker, report: dict[str, Any]) -> None:
         worker.counted = Counter(report.get("counters", worker.counted))
         worker.longest_shutdown = report.get("longest_shutdown", worker.longest_shutdown)
         worker.failure = report.get("failed", worker.failure)

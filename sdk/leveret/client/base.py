@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 from leveret.client.first_use_producer import FirstUseProducer
 from leveret.consuming.batches import Batches
-from leveret.consuming.builder import Consumption
+from leveret.consuming.builder import ConsumerBuilder
 from leveret.consuming.consumer import Consumer
 from leveret.errors import ConfigurationError, ConnectionClosed
 from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.consuming.error_policy import OnError
-    from leveret.monitoring.meters import Monitor
+    from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings, ProducerSettings, Settings
     from leveret.topology.topology import DeclareReport, Topology
@@ -250,12 +250,12 @@ class ClientBase:
         return consumer
 
     @overload
-    def queue(self, queue: str, model: type[T]) -> Consumption[T]: ...
+    def queue(self, queue: str, model: type[T]) -> ConsumerBuilder[T]: ...
 
     @overload
-    def queue(self, queue: str, model: Any = None) -> Consumption[Any]: ...
+    def queue(self, queue: str, model: Any = None) -> ConsumerBuilder[Any]: ...
 
-    def queue(self, queue: str, model: Any = None) -> Consumption[Any]:
+    def queue(self, queue: str, model: Any = None) -> ConsumerBuilder[Any]:
         """Begins a consumer that is put together call by call.
 
             await client.queue("billing", Order).concurrency(8).prefetch(100).consume(handler)
@@ -265,9 +265,9 @@ class ClientBase:
             model: As for `consumer`.
 
         Returns:
-            See `Consumption`.
+            See `ConsumerBuilder`.
         """
-        return Consumption(self, queue, model)
+        return ConsumerBuilder(self, queue, model)
 
     @overload
     def batches(

@@ -13,7 +13,8 @@ from leveret.client.dedicated_connection import DedicatedConnection
 from leveret.client.opening import Opening
 from leveret.connection.link import Link
 from leveret.errors import ConfigurationError, ConnectionClosed
-from leveret.monitoring.meters import Monitor, Sinks
+from leveret.monitoring.monitor import Monitor
+from leveret.monitoring.sinks import Sinks
 from leveret.plugins.registry import PluginRegistry
 from leveret.protocol.transitions import moved
 from leveret.settings import (

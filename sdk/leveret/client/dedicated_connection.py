@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from leveret.monitoring.meters import Monitor
+    from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import Settings
 

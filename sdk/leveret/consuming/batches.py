@@ -19,11 +19,11 @@ __all__ = ["Batches", "DeliveryBatch"]
 
 T = TypeVar("T")
 
-_VERBS = ("dead_letter", "retry", "release")
+_VERBS = ("dead_letter", "requeue", "release")
 
 
 class DeliveryBatch(Generic[T]):
-    """Some deliveries of one queue, in its order. Made by `Batches`.
+    """Deliveries of one queue, in its order, to be settled together. Made by `Batches`.
 
     Attributes:
         values: Their bodies, decoded.
@@ -43,8 +43,8 @@ class DeliveryBatch(Generic[T]):
     def __repr__(self) -> str:
         return f"<DeliveryBatch of {len(self.messages)}>"
 
-    def fail(self, index: int, verb: Literal["dead_letter", "retry", "release"] = "dead_letter") -> bool:
-        """Settles one of them in another way than `ack`, which then leaves it alone.
+    def fail(self, index: int, verb: Literal["dead_letter", "requeue", "release"] = "dead_letter") -> bool:
+        """Settles one message in another way than `ack`, which then leaves it alone.
 
         Args:
             index: Its index in `values`.
@@ -64,7 +64,7 @@ class DeliveryBatch(Generic[T]):
         return bool(getattr(self.messages[index], verb)())
 
     def ack(self) -> int:
-        """Acknowledges those that were not settled, with one basic.ack when the batches before are settled, too.
+        """Acknowledges the messages that are not settled: with one basic.ack when the batches before are settled.
 
         Returns:
             How many it acknowledged.
@@ -75,11 +75,12 @@ class DeliveryBatch(Generic[T]):
 class Batches(Generic[T]):
     """Takes messages from one queue in batches. Made by `Client.batches`.
 
-    A batch is ready when it has `size` messages, or `wait` seconds after its first one came. What cannot be decoded is
-    in none: it is dead-lettered, as `Consumer.run` does it. Use it with `async for`, or `run` with a handler.
+    A batch is ready when it has `size` messages, or `wait` seconds after its first one came. A message that cannot be
+    decoded is in no batch: it is dead-lettered, as `Consumer.run` does it. Use it with `async for`, or `run` with a
+    handler.
 
     Attributes:
-        consumer: Where the messages come from; it has counters, `stop`, `pause`, `drain` and the rest.
+        consumer: Takes the messages; it has the counters, `stop`, `pause`, `drain` and the rest.
         size: The most messages of a batch.
         wait: Seconds that the first message of a batch waits for others at most.
     """
@@ -107,7 +108,7 @@ class Batches(Generic[T]):
             messages = await self.consumer.take(self.size, self.wait)
             if not messages:
                 raise StopAsyncIteration
-            values, kept = self.consumer.decode_all(messages)
+            values, kept = await self.consumer.decode_all(messages)
             if kept:
                 return DeliveryBatch(values, kept, self.consumer.acknowledge)
 
@@ -136,22 +137,23 @@ class Batches(Generic[T]):
             except (StopAsyncIteration, LeveretError):
                 return  # `run` says why
             error: BaseException | None = None
+            has_failed = False
             result: Any = None
             timer = asyncio.timeout(consumer.settings.processing_timeout)
             try:
                 async with timer:
                     result = await handler(batch.values, batch)
             except Exception as raised:
-                error = raised
-                if timer.expired():
-                    error = consumer.took_too_long()
+                has_failed = True
+                error = None if timer.expired() else raised
             except asyncio.CancelledError as raised:
                 if consumer.ends(task):
                     raise
-                error = raised  # the handler cancelled itself
-            if error is None and not (result is None or isinstance(result, bool)):
+                has_failed, error = True, raised  # the handler cancelled itself
+            if not (has_failed or result is None or isinstance(result, bool)):
+                has_failed = True
                 error = TypeError(f"a handler returns None, True or False, not {type(result).__name__}")
-            if error is not None:
+            if has_failed:
                 await consumer.fail(batch.messages, error)
             elif consumer.settings.ack == "manual":
                 pass
@@ -161,5 +163,5 @@ class Batches(Generic[T]):
             else:
                 batch.ack()
             if consumer.ends(task):
-                # The handler kept its cancellation to itself.
+                # The handler caught its cancellation and returned.
                 raise asyncio.CancelledError

@@ -1,4 +1,4 @@
-"""Consuming, put together call by call: a thin layer over `ConsumerSettings` and `Consumer`."""
+"""The fluent form of a consumer: each call sets an option of `ConsumerSettings`, the last one makes the `Consumer`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from leveret.consuming.error_policy import OnError
     from leveret.wire.message import Message
 
-__all__ = ["Consumption"]
+__all__ = ["ConsumerBuilder"]
 
 T = TypeVar("T")
 
 
 class _Maker(Protocol):
-    """What makes consumers: a client or a dedicated connection."""
+    """A client or a dedicated connection: both make consumers."""
 
     @property
     def consumer(self) -> Callable[..., Consumer[Any]]: ...
@@ -28,8 +28,8 @@ class _Maker(Protocol):
     def batches(self) -> Callable[..., Batches[Any]]: ...
 
 
-class Consumption(Generic[T]):
-    """A consumer that is put together call by call. Made by `Client.queue`.
+class ConsumerBuilder(Generic[T]):
+    """Builds a consumer, one option per call. Made by `Client.queue`.
 
         await client.queue("billing", Order).concurrency(8).prefetch(100).consume(handler)
 
@@ -44,7 +44,7 @@ class Consumption(Generic[T]):
         self.options: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        return f"<Consumption queue={self._queue!r} {self.options}>"
+        return f"<ConsumerBuilder queue={self._queue!r} {self.options}>"
 
     def option(self, **options: Any) -> Self:
         """Sets options by name."""
@@ -64,23 +64,23 @@ class Consumption(Generic[T]):
         return self.option(ack=mode)
 
     def ordered_by(self, key: str | Callable[[Message], Hashable]) -> Self:
-        """Sets what keeps messages in order."""
+        """Sets the key whose messages are handled in order: "routing_key", "header:NAME" or a function."""
         return self.option(ordered_by=key)
 
     def on_error(self, policy: OnError) -> Self:
-        """Sets what becomes of a message whose handler raised; see `Client.consumer`."""
+        """Sets the error policy, for messages whose handler raised; see `Client.consumer`."""
         return self.option(on_error=policy)
 
     def processing_timeout(self, seconds: float) -> Self:
-        """Sets after how many seconds a handler has failed."""
+        """Sets the seconds after which a handler is cancelled and has failed."""
         return self.option(processing_timeout=seconds)
 
     def consumer_tag(self, tag: str) -> Self:
-        """Sets the name that the broker lists."""
+        """Sets the consumer tag, which the broker lists."""
         return self.option(consumer_tag=tag)
 
     def exclusive(self) -> Self:
-        """Refuses other consumers of the queue."""
+        """Has the broker refuse other consumers of the queue."""
         return self.option(exclusive=True)
 
     def priority(self, priority: int) -> Self:
@@ -88,7 +88,7 @@ class Consumption(Generic[T]):
         return self.option(priority=priority)
 
     def resubscribe(self) -> Self:
-        """Goes on when the broker cancels the consumer, or the channel or connection is lost."""
+        """Subscribes again when the broker cancels the consumer, or the channel or connection is lost."""
         return self.option(resubscribe=True)
 
     def consumer(self) -> Consumer[T]:

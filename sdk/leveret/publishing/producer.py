@@ -10,7 +10,8 @@ from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.codecs.bodies import ORIGINAL_SIZE, BodyEncoder, Form, OriginalSize
+from leveret.codecs.encoding import BodyEncoder
+from leveret.codecs.forms import ORIGINAL_SIZE, Form, OriginalSize
 from leveret.errors import (
     BackpressureError,
     ChannelClosed,

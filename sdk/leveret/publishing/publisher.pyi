@@ -7,7 +7,7 @@ from typing import Any, Unpack, final
 
 from typing_extensions import Buffer, disjoint_base
 
-from leveret.codecs.bodies import BodyEncoder
+from leveret.codecs.encoding import BodyEncoder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.options import PublishOptions, Template
 from leveret.publishing.template import PublishTemplate
@@ -41,15 +41,6 @@ class PublishBatch:
     ) -> PublishBatch: ...
     def attach(self, out: SendBuffer, channel: int, frame_max: int) -> None: ...
     def add(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
-    def add_many(
-        self,
-        template: PublishTemplate,
-        bodies: list[bytes],
-        ticket: Ticket | None,
-        index: int = 0,
-        start: int = 0,
-        limit: int = -1,
-    ) -> int: ...
     def resend(self, limit: int) -> bool: ...
 
 @disjoint_base

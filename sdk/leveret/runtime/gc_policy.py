@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
-    from leveret.monitoring.meters import Monitor
+    from leveret.monitoring.monitor import Monitor
 
 __all__ = ["GcPolicy", "GcStatistics"]
 

@@ -73,8 +73,8 @@ class Quorum:
     """A quorum queue (RabbitMQ: quorum queues), replicated and always durable.
 
     Attributes:
-        delivery_limit: How often a message may be returned before it is dead-lettered. RabbitMQ 3.10 has no limit
-            by default, 4.0 and later 20.
+        delivery_limit: How often a message may be returned before it is dead-lettered, or dropped where there is no
+            dead-letter exchange. RabbitMQ 3.10 has no limit by default, 4.0 and 4.3 have 20.
         dead_letter_exchange: Where refused and expired messages go.
         dead_letter_routing_key: Their routing key there; their own by default.
         message_ttl: Seconds that a message may wait.

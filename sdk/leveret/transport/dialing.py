@@ -210,7 +210,7 @@ class Dialing:
                         if step is race.winner:
                             return step.endpoint
                     next_start = 0.0
-                if loop.time() >= deadline:
+                if loop.time() >= deadline and race.winner is None:
                     failures += [self._silence(step) for step in (*running.values(), *self._steps)]
                     self._steps.clear()
                     raise joined(failures)

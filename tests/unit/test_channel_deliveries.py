@@ -1,4 +1,4 @@
-"""The deliveries of one channel: whom they ask, and what is dropped when the channel is gone."""
+"""The deliveries of one channel: who decodes and settles them, and what is dropped when the channel is gone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.corpus import frames
 
-from leveret.consuming.delivering import Generation
+from leveret.consuming.channel_deliveries import ChannelDeliveries
 from leveret.errors import LocalProtocolError
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.reader import FrameReader
@@ -17,32 +17,40 @@ if TYPE_CHECKING:
 
 
 class Owner:
-    """What a consumer is to its generations."""
-
-    queue = "orders"
+    """The decoder and the settler of a consumer."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, str]] = []
 
     def decode(self, message: Message) -> str:
         self.calls.append((message.delivery_tag, "decode"))
+        assert isinstance(message.body, bytes)
         return message.body.decode()
 
-    def _settle(self, generation: Generation, message: Message, verb: str) -> bool:
+    def plain(self, message: Message) -> None:
+        return None
+
+    def settle(self, deliveries: ChannelDeliveries, message: Message, verb: str) -> bool:
         self.calls.append((message.delivery_tag, verb))
-        return generation.alive and generation.acks.settle(message.delivery_tag)
+        return deliveries.alive and deliveries.acks.reject(message.delivery_tag)
 
 
-def deliveries(*bodies: bytes) -> tuple[Owner, Generation, list[Message]]:
+def delivered(*bodies: bytes) -> tuple[Owner, ChannelDeliveries, list[Message]]:
     owner = Owner()
-    generation = Generation(owner, 1, SendBuffer(lambda: None, lambda: None))
+    deliveries = ChannelDeliveries(
+        "orders",
+        1,
+        SendBuffer(lambda: None, lambda: None),
+        owner,
+        owner.settle,  # type: ignore[arg-type]
+    )
     (run,) = FrameReader().feed(b"".join(frames.delivery(1, tag, body) for tag, body in enumerate(bodies, 1)))
-    generation.acks.delivered(run)
-    generation.adopt(run, 12.5)
-    return owner, generation, run.messages
+    deliveries.acks.delivered(run)
+    deliveries.adopt(run, 12.5)
+    return owner, deliveries, run.messages
 
 
-def test_a_message_belongs_to_nobody_when_it_was_only_read() -> None:
+def test_a_message_has_no_owner_when_it_was_only_read() -> None:
     (run,) = FrameReader().feed(frames.delivery(1, 1, b"one"))
     (message,) = run.messages
     assert message.value == b"one", "without an owner the value is the body"
@@ -53,31 +61,31 @@ def test_a_message_belongs_to_nobody_when_it_was_only_read() -> None:
 
 
 def test_messages_ask_their_consumer_when_they_were_adopted() -> None:
-    owner, _, (one, two) = deliveries(b"one", b"two")
+    owner, _, (one, two) = delivered(b"one", b"two")
     assert (one.value, two.value, one.value) == ("one", "two", "one")
     assert (one.queue, one.received_at, two.received_at) == ("orders", 12.5, 12.5)
-    assert one.retry()
+    assert one.requeue()
     assert two.dead_letter()
     # The value is decoded once.
-    assert owner.calls == [(1, "decode"), (2, "decode"), (1, "retry"), (2, "dead_letter")]
+    assert owner.calls == [(1, "decode"), (2, "decode"), (1, "requeue"), (2, "dead_letter")]
 
 
 def test_a_message_says_whether_it_can_be_settled() -> None:
-    _, generation, (one, two) = deliveries(b"one", b"two")
+    _, deliveries, (one, two) = delivered(b"one", b"two")
     assert not one.is_settled
     assert one.release()
     assert one.is_settled
     assert not two.is_settled
-    generation.end()
+    deliveries.end()
     assert two.is_settled, "its channel is gone"
 
 
 def test_nothing_is_written_when_the_channel_is_gone() -> None:
-    _, generation, (one, two) = deliveries(b"one", b"two")
+    _, deliveries, (one, two) = delivered(b"one", b"two")
     assert one.release()
-    generation.end()
+    deliveries.end()
     assert not two.ack()
     assert not two.dead_letter()
-    generation.acks.ack(2)
-    generation.flush()
-    assert len(generation.out) == 0, "nothing is written to a channel that is gone"
+    deliveries.acks.ack(2)
+    deliveries.flush()
+    assert len(deliveries.out) == 0, "nothing is written to a channel that is gone"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.corpus import frames
-from tests.unit.test_intake import made
+from tests.support.unconnected import made
 
-from leveret.consuming.delivering import Pace
+from leveret.consuming.read_collector import ReadCollector
 from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class Socket:
         self.loop, self.reader = Loop(), FrameReader()
         self.told: list[int] = []
         self.consumer = made(**options)
-        self.pace = Pace(self.loop, self.told.append, self.reader, DELAY)  # type: ignore[arg-type]
-        self.consumer._pace = self.pace
+        self.collector = ReadCollector(self.loop, self.told.append, self.reader, DELAY)  # type: ignore[arg-type]
+        self.consumer._collector = self.collector
         self.tag = 0
         self.read(1)  # it counts from here on
         self.handle_all()
@@ -93,7 +93,7 @@ async def test_it_reads_at_once_again_when_nothing_came() -> None:
     assert socket.told[-1] > 1, "it waits"
     socket.loop.look()
     assert socket.told[-1] == 1
-    assert socket.loop.timer is None, "nobody looks while nothing comes"
+    assert socket.loop.timer is None, "no timer runs while nothing comes"
 
 
 @pytest.mark.parametrize(("held", "most"), [(0, 40), (50, 20), (90, 1)])
@@ -131,6 +131,6 @@ async def test_it_reads_at_once_when_it_is_stopped() -> None:
     socket = Socket(prefetch=100)
     socket.read(30)
     socket.loop.look()
-    socket.pace.stop()
+    socket.collector.stop()
     assert socket.told[-1] == 1
     assert socket.loop.timer is None

@@ -1,4 +1,4 @@
-"""Workers and what they share, without a broker: each message is handled once or given back, in order, and soon."""
+"""The delivery buffer and its workers, without a broker: each message is handled once or given back, in order."""
 
 from __future__ import annotations
 
@@ -12,69 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpus import frames
+from tests.support.unconnected import begin, made, worker_of
 
 import leveret
-from leveret.consuming.consumer import Consumer
-from leveret.consuming.delivering import Generation, Worker
-from leveret.plugins import PluginRegistry
-from leveret.wire.buffers import SendBuffer
 from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
+    from leveret.consuming.consumer import Consumer
+    from leveret.consuming.worker import Worker
     from leveret.wire.message import Message
-
-
-class Transport:
-    """Where a consumer pauses reading, and flushes."""
-
-    def __init__(self, out: SendBuffer) -> None:
-        self.out = out
-        self.reading = True
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def collect(self, least_bytes: int) -> None: ...
-
-    def flush(self) -> None: ...
-
-
-class Connection:
-    """What a consumer asks of its connection when deliveries come."""
-
-    received_bytes = 0
-
-    def __init__(self) -> None:
-        self.transport = Transport(SendBuffer(lambda: None, lambda: None))
-
-    def check_loop(self) -> None: ...
-
-
-def made(**options: Any) -> Consumer[Any]:
-    """A consumer whose deliveries come from the test."""
-    ordered_by = options.pop("ordered_by", None)
-    consumer: Consumer[Any] = Consumer(
-        None,  # type: ignore[arg-type]
-        "orders",
-        bytes,
-        leveret.ConsumerSettings(read_delay=0, **options),
-        PluginRegistry.load(),
-        ordered_by=ordered_by,
-    )
-    begin(consumer)
-    return consumer
-
-
-def begin(consumer: Consumer[Any]) -> None:
-    """The consumer has another channel."""
-    connection = Connection()
-    consumer._connection = connection  # type: ignore[assignment]
-    consumer._generation = Generation(consumer, 1, connection.transport.out)
-    consumer.meter.replace(consumer._generation.acks)
-    consumer._tags[:] = ["tag"]
 
 
 class Turns:
@@ -93,13 +39,6 @@ class Turns:
         except StopIteration:
             del self.waiting[worker]
             self.ended.add(worker)
-
-
-class Task:
-    """What a worker needs of its task."""
-
-    def cancelling(self) -> int:
-        return 0
 
 
 OUTCOMES = ["returns", "waits", "raises", "refuses", "acks itself", "releases itself", "waits and raises"]
@@ -164,7 +103,7 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
                     if ack in ("coalesced", "each"):
                         assert is_refused or covered <= set(ended), "acknowledged before it was done"
 
-        turns = Turns([Worker(consumer, handler, Task()) for _ in range(concurrency)])  # type: ignore[arg-type]
+        turns = Turns([worker_of(consumer, handler) for _ in range(concurrency)])
         given_back: list[int] = []
         for _ in range(draw(st.integers(1, 25))):
             match draw(st.sampled_from(["deliver", "step", "finish", "step", "finish", "pause", "lose"])):
@@ -189,17 +128,16 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
                         assert consumer.meter.released - before == unstarted
                         given_back += [tag for tag in delivered if tag not in begun and tag not in given_back]
                 case "lose" if draw(st.booleans()):
-                    consumer._reopening = asyncio.ensure_future(asyncio.sleep(0))  # type: ignore[assignment]
+                    subscription = consumer._subscription
+                    subscription._reopening = asyncio.ensure_future(asyncio.sleep(0))  # type: ignore[assignment]
                     consumer.channel_lost(leveret.errors.ConnectionLost("lost"))
-                    consumer._reopening = None
+                    subscription._reopening = None
                     given_back += [tag for tag in delivered if tag not in begun and tag not in given_back]
                     begin(consumer)
                     delivered_now.clear()
             check_settlements()
             if consumer._buffered and not turns.ready():
-                assert all(future not in consumer._idle for future in turns.waiting.values()), (
-                    "a message waits, and a worker is idle"
-                )
+                assert all(worker.state != "idle" for worker in turns.waiting), "a message waits, and a worker is idle"
         # To the end: all that is left is done.
         while turns.ready() or pending:
             if pending:
@@ -217,13 +155,12 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
             assert consumer.counters()["unsettled"] == 0
         if ack == "handoff":
             assert consumer.counters()["unsettled"] == 0, "all that was taken over is acknowledged"
-        consumer._on_timer()
+        consumer._acks.flush(stragglers=True)
         check_settlements()
         if ack in ("coalesced", "each", "handoff"):
             assert set(delivered_now) <= settled
         consumer.stop()
-        if consumer._timer is not None:
-            consumer._timer.cancel()
+        consumer._acks.stop()
 
     asyncio.run(play())
 
@@ -246,7 +183,7 @@ def test_a_worker_that_is_dropped_in_the_middle_ends_its_handler_and_is_freed() 
             await worker
 
         await consumer_never_awaited(consumer, handler)
-        coroutine = work(Worker(consumer, handler, Task()))  # type: ignore[arg-type]
+        coroutine = work(worker_of(consumer, handler))
         coroutine.send(None)
         assert consumer.health().working == 1
         coroutine.close()
@@ -258,7 +195,7 @@ def test_a_worker_that_is_dropped_in_the_middle_ends_its_handler_and_is_freed() 
         assert reference() is None
 
     async def consumer_never_awaited(consumer: Consumer[Any], handler: Any) -> None:
-        worker = Worker(consumer, handler, Task())  # type: ignore[arg-type]
+        worker = worker_of(consumer, handler)
         worker.close()
         with pytest.raises(ValueError, match="thrown"):
             worker.throw(ValueError("thrown"))
@@ -279,7 +216,7 @@ def test_keys_may_be_anything_that_has_a_hash_and_what_has_none_is_dead_lettered
             begun.append(message.delivery_tag)
             await go.wait()
 
-        turns = Turns([Worker(consumer, handler, Task()) for _ in range(10)])  # type: ignore[arg-type]
+        turns = Turns([worker_of(consumer, handler) for _ in range(10)])
         while turns.ready():
             turns.step(turns.ready()[0])
         assert begun == [1, 2, 3, 7], "1, True and 1.0 are equal"
@@ -289,6 +226,6 @@ def test_keys_may_be_anything_that_has_a_hash_and_what_has_none_is_dead_lettered
             turns.step(turns.ready()[0])
         assert begun == [1, 2, 3, 7, 4, 6]
         assert consumer.counters()["acked"] == 6
-        consumer._on_timer()
+        consumer._acks.flush(stragglers=True)
 
     asyncio.run(play())

@@ -1,0 +1,39 @@
+from libc.stdint cimport uint16_t
+
+from leveret.consuming.acks cimport AckWindow
+from leveret.wire.buffers cimport SendBuffer
+from leveret.wire.message cimport Message
+from leveret.wire.runs cimport ContentRun
+
+
+cdef class ChannelDeliveries:
+    cdef readonly AckWindow acks
+    cdef readonly SendBuffer out
+    cdef readonly uint16_t channel
+    cdef readonly object queue
+    cdef readonly bint alive
+    cdef readonly object decode
+    cdef object settler
+    # Finds the function below.
+    cdef object find_plain
+    # Decodes bodies of messages with these packed properties, when nothing else has to be done.
+    cdef bytes plain_properties
+    cdef object plain_decode
+
+    cpdef int adopt(self, ContentRun run, double received_at) except -1
+    cdef object value_of(self, Message message)
+
+
+cdef class Acknowledger:
+    cdef readonly ChannelDeliveries current
+    cdef public Py_ssize_t write_at
+    cdef object loop
+    cdef object meter
+    cdef object timer
+    cdef object flush_transport
+    cdef double delay
+    cdef bint each
+
+    cdef int finish(self, Message message) except -1
+    cpdef int write_in_time(self) except -1
+    cdef int run_dry(self) except -1

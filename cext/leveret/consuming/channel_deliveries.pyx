@@ -1,0 +1,180 @@
+"""The deliveries of one channel: how their bodies are decoded, and when their acknowledgements are written."""
+cimport cython
+from cpython.bytes cimport PyBytes_CheckExact
+from libc.stdint cimport uint16_t
+
+from leveret.consuming.acks cimport AckWindow
+from leveret.wire.buffers cimport SendBuffer
+from leveret.wire.message cimport Message
+from leveret.wire.runs cimport ContentRun
+
+
+@cython.final
+cdef class ChannelDeliveries:
+    """The deliveries that one channel brought to a consumer.
+
+    A consumer that goes on with another channel has another object of this class. Each message refers to the one of its
+    own channel, so a settlement that comes too late is told from one for the new channel: delivery tags begin anew on
+    each channel.
+
+    Args:
+        queue: The queue.
+        channel: The channel's number.
+        out: The connection's send buffer.
+        decoder: Its `decode` decodes a message. Its `plain` returns the function that decodes the bodies of all
+            messages with the same properties, or None.
+        settle: Called as `settle(deliveries, message, verb)` by the verbs of `Message`.
+
+    Attributes:
+        acks: The deliveries that are not settled.
+        alive: False when the channel is gone, and its deliveries with it.
+        decode: Decodes a message.
+    """
+
+    def __cinit__(self, queue, uint16_t channel, SendBuffer out not None, decoder not None, settle not None):
+        self.queue = queue
+        self.channel = channel
+        self.out = out
+        self.decode = decoder.decode
+        self.find_plain = decoder.plain
+        self.settler = settle
+        self.acks = AckWindow(channel)
+        self.alive = True
+
+    def end(self):
+        """Notes that the channel is gone."""
+        self.alive = False
+
+    def is_open(self, Message message not None):
+        """True while one of its messages can be settled."""
+        return self.alive and self.acks.is_open(message.delivery_tag)
+
+    def settle(self, Message message not None, verb):
+        """Settles one of its messages; see the verbs of `Message`."""
+        return self.settler(self, message, verb)
+
+    def adopt_one(self, Message message not None, double received_at):
+        """As `adopt`, for a single message."""
+        message.owner = self
+        message.received_at = received_at
+        return message
+
+    cpdef int adopt(self, ContentRun run, double received_at) except -1:
+        """Becomes the owner of messages.
+
+        Args:
+            run: What one read brought.
+            received_at: When, in seconds of the event loop's clock.
+        """
+        cdef Message message
+        for message in run.messages:
+            message.owner = self
+            message.received_at = received_at
+        return 0
+
+    cdef object value_of(self, Message message):
+        if message.raw_properties is self.plain_properties and PyBytes_CheckExact(message.body):
+            if self.plain_decode is bytes:
+                return message.body
+            try:
+                return self.plain_decode(message.body)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
+                pass  # `decode` raises an error that says more
+        value = self.decode(message)
+        self.plain_decode = self.find_plain(message)
+        self.plain_properties = None if self.plain_decode is None else message.raw_properties
+        return value
+
+    def flush(self, *, bint stragglers=False):
+        """Writes the acknowledgements that are ready; see `AckWindow.flush`."""
+        if self.alive:
+            self.acks.write_ready(self.out, stragglers)
+
+
+@cython.final
+cdef class Acknowledger:
+    """Writes a consumer's acknowledgements: many at once, and none later than `delay` seconds.
+
+    Args:
+        loop: The event loop.
+        meter: Counts as `stale` the messages that were finished when their channel was gone.
+        delay: Seconds that an acknowledgement waits for others at most.
+        each: Write each acknowledgement by itself, at once.
+
+    Attributes:
+        current: The deliveries of the consumer's channel, or None before it has one.
+        write_at: When this many acknowledgements are ready they are written without waiting.
+    """
+
+    def __cinit__(self, loop not None, meter not None, double delay, bint each):
+        self.loop = loop
+        self.meter = meter
+        self.delay = delay
+        self.each = each
+        self.write_at = 1
+
+    def begin(self, ChannelDeliveries deliveries not None, flush_transport not None):
+        """Goes on with the deliveries of another channel.
+
+        Args:
+            deliveries: They become `current`.
+            flush_transport: Writes what the connection's send buffer has.
+        """
+        self.current = deliveries
+        self.flush_transport = flush_transport
+
+    # Acknowledges a message whose handler has returned, unless it is settled.
+    cdef int finish(self, Message message) except -1:
+        cdef ChannelDeliveries deliveries = <ChannelDeliveries>message.owner
+        if not deliveries.alive:
+            self.meter.stale += 1
+        elif not self.each:
+            # `write_in_time` writes it when the worker lets others run: nothing can be sent before that.
+            deliveries.acks.finish(message.delivery_tag)
+        elif deliveries.acks.finish_alone(message.delivery_tag):
+            deliveries.acks.write_alone(deliveries.out, message.delivery_tag)
+        return 0
+
+    cpdef int write_in_time(self) except -1:
+        """Writes the acknowledgements when enough of them are ready, or starts the timer that writes them."""
+        cdef ChannelDeliveries deliveries = self.current
+        if deliveries is None or not deliveries.alive or not deliveries.acks.ready:
+            return 0
+        if deliveries.acks.ready >= self.write_at:
+            deliveries.acks.write_ready(deliveries.out, False)
+        if deliveries.acks.ready and self.timer is None:
+            self.timer = self.loop.call_later(self.delay, self._on_timer)
+        return 0
+
+    # A worker has nothing to do until more is read: what waits in the send buffer need not wait for a turn of the loop.
+    cdef int run_dry(self) except -1:
+        cdef ChannelDeliveries deliveries = self.current
+        cdef bint attended
+        if deliveries is None:
+            return 0
+        attended = deliveries.out.attended  # then it is written at the end of the read's work
+        deliveries.out.attended = True
+        try:
+            self.write_in_time()
+        finally:
+            deliveries.out.attended = attended
+        if deliveries.out.used and not attended:
+            self.flush_transport()
+        return 0
+
+    def _on_timer(self):
+        self.timer = None
+        self.flush(stragglers=True)
+
+    def flush(self, *, bint stragglers=False):
+        """Writes the acknowledgements that are ready; see `AckWindow.flush`."""
+        if self.current is not None:
+            self.current.flush(stragglers=stragglers)
+
+    def stop(self):
+        """Cancels the timer; what is ready waits for `flush`."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None

@@ -1,0 +1,55 @@
+from leveret.consuming.channel_deliveries cimport Acknowledger
+from leveret.consuming.read_collector cimport ReadCollector
+from leveret.transport.waiting cimport Waiter, Waiters
+from leveret.wire.message cimport Message
+
+
+cdef class DeliveryBuffer:
+    # What was delivered; the messages before the head were taken.
+    cdef list buffer
+    cdef Py_ssize_t head
+    cdef Acknowledger acks
+    cdef object failures
+    cdef public object meter
+    cdef object loop
+    # The waits of workers that have nothing to do.
+    cdef object idle
+    cdef Waiters waiters
+    cdef public ReadCollector _collector
+    # When the last deliveries came, or None.
+    cdef readonly object _delivered_at
+    cdef public Py_ssize_t _prefetch
+    # Nothing has to be settled.
+    cdef bint no_ack
+    # `_delivered` is called for each read.
+    cdef bint watched
+    # The buffer is too full: `_taken` is called for each message that is taken.
+    cdef public bint _pressed
+    # No more deliveries will come; workers end when the buffer is empty.
+    cdef bint over
+    # Workers end after the message that they are at.
+    cdef bint stopping
+    # How many messages are being worked on.
+    cdef Py_ssize_t running
+    # The seconds that workers waited for messages, together: less the times at which waits began, plus those at which
+    # they ended; and how many wait now.
+    cdef bint measured
+    cdef double idle_seconds
+    cdef readonly Py_ssize_t _waiting
+    cdef object ordered_by
+    # By key: None while one of its messages is being worked on, or the list of those that wait for that one.
+    cdef dict active
+    # (message, key) whose turn has come.
+    cdef object runnable
+    # The key of the message that `take` returned last, with `ordered_by`.
+    cdef object taken_key
+
+    cdef Message pop(self)
+    cdef Message take(self)
+    cdef int taken(self) except -1
+    cdef int release(self, object key) except -1
+    cdef int wake(self, Py_ssize_t count) except -1
+    cdef int wake_more(self) except -1
+    cdef Waiter wait(self)
+    cdef int idle_begins(self) except -1
+    cdef int idle_ends(self) except -1

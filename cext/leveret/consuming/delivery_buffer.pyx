@@ -1,0 +1,303 @@
+"""What was delivered and no worker has begun with, and the workers that wait for more."""
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SET_ITEM
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
+from leveret.transport.waiting cimport Waiter, Waiters
+from leveret.wire.message cimport Message
+from leveret.wire.runs cimport ContentRun
+
+from collections import deque
+
+cdef enum:
+    # The buffer moves when this many of its places, and half of all, are free.
+    COMPACT = 1024
+
+
+cdef class DeliveryBuffer:
+    """What a consumer does for each message: the buffer of what was delivered, and the workers that wait for it.
+
+    `Consumer` derives from it, so that no Python function runs for an ordinary delivery, and has the rest: what happens
+    once, at a read with unusual settings, or when something fails. The names with an underscore are for `Consumer`.
+
+    Args:
+        acks: Acknowledges messages.
+        failures: Does what is left to do with a message that has no key.
+        meter: Counts the deliveries.
+        loop: The event loop.
+        waiters: Makes what workers wait for.
+        ordered_by: Returns the key of a message, or None when messages may overtake each other.
+        no_ack: Deliveries are not acknowledged.
+        watched: Call `_delivered` for each read.
+        measured: Measure how long workers wait for messages.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.buffer = []
+        self.runnable = deque()
+        self.idle = deque()
+        self.active = {}
+
+    def __init__(self, Acknowledger acks not None, failures, meter, loop, Waiters waiters not None, ordered_by,
+                 bint no_ack, bint watched, bint measured):
+        self.acks = acks
+        self.failures = failures
+        self.meter = meter
+        self.loop = loop
+        self.waiters = waiters
+        self.ordered_by = ordered_by
+        self.no_ack = no_ack
+        self.watched = watched
+        self.measured = measured
+
+    # ------------------------------------------------------------------ the buffer
+
+    # Takes the next message of the buffer, or None.
+    cdef Message pop(self):
+        cdef Message message
+        cdef Py_ssize_t head = self.head
+        if head == PyList_GET_SIZE(self.buffer):
+            if head:
+                self.buffer.clear()
+                self.head = 0
+            return None
+        message = <Message>PyList_GET_ITEM(self.buffer, head)
+        # The list drops its reference here, and the place itself when many are free.
+        Py_INCREF(None)
+        Py_DECREF(message)
+        PyList_SET_ITEM(self.buffer, head, None)
+        self.head = head + 1
+        if self.head >= COMPACT and 2 * self.head >= PyList_GET_SIZE(self.buffer):
+            del self.buffer[:self.head]
+            self.head = 0
+        return message
+
+    def delivered(self, ContentRun run not None):
+        """Takes the deliveries of one read; the channel calls this."""
+        cdef ChannelDeliveries deliveries = self.acks.current
+        cdef object now
+        cdef Py_ssize_t held = 0
+        if deliveries is None or not deliveries.alive:
+            return  # they were on their way when the channel was closed, and go back to the queue
+        now = self.loop.time()
+        self._delivered_at = now
+        deliveries.adopt(run, now)
+        if not self.no_ack:
+            held = deliveries.acks.unsettled
+            deliveries.acks.delivered(run)
+        self.meter.delivered += PyList_GET_SIZE(run.messages)
+        if self.head and self.head == PyList_GET_SIZE(self.buffer):
+            self.buffer.clear()
+            self.head = 0
+        self.buffer += run.messages
+        if self._collector is not None:
+            self._collector.read(PyList_GET_SIZE(run.messages), self._prefetch - held)
+        if self.watched:
+            self._delivered(run)
+        if self.idle:
+            # One worker is enough, unless its handler has to wait: then it wakes the others. It resumes before the
+            # event loop looks at its sockets again.
+            self.waiters.hold()
+            try:
+                self.wake(1)
+            finally:
+                self.waiters.release()
+
+    def _pop(self):
+        """Takes the next message of the buffer, or None."""
+        cdef Message message = self.pop()
+        if message is not None:
+            self.taken()
+        return message
+
+    def _put_back(self, list messages not None):
+        """Puts messages back that were taken last, but for those whose channel is gone."""
+        cdef Message message
+        self.buffer[:self.head] = [message for message in messages if (<ChannelDeliveries>message.owner).alive]
+        self.head = 0
+
+    def _take_unstarted(self):
+        """Takes the messages that no worker has begun with, in the order in which they came."""
+        cdef list messages = [message for message, _ in self.runnable]
+        for key, waiting in self.active.items():
+            if waiting is not None:
+                messages += waiting
+                self.active[key] = None
+        for _, key in self.runnable:
+            del self.active[key]
+        self.runnable.clear()
+        messages += self.buffer[self.head:]
+        self.buffer.clear()
+        self.head = 0
+        messages.sort(key=_tag)
+        return messages
+
+    @property
+    def _buffered(self):
+        """How many messages are in the buffer."""
+        return PyList_GET_SIZE(self.buffer) - self.head
+
+    @property
+    def _unstarted(self):
+        """How many messages no worker has begun with: those in the buffer, and those that wait for another's key."""
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.buffer) - self.head + len(self.runnable)
+        for waiting in self.active.values():
+            if waiting is not None:
+                count += len(waiting)
+        return count
+
+    @property
+    def _over(self):
+        """No more deliveries will come."""
+        return self.over
+
+    @property
+    def _stopping(self):
+        """No more messages will be handled."""
+        return self.stopping
+
+    @property
+    def _idle_count(self):
+        """How many tasks wait for a message."""
+        return len(self.idle)
+
+    @property
+    def _running(self):
+        """How many messages are being worked on."""
+        return self.running
+
+    # Tells the consumer that a message was taken from a buffer that was too full.
+    cdef int taken(self) except -1:
+        if self._pressed:
+            self._taken()
+        return 0
+
+    # ------------------------------------------------------------------ order by key
+
+    # Takes the next message that may be worked on, or None.
+    cdef Message take(self):
+        cdef Message message
+        cdef object key
+        if self.ordered_by is None:
+            return self.pop()
+        if self.runnable:
+            message, self.taken_key = self.runnable.popleft()
+            return message
+        while (message := self.pop()) is not None:
+            try:
+                key = self.ordered_by(message)
+                if key not in self.active:
+                    self.active[key] = None
+                    self.taken_key = key
+                    return message
+                waiting = self.active[key]
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                self.failures.without_key(message, error)
+                continue
+            if waiting is None:
+                self.active[key] = [message]
+            else:
+                waiting.append(message)
+        return None
+
+    # Lets the next message with this key be worked on.
+    cdef int release(self, object key) except -1:
+        cdef list waiting = self.active[key]
+        if waiting is None:
+            del self.active[key]
+            return 0
+        # It goes before anything in the buffer, because it came before.
+        self.runnable.append((waiting.pop(0), key))
+        if not waiting:
+            self.active[key] = None
+        if self.idle:
+            self.wake_more()
+        return 0
+
+    # ------------------------------------------------------------------ workers that wait
+
+    # Returns something to wait for; it is done when there may be a message.
+    cdef Waiter wait(self):
+        cdef Waiter waiter = self.waiters.new()
+        self.idle.append(waiter)
+        return waiter
+
+    # Wakes this many workers.
+    cdef int wake(self, Py_ssize_t count) except -1:
+        cdef Waiter waiter
+        while self.idle and count > 0:
+            waiter = self.idle.popleft()
+            # A waiter that is done belongs to a task that was cancelled, and takes nothing.
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
+        return 0
+
+    # Wakes workers for the messages that are left, because a handler takes its time.
+    cdef int wake_more(self) except -1:
+        cdef Py_ssize_t count
+        if self.idle:
+            count = PyList_GET_SIZE(self.buffer) - self.head + len(self.runnable)
+            if count:
+                self.wake(count)
+        return 0
+
+    cdef int idle_begins(self) except -1:
+        if self.measured:
+            self.idle_seconds -= <double>self.loop.time()
+            self._waiting += 1
+        return 0
+
+    cdef int idle_ends(self) except -1:
+        if self.measured:
+            self.idle_seconds += <double>self.loop.time()
+            self._waiting -= 1
+        return 0
+
+    def _wait(self):
+        """Returns something to await; it is done when there may be a message, or there will be none."""
+        return self.wait()
+
+    def _give_up_waiting(self, waiter):
+        """Notes that a task was cancelled while it waited: it may have been its turn, which passes to the next."""
+        if waiter in self.idle:
+            self.idle.remove(waiter)
+        self.wake_more()
+
+    def _idle_begins(self):
+        """Notes that a task has nothing to do until a message comes."""
+        self.idle_begins()
+
+    def _idle_ends(self):
+        """Notes that its wait has ended."""
+        self.idle_ends()
+
+    def _wake_more(self):
+        """Wakes workers for the messages that are left."""
+        self.wake_more()
+
+    def _wake_all(self):
+        """Wakes all workers that wait."""
+        self.wake(len(self.idle))
+
+    def _idle_seconds(self, double now):
+        """The seconds that all workers together waited until now."""
+        return self.idle_seconds + self._waiting * now
+
+    def _note_end(self, *, bint over, bint stopping):
+        """Notes when workers end, and wakes them if they do.
+
+        Args:
+            over: When the buffer is empty, because no more deliveries will come.
+            stopping: After the message that they are at.
+        """
+        self.over = over
+        self.stopping = stopping
+        if over or stopping:
+            self.wake(len(self.idle))
+
+
+def _tag(Message message):
+    return message.delivery_tag

@@ -1,0 +1,35 @@
+from libc.stdint cimport uint64_t
+
+from leveret.consuming.channel_deliveries cimport Acknowledger
+from leveret.consuming.delivery_buffer cimport DeliveryBuffer
+from leveret.wire.message cimport Message
+
+
+cdef class Worker:
+    cdef DeliveryBuffer buffer
+    cdef Acknowledger acks
+    cdef object failures
+    cdef object owner
+    cdef object handler
+    cdef object task
+    # The handler's result settles its message.
+    cdef bint results_settle
+    # The iterator that is driven now: of the waiter, the handler or the action; None in READY and ENDED.
+    cdef object current
+    # The key of the message, with `ordered_by`.
+    cdef object key
+    cdef readonly Message message
+    cdef readonly uint64_t sequence
+    # A State and a Cancellation.
+    cdef int state_now
+    cdef int cancellation
+    # Messages since others were let run.
+    cdef int turn
+
+    cdef object step(self, object error)
+    cdef bint begin(self) except -1
+    cdef int done(self, object result) except -1
+    cdef int failed(self, object error) except -1
+    cdef int act(self, object action) except -1
+    cdef int end_message(self) except -1
+    cdef int note_cancellation(self, object error) except -1

@@ -1,0 +1,305 @@
+"""Workers: each drives one handler after the other in its task, without a task for each message.
+
+A consumer has a fixed number of workers. Each is one asyncio task that awaits a `Worker`, which runs the handler's
+coroutines one after the other: a handler that waits for nothing costs no turn of the event loop.
+"""
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
+
+from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
+from leveret.consuming.delivery_buffer cimport DeliveryBuffer
+from leveret.wire.message cimport Message
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+    PySendResult PyIter_Send(object iterator, object value, PyObject** result) except PYGEN_ERROR
+    bint PyCoro_CheckExact(object o)
+
+# What a worker is at:
+#
+#     from      when                                                     to
+#     READY     a message was taken                                      HANDLING
+#     READY     ... and its body cannot be decoded                       ACTING, or READY when nothing is to be awaited
+#     READY     the buffer is empty                                      IDLE
+#     READY     the consumer stops, or the buffer is empty for good      ENDED
+#     READY     it is cancelled, or this is thrown while others run      ENDED, with the error
+#     IDLE      a delivery or the consumer's end wakes it                READY
+#     IDLE      it is cancelled                                          ENDED, with the cancellation
+#     HANDLING  the handler returned True, False or None                 READY
+#     HANDLING  the handler raised, returned something else or is late   ACTING, or READY
+#     HANDLING  it is cancelled to end, or the program ends              ENDED, with the error
+#     ACTING    the action is done                                       READY
+#     ACTING    it is cancelled or failed                                ENDED, with the error
+#
+# The same table is in docs/states.md.
+cdef enum State:
+    READY = 0
+    IDLE = 1  # waits for a message
+    HANDLING = 2  # runs the handler
+    ACTING = 3  # carries out what the error policy decided
+    ENDED = 4
+
+# Why its task was cancelled:
+#
+#     from        when                                                                  to
+#     (any)       `time_out` cancels the task                                           TIMING_OUT
+#     NONE        a cancellation is thrown into what is awaited                         CANCELLED
+#     TIMING_OUT  the same; the task is uncancelled                                     LATE
+#     LATE        the handler has ended; it counts as failed if it let that pass        CANCELLED
+#     CANCELLED   the worker is READY, and its owner says that it is not to end         NONE
+cdef enum Cancellation:
+    NONE = 0
+    TIMING_OUT = 1
+    LATE = 2
+    CANCELLED = 3
+
+cdef enum:
+    # A worker lets others run after this many messages without a pause.
+    TURN = 256
+
+cdef tuple NAMES = ("ready", "idle", "handling", "acting", "ended")
+
+
+@cython.final
+cdef class Worker:
+    """Runs a handler for one message after the other until the consumer ends; to be awaited by a task of its own.
+
+    Args:
+        buffer: Where messages come from.
+        acks: Acknowledges them.
+        failures: Says what is to be done with messages that were not handled.
+        owner: Says whether a cancellation ends the worker, and what is to be done when a handler raised.
+        handler: Returns a coroutine for a value and its message.
+        task: The task that awaits this, for `time_out`.
+        results_settle: What the handler returns settles its message.
+
+    Attributes:
+        sequence: How many messages it has begun with.
+        message: The message that is being worked on, or None.
+    """
+
+    def __cinit__(self, DeliveryBuffer buffer not None, Acknowledger acks not None, failures, owner, handler, task,
+                  bint results_settle):
+        self.buffer = buffer
+        self.acks = acks
+        self.failures = failures
+        self.owner = owner
+        self.handler = handler
+        self.task = task
+        self.results_settle = results_settle
+
+    @property
+    def state(self):
+        """What it is at: "ready", "idle", "handling", "acting" or "ended"."""
+        return NAMES[self.state_now]
+
+    @property
+    def is_handling(self):
+        """True while a handler is at work."""
+        return self.state_now == HANDLING
+
+    def time_out(self):
+        """Cancels the handler that is at work; the owner is told that it failed, with None for the error."""
+        self.cancellation = TIMING_OUT
+        self.task.cancel()
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.step(None)
+
+    def send(self, value):
+        """Goes on. The value is not used: what is awaited has none for a worker."""
+        return self.step(None)
+
+    def throw(self, kind, value=None, traceback=None):
+        """Raises this where the worker waits."""
+        if value is None:
+            value = kind() if isinstance(kind, type) else kind
+        return self.step(value)
+
+    def close(self):
+        """Ends what it waits for, and itself."""
+        current, self.current = self.current, None
+        self.state_now = ENDED
+        if hasattr(current, "close"):
+            current.close()
+
+    # Goes on until there is something to wait for, and returns that. Raises StopIteration at the end.
+    cdef object step(self, object error):
+        cdef PyObject* raw
+        cdef object result
+        cdef bint waits
+        while True:
+            if self.current is None:
+                if error is not None:
+                    self.state_now = ENDED
+                    raise error
+                if self.cancellation == CANCELLED:
+                    # A handler that does not let its cancellation pass does not keep its consumer from ending.
+                    self.cancellation = NONE
+                    if self.owner.ends(self.task):
+                        self.state_now = ENDED
+                        raise self.buffer.waiters.cancelled_error()
+                if self.turn >= TURN:
+                    self.turn = 0
+                    self.acks.write_in_time()
+                    return None  # a turn of the event loop
+                if self.state_now == ENDED or not self.begin():
+                    self.state_now = ENDED
+                    raise StopIteration
+                continue
+            try:
+                if error is None:
+                    raw = NULL
+                    waits = PyIter_Send(self.current, None, &raw) == PYGEN_NEXT
+                    result = <object>raw
+                    Py_XDECREF(raw)
+                else:
+                    thrown, error = error, None
+                    self.note_cancellation(thrown)
+                    if not hasattr(self.current, "throw"):
+                        raise thrown  # an iterator without `throw`, as `yield from` does it
+                    try:
+                        result = self.current.throw(thrown)
+                        waits = True
+                    except StopIteration as stop:
+                        result = stop.value
+                        waits = False
+            except BaseException as raised:
+                self.current = None
+                self.failed(raised)
+                continue
+            if waits:
+                self.turn = 0
+                if self.state_now != IDLE:
+                    self.buffer.wake_more()
+                    self.acks.write_in_time()
+                return result
+            self.current = None
+            self.done(result)
+
+    # In READY: begins with the next message or waits for it; false when there will be none.
+    cdef bint begin(self) except -1:
+        cdef DeliveryBuffer buffer = self.buffer
+        cdef Message message
+        if buffer.stopping:
+            return False
+        message = buffer.take()
+        if message is None:
+            buffer.taken()  # `take` may have passed over messages
+            if buffer.over:
+                return False
+            self.turn = 0
+            self.acks.run_dry()
+            self.state_now = IDLE
+            self.current = buffer.wait()
+            buffer.idle_begins()
+            return True
+        self.turn += 1
+        self.sequence += 1
+        self.message = message
+        buffer.running += 1
+        if buffer.ordered_by is not None:
+            self.key = buffer.taken_key
+        if buffer._pressed:
+            buffer.taken()
+        try:
+            value = (<ChannelDeliveries>message.owner).value_of(message)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.act(self.failures.undecodable(message, error))
+            return True
+        self.state_now = HANDLING
+        try:
+            coroutine = self.handler(value, message)
+            self.current = coroutine if PyCoro_CheckExact(coroutine) else coroutine.__await__()
+        except BaseException as error:
+            self.failed(error)
+        return True
+
+    # What was awaited returned this.
+    cdef int done(self, object result) except -1:
+        cdef int state = self.state_now
+        if self.cancellation == LATE:
+            self.cancellation = CANCELLED
+        self.state_now = READY
+        if state == HANDLING:
+            if not self.results_settle:
+                pass
+            elif result is None or result is True:
+                self.acks.finish(self.message)
+            elif result is False:
+                self.failures.refused(self.message)
+            else:
+                return self.act(self.failures.nonsense(self.message, result))
+            self.end_message()
+        elif state == ACTING:
+            self.end_message()
+        else:
+            self.buffer.idle_ends()
+        return 0
+
+    # What was awaited, or the handler itself, raised this.
+    cdef int failed(self, object error) except -1:
+        cdef int state = self.state_now
+        cdef bint late = self.cancellation == LATE
+        if late:
+            self.cancellation = CANCELLED
+        if isinstance(error, self.buffer.waiters.cancelled_error):
+            if state != HANDLING or self.owner.ends(self.task):
+                self.state_now = ENDED
+                if state == IDLE:
+                    self.buffer.idle_ends()
+                    # It may have been this worker's turn, which passes to the next.
+                    self.buffer.wake_more()
+                self.end_message()
+                raise error
+            if late:
+                error = None
+            # Otherwise the handler cancelled itself; its worker goes on.
+        elif not isinstance(error, Exception) or state != HANDLING:
+            self.state_now = ENDED
+            self.end_message()
+            raise error
+        return self.act(self.owner.failed(self.message, error))
+
+    # Awaits what is to be done with the message, or goes on at once when that is None.
+    cdef int act(self, object action) except -1:
+        if action is None:
+            self.state_now = READY
+            return self.end_message()
+        self.state_now = ACTING
+        self.current = action if PyCoro_CheckExact(action) else action.__await__()
+        return 0
+
+    cdef int end_message(self) except -1:
+        cdef object key
+        if self.message is None:
+            return 0
+        self.message = None
+        self.buffer.running -= 1
+        if self.buffer.ordered_by is not None:
+            key, self.key = self.key, None
+            self.buffer.release(key)
+        return 0
+
+    # A cancellation that is thrown in may be meant for the worker or its handler, or be an affair of the handler's own.
+    cdef int note_cancellation(self, object error) except -1:
+        if not isinstance(error, self.buffer.waiters.cancelled_error):
+            return 0
+        if self.cancellation == TIMING_OUT:
+            self.cancellation = LATE
+            self.task.uncancel()
+        elif self.cancellation == NONE:
+            self.cancellation = CANCELLED
+        return 0

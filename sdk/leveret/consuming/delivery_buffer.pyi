@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from typing_extensions import disjoint_base
+
+from leveret.consuming.channel_deliveries import Acknowledger
+from leveret.consuming.read_collector import ReadCollector
+from leveret.monitoring.meters import ConsumerMeter
+from leveret.transport.waiting import Waiter, Waiters
+from leveret.wire.message import Message
+from leveret.wire.runs import ContentRun
+
+__test__: dict[str, str]
+
+class _Failures(Protocol):
+    def without_key(self, message: Message, error: BaseException, /) -> None: ...
+
+class _Upcalls(Protocol):
+    """What the compiled class calls on its subclass."""
+
+    def _delivered(self, run: ContentRun, /) -> None:
+        """A read brought these; called when `watched`."""
+
+    def _taken(self) -> None:
+        """A message was taken; called while `_pressed`."""
+
+@disjoint_base
+class DeliveryBuffer:
+    meter: ConsumerMeter
+    _collector: ReadCollector | None
+    _prefetch: int
+    _pressed: bool
+    def __init__(
+        self,
+        acks: Acknowledger,
+        failures: _Failures,
+        meter: ConsumerMeter,
+        loop: asyncio.AbstractEventLoop,
+        waiters: Waiters,
+        ordered_by: Callable[[Message], Hashable] | None,
+        no_ack: bool,
+        watched: bool,
+        measured: bool,
+    ) -> None: ...
+    def delivered(self, run: ContentRun) -> None: ...
+    @property
+    def _delivered_at(self) -> float | None: ...
+    @property
+    def _over(self) -> bool: ...
+    @property
+    def _stopping(self) -> bool: ...
+    @property
+    def _idle_count(self) -> int: ...
+    @property
+    def _running(self) -> int: ...
+    @property
+    def _waiting(self) -> int: ...
+    @property
+    def _buffered(self) -> int: ...
+    @property
+    def _unstarted(self) -> int: ...
+    def _pop(self) -> Message | None: ...
+    def _put_back(self, messages: list[Message]) -> None: ...
+    def _take_unstarted(self) -> list[Message]: ...
+    def _wait(self) -> Waiter: ...
+    def _give_up_waiting(self, waiter: Waiter) -> None: ...
+    def _idle_begins(self) -> None: ...
+    def _idle_ends(self) -> None: ...
+    def _idle_seconds(self, now: float) -> float: ...
+    def _wake_more(self) -> None: ...
+    def _wake_all(self) -> None: ...
+    def _note_end(self, *, over: bool, stopping: bool) -> None: ...

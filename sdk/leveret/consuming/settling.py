@@ -1,0 +1,156 @@
+"""Settling deliveries one by one, as the verbs of a message ask for it, and those that are handed off."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from leveret.wire.content import append_settlement
+from leveret.wire.numbers import BASIC_NACK, BASIC_REJECT, NACK_REQUEUE, REJECT_REQUEUE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+    from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
+    from leveret.monitoring.meters import ConsumerMeter
+    from leveret.wire.message import Message
+
+__all__ = ["Handoff", "Settled", "Settler"]
+
+
+class Settled:
+    """What `ack`, `requeue`, `release` and `dead_letter` return.
+
+    True when the call settled the message, false when it was settled before or its channel is gone. It may be awaited
+    and then waits for nothing: the acknowledgement leaves with the next write, and AMQP does not answer it.
+    """
+
+    __slots__ = ("_settled",)
+
+    def __init__(self, settled: bool) -> None:
+        self._settled = settled
+
+    def __bool__(self) -> bool:
+        return self._settled
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        yield from ()
+        return self._settled
+
+    def __repr__(self) -> str:
+        return f"Settled({self._settled})"
+
+
+_YES, _NO = Settled(True), Settled(False)
+
+
+class Settler:
+    """Settles messages of one consumer one by one.
+
+    Args:
+        acks: Acknowledges them.
+        meter: Counts them.
+        check_loop: Raises when it is called in another thread or event loop than the connection's.
+        no_ack: Deliveries are not acknowledged, so there is nothing to settle.
+        each: Write each acknowledgement at once.
+    """
+
+    def __init__(
+        self, acks: Acknowledger, meter: ConsumerMeter, check_loop: Callable[[], None], *, no_ack: bool, each: bool
+    ) -> None:
+        self._acks = acks
+        self._meter = meter
+        self._check_loop = check_loop
+        self._no_ack = no_ack
+        self._each = each
+
+    def settle(self, deliveries: ChannelDeliveries, message: Message, verb: str) -> Settled:
+        """Does what a verb of `Message` says; see there."""
+        if not deliveries.alive or self._no_ack:
+            self._meter.stale += not deliveries.alive
+            return _NO
+        self._check_loop()
+        tag, window = message.delivery_tag, deliveries.acks
+        if verb == "ack":
+            if not window.ack(tag):
+                return _NO
+            if self._each:
+                deliveries.flush(stragglers=True)
+            else:
+                self._acks.write_in_time()
+            return _YES
+        if not window.reject(tag):
+            return _NO
+        if verb == "dead_letter":
+            append_settlement(deliveries.out, deliveries.channel, BASIC_REJECT, tag)
+            self._meter.dead_lettered += 1
+        elif verb == "requeue":
+            append_settlement(deliveries.out, deliveries.channel, BASIC_REJECT, tag, REJECT_REQUEUE)
+            self._meter.requeued += 1
+        else:
+            append_settlement(deliveries.out, deliveries.channel, BASIC_NACK, tag, NACK_REQUEUE)
+            self._meter.released += 1
+        return _YES
+
+    def acknowledge(self, messages: list[Message]) -> int:
+        """Acknowledges those of some messages that are not settled, and writes that at once.
+
+        Returns:
+            How many it acknowledged.
+        """
+        deliveries = self._acks.current
+        if deliveries is None or not deliveries.alive or self._no_ack:
+            return 0
+        self._check_loop()
+        count = 0
+        for message in messages:
+            if not message.is_settled:
+                count += deliveries.acks.ack(message.delivery_tag)
+        deliveries.flush()
+        self._acks.write_in_time()
+        return count
+
+
+class Handoff:
+    """Acknowledges deliveries before they are handled, as long as not too many of them are unfinished.
+
+    Args:
+        acks: Acknowledges them.
+        size: How many acknowledged messages may be unfinished (`handoff_size`).
+    """
+
+    def __init__(self, acks: Acknowledger, size: int) -> None:
+        self._acks = acks
+        self._size = size
+        # Delivery tags that are not acknowledged yet, because too many messages are unfinished.
+        self._withheld: deque[int] = deque()
+
+    @property
+    def is_full(self) -> bool:
+        """Deliveries are not acknowledged until others are finished."""
+        return bool(self._withheld)
+
+    def take(self, messages: Iterable[Message], unfinished: int) -> None:
+        """Takes new deliveries over.
+
+        Args:
+            messages: The deliveries.
+            unfinished: How many messages wait or are being worked on, with these.
+        """
+        self._withheld.extend(message.delivery_tag for message in messages)
+        self.acknowledge(unfinished)
+
+    def acknowledge(self, unfinished: int) -> None:
+        """Acknowledges as many as may be unfinished."""
+        deliveries = self._acks.current
+        if deliveries is None:
+            return
+        room = self._size - (unfinished - len(self._withheld))
+        while self._withheld and room > 0:
+            deliveries.acks.finish(self._withheld.popleft())
+            room -= 1
+        self._acks.write_in_time()
+
+    def forget(self) -> None:
+        """Forgets the deliveries of a channel that is gone."""
+        self._withheld.clear()

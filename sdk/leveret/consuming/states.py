@@ -1,0 +1,139 @@
+"""The states of a consumer, which of them may follow which, and its health. docs/states.md draws them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from leveret.errors import LeveretError, again
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["TRANSITIONS", "ConsumerHealth", "ConsumerLife", "ConsumerState"]
+
+
+class ConsumerState(enum.Enum):
+    """What a consumer is at. It says what is wanted; whether deliveries come is `ConsumerHealth.live`."""
+
+    NEW = "new"
+    """No deliveries were asked for. `get` takes single messages."""
+    CONSUMING = "consuming"
+    """Deliveries are wanted. After a loss the consumer subscribes again, if it may."""
+    PAUSED = "paused"
+    """`pause`: no deliveries until `resume`."""
+    DRAINING = "draining"
+    """`drain`: no more deliveries; handlers that are at work may finish."""
+    ENDING = "ending"
+    """`cancel`: no more deliveries; what was delivered is handled, then `run` returns."""
+    LOST = "lost"
+    """No more deliveries can come; what was delivered is handled, then `run` raises why."""
+    STOPPING = "stopping"
+    """`stop`: handlers finish the message that they are at, then `run` returns."""
+    FAILED = "failed"
+    """The error policy said `Stop`: as STOPPING, but `run` raises the error."""
+    CLOSED = "closed"
+    """`close`: the channel is closed."""
+
+
+_NEW, _CONSUMING, _PAUSED, _DRAINING, _ENDING, _LOST, _STOPPING, _FAILED, _CLOSED = ConsumerState
+
+#: The states that may follow each. What asks for another one comes too late and changes nothing.
+TRANSITIONS: Final[dict[ConsumerState, frozenset[ConsumerState]]] = {
+    _NEW: frozenset({_CONSUMING, _DRAINING, _ENDING, _LOST, _STOPPING, _FAILED, _CLOSED}),
+    # NEW again: basic.consume could not be encoded, so nothing was sent.
+    _CONSUMING: frozenset({_NEW, _PAUSED, _DRAINING, _ENDING, _LOST, _STOPPING, _FAILED, _CLOSED}),
+    _PAUSED: frozenset({_CONSUMING, _DRAINING, _ENDING, _LOST, _STOPPING, _FAILED, _CLOSED}),
+    _DRAINING: frozenset({_ENDING, _LOST, _STOPPING, _FAILED, _CLOSED}),
+    # What was delivered cannot be settled any more when the channel is lost.
+    _ENDING: frozenset({_LOST, _STOPPING, _FAILED, _CLOSED}),
+    _LOST: frozenset({_STOPPING, _FAILED, _CLOSED}),
+    # The handler that was at work failed, and its error is to be raised.
+    _STOPPING: frozenset({_FAILED, _CLOSED}),
+    # `close` does its work and leaves it at that: `run` still has to raise the error.
+    _FAILED: frozenset(),
+    _CLOSED: frozenset(),
+}
+_OVER: Final = frozenset({_ENDING, _LOST, _STOPPING, _FAILED, _CLOSED})
+_STOPPED: Final = frozenset({_STOPPING, _FAILED, _CLOSED})
+_WANTING: Final = frozenset({_CONSUMING, _PAUSED, _DRAINING})
+
+
+class ConsumerLife:
+    """The state of one consumer, and the error that ended it.
+
+    Args:
+        changed: Called after each change.
+
+    Attributes:
+        state: The state.
+        error: Why the consumer cannot be used any more, or None.
+    """
+
+    __slots__ = ("_changed", "error", "state")
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.state = ConsumerState.NEW
+        self.error: BaseException | None = None
+        self._changed = changed
+
+    def become(self, state: ConsumerState) -> bool:
+        """Changes the state.
+
+        Returns:
+            False when `TRANSITIONS` does not have this change; then nothing has changed.
+        """
+        if state not in TRANSITIONS[self.state]:
+            return False
+        self.state = state
+        self._changed()
+        return True
+
+    def fail(self, error: BaseException, state: ConsumerState) -> None:
+        """Keeps the first error, and becomes LOST or FAILED."""
+        if self.error is None:
+            self.error = error
+        self.become(state)
+
+    def check(self) -> None:
+        """Raises the error that ended the consumer, if one did."""
+        if self.error is not None:
+            raise again(self.error) if isinstance(self.error, LeveretError) else self.error
+
+    @property
+    def is_over(self) -> bool:
+        """No more deliveries will come."""
+        return self.state in _OVER
+
+    @property
+    def is_stopped(self) -> bool:
+        """No more messages will be handled."""
+        return self.state in _STOPPED
+
+    @property
+    def may_go_on(self) -> bool:
+        """The consumer may go on with another channel after it has lost its own."""
+        return self.state in _WANTING
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerHealth:
+    """What `Consumer.health` returns. It is true when nothing is wrong.
+
+    Attributes:
+        expected: Deliveries should come: it has subscribed, and was neither paused, drained, cancelled nor stopped.
+        live: The broker has it among the queue's consumers, as far as this side knows.
+        delivery_age: Seconds since the last delivery came, or None when none has.
+        working: Messages that handlers are at work on.
+        waiting: Messages that wait here for a handler.
+    """
+
+    expected: bool
+    live: bool
+    delivery_age: float | None
+    working: int
+    waiting: int
+
+    def __bool__(self) -> bool:
+        return self.live or not self.expected

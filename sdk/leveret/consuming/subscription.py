@@ -1,0 +1,334 @@
+"""A consumer's place at the broker: its channel, the consumer tags on it, and how it gets them back after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from leveret.consuming.states import ConsumerState
+from leveret.errors import (
+    ChannelClosed,
+    ConfigurationError,
+    ConsumerCancelled,
+    DeliveryTimeout,
+    EncodeFailed,
+    LeveretError,
+)
+from leveret.protocol.recovery import may_mend
+from leveret.wire.numbers import PRECONDITION_FAILED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from leveret.connection.channel import Channel, ConsumerSink
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
+    from leveret.consuming.states import ConsumerLife
+    from leveret.settings import ConsumerSettings
+
+__all__ = ["Subscription"]
+
+logger = logging.getLogger("leveret.consuming")
+
+#: How RabbitMQ's text begins when a delivery was not acknowledged in time.
+_DELIVERY_TIMEOUT: Final = "delivery acknowledgement on channel"
+
+
+class Subscription:
+    """The channel of one consumer, and what the broker knows of the consumer.
+
+    Args:
+        link: Opens connections.
+        queue: The queue.
+        settings: The consumer's.
+        life: The consumer's state.
+        prefetch: How many deliveries the broker sends ahead.
+        sink: Gets the deliveries and losses of the channel.
+        opened: Called with each channel before the first delivery on it.
+        changed: Called when the prefetch or the consumer tags have changed.
+        answer_needed: Called before the answer to a request is awaited: the connection has to be read.
+
+    Attributes:
+        channel: The channel, or None before it was opened and after `detach`.
+        prefetch: How many deliveries the broker sends ahead.
+        tags: The consumer tags that the broker knows, the newest last.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        queue: str,
+        settings: ConsumerSettings,
+        life: ConsumerLife,
+        prefetch: int,
+        *,
+        sink: ConsumerSink,
+        opened: Callable[[Channel], None],
+        changed: Callable[[], None],
+        answer_needed: Callable[[], None],
+    ) -> None:
+        self.channel: Channel | None = None
+        self.prefetch = prefetch
+        self.tags: list[str] = []
+        self._link = link
+        self._queue = queue
+        self._settings = settings
+        self._life = life
+        self._sink = sink
+        self._opened = opened
+        self._changed = changed
+        self._answer_needed = answer_needed
+        self._no_ack = settings.ack == "none"
+        self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
+        # How often the consumer began on this channel.
+        self._begun = 0
+        self._reopening: asyncio.Task[None] | None = None
+        # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
+        self._opening = asyncio.Lock()
+        self._changing = asyncio.Lock()
+
+    @property
+    def is_live(self) -> bool:
+        """The broker has the consumer, as far as this side knows."""
+        return bool(self.tags) and self.channel is not None and self.channel.is_open
+
+    @property
+    def has_begun(self) -> bool:
+        """It was subscribed on the channel that it has."""
+        return self._begun > 0
+
+    @property
+    def wants_deliveries(self) -> bool:
+        """It has a channel on which deliveries come, or may come again."""
+        return self.channel is not None and self.channel.is_open and not self._life.is_over
+
+    # ------------------------------------------------------------------ what a user asks for
+
+    async def open(self) -> Channel:
+        """Opens the channel, unless it is open."""
+        # Locked: of several tasks that use a new consumer at once, one opens its channel.
+        async with self._opening:
+            self._life.check()
+            if self.channel is None:
+                await self._open_channel(await self._link())
+            assert self.channel is not None
+            return self.channel
+
+    async def begin(self) -> None:
+        """Starts the deliveries of a consumer that is NEW."""
+        channel = await self.open()
+        async with self._changing:
+            if self._life.state is ConsumerState.NEW:
+                await self._consume(channel, self.prefetch)
+
+    async def change_prefetch(self, prefetch: int) -> None:
+        """Changes the prefetch; see `Consumer.set_prefetch`."""
+        if self._settings.exclusive and self.tags:
+            raise ConfigurationError("the prefetch of an exclusive consumer cannot be changed", option="prefetch")
+        async with self._changing:
+            channel = self.channel
+            if self.tags and channel is not None and not self._no_ack:
+                try:
+                    await self._consume(channel, prefetch)
+                finally:
+                    # Cancels the old consumer, and tags left behind by an interrupted change.
+                    await self._cancel_tags(keep=1)
+            else:
+                self._use_prefetch(prefetch)
+
+    async def stop_deliveries(self, state: ConsumerState) -> None:
+        """Becomes PAUSED, or DRAINING, and stops the deliveries."""
+        async with self._changing:
+            self._life.become(state)
+            await self._cancel_tags()
+
+    async def resume(self) -> None:
+        """Starts the deliveries of a consumer that is PAUSED."""
+        async with self._changing:
+            if self._life.state is not ConsumerState.PAUSED:
+                return
+            self._life.become(ConsumerState.CONSUMING)
+            if not self.tags and self.channel is not None and self.channel.is_open:
+                await self._consume(self.channel, self.prefetch)
+
+    async def end(self) -> None:
+        """Stops the deliveries, and becomes ENDING."""
+        async with self._changing:
+            try:
+                await self._cancel_tags()
+            finally:
+                self._life.become(ConsumerState.ENDING)
+
+    async def detach(self) -> Channel | None:
+        """Gives the channel up, and ends attempts to open another one.
+
+        Returns:
+            The channel, for its last acknowledgements.
+        """
+        channel, self.channel = self.channel, None
+        if self._reopening is not None:
+            self._reopening.cancel()
+            await asyncio.wait([self._reopening])
+        return channel
+
+    # ------------------------------------------------------------------ requests
+
+    async def _open_channel(self, connection: Connection) -> None:
+        channel = await connection.channel()
+        try:
+            self._life.check()
+        except BaseException:
+            # The consumer was closed meanwhile, so the channel has no owner who would close it.
+            channel.abandon()
+            raise
+        if self._settings.body_view_size is not None:
+            connection.transport.reader.view_bodies(channel.number, self._settings.body_view_size)
+        channel.consumer = self._sink
+        self.channel = channel
+        self._begun = 0
+        self._opened(channel)
+
+    async def _consume(self, channel: Channel, prefetch: int) -> None:
+        """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
+        settings = self._settings
+        await channel.basic_qos(prefetch)
+        # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
+        # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
+        tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
+        self._begun += 1
+        arguments = None if settings.priority is None else {"x-priority": settings.priority}
+        # From here on the request is on its way, whether or not its caller waits for the answer.
+        was_new = self._life.state is ConsumerState.NEW
+        self._life.become(ConsumerState.CONSUMING)
+        self.tags.append(tag)
+        self._use_prefetch(prefetch)
+        try:
+            await channel.basic_consume(
+                self._queue,
+                self._sink,
+                consumer_tag=tag,
+                no_ack=self._no_ack,
+                exclusive=settings.exclusive,
+                arguments=arguments,
+            )
+        except BaseException as error:
+            is_unsent = isinstance(error, EncodeFailed)
+            if tag in self.tags and (is_unsent or not channel.is_open):
+                self.tags.remove(tag)
+            if was_new and is_unsent:
+                self._life.become(ConsumerState.NEW)
+            raise
+        finally:
+            self._changed()
+
+    async def _cancel_tags(self, keep: int = 0) -> None:
+        """Sends basic.cancel; deliveries that are on their way arrive before this returns."""
+        channel = self.channel
+        try:
+            while len(self.tags) > keep and channel is not None and channel.is_open:
+                self._answer_needed()
+                # For the broker it is done once it is sent, whether or not the caller waits for the answer.
+                tag = self.tags.pop(0)
+                self._changed()
+                await channel.basic_cancel(tag)
+        finally:
+            self._changed()
+
+    def _use_prefetch(self, prefetch: int) -> None:
+        self.prefetch = prefetch
+        self._changed()
+
+    # ------------------------------------------------------------------ losses
+
+    def cancelled_by_broker(self, consumer_tag: str) -> None:
+        """The broker has cancelled one of the tags."""
+        if consumer_tag in self.tags:
+            self.tags.remove(consumer_tag)
+        self._lost(
+            ConsumerCancelled(
+                f"the broker cancelled the consumer of queue {self._queue!r}: the queue was deleted, its node is "
+                "gone, or (RabbitMQ 4.3) a delivery was not acknowledged in the broker's time",
+                consumer_tag=consumer_tag,
+                queue=self._queue,
+            )
+        )
+
+    def channel_lost(self, error: LeveretError) -> None:
+        """The channel is gone."""
+        self.tags.clear()
+        if (
+            isinstance(error, ChannelClosed)
+            and error.reply_code == PRECONDITION_FAILED
+            and _DELIVERY_TIMEOUT in error.reply_text
+            and "timed out" in error.reply_text
+        ):
+            late = DeliveryTimeout(
+                f"a delivery from queue {self._queue!r} was not acknowledged in the broker's time: {error}",
+                reply_code=error.reply_code,
+                reply_text=error.reply_text,
+                class_id=error.class_id,
+                method_id=error.method_id,
+            )
+            late.__cause__ = error
+            error = late
+        self._lost(error)
+
+    def _lost(self, error: LeveretError) -> None:
+        self._changed()
+        if self._life.error is not None or self._reopening is not None:
+            return
+        possible = isinstance(error, (ChannelClosed, ConsumerCancelled)) or (
+            self.channel is not None and self.channel.connection.settings.auto_recovery
+        )
+        if self._settings.resubscribe and self._life.may_go_on and possible and may_mend(error):
+            logger.warning("the consumer of queue %r subscribes again: %s", self._queue, error)
+            self._reopening = asyncio.get_running_loop().create_task(
+                self._reopen(), name=f"leveret: consume {self._queue} again"
+            )
+        else:
+            self._life.fail(error, ConsumerState.LOST)
+
+    async def _reopen(self) -> None:
+        """Subscribes again, in as many attempts as that takes."""
+        backoff = self._link.new_backoff()
+        error: LeveretError | None = None
+        try:
+            while True:
+                await asyncio.sleep(backoff.delay())
+                backoff.count_attempt()
+                try:
+                    # Without the lock, because it may take for ever: others can change something meanwhile.
+                    connection = await self._link.recovered()
+                    async with self._changing:
+                        await self._subscribe_again(connection)
+                except LeveretError as failure:
+                    error = failure
+                    logger.warning(
+                        "the consumer of queue %r: attempt %d to subscribe again failed: %s",
+                        self._queue,
+                        backoff.attempts,
+                        failure,
+                    )
+                    if not may_mend(failure):
+                        return
+                else:
+                    if self.tags or self._life.state is not ConsumerState.CONSUMING:
+                        if self._life.may_go_on:
+                            logger.info("the consumer of queue %r goes on", self._queue)
+                        error = None
+                        return
+        finally:
+            self._reopening = None
+            if error is not None:
+                self._life.fail(error, ConsumerState.LOST)
+
+    async def _subscribe_again(self, connection: Connection) -> None:
+        if not self._life.may_go_on:
+            return  # it was cancelled or stopped meanwhile
+        if self.channel is None or not self.channel.is_open:
+            await self._open_channel(connection)
+        if self._life.state is ConsumerState.CONSUMING and not self.tags:
+            assert self.channel is not None
+            await self._consume(self.channel, self.prefetch)

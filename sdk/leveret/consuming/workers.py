@@ -1,0 +1,216 @@
+"""The tasks and threads that run a consumer's handlers, and the clock that cancels handlers that take too long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from leveret.consuming.states import ConsumerState
+from leveret.consuming.worker import Worker
+from leveret.errors import ConfigurationError, ProcessingTimeout, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from leveret.consuming.channel_deliveries import Acknowledger
+    from leveret.consuming.delivery_buffer import DeliveryBuffer
+    from leveret.consuming.failure_actions import FailureActions
+    from leveret.consuming.states import ConsumerLife
+    from leveret.settings import ConsumerSettings
+    from leveret.wire.message import Message
+
+__all__ = ["HandlerThreads", "Workers"]
+
+#: How finely processing_timeout is measured: a handler may run this fraction of it too long.
+_CLOCK_STEPS: Final = 10
+
+
+class Workers:
+    """The tasks that share the work of one consumer.
+
+    Args:
+        queue: The queue.
+        settings: The consumer's.
+        loop: The event loop.
+        life: The consumer's state; STOPPING when one of the tasks has raised.
+        failures: Says what is to be done with messages that were not handled.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        settings: ConsumerSettings,
+        loop: asyncio.AbstractEventLoop,
+        life: ConsumerLife,
+        failures: FailureActions,
+    ) -> None:
+        self._queue = queue
+        self._settings = settings
+        self._loop = loop
+        self._life = life
+        self._failures = failures
+        # The task that awaits `run`, and those that share its work.
+        self._runner: asyncio.Task[Any] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers: set[Worker] = set()
+        self._clock: asyncio.TimerHandle | None = None
+        # The sequence of each worker when the clock ticked, and how often it was the same before.
+        self._seen: dict[Worker, tuple[int, int]] = {}
+        self._threads: HandlerThreads | None = None
+
+    async def share(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs `concurrency` tasks that do this work until all have ended."""
+        self._runner = asyncio.current_task()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._settings.concurrency):
+                task = group.create_task(work())
+                self._tasks.add(task)
+                task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._life.become(ConsumerState.STOPPING)  # the task group cancels the others now
+
+    def cancel(self) -> None:
+        """Cancels the tasks."""
+        for task in self._tasks:
+            task.cancel()
+
+    def callable_of(self, handler: object) -> Callable[[Any, Message], Awaitable[object]]:
+        """Returns the handler as a function whose result can be awaited; a plain function gets threads.
+
+        Raises:
+            ConfigurationError: The handler cannot be called, or is a generator.
+        """
+        if not callable(handler):
+            raise ConfigurationError(
+                f"the handler must be a function of (value, message), not {printable(repr(handler), 80)}",
+                option="handler",
+            )
+        if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+            raise ConfigurationError("the handler must not be a generator", option="handler")
+        if (
+            inspect.iscoroutinefunction(handler)
+            or inspect.iscoroutinefunction(type(handler).__call__)
+            or hasattr(handler, "_is_coroutine")  # compiled by Cython
+        ):
+            return handler
+        self._threads = HandlerThreads(handler, self._settings.concurrency, self._queue, self._loop)
+        return self._threads.call
+
+    async def work(
+        self, buffer: DeliveryBuffer, acks: Acknowledger, call: Callable[[Any, Message], Awaitable[object]]
+    ) -> None:
+        """Handles messages until the consumer ends; each of the tasks does this."""
+        task = asyncio.current_task()
+        assert task is not None
+        results_settle = self._settings.ack in ("coalesced", "each")
+        worker = Worker(buffer, acks, self._failures, self, call, task, results_settle)
+        self._workers.add(worker)
+        try:
+            await worker
+        finally:
+            self._workers.remove(worker)
+            self._seen.pop(worker, None)
+
+    def ends(self, task: asyncio.Task[Any]) -> bool:
+        """Returns whether one of the tasks was cancelled to end it.
+
+        Any other cancellation concerns its handler alone, and ends with the message: some libraries cancel the task
+        that they run in to stop waiting, and never take that back (`Task.uncancel`).
+        """
+        if task.cancelling() and (self._life.is_stopped or (self._runner is not None and self._runner.cancelling())):
+            return True
+        while task.cancelling():
+            task.uncancel()
+        return False
+
+    def failed(self, message: Message, error: BaseException | None) -> Coroutine[Any, Any, None] | None:
+        """Returns what is to be done with a message whose handler raised; None for the error says that it is late."""
+        if error is not None:
+            return self._failures.failed(message, error)
+        failure = self._failures.failed(message, self.late_error())
+        return failure if self._threads is None else self._threads.wait_for(message, failure)
+
+    def late_error(self) -> ProcessingTimeout:
+        """Returns the error of a handler that was cancelled because of `processing_timeout`."""
+        return ProcessingTimeout(
+            f"the handler took longer than processing_timeout of {self._settings.processing_timeout:g} s"
+        )
+
+    def start_clock(self) -> None:
+        """Begins to cancel handlers that take longer than `processing_timeout`, if there is one."""
+        limit = self._settings.processing_timeout
+        if limit is not None:
+            self._clock = self._loop.call_later(limit / _CLOCK_STEPS, self._tick)
+
+    def stop_clock(self) -> None:
+        """Ends what `start_clock` began."""
+        if self._clock is not None:
+            self._clock.cancel()
+
+    def _tick(self) -> None:
+        """Looks at all workers, so that no message needs a timer of its own."""
+        for worker in self._workers:
+            if not worker.is_handling:
+                continue
+            sequence, times = self._seen.get(worker, (0, 0))
+            times = times + 1 if sequence == worker.sequence else 0
+            self._seen[worker] = (worker.sequence, times)
+            if times == _CLOCK_STEPS:
+                worker.time_out()
+        self.start_clock()
+
+    def close(self) -> None:
+        """Ends the threads; a handler that runs in one of them is not interrupted."""
+        if self._threads is not None:
+            self._threads.close()
+
+
+class HandlerThreads:
+    """Threads that run a handler which is a plain function.
+
+    Args:
+        handler: The function of (value, message).
+        count: How many threads.
+        queue: The queue, for the names of the threads.
+        loop: The event loop.
+    """
+
+    def __init__(
+        self, handler: Callable[[Any, Message], object], count: int, queue: str, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._handler = handler
+        self._loop = loop
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=f"leveret {queue}"[:64])
+        # The calls that have not returned.
+        self._calls: dict[Message, Future[Any]] = {}
+
+    def call(self, value: Any, message: Message) -> Awaitable[object]:
+        """Calls the handler in a thread."""
+        calls = self._calls
+        future = calls[message] = self._pool.submit(self._handler, value, message)
+        future.add_done_callback(lambda _: calls.pop(message, None))
+        return asyncio.wrap_future(future, loop=self._loop)
+
+    def wait_for(self, message: Message, action: Coroutine[Any, Any, None] | None) -> Coroutine[Any, Any, None] | None:
+        """Returns what is to be done with a message whose handler is late, and then waits for its thread.
+
+        Otherwise the next message would wait for the thread, and be late as well.
+        """
+        call = self._calls.get(message)
+        return action if call is None else self._then(action, call)
+
+    async def _then(self, action: Coroutine[Any, Any, None] | None, call: Future[Any]) -> None:
+        if action is not None:
+            await action
+        with contextlib.suppress(Exception):
+            await asyncio.wrap_future(call, loop=self._loop)
+
+    def close(self) -> None:
+        """Ends the threads that are idle, and the others when their handlers return."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,108 @@
+"""A consumer without a broker: deliveries come from the test, which also runs the workers by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import leveret
+from leveret.consuming.consumer import Consumer
+from leveret.consuming.states import ConsumerState
+from leveret.consuming.worker import Worker
+from leveret.plugins import PluginRegistry
+from leveret.wire.buffers import SendBuffer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from leveret.wire.message import Message
+
+
+class Reader:
+    """Counts no bytes."""
+
+    received_bytes = 0
+
+
+class Transport:
+    """Where a consumer pauses reading, and flushes."""
+
+    def __init__(self) -> None:
+        self.out = SendBuffer(lambda: None, lambda: None)
+        self.reader = Reader()
+        self.reading = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def collect(self, least_bytes: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class Connection:
+    """What a consumer asks of its connection when deliveries come."""
+
+    def __init__(self) -> None:
+        self.transport = Transport()
+
+    def check_loop(self) -> None: ...
+
+
+class Channel:
+    """What a consumer asks of its channel when deliveries come."""
+
+    number = 1
+    is_open = True
+
+    def __init__(self) -> None:
+        self.connection = Connection()
+
+
+class Task:
+    """What a worker needs of its task."""
+
+    def cancelling(self) -> int:
+        return 0
+
+
+def made(**options: Any) -> Consumer[Any]:
+    """A consumer whose deliveries come from the test."""
+    ordered_by = options.pop("ordered_by", None)
+    consumer: Consumer[Any] = Consumer(
+        None,  # type: ignore[arg-type]
+        "orders",
+        bytes,
+        leveret.ConsumerSettings(read_delay=0, **options),
+        PluginRegistry.load(),
+        ordered_by=ordered_by,
+    )
+    begin(consumer)
+    return consumer
+
+
+def begin(consumer: Consumer[Any]) -> Transport:
+    """Gives the consumer a new channel, on which deliveries come."""
+    channel = Channel()
+    consumer._subscription.channel = channel  # type: ignore[assignment]
+    consumer._subscription.tags[:] = ["tag"]
+    consumer._channel_opened(channel)  # type: ignore[arg-type]
+    consumer._life.become(ConsumerState.CONSUMING)
+    return channel.connection.transport
+
+
+def worker_of(
+    consumer: Consumer[Any], handler: Callable[[Any, Message], Awaitable[object]], task: Any = None
+) -> Worker:
+    """A worker of the consumer, for the test to drive."""
+    return Worker(
+        consumer,
+        consumer._acks,
+        consumer._failures,
+        consumer._workers,
+        handler,
+        Task() if task is None else task,
+        consumer.settings.ack in ("coalesced", "each"),
+    )
