@@ -9,6 +9,7 @@ from typing import Any, Protocol, final, type_check_only
 from typing_extensions import disjoint_base
 
 from leveret.consuming.acks import AckWindow
+from leveret.consuming.consumer import Settled
 from leveret.consuming.failures import Failures
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.transport.waiting import Waiter, Waiters
@@ -30,7 +31,7 @@ class GenerationOwner(Protocol):
     def decode(self) -> Callable[[Message], Any]: ...
     @property
     def plain_decoder(self) -> Callable[[Message], Callable[[Any], Any] | None]: ...
-    def _settle(self, generation: Generation, message: Message, verb: str) -> Awaitable[bool]: ...
+    def _settle(self, generation: Generation, message: Message, verb: str) -> Settled: ...
 
 @final
 class Generation:
