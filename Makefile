@@ -25,13 +25,14 @@ demo: setup ## publish and consume typed orders on the embedded broker
 test: setup rabbitmq ## run all tests, on RabbitMQ and on the embedded broker; a skipped test fails
 	@$(BIN)/python -m pytest -q -ra --no-skips -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-check: setup ## lint, types, stubs of the extension modules, layers
+check: setup ## lint, types, stubs of the extension modules, layers, dead code
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest $(COMPILED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cext && echo "cython-lint: no problems"
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/vulture && echo "vulture: no dead code"
 
 bench: setup ## run the benchmarks quickly and print them
 	@$(BIN)/python asv_bench/quick.py $(ARGS)
