@@ -34,13 +34,14 @@ test-pythons: setup rabbitmq ## run all tests on each Python from 3.11 to 3.14 t
 test-floors: setup rabbitmq ## run tests with the oldest versions of all dependencies that are declared to work
 	@$(BIN)/python tools/versions.py floors $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
 
-check: setup ## lint, types, stubs of the extension modules, layers
+check: setup ## lint, types, stubs of the extension modules, layers, dead code
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest $(COMPILED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cext && echo "cython-lint: no problems"
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/vulture && echo "vulture: no dead code"
 
 bench: setup ## run the benchmarks quickly and print them
 	@$(BIN)/python -m asv_bench.quick $(ARGS)

@@ -22,9 +22,6 @@ class PublishEncode:
         )
         self.bodies = [bytes(corpus.BODY_SIZES[body])] * corpus.MESSAGES
 
-    def time_add_many(self, body: str) -> None:
-        self.batch.add_many(self.template, self.bodies, None)
-
     def time_add(self, body: str) -> None:
         add, template = self.batch.add, self.template
         for one in self.bodies:
@@ -32,7 +29,7 @@ class PublishEncode:
 
 
 class Template:
-    """What a new routing key costs."""
+    """Packing the frames of a new routing key."""
 
     operation = "template"
     operations = 1
@@ -57,8 +54,10 @@ class Confirms:
         confirming = need("leveret.publishing.confirms")
         self.window, self.ticket = confirming.ConfirmWindow(), confirming.Ticket()
         self.ticket.observed = True
+        batch = need("leveret.publishing.publisher").PublishBatch(discarding_buffer(), self.window)
+        template = need("leveret.publishing.template").PublishTemplate("orders", "order.created")
         for _ in range(self.operations):
-            self.window.track(self.ticket)
+            batch.add(template, b"", self.ticket)
         tags = range(1, self.operations + 1)
         match confirms:
             case "multiple of 100":
@@ -74,15 +73,14 @@ class Confirms:
 
 
 class PublishAndConfirm:
-    """A batch with confirms: publish 1,000, then one acknowledgement for all of them."""
+    """1,000 publishings with a ticket for all of them, as a batch has, then one acknowledgement for all."""
 
     operation = "message"
     operations = corpus.MESSAGES
 
     def setup(self) -> None:
-        self.out = discarding_buffer()
         self.window = need("leveret.publishing.confirms").ConfirmWindow()
-        self.batch = need("leveret.publishing.publisher").PublishBatch(self.out, self.window)
+        self.batch = need("leveret.publishing.publisher").PublishBatch(discarding_buffer(), self.window)
         make = need("leveret.publishing.template").PublishTemplate
         self.template = make("orders", "order.created", corpus.RAW_PROPERTIES)
         self.bodies = [bytes(1024)] * corpus.MESSAGES
@@ -90,7 +88,9 @@ class PublishAndConfirm:
         self.everything = need("leveret.wire.runs").SettlementRun.of(1, [(0, True, False, False)])
 
     def time_publish_and_confirm(self) -> None:
-        self.batch.add_many(self.template, self.bodies, self.new_ticket())
+        add, template, ticket = self.batch.add, self.template, self.new_ticket()
+        for index, body in enumerate(self.bodies):
+            add(template, body, ticket, index)
         self.window.settle(self.everything)
 
 

@@ -6,59 +6,181 @@ same TOTAL differ by those messages and by nothing else.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import gc
+import struct
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import corpus
-from .support import discarding_buffer
+from .support import Broker, discarding_buffer, need, runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-#: Messages in one read, or in one batch.
+#: Messages in one read, in one batch, or tasks that publish at the same time.
 GROUP = 100
+BODY = bytes(1024)
 
 
-def decode(total: int) -> Callable[[], None]:
+def _by_group(group: Callable[[], object]) -> Callable[[int], None]:
+    """A workload that handles GROUP messages in each call of a function."""
+
+    def run(count: int) -> None:
+        for _ in range(count // GROUP):
+            group()
+
+    return run
+
+
+def decode(total: int) -> Callable[[int], None]:
     """Reads deliveries of 1 KiB and drops them."""
     from leveret.wire.reader import FrameReader
 
     reader = FrameReader(frame_max=corpus.FRAME_MAX)
     data = corpus.deliveries(GROUP, 1024)
-    return lambda: reader.feed(data)
+    return _by_group(lambda: reader.feed(data))
 
 
-def publish(total: int) -> Callable[[], None]:
-    """Appends publishings of 1 KiB, without confirms."""
-    from leveret.publishing.publisher import PublishBatch
-    from leveret.publishing.template import PublishTemplate
-
-    out = discarding_buffer()
-    batch = PublishBatch(out, None)
-    template = PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
-    bodies = [bytes(1024)] * GROUP
-    return lambda: batch.add_many(template, bodies, None)
+# ---------------------------------------------------------------------- through a producer
 
 
-def confirm(total: int) -> Callable[[], None]:
+class _Confirming:
+    """A client's socket that drops publishings, and confirms each write in the next turn of the event loop.
+
+    Until `producer` is set it is the socket itself, so that a broker answers what comes before the publishings.
+    """
+
+    def __init__(self, socket: asyncio.Transport, protocol: Any) -> None:
+        self._socket = socket
+        self._protocol = protocol
+        self._written = self._confirmed = 0
+        self.producer: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def write(self, data: bytes) -> None:
+        if self.producer is None:
+            self._socket.write(data)
+            return
+        if self._written == self._confirmed:
+            asyncio.get_running_loop().call_soon(self._confirm)
+        self._written = self.producer.next_delivery_tag - 1
+
+    def _confirm(self) -> None:
+        self._confirmed = self._written
+        # basic.ack on channel 1, multiple (AMQP 0-9-1 section 1.8.3.13)
+        frame = struct.pack(">BHIHHQBB", 1, 1, 13, 60, 80, self._written, 1, 0xCE)
+        self._protocol.get_buffer(len(frame))[: len(frame)] = frame
+        self._protocol.buffer_updated(len(frame))
+
+
+def _with_producer(workload: Callable[[Any, int], Awaitable[None]]) -> Callable[[int], Callable[[int], None]]:
+    """A workload that is given a producer, which has the default options, and how many messages to publish."""
+
+    def prepare(total: int) -> Callable[[int], None]:
+        import leveret
+        from leveret.transport.frame_transport import FrameTransport
+
+        sockets = []
+        connected = FrameTransport.connection_made
+
+        def connection_made(protocol: Any, socket: asyncio.Transport) -> None:
+            sockets.append(_Confirming(socket, protocol))
+            connected(protocol, sockets[-1])
+
+        async def open_producer() -> Any:
+            FrameTransport.connection_made = connection_made
+            # Loading plugins takes more instructions than all messages.
+            plugins = leveret.PluginSettings(allow=[])
+            client = await leveret.connect(broker.url, plugins=plugins, heartbeat=0)
+            # Without the clock of the deadline, which goes by time and not by messages.
+            producer = await client.producer(exchange="orders", serializer="bytes", confirm_timeout=86400).open()
+            sockets[-1].producer = producer
+            return producer
+
+        broker = Broker()
+        atexit.register(broker.close)
+        running = runner()
+        producer = running.run(open_producer())
+        return lambda count: running.run(workload(producer, count))
+
+    return prepare
+
+
+def _with_routing_key(producer: Any) -> Any:
+    return "order.created"
+
+
+def _with_template(producer: Any) -> Any:
+    return producer.template("order.created", priority=5, headers={"tenant": 7})
+
+
+def _publish(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[int], None]]:
+    """GROUP tasks that await `publish`, one message after the other."""
+
+    async def workload(producer: Any, count: int) -> None:
+        key = routing(producer)
+
+        async def task() -> None:
+            publish = producer.publish
+            for _ in range(count // GROUP):
+                await publish(BODY, key)
+
+        await asyncio.gather(*(task() for _ in range(GROUP)))
+
+    return _with_producer(workload)
+
+
+def _publish_nowait(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[int], None]]:
+    """`publish_nowait` of GROUP messages, then `flush`."""
+
+    async def workload(producer: Any, count: int) -> None:
+        publish, key = producer.publish_nowait, routing(producer)
+        for _ in range(count // GROUP):
+            for _ in range(GROUP):
+                publish(BODY, key)
+            await producer.flush()
+
+    return _with_producer(workload)
+
+
+def _publish_batch(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[int], None]]:
+    """`publish_batch` of all messages."""
+
+    async def workload(producer: Any, count: int) -> None:
+        await producer.publish_batch([BODY] * count, routing(producer))
+
+    return _with_producer(workload)
+
+
+# ---------------------------------------------------------------------- confirms and acknowledgements
+
+
+def confirm(total: int) -> Callable[[int], None]:
     """Settles publishings of one ticket with an acknowledgement for each."""
     from leveret.publishing.confirms import ConfirmWindow, Ticket
+    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.template import PublishTemplate
     from leveret.wire.runs import SettlementRun
 
     window, ticket = ConfirmWindow(), Ticket()
+    batch = PublishBatch(discarding_buffer(), window)
+    template = PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
     for _ in range(total):
-        window.track(ticket)
+        batch.add(template, BODY, ticket)
     waiting = iter(
         [
             SettlementRun.of(1, [(tag, False, False, False) for tag in range(first, first + GROUP)])
             for first in range(1, total + 1, GROUP)
         ]
     )
-    return lambda: window.settle(next(waiting))
+    return _by_group(lambda: window.settle(next(waiting)))
 
 
-def acknowledge(total: int) -> Callable[[], None]:
+def acknowledge(total: int) -> Callable[[int], None]:
     """Notes deliveries, acknowledges each and writes one basic.ack for 100 of them."""
     from leveret.consuming.acks import AckWindow
 
@@ -73,19 +195,29 @@ def acknowledge(total: int) -> Callable[[], None]:
             window.ack(tag)
         window.flush(out)
 
-    return group
+    return _by_group(group)
 
 
-WORKLOADS = {"decode": decode, "publish": publish, "confirm": confirm, "acknowledge": acknowledge}
+WORKLOADS: dict[str, Callable[[int], Callable[[int], None]]] = {
+    "decode": decode,
+    "publish": _publish(_with_routing_key),
+    "publish_nowait": _publish_nowait(_with_routing_key),
+    "publish_batch": _publish_batch(_with_routing_key),
+    "template": _publish(_with_template),
+    "template_nowait": _publish_nowait(_with_template),
+    "template_batch": _publish_batch(_with_template),
+    "confirm": confirm,
+    "acknowledge": acknowledge,
+}
 
 
 def main(name: str, total: int, count: int) -> None:
     """Runs a workload."""
-    group = WORKLOADS[name](total)
+    need("leveret.publishing.publisher")
+    run = WORKLOADS[name](total)
     gc.collect()
     gc.disable()
-    for _ in range(count // GROUP):
-        group()
+    run(count)
 
 
 if __name__ == "__main__":

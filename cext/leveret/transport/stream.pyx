@@ -47,16 +47,16 @@ cdef class Stream:
                 if (<ContentRun>event).method_id != BASIC_DELIVER:
                     return False
                 channel = self.channels.get((<ContentRun>event).channel)
-                owner = None if channel is None else channel.consumers.get((<ContentRun>event).consumer_tag)
-                if owner is None:
+                consumer = None if channel is None else channel.consumers.get((<ContentRun>event).consumer_tag)
+                if consumer is None:
                     return False
-                owner.delivered(event)
+                consumer.delivered(event)
             elif type(event) is SettlementRun:
                 channel = self.channels.get((<SettlementRun>event).channel)
-                owner = None if channel is None else channel.publisher
-                if owner is None:
+                publisher = None if channel is None else channel.publisher
+                if publisher is None:
                     return False
-                owner.settled(event)
+                publisher.settled(event)
             else:
                 return False
         except Exception as error:

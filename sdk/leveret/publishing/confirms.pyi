@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from typing import Any, Protocol, final
+from collections.abc import Generator
+from typing import Any, Protocol, final, type_check_only
 
 from leveret.errors import LeveretError
 from leveret.message import Outcome
@@ -11,8 +11,13 @@ from leveret.wire.runs import SettlementRun
 
 __test__: dict[str, str]
 
-class _Owner(Protocol):
-    def wait_for(self, ticket: Ticket, /) -> Coroutine[Any, Any, Receipt]: ...
+# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
+
+@type_check_only
+class TicketOwner(Protocol):
+    """The producer that a ticket is awaited through: `Producer`."""
+
+    async def wait_for(self, ticket: Ticket) -> Receipt: ...
 
 @final
 class Receipt:
@@ -39,7 +44,7 @@ class Ticket:
     def confirmed(self) -> int: ...
     @property
     def done(self) -> bool: ...
-    def __new__(cls, owner: _Owner | None = None) -> Ticket: ...
+    def __new__(cls, owner: TicketOwner | None = None) -> Ticket: ...
     def __await__(self) -> Generator[Any, Any, Receipt]: ...
     def fail(self, index: int, reason: int | Message | LeveretError) -> None: ...
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Unpack, final
+from typing import Any, Protocol, Unpack, final, type_check_only
 
 from typing_extensions import Buffer, disjoint_base
 
 from leveret.codecs.encoding import BodyEncoder
+from leveret.errors import EncodeFailed, PublishError
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.options import PublishOptions, Template
 from leveret.publishing.template import PublishTemplate
@@ -42,6 +43,32 @@ class PublishBatch:
     def attach(self, out: SendBuffer, channel: int, frame_max: int) -> None: ...
     def add(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
     def resend(self, limit: int) -> bool: ...
+
+# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
+
+@type_check_only
+class PublisherUpcalls(Protocol):
+    """The methods of `Producer` that `Publisher` calls."""
+
+    async def _publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt: ...
+    def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket: ...
+    def _outcome_error(self, ticket: Ticket) -> PublishError: ...
+    def _remember(self, ticket: Ticket) -> None: ...
+    def _settle(self, run: SettlementRun) -> None: ...
+    def _start_clock(self) -> None: ...
+
+@type_check_only
+class Encoder(Protocol):
+    """`Publisher._encoder`, which turns a serializer's failure into an error: `BodyEncoder`."""
+
+    def failed(self, error: BaseException, value: object) -> EncodeFailed: ...
+    def not_bytes(self, body: object) -> EncodeFailed: ...
+
+@type_check_only
+class Flushing(Protocol):
+    """`Publisher._transport`: `FrameTransport`."""
+
+    def flush(self) -> None: ...
 
 @disjoint_base
 class Publisher:

@@ -2,14 +2,45 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Protocol, Self, type_check_only
 
 from typing_extensions import disjoint_base
 
+from leveret.errors import ProtocolError
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, SettlementRun
 
 __test__: dict[str, str]
+
+# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
+
+@type_check_only
+class StreamSession(Protocol):
+    """The session above a stream: `Connection`. An embedded broker's session has no `event_failed`, nor `channels`."""
+
+    def events_received(self, events: list[Any]) -> None: ...
+    def stream_failed(self, error: ProtocolError) -> None: ...
+    def event_failed(self, error: Exception) -> None: ...
+
+@type_check_only
+class StreamChannel(Protocol):
+    """A value of `Stream.channels`: `Channel`."""
+
+    consumers: Mapping[str, DeliverySink]
+    publisher: ConfirmSink | None
+
+@type_check_only
+class DeliverySink(Protocol):
+    """A value of `StreamChannel.consumers`: `Consumer`."""
+
+    def delivered(self, run: ContentRun) -> None: ...
+
+@type_check_only
+class ConfirmSink(Protocol):
+    """`StreamChannel.publisher`: `Publisher`, the base of `Producer`."""
+
+    def settled(self, run: SettlementRun) -> None: ...
 
 @disjoint_base
 class Stream:

@@ -1,12 +1,25 @@
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Any, final
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, final, type_check_only
 
 from leveret.wire.properties import Properties
 
 __test__: dict[str, str]
 __pyx_capi__: dict[str, object]
+
+# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
+
+@type_check_only
+class MessageOwner(Protocol):
+    """The deliveries that a message belongs to: `Generation`."""
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def decode(self) -> Callable[[Message], Any]: ...
+    def is_open(self, message: Message) -> bool: ...
+    def settle(self, message: Message, verb: str) -> Awaitable[bool]: ...
 
 @final
 class Message:
