@@ -1,18 +1,23 @@
 # Everything runs in .venv, which `setup` makes. Stamp files in it remember what was done, so a second run costs nothing.
-# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench; ARGS="-n 0" runs tests in one process).
+# Variables: PYTHON=/path/to/python3.11 (for setup), ARGS="-k confirm" (for test and bench; ARGS="-n 0" runs tests in one process,
+# ARGS=--other-servers=none runs them on the first RabbitMQ only), TESTS=tests/unit and VERSIONS="3.12 3.14" (for test-pythons;
+# TESTS for test-floors, too).
 
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard cext/leveret/* cext/leveret/*/*)
+# leveret.wire.buffers for cext/leveret/wire/buffers.pyx.
+COMPILED := $(subst /,.,$(patsubst cext/%.pyx,%,$(wildcard cext/leveret/*/*.pyx)))
 PLUGINS := $(sort $(wildcard plugins/leveret-*))
 PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcard $(plugin)/src/*/* $(plugin)/src/*/*/*))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq rabbitmq-c asan coverage clean
+.PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq \
+    rabbitmq4 rabbitmq-c asan coverage clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, build the extension modules, install the plugins
 	@:
@@ -20,14 +25,20 @@ setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, bui
 demo: setup ## publish and consume typed orders on the embedded broker
 	@$(BIN)/leveret demo
 
-test: setup rabbitmq ## run all tests, on RabbitMQ and on the embedded broker; a skipped test fails
+test: setup rabbitmq ## run all tests, on every RabbitMQ here and on the embedded broker; a skipped test fails
 	@$(BIN)/python -m pytest -q -ra --no-skips -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-pythons: setup rabbitmq ## run all tests on each Python from 3.11 to 3.14 that is found, the unit tests on 3.14t and 3.15
+	@$(BIN)/python tools/versions.py pythons $(if $(VERSIONS),--only $(VERSIONS)) $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
+
+test-floors: setup rabbitmq ## run tests with the oldest versions of all dependencies that are declared to work
+	@$(BIN)/python tools/versions.py floors $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
 
 check: setup ## lint, types, stubs of the extension modules, layers
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m mypy.stubtest leveret.wire.buffers leveret.wire.framing leveret.transport.waiting leveret.publishing.batching leveret.consuming.delivering
+	@$(BIN)/python -m mypy.stubtest $(COMPILED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cext && echo "cython-lint: no problems"
 	@$(BIN)/lint-imports --no-logo
 
@@ -77,6 +88,9 @@ coverage: setup ## unit tests with line tracing: how many lines of Python and Cy
 
 rabbitmq: ## install the RabbitMQ server that the tests need
 	@tools/rabbitmq.sh ensure
+
+rabbitmq4: ## RabbitMQ 4 into a cache, where the tests find it (Debian, as root); ARGS=trixie takes that suite and not sid
+	@tools/debian.sh rabbitmq $(ARGS)
 
 rabbitmq-c: ## install the C client's headers, which the comparison compiles its C program against
 	@tools/rabbitmq.sh headers

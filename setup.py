@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -34,6 +35,9 @@ DIRECTIVES = {
     "initializedcheck": False,
 }
 
+#: Every source is a module of the same name: cext/leveret/wire/buffers.pyx is leveret.wire.buffers.
+NAMES = sorted(".".join(path.with_suffix("").parts[2:]) for path in Path("cext/leveret").rglob("*.pyx"))
+
 mode = os.environ.get("LEVERET_BUILD", "release")
 if mode not in MODES:
     sys.exit(f"LEVERET_BUILD={mode!r} is none of {', '.join(MODES)}")
@@ -45,7 +49,7 @@ extensions = [
         extra_compile_args=[] if sys.platform == "win32" else MODES[mode] + WARNINGS,
         extra_link_args=SANITIZE if mode == "asan" else [],
     )
-    for name in ("wire.buffers", "wire.framing", "transport.waiting", "publishing.batching", "consuming.delivering")
+    for name in NAMES
 ]
 modules = cythonize(
     extensions,

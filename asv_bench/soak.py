@@ -28,7 +28,7 @@ import leveret
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from leveret.publishing.batching import AckWindow
+    from leveret.consuming.acks import AckWindow
 
 #: How far the publisher may be ahead of the consumer, so that the queue stays short.
 LEAD: Final = 50_000

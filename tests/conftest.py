@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import math
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.brokers import IMITATED
 from tests.support.loops import DEFAULT_LOOP, LOOP_FACTORIES
-from tests.support.rabbitmq import RabbitMQNode, RabbitMQUnavailableError, find_programs
+from tests.support.rabbitmq import RabbitMQNode, RabbitMQServer
+from tests.support.servers import ON_EVERY_SERVER, node_of
 from tests.support.tls import TLSAuthority
 
 if TYPE_CHECKING:
@@ -18,11 +23,44 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails the run (as with CI=true)")
+    parser.addoption(
+        "--other-servers",
+        choices=("all", "versioned", "none"),
+        default="all",
+        help="which tests run on every RabbitMQ server that is found and not on the first only: all, those that are "
+        "marked server_version, or none (default: all)",
+    )
 
 
 def pytest_configure() -> None:
     # Commands that tests start print for a pipe, whatever terminal (or pytest-xdist) the run itself has.
     os.environ.pop("COLUMNS", None)
+
+
+def pytest_report_header() -> str:
+    names = [str(parameter.values[0]) for parameter in ON_EVERY_SERVER if parameter.values[0] is not None]
+    return f"servers: {', '.join(names) or 'no RabbitMQ'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    others = config.getoption("--other-servers")
+    left_out = {item for item in items if _is_left_out(item, others)}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_left_out(item: pytest.Item, others: str) -> bool:
+    """Whether a test does not concern the server that it would run on, or not in this run."""
+    callspec = getattr(item, "callspec", None)
+    servers = [value for value in callspec.params.values() if isinstance(value, RabbitMQServer)] if callspec else []
+    marker = item.get_closest_marker("server_version")
+    if marker is not None:
+        version = servers[0].version if servers else IMITATED
+        if not marker.kwargs.get("since", ()) <= version < marker.kwargs.get("before", (math.inf,)):
+            return True
+    is_first = not servers or servers[0] == ON_EVERY_SERVER[0].values[0]
+    return not is_first and (others == "none" or (others == "versioned" and marker is None))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -58,26 +96,40 @@ def tls_authority(tmp_path_factory: pytest.TempPathFactory) -> TLSAuthority:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory, tls_authority: TLSAuthority) -> Iterator[RabbitMQNode]:
-    """A RabbitMQ node for the whole run, with a TLS listener for ``localhost``. Leave it as you found it."""
-    try:
-        find_programs()
-    except RabbitMQUnavailableError as error:
-        pytest.skip(str(error))
-    certificate = tls_authority.issue("localhost", "127.0.0.1")
-    with RabbitMQNode(tmp_path_factory.mktemp("rabbitmq"), tls=certificate) as node:
-        yield node
+def rabbitmq_nodes(
+    tmp_path_factory: pytest.TempPathFactory, tls_authority: TLSAuthority
+) -> Iterator[Callable[[RabbitMQServer], RabbitMQNode]]:
+    """Returns the node of a server, which it starts the first time: one for the whole run."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(server: RabbitMQServer) -> RabbitMQNode:
+            certificate = tls_authority.issue("localhost", "127.0.0.1")
+            return stack.enter_context(
+                RabbitMQNode(tmp_path_factory.mktemp(str(server)), server=server, tls=certificate)
+            )
+
+        yield start
 
 
-@pytest.fixture(params=[pytest.param("rabbitmq", marks=pytest.mark.integration), "embedded"])
+@pytest.fixture(params=ON_EVERY_SERVER)
+def rabbitmq(request: pytest.FixtureRequest) -> RabbitMQNode:
+    """A RabbitMQ node, with a TLS listener for ``localhost``; a test that uses it runs on every server that is here.
+
+    The node is one for the whole run: leave it as you found it.
+    """
+    return node_of(request)
+
+
+@pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])
 async def broker_url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """The URL of a live broker; a test that uses it runs once on RabbitMQ and once on an embedded broker of its own.
+    """The URL of a live broker; a test that uses it runs on every RabbitMQ and on an embedded broker of its own.
 
-    The embedded broker lives in the test's event loop and is new for every test; RabbitMQ is one for all of them, so
+    The embedded broker lives in the test's event loop and is new for every test; a RabbitMQ is one for all of them, so
     take names from ``unique_name`` and delete what is durable.
     """
-    if request.param == "rabbitmq":
-        yield request.getfixturevalue("rabbitmq").url
+    if request.param != "embedded":
+        yield node_of(request).url
         return
     from leveret.broker import EmbeddedBroker
 

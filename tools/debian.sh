@@ -2,7 +2,8 @@
 # Newer servers and Pythons than this system has, from a newer Debian in folders outside the repository.
 # Usage: tools/debian.sh rabbitmq [SUITE]    RabbitMQ from a Debian suite (default: sid), into the cache; then prints the
 #                                            folder of its programs, as LEVERET_RABBITMQ_BIN wants it
-#        tools/debian.sh python VERSION...   builds interpreters from sid's source packages: 3.14, 3.14t, 3.15
+#        tools/debian.sh python VERSION...   interpreters from sid, into the cache: 3.14, 3.15; then prints their names.
+#                                            Without pip and venv: virtualenv makes environments with them
 #        tools/debian.sh folders             prints the folders of RabbitMQ programs that the cache holds
 # Environment: LEVERET_CACHE (default: leveret/ in XDG_CACHE_HOME or ~/.cache). Everything may be deleted at any time.
 set -eu
@@ -25,11 +26,12 @@ mirror() {
 # A minimal system of a suite in its own folder. $1: suite, $2: folder
 bootstrap() {
     [ ! -e "$2/.complete" ] || return 0
+    site=$(mirror)
     [ "$(id -u)" = 0 ] || missing "A system in a folder needs root: run this with sudo, or install the server yourself and set LEVERET_RABBITMQ_BIN."
     for program in debootstrap unshare; do
         command -v $program >/dev/null || missing "$program is not there. Run: apt-get install -y debootstrap util-linux"
     done
-    site=$(mirror)
+    unshare --mount true 2>/dev/null || missing "Root may not mount here (unshare --mount fails), as in most containers: the capability SYS_ADMIN is missing."
     rm -rf "$2"
     mkdir -p "$2"
     log=$cache/$1.log
@@ -78,33 +80,37 @@ rabbitmq() { # $1: suite
         for program in rabbitmqctl epmd rabbitmq-server; do # the last one last: it says that all are there
             inside=/usr/lib/rabbitmq/bin/$program
             [ $program = epmd ] && inside=/usr/bin/epmd
-            printf '#!/bin/sh\nexec %s "$HOME" %s "$@"\n' "'$root/enter'" $inside >"$programs/$program"
+            printf '#!/bin/sh\nexec %s "${HOME:-/}" %s "$@"\n' "'$root/enter'" $inside >"$programs/$program"
             chmod +x "$programs/$program"
         done
     fi
+    [ -s "$programs/version" ] || "$programs/rabbitmqctl" version >"$programs/version" # what tests ask for at every start
     echo "$programs"
 }
 
-python() { # $1: a version as 3.14 or 3.14t
-    version=${1%t} root=$cache/debian-sid prefix=$cache/python-$1
-    if [ ! -x "$prefix/bin/python$version" ]; then
+python() { # $1: a version as 3.14
+    root=$cache/debian-sid prefix=$cache/python-$1
+    if [ ! -x "$prefix/bin/python$1" ]; then
+        command -v patchelf >/dev/null || missing "patchelf is not there. Run: apt-get install -y patchelf"
         bootstrap sid "$root"
-        mkdir -p "$root/source" "$cache/build-$1"
         log=$cache/python-$1.log
-        echo "building Python $1 (a few minutes; output: $log)" >&2
-        rm -rf "$root/source/python$version"*
-        "$root/enter" / sh -c "cd /source && apt-get source --download-only python$version" >"$log" 2>&1 ||
-            { tail -n 5 "$log" >&2; exit 1; }
-        tar -xf "$root/source/python${version}_"*.orig.tar.* -C "$cache/build-$1" --strip-components 1
-        (
-            cd "$cache/build-$1"
-            # A free-threaded one says so in its own name, too; here the folder does.
-            ./configure --prefix="$prefix" --with-ensurepip=install $([ "$version" = "$1" ] || echo --disable-gil) &&
-                make -j"$(nproc)" && make install
-        ) >>"$log" 2>&1 </dev/null || { tail -n 5 "$log" >&2; exit 1; }
-        rm -rf "$cache/build-$1"
+        echo "installing Python $1 there (output: $log)" >&2
+        "$root/enter" / env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "python$1" "python$1-dev" \
+            >"$log" 2>&1 </dev/null || { tail -n 5 "$log" >&2; exit 1; }
+        loader=$(patchelf --print-interpreter "$root/usr/bin/python$1")
+        libraries=$(dirname "$(find "$root/usr/lib" -maxdepth 2 -name libexpat.so.1)")
+        rm -rf "$prefix"
+        mkdir -p "$prefix/bin" "$prefix/lib" "$prefix/include"
+        ln -s "$root/usr/lib/python$1" "$prefix/lib/python$1"
+        # Debian's pyconfig.h names the real one, which its compiler finds in a folder of the system.
+        cp -R "$root/usr/include/python$1" "$prefix/include"
+        cp "$root/usr/include/$(basename "$libraries")/python$1/pyconfig.h" "$prefix/include/python$1/pyconfig.h"
+        # It runs outside with the libraries that it was built for. An RPATH, not a RUNPATH: that counts for its modules, too.
+        cp "$root/usr/bin/python$1" "$prefix/bin/.python$1"
+        patchelf --set-interpreter "$root$loader" --force-rpath --set-rpath "$libraries" "$prefix/bin/.python$1"
+        mv "$prefix/bin/.python$1" "$prefix/bin/python$1" # the last step: it says that all is there
     fi
-    echo "$prefix/bin/python$version"
+    echo "$prefix/bin/python$1"
 }
 
 case "${1:-}" in
@@ -117,11 +123,11 @@ python)
     ;;
 folders)
     for folder in "$cache"/rabbitmq-*; do
-        [ ! -x "$folder/rabbitmq-server" ] || echo "$folder"
+        [ ! -x "$folder/rabbitmq-server" ] || [ ! -x "$folder/rabbitmqctl" ] || echo "$folder"
     done
     ;;
 *)
-    sed -n '2,7s/^# //p' "$0" >&2
+    sed -n '2,8s/^# //p' "$0" >&2
     exit 2
     ;;
 esac

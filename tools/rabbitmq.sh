@@ -1,19 +1,40 @@
 #!/bin/sh
 # Makes sure that a RabbitMQ server is installed; the tests start nodes of their own from it (tests/support/rabbitmq.py).
 # Usage: tools/rabbitmq.sh ensure    installs the distribution's package where it is missing and we may
-#        tools/rabbitmq.sh find      prints the folder of its programs, or fails
+#        tools/rabbitmq.sh find      prints the folders of all servers' programs, or fails
 #        tools/rabbitmq.sh headers   the same as ensure for the C client's headers, which only the comparison needs
 set -eu
 
+has_programs() {
+    [ -x "$1/rabbitmq-server" ] && [ -x "$1/rabbitmqctl" ]
+}
+
+# Prints the folders of all servers, the first one first, as tests/support/rabbitmq.py finds them; fails when there is none.
 find_programs() {
-    # Debian keeps the programs that run as any user outside PATH; its wrappers in /usr/sbin insist on root.
-    for folder in "${LEVERET_RABBITMQ_BIN:-}" /usr/lib/rabbitmq/bin /opt/homebrew/sbin /usr/local/sbin; do
-        if [ -n "$folder" ] && [ -x "$folder/rabbitmq-server" ] && [ -x "$folder/rabbitmqctl" ]; then
-            echo "$folder"
-            return 0
-        fi
-    done
-    found=$(command -v rabbitmq-server) && dirname "$found"
+    if [ -n "${LEVERET_RABBITMQ_BIN:-}" ]; then
+        # In a subshell: only there folders are split at colons, and their names are taken as they are.
+        (
+            set -f
+            IFS=:
+            for folder in $LEVERET_RABBITMQ_BIN; do
+                [ -n "$folder" ] || continue
+                has_programs "$folder" || { echo "LEVERET_RABBITMQ_BIN names $folder, where no RabbitMQ server is" >&2; exit 1; }
+                echo "$folder"
+            done
+        )
+        return
+    fi
+    {
+        # Debian keeps the programs that run as any user outside PATH; its wrappers in /usr/sbin insist on root.
+        on_path=$(command -v rabbitmq-server || true)
+        for folder in /usr/lib/rabbitmq/bin /opt/homebrew/sbin /usr/local/sbin ${on_path:+"$(dirname "$on_path")"}; do
+            if has_programs "$folder"; then
+                echo "$folder"
+                break
+            fi
+        done
+        "$(dirname "$0")/debian.sh" folders
+    } | grep .
 }
 
 install() { # $1: the package, $2: "" or "sudo -n"
@@ -46,8 +67,10 @@ find)
     find_programs
     ;;
 ensure)
-    if folder=$(find_programs); then
-        echo "RabbitMQ: $folder"
+    if folders=$(find_programs); then
+        echo "$folders" | sed 's/^/RabbitMQ: /'
+    elif [ -n "${LEVERET_RABBITMQ_BIN:-}" ]; then
+        exit 1 # it has said which folder is wrong
     else
         install_or_say "The tests need a RabbitMQ server." rabbitmq-server ||
             {

@@ -15,10 +15,9 @@ class PublishEncode:
     operations = corpus.MESSAGES
 
     def setup(self, body: str) -> None:
-        batching = need("leveret.publishing.batching")
         self.out = discarding_buffer()
-        self.batch = batching.PublishBatch(self.out, None)
-        self.template = batching.PublishTemplate(
+        self.batch = need("leveret.publishing.publisher").PublishBatch(self.out, None)
+        self.template = need("leveret.publishing.template").PublishTemplate(
             corpus.EXCHANGE.decode(), corpus.ROUTING_KEY.decode(), corpus.RAW_PROPERTIES
         )
         self.bodies = [bytes(corpus.BODY_SIZES[body])] * corpus.MESSAGES
@@ -39,10 +38,10 @@ class Template:
     operations = 1
 
     def setup(self) -> None:
-        self.batching = need("leveret.publishing.batching")
+        self.make = need("leveret.publishing.template").PublishTemplate
 
     def time_make(self) -> None:
-        self.batching.PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
+        self.make("orders", "order.created", corpus.RAW_PROPERTIES)
 
 
 class Confirms:
@@ -55,8 +54,8 @@ class Confirms:
     number = 1
 
     def setup(self, confirms: str) -> None:
-        batching, framing = need("leveret.publishing.batching"), need("leveret.wire.framing")
-        self.window, self.ticket = batching.ConfirmWindow(), batching.Ticket()
+        confirming = need("leveret.publishing.confirms")
+        self.window, self.ticket = confirming.ConfirmWindow(), confirming.Ticket()
         self.ticket.observed = True
         for _ in range(self.operations):
             self.window.track(self.ticket)
@@ -68,7 +67,7 @@ class Confirms:
                 entries = [(tags[-1], True, False, False)]
             case _:
                 entries = [(tag, False, confirms.startswith("nacked"), False) for tag in tags]
-        self.run = framing.SettlementRun.of(1, entries)
+        self.run = need("leveret.wire.runs").SettlementRun.of(1, entries)
 
     def time_settle(self, confirms: str) -> None:
         self.window.settle(self.run)
@@ -81,14 +80,14 @@ class PublishAndConfirm:
     operations = corpus.MESSAGES
 
     def setup(self) -> None:
-        batching, framing = need("leveret.publishing.batching"), need("leveret.wire.framing")
         self.out = discarding_buffer()
-        self.window = batching.ConfirmWindow()
-        self.batch = batching.PublishBatch(self.out, self.window)
-        self.template = batching.PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
+        self.window = need("leveret.publishing.confirms").ConfirmWindow()
+        self.batch = need("leveret.publishing.publisher").PublishBatch(self.out, self.window)
+        make = need("leveret.publishing.template").PublishTemplate
+        self.template = make("orders", "order.created", corpus.RAW_PROPERTIES)
         self.bodies = [bytes(1024)] * corpus.MESSAGES
-        self.new_ticket = batching.Ticket
-        self.everything = framing.SettlementRun.of(1, [(0, True, False, False)])
+        self.new_ticket = need("leveret.publishing.confirms").Ticket
+        self.everything = need("leveret.wire.runs").SettlementRun.of(1, [(0, True, False, False)])
 
     def time_publish_and_confirm(self) -> None:
         self.batch.add_many(self.template, self.bodies, self.new_ticket())
@@ -105,10 +104,10 @@ class Acks:
     number = 1
 
     def setup(self, order: str) -> None:
-        batching, framing = need("leveret.publishing.batching"), need("leveret.wire.framing")
         self.out = discarding_buffer()
-        self.window = batching.AckWindow(1)
-        (self.run,) = framing.FrameReader(frame_max=corpus.FRAME_MAX).feed(corpus.deliveries(self.operations, 0))
+        self.window = need("leveret.consuming.acks").AckWindow(1)
+        reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
+        (self.run,) = reader.feed(corpus.deliveries(self.operations, 0))
         tags = [message.delivery_tag for message in self.run.messages]
         self.hundreds = [tags[at : at + 100] for at in range(0, len(tags), 100)]
         if order == "backwards":

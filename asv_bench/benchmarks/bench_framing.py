@@ -17,8 +17,7 @@ class Decode:
     operations = corpus.MESSAGES
 
     def setup(self, method: str, body: str) -> None:
-        framing = need("leveret.wire.framing")
-        self.reader = framing.FrameReader(server=method == "publish", frame_max=corpus.FRAME_MAX)
+        self.reader = need("leveret.wire.reader").FrameReader(server=method == "publish", frame_max=corpus.FRAME_MAX)
         make = corpus.publishings if method == "publish" else corpus.deliveries
         self.data = make(corpus.MESSAGES, corpus.BODY_SIZES[body])
 
@@ -35,7 +34,7 @@ class DecodeSplit:
     operations = corpus.MESSAGES
 
     def setup(self, read_bytes: int) -> None:
-        self.reader = need("leveret.wire.framing").FrameReader(frame_max=corpus.FRAME_MAX)
+        self.reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
         data = corpus.deliveries(corpus.MESSAGES, 1024)
         self.pieces = [data[at : at + read_bytes] for at in range(0, len(data), read_bytes)]
 
@@ -51,7 +50,7 @@ class DecodeLargeBody:
     operations = 8
 
     def setup(self) -> None:
-        self.reader = need("leveret.wire.framing").FrameReader(frame_max=corpus.FRAME_MAX)
+        self.reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
         data = corpus.deliveries(1, 8 * 1024 * 1024)
         self.pieces = [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
 
@@ -72,7 +71,7 @@ class DecodeBodyViews:
     operations = 8
 
     def setup(self, form: str, body: str, held: int) -> None:
-        self.reader = need("leveret.wire.framing").FrameReader(frame_max=corpus.FRAME_MAX)
+        self.reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
         if form == "views":
             if not hasattr(self.reader, "view_bodies"):
                 raise NotImplementedError("this version has no views of bodies")
@@ -99,7 +98,7 @@ class DecodeConfirms:
     operations = corpus.MESSAGES
 
     def setup(self) -> None:
-        self.reader = need("leveret.wire.framing").FrameReader()
+        self.reader = need("leveret.wire.reader").FrameReader()
         self.data = corpus.confirms(corpus.MESSAGES)
 
     def time_feed(self) -> None:
@@ -115,15 +114,14 @@ class Tables:
     operations = 1
 
     def setup(self, table: str) -> None:
-        self.framing = need("leveret.wire.framing")
         self.table = corpus.TABLES[table]
-        self.raw = self.framing.encode_table(self.table)
+        self.raw = need("leveret.wire.encoding").encode_table(self.table)
 
     def time_encode(self, table: str) -> None:
-        self.framing.encode_table(self.table)
+        need("leveret.wire.encoding").encode_table(self.table)
 
     def time_decode(self, table: str) -> None:
-        self.framing.decode_table(self.raw)
+        need("leveret.wire.decoding").decode_table(self.raw)
 
 
 class Properties:
@@ -135,12 +133,11 @@ class Properties:
     operations = 1
 
     def setup(self, properties: str) -> None:
-        self.framing = need("leveret.wire.framing")
         self.values = corpus.PROPERTIES[properties]
-        self.raw = self.framing.Properties(**self.values).encode()
+        self.raw = need("leveret.wire.properties").Properties(**self.values).encode()
 
     def time_encode(self, properties: str) -> None:
-        self.framing.Properties(**self.values).encode()
+        need("leveret.wire.properties").Properties(**self.values).encode()
 
     def time_decode(self, properties: str) -> None:
-        self.framing.decode_properties(self.raw)
+        need("leveret.wire.properties").decode_properties(self.raw)

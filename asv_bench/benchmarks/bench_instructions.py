@@ -47,7 +47,7 @@ class Instructions:
     def setup(self, workload: str) -> None:
         if shutil.which("valgrind") is None:
             raise NotImplementedError("valgrind is not installed")
-        need("leveret.publishing.batching")
+        need("leveret.publishing.publisher")
 
     def track_instructions(self, workload: str) -> float:
         less, more = (_instructions(workload, 2 * COUNT, count) for count in (COUNT, 2 * COUNT))

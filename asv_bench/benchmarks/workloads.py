@@ -22,7 +22,7 @@ GROUP = 100
 
 def decode(total: int) -> Callable[[], None]:
     """Reads deliveries of 1 KiB and drops them."""
-    from leveret.wire.framing import FrameReader
+    from leveret.wire.reader import FrameReader
 
     reader = FrameReader(frame_max=corpus.FRAME_MAX)
     data = corpus.deliveries(GROUP, 1024)
@@ -31,7 +31,8 @@ def decode(total: int) -> Callable[[], None]:
 
 def publish(total: int) -> Callable[[], None]:
     """Appends publishings of 1 KiB, without confirms."""
-    from leveret.publishing.batching import PublishBatch, PublishTemplate
+    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.template import PublishTemplate
 
     out = discarding_buffer()
     batch = PublishBatch(out, None)
@@ -42,8 +43,8 @@ def publish(total: int) -> Callable[[], None]:
 
 def confirm(total: int) -> Callable[[], None]:
     """Settles publishings of one ticket with an acknowledgement for each."""
-    from leveret.publishing.batching import ConfirmWindow, Ticket
-    from leveret.wire.framing import SettlementRun
+    from leveret.publishing.confirms import ConfirmWindow, Ticket
+    from leveret.wire.runs import SettlementRun
 
     window, ticket = ConfirmWindow(), Ticket()
     for _ in range(total):
@@ -59,7 +60,7 @@ def confirm(total: int) -> Callable[[], None]:
 
 def acknowledge(total: int) -> Callable[[], None]:
     """Notes deliveries, acknowledges each and writes one basic.ack for 100 of them."""
-    from leveret.publishing.batching import AckWindow
+    from leveret.consuming.acks import AckWindow
 
     out = discarding_buffer()
     window = AckWindow(1)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leveret.app.app import App as App
     from leveret.client.client import Client as Client
-    from leveret.client.client import DedicatedConnection as DedicatedConnection
     from leveret.client.client import connect as connect
+    from leveret.client.dedicated_connection import DedicatedConnection as DedicatedConnection
     from leveret.connection.connection import Connection as Connection
     from leveret.consuming.batches import Batches as Batches
     from leveret.consuming.batches import DeliveryBatch as DeliveryBatch
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from leveret.errors import PublishError as PublishError
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
-    from leveret.publishing.batching import Receipt as Receipt
-    from leveret.publishing.batching import Ticket as Ticket
+    from leveret.publishing.confirms import Receipt as Receipt
+    from leveret.publishing.confirms import Ticket as Ticket
     from leveret.publishing.options import Publishing as Publishing
     from leveret.publishing.options import PublishOptions as PublishOptions
     from leveret.publishing.options import Template as Template
@@ -54,21 +54,21 @@ if TYPE_CHECKING:
     from leveret.topology.topology import Classic as Classic
     from leveret.topology.topology import Quorum as Quorum
     from leveret.topology.topology import Topology as Topology
-    from leveret.transport.frame_transport import run as run
-    from leveret.wire.framing import FieldValue as FieldValue
-    from leveret.wire.framing import Message as Message
-    from leveret.wire.framing import Properties as Properties
+    from leveret.transport.loop import run as run
+    from leveret.wire.encoding import FieldValue as FieldValue
+    from leveret.wire.message import Message as Message
+    from leveret.wire.properties import Properties as Properties
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Ticket": "publishing.batching",
-    "FieldValue": "wire.framing",
-    "Message": "wire.framing",
-    "Properties": "wire.framing",
+    "Ticket": "publishing.confirms",
+    "FieldValue": "wire.encoding",
+    "Message": "wire.message",
+    "Properties": "wire.properties",
     "App": "app.app",
     "Client": "client.client",
-    "DedicatedConnection": "client.client",
+    "DedicatedConnection": "client.dedicated_connection",
     "connect": "client.client",
     "Connection": "connection.connection",
     "Consumer": "consuming.consumer",
@@ -88,7 +88,7 @@ _HOMES = {
     "GcPolicy": "runtime.gc_policy",
     "BatchResult": "message",
     "Outcome": "message",
-    "Receipt": "publishing.batching",
+    "Receipt": "publishing.confirms",
     "ObjectPool": "runtime.object_pool",
     "prefetch_for": "consuming.prefetch",
     "Producer": "publishing.producer",
@@ -106,17 +106,15 @@ _HOMES = {
     "Quorum": "topology.topology",
     "Topology": "topology.topology",
     "Transaction": "publishing.transaction",
-    "run": "transport.frame_transport",
+    "run": "transport.loop",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 try:
     import leveret.consuming.delivering
-    import leveret.publishing.batching
-    import leveret.transport.waiting
-    import leveret.wire.buffers
-    import leveret.wire.framing  # noqa: F401
+    import leveret.publishing.publisher
+    import leveret.transport.stream  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "leveret's extension modules are missing or do not fit this Python. Install a wheel (pip install leveret), or "

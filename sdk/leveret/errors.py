@@ -1,37 +1,14 @@
-"""The exception tree, and AMQP's reply codes.
+"""The exception tree.
 
 Callers branch on types and fields, never on text. No message of ours carries credentials or message bodies.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from leveret.message import Outcome
-
-#: AMQP 0-9-1 section 1.1 (constants), with the codes RabbitMQ adds.
-REPLY_CODES: Final[dict[int, str]] = {
-    200: "REPLY_SUCCESS",
-    311: "CONTENT_TOO_LARGE",
-    312: "NO_ROUTE",
-    313: "NO_CONSUMERS",
-    320: "CONNECTION_FORCED",
-    402: "INVALID_PATH",
-    403: "ACCESS_REFUSED",
-    404: "NOT_FOUND",
-    405: "RESOURCE_LOCKED",
-    406: "PRECONDITION_FAILED",
-    501: "FRAME_ERROR",
-    502: "SYNTAX_ERROR",
-    503: "COMMAND_INVALID",
-    504: "CHANNEL_ERROR",
-    505: "UNEXPECTED_FRAME",
-    506: "RESOURCE_ERROR",
-    530: "NOT_ALLOWED",
-    540: "NOT_IMPLEMENTED",
-    541: "INTERNAL_ERROR",
-}
 
 
 def printable(text: str, limit: int = 256) -> str:
@@ -130,7 +107,7 @@ class ProtocolError(LeveretError):
     """The AMQP conversation went wrong.
 
     Attributes:
-        reply_code: The AMQP reply code that describes it (AMQP 0-9-1 section 1.1).
+        reply_code: The AMQP reply code that describes it (AMQP 0-9-1 section 1.1; named in `leveret.wire.numbers`).
     """
 
     reply_code = 541
@@ -193,8 +170,8 @@ class OperationTimeout(LeveretError, TimeoutError):
     """A deadline passed. The result of the operation is unknown."""
 
 
-class _Closed(LeveretError):
-    """What connection and channel closing have in common.
+class _PeerClosed(LeveretError):
+    """The base of `ConnectionClosed` and `ChannelClosed`.
 
     Attributes:
         reply_code: The AMQP reply code, or 0 when the connection was lost without one.
@@ -213,7 +190,7 @@ class _Closed(LeveretError):
         self.method_id = method_id
 
 
-class ConnectionClosed(_Closed):
+class ConnectionClosed(_PeerClosed):
     """The connection is closed; the fields say why."""
 
 
@@ -221,7 +198,7 @@ class AuthenticationError(ConnectionClosed):
     """The server refused the credentials, or offers none of the wanted mechanisms."""
 
 
-class ChannelClosed(_Closed):
+class ChannelClosed(_PeerClosed):
     """The channel is closed; the connection may still be open."""
 
 
@@ -306,8 +283,8 @@ class ConfirmTimeout(PublishError, TimeoutError):
 class ExchangeNotFound(PublishError, NotFound):
     """The exchange does not exist (reply code 404).
 
-    The outcome is UNKNOWN, because what was published to it just before somebody deleted it may be in a queue. In a
-    transaction it is NOT_SENT: nothing was committed.
+    The outcome is UNKNOWN, because messages that were published just before the exchange was deleted may be in a queue.
+    In a transaction it is NOT_SENT: nothing was committed.
     """
 
 

@@ -1,7 +1,7 @@
 """The words that publishers and consumers share: outcomes and batch results.
 
-The incoming `leveret.Message` and the `leveret.Receipt` of a publishing are compiled (`leveret.wire.framing`,
-`leveret.publishing.batching`), because one is made for each message.
+The incoming `leveret.Message` and the `leveret.Receipt` of a publishing are compiled (`leveret.wire.message`,
+`leveret.publishing.confirms`), because one is made for each message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(enum.IntEnum):
-    """How a publishing ended. Every publishing ends in exactly one of these."""
+    """The end of a publishing. Every publishing ends in exactly one of these."""
 
     PENDING = 0
     """Not ended yet."""
@@ -40,7 +40,7 @@ PERSISTENT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What `publish_batch` returns. It is true when nothing is known to have failed.
+    """The result of `publish_batch`. It is true when no value is known to have failed.
 
     Attributes:
         count: How many values the batch had.

@@ -8,12 +8,12 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from leveret.wire.framing import ContentRun, MethodFrame, SettlementRun
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from leveret.wire.framing import FrameReader
+    from leveret.wire.reader import FrameReader
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 NO_PROPERTIES = b"\x00\x00"

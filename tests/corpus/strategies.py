@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from leveret.wire.framing import FieldValue
+from leveret.wire.encoding import FieldValue
 from tests.corpus import frames
 
 if TYPE_CHECKING:

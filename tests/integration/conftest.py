@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.brokers import Broker, Embedded, RabbitMQ
 from tests.support.leftovers import nothing_left_behind
+from tests.support.servers import ON_EVERY_SERVER, node_of
 
 import leveret
 
@@ -21,11 +22,11 @@ async def no_leftovers() -> AsyncIterator[None]:
         yield
 
 
-@pytest.fixture(params=[pytest.param("rabbitmq", marks=pytest.mark.integration), "embedded"])
+@pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])
 async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
-    """A live broker that can be told to fail; a test that uses it runs once on each kind."""
-    if request.param == "rabbitmq":
-        yield RabbitMQ(request.getfixturevalue("rabbitmq"))
+    """A live broker that can be told to fail; a test that uses it runs on every RabbitMQ and on the embedded one."""
+    if request.param != "embedded":
+        yield RabbitMQ(node_of(request))
         return
     from leveret.broker import EmbeddedBroker
 

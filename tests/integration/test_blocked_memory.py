@@ -14,7 +14,7 @@ import pytest
 from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
 from leveret.message import Outcome
 from leveret.transport.frame_transport import FrameTransport
-from leveret.wire.framing import FrameReader
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -13,22 +13,26 @@ from tests.support.brokers import Embedded, RabbitMQ
 from tests.support.loops import every_loop
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
+from tests.support.servers import ON_EVERY_SERVER
 
 import leveret
 from leveret import Topology
 from leveret.broker import EmbeddedBroker
-from leveret.connection.connection import may_mend
+from leveret.connection.link import LINK_TRANSITIONS, LinkState
 from leveret.errors import (
     AuthenticationError,
     ConfigurationError,
     ConnectFailed,
     ConnectionClosed,
     ConnectionLost,
+    EncodeFailed,
     OperationTimeout,
+    PluginError,
     TLSVerificationError,
     WrongLoopError,
 )
-from leveret.plugins import ConnectionEventKind, PluginRegistry
+from leveret.plugins import ConnectionEventKind, PluginRegistry, PolicySpec
+from leveret.protocol.recovery import may_mend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -47,7 +51,7 @@ async def test_publishing_and_consuming_have_their_own_connections_when_both_are
 ) -> None:
     async with client.consumer(queue) as consumer:
         await consumer.get()
-        publishing, consuming = client.connection, client._consuming.connection
+        publishing, consuming = client.connection, client.consuming_link.connection
         assert consuming is not None
         assert consuming is not publishing
         assert (publishing.name, consuming.name) == ("leveret (publish)", "leveret (consume)")
@@ -92,7 +96,7 @@ async def test_channel_numbers_are_used_again_when_channels_are_closed(broker: B
             await channels[0].queue_declare("q")
 
 
-@pytest.mark.parametrize("broker", [pytest.param("rabbitmq", marks=pytest.mark.integration)], indirect=True)
+@pytest.mark.parametrize("broker", ON_EVERY_SERVER, indirect=True)
 async def test_every_method_of_a_channel_is_answered_when_the_broker_knows_it(
     client: leveret.Client, queue: str
 ) -> None:
@@ -282,7 +286,7 @@ async def test_all_who_wait_get_the_same_new_connection_when_the_broker_is_back(
     events: list[ConnectionEventKind] = []
     registry = PluginRegistry.from_plugins(plugin("events", connection_event=lambda event: events.append(event.kind)))
     async with leveret.connect(broker.url, plugins=registry, **QUICK) as client:
-        link = client._publishing
+        link = client.publishing_link
         first = client.connection
         assert await link.recovered() is first
         async with stopped(broker):
@@ -319,14 +323,14 @@ async def test_a_connection_is_dialed_again_when_it_is_cut(broker: Broker, how: 
             else:
                 getattr(proxy, how)()
             await loss(lost)
-            assert await client._publishing.recovered() is not lost
+            assert await client.publishing_link.recovered() is not lost
         assert counted(client)["connections_opened"] == 4
         assert warnings.texts == []
 
 
 async def test_waiting_goes_on_when_others_who_wait_are_cancelled(broker: Broker, warnings: Warnings) -> None:
     async with leveret.connect(broker.url, **QUICK) as client:
-        link = client._publishing
+        link = client.publishing_link
         async with stopped(broker):
             await loss(client.connection)
             waiting = [asyncio.create_task(link.recovered()) for _ in range(10)]
@@ -351,18 +355,18 @@ async def test_nothing_is_left_when_waiting_is_cancelled(broker: Broker, turns: 
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as client:
         proxy.reset()
         await loss(client.connection)
-        waiting = asyncio.create_task(client._publishing.recovered())
+        waiting = asyncio.create_task(client.publishing_link.recovered())
         for _ in range(turns):
             await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
-        assert (await client._publishing.recovered()).is_open
+        assert (await client.publishing_link.recovered()).is_open
         assert counted(client)["connections_open"] == 1
 
 
 async def test_those_who_wait_are_told_when_the_client_is_closed(broker: Broker, warnings: Warnings) -> None:
     async with leveret.connect(broker.url, **QUICK) as client:
-        link = client._publishing
+        link = client.publishing_link
         async with stopped(broker):
             await loss(client.connection)
             waiting = [asyncio.create_task(link.recovered()) for _ in range(10)]
@@ -380,7 +384,7 @@ async def test_those_who_wait_are_told_when_the_client_is_closed_long_before_the
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **SELDOM) as client:
         proxy.reset()
         await loss(client.connection)
-        waiting = asyncio.create_task(client._publishing.recovered())
+        waiting = asyncio.create_task(client.publishing_link.recovered())
         await asyncio.sleep(0)
         await client.close()
         with pytest.raises(ConnectionClosed, match=r"was closed by this side"):
@@ -391,7 +395,7 @@ async def test_no_error_is_left_unread_when_those_who_wait_are_cancelled_as_it_c
     async with EmbeddedBroker(users={"svc": "before"}) as broker:
         url = f"amqp://svc:before@127.0.0.1:{broker.port}"
         async with leveret.connect(url, **QUICK) as client:
-            link = client._publishing
+            link = client.publishing_link
             broker.users["svc"] = "after"
             broker.close_connections()
             await loss(client.connection)
@@ -411,7 +415,7 @@ async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_mak
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **SELDOM) as client:
         proxy.reset()
         await loss(client.connection)
-        waiting = asyncio.create_task(client._publishing.recovered())
+        waiting = asyncio.create_task(client.publishing_link.recovered())
         if started:
             # Time enough for an attempt, if it were made.
             async with leveret.connect(broker.url) as other:
@@ -423,6 +427,65 @@ async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_mak
         assert counted(client)["connections_opened"] == 2
 
 
+async def test_a_link_says_what_it_has(broker: Broker, warnings: Warnings) -> None:
+    async with leveret.connect(broker.url, **QUICK) as client:
+        link = client.publishing_link
+        assert client.consuming_link.state is LinkState.IDLE
+        assert link.state is LinkState.OPEN
+        async with stopped(broker):
+            await loss(client.connection)
+            assert link.state is LinkState.LOST
+            waiting = asyncio.create_task(link.recovered())
+            await warnings.more(1)
+            assert link.state is LinkState.RECOVERING
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert link.state is LinkState.LOST
+        await link.recovered()
+        assert repr(link) == "<Link 'leveret (publish)' OPEN>"
+    assert link.state is LinkState.CLOSED
+    assert client.consuming_link.state is LinkState.CLOSED
+    assert set(LINK_TRANSITIONS) == set(LinkState)
+
+
+class Steady:
+    """A backoff policy that counts."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def delay(self, attempt: int, /) -> float:
+        self.asked.append(attempt)
+        return 0.001
+
+
+async def test_a_backoff_policy_chooses_the_delays_of_recovery(broker: Broker, warnings: Warnings) -> None:
+    made: list[Steady] = []
+
+    def make() -> Steady:
+        made.append(Steady())
+        return made[-1]
+
+    registry = PluginRegistry.from_plugins(
+        plugin("waits", policies=[PolicySpec(kind="backoff", name="steady", factory=make)])
+    )
+    # Without the policy it would be a day to the first attempt.
+    async with leveret.connect(broker.url, plugins=registry, recovery_backoff="steady", **SELDOM) as client:
+        async with stopped(broker):
+            await loss(client.connection)
+            waiting = asyncio.create_task(client.publishing_link.recovered())
+            await warnings.more(3)
+        await waiting
+    publishing, consuming = made
+    assert publishing.asked[:3] == [1, 2, 3]
+    assert consuming.asked == []
+
+
+async def test_a_backoff_policy_that_is_not_there_is_refused_when_connecting(broker: Broker) -> None:
+    with pytest.raises(ConfigurationError, match="nosuch"):
+        await leveret.connect(broker.url, recovery_backoff="nosuch")
+
+
 async def test_attempts_are_spread_over_twice_the_time_after_each_when_they_fail(
     monkeypatch: pytest.MonkeyPatch, warnings: Warnings
 ) -> None:
@@ -432,11 +495,11 @@ async def test_attempts_are_spread_over_twice_the_time_after_each_when_they_fail
         spans.append((least, most))
         return 0.0
 
-    monkeypatch.setattr("leveret.client.client.random.uniform", uniform)
+    monkeypatch.setattr("leveret.protocol.recovery.random.uniform", uniform)
     async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
         await broker.stop()
         await loss(client.connection)
-        waiting = asyncio.create_task(client._publishing.recovered())
+        waiting = asyncio.create_task(client.publishing_link.recovered())
         await warnings.more(50)
         await broker.start()
         await waiting
@@ -454,19 +517,19 @@ async def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_dialed_more_an
         spans.append(most)
         return 0.0
 
-    monkeypatch.setattr("leveret.client.client.random.uniform", uniform)
+    monkeypatch.setattr("leveret.protocol.recovery.random.uniform", uniform)
     options: dict[str, Any] = {"recovery_initial_delay": 1000, "recovery_max_delay": 3000}
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **options) as client:
         for _ in range(4):
             proxy.reset()
             await loss(client.connection)
-            await client._publishing.recovered()
+            await client.publishing_link.recovered()
         assert spans == [1000, 2000, 3000, 3000]
         # A while later it is the first attempt again.
-        client._publishing._tried_at -= 3001
+        client.publishing_link._tried_at -= 3001
         proxy.reset()
         await loss(client.connection)
-        await client._publishing.recovered()
+        await client.publishing_link.recovered()
         assert spans[4:] == [1000]
 
 
@@ -476,7 +539,7 @@ async def test_no_credentials_are_logged_when_recovery_fails(warnings: Warnings)
         async with leveret.connect(url, **QUICK) as client:
             await broker.stop()
             await loss(client.connection)
-            waiting = asyncio.create_task(client._publishing.recovered())
+            waiting = asyncio.create_task(client.publishing_link.recovered())
             await warnings.more(3)
             broker.users["svc"] = "another"
             await broker.start()
@@ -503,18 +566,18 @@ async def test_recovery_ends_when_the_password_or_the_virtual_host_is_no_longer_
             await ctl("change_password", user, "after")
             await ctl("close_all_connections", "--vhost", vhost, "asked to by a test")
             await loss(client.connection)
-            waiting = [asyncio.create_task(client._publishing.recovered()) for _ in range(3)]
+            waiting = [asyncio.create_task(client.publishing_link.recovered()) for _ in range(3)]
             for error in await asyncio.gather(*waiting, return_exceptions=True):
                 assert type(error) is AuthenticationError
             assert counted(client)["connections_failed"] == 1
             # Asked again it tries again: the password may have been put right.
             await ctl("change_password", user, "before")
-            assert (await client._publishing.recovered()).is_open
+            assert (await client.publishing_link.recovered()).is_open
 
             await ctl("delete_vhost", vhost)
             await loss(client.connection)
             with pytest.raises(ConnectionClosed) as caught:
-                await client._publishing.recovered()
+                await client.publishing_link.recovered()
             assert caught.value.reply_code == 530
     finally:
         await ctl("delete_user", user)
@@ -537,6 +600,9 @@ async def test_recovery_ends_when_the_password_or_the_virtual_host_is_no_longer_
         (AuthenticationError("hung up", reply_code=403), True),
         (TLSVerificationError("expired"), False),
         (ConfigurationError("no such file"), False),
+        (EncodeFailed("an argument is too long"), False),
+        (PluginError("no serializer"), False),
+        (WrongLoopError("another loop"), False),
     ],
     ids=str,
 )
@@ -556,4 +622,4 @@ async def test_the_certificates_are_at_fault_when_those_of_all_endpoints_are_ref
 
 async def test_waiting_is_refused_when_it_is_in_another_threads_loop(client: leveret.Client) -> None:
     with pytest.raises(WrongLoopError):
-        await asyncio.to_thread(asyncio.run, client._publishing.recovered())
+        await asyncio.to_thread(asyncio.run, client.publishing_link.recovered())

@@ -15,6 +15,7 @@ from pamqp.commands import Basic
 from tests.support.conversation import PROTOCOL_HEADER, nested_table
 from tests.support.loops import every_loop
 from tests.support.peers import Peer
+from tests.support.servers import ON_EVERY_SERVER
 
 import leveret
 from leveret import Classic, Topology
@@ -129,7 +130,7 @@ async def test_a_message_is_gone_when_its_handler_returns_none_or_true(queues: Q
         "unsettled": 0,
         "undecodable": 0,
         "handler_errors": 0,
-        "retried": 0,
+        "requeued": 0,
         "released": 0,
         "dead_lettered": 0,
         "delayed": 0,
@@ -177,7 +178,7 @@ async def test_a_message_is_tried_twice_and_dead_lettered_when_its_handler_raise
     assert await queues.dead_letters(1) == ["poison"]
     assert await queues.remaining() == []
     counters = consumer.counters()
-    assert (counters["handler_errors"], counters["retried"], counters["dead_lettered"]) == (2, 1, 1)
+    assert (counters["handler_errors"], counters["requeued"], counters["dead_lettered"]) == (2, 1, 1)
     warnings = [record for record in caplog.records if record.name == "leveret.consuming"]
     assert len(warnings) == 2
     assert all("ValueError" in record.getMessage() for record in warnings)
@@ -272,7 +273,7 @@ async def test_a_body_is_dead_lettered_and_counted_when_it_cannot_be_decoded(que
     assert await queues.remaining() == []
 
 
-@pytest.mark.parametrize("broker", [pytest.param("rabbitmq", marks=pytest.mark.integration)], indirect=True)
+@pytest.mark.parametrize("broker", ON_EVERY_SERVER, indirect=True)
 async def test_the_consumer_survives_when_a_message_has_headers_over_the_limits(queues: Queues, broker: Broker) -> None:
     # Our own publisher refuses to make such headers and the embedded broker to take them; others do not.
     await queues.publish("before")
@@ -322,7 +323,7 @@ async def publish_raw_headers(url: str, queue: str, headers: bytes) -> None:
 
 
 async def test_a_handler_may_settle_its_message_when_it_knows_better(queues: Queues) -> None:
-    await queues.publish("ack", "dead_letter", "retry", "release", "last")
+    await queues.publish("ack", "dead_letter", "requeue", "release", "last")
     consumer = queues.client.consumer(queues.work, prefetch=1)
     seen = []
 
@@ -340,7 +341,7 @@ async def test_a_handler_may_settle_its_message_when_it_knows_better(queues: Que
 
     await consumer.run(handler)
     assert [pair for pair in seen if pair[0] in ("ack", "dead_letter")] == [("ack", False), ("dead_letter", False)]
-    for verb in ("retry", "release"):
+    for verb in ("requeue", "release"):
         assert [pair for pair in seen if pair[0] == verb] == [(verb, False), (verb, True)]
     assert await queues.dead_letters(1) == ["dead_letter"]
     assert await queues.remaining() == []
@@ -353,7 +354,7 @@ async def test_settling_twice_does_nothing_when_a_message_is_settled(queues: Que
         message = await consumer.get()
         assert message is not None
         assert await message.ack() is True
-        for settle in (message.ack, message.retry, message.release, message.dead_letter):
+        for settle in (message.ack, message.requeue, message.release, message.dead_letter):
             assert await settle() is False
         # No second acknowledgement was sent: the broker would have closed the channel (406).
         assert await consumer.get() is None
@@ -491,7 +492,7 @@ async def test_no_connection_is_left_when_the_client_is_closed_while_a_consumer_
     async with asyncio.timeout(5):
         with pytest.raises((leveret.LeveretError, StopAsyncIteration)):
             await task
-    link = client._consuming
+    link = client.consuming_link
     assert link.connection is None or not link.connection.is_open
 
 
@@ -848,7 +849,7 @@ async def test_a_message_is_released_and_handled_later_when_its_handler_raises_c
         "unsettled": 0,
         "undecodable": 0,
         "handler_errors": 0,
-        "retried": 0,
+        "requeued": 0,
         "released": 3,
         "dead_lettered": 0,
         "delayed": 0,

@@ -263,12 +263,12 @@ async def test_each_error_has_its_action_when_the_policy_has_rules(failing: Queu
         {"retry": 3, "park": 1, "drop": 1, "dead": 1, "again": 2, "fine": 1}
     )
     counters = consumer.counters()
-    assert {name: counters[name] for name in ("delayed", "parked", "dropped", "dead_lettered", "retried")} == {
+    assert {name: counters[name] for name in ("delayed", "parked", "dropped", "dead_lettered", "requeued")} == {
         "delayed": 2,
         "parked": 1,
         "dropped": 1,
         "dead_lettered": 1,
-        "retried": 1,
+        "requeued": 1,
     }
     assert await queues.dead_letters(1) == ["dead"]
     assert await taken(queues.client, f"{queues.work}.parked") == ["park"]
@@ -436,7 +436,7 @@ async def test_a_batch_is_acknowledged_at_once_and_its_failures_are_not(queues: 
                 assert [message.value for message in batch.messages] == batch.values
                 if 13 in batch.values:
                     assert batch.fail(batch.values.index(13))
-                    assert not batch.fail(batch.values.index(13), "retry"), "settled is settled"
+                    assert not batch.fail(batch.values.index(13), "requeue"), "settled is settled"
                 before = batch.messages[0].is_settled
                 assert batch.ack() == len(batch) - (13 in batch.values)
                 assert (before, batch.ack()) == (False, 0)

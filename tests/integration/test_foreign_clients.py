@@ -19,7 +19,8 @@ from tests.support.loops import every_loop
 
 from leveret.broker import EmbeddedBroker
 from leveret.protocol.commands import PROTOCOL_HEADER, Basic, Channel, Connection, Method, Queue, decode, encode, make
-from leveret.wire.framing import FrameReader, MethodFrame
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import MethodFrame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -18,7 +18,7 @@ from tests.support.loops import every_loop
 import leveret
 from leveret.consuming.delivering import Worker
 from leveret.errors import CircuitOpen
-from leveret.wire.framing import Message
+from leveret.wire.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

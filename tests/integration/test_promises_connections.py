@@ -13,6 +13,7 @@ from tests.support.loops import every_loop
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQNode
+from tests.support.servers import ON_EVERY_SERVER, server_of
 
 import leveret
 from leveret import Topology
@@ -67,7 +68,7 @@ async def test_s4_a_lost_connection_is_dialed_again_unless_auto_recovery_is_off(
 ) -> None:
     assert ConnectionSettings().auto_recovery is True
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, auto_recovery=auto_recovery) as client:
-        link, lost = client._publishing, client.connection
+        link, lost = client.publishing_link, client.connection
         assert await link.recovered() is lost
         proxy.reset()
         await lost._ended
@@ -236,10 +237,10 @@ async def test_s34_a_frame_max_of_1_mib_is_lowered_when_the_server_allows_less(
         assert client.connection.negotiated.frame_max == 131_072
 
 
-@pytest.fixture(scope="module")
-def large_frames(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQNode]:
+@pytest.fixture(params=ON_EVERY_SERVER)
+def large_frames(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RabbitMQNode]:
     """A RabbitMQ that allows the guide's frames."""
-    with RabbitMQNode(tmp_path_factory.mktemp("large-frames"), config=f"frame_max = {FRAME_MAX}") as node:
+    with RabbitMQNode(tmp_path, server=server_of(request), config=f"frame_max = {FRAME_MAX}") as node:
         yield node
 
 
@@ -272,8 +273,8 @@ async def round_trip_in_frames_of(client: leveret.Client, frame_max: int) -> Non
         message = await consumer.get()
         assert message is not None
         assert message.body == body
-        assert client._consuming.connection is not None
-        frames = client._consuming.connection.transport.reader.received_frames
+        assert client.consuming_link.connection is not None
+        frames = client.consuming_link.connection.transport.reader.received_frames
     # The body in as few frames as fit, and fewer than ten of the connection, the channel and the header.
     in_body = -(-len(body) // (frame_max - 8))
     assert in_body <= frames < in_body + 10

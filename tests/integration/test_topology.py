@@ -183,10 +183,28 @@ def test_a_topology_is_refused_before_it_is_sent_when_it_cannot_exist() -> None:
 
 
 async def test_the_connection_is_lost_with_its_reason_when_the_broker_says_so(client: leveret.Client) -> None:
+    channel = await client.channel()
     with pytest.raises(ConnectionClosed) as refused:
-        await client.declare(Topology().exchange("x", "x-no-such-type"))
-    assert refused.value.reply_code in (503, 540)
+        await channel.flow(False)
+    assert refused.value.reply_code == 540
     assert not client.connection.is_open
+
+
+@pytest.mark.server_version
+async def test_an_exchange_type_that_the_broker_does_not_know_is_refused(
+    client: leveret.Client, broker: Broker
+) -> None:
+    topology = Topology().exchange("x", "x-no-such-type")
+    if broker.version < (4,):
+        with pytest.raises(ConnectionClosed) as refused:
+            await client.declare(topology)
+        assert refused.value.reply_code == 503
+    else:
+        with pytest.raises(PreconditionFailed) as refused:
+            await client.declare(topology)
+        assert refused.value.reply_code == 406
+    assert "unknown exchange type 'x-no-such-type'" in str(refused.value)
+    assert client.connection.is_open is (broker.version >= (4,))
 
 
 # ---------------------------------------------------------------------- kinds of queues

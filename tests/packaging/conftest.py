@@ -20,9 +20,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("packaging")
     # A copy with what builds leave behind, none of which may reach the sdist; but without the egg-info, from which
     # setuptools would take the file list of some earlier build.
-    unwanted = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", ".asv", "*.egg-info", "__pycache__")
+    unwanted = shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".hypothesis", ".asv", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, folder / "source", ignore=unwanted)
-    (folder / "source" / "cext" / "leveret" / "_buffers.c").write_text("generated\n")
+    (folder / "source" / "cext" / "leveret" / "wire" / "buffers.c").write_text("generated\n")
     # Without --sdist or --wheel, `build` makes the wheel from the sdist, with the declared build requirements only.
     run_or_fail(sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "source", cwd=folder)
     (sdist,) = (folder / "dist").glob("*.tar.gz")
@@ -44,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def author(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """What a plugin's author has: the core with its command line, setuptools and pytest."""
     environment = Environment.make(tmp_path_factory.mktemp("author"))
-    environment.install(f"{built.wheel_file}[cli]", "pip>=25.1", "pytest>=9", "setuptools>=77")
+    environment.install(f"{built.wheel_file}[cli]", "pip>=25.1", "pytest>=9", "setuptools>=77.0.1")
     return environment
 
 

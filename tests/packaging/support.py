@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-EXTENSIONS = ["_batching", "_buffers", "_framing"]
+SOURCES = ROOT / "cext" / "leveret"
+EXTENSIONS = sorted(str(path.relative_to(SOURCES).with_suffix("")) for path in SOURCES.rglob("*.pyx"))
 
 
 def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:

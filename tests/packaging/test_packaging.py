@@ -40,7 +40,7 @@ def test_metadata_names_requirements_by_name_only(built: Built) -> None:
 
 
 def test_installed_package_works_when_outside_the_checkout(built: Built) -> None:
-    modules = ", ".join(f"leveret.{name}" for name in EXTENSIONS)
+    modules = ", ".join(f"leveret.{name.replace('/', '.')}" for name in EXTENSIONS)
     printed = built.environment.prints(f"import leveret, {modules}; print(leveret.__file__)")
     assert Path(printed).is_relative_to(built.environment.folder / "venv")
 

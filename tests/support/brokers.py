@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from leveret.broker import EmbeddedBroker
     from tests.support.rabbitmq import RabbitMQNode
+
+
+#: The RabbitMQ that the embedded broker imitates.
+IMITATED: Final = (3, 10, 8)
 
 
 class Broker(Protocol):
@@ -15,6 +19,10 @@ class Broker(Protocol):
 
     @property
     def url(self) -> str: ...
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The RabbitMQ that it is, or that it imitates; what tests expect may depend on it (`server_version`)."""
 
     async def close_connections(self) -> None:
         """Closes every client's connection with reply code 320."""
@@ -32,6 +40,7 @@ class RabbitMQ:
     def __init__(self, node: RabbitMQNode) -> None:
         self.node = node
         self.url = node.url
+        self.version: tuple[int, ...] = node.version
 
     async def close_connections(self) -> None:
         await asyncio.to_thread(self.node.ctl, "close_all_connections", "asked to by a test")
@@ -45,6 +54,8 @@ class RabbitMQ:
 
 class Embedded:
     """An embedded broker."""
+
+    version: tuple[int, ...] = IMITATED
 
     def __init__(self, broker: EmbeddedBroker) -> None:
         self.broker = broker

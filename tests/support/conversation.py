@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pamqp import base, body, frame, header, heartbeat
 
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, MethodFrame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,13 +6,16 @@ By hand, in the foreground, until Ctrl-C: ``python -m tests.support.rabbitmq``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,18 +35,81 @@ class RabbitMQUnavailableError(Exception):
     """No RabbitMQ server is installed here, or its node does not start."""
 
 
-def find_programs() -> Path:
-    """Returns the folder of ``rabbitmq-server`` and ``rabbitmqctl``.
+@dataclass(frozen=True)
+class RabbitMQServer:
+    """A RabbitMQ that is installed here: its programs, and the version that they say they are."""
+
+    programs: Path
+    version: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"rabbitmq-{'.'.join(map(str, self.version))}"
+
+
+@functools.cache
+def find_servers() -> tuple[RabbitMQServer, ...]:
+    """Returns every RabbitMQ server here, one of each version.
+
+    They are those of `LEVERET_RABBITMQ_BIN`, which names one folder or several, separated as in PATH. Without it: the
+    system's first, then those that tools/debian.sh has put into its cache. tools/rabbitmq.sh looks in the same places.
 
     Raises:
-        RabbitMQUnavailableError: none is installed.
+        RabbitMQUnavailableError: `LEVERET_RABBITMQ_BIN` names a folder without a server, or a program does not run.
     """
+    found: dict[tuple[int, ...], RabbitMQServer] = {}
+    for folder in _program_folders():
+        version = _version_of(folder)
+        found.setdefault(version, RabbitMQServer(folder, version))
+    return tuple(found.values())
+
+
+def find_server() -> RabbitMQServer:
+    """Returns the first of `find_servers`.
+
+    Raises:
+        RabbitMQUnavailableError: There is none.
+    """
+    servers = find_servers()
+    if not servers:
+        raise RabbitMQUnavailableError("no RabbitMQ server found: run `make rabbitmq`, or set LEVERET_RABBITMQ_BIN")
+    return servers[0]
+
+
+def _program_folders() -> list[Path]:
+    if given := os.environ.get("LEVERET_RABBITMQ_BIN"):
+        folders = [Path(folder) for folder in given.split(os.pathsep) if folder]
+        for folder in folders:
+            if not _has_programs(folder):
+                raise RabbitMQUnavailableError(f"LEVERET_RABBITMQ_BIN names {folder}, where no RabbitMQ server is")
+        return folders
     on_path = shutil.which("rabbitmq-server")
-    folders = [os.environ.get("LEVERET_RABBITMQ_BIN"), *PROGRAM_FOLDERS, on_path and os.path.dirname(on_path)]
-    for folder in filter(None, folders):
-        if os.access(Path(folder, "rabbitmq-server"), os.X_OK):
-            return Path(folder)
-    raise RabbitMQUnavailableError("no RabbitMQ server found: run `make rabbitmq`, or set LEVERET_RABBITMQ_BIN")
+    systems = [Path(folder) for folder in (*PROGRAM_FOLDERS, on_path and os.path.dirname(on_path)) if folder]
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cached = Path(os.environ.get("LEVERET_CACHE") or Path(cache, "leveret")).glob("rabbitmq-*")
+    # The newest of the cache first.
+    newest = sorted(filter(_has_programs, cached), key=_version_of, reverse=True)
+    return [*[folder for folder in systems if _has_programs(folder)][:1], *newest]
+
+
+def _has_programs(folder: Path) -> bool:
+    return all(os.access(folder / name, os.X_OK) for name in ("rabbitmq-server", "rabbitmqctl"))
+
+
+def _version_of(folder: Path) -> tuple[int, ...]:
+    known = folder / "version"  # tools/debian.sh writes it: asking takes half a second in every process of pytest-xdist
+    if known.exists():
+        text = known.read_text()
+    else:
+        done = subprocess.run([folder / "rabbitmqctl", "version"], capture_output=True, text=True, timeout=60)
+        text = done.stdout
+        if done.returncode != 0:
+            raise RabbitMQUnavailableError(f"`{folder}/rabbitmqctl version` failed: {done.stderr.strip()}")
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", text.strip())
+    if match is None:
+        raise RabbitMQUnavailableError(
+            f"{folder} has a RabbitMQ server of version {text.strip()!r}, which is no version"
+        )
+    return tuple(map(int, match.groups()))
 
 
 def free_ports(count: int) -> list[int]:
@@ -68,6 +134,7 @@ class RabbitMQNode:
 
     Args:
         folder: Where data, logs and configuration lie. Default: a temporary folder, which ``close`` removes.
+        server: Which of the servers here; the first of ``find_servers`` unless given.
         tls: Adds an ``amqps`` listener that shows this certificate. Clients need none.
         plugins: Names of RabbitMQ plugins to enable.
         config: Further lines of ``rabbitmq.conf``.
@@ -78,12 +145,15 @@ class RabbitMQNode:
         self,
         folder: Path | None = None,
         *,
+        server: RabbitMQServer | None = None,
         tls: TLSFiles | None = None,
         plugins: tuple[str, ...] = (),
         config: str = "",
         erl_args: str = "",
     ) -> None:
-        self.programs = find_programs()
+        server = server or find_server()
+        self.programs = server.programs
+        self.version = server.version
         self._temporary = tempfile.TemporaryDirectory(prefix="leveret-rabbitmq-") if folder is None else None
         self.folder = folder or Path(self._temporary.name)
         self.port, self.tls_port, dist_port, epmd_port = free_ports(4)
@@ -94,13 +164,11 @@ class RabbitMQNode:
 
         lines = [f"listeners.tcp.local = 127.0.0.1:{self.port}", config]
         if tls is not None:
-            lines += [
-                f"listeners.ssl.local = 127.0.0.1:{self.tls_port}",
-                f"ssl_options.cacertfile = {tls.authority}",
-                f"ssl_options.certfile = {tls.certificate}",
-                f"ssl_options.keyfile = {tls.key}",
-                "ssl_options.verify = verify_none",
-            ]
+            lines.append(f"listeners.ssl.local = 127.0.0.1:{self.tls_port}")
+            for option, file in (("cacertfile", tls.authority), ("certfile", tls.certificate), ("keyfile", tls.key)):
+                # A server in a folder of its own (tools/debian.sh) sees the node's folder and not every other.
+                lines.append(f"ssl_options.{option} = {shutil.copyfile(file, self.folder / f'{option}.pem')}")
+            lines.append("ssl_options.verify = verify_none")
         self._has_tls = tls is not None
         self._write("rabbitmq.conf", "\n".join(lines) + "\n")
         self._write("advanced.config", "[].\n")
@@ -108,7 +176,8 @@ class RabbitMQNode:
         self._write("rabbitmq-env.conf", "")
         # Nothing of the caller's RABBITMQ_* and ERL_* reaches the node, nor of the machine's /etc/rabbitmq.
         self._environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
+            # Last its own programs: epmd of any version serves every other.
+            "PATH": f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{self.programs}",
             "LANG": "C.UTF-8",
             "HOME": str(self.folder),  # the Erlang cookie is made here
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -272,11 +341,14 @@ class RabbitMQNode:
 
     def _answers(self) -> bool:
         # A port that accepts is not enough: while it boots, a node accepts and closes. connection.start is the first
-        # frame of a broker that is there: type 1 (method), channel 0.
+        # frame of a broker that is there: type 1 (method), channel 0. The listener for TLS may begin after that.
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as sock:
                 sock.sendall(AMQP_HEADER)
-                return sock.recv(3) == b"\x01\x00\x00"
+                ready = sock.recv(3) == b"\x01\x00\x00"
+            if ready and self._has_tls:
+                socket.create_connection(("127.0.0.1", self.tls_port), timeout=5).close()
+            return ready
         except OSError:
             return False
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.corpus import frames, strategies
 
-from leveret.publishing.batching import AckWindow, append_settlement
+from leveret.consuming.acks import AckWindow
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import ContentRun, FrameReader, SettlementRun
+from leveret.wire.content import append_settlement
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, SettlementRun
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -82,7 +84,7 @@ class AckModel(RuleBasedStateMachine):
     @rule(data=st.data())
     def reject(self, data: st.DataObject) -> None:
         tag = data.draw(st.sampled_from(sorted(self.processing)[:600]))
-        assert self.window.settle(tag)
+        assert self.window.reject(tag)
         self.processing.remove(tag)
         self.broker.remove(tag)  # basic.reject goes out at once
         self.rejected += 1
@@ -92,7 +94,7 @@ class AckModel(RuleBasedStateMachine):
         if tag in self.processing:
             return
         assert not self.window.is_open(tag)
-        assert not (self.window.settle(tag) if refuse else self.window.ack(tag))
+        assert not (self.window.reject(tag) if refuse else self.window.ack(tag))
         self.ignored += 1
 
     @rule(stragglers=st.booleans())
@@ -166,7 +168,7 @@ def test_ack_names_the_last_acknowledged_tag_when_the_last_delivery_was_rejected
     window.delivered(deliveries([1, 2, 3]))
     window.ack(1)
     window.ack(2)
-    window.settle(3)
+    window.reject(3)
     window.flush(out)
     assert written(out) == [(2, True)]
 
@@ -190,7 +192,7 @@ def test_ring_keeps_every_state_when_a_slow_delivery_holds_up_thousands() -> Non
     window, out = AckWindow(CHANNEL), buffer()
     window.delivered(deliveries(list(range(1, 10_001))))
     for tag in range(2, 10_001):
-        window.settle(tag) if tag % 3 == 0 else window.ack(tag)
+        window.reject(tag) if tag % 3 == 0 else window.ack(tag)
     assert window.flush(out) == 0
     assert window.first == 1
     window.ack(1)
@@ -228,6 +230,6 @@ def test_finish_returns_what_is_ready_and_passes_over_what_was_settled() -> None
     window = AckWindow(1)
     for tag in (1, 2, 3):
         window.track(tag)
-    window.settle(2)
+    window.reject(2)
     assert [window.finish(tag) for tag in (3, 2, 1, 1, 4)] == [1, 0, 2, 0, 0]
     assert (window.acked, window.rejected, window.ignored, window.unsettled) == (2, 1, 0, 0)

@@ -12,8 +12,8 @@ import pytest
 from tests.support.leftovers import nothing_left_behind
 
 import leveret
-from leveret import app as app_module
-from leveret.app.app import Backoff, run_process
+from leveret.app import supervision
+from leveret.app.process import run_process
 from leveret.broker import EmbeddedBroker
 from leveret.errors import (
     AuthenticationError,
@@ -46,8 +46,8 @@ async def broker() -> AsyncIterator[EmbeddedBroker]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once."""
-    monkeypatch.setattr(app_module, "_FIRST_DELAY", 0.01)
-    monkeypatch.setattr(app_module, "_LONGEST_DELAY", 0.02)
+    monkeypatch.setattr(supervision, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.02)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -535,16 +535,3 @@ def test_run_says_in_one_line_what_no_attempt_can_mend() -> None:
     with pytest.raises(SystemExit, match=r"shop: the app has no consumers") as ended:
         leveret.App("amqp://localhost", name="shop").run()
     assert isinstance(ended.value.__cause__, ConfigurationError)
-
-
-def test_backoff_doubles_its_limit_and_forgets_after_a_good_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.uniform", lambda low, high: high)
-    backoff = Backoff()
-    assert [backoff.delay() for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    backoff.ran_for(29)
-    assert backoff.delay() == 30
-    backoff.ran_for(31)
-    assert backoff.delay() == 0.5
-    for _ in range(5000):
-        backoff.delay()
-    assert backoff.delay() == 30

@@ -24,13 +24,19 @@ from leveret.codecs.bodies import BodyDecoder
 from leveret.errors import ConfigurationError, DecodeFailed, RemoteProtocolError
 from leveret.plugins import SerializerSpec, hookimpl
 from leveret.plugins.registry import PluginRegistry
-from leveret.publishing.batching import ConfirmWindow, append_content, append_deliveries
+from leveret.publishing.confirms import ConfirmWindow
 from leveret.settings import ConsumerSettings
 from leveret.wire.buffers import BodyPool, SendBuffer
-from leveret.wire.framing import ContentRun, FrameReader, Message, Properties
+from leveret.wire.content import append_content, append_deliveries
+from leveret.wire.message import redelivered_copy
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from leveret.wire.message import Message
 
 KiB, MiB = 1024, 1024 * 1024
 CHUNK = 131_072 - 8
@@ -226,7 +232,7 @@ def check(held: list[tuple[object, str]]) -> None:
 def test_a_copied_message_shares_the_view_when_the_message_is_gone() -> None:
     reader = viewing()
     (message,) = messages(reader.feed(delivery(1, b"shared body")))
-    copy = message._copy()
+    copy = redelivered_copy(message)
     del message
     for i in range(50):
         read(reader, bytes([i]) * 11)
@@ -647,7 +653,7 @@ def test_a_view_is_refused_where_a_message_is_sent_again() -> None:
     with pytest.raises(TypeError, match="memoryview"):
         append_deliveries(out, 1, "c", 1, [message])
     with pytest.raises(TypeError, match="memoryview"):
-        append_deliveries(out, 1, "c", 1, [message._copy(redelivered=True)])
+        append_deliveries(out, 1, "c", 1, [redelivered_copy(message)])
     with pytest.raises(TypeError, match="memoryview"):
         append_content(out, b"", message, channel=1)
     assert len(out) == 0

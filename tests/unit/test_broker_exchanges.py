@@ -13,7 +13,7 @@ from tests.corpus import strategies
 from leveret.broker.exchanges import EXCHANGE_TYPES, Binding, Exchange
 from leveret.broker.refusals import Refusal
 from leveret.broker.tables import scan_table
-from leveret.wire.framing import encode_table
+from leveret.wire.encoding import encode_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,7 +15,7 @@ from tests.unit.test_broker_session import Client, publishing
 from leveret.broker import EmbeddedBroker
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.protocol.commands import Basic, Channel, Confirm, Connection, Exchange, Queue, Tx
-from leveret.wire.framing import ContentRun
+from leveret.wire.runs import ContentRun
 
 if TYPE_CHECKING:
     from leveret.protocol.commands import Method

@@ -13,12 +13,16 @@ from tests.corpus import strategies
 
 from leveret.broker.arguments import QueueOptions
 from leveret.broker.queues import SLICE_BYTES, TURN_COUNT, UNLIMITED, Consumer, Queue
-from leveret.publishing.batching import PublishBatch, PublishTemplate
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import ContentRun, FrameReader, Message
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from leveret.wire.message import Message
 
 assert strategies  # its import loads the hypothesis profile
 

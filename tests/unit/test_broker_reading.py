@@ -8,7 +8,9 @@ import pytest
 from tests.corpus import frames
 from tests.corpus.frames import HEADER, ack, bodies, body, delivery, frame, header, publish
 
-from leveret.wire.framing import FrameReader, Properties
+from leveret.wire.message import redelivered_copy
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
 
 PERSISTENT = Properties(content_type="application/json", delivery_mode=2).encode()
 TRANSIENT = Properties(content_type="application/json", delivery_mode=1).encode()
@@ -122,7 +124,7 @@ def test_messages_share_a_run_whatever_their_names_are() -> None:
 def test_publishings_are_no_burden_to_the_garbage_collector() -> None:
     (run,) = FrameReader(server=True).feed(publishing() * 3)
     assert not any(map(gc.is_tracked, run.messages))
-    assert not gc.is_tracked(run.messages[0]._copy(redelivered=True))
+    assert not gc.is_tracked(redelivered_copy(run.messages[0]))
     # A delivery can be part of a cycle: it knows its consumer.
     (run,) = FrameReader().feed(delivery(1, 1))
     assert all(map(gc.is_tracked, run.messages))

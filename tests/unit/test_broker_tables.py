@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from tests.corpus import strategies
 
 from leveret.broker.tables import TypedValue, rebuilt, scan_table
-from leveret.publishing.batching import PublishBatch, PublishTemplate
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import ContentRun, FieldValue, FrameReader, Message, Properties, encode_table
+from leveret.wire.encoding import FieldValue, encode_table
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun
+
+if TYPE_CHECKING:
+    from leveret.wire.message import Message
 
 assert strategies  # its import loads the hypothesis profile
 

@@ -12,7 +12,7 @@ from leveret.broker.unacked import Piece, Unacked
 
 if TYPE_CHECKING:
     from leveret.broker.queues import Queue
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 assert strategies  # its import loads the hypothesis profile
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tests.corpus import frames, strategies
 
 from leveret.errors import BodyTooLarge
-from leveret.publishing.batching import ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret.publishing.confirms import ConfirmWindow, Ticket
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import RecvBuffer, SendBuffer
-from leveret.wire.framing import FrameReader
+from leveret.wire.reader import FrameReader
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -152,7 +154,10 @@ def test_a_block_that_was_taken_never_changes_when_more_is_appended() -> None:
         taken.append(blocks.buffer.take())
     assert taken == [bytes([i]) * (i + 1) for i in range(200)]
     assert blocks.buffer.sent_bytes == sum(map(len, taken))
-    assert all(sys.getrefcount(block) == 3 for block in taken), "the list, the loop and the argument"
+    # Measured, because it is not the same in every Python: a call's argument is borrowed in some.
+    mine = bytes(1000)
+    own = [sys.getrefcount(block) for block in [mine[:500]]]
+    assert [sys.getrefcount(block) for block in taken] == own * 200, "nobody holds a block but the list of them"
 
 
 @given(
@@ -365,10 +370,7 @@ def test_all_messages_leave_in_order_when_small_and_large_ones_alternate(
             publisher.flush()
             continue
         expected.append(bytes([i]) * size)
-        if i % 2:
-            publisher.batch.add(publisher.template, expected[-1], ticket)
-        else:
-            publisher.batch.add_many(publisher.template, expected[-1:], ticket)
+        publisher.batch.add(publisher.template, expected[-1], ticket)
     assert publisher.bodies() == expected
     assert publisher.batch.published_bytes == sum(map(len, expected)) == publisher.window.outstanding_bytes
     assert ticket.count == ticket.pending == len(expected)

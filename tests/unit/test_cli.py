@@ -65,7 +65,7 @@ def test_info_names_versions_and_compiled_modules() -> None:
     lines = dict(line.split(maxsplit=1) for line in run("info").stdout.splitlines())
     assert {"leveret", "python", "uvloop", "pamqp", "msgspec"} <= lines.keys()
     assert all(
-        Path(lines[f"leveret.{name}"]).exists() for name in ("wire.buffers", "wire.framing", "publishing.batching")
+        Path(lines[f"leveret.{name}"]).exists() for name in ("wire.buffers", "wire.reader", "publishing.publisher")
     )
     assert "event" in lines
 

@@ -588,6 +588,15 @@ def test_check_says_so_when_a_distribution_is_no_plugin(installed: Installed, tm
     assert "pondlife is no plugin: it has no entry point in the group 'leveret.plugins'" in result.stderr
 
 
+def test_check_says_so_when_a_distribution_is_no_plugin_and_half_installed(
+    installed: Installed, tmp_path: Path
+) -> None:
+    (tmp_path / "site" / "pondlife-1.0.dist-info").mkdir(parents=True)
+    result = run("plugins", "check", "pondlife")
+    assert result.exit_code == 1
+    assert "the distribution pondlife is no plugin: it has no entry point in the group" in result.stderr
+
+
 def test_check_fails_when_the_distribution_does_not_require_leveret(demo: Path) -> None:
     replace(demo / "leveret_demo-0.1.0.dist-info" / "METADATA", "Requires-Dist: leveret>", "Requires-Dist: leveret-x>")
     result = run("plugins", "check", "demo")
@@ -603,6 +612,19 @@ def test_check_fails_when_there_is_no_version(demo: Path) -> None:
     assert "demo  version: the distribution has no version" in failures(result)
 
 
+@pytest.mark.parametrize("metadata", [None, b"\xff"], ids=["missing", "not UTF-8"])
+def test_check_fails_when_the_distribution_says_nothing_of_itself(demo: Path, metadata: bytes | None) -> None:
+    file = demo / "leveret_demo-0.1.0.dist-info" / "METADATA"
+    file.unlink()
+    if metadata is not None:
+        file.write_bytes(metadata)
+    result = run("plugins", "check", "demo")
+    assert result.exit_code == 1
+    version, requirement = failures(result)
+    assert version == "demo  version: the distribution has no version"
+    assert requirement.startswith("demo  requirement: the distribution does not require leveret")
+
+
 def test_check_fails_when_the_package_is_not_typed(demo: Path) -> None:
     (demo / "leveret_demo" / "py.typed").unlink()
     result = run("plugins", "check", "demo")
@@ -615,9 +637,9 @@ def test_check_fails_when_the_package_is_not_typed(demo: Path) -> None:
     ("code", "module"),
     [
         ("import leveret", "leveret"),
-        ("import leveret.client.client as client", "leveret.client"),
+        ("import leveret.client.client as client", "leveret.client.client"),
         ("from leveret import connect", "leveret.connect"),
-        ("from leveret.wire.framing import Message", "leveret._framing"),
+        ("from leveret.wire.message import Message", "leveret.wire.message"),
         ("def later():\n    from leveret.plugins.registry import PluginInfo", "leveret.plugins.registry"),
     ],
 )

@@ -15,7 +15,10 @@ from tests.corpus import frames, malformed, strategies
 from leveret.errors import EncodeFailed, RemoteProtocolError, TableSyntaxError
 from leveret.protocol import commands
 from leveret.protocol.commands import Basic, Channel, Confirm, Connection, Exchange, Queue, Tx
-from leveret.wire.framing import FrameReader, MethodFrame, decode_arguments, encode_method
+from leveret.wire.decoding import decode_arguments
+from leveret.wire.encoding import encode_method
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import MethodFrame
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Block

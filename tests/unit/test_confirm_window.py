@@ -16,12 +16,18 @@ from tests.corpus import frames, strategies
 
 from leveret.errors import EncodeFailed
 from leveret.message import Outcome
-from leveret.publishing.batching import NO_RECEIPT, ConfirmWindow, PublishBatch, PublishTemplate, Receipt, Ticket
+from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+from leveret.publishing.publisher import NO_RECEIPT, PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import FrameReader, Message, Properties, SettlementRun, decode_properties
+from leveret.wire.properties import Properties, decode_properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from leveret.wire.message import Message
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -58,6 +64,12 @@ TEMPLATES = [
     for mandatory in (False, True)
 ]
 BODIES = [b"", b"", b"x", b"equal", bytes(100), bytes(5_000)]
+ORDERS = PublishTemplate("orders", "q", mandatory=True)
+
+
+def publish(window: ConfirmWindow, ticket: Ticket | None = None, size: int = 0) -> None:
+    """Publishes a body of `size` bytes."""
+    PublishBatch(SendBuffer(lambda: None, lambda: None), window).add(ORDERS, bytes(size), ticket)
 
 
 @cache
@@ -84,7 +96,7 @@ class Sent(NamedTuple):
 
     model: TicketModel | None
     index: int
-    template: PublishTemplate | None
+    template: PublishTemplate
     body: bytes
     returned: bool = False
 
@@ -111,7 +123,7 @@ class ConfirmModel(RuleBasedStateMachine):
 
     # -------------------------------------------------------------- publishing
 
-    def opened(self, model: TicketModel | None, index: int, template: PublishTemplate | None, body: bytes) -> None:
+    def opened(self, model: TicketModel | None, index: int, template: PublishTemplate, body: bytes) -> None:
         if model is not None:
             if model.count == 0:
                 model.first_tag = self.next_tag
@@ -149,17 +161,10 @@ class ConfirmModel(RuleBasedStateMachine):
     def publish_many(self, data: st.DataObject, template: PublishTemplate, count: int) -> None:
         model = self.ticket(data)
         bodies = [bytes(i % 5) for i in range(count)]
-        assert self.batch.add_many(template, bodies, model.ticket if model else None, 5000) == count
         for i, body in enumerate(bodies):
+            assert self.batch.add(template, body, model.ticket if model else None, 5000 + i) == self.next_tag
             self.opened(model, 5000 + i, template, body)
         self.out.take()
-
-    @precondition(lambda self: self.resending is None)
-    @rule(data=st.data(), size=st.integers(0, 50))
-    def track(self, data: st.DataObject, size: int) -> None:
-        model = self.ticket(data)
-        assert self.window.track(model.ticket if model else None, size) == self.next_tag
-        self.opened(model, 0, None, bytes(size))
 
     # -------------------------------------------------------------- outcomes
 
@@ -282,18 +287,16 @@ class ConfirmModel(RuleBasedStateMachine):
         return [
             tag
             for tag, sent in sorted(self.open.items())
-            if sent.template is not None
-            and (sent.template.exchange, sent.template.routing_key) == (template.exchange, template.routing_key)
+            if (sent.template.exchange, sent.template.routing_key) == (template.exchange, template.routing_key)
             and (sent.template.mandatory, sent.returned, sent.body) == (True, False, body)
         ]
 
     @rule(data=st.data(), again=st.integers(1, 4))
     def broker_returns(self, data: st.DataObject, again: int) -> None:
         template, body = data.draw(st.sampled_from(TEMPLATES)), data.draw(st.sampled_from(BODIES))
-        mandatory = [tag for tag, sent in sorted(self.open.items()) if sent.template and sent.template.mandatory]
+        mandatory = [tag for tag, sent in sorted(self.open.items()) if sent.template.mandatory]
         if mandatory and data.draw(st.integers(0, 4)):
             sent = self.open[data.draw(st.sampled_from(mandatory[:20]))]
-            assert sent.template is not None
             template, body = sent.template, sent.body
         for _ in range(again):
             matches = self.alike(template, body)
@@ -330,7 +333,7 @@ class ConfirmModel(RuleBasedStateMachine):
     @rule(exchange=st.sampled_from(EXCHANGES))
     def give_up_exchange(self, exchange: str) -> None:
         for tag, sent in sorted(self.open.items()):
-            if sent.template is not None and sent.template.exchange == exchange:
+            if sent.template.exchange == exchange:
                 self.ended(tag, Outcome.UNKNOWN, "no such exchange")
         self.check_finished(self.window.give_up_exchange(exchange, "no such exchange"))
 
@@ -347,7 +350,7 @@ class ConfirmModel(RuleBasedStateMachine):
     def another_channel_takes_over(self) -> None:
         """Maybe in the middle of sending again on one that was lost as well."""
         for tag, sent in sorted(self.open.items()):
-            if sent.returned or sent.template is None:
+            if sent.returned:
                 self.ended(tag, Outcome.UNKNOWN)
         self.check_finished(self.window.renumber())
         self.channel = []
@@ -420,7 +423,7 @@ test_every_publishing_has_one_outcome_when_anything_happens_in_any_order = Confi
 def test_a_range_is_settled_when_the_ack_is_multiple() -> None:
     window = ConfirmWindow()
     for _ in range(10):
-        window.track()
+        publish(window)
     assert window.settle(ack(7, multiple=True)) is None
     assert (window.first, window.outstanding, window.confirmed) == (8, 3, 7)
 
@@ -429,7 +432,7 @@ def test_everything_is_settled_when_the_tag_is_zero_and_multiple() -> None:
     # AMQP 0-9-1 section 1.8.3.13: zero stands for all outstanding messages.
     window = ConfirmWindow()
     for _ in range(1000):
-        window.track()
+        publish(window)
     window.settle(ack(0, multiple=True))
     assert (window.outstanding, window.confirmed, window.ignored) == (0, 1000, 0)
     window.settle(ack(0, multiple=True))
@@ -439,7 +442,7 @@ def test_everything_is_settled_when_the_tag_is_zero_and_multiple() -> None:
 def test_first_skips_what_is_settled_already_when_confirms_come_out_of_order() -> None:
     window = ConfirmWindow()
     for _ in range(4):
-        window.track()
+        publish(window)
     window.settle(run((2, False, False), (4, False, False)))
     assert window.first == 1
     window.settle(ack(1))
@@ -453,7 +456,7 @@ def test_ticket_is_handed_out_once_when_the_last_of_its_batch_is_settled() -> No
     window, ticket = ConfirmWindow(), Ticket()
     ticket.future = "somebody waits"
     for _ in range(3):
-        window.track(ticket)
+        publish(window, ticket)
     assert window.settle(ack(2, multiple=True)) is None
     assert window.settle(ack(3)) == [ticket]
     assert window.settle(ack(3)) is None
@@ -465,14 +468,14 @@ def test_ticket_is_handed_out_without_a_future_when_it_failed_and_nobody_looked(
     failed, observed, fine = Ticket(), Ticket(), Ticket()
     observed.observed = True
     for ticket in (failed, observed, fine):
-        window.track(ticket)
+        publish(window, ticket)
     assert window.settle(run((1, False, True), (2, False, True), (3, False, False))) == [failed]
     assert failed.failures == observed.failures == {0: Outcome.NACKED}
 
 
 def test_outcome_is_returned_when_the_ack_follows_a_return() -> None:
     window, ticket = ConfirmWindow(), Ticket()
-    window.track(ticket)
+    publish(window, ticket)
     assert window.mark_returned(1, MESSAGE)
     assert window.is_open(1)
     window.settle(ack(1))
@@ -483,7 +486,7 @@ def test_outcome_is_returned_when_the_ack_follows_a_return() -> None:
 @pytest.mark.parametrize("how", ["nacked", "expired"])
 def test_outcome_is_returned_whatever_follows_a_return(how: str) -> None:
     window, ticket = ConfirmWindow(), Ticket()
-    window.track(ticket)
+    publish(window, ticket)
     window.mark_returned(1, MESSAGE)
     finished = window.settle(run((1, False, True))) if how == "nacked" else window.expire(1)
     assert finished == [ticket]
@@ -495,7 +498,7 @@ def test_nothing_is_outstanding_when_everything_expired() -> None:
     window, ticket = ConfirmWindow(), Ticket()
     ticket.future = "somebody waits"
     for size in range(300):
-        window.track(ticket, size)
+        publish(window, ticket, size)
     assert window.expire(300) == [ticket]
     assert (window.outstanding, window.outstanding_bytes, window.unknown) == (0, 0, 300)
     assert ticket.failures == {0: Outcome.UNKNOWN}
@@ -507,7 +510,7 @@ def test_nothing_is_outstanding_when_everything_expired() -> None:
 def test_tags_below_are_untouched_when_an_expired_range_ends_in_the_middle() -> None:
     window = ConfirmWindow()
     for _ in range(5):
-        window.track()
+        publish(window)
     window.settle(ack(3))
     window.expire(2)
     assert window.first == 4, "tag 3 had its outcome already"
@@ -518,11 +521,11 @@ def test_tags_below_are_untouched_when_an_expired_range_ends_in_the_middle() -> 
 def test_every_tag_is_found_when_the_ring_grew_and_wrapped(count: int) -> None:
     window = ConfirmWindow()
     for _ in range(200):  # so that the ring does not begin at slot 0
-        window.track()
+        publish(window)
     window.settle(ack(200, multiple=True))
     tickets = [Ticket() for _ in range(count)]
     for ticket in tickets:
-        window.track(ticket)
+        publish(window, ticket)
     for i in reversed(range(count)):
         assert window.is_open(201 + i)
         window.settle(ack(201 + i))
@@ -536,7 +539,7 @@ def test_tickets_are_released_when_settled_or_when_the_window_goes() -> None:
 
     def tracked(window: ConfirmWindow) -> weakref.ref:
         owner = Owner()
-        window.track(Ticket(owner))
+        publish(window, Ticket(owner))
         return weakref.ref(owner)
 
     window = ConfirmWindow()
@@ -556,7 +559,7 @@ def test_a_cycle_is_collected_when_a_producer_is_dropped_with_publishings_outsta
 
     producer = Producer()
     for _ in range(300):
-        producer.window.track(Ticket(producer))
+        publish(producer.window, Ticket(producer))
     gone = weakref.ref(producer)
     del producer
     gc.collect()
@@ -565,8 +568,8 @@ def test_a_cycle_is_collected_when_a_producer_is_dropped_with_publishings_outsta
 
 def test_ticket_says_what_it_waits_for_when_printed() -> None:
     window, ticket = ConfirmWindow(), Ticket()
-    window.track()
-    window.track(ticket)
+    publish(window)
+    publish(window, ticket)
     assert repr(ticket) == "<Ticket delivery_tag=2 pending=1 of 1>"
 
 
@@ -615,9 +618,6 @@ def test_bodies_templates_and_tickets_are_let_go_when_publishings_end(
     assert window.outstanding == 0
     after = [sys.getrefcount(thing) for thing in (template, body, *tickets)]
     assert [was - now for was, now in zip(before, after, strict=True)] == [5, 5, 1, 1, 1, 1, 1]
-
-
-ORDERS = PublishTemplate("orders", "q", mandatory=True)
 
 
 def test_bodies_and_templates_are_let_go_when_the_window_goes() -> None:

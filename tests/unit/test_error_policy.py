@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -15,9 +15,17 @@ import leveret
 from leveret import DeadLetter, Drop, ErrorPolicy, Park, Requeue, Retry, Stop
 from leveret.consuming.error_policy import attempts_of, error_text, policy_of
 from leveret.errors import CodecError, ConfigurationError, DecodeFailed, NotFound
-from leveret.publishing.batching import PublishBatch, PublishTemplate
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import ContentRun, FrameReader, Message, Properties, encode_table
+from leveret.wire.encoding import encode_table
+from leveret.wire.message import redelivered_copy
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun
+
+if TYPE_CHECKING:
+    from leveret.wire.message import Message
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -32,7 +40,7 @@ def message(
     PublishBatch(out, None).add(PublishTemplate("x", "key", raw), b"secret body")
     (run,) = FrameReader(server=True, frame_max=131072).feed(out.take())
     assert isinstance(run, ContentRun)
-    return run.messages[0]._copy(redelivered=redelivered)
+    return redelivered_copy(run.messages[0]) if redelivered else run.messages[0]
 
 
 # ---------------------------------------------------------------------- Retry

@@ -13,15 +13,11 @@ from tests.corpus import frames, malformed, strategies
 
 from leveret.errors import FrameError, LeveretError, RemoteProtocolError, TableSyntaxError
 from leveret.protocol import commands
-from leveret.wire.framing import (
-    FrameReader,
-    MethodFrame,
-    Properties,
-    decode_arguments,
-    decode_properties,
-    decode_table,
-    encode_table,
-)
+from leveret.wire.decoding import decode_arguments, decode_table
+from leveret.wire.encoding import encode_table
+from leveret.wire.properties import Properties, decode_properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import MethodFrame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.corpus import frames, malformed
 
+from leveret.consuming.acks import AckWindow
 from leveret.errors import LeveretError
-from leveret.publishing.batching import AckWindow, ConfirmWindow, PublishBatch, PublishTemplate, Ticket
+from leveret.publishing.confirms import ConfirmWindow, Ticket
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import (
-    FieldValue,
-    FrameReader,
-    Properties,
-    SettlementRun,
-    decode_arguments,
-    decode_properties,
-    decode_table,
-    encode_method,
-    encode_table,
-)
+from leveret.wire.decoding import decode_arguments, decode_table
+from leveret.wire.encoding import FieldValue, encode_method, encode_table
+from leveret.wire.properties import Properties, decode_properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,7 +72,6 @@ def publishing() -> Iterator[Callable[[], object]]:
     yield lambda: batch.add(template, bytes(101), Ticket())
     yield lambda: batch.add(template, None, Ticket())
     yield lambda: batch.add(template, memoryview(b"abcd")[::2], Ticket())
-    yield lambda: batch.add_many(template, [None], Ticket())
 
     def dropped_ticket() -> None:
         batch.add(template, b"x", Ticket(object()))
@@ -91,8 +87,10 @@ def publishing() -> Iterator[Callable[[], object]]:
 
     def dropped_window() -> None:
         lost = ConfirmWindow()
-        lost.track(Ticket(lost))
-        lost.track(Ticket(object()))
+        publishing = PublishBatch(out, lost)
+        publishing.add(template, b"x", Ticket(lost))
+        publishing.add(template, b"x", Ticket(object()))
+        out.take()
         lost.expire(1)
 
     def half_read() -> None:

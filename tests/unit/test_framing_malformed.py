@@ -8,10 +8,12 @@ import pytest
 from tests.corpus import frames, malformed
 
 from leveret.errors import FrameError, IncompatibleProtocol, LeveretError, RemoteProtocolError
-from leveret.wire.framing import FrameReader, Message
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Stream
+
+    from leveret.wire.message import Message
 
 every_stream = pytest.mark.parametrize("case", malformed.STREAMS, ids=lambda case: case.name)
 
@@ -158,6 +160,6 @@ def test_message_is_usable_when_only_its_properties_are_malformed() -> None:
 def test_message_refuses_to_settle_when_no_consumer_owns_it() -> None:
     (run,) = FrameReader().feed(frames.delivery(1, 1))
     message: Message = run.messages[0]
-    for settle in (message.ack, message.retry, message.release, message.dead_letter):
+    for settle in (message.ack, message.requeue, message.release, message.dead_letter):
         with pytest.raises(LeveretError, match="consumer"):
             settle()

@@ -23,7 +23,8 @@ from tests.corpus.frames import (
     shortstr,
 )
 
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 CLIENT_STREAMS = strategies.streams(server=False)
 SERVER_STREAMS = strategies.streams(server=True)

@@ -16,11 +16,11 @@ import pytest
 from tests.support.loops import every_loop
 
 import leveret
-from leveret import gc_policy as module
 from leveret.broker import EmbeddedBroker
+from leveret.consuming.acks import AckWindow
 from leveret.errors import ConfigurationError
 from leveret.monitoring.meters import ConsumerMeter, Monitor
-from leveret.publishing.batching import AckWindow
+from leveret.runtime import gc_policy as module
 from leveret.runtime.gc_policy import GcPolicy, GcStatistics
 
 if TYPE_CHECKING:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from tests.corpus import frames
 
 from leveret.consuming.delivering import Generation
 from leveret.errors import LocalProtocolError
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import FrameReader, Message
+from leveret.wire.reader import FrameReader
+
+if TYPE_CHECKING:
+    from leveret.wire.message import Message
 
 
 class Owner:
@@ -25,7 +30,7 @@ class Owner:
 
     def _settle(self, generation: Generation, message: Message, verb: str) -> bool:
         self.calls.append((message.delivery_tag, verb))
-        return generation.alive and generation.acks.settle(message.delivery_tag)
+        return generation.alive and generation.acks.reject(message.delivery_tag)
 
 
 def deliveries(*bodies: bytes) -> tuple[Owner, Generation, list[Message]]:
@@ -51,10 +56,10 @@ def test_messages_ask_their_consumer_when_they_were_adopted() -> None:
     owner, _, (one, two) = deliveries(b"one", b"two")
     assert (one.value, two.value, one.value) == ("one", "two", "one")
     assert (one.queue, one.received_at, two.received_at) == ("orders", 12.5, 12.5)
-    assert one.retry()
+    assert one.requeue()
     assert two.dead_letter()
     # The value is decoded once.
-    assert owner.calls == [(1, "decode"), (2, "decode"), (1, "retry"), (2, "dead_letter")]
+    assert owner.calls == [(1, "decode"), (2, "decode"), (1, "requeue"), (2, "dead_letter")]
 
 
 def test_a_message_says_whether_it_can_be_settled() -> None:

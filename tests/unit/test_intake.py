@@ -6,7 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +18,10 @@ from leveret.consuming.consumer import Consumer
 from leveret.consuming.delivering import Generation, Worker
 from leveret.plugins import PluginRegistry
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import FrameReader, Message
+from leveret.wire.reader import FrameReader
+
+if TYPE_CHECKING:
+    from leveret.wire.message import Message
 
 
 class Transport:

@@ -148,10 +148,10 @@ def test_imports_of_cython_are_found(text: str, expected: set[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("import leveret.wire.framing as f", {"leveret.wire.framing"}),
+        ("import leveret.wire.reader as f", {"leveret.wire.reader"}),
         ("from leveret import wire", {"leveret", "leveret.wire"}),
-        ("def f():\n    from leveret.wire.framing import X", {"leveret.wire.framing"}),
-        ("if TYPE_CHECKING:\n    from leveret.wire.framing import X\nelse:\n    import time", {"time"}),
+        ("def f():\n    from leveret.wire.reader import X", {"leveret.wire.reader"}),
+        ("if TYPE_CHECKING:\n    from leveret.wire.reader import X\nelse:\n    import time", {"time"}),
     ],
 )
 def test_imports_of_python_are_found(text: str, expected: set[str]) -> None:

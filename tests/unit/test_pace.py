@@ -9,7 +9,7 @@ from tests.corpus import frames
 from tests.unit.test_intake import made
 
 from leveret.consuming.delivering import Pace
-from leveret.wire.framing import FrameReader
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tests.corpus import strategies
 
 from leveret.errors import EncodeFailed
-from leveret.wire.framing import FieldValue, Properties, decode_properties, encode_table
+from leveret.wire.encoding import FieldValue, encode_table
 from leveret.wire.header_bytes import entries_of, replace_headers
+from leveret.wire.properties import Properties, decode_properties
 
 NAMES = (
     "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",

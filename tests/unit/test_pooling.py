@@ -196,14 +196,14 @@ def test_s31_giving_back_what_is_foreign_or_lent_by_a_block_is_an_error() -> Non
     assert (counters["lent"], counters["idle"]) == (0, 1)
 
 
-def test_s31_a_lending_is_used_once_at_a_time() -> None:
+def test_s31_a_loan_is_used_once_at_a_time() -> None:
     pool = pool_of()
-    lending = pool.lend()
-    with lending as first:
-        with pytest.raises(ConfigurationError, match="once at a time"), lending:
+    loan = pool.lend()
+    with loan as first:
+        with pytest.raises(ConfigurationError, match="once at a time"), loan:
             pass
         assert pool.counters()["lent"] == 1
-    with lending as second:
+    with loan as second:
         assert second is first
 
 

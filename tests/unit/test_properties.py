@@ -16,7 +16,7 @@ from pamqp.commands import Basic
 from tests.corpus import malformed, strategies
 
 from leveret.errors import EncodeFailed, TableSyntaxError
-from leveret.wire.framing import Properties, decode_properties
+from leveret.wire.properties import Properties, decode_properties
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Block

@@ -35,7 +35,7 @@ from leveret.errors import (
     ResourceLocked,
     TableSyntaxError,
 )
-from leveret.protocol.channel import ChannelPhase, ChannelState, Closed, ConsumerCancelled, Reply
+from leveret.protocol.channel import CHANNEL_TRANSITIONS, CancelNotice, ChannelEnded, ChannelPhase, ChannelState, Reply
 from leveret.protocol.commands import make
 
 NUMBER = 3
@@ -53,6 +53,11 @@ class Client:
 
     def advance(self, phase: ChannelPhase) -> Client:
         """Goes on until `phase`; what was sent on the way is forgotten."""
+        if phase is ChannelPhase.ABANDONED:
+            self.state.open("open")
+            self.state.abandon("abandoned")
+            self.out.take()
+            return self
         steps = {
             ChannelPhase.OPENING: lambda: self.state.open("open"),
             ChannelPhase.OPEN: lambda: self.receive(Channel.OpenOk()),
@@ -70,6 +75,28 @@ class Client:
 
 def opened() -> Client:
     return Client().advance(ChannelPhase.OPEN)
+
+
+def test_a_channel_that_was_abandoned_while_it_was_opened_is_closed_as_soon_as_it_is_open() -> None:
+    client = Client().advance(ChannelPhase.ABANDONED)
+    assert client.receive(Channel.OpenOk()).token == "open"
+    (close,) = sent(client.out)
+    assert isinstance(close, Channel.Close)
+    assert client.receive(Channel.CloseOk()) == ChannelEnded(None, ("abandoned",))
+
+
+def test_a_channel_that_is_abandoned_is_closed_at_once_when_it_is_open_and_once_only() -> None:
+    client = opened()
+    client.state.abandon("abandoned")
+    client.state.abandon("again")
+    (close,) = sent(client.out)
+    assert isinstance(close, Channel.Close)
+    assert client.receive(Channel.CloseOk()) == ChannelEnded(None, ("abandoned",))
+
+
+def test_each_change_of_phase_is_in_the_table() -> None:
+    assert set(CHANNEL_TRANSITIONS) == set(ChannelPhase)
+    assert {old for old, new in CHANNEL_TRANSITIONS.items() if not new} == {ChannelPhase.CLOSED}
 
 
 # ---------------------------------------------------------------------- requests and answers
@@ -251,7 +278,7 @@ def test_the_consumer_tag_is_reported_when_the_server_cancels_a_consumer() -> No
     client = opened()
     client.state.request(make(Queue.Purge, queue="q"), "purge")
     client.out.take()
-    assert client.receive(Basic.Cancel("tag-1", nowait=True)) == ConsumerCancelled("tag-1")
+    assert client.receive(Basic.Cancel("tag-1", nowait=True)) == CancelNotice("tag-1")
     assert client.out.take() == b""  # a notification, which is not answered
     assert client.state.unanswered == 1
 
@@ -287,7 +314,7 @@ def test_the_error_has_the_type_of_its_code_when_the_server_closes(reply_code: i
     closed = client.receive(Channel.Close(reply_code, "SOME_REASON - of\nthe server", 50, 10))
 
     assert sent_names(client.out) == ["Channel.CloseOk"]
-    assert isinstance(closed, Closed)
+    assert isinstance(closed, ChannelEnded)
     assert closed.tokens == ("first", "second")
     error = closed.error
     assert type(error) is kind
@@ -343,12 +370,12 @@ def test_closing_ends_without_error_when_the_server_agrees() -> None:
     client.state.close("close")
     (close,) = sent(client.out)
     assert (close.name, close.reply_code) == ("Channel.Close", 200)
-    assert client.receive(Channel.CloseOk()) == Closed(None, ("purge", "close"))
+    assert client.receive(Channel.CloseOk()) == ChannelEnded(None, ("purge", "close"))
 
 
 def test_closing_ends_without_error_when_both_sides_close_at_once() -> None:
     client = Client().advance(ChannelPhase.CLOSING)
-    assert client.receive(Channel.Close(404, "NOT_FOUND", 60, 40)) == Closed(None, ("close",), crossed=True)
+    assert client.receive(Channel.Close(404, "NOT_FOUND", 60, 40)) == ChannelEnded(None, ("close",), crossed=True)
     assert sent_names(client.out) == ["Channel.CloseOk"]
     assert client.receive(Channel.CloseOk()) is None  # the answer to ours, which the server may still send
 
@@ -375,7 +402,7 @@ def test_all_requests_are_handed_back_when_the_connection_is_lost() -> None:
     client.state.request(make(Queue.Purge, queue="q"), "purge")
     client.state.request(make(Confirm.Select), "select")
     error = ConnectionLost("gone")
-    assert client.state.lost(error) == Closed(error, ("purge", "select"))
+    assert client.state.lost(error) == ChannelEnded(error, ("purge", "select"))
     assert client.state.phase is ChannelPhase.CLOSED
 
 
@@ -409,7 +436,7 @@ class ChannelMachine(RuleBasedStateMachine):
         return token
 
     def end(self, event: Any) -> None:
-        assert isinstance(event, Closed)
+        assert isinstance(event, ChannelEnded)
         assert list(event.tokens) == [token for _, token in self.waiting]
         self.ended += event.tokens
         self.waiting.clear()
@@ -494,7 +521,7 @@ class ChannelMachine(RuleBasedStateMachine):
     def server_cancels_a_consumer(self) -> None:
         event = self.client.receive(Basic.Cancel("tag"))
         ignored = self.phase in (ChannelPhase.CLOSING, ChannelPhase.CLOSED)
-        assert event == (None if ignored else ConsumerCancelled("tag"))
+        assert event == (None if ignored else CancelNotice("tag"))
 
     @precondition(lambda self: self.phase is not ChannelPhase.CLOSED)
     @rule()

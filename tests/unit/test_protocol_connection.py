@@ -27,9 +27,9 @@ from leveret.errors import (
     TableSyntaxError,
 )
 from leveret.protocol.connection import (
-    HEARTBEAT,
+    CONNECTION_TRANSITIONS,
     Blocked,
-    Closed,
+    ConnectionEnded,
     ConnectionPhase,
     ConnectionState,
     Negotiated,
@@ -38,6 +38,7 @@ from leveret.protocol.connection import (
     Tuned,
     Unblocked,
 )
+from leveret.wire.numbers import HEARTBEAT_FRAME
 
 LARGEST = 2**32 - 1
 
@@ -56,7 +57,6 @@ class Client:
     ) -> None:
         self.out = memory()
         self.state = ConnectionState(
-            self.out,
             mechanism=mechanism,
             response=response,
             virtual_host="shop",
@@ -75,7 +75,7 @@ class Client:
     def advance(self, phase: ConnectionPhase) -> Client:
         """Goes through the handshake until `phase`; what was sent on the way is forgotten."""
         steps = {
-            ConnectionPhase.START: self.state.start,
+            ConnectionPhase.START: lambda: self.state.start(self.out),
             ConnectionPhase.TUNE: lambda: self.receive(Connection.Start()),
             ConnectionPhase.OPEN_OK: lambda: self.receive(Connection.Tune(2047, 131_072, 60)),
             ConnectionPhase.OPEN: lambda: self.receive(Connection.OpenOk()),
@@ -99,7 +99,7 @@ AFTER_HEADER = [ConnectionPhase.START, ConnectionPhase.TUNE, ConnectionPhase.OPE
 
 def test_the_protocol_header_comes_first_when_the_conversation_starts() -> None:
     client = Client()
-    client.state.start()
+    client.state.start(client.out)
     assert client.out.take() == PROTOCOL_HEADER
 
 
@@ -291,7 +291,7 @@ def test_the_reason_is_reported_and_answered_when_the_server_closes(phase: Conne
 
     assert [value.name for value in client.sent()] == ["Connection.CloseOk"]
     assert client.state.phase is ConnectionPhase.CLOSED
-    assert isinstance(closed, Closed)
+    assert isinstance(closed, ConnectionEnded)
     error = closed.error
     assert type(error) is ConnectionClosed
     assert (error.reply_code, error.class_id, error.method_id) == (320, 10, 40)
@@ -313,12 +313,28 @@ def test_a_refusal_is_about_credentials_when_it_comes_after_they_were_sent(
     phase: ConnectionPhase, reply_code: int, kind: type[ConnectionClosed]
 ) -> None:
     closed = Client().advance(phase).receive(Connection.Close(reply_code, "no", 0, 0))
-    assert isinstance(closed, Closed)
+    assert isinstance(closed, ConnectionEnded)
     assert type(closed.error) is kind
     assert closed.error.reply_code == reply_code
 
 
-@pytest.mark.parametrize("phase", AFTER_HEADER)
+@pytest.mark.parametrize("phase", [ConnectionPhase.IDLE, ConnectionPhase.START])
+def test_nothing_is_closed_politely_when_the_server_has_not_spoken_yet(phase: ConnectionPhase) -> None:
+    client = Client().advance(phase)
+    client.state.close(503, "that is not AMQP")
+    assert client.sent() == []
+    assert client.state.phase is phase
+
+
+def test_each_change_of_phase_is_in_the_table() -> None:
+    assert set(CONNECTION_TRANSITIONS) == set(ConnectionPhase)
+    assert CONNECTION_TRANSITIONS[ConnectionPhase.CLOSED] == set()
+    client = Client().advance(ConnectionPhase.OPEN)
+    with pytest.raises(LocalProtocolError, match="cannot change from OPEN to START"):
+        client.state.start(client.out)
+
+
+@pytest.mark.parametrize("phase", AFTER_HEADER[1:])
 def test_closing_ends_without_error_when_the_server_agrees(phase: ConnectionPhase) -> None:
     client = Client().advance(phase)
     client.state.close(200, "closed by the application")
@@ -329,7 +345,7 @@ def test_closing_ends_without_error_when_the_server_agrees(phase: ConnectionPhas
         0,
         0,
     )
-    assert client.receive(Connection.CloseOk()) == Closed(None)
+    assert client.receive(Connection.CloseOk()) == ConnectionEnded(None)
     assert client.state.phase is ConnectionPhase.CLOSED
     assert client.sent() == []
 
@@ -346,7 +362,7 @@ def test_one_close_is_sent_when_close_is_called_again() -> None:
 
 def test_closing_ends_without_error_when_both_sides_close_at_once() -> None:
     client = Client().advance(ConnectionPhase.CLOSING)
-    assert client.receive(Connection.Close(320, "CONNECTION_FORCED", 0, 0)) == Closed(None)
+    assert client.receive(Connection.Close(320, "CONNECTION_FORCED", 0, 0)) == ConnectionEnded(None)
     assert sent_names(client.out) == ["Connection.CloseOk"]
     assert client.receive(Connection.CloseOk()) is None  # the answer to ours, which the server may still send
 
@@ -439,7 +455,7 @@ def test_the_credentials_are_not_suspected_when_the_server_would_have_refused_th
 
 def test_a_lost_transport_is_no_error_when_closing() -> None:
     client = Client().advance(ConnectionPhase.CLOSING)
-    assert client.state.lost(None) == Closed(None)
+    assert client.state.lost(None) == ConnectionEnded(None)
 
 
 # ---------------------------------------------------------------------- heartbeats
@@ -469,7 +485,7 @@ def test_a_heartbeat_is_sent_when_this_side_is_idle() -> None:
     clock.written()
     for _ in range(6):
         assert clock.tick(received=8) is None
-        assert clock.written() == HEARTBEAT
+        assert clock.written() == HEARTBEAT_FRAME
 
 
 def test_no_heartbeat_is_sent_when_something_else_was() -> None:
@@ -482,7 +498,7 @@ def test_no_heartbeat_is_sent_when_something_else_was() -> None:
         clock.tick(received=8)
         assert clock.written() == b""
     clock.tick(received=8)
-    assert clock.written() == HEARTBEAT
+    assert clock.written() == HEARTBEAT_FRAME
 
 
 def test_the_connection_is_alive_when_any_traffic_comes() -> None:
@@ -500,7 +516,7 @@ def test_the_connection_is_dead_when_nothing_came_for_two_intervals() -> None:
     for _ in range(3):
         assert clock.tick(after=5) is None  # 5, 10 and 15 s of silence
     closed = clock.tick(after=5)
-    assert isinstance(closed, Closed)
+    assert isinstance(closed, ConnectionEnded)
     assert isinstance(closed.error, HeartbeatTimeout)
     assert "20.0 s" in str(closed.error)
     assert "10 s" in str(closed.error)
@@ -515,7 +531,7 @@ def test_the_peer_is_not_judged_at_once_when_this_side_stalled() -> None:
     assert clock.tick(after=5, received=8) is None
     for _ in range(3):
         assert clock.tick(after=5) is None
-    assert isinstance(clock.tick(after=5), Closed)
+    assert isinstance(clock.tick(after=5), ConnectionEnded)
 
 
 def test_the_peer_is_judged_after_a_stall_when_still_nothing_came() -> None:
@@ -523,7 +539,7 @@ def test_the_peer_is_judged_after_a_stall_when_still_nothing_came() -> None:
     clock.tick(received=8)
     assert clock.tick(after=60) is None
     closed = clock.tick(after=5)
-    assert isinstance(closed, Closed)
+    assert isinstance(closed, ConnectionEnded)
     assert isinstance(closed.error, HeartbeatTimeout)
 
 
@@ -534,10 +550,10 @@ def test_silence_says_nothing_of_the_peer_when_this_side_does_not_read() -> None
     clock.written()
     for _ in range(20):
         assert clock.tick(listening=False) is None
-        assert clock.written() == HEARTBEAT  # this side still shows that it is alive
+        assert clock.written() == HEARTBEAT_FRAME  # this side still shows that it is alive
     for _ in range(3):
         assert clock.tick() is None
-    assert isinstance(clock.tick(), Closed)
+    assert isinstance(clock.tick(), ConnectionEnded)
 
 
 def test_nothing_is_sent_or_judged_when_heartbeats_are_off() -> None:

@@ -18,19 +18,20 @@ from tests.corpus import frames, strategies
 
 from leveret.errors import BodyTooLarge, EncodeFailed
 from leveret.protocol import commands
-from leveret.publishing.batching import (
-    ConfirmWindow,
-    PublishBatch,
-    PublishTemplate,
-    Ticket,
-    append_content,
-    append_deliveries,
-)
+from leveret.publishing.confirms import ConfirmWindow, Ticket
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import FrameReader, Message, Properties, SettlementRun
+from leveret.wire.content import append_content, append_deliveries
+from leveret.wire.message import redelivered_copy
+from leveret.wire.properties import Properties
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import SettlementRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from leveret.wire.message import Message
 
 SMALLEST_FRAME_MAX = 4096
 
@@ -158,7 +159,7 @@ def test_tags_count_up_and_counters_follow_when_published() -> None:
     publisher = Publisher()
     template = PublishTemplate("", "q")
     assert [publisher.batch.add(template, b"abc") for _ in range(3)] == [1, 2, 3]
-    assert publisher.batch.add_many(template, [b"d"] * 5, None) == 5
+    assert [publisher.batch.add(template, b"d") for _ in range(5)] == [4, 5, 6, 7, 8]
     assert publisher.window.next_delivery_tag == 9
     assert (publisher.batch.published, publisher.batch.published_bytes) == (8, 14)
     assert publisher.window.outstanding_bytes == 14
@@ -167,22 +168,6 @@ def test_tags_count_up_and_counters_follow_when_published() -> None:
 def test_tag_is_zero_when_there_are_no_confirms() -> None:
     publisher = Publisher(confirms=False)
     assert publisher.batch.add(PublishTemplate("", "q"), b"x") == 0
-
-
-def test_many_are_the_same_bytes_as_one_by_one_when_published() -> None:
-    bodies = [bytes(i) for i in range(300)]
-    template = PublishTemplate("e", "r", Properties(delivery_mode=2).encode())
-    one, many = Publisher(), Publisher()
-    for body in bodies:
-        one.batch.add(template, body)
-    ticket = Ticket()
-    assert many.batch.add_many(template, bodies, ticket, 10, 0, 100) == 100
-    assert many.batch.add_many(template, bodies, ticket, 110, 100) == 200
-    assert many.batch.add_many(template, bodies, ticket, 310, 300) == 0
-    assert one.out.take() == many.out.take()
-    assert (ticket.count, ticket.delivery_tag) == (300, 1)
-    many.window.settle(SettlementRun.of(1, [(150, False, True, False)]))
-    assert ticket.failures == {10 + 149: 3}
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -229,47 +214,6 @@ def test_nothing_is_left_when_a_body_is_no_bytes(body: object) -> None:
     check_untouched(
         publisher, lambda: publisher.batch.add(template, body, Ticket()), TypeError, "bytes-like|contiguous|None"
     )
-
-
-@pytest.mark.parametrize("bad", [None, "text", bytearray(b"x"), 5], ids=lambda bad: type(bad).__name__)
-def test_those_before_are_published_when_one_of_many_is_no_bytes(bad: object) -> None:
-    publisher, ticket = Publisher(), Ticket()
-    template = PublishTemplate("", "q")
-    with pytest.raises(TypeError, match=f"body 2 is {type(bad).__name__}"):
-        publisher.batch.add_many(template, [b"0", b"1", bad, b"3"], ticket)
-    assert (ticket.count, publisher.window.next_delivery_tag) == (2, 3)
-    assert publisher.batch.add(template, b"next") == 3
-    events = frames.feed_whole(FrameReader(server=True), publisher.out.take())
-    assert [event[-1] for event in events] == [b"0", b"1", b"next"]
-
-
-def test_those_before_are_published_when_one_of_many_is_too_large() -> None:
-    publisher, ticket = Publisher(max_body_size=3), Ticket()
-    with pytest.raises(BodyTooLarge, match=r"4 bytes.*3"):
-        publisher.batch.add_many(PublishTemplate("", "q"), [b"0", b"4444", b"1"], ticket)
-    assert (ticket.count, publisher.window.next_delivery_tag) == (1, 2)
-
-
-@pytest.mark.parametrize("start", [-1, -(2**40), 4, 2**40])
-def test_start_is_refused_when_outside_the_list(start: int) -> None:
-    publisher = Publisher()
-    with pytest.raises(ValueError, match=f"start {start}.*3"):
-        publisher.batch.add_many(PublishTemplate("", "q"), [b"a", b"b", b"c"], None, 0, start)
-    assert publisher.window.next_delivery_tag == 1
-
-
-def test_publishing_stops_when_a_callback_cuts_the_list_short() -> None:
-    bodies = [bytes(100)] * 1000
-
-    def on_full() -> None:
-        out.take()
-        del bodies[10:]
-
-    out = SendBuffer(lambda: None, on_full, 500)
-    batch = PublishBatch(out, None)
-    with pytest.raises(ValueError, match="cut to 10"):
-        batch.add_many(PublishTemplate("", "q"), bodies, None)
-    assert batch.published == 10
 
 
 @pytest.mark.parametrize("frame_max", [0, 8, 4095])
@@ -358,7 +302,7 @@ def test_a_client_reads_what_was_published_when_a_broker_delivers_it(frame_max: 
     out = buffer()
     bodies = [b"", b"a", bytes(4088), bytes(4089), bytes(50_000)]
     messages = published(*bodies)
-    messages[1] = messages[1]._copy(redelivered=True)
+    messages[1] = redelivered_copy(messages[1])
     append_deliveries(out, 7, "consumer", 41, messages, frame_max=frame_max)
     expected = [
         frames.content_event(
@@ -427,7 +371,9 @@ def test_bodies_and_tickets_are_let_go_when_written_and_settled() -> None:
     kept = [count + 1 for count in before[0]]
     publisher = Publisher()
     template = PublishTemplate("", "q")
-    publisher.batch.add_many(template, bodies, ticket)
+    for body in bodies:
+        publisher.batch.add(template, body, ticket)
+    del body
     publisher.batch.add(template, bodies[0], ticket)
     publisher.batch.add(template, memoryview(bodies[1]), ticket)
     kept[0] += 1

@@ -24,10 +24,11 @@ import leveret
 from leveret import Outcome, Topology
 from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, EncodeFailed, LeveretError, PublishError, WrongLoopError
-from leveret.publishing.batching import PublishTemplate
 from leveret.publishing.options import OPTIONS, Publishing, PublishOptions, Template, pack_properties, repeats
 from leveret.publishing.producer import Producer
-from leveret.wire.framing import FieldValue, decode_properties
+from leveret.publishing.template import PublishTemplate
+from leveret.wire.encoding import FieldValue
+from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -352,7 +353,7 @@ def test_the_short_way_does_what_the_long_way_does(options: dict[str, Any], aske
             seen: list[tuple[list[object], list[object]]] = []
             for kind in (Producer, Long):
                 settings_ = leveret.ProducerSettings(serializer="bytes", publish_timeout=0.5).replace(**options)
-                producer = kind(client._publishing, settings_, client.registry)
+                producer = kind(client.publishing_link, settings_, client.registry)
                 template = Template("q", {"priority": 5})
                 if state != "unopened":
                     await producer.open()

@@ -104,6 +104,71 @@ def test_what_an_interrupted_installation_left_is_no_second_plugin(installed: In
     assert status(registry) == {"builtin": "built in", "nameless": "failed", "one": "active"}
 
 
+def write(folder: Path, **files: bytes) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / {"entries": "entry_points.txt", "metadata": "METADATA"}[name]).write_bytes(content)
+
+
+NAMED = b"Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("folder", "files", "said"),
+    [
+        (".dist-info", {}, None),
+        ("-1.0.dist-info", {"entries": b"[console_scripts]\nx = x:x\n"}, None),
+        ("broken-1.0.dist-info", {"metadata": NAMED, "entries": b"[console_scripts]\nx\n"}, "broken"),
+        ("broken-1.0.dist-info", {"metadata": NAMED, "entries": b"[leveret.plugins]\nx = \xff\n"}, "broken"),
+        ("broken-1.0.dist-info", {"metadata": b"\xff", "entries": b"[leveret.plugins]\nx\n"}, "without a name"),
+    ],
+    ids=["no name in its folder", "no name, and entry points", "not an entry point", "not UTF-8", "nothing readable"],
+)
+def test_a_broken_distribution_is_left_out_and_keeps_no_plugin_from_being_found(
+    installed: Installed,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    folder: str,
+    files: dict[str, bytes],
+    said: str | None,
+) -> None:
+    write(tmp_path / folder, **files)
+    installed.add("leveret-one", plugin="one")
+    assert status(PluginRegistry.load(PluginSettings(strict=True))) == {"builtin": "built in", "one": "active"}
+    warned = [record.getMessage() for record in caplog.records]
+    if said is None:  # nothing of it had to be read but the name, which it need not have
+        assert warned == []
+    else:
+        (text,) = warned
+        assert text.startswith(f"the distribution {said} in {tmp_path} cannot be read: ")
+        assert text.endswith("; Leveret goes on without the plugins that it may have")
+
+
+def test_the_first_of_two_distributions_with_one_name_hides_the_other_beside_a_broken_one(
+    installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / ".dist-info")
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    Installed(behind, monkeypatch).add("leveret-one", plugin="one", version="0.9")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    installed.add("leveret-one", plugin="one")
+    registry = PluginRegistry.load(PluginSettings())
+    assert [(info.name, info.version, info.status) for info in registry.plugins[1:]] == [("one", "1.0", "active")]
+
+
+@pytest.mark.parametrize("metadata", [None, b"\xff", b""], ids=["missing", "not UTF-8", "empty"])
+def test_a_plugin_is_loaded_when_its_distribution_says_nothing_of_itself(
+    installed: Installed, tmp_path: Path, metadata: bytes | None
+) -> None:
+    installed.add("leveret-one", plugin="one")
+    (tmp_path / "leveret_one-1.0.dist-info" / "METADATA").unlink()
+    if metadata is not None:
+        (tmp_path / "leveret_one-1.0.dist-info" / "METADATA").write_bytes(metadata)
+    registry = PluginRegistry.load(PluginSettings())
+    assert [(info.name, info.distribution, info.status) for info in registry.plugins[1:]] == [("one", "", "active")]
+
+
 def test_environment_chooses_when_there_are_no_settings(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two", "three"):
         installed.add(name)

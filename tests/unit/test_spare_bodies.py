@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import frames, strategies
 
-from leveret.wire.framing import FrameReader, Message
+from leveret.wire.reader import FrameReader
+
+if TYPE_CHECKING:
+    from leveret.wire.message import Message
 
 assert strategies  # its import loads the hypothesis profile
 

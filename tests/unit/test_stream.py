@@ -11,7 +11,8 @@ from tests.corpus import frames
 
 from leveret.errors import ProtocolError
 from leveret.transport.frame_transport import FrameTransport
-from leveret.wire.framing import ContentRun, FrameReader, SettlementRun
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, SettlementRun
 
 DELIVERY = frames.delivery(1, 1, b"body", consumer_tag="c")
 CONFIRM = frames.method(1, 60, 80, b"\0\0\0\0\0\0\0\1\0")
@@ -180,7 +181,8 @@ async def test_nothing_is_written_when_it_is_closed() -> None:
 
 
 async def test_large_bodies_leave_as_pieces() -> None:
-    from leveret.publishing.batching import PublishBatch, PublishTemplate
+    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.template import PublishTemplate
 
     transport, _, writer = made()
     body: Any = bytes(20_000)

@@ -22,7 +22,8 @@ from tests.corpus import malformed, strategies
 from tests.corpus.frames import longstr, shortstr
 
 from leveret.errors import EncodeFailed, TableSyntaxError
-from leveret.wire.framing import FieldValue, decode_table, encode_table
+from leveret.wire.decoding import decode_table
+from leveret.wire.encoding import FieldValue, encode_table
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Block

@@ -1,8 +1,9 @@
 from libc.stdint cimport uint16_t, uint64_t
 
-from leveret.publishing.batching cimport AckWindow
+from leveret.consuming.acks cimport AckWindow
 from leveret.wire.buffers cimport SendBuffer
-from leveret.wire.framing cimport ContentRun, Message
+from leveret.wire.message cimport Message
+from leveret.wire.runs cimport ContentRun
 from leveret.transport.waiting cimport Waiter, Waiters
 
 

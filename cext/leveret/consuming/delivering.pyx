@@ -10,9 +10,10 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint16_t
 
-from leveret.publishing.batching cimport AckWindow
+from leveret.consuming.acks cimport AckWindow
 from leveret.wire.buffers cimport SendBuffer
-from leveret.wire.framing cimport ContentRun, Message
+from leveret.wire.message cimport Message
+from leveret.wire.runs cimport ContentRun
 from leveret.transport.waiting cimport Waiter
 
 from collections import deque

@@ -293,7 +293,7 @@ class TestConformanceWithPlainValues(SerializerConformance):
         Sequence[Point],
         Mapping[str, Order],
         Order | None,
-        typing.Optional[Order],  # noqa: UP045
+        pytest.param(typing.Optional[Order], id="Optional[Order]"),  # noqa: UP045 - Order | None from Python 3.14 on
         Order | Invoice | int,
         Animal,
         list[Animal],

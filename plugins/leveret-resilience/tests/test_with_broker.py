@@ -318,7 +318,7 @@ async def test_messages_wait_in_their_queue_while_the_breaker_is_open_and_are_ha
         # The first failure opened the breaker. It is the only one, and its message was refused like the others then.
         assert service.breaker.state is BreakerState.OPEN
         counters = consumer.counters()
-        assert (counters["handler_errors"], counters["retried"], counters["dead_lettered"]) == (1, 1, 0)
+        assert (counters["handler_errors"], counters["requeued"], counters["dead_lettered"]) == (1, 1, 0)
         assert service.handled == []
 
         service.up = True

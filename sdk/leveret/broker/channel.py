@@ -14,23 +14,19 @@ from leveret.errors import TableSyntaxError
 from leveret.protocol.commands import Basic, Confirm, Exchange, Method, Tx, decode, encode, make
 from leveret.protocol.commands import Channel as Channels
 from leveret.protocol.commands import Queue as Queues
-from leveret.publishing.batching import append_content, append_deliveries, append_settlement
-from leveret.wire.framing import decode_properties
+from leveret.wire.content import append_content, append_deliveries, append_settlement
+from leveret.wire.numbers import BASIC, BASIC_ACK, BASIC_NACK
+from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from leveret.broker.queues import Queue
     from leveret.broker.session import Session
-    from leveret.wire.framing import ContentRun, Message, MethodFrame, SettlementRun
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 __all__ = ["Channel"]
-
-_BASIC: Final = 60
-_PUBLISH: Final = 40
-_ACK: Final = 80
-_NACK: Final = 120
-_GET_OK: Final = 71
 
 # Flags of the properties that the broker has to look at (AMQP 0-9-1 section 4.2.6.1).
 _LOOKED_AT: Final = 0x2000 | 0x0200 | 0x0100 | 0x0010
@@ -118,7 +114,9 @@ class Channel:
         """Writes the confirms that are due: one frame for publishings in a row with the same outcome."""
         for refused, tag, count in self._outcomes:
             # Everything before has its outcome, so `multiple` covers these only.
-            append_settlement(self.session.out, self.number, _NACK if refused else _ACK, tag, 1 if count > 1 else 0)
+            append_settlement(
+                self.session.out, self.number, BASIC_NACK if refused else BASIC_ACK, tag, 1 if count > 1 else 0
+            )
         self._outcomes.clear()
 
     def _send(self, cls: type[Method], **values: object) -> None:
@@ -302,7 +300,7 @@ class Channel:
         for tag, multiple, nack, requeue in run:
             pieces = self._unacked.take(tag, multiple=multiple)
             if pieces is None:
-                raise Refusal(406, f"unknown delivery tag {tag}", cause=(_BASIC, _NACK if nack else _ACK))
+                raise Refusal(406, f"unknown delivery tag {tag}", cause=(BASIC, BASIC_NACK if nack else BASIC_ACK))
             if self._transactional:
                 self._tx_settlements.append((pieces, nack, requeue))
             else:

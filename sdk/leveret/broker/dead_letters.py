@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from leveret.broker.tables import rebuilt
 from leveret.errors import EncodeFailed, TableSyntaxError
-from leveret.wire.framing import FieldValue, decode_properties
+from leveret.wire.encoding import FieldValue
 from leveret.wire.header_bytes import replace_headers
+from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from leveret.broker.queues import Queue
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["DeadLetter"]
 

@@ -11,15 +11,16 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from leveret.broker.tables import rebuilt
-from leveret.wire.framing import FieldValue
+from leveret.wire.encoding import FieldValue
 from leveret.wire.header_bytes import replace_headers
+from leveret.wire.message import redelivered_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from leveret.broker.arguments import Arguments, QueueOptions
     from leveret.broker.exchanges import Binding, Exchange
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Consumer", "Deliverer", "Host", "Queue", "Timer"]
 
@@ -328,7 +329,7 @@ class Queue:
             routing_key=message.routing_key,
             raw_properties=replace_headers(message.raw_properties, {"x-delivery-count": FieldValue("l", count)}),
         )
-        return copy._copy(redelivered=True) if count else copy
+        return redelivered_copy(copy) if count else copy
 
     def get(self) -> tuple[Message, int] | None:
         """Takes one message for basic.get.
@@ -423,7 +424,7 @@ class Queue:
         if self.deleted:
             return
         entries = [
-            (sequence, message if message.redelivered else message._copy(redelivered=True))
+            (sequence, message if message.redelivered else redelivered_copy(message))
             for sequence, message in zip(sequences, messages, strict=True)
         ]
         if self._counts_returns:

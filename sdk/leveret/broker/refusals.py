@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from leveret.errors import REPLY_CODES, LeveretError
+from leveret.errors import LeveretError
+from leveret.wire.numbers import REPLY_CODES
 
 __all__ = ["Refusal", "access_refused", "not_found", "not_implemented", "precondition_failed"]
 

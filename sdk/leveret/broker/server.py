@@ -11,11 +11,12 @@ import stat
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
-from leveret.broker.session import FRAME_MAX_BEFORE_TUNE, BrokerTransport, Session
+from leveret.broker.session import BrokerTransport, Session
 from leveret.broker.virtual_host import Scheduler, VirtualHost
-from leveret.errors import REPLY_CODES, ConfigurationError, TransportError
-from leveret.transport.frame_transport import run, serve
-from leveret.wire.framing import FrameReader
+from leveret.errors import ConfigurationError, TransportError
+from leveret.transport.loop import run, serve
+from leveret.wire.numbers import FRAME_MIN_SIZE, REPLY_CODES
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -87,7 +88,7 @@ class EmbeddedBroker:
         self.users = {"guest": "guest"} if users is None else dict(users)
         self._vhost_names = tuple(virtual_hosts)
         self.heartbeat = _number("heartbeat", heartbeat, 0, 65535)
-        self.frame_max = _integer("frame_max", frame_max, FRAME_MAX_BEFORE_TUNE, 0x7FFFFFFF)
+        self.frame_max = _integer("frame_max", frame_max, FRAME_MIN_SIZE, 0x7FFFFFFF)
         self.channel_max = _integer("channel_max", channel_max, 1, 65535)
         # RabbitMQ's own upper limit is 512 MiB.
         self.max_message_size = _integer("max_message_size", max_message_size, 1, 512 * MIB)
@@ -188,7 +189,7 @@ class EmbeddedBroker:
         reader = FrameReader(
             server=True,
             protocol_header=True,
-            frame_max=FRAME_MAX_BEFORE_TUNE,
+            frame_max=FRAME_MIN_SIZE,
             max_body_size=self.max_message_size,
         )
         return BrokerTransport(Session(self), reader)

@@ -14,11 +14,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leveret.broker.channel import Channel
 from leveret.broker.refusals import Refusal
-from leveret.errors import REPLY_CODES, IncompatibleProtocol, RemoteProtocolError, printable
+from leveret.errors import IncompatibleProtocol, RemoteProtocolError, printable
 from leveret.protocol.commands import PROTOCOL_HEADER, Connection, Method, decode, encode, make
 from leveret.protocol.commands import Channel as Channels
 from leveret.transport.frame_transport import FrameTransport
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
+from leveret.wire.numbers import (
+    BASIC,
+    BASIC_ACK,
+    CHANNEL,
+    CHANNEL_OPEN,
+    CONNECTION,
+    CONNECTION_TUNE,
+    FRAME_MIN_SIZE,
+    HEARTBEAT_FRAME,
+    REPLY_CODES,
+)
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
     from leveret.broker.queues import Queue
@@ -26,6 +38,7 @@ if TYPE_CHECKING:
     from leveret.broker.virtual_host import VirtualHost
     from leveret.errors import ProtocolError
     from leveret.wire.buffers import SendBuffer
+    from leveret.wire.reader import FrameReader
 
 __all__ = ["BrokerTransport", "Session"]
 
@@ -37,11 +50,6 @@ HOLD_BYTES: Final = 4 * 1024 * 1024
 CLOSE_TIMEOUT: Final = 5.0
 #: Heartbeats are looked after this often in an interval; a peer is gone after two silent intervals.
 TICKS: Final = 2
-HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-FRAME_MAX_BEFORE_TUNE: Final = 4096
-
-_CONNECTION: Final = 10
-_CHANNEL: Final = 20
 
 # What a session waits for, or is.
 _HEADER: Final = "starting"
@@ -118,7 +126,7 @@ class Session:
     def __init__(self, broker: EmbeddedBroker) -> None:
         self.broker = broker
         self.user = ""
-        self.frame_max = FRAME_MAX_BEFORE_TUNE
+        self.frame_max = FRAME_MIN_SIZE
         self.exclusive_queues: dict[Queue, None] = {}
         self.confirming: dict[Channel, None] = {}
         self._state = _HEADER
@@ -247,7 +255,7 @@ class Session:
             elif type(event) is SettlementRun:
                 if not channel.closing:
                     channel.settle(event)
-            elif event.class_id == _CHANNEL and event.method_id == Channels.Open.index & 0xFFFF:
+            elif event.class_id == CHANNEL and event.method_id == CHANNEL_OPEN:
                 # Also while it is closing: its number is free when channel.close-ok was seen.
                 raise Refusal(504, "second 'channel.open' seen")
             elif channel.closing:
@@ -446,7 +454,7 @@ class Session:
         transport = self.transport
         sent = self.out.sent_bytes
         if sent == self._sent_bytes and not transport.paused:
-            self.out.append(HEARTBEAT)
+            self.out.append(HEARTBEAT_FRAME)
             transport.flush()
             sent = self.out.sent_bytes
         self._sent_bytes = sent
@@ -533,7 +541,7 @@ class Session:
 
     def _farewell(self, event: Any) -> None:
         """Everything but close and close-ok is ignored now (AMQP 0-9-1 section 1.4.2.8)."""
-        if self._state == _CLOSING and type(event) is MethodFrame and event.class_id == _CONNECTION:
+        if self._state == _CLOSING and type(event) is MethodFrame and event.class_id == CONNECTION:
             identity = event.class_id << 16 | event.method_id
             if identity == Connection.CloseOk.index:
                 self._end()
@@ -589,7 +597,7 @@ def _identity(event: Any) -> tuple[int, int]:
         return event.class_id, event.method_id
     if type(event) is ContentRun:
         return 60, event.method_id
-    return (60, 80) if type(event) is SettlementRun else (0, 0)
+    return (BASIC, BASIC_ACK) if type(event) is SettlementRun else (0, 0)
 
 
 def _check_negotiated(name: str, value: int, least: int, most: int) -> None:
@@ -601,4 +609,8 @@ def _check_negotiated(name: str, value: int, least: int, most: int) -> None:
     else:
         return
     detail = " (no limit)" if name == "channel_max" and value == 0 else ""
-    raise Refusal(530, f"negotiated {name} = {value}{detail} is {word} allowed value ({limit})", cause=(10, 30))
+    raise Refusal(
+        530,
+        f"negotiated {name} = {value}{detail} is {word} allowed value ({limit})",
+        cause=(CONNECTION, CONNECTION_TUNE),
+    )

@@ -1,6 +1,6 @@
 """Field tables with the wire types of their values, and messages made anew.
 
-`leveret.wire.framing` turns tables into Python values, which drops how a number was typed. The broker needs that type:
+`leveret.wire.decoding` turns tables into Python values, which drops how a number was typed. The broker needs that type:
 RabbitMQ names it when an argument differs.
 """
 
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from leveret.publishing.batching import PublishBatch, PublishTemplate
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import ContentRun, FrameReader, decode_table
+from leveret.wire.decoding import decode_table
 from leveret.wire.header_bytes import entries_of
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun
 
 if TYPE_CHECKING:
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["TypedValue", "arguments_of", "rebuilt", "scan_table"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from leveret.broker.queues import Consumer, Queue
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Piece", "Unacked"]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Mapping
 
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Scheduler", "VirtualHost"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from leveret.cli.failures import CommandFailed
 from leveret.errors import PluginConflictError, PluginVersionError, printable
 from leveret.plugins import SUPPORTED_API_VERSIONS, PluginRegistry
-from leveret.plugins.loading import normalized, said_of
-from leveret.plugins.registry import GROUP
+from leveret.plugins.finding import GROUP, entry_points
+from leveret.plugins.loading import normalized, said_by, said_of
 from leveret.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def checks(name: str) -> list[Check]:
     Raises:
         CommandFailed: There is no such plugin.
     """
-    entries = list(importlib.metadata.entry_points(group=GROUP))
+    entries = entry_points()
     wanted = normalized(name)
     found = [entry for entry in entries if entry.name == name or normalized(said_of(entry, "Name")) == wanted]
     if not found:
@@ -96,9 +96,10 @@ def _unknown(name: str, entries: Iterable[EntryPoint]) -> str:
         distribution = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return f"no plugin or distribution {printable(name, 64)!r} is installed; installed plugins are {installed}"
+    shown = said_by(distribution, "Name") or printable(name, 64)
     return (
-        f"the distribution {distribution.name} is no plugin: it has no entry point in the group {GROUP!r}; installed "
-        f"plugins are {installed}"
+        f"the distribution {shown} is no plugin: it has no entry point in the group {GROUP!r}; installed plugins are "
+        f"{installed}"
     )
 
 
@@ -113,14 +114,13 @@ class _Subject:
 
     def metadata(self, tell: Callable[[str], None]) -> list[Result]:
         """Looks at what the distribution says of itself, and whether it is typed."""
-        entry, distribution = self._entry, self._entry.dist
+        entry = self._entry
         results = [Result("entry point", "ok", f"{entry.name} = {entry.value}")]
         if version := said_of(entry, "Version"):
             results.append(Result("version", "ok", f"{said_of(entry, 'Name')} {version}"))
         else:
             results.append(Result("version", "failed", "the distribution has no version"))
-        requirements = (distribution and distribution.requires) or []
-        ours = [each for each in requirements if normalized(re.split(r"[^\w.-]", each, maxsplit=1)[0]) == _CORE]
+        ours = [each for each in self._requirements() if normalized(re.split(r"[^\w.-]", each, maxsplit=1)[0]) == _CORE]
         if ours:
             results.append(Result("requirement", "ok", ours[0]))
         else:
@@ -134,6 +134,13 @@ class _Subject:
             wanted = f"there is no {self._package}/py.typed: type checkers ignore its annotations (PEP 561)"
             results.append(Result("types", "failed", wanted))
         return results
+
+    def _requirements(self) -> list[str]:
+        distribution = self._entry.dist
+        try:
+            return (distribution and distribution.requires) or []
+        except (OSError, ValueError):  # its metadata are not there, or cannot be read
+            return []
 
     @cached_property
     def _folders(self) -> list[Path]:

@@ -68,6 +68,14 @@ class PluginCommand(click.Command):
         return command
 
 
+def _may_be_some() -> bool:
+    """Whether a plugin is installed, found without loading anything; true when that cannot be said so simply."""
+    try:
+        return bool(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # a broken distribution, which the registry leaves out
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class PluginCommands:
     """What plugins add.
@@ -91,7 +99,7 @@ class PluginCommands:
             The commands. Nothing is raised: what cannot be used is noted.
         """
         found = cls()
-        if not importlib.metadata.entry_points(group=GROUP):
+        if not _may_be_some():
             return found
         # What is logged is noted, too.
         logging.getLogger("leveret").addHandler(logging.NullHandler())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -165,8 +166,8 @@ def check(name: str, quiet: bool) -> None:
         def tell(text: str, plugin: str = step.plugin) -> None:
             progress.update(bar, description=f"{plugin}: {text}", refresh=True)
 
-        # The bar is gone before results are printed.
-        with progress:
+        # The bar is gone before results are printed. Older versions of rich end a hidden one with a line.
+        with contextlib.nullcontext() if progress.disable else progress:
             tell(step.title)
             results = step.run(tell)
         progress.advance(bar)

@@ -56,13 +56,15 @@ class Bars:
         )
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self.enabled:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self.enabled:  # older versions of rich end a hidden one with a line
+            self._progress.stop()
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int, done: Callable[[], int]) -> Iterator[None]:

@@ -152,7 +152,7 @@ def demo_table(outcome: Outcome, count: int, broker: Mapping[str, Any]) -> Table
         "publishings": ", ".join(f"{name} {sent[name]:,}" for name in ("confirmed", "returned", "nacked", "unknown")),
         "deliveries": ", ".join(
             f"{name.replace('_', ' ')} {taken[name]:,}"
-            for name in ("delivered", "acked", "retried", "dead_lettered", "undecodable")
+            for name in ("delivered", "acked", "requeued", "dead_lettered", "undecodable")
         ),
         "each order exactly once": "; ".join(outcome.errors) or "yes, and the sums of their amounts are equal",
         "broker": f"{printable(broker['product'], 64)} {printable(broker['version'], 64)}",
@@ -165,8 +165,9 @@ def demo_table(outcome: Outcome, count: int, broker: Mapping[str, Any]) -> Table
 
 def info_lines() -> list[tuple[str, str]]:
     """What `leveret info` prints: names and texts."""
-    from leveret.publishing import batching
-    from leveret.wire import buffers, framing
+    from leveret.consuming import delivering
+    from leveret.publishing import publisher
+    from leveret.wire import buffers, reader
 
     here = machine()
     lines = [(name, str(here[name])) for name in ("leveret", "python", "event_loop", "cpu_count")]
@@ -177,4 +178,4 @@ def info_lines() -> list[tuple[str, str]]:
             version = "not installed"
         lines.append((package, version))
     lines = [(name.replace("_", " "), text) for name, text in lines]
-    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, framing, batching)]
+    return lines + [(module.__name__, str(module.__file__)) for module in (buffers, reader, publisher, delivering)]

@@ -17,7 +17,8 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.app.app import App, run_process
+from leveret.app.app import App
+from leveret.app.process import run_process
 from leveret.cli.failures import CommandFailed
 from leveret.cli.summary import INTERVAL, Summary
 from leveret.errors import LeveretError, printable

@@ -13,10 +13,12 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.app.app import Backoff, Signals
+from leveret.app.process import Signals
+from leveret.app.supervision import restart_backoff
 from leveret.cli.failures import CommandFailed
 from leveret.cli.serve import log_to_stderr
 from leveret.cli.summary import INTERVAL, Summary
+from leveret.runtime.tasks import set_within
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -166,7 +168,7 @@ class _Supervisor:
         if worker.number > 1 and not await self._first_ready():
             return
         loop = asyncio.get_running_loop()
-        backoff = Backoff()
+        backoff = restart_backoff()
         crashes: deque[float] = deque(maxlen=_CRASHES)
         while not self._stopping.is_set():
             started = loop.time()
@@ -194,9 +196,8 @@ class _Supervisor:
                 _how_ended(status),
                 delay,
             )
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._stopping.wait()
+            await set_within(self._stopping, delay)
+            backoff.count_attempt()
 
     async def _first_ready(self) -> bool:
         ready = asyncio.create_task(self._first_is_ready.wait())

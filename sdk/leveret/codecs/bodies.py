@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from leveret.plugins.interfaces import Compressor
     from leveret.plugins.registry import PluginRegistry, Provided
     from leveret.settings import ConsumerSettings, ProducerSettings
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["ORIGINAL_SIZE", "BodyDecoder", "BodyEncoder", "Form", "OriginalSize"]
 

@@ -8,25 +8,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from leveret.errors import ChannelClosed, EncodeFailed, LeveretError, OperationTimeout, RemoteProtocolError, again
 from leveret.protocol import commands
-from leveret.protocol.channel import ChannelPhase, ChannelState, Closed, ConsumerCancelled, Reply
+from leveret.protocol.channel import CancelNotice, ChannelEnded, ChannelPhase, ChannelState, Reply
 from leveret.protocol.commands import Basic, Confirm, Exchange, Queue, Tx
 from leveret.protocol.commands import Channel as ChannelMethods
-from leveret.publishing.batching import append_settlement
+from leveret.wire.content import append_settlement
+from leveret.wire.numbers import BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, NACK_REQUEUE, REPLY_SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from leveret.connection.connection import Connection
-    from leveret.wire.framing import ContentRun, Message, MethodFrame, SettlementRun
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 __all__ = ["Channel", "ConsumerSink", "PublisherSink"]
 
 M = TypeVar("M", bound=commands.Method)
-
-# basic.deliver, basic.get-ok and basic.return (AMQP 0-9-1 section 1.8.3).
-_DELIVER, _GET_OK, _RETURN = 60, 71, 50
-# basic.nack and its requeue bit (RabbitMQ: basic.nack).
-_NACK, _REQUEUE = 120, 2
 
 # After these a channel is as it was, but for the queue that it declared last.
 _LEAVES_NO_TRACE = (
@@ -43,7 +40,7 @@ _LEAVES_NO_TRACE = (
 
 
 class PublisherSink(Protocol):
-    """Where a publishing channel's confirms go. Nothing here may block or raise."""
+    """Gets the confirms and returns of a channel. Its methods do not block or raise."""
 
     def settled(self, run: SettlementRun) -> None:
         """basic.ack and basic.nack came."""
@@ -56,7 +53,7 @@ class PublisherSink(Protocol):
 
 
 class ConsumerSink(Protocol):
-    """Where a consumer's deliveries go. Nothing here may block or raise."""
+    """Gets the deliveries of a consumer. Its methods do not block or raise."""
 
     def delivered(self, run: ContentRun) -> None:
         """Messages came."""
@@ -84,7 +81,7 @@ class Channel:
         connection: The connection it lives on.
         error: Why it is closed, or None while it is open.
         publisher: Where its confirms and returned messages go, if anywhere.
-        consumer: Who is told of its end, besides those to whom it delivers just then.
+        consumer: Told of the channel's end also while it has no consumer tag.
         on_end: Called by the connection once the channel is closed on both sides, so that its number is free, or the
             connection is lost; it does not raise.
     """
@@ -105,8 +102,7 @@ class Channel:
             max_table_entries=settings.max_table_entries,
         )
         self.consumers: dict[str, ConsumerSink] = {}
-        self._abandoned = False
-        self._is_unmarked = True
+        self._is_as_new = True
         self._has_declared = False
 
     def __repr__(self) -> str:
@@ -119,15 +115,15 @@ class Channel:
 
     @property
     def is_reusable(self) -> bool:
-        """True when it is open and nobody could tell it from a new channel, after `renew`.
+        """True when it is open and, after `renew`, works as a new channel does.
 
         It is not when it was put into confirm or transaction mode, got a consumer, a publisher, a prefetch or a message
         (which would be unacknowledged for ever), or when an answer is still to come (which may close it).
         """
-        return self.is_open and self._is_unmarked and self.publisher is None and not self._state.unanswered
+        return self.is_open and self._is_as_new and self.publisher is None and not self._state.unanswered
 
     def renew(self) -> None:
-        """Forgets which queue was declared last, for its next user."""
+        """Forgets which queue was declared last, before the channel goes to its next user."""
         self._has_declared = False
 
     # ------------------------------------------------------------------ requests
@@ -165,7 +161,7 @@ class Channel:
             name = commands.spec_of(type(method)).name
             raise EncodeFailed(f"{name} names no queue, and none was declared on channel {self.number}")
         if not isinstance(method, _LEAVES_NO_TRACE):
-            self._is_unmarked = False
+            self._is_as_new = False
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._state.request(method, future)
         return future
@@ -186,18 +182,16 @@ class Channel:
             raise
 
     def abandon(self) -> None:
-        """Closes the channel without waiting, because nobody has it; when it is still being opened, right after."""
-        self._abandoned = True
-        if self.is_open:
-            nobody: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            nobody.cancel()
-            self._state.close(nobody)
+        """Closes an unowned channel without waiting; one that is being opened is closed right after that."""
+        unread: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        unread.cancel()
+        self._state.abandon(unread)
 
     async def close(self) -> None:
         """Closes the channel (channel.close) and waits for the answer, for at most `close_timeout` seconds.
 
         Acknowledgements that were appended before are sent before. Does nothing when it is closed, and raises nothing
-        when it is closed by other means meanwhile or the answer does not come: nobody could do anything about it.
+        when it is closed by other means meanwhile or the answer does not come.
         """
         if not self.is_open:
             return
@@ -376,7 +370,9 @@ class Channel:
 
     def _give_back(self, future: asyncio.Future[Reply]) -> None:
         if future.exception() is None and (message := future.result().message) is not None and self.is_open:
-            append_settlement(self.connection.transport.out, self.number, _NACK, message.delivery_tag, _REQUEUE)
+            append_settlement(
+                self.connection.transport.out, self.number, BASIC_NACK, message.delivery_tag, NACK_REQUEUE
+            )
 
     async def basic_recover(self, *, requeue: bool = True) -> None:
         """Gives all unacknowledged deliveries back (basic.recover)."""
@@ -405,24 +401,22 @@ class Channel:
         event = self._state.receive(frame)
         if isinstance(event, Reply):
             _resolve(event)
-            if self._abandoned:
-                self.abandon()
-        elif isinstance(event, ConsumerCancelled):
+        elif isinstance(event, CancelNotice):
             sink = self.consumers.pop(event.consumer_tag, None)
             if sink is not None:
                 sink.cancelled(event.consumer_tag)
-        elif isinstance(event, Closed):
+        elif isinstance(event, ChannelEnded):
             self._ended(event)
 
     def content_received(self, run: ContentRun) -> None:
         """Messages of this channel."""
-        if run.method_id == _DELIVER:
+        if run.method_id == BASIC_DELIVER:
             sink = self.consumers.get(run.consumer_tag)
             if sink is not None:
                 sink.delivered(run)
             elif self.is_open:
                 raise RemoteProtocolError(f"a delivery on channel {self.number} for a consumer that it does not have")
-        elif run.method_id == _GET_OK:
+        elif run.method_id == BASIC_GET_OK:
             for reply in self._state.receive_get(run):
                 _resolve(reply)
         elif self.publisher is not None:
@@ -439,10 +433,12 @@ class Channel:
         if self.error is None:
             self._ended(self._state.lost(error))
 
-    def _ended(self, closed: Closed) -> None:
-        self.error = closed.error or ChannelClosed(f"channel {self.number} was closed by this side", reply_code=200)
-        self.connection.forget_channel(self, crossed=closed.crossed)
-        for future in closed.tokens:
+    def _ended(self, end: ChannelEnded) -> None:
+        self.error = end.error or ChannelClosed(
+            f"channel {self.number} was closed by this side", reply_code=REPLY_SUCCESS
+        )
+        self.connection.forget_channel(self, crossed=end.crossed)
+        for future in end.tokens:
             if not future.done():
                 future.set_exception(again(self.error))
         sinks = dict.fromkeys([*self.consumers.values(), self.consumer, self.publisher])

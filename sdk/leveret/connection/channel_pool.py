@@ -1,4 +1,4 @@
-"""Channels that are opened once and lent to whoever needs one for a moment."""
+"""Channels that are opened once and lent for single calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ChannelPool:
     closed, in confirm or transaction mode, or has had a consumer, a publisher or a message, is closed instead. What the
     broker has open for it is never more than `limit`, whatever fails or is cancelled.
 
-    A channel that lies idle counts against `channel_max` only until somebody else needs its place.
+    A channel that lies idle counts against `channel_max` only until another user of the connection needs its place.
 
     Attributes:
         limit: The most channels: `max_pooled_channels`, or `channel_max` when that is less.
@@ -43,8 +43,8 @@ class ChannelPool:
         # All that the broker may know of: lent, idle, being opened or being closed.
         self._channels: set[Channel] = set()
         self._idle: list[Channel] = []
-        # Who waits for a channel, the longest first. Whoever was woken stays at the front until it runs, so that nobody
-        # who comes meanwhile is before it.
+        # Callers that wait for a channel, the longest first. A caller that was woken stays at the front until it runs,
+        # so that no later caller takes its channel.
         self._turns: deque[asyncio.Future[None]] = deque()
 
     def __repr__(self) -> str:
@@ -54,8 +54,8 @@ class ChannelPool:
     async def acquire(self) -> AsyncIterator[Channel]:
         """Lends a channel until the end of the `async with` block; it is not to be used after that.
 
-        When all `limit` channels are lent, this waits for one: first come, first served. Whoever acquires a second one
-        while holding the first may wait for itself.
+        When all `limit` channels are lent, this waits for one: first come, first served. A caller that acquires
+        a second channel while it holds one may wait for itself.
 
         Returns:
             Something to use with `async with`; it gives the channel.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
 import platform
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from leveret.connection.channel import Channel
 from leveret.errors import (
-    AuthenticationError,
     ConfigurationError,
     ConnectionClosed,
     ConnectionLost,
@@ -18,7 +18,6 @@ from leveret.errors import (
     OperationTimeout,
     ProtocolError,
     RemoteProtocolError,
-    TLSVerificationError,
     TransportError,
     WrongLoopError,
     again,
@@ -27,28 +26,33 @@ from leveret.errors import (
 from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol import connection as protocol
 from leveret.protocol.connection import ConnectionPhase, ConnectionState
+from leveret.protocol.transitions import moved
 from leveret.transport.dialing import Dialing, joined
 from leveret.transport.frame_transport import FrameTransport
-from leveret.wire.framing import ContentRun, FrameReader, MethodFrame, SettlementRun
+from leveret.wire.numbers import (
+    CHANNEL,
+    CHANNEL_CLOSE_OK,
+    CHANNEL_ERROR,
+    CONNECTION_FORCED,
+    INTERNAL_ERROR,
+    REPLY_SUCCESS,
+)
+from leveret.wire.reader import FrameReader
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from leveret.settings import ConnectionSettings, Endpoint
-    from leveret.transport.frame_transport import Session
+    from leveret.transport.frame_transport import FrameReceiver
 
     EventListener = Callable[[ConnectionEvent], None]
 
-__all__ = ["Connection", "Link", "longest_delay", "may_mend"]
+__all__ = ["Connection", "ConnectionStage"]
 
 logger = logging.getLogger("leveret.connection")
 
-_CHANNEL_CLOSE_OK = (20, 41)
-
-#: 0.001 s doubled this often is longer than any `recovery_max_delay`; doubled for ever it would overflow.
-_MAX_DOUBLINGS = 40
-
-# What this side can do (RabbitMQ: capabilities), so that the broker tells us more than silence.
+# The client's capabilities (RabbitMQ: capabilities). The broker sends these notifications only to clients that say so.
 _CAPABILITIES = {
     "publisher_confirms": True,
     "exchange_exchange_bindings": True,
@@ -71,32 +75,20 @@ def _client_properties(name: str) -> dict[str, Any]:
     }
 
 
-class Link(Protocol):
-    """Where a producer or consumer gets its connection."""
+class ConnectionStage(enum.Enum):
+    """The life of a connection as its users see it; `protocol.connection` has the phases of its conversation."""
 
-    async def __call__(self) -> Connection:
-        """The open connection."""
-        ...
-
-    async def recovered(self) -> Connection:
-        """The open connection, or the next one when that is lost; raises when there will be none."""
-        ...
+    OPENING = "not open yet"
+    OPEN = "open"
+    ENDED = "ended"
 
 
-def may_mend(error: LeveretError) -> bool:
-    """Whether trying again may succeed where it failed with this error."""
-    if isinstance(error, AuthenticationError):
-        # Without a text the server refused nothing: it was gone while it checked the credentials, as one that stops.
-        return error.reply_code == 403 and not error.reply_text
-    if isinstance(error, ConnectionClosed):
-        return error.reply_code != 530
-    return not isinstance(error, (TLSVerificationError, ConfigurationError))
-
-
-def longest_delay(settings: ConnectionSettings, attempts: int) -> float:
-    """The most seconds to wait before the next of some attempts in a row; a random part of it keeps clients apart."""
-    doubled = settings.recovery_initial_delay * 2.0 ** min(attempts, _MAX_DOUBLINGS)
-    return min(doubled, settings.recovery_max_delay)
+#: Which stage may follow which. `Connection.error` is set with ENDED, and only then.
+CONNECTION_STAGES: Final[Mapping[ConnectionStage, frozenset[ConnectionStage]]] = {
+    ConnectionStage.OPENING: frozenset({ConnectionStage.OPEN, ConnectionStage.ENDED}),
+    ConnectionStage.OPEN: frozenset({ConnectionStage.ENDED}),
+    ConnectionStage.ENDED: frozenset(),
+}
 
 
 class Connection:
@@ -109,7 +101,7 @@ class Connection:
         transport: The socket's side.
         error: Why it is closed, or None while it is open.
         blocked: The broker's reason for blocking publishers, or None.
-        spare_channel: Gives up an open channel that nobody uses, for when no other is free; set by a channel pool.
+        spare_channel: Called when no channel number is free; gives up an idle open channel. Set by a channel pool.
     """
 
     def __init__(self, settings: ConnectionSettings, name: str, on_event: EventListener | None = None) -> None:
@@ -122,18 +114,29 @@ class Connection:
         self.spare_channel: Callable[[], Channel | None] | None = None
         self.transport: FrameTransport
         self._loop = asyncio.get_running_loop()
-        self._state: ConnectionState
         self._channels: dict[int, Channel] = {}
         self._free_numbers: list[int] = []
         self._crossed: dict[int, Channel] = {}
         self._highest_number = 0
-        self._was_open = False
+        self._stage = ConnectionStage.OPENING
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._unblocked: asyncio.Future[None] | None = None
         self._secret_updates: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
+        external = settings.mechanism == "EXTERNAL"
+        self._state = ConnectionState(
+            mechanism=settings.mechanism,
+            response="" if external else f"\0{settings.username}\0{settings.password.reveal()}",
+            virtual_host=settings.virtual_host,
+            frame_max=settings.frame_max,
+            channel_max=settings.channel_max,
+            heartbeat=int(settings.heartbeat),
+            client_properties=_client_properties(name),
+            max_table_depth=settings.max_table_depth,
+            max_table_entries=settings.max_table_entries,
+        )
 
     # ------------------------------------------------------------------ opening
 
@@ -175,7 +178,7 @@ class Connection:
                 failures.append(error)
             except ConnectionClosed as error:
                 # A node that is starting or stopping says so; anything else would be refused elsewhere too.
-                if error.reply_code not in (320, 541):
+                if error.reply_code not in (CONNECTION_FORCED, INTERNAL_ERROR):
                     raise
                 failures.append(error)
             else:
@@ -187,9 +190,9 @@ class Connection:
         try:
             self.endpoint = await dialing.reach(self, self._make_transport)
         except BaseException:
-            if hasattr(self, "transport"):
-                # Cancelled after the socket was connected: uvloop closes it and tells nobody, and what was appended
-                # must not be written.
+            if self._state.phase is not ConnectionPhase.IDLE:
+                # Cancelled after the socket was connected. uvloop closes it without `connection_lost`, and what was
+                # appended must not be written.
                 self.transport.abort()
             raise
         try:
@@ -211,7 +214,7 @@ class Connection:
         if negotiated.heartbeat:
             self._timer = self._loop.call_later(negotiated.heartbeat / 2, self._tick)
 
-    def _make_transport(self, session: Session) -> FrameTransport:
+    def _make_transport(self, receiver: FrameReceiver) -> FrameTransport:
         settings = self.settings
         reader = FrameReader(
             max_body_size=settings.max_body_size,
@@ -219,7 +222,7 @@ class Connection:
             max_table_entries=settings.max_table_entries,
         )
         return FrameTransport(
-            session,
+            receiver,
             reader,
             write_high_watermark=settings.write_high_watermark,
             write_low_watermark=settings.write_low_watermark,
@@ -228,8 +231,7 @@ class Connection:
     # ------------------------------------------------------------------ what users of a connection ask
 
     def __repr__(self) -> str:
-        phase = self._state.phase if hasattr(self, "_state") else ConnectionPhase.IDLE
-        return f"<Connection {self.name!r} {phase.value}, {len(self._channels)} channels>"
+        return f"<Connection {self.name!r} {self._state.phase.value}, {len(self._channels)} channels>"
 
     @property
     def is_open(self) -> bool:
@@ -292,7 +294,7 @@ class Connection:
             await asyncio.shield(self._unblocked)
 
     def obstacle(self) -> tuple[str, str] | None:
-        """What keeps publishers from writing now: the `stage` of a `PublishError` and a text, or None."""
+        """Returns why publishers may not write now, as the `stage` of a `PublishError` and a text, or None."""
         if self.blocked is not None:
             return "blocked", f"the broker blocks publishers: {self.blocked}"
         if self.transport.paused:
@@ -307,7 +309,7 @@ class Connection:
             await self.transport.drain()
 
     async def channel(self) -> Channel:
-        """Opens a channel. When no number is free, it takes one over that a channel pool has open for nobody.
+        """Opens a channel. When no number is free, it takes over an idle channel of the channel pool.
 
         Raises:
             ConfigurationError: All `channel_max` channels are in use.
@@ -392,15 +394,17 @@ class Connection:
         self.check_loop()
         deadline = self._loop.time() + self.settings.close_timeout
         if self.error is None:
-            self._state.close(200, "closed by the application")
+            self._state.close(REPLY_SUCCESS, "closed by the application")
             try:
                 async with asyncio.timeout_at(deadline):
                     await asyncio.shield(self._ended)
             except TimeoutError:
                 # A blocked broker does not read, so it cannot answer.
-                self._end(ConnectionClosed("connection.close was not answered in time", reply_code=200), abort=True)
+                self._end(
+                    ConnectionClosed("connection.close was not answered in time", reply_code=REPLY_SUCCESS), abort=True
+                )
             except BaseException:
-                self._end(ConnectionClosed("the connection was closed by this side", reply_code=200))
+                self._end(ConnectionClosed("the connection was closed by this side", reply_code=REPLY_SUCCESS))
                 raise
         # TLS takes leave of the peer first; a program that ends its loop meanwhile would leave the socket open.
         with contextlib.suppress(TimeoutError):
@@ -408,27 +412,13 @@ class Connection:
                 await asyncio.shield(self._gone)
         self.transport.abort()
 
-    # ------------------------------------------------------------------ transport.Session
+    # ------------------------------------------------------------------ transport.FrameReceiver
 
     def connected(self, transport: FrameTransport) -> None:
         """The socket is connected: begin the handshake."""
-        settings = self.settings
         self.transport = transport
         transport.channels = self._channels
-        password = "" if settings.mechanism == "EXTERNAL" else settings.password.reveal()
-        self._state = ConnectionState(
-            transport.out,
-            mechanism=settings.mechanism,
-            response="" if settings.mechanism == "EXTERNAL" else f"\0{settings.username}\0{password}",
-            virtual_host=settings.virtual_host,
-            frame_max=settings.frame_max,
-            channel_max=settings.channel_max,
-            heartbeat=int(settings.heartbeat),
-            client_properties=_client_properties(self.name),
-            max_table_depth=settings.max_table_depth,
-            max_table_entries=settings.max_table_entries,
-        )
-        self._state.start()
+        self._state.start(transport.out)
         transport.flush()
 
     def events_received(self, events: list[Any]) -> None:
@@ -458,17 +448,18 @@ class Connection:
         elif isinstance(error, LeveretError):
             self._end(error)
         else:
-            # A defect of ours must not leave anybody waiting.
+            # A defect of Leveret: end the connection, so that no caller waits for ever.
             logger.error("connection %r: an event could not be handled", self.name, exc_info=error)
-            failure = ConnectionClosed(f"an event could not be handled: {type(error).__name__}", reply_code=541)
+            failure = ConnectionClosed(
+                f"an event could not be handled: {type(error).__name__}", reply_code=INTERNAL_ERROR
+            )
             failure.__cause__ = error
             self._end(failure)
 
     def stream_failed(self, error: ProtocolError) -> None:
         """The peer broke the protocol: say so, and end."""
-        if self._state.phase not in (ConnectionPhase.IDLE, ConnectionPhase.START):
-            self._state.close(error.reply_code, str(error))
-            self.transport.flush()
+        self._state.close(error.reply_code, str(error))
+        self.transport.flush()
         self._end(error)
 
     def transport_lost(self, error: Exception | None) -> None:
@@ -485,12 +476,12 @@ class Connection:
     def _unknown_channel(self, event: Any) -> None:
         if self._state.phase in (ConnectionPhase.CLOSING, ConnectionPhase.CLOSED):
             return
-        closed = isinstance(event, MethodFrame) and (event.class_id, event.method_id) == _CHANNEL_CLOSE_OK
+        closed = isinstance(event, MethodFrame) and (event.class_id, event.method_id) == (CHANNEL, CHANNEL_CLOSE_OK)
         if closed and event.channel in self._crossed:
             # Both sides closed at once, and this answers ours.
             self._free_number(self._crossed.pop(event.channel))
             return
-        raise RemoteProtocolError(f"a frame on channel {event.channel}, which is not open", reply_code=504)
+        raise RemoteProtocolError(f"a frame on channel {event.channel}, which is not open", reply_code=CHANNEL_ERROR)
 
     def _handle(self, event: protocol.Event | None) -> None:
         if event is None:
@@ -498,7 +489,7 @@ class Connection:
         if isinstance(event, protocol.Tuned):
             self.transport.reader.frame_max = event.negotiated.frame_max
         elif isinstance(event, protocol.Opened):
-            self._was_open = True
+            self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.OPEN)
             if not self._opened.done():
                 self._opened.set_result(None)
             self._tell(ConnectionEventKind.OPENED)
@@ -527,14 +518,15 @@ class Connection:
             future.set_result(None)
 
     def _end(self, error: LeveretError | None, *, abort: bool = False) -> None:
-        """The one place where a connection ends: everything that waits on it is told."""
-        if self.error is not None:
+        """Ends the connection and tells everything that waits on it; no other method does."""
+        if self._stage is ConnectionStage.ENDED:
             return
-        self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=200)
+        was_open = self._stage is ConnectionStage.OPEN
+        self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.ENDED)
+        self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=REPLY_SUCCESS)
         if self._timer is not None:
             self._timer.cancel()
-        opened = self._was_open
-        if error is not None and opened:
+        if error is not None and was_open:
             logger.warning("connection %r is lost: %s", self.name, error)
         self._wake_unblocked()
         for channel in list(self._channels.values()):
@@ -544,7 +536,7 @@ class Connection:
         for future in (self._opened, *self._secret_updates):
             if not future.done():
                 future.set_exception(again(self.error))
-        # Nobody may be waiting for these; an unread exception is not an accident.
+        # Marks the exception as retrieved, so that asyncio does not log it when no caller waits for it.
         if self._opened.done() and not self._opened.cancelled():
             self._opened.exception()
         if not self._ended.done():
@@ -555,7 +547,7 @@ class Connection:
         else:
             self.transport.close()
             self._timer = self._loop.call_later(self.settings.close_timeout, self.transport.abort)
-        if opened:
+        if was_open:
             self._tell(ConnectionEventKind.CLOSED, "" if error is None else str(error), error)
 
     def _tell(self, kind: ConnectionEventKind, reason: str = "", error: LeveretError | None = None) -> None:

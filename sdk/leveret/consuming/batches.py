@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from leveret.consuming.consumer import Consumer
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Batches", "DeliveryBatch"]
 
 T = TypeVar("T")
 
-_VERBS = ("dead_letter", "retry", "release")
+_VERBS = ("dead_letter", "requeue", "release")
 
 
 class DeliveryBatch(Generic[T]):
@@ -43,7 +43,7 @@ class DeliveryBatch(Generic[T]):
     def __repr__(self) -> str:
         return f"<DeliveryBatch of {len(self.messages)}>"
 
-    def fail(self, index: int, verb: Literal["dead_letter", "retry", "release"] = "dead_letter") -> bool:
+    def fail(self, index: int, verb: Literal["dead_letter", "requeue", "release"] = "dead_letter") -> bool:
         """Settles one of them in another way than `ack`, which then leaves it alone.
 
         Args:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from leveret.consuming.batches import Batches
     from leveret.consuming.consumer import Consumer
     from leveret.consuming.error_policy import OnError
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Consumption"]
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import random
 import secrets
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret.codecs.bodies import BodyDecoder
-from leveret.connection.connection import longest_delay, may_mend
+from leveret.consuming.acks import AckWindow
 from leveret.consuming.delivering import Generation, Intake, Pace, Worker
 from leveret.consuming.error_policy import policy_of
 from leveret.consuming.failures import Failures
@@ -33,8 +32,17 @@ from leveret.errors import (
     printable,
 )
 from leveret.monitoring.meters import ConsumerMeter
-from leveret.publishing.batching import AckWindow, append_settlement
+from leveret.protocol.recovery import may_mend
 from leveret.transport.waiting import Waiters
+from leveret.wire.content import append_settlement
+from leveret.wire.numbers import (
+    BASIC_NACK,
+    BASIC_REJECT,
+    NACK_REQUEUE,
+    PRECONDITION_FAILED,
+    REJECT_REQUEUE,
+    REPLY_SUCCESS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
@@ -42,23 +50,19 @@ if TYPE_CHECKING:
     from typing import Self
 
     from leveret.connection.channel import Channel
-    from leveret.connection.connection import Connection, Link
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
     from leveret.consuming.error_policy import OnError
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
-    from leveret.wire.framing import ContentRun, Message
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun
 
 __all__ = ["Consumer", "ConsumerHealth", "Settled"]
 
 logger = logging.getLogger("leveret.consuming")
 
 T = TypeVar("T")
-
-_REJECT: Final = 90
-_NACK: Final = 120
-#: basic.reject's requeue bit, and basic.nack's (multiple is bit 0 there).
-_REJECT_REQUEUE: Final = 1
-_NACK_REQUEUE: Final = 2
 
 #: Acknowledgements wait until this share of the prefetch is ready. RabbitMQ's own tests found 5 to 10 % to be
 #: near the best rate; a larger share means fewer and longer reads and writes.
@@ -74,7 +78,7 @@ _DELIVERY_TIMEOUT: Final = "delivery acknowledgement on channel"
 
 
 class Settled:
-    """What `ack`, `retry`, `release` and `dead_letter` return.
+    """What `ack`, `requeue`, `release` and `dead_letter` return.
 
     True when the call settled the message, false when it was settled before or its channel is gone. It may be awaited
     and then waits for nothing: the acknowledgement leaves with the next write, and AMQP does not answer it.
@@ -481,7 +485,7 @@ class Consumer(Generic[T], Intake):
         self.stop()
         channel, self._channel = self._channel, None
         if self._error is None:
-            self._error = ChannelClosed("the consumer is closed", reply_code=200)
+            self._error = ChannelClosed("the consumer is closed", reply_code=REPLY_SUCCESS)
         for timer in (self._timer, self._adapting):
             if timer is not None:
                 timer.cancel()
@@ -880,16 +884,16 @@ class Consumer(Generic[T], Intake):
             else:
                 self._acknowledged()
             return _YES
-        if not acks.settle(tag):
+        if not acks.reject(tag):
             return _NO
         if verb == "dead_letter":
-            append_settlement(generation.out, generation.channel, _REJECT, tag)
+            append_settlement(generation.out, generation.channel, BASIC_REJECT, tag)
             self.meter.dead_lettered += 1
-        elif verb == "retry":
-            append_settlement(generation.out, generation.channel, _REJECT, tag, _REJECT_REQUEUE)
-            self.meter.retried += 1
+        elif verb == "requeue":
+            append_settlement(generation.out, generation.channel, BASIC_REJECT, tag, REJECT_REQUEUE)
+            self.meter.requeued += 1
         else:
-            append_settlement(generation.out, generation.channel, _NACK, tag, _NACK_REQUEUE)
+            append_settlement(generation.out, generation.channel, BASIC_NACK, tag, NACK_REQUEUE)
             self.meter.released += 1
         return _YES
 
@@ -970,9 +974,13 @@ class Consumer(Generic[T], Intake):
         """The broker cancelled the consumer."""
         if consumer_tag in self._tags:
             self._tags.remove(consumer_tag)
+        # RabbitMQ 4.3 cancels for a delivery that took too long, and puts back only that one. Others would time out
+        # here as well, and be handled once for each consumer that got them.
+        self._give_back_unstarted()
         self._lost(
             ConsumerCancelled(
-                f"the broker cancelled the consumer of queue {self.queue!r} (was the queue deleted?)",
+                f"the broker cancelled the consumer of queue {self.queue!r}: the queue was deleted, its node is "
+                "gone, or (RabbitMQ 4.3) a delivery was not acknowledged in the broker's time",
                 consumer_tag=consumer_tag,
                 queue=self.queue,
             )
@@ -987,7 +995,7 @@ class Consumer(Generic[T], Intake):
         self._read_at_once()
         if (
             isinstance(error, ChannelClosed)
-            and error.reply_code == 406
+            and error.reply_code == PRECONDITION_FAILED
             and _DELIVERY_TIMEOUT in error.reply_text
             and "timed out" in error.reply_text
         ):
@@ -1018,13 +1026,12 @@ class Consumer(Generic[T], Intake):
 
     async def _reopen(self) -> None:
         """Subscribes again, however often that takes."""
-        settings = self._connection.settings
-        attempts = 0
+        backoff = self._connect.new_backoff()
         error: LeveretError | None = None
         try:
             while True:
-                await asyncio.sleep(random.uniform(0, longest_delay(settings, attempts)))  # noqa: S311
-                attempts += 1
+                await asyncio.sleep(backoff.delay())
+                backoff.count_attempt()
                 try:
                     # Not while others are kept from changing something: it may take for ever.
                     connection = await self._connect.recovered()
@@ -1033,7 +1040,10 @@ class Consumer(Generic[T], Intake):
                 except LeveretError as failure:
                     error = failure
                     logger.warning(
-                        "the consumer of queue %r: attempt %d to begin again failed: %s", self.queue, attempts, failure
+                        "the consumer of queue %r: attempt %d to begin again failed: %s",
+                        self.queue,
+                        backoff.attempts,
+                        failure,
                     )
                     if not may_mend(failure):
                         return

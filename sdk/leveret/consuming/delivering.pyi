@@ -8,12 +8,13 @@ from typing import Any, Protocol, final
 
 from typing_extensions import disjoint_base
 
+from leveret.consuming.acks import AckWindow
 from leveret.consuming.failures import Failures
 from leveret.monitoring.meters import ConsumerMeter
-from leveret.publishing.batching import AckWindow
 from leveret.transport.waiting import Waiter, Waiters
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import ContentRun, Message
+from leveret.wire.message import Message
+from leveret.wire.runs import ContentRun
 
 __test__: dict[str, str]
 

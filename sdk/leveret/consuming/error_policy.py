@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from leveret.errors import ConfigurationError, LeveretError, TableSyntaxError, printable
 
 if TYPE_CHECKING:
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = [
     "ATTEMPT_HEADER",

@@ -15,12 +15,12 @@ from leveret.errors import BodyTooLarge, CircuitOpen, EncodeFailed, LeveretError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from leveret.connection.connection import Link
+    from leveret.connection.link import Link
     from leveret.consuming.error_policy import ErrorPolicy
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["Failures"]
 
@@ -33,7 +33,7 @@ _BREAKER_PAUSE: Final = 1.0
 _MOST_LOGGED: Final = 20
 
 #: What settles a message for an action that needs nothing else; "drop" acknowledges it and is counted.
-_VERBS: Final = {Requeue: "retry", DeadLetter: "dead_letter", Drop: "drop"}
+_VERBS: Final = {Requeue: "requeue", DeadLetter: "dead_letter", Drop: "drop"}
 
 
 class Failures:

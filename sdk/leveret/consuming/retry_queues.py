@@ -25,9 +25,10 @@ from leveret.wire.header_bytes import replace_headers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from leveret.connection.connection import Connection, Link
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
     from leveret.plugins.registry import PluginRegistry
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["RetryQueues"]
 
@@ -42,9 +43,6 @@ _MOST_QUEUES: Final = 64
 #: Parked messages may be looked at and put back any number of times. RabbitMQ 4.0 and later drop a quorum queue's
 #: message after 20, unless told otherwise; 3.10 does not take -1, which 4.x has for "never".
 _NEVER: Final = 1_000_000_000
-
-#: What an x-death entry must have so that RabbitMQ can add another death; its 3.10 fails on anything else.
-_DEATH: Final = {"count": int, "reason": str, "queue": str}
 
 
 class RetryQueues:
@@ -62,8 +60,7 @@ class RetryQueues:
         `user_id`: RabbitMQ takes the publisher's own only; `x-leveret-user-id` has it, unchecked from then on.
         `expiration`: would end the wait early, or drop it from the parking queue; `x-leveret-expiration` has it.
         `x-delivery-count`, `x-acquired-count`: are the queue's and begin anew.
-        `x-death`: stays, unless RabbitMQ would take the way back for a circle of dead letters and drop the message, or
-            cannot read it; then `x-leveret-death` has it.
+        `x-death`: `x-leveret-death` has it, unless it only says that the message waited in retry queues; see `_copied`.
 
     Retry queues are quorum queues, which RabbitMQ replicates in every version from 3.10 on; mirrored classic queues are
     gone in 4.0, and others live on one node. On RabbitMQ they hand messages back at least once
@@ -268,27 +265,28 @@ def _copied(message: Message, queue: str, attempt: int, error: BaseException) ->
     if properties.expiration is not None:
         changes["x-leveret-expiration"] = properties.expiration
     renamed = {"CC": "x-leveret-cc", "BCC": "x-leveret-bcc"}
-    if "x-death" in headers and not _may_come_back(headers["x-death"], queue):
-        renamed["x-death"] = "x-leveret-death"
+    dropped = ["x-delivery-count", "x-acquired-count"]
+    if "x-death" in headers:
+        # It cannot stay. RabbitMQ 4 writes it anew, without what a publisher sent. RabbitMQ 3 continues it, and drops
+        # the copy on its way back when the message has expired in this queue before (automatic dead lettering cycles).
+        if _has_only_waited(headers["x-death"], queue):
+            dropped.append("x-death")
+        else:
+            renamed["x-death"] = "x-leveret-death"
     return replace_headers(
         message.raw_properties,
         changes,
-        drop=("x-delivery-count", "x-acquired-count"),
+        drop=dropped,
         rename=renamed,
         drop_properties=("user_id", "expiration"),
     )
 
 
-def _may_come_back(deaths: object, queue: str) -> bool:
-    """Whether RabbitMQ can count the next death of a message with this x-death, and then lets it into the queue.
-
-    It drops a dead letter that comes to a queue where it has died before, unless somebody rejected it there or later
-    (RabbitMQ: automatic dead lettering cycles). What "later" means is not looked at here: 3.10 turns the entries that a
-    publisher sends around.
-    """
+def _has_only_waited(deaths: object, queue: str) -> bool:
+    """Whether an x-death names nothing but retry queues of this queue: then it says what `x-leveret-attempt` says."""
     return isinstance(deaths, list) and all(
         isinstance(death, dict)
-        and all(type(death.get(key)) is kind for key, kind in _DEATH.items())
-        and (death["queue"] != queue or death["reason"] == "rejected")
+        and death.get("reason") == "expired"
+        and str(death.get("queue")).startswith(f"{queue}.retry.")
         for death in deaths
     )

@@ -20,10 +20,12 @@ from leveret.plugins.interfaces import Metric, Sample
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leveret.consuming.acks import AckWindow
     from leveret.message import BatchResult
     from leveret.plugins.interfaces import MetricsSink
     from leveret.plugins.registry import PluginRegistry, Provided
-    from leveret.publishing.batching import AckWindow, ConfirmWindow, PublishBatch
+    from leveret.publishing.confirms import ConfirmWindow
+    from leveret.publishing.publisher import PublishBatch
     from leveret.settings import MonitoringSettings
 
 __all__ = ["METRICS", "ConnectionMeter", "ConsumerMeter", "Meter", "Monitor", "ProducerMeter", "Sinks"]
@@ -57,7 +59,7 @@ _CATALOGUE: Final = {
     ),
     "delivered": Metric("deliveries", "counter", "messages", "Deliveries taken from the broker.", _CONSUMER),
     "acked": Metric("deliveries_acked", "counter", "messages", "Deliveries acknowledged.", _CONSUMER),
-    "retried": Metric("deliveries_retried", "counter", "messages", "Deliveries given back to be retried.", _CONSUMER),
+    "requeued": Metric("deliveries_requeued", "counter", "messages", "Failed deliveries given back.", _CONSUMER),
     "released": Metric("deliveries_released", "counter", "messages", "Deliveries given back untried.", _CONSUMER),
     "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries rejected.", _CONSUMER),
     "delayed": Metric("deliveries_delayed", "counter", "messages", "Failed deliveries to be retried later.", _CONSUMER),
@@ -160,7 +162,7 @@ class ConsumerMeter:
         "parked",
         "prefetch",
         "released",
-        "retried",
+        "requeued",
         "stale",
         "undecodable",
     )
@@ -172,7 +174,7 @@ class ConsumerMeter:
         self.delivered = 0
         self.undecodable = 0
         self.handler_errors = 0
-        self.retried = 0
+        self.requeued = 0
         self.released = 0
         self.dead_lettered = 0
         self.delayed = 0
@@ -201,7 +203,7 @@ class ConsumerMeter:
             "delivered": self.delivered,
             "undecodable": self.undecodable,
             "handler_errors": self.handler_errors,
-            "retried": self.retried,
+            "requeued": self.requeued,
             "released": self.released,
             "dead_lettered": self.dead_lettered,
             "delayed": self.delayed,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from leveret.errors import LeveretError
     from leveret.message import BatchResult
-    from leveret.publishing.batching import Receipt
+    from leveret.publishing.confirms import Receipt
 
 __all__ = [
     "API_VERSION",
@@ -287,7 +287,9 @@ class RetryPolicy(Protocol):
 class BackoffPolicy(Protocol):
     """Says how long to wait between attempts of something that goes on until it succeeds.
 
-    Applications take one from `PluginRegistry.backoff_policy`. The core asks for none yet: it revives no connection.
+    `recovery_backoff` of `ConnectionSettings` names the one that recovery asks: before a lost connection is dialed
+    again, and before a consumer subscribes again. One is made for each link of a client, and `delay` may be called for
+    several sequences of attempts by turns. Where it raises or returns no seconds, the delays of the settings are used.
     """
 
     def delay(self, attempt: int, /) -> float:
@@ -340,7 +342,7 @@ class PolicySpec:
 
     Attributes:
         kind: Which of the three interfaces it has.
-        name: What `retry=`, `circuit_breaker=` or `PluginRegistry.backoff_policy` calls it, unique among its kind.
+        name: What `retry=`, `circuit_breaker=` or `recovery_backoff=` calls it, unique among its kind.
         factory: Makes a `RetryPolicy`, `BackoffPolicy` or `CircuitBreaker` with its default options.
         api_version: The plugin interface that it was written for; 1 when it does not say.
     """

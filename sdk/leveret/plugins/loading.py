@@ -27,9 +27,20 @@ from leveret.plugins.interfaces import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import Distribution, EntryPoint
 
-__all__ = ["Plugin", "PluginInfo", "Provided", "Spec", "comparable", "describe", "hook_names", "normalized", "said_of"]
+__all__ = [
+    "Plugin",
+    "PluginInfo",
+    "Provided",
+    "Spec",
+    "comparable",
+    "describe",
+    "hook_names",
+    "normalized",
+    "said_by",
+    "said_of",
+]
 
 logger = logging.getLogger("leveret.plugins")
 
@@ -334,9 +345,19 @@ def comparable(key: str) -> str:
 
 def said_of(entry: EntryPoint, field: str) -> str:
     """A field of the metadata of an entry point's distribution; empty where that is unknown, or half installed."""
-    metadata = entry.dist.metadata if entry.dist is not None else None
-    # Only what is there may be asked for: the rest is None, deprecated, and to become a KeyError.
-    return metadata[field] if metadata and field in metadata else ""
+    return said_by(entry.dist, field) if entry.dist is not None else ""
+
+
+def said_by(distribution: Distribution, field: str) -> str:
+    """A field of a distribution's metadata; empty where that is not there, or cannot be read."""
+    try:
+        metadata = distribution.metadata
+        # Only what is there may be asked for: the rest is None, deprecated, and to become a KeyError.
+        return metadata[field] if metadata and field in metadata else ""
+    except (
+        Exception
+    ):  # FileNotFoundError from Python 3.15 on, UnicodeDecodeError, or whatever a finder of its own raises
+        return ""
 
 
 def normalized(name: str) -> str:

@@ -7,7 +7,6 @@ two plugins for one name are an error unless the settings choose.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from leveret.errors import ConfigurationError, PluginConflictError, PluginError, printable
+from leveret.plugins.finding import GROUP, entry_points
 from leveret.plugins.hookspecs import PROJECT
 from leveret.plugins.interfaces import (
     BackoffPolicy,
@@ -32,15 +32,13 @@ from leveret.settings import PluginSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from importlib.metadata import EntryPoint
 
     from leveret.plugins.interfaces import Compressor, MetricsSink, Serializer
 
 __all__ = ["GROUP", "PluginInfo", "PluginRegistry", "Provided"]
 
 logger = logging.getLogger("leveret.plugins")
-
-#: The entry point group in which plugins are found.
-GROUP: Final = "leveret.plugins"
 
 #: Which option names each kind of thing.
 _OPTIONS: Final = {"metrics": "sinks"}
@@ -86,7 +84,8 @@ class PluginRegistry:
         """Finds the installed plugins and loads those that the settings allow.
 
         A plugin that is not allowed, or is blocked, is not imported. One that fails is logged, kept in `plugins` with
-        its error, and does not stop the others, unless `strict`.
+        its error, and does not stop the others, unless `strict`. A distribution whose files cannot be read, which may
+        have nothing to do with Leveret, is logged and left out.
 
         Args:
             settings: What to allow; None reads `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK`.
@@ -100,8 +99,8 @@ class PluginRegistry:
             ConfigurationError: The settings name a plugin that is not installed.
         """
         settings = PluginSettings.from_env() if settings is None else settings
-        found: list[tuple[Plugin, importlib.metadata.EntryPoint]] = []
-        for entry in importlib.metadata.entry_points(group=GROUP):
+        found: list[tuple[Plugin, EntryPoint]] = []
+        for entry in entry_points():
             plugin = _named_by(entry)
             # What an interrupted pip leaves behind is a second folder with the same in it.
             if not any(plugin.is_same_as(other) for other, _ in found):
@@ -392,7 +391,7 @@ def _builtin() -> Plugin:
     return Plugin("builtin", PROJECT, __version__, "leveret.plugins.builtin").load_builtin()
 
 
-def _named_by(entry: importlib.metadata.EntryPoint) -> Plugin:
+def _named_by(entry: EntryPoint) -> Plugin:
     return Plugin(entry.name, said_of(entry, "Name"), said_of(entry, "Version"), entry.value)
 
 

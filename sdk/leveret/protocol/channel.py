@@ -22,16 +22,21 @@ from leveret.errors import (
 )
 from leveret.protocol import commands
 from leveret.protocol.commands import Basic, Channel
+from leveret.protocol.transitions import moved
+from leveret.wire.numbers import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, REPLY_SUCCESS, RESOURCE_LOCKED
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from leveret.wire.buffers import SendBuffer
-    from leveret.wire.framing import ContentRun, Message, MethodFrame
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, MethodFrame
 
 _BY_CODE: Final[dict[int, type[ChannelClosed]]] = {
-    403: AccessRefused,
-    404: NotFound,
-    405: ResourceLocked,
-    406: PreconditionFailed,
+    ACCESS_REFUSED: AccessRefused,
+    NOT_FOUND: NotFound,
+    RESOURCE_LOCKED: ResourceLocked,
+    PRECONDITION_FAILED: PreconditionFailed,
 }
 
 # RabbitMQ: "inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'", and for
@@ -46,13 +51,25 @@ _OVERTAKEN: Final = frozenset({"Basic.ConsumeOk", "Basic.CancelOk"})
 
 
 class ChannelPhase(enum.Enum):
-    """Where the channel stands."""
+    """The phase of the channel."""
 
     IDLE = "not open yet"
     OPENING = "waiting for channel.open-ok"
+    ABANDONED = "waiting for channel.open-ok, to be closed at once"
     OPEN = "open"
     CLOSING = "waiting for channel.close-ok"
     CLOSED = "closed"
+
+
+#: Which phase may follow which.
+CHANNEL_TRANSITIONS: Final[Mapping[ChannelPhase, frozenset[ChannelPhase]]] = {
+    ChannelPhase.IDLE: frozenset({ChannelPhase.OPENING, ChannelPhase.CLOSED}),
+    ChannelPhase.OPENING: frozenset({ChannelPhase.OPEN, ChannelPhase.ABANDONED, ChannelPhase.CLOSED}),
+    ChannelPhase.ABANDONED: frozenset({ChannelPhase.CLOSING, ChannelPhase.CLOSED}),
+    ChannelPhase.OPEN: frozenset({ChannelPhase.CLOSING, ChannelPhase.CLOSED}),
+    ChannelPhase.CLOSING: frozenset({ChannelPhase.CLOSED}),
+    ChannelPhase.CLOSED: frozenset(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +88,14 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class ConsumerCancelled:
+class CancelNotice:
     """The broker cancelled a consumer (RabbitMQ: consumer cancel notify)."""
 
     consumer_tag: str
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ChannelEnded:
     """The channel is over.
 
     Attributes:
@@ -93,7 +110,7 @@ class Closed:
     crossed: bool = False
 
 
-Event = Reply | ConsumerCancelled | Closed
+Event = Reply | CancelNotice | ChannelEnded
 
 
 def channel_error(number: int, reply_code: int, reply_text: str, class_id: int, method_id: int) -> ChannelClosed:
@@ -130,8 +147,8 @@ class ChannelState:
     """One channel of a client.
 
     Requests are answered in the order they were made (AMQP 0-9-1 section 2.3), so answers are paired by a queue; only
-    basic.consume and basic.cancel may be answered later. A request that its caller gave up keeps its place there; its
-    late answer finds it and reaches nobody else.
+    basic.consume and basic.cancel may be answered later. A request that its caller gave up keeps its place there, so
+    that its late answer is not taken for the answer to another.
 
     Args:
         out: Where frames are appended.
@@ -156,10 +173,11 @@ class ChannelState:
         self._out = out
         self._table_limits = {"max_table_depth": max_table_depth, "max_table_entries": max_table_entries}
         self._requests: deque[tuple[tuple[str, ...], Any]] = deque()
+        self._abandoned: Any = None
 
     @property
     def unanswered(self) -> int:
-        """How many requests wait for their answer."""
+        """The number of requests that wait for their answer."""
         return len(self._requests)
 
     # ------------------------------------------------------------------ what this side does
@@ -168,7 +186,7 @@ class ChannelState:
         """Sends channel.open; a `Reply` follows."""
         if self.phase is not ChannelPhase.IDLE:
             raise LocalProtocolError(f"channel {self.number} is {self.phase.value}; it cannot be opened")
-        self.phase = ChannelPhase.OPENING
+        self._move(ChannelPhase.OPENING)
         self._request(commands.make(Channel.Open, out_of_band=""), token)
 
     def request(self, method: commands.Method, token: Any) -> None:
@@ -187,14 +205,32 @@ class ChannelState:
             raise LocalProtocolError(f"channel {self.number} is {self.phase.value}; {name} was not sent")
         self._request(method, token)
 
-    def close(self, token: Any, reply_code: int = 200, reply_text: str = "") -> None:
-        """Sends channel.close; `Closed` follows."""
+    def close(self, token: Any, reply_code: int = REPLY_SUCCESS, reply_text: str = "") -> None:
+        """Sends channel.close; `ChannelEnded` follows."""
         if self.phase is not ChannelPhase.OPEN:
             raise LocalProtocolError(f"channel {self.number} is {self.phase.value}; it cannot be closed")
-        self.phase = ChannelPhase.CLOSING
+        self._close(token, reply_code, reply_text)
+
+    def abandon(self, token: Any) -> None:
+        """Closes the channel: now when it is open, or as soon as it is open; otherwise it does nothing.
+
+        Args:
+            token: Comes back with the `ChannelEnded` that may follow.
+        """
+        if self.phase is ChannelPhase.OPEN:
+            self._close(token)
+        elif self.phase is ChannelPhase.OPENING:
+            self._move(ChannelPhase.ABANDONED)
+            self._abandoned = token
+
+    def _close(self, token: Any, reply_code: int = REPLY_SUCCESS, reply_text: str = "") -> None:
+        self._move(ChannelPhase.CLOSING)
         self._request(
             commands.make(Channel.Close, reply_code=reply_code, reply_text=reply_text, class_id=0, method_id=0), token
         )
+
+    def _move(self, phase: ChannelPhase) -> None:
+        self.phase = moved(CHANNEL_TRANSITIONS, self.phase, phase)
 
     def _request(self, method: commands.Method, token: Any) -> None:
         # Encoded first: when an argument does not fit, no place in the queue was taken.
@@ -215,13 +251,14 @@ class ChannelState:
         due = " or ".join(self._requests[0][0]) if self._requests else "nothing"
         raise RemoteProtocolError(f"the server answered {name} on channel {self.number}, where {due} was due")
 
-    def _end(self, error: LeveretError | None, *, crossed: bool = False) -> Closed:
-        self.phase = ChannelPhase.CLOSED
+    def _end(self, error: LeveretError | None, *, crossed: bool = False) -> ChannelEnded:
+        if self.phase is not ChannelPhase.CLOSED:
+            self._move(ChannelPhase.CLOSED)
         tokens = tuple(token for _, token in self._requests)
         self._requests.clear()
-        return Closed(error, tokens, crossed)
+        return ChannelEnded(error, tokens, crossed)
 
-    def lost(self, error: LeveretError | None) -> Closed:
+    def lost(self, error: LeveretError | None) -> ChannelEnded:
         """The connection is over."""
         return self._end(error)
 
@@ -267,10 +304,13 @@ class ChannelState:
             self._out.append(commands.encode(self.number, commands.make(Channel.FlowOk, active=method.active)))
             return None
         if isinstance(method, Basic.Cancel):
-            return ConsumerCancelled(method.consumer_tag or "")
+            return CancelNotice(method.consumer_tag or "")
         token = self._take(type(method).name)
         if isinstance(method, Channel.OpenOk):
-            self.phase = ChannelPhase.OPEN
+            if self.phase is ChannelPhase.ABANDONED:
+                self._close(self._abandoned)
+            else:
+                self._move(ChannelPhase.OPEN)
         return Reply(token, method)
 
     def receive_get(self, run: ContentRun) -> list[Reply]:

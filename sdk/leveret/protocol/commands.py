@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pamqp import base
 from pamqp.commands import INDEX_MAPPING, Basic, Channel, Confirm, Connection, Exchange, Queue, Tx
 
 from leveret.errors import RemoteProtocolError, TableSyntaxError
-from leveret.wire.framing import MethodFrame, decode_arguments, encode_method
+from leveret.wire.decoding import decode_arguments
+from leveret.wire.encoding import encode_method
+
+if TYPE_CHECKING:
+    from leveret.wire.runs import MethodFrame
 
 __all__ = [
     "PROTOCOL_HEADER",
@@ -57,7 +61,7 @@ _LETTERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
-    """What the codec has to know of a method.
+    """A method, as far as the codec needs to know it.
 
     Attributes:
         name: For example `queue.declare`.

@@ -22,22 +22,18 @@ from leveret.errors import (
 )
 from leveret.protocol import commands
 from leveret.protocol.commands import Connection
+from leveret.protocol.transitions import moved
+from leveret.wire.numbers import ACCESS_REFUSED, FRAME_MIN_SIZE, HEARTBEAT_FRAME, REPLY_SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from leveret.wire.buffers import SendBuffer
-    from leveret.wire.framing import MethodFrame
-
-#: An empty frame of type 8 on channel 0 (AMQP 0-9-1 section 4.2.7).
-HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-
-#: AMQP 0-9-1 section 4.2.3: every peer must take frames of this size.
-FRAME_MIN_SIZE: Final = 4096
+    from leveret.wire.runs import MethodFrame
 
 
 class ConnectionPhase(enum.Enum):
-    """Where the conversation stands."""
+    """The phase of the conversation."""
 
     IDLE = "idle"
     START = "waiting for connection.start"
@@ -48,9 +44,21 @@ class ConnectionPhase(enum.Enum):
     CLOSED = "closed"
 
 
+#: Which phase may follow which. A peer in START has not shown that it speaks AMQP: connection.close is not sent then.
+CONNECTION_TRANSITIONS: Final[Mapping[ConnectionPhase, frozenset[ConnectionPhase]]] = {
+    ConnectionPhase.IDLE: frozenset({ConnectionPhase.START, ConnectionPhase.CLOSED}),
+    ConnectionPhase.START: frozenset({ConnectionPhase.TUNE, ConnectionPhase.CLOSED}),
+    ConnectionPhase.TUNE: frozenset({ConnectionPhase.OPEN_OK, ConnectionPhase.CLOSING, ConnectionPhase.CLOSED}),
+    ConnectionPhase.OPEN_OK: frozenset({ConnectionPhase.OPEN, ConnectionPhase.CLOSING, ConnectionPhase.CLOSED}),
+    ConnectionPhase.OPEN: frozenset({ConnectionPhase.CLOSING, ConnectionPhase.CLOSED}),
+    ConnectionPhase.CLOSING: frozenset({ConnectionPhase.CLOSED}),
+    ConnectionPhase.CLOSED: frozenset(),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """What both sides agreed on.
+    """The limits that both sides agreed on.
 
     Attributes:
         frame_max: The largest frame in bytes.
@@ -105,7 +113,7 @@ class SecretUpdated:
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ConnectionEnded:
     """The conversation is over.
 
     Attributes:
@@ -115,7 +123,7 @@ class Closed:
     error: LeveretError | None
 
 
-Event = Tuned | Opened | Blocked | Unblocked | SecretUpdated | Closed
+Event = Tuned | Opened | Blocked | Unblocked | SecretUpdated | ConnectionEnded
 
 
 def _negotiate(ours: int, theirs: int) -> int:
@@ -127,7 +135,6 @@ class ConnectionState:
     """Channel 0 of a client.
 
     Args:
-        out: Where frames are appended.
         mechanism: The SASL mechanism: PLAIN or EXTERNAL.
         response: Its response; dropped after it was sent.
         virtual_host: The virtual host to open.
@@ -141,7 +148,6 @@ class ConnectionState:
 
     def __init__(
         self,
-        out: SendBuffer,
         *,
         mechanism: str,
         response: str,
@@ -156,7 +162,7 @@ class ConnectionState:
         self.phase = ConnectionPhase.IDLE
         self.negotiated: Negotiated | None = None
         self.blocked: str | None = None
-        self._out = out
+        self._out: SendBuffer
         self._mechanism = mechanism
         self._response: str | None = response
         self._virtual_host = virtual_host
@@ -171,13 +177,25 @@ class ConnectionState:
 
     # ------------------------------------------------------------------ what this side does
 
-    def start(self) -> None:
-        """Sends the protocol header."""
-        self._out.append(commands.PROTOCOL_HEADER)
-        self.phase = ConnectionPhase.START
+    def _move(self, phase: ConnectionPhase) -> None:
+        self.phase = moved(CONNECTION_TRANSITIONS, self.phase, phase)
 
-    def close(self, reply_code: int = 200, reply_text: str = "", class_id: int = 0, method_id: int = 0) -> None:
-        """Asks for the end; `Closed` follows. Does nothing when the end has begun.
+    def start(self, out: SendBuffer) -> None:
+        """Sends the protocol header.
+
+        Args:
+            out: Where this and all further frames are appended.
+        """
+        self._move(ConnectionPhase.START)
+        self._out = out
+        out.append(commands.PROTOCOL_HEADER)
+
+    def close(
+        self, reply_code: int = REPLY_SUCCESS, reply_text: str = "", class_id: int = 0, method_id: int = 0
+    ) -> None:
+        """Sends connection.close; `ConnectionEnded` follows.
+
+        It sends nothing once the end has begun, and nothing before the server has sent connection.start.
 
         Args:
             reply_code: Why (AMQP 0-9-1 section 1.1).
@@ -185,7 +203,7 @@ class ConnectionState:
             class_id: The class of the offending method, if there is one.
             method_id: The offending method, if there is one.
         """
-        if self.phase in (ConnectionPhase.CLOSING, ConnectionPhase.CLOSED):
+        if ConnectionPhase.CLOSING not in CONNECTION_TRANSITIONS[self.phase]:
             return
         text = reply_text.encode("utf-8", "replace")[:255].decode("utf-8", "ignore")
         self._send(
@@ -193,7 +211,7 @@ class ConnectionState:
                 Connection.Close, reply_code=reply_code, reply_text=text, class_id=class_id, method_id=method_id
             )
         )
-        self.phase = ConnectionPhase.CLOSING
+        self._move(ConnectionPhase.CLOSING)
 
     def update_secret(self, secret: str, reason: str) -> None:
         """Sends a new password or token (RabbitMQ: connection.update-secret); `SecretUpdated` follows."""
@@ -213,7 +231,7 @@ class ConnectionState:
             listening: False while this side does not read: then silence says nothing of the peer.
 
         Returns:
-            `Closed` with `HeartbeatTimeout` when nothing came for two intervals.
+            `ConnectionEnded` with `HeartbeatTimeout` when nothing came for two intervals.
         """
         interval = self.negotiated.heartbeat if self.negotiated else 0
         if not interval or self.phase not in (ConnectionPhase.OPEN, ConnectionPhase.CLOSING):
@@ -225,16 +243,18 @@ class ConnectionState:
             self._alive_at = now
         elif now - self._alive_at >= 2 * interval and not stalled:
             # After a stall of our own the socket may hold what we did not read: judge at the next tick.
-            self.phase = ConnectionPhase.CLOSED
+            self._move(ConnectionPhase.CLOSED)
             silence = now - self._alive_at
-            return Closed(HeartbeatTimeout(f"nothing was received for {silence:.1f} s; the heartbeat is {interval} s"))
+            return ConnectionEnded(
+                HeartbeatTimeout(f"nothing was received for {silence:.1f} s; the heartbeat is {interval} s")
+            )
         if sent_bytes == self._last_sent_bytes:
-            self._out.append(HEARTBEAT)
-            sent_bytes += len(HEARTBEAT)
+            self._out.append(HEARTBEAT_FRAME)
+            sent_bytes += len(HEARTBEAT_FRAME)
         self._last_sent_bytes = sent_bytes
         return None
 
-    def lost(self, error: Exception | None) -> Closed:
+    def lost(self, error: Exception | None) -> ConnectionEnded:
         """The transport is gone.
 
         Args:
@@ -243,21 +263,24 @@ class ConnectionState:
         Returns:
             The event that ends the conversation.
         """
-        phase, self.phase = self.phase, ConnectionPhase.CLOSED
+        phase = self.phase
+        if phase is not ConnectionPhase.CLOSED:
+            self._move(ConnectionPhase.CLOSED)
         detail = f": {error}" if error else ""
         if phase is ConnectionPhase.CLOSING:
-            return Closed(None)
+            return ConnectionEnded(None)
         if phase is ConnectionPhase.TUNE and not self._refuses_aloud():
             # A server without authentication_failure_close hangs up instead of saying 403.
-            return Closed(
+            return ConnectionEnded(
                 AuthenticationError(
-                    f"the server closed the connection while it checked the credentials{detail}", reply_code=403
+                    f"the server closed the connection while it checked the credentials{detail}",
+                    reply_code=ACCESS_REFUSED,
                 )
             )
-        return Closed(ConnectionLost(f"the connection was lost while {phase.value}{detail}"))
+        return ConnectionEnded(ConnectionLost(f"the connection was lost while {phase.value}{detail}"))
 
     def _refuses_aloud(self) -> bool:
-        """Whether the server would say that it refuses the credentials (RabbitMQ: authentication_failure_close)."""
+        """Returns whether the server says so when it refuses credentials (RabbitMQ: authentication_failure_close)."""
         capabilities = self._server_properties.get("capabilities")
         return isinstance(capabilities, dict) and capabilities.get("authentication_failure_close") is True
 
@@ -283,8 +306,8 @@ class ConnectionState:
         if isinstance(method, Connection.CloseOk):
             if self.phase is not ConnectionPhase.CLOSING:
                 raise RemoteProtocolError(f"connection.close-ok while {self.phase.value}")
-            self.phase = ConnectionPhase.CLOSED
-            return Closed(None)
+            self._move(ConnectionPhase.CLOSED)
+            return ConnectionEnded(None)
         if self.phase is ConnectionPhase.CLOSING:
             # Everything but close and close-ok is to be dropped (AMQP 0-9-1 section 2.2.4).
             return None
@@ -294,7 +317,7 @@ class ConnectionState:
         if isinstance(method, Connection.Tune) and self.phase is ConnectionPhase.TUNE:
             return self._tuned(method)
         if isinstance(method, Connection.OpenOk) and self.phase is ConnectionPhase.OPEN_OK:
-            self.phase = ConnectionPhase.OPEN
+            self._move(ConnectionPhase.OPEN)
             return Opened()
         if isinstance(method, Connection.Blocked) and self.phase is ConnectionPhase.OPEN:
             self.blocked = printable(method.reason or "")
@@ -330,7 +353,7 @@ class ConnectionState:
             )
         )
         self._response = None
-        self.phase = ConnectionPhase.TUNE
+        self._move(ConnectionPhase.TUNE)
 
     def _tuned(self, tune: Connection.Tune) -> Tuned:
         frame_max, channel_max, heartbeat = self._wanted
@@ -353,20 +376,20 @@ class ConnectionState:
             )
         )
         self._send(commands.make(Connection.Open, virtual_host=self._virtual_host))
-        self.phase = ConnectionPhase.OPEN_OK
+        self._move(ConnectionPhase.OPEN_OK)
         return Tuned(self.negotiated)
 
-    def _closed_by_server(self, close: Connection.Close) -> Closed:
+    def _closed_by_server(self, close: Connection.Close) -> ConnectionEnded:
         phase = self.phase
         self._send(commands.make(Connection.CloseOk))
-        self.phase = ConnectionPhase.CLOSED
+        self._move(ConnectionPhase.CLOSED)
         if phase is ConnectionPhase.CLOSING:
-            return Closed(None)
+            return ConnectionEnded(None)
         code, text = close.reply_code or 0, printable(close.reply_text or "")
         class_id, method_id = close.class_id or 0, close.method_id or 0
-        cls = AuthenticationError if code == 403 and phase is ConnectionPhase.TUNE else ConnectionClosed
+        cls = AuthenticationError if code == ACCESS_REFUSED and phase is ConnectionPhase.TUNE else ConnectionClosed
         by = f" by {commands.method_name(class_id, method_id)}" if class_id else ""
-        return Closed(
+        return ConnectionEnded(
             cls(
                 f"the server closed the connection{by}: {code} {text}",
                 reply_code=code,

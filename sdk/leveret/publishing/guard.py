@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
     from leveret.publishing.batches import Source
-    from leveret.publishing.batching import Receipt
+    from leveret.publishing.confirms import Receipt
 
 __all__ = ["PublishGuard"]
 

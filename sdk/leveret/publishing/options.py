@@ -13,7 +13,8 @@ from leveret.errors import (
     LeveretError,
 )
 from leveret.message import PERSISTENT, TRANSIENT
-from leveret.wire.framing import Properties
+from leveret.wire.numbers import ACCESS_REFUSED, BASIC, BASIC_PUBLISH, NOT_FOUND
+from leveret.wire.properties import Properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from leveret.message import Outcome
-    from leveret.publishing.batching import Receipt, Ticket
+    from leveret.publishing.confirms import Receipt, Ticket
 
 __all__ = [
     "PublishOptions",
@@ -34,11 +35,9 @@ __all__ = [
     "repeats",
 ]
 
-#: basic.publish, as channel.close names it (AMQP 0-9-1 section 1.8.3).
-_BASIC_PUBLISH: Final = (60, 40)
 _EXCHANGE_ERRORS: Final[dict[int, type[ExchangeNotFound | ExchangeAccessRefused]]] = {
-    403: ExchangeAccessRefused,
-    404: ExchangeNotFound,
+    ACCESS_REFUSED: ExchangeAccessRefused,
+    NOT_FOUND: ExchangeNotFound,
 }
 
 #: Options that are no properties of the message.
@@ -310,7 +309,7 @@ def refuse_confirm_timeout(options: PublishOptions) -> None:
 
 def closed_by_publishing(error: LeveretError) -> bool:
     """Whether the broker closed the channel because of something that was published."""
-    return isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == _BASIC_PUBLISH
+    return isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == (BASIC, BASIC_PUBLISH)
 
 
 def exchange_error(error: LeveretError, text: str, outcome: Outcome) -> ExchangeNotFound | ExchangeAccessRefused | None:

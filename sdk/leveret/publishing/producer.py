@@ -31,15 +31,7 @@ from leveret.monitoring.meters import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
 from leveret.publishing.adaptive_window import AdaptiveWindow
 from leveret.publishing.batches import Batch, Source
-from leveret.publishing.batching import (
-    NO_RECEIPT,
-    ConfirmWindow,
-    PublishBatch,
-    Publisher,
-    PublishTemplate,
-    Receipt,
-    Ticket,
-)
+from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.options import (
     Publishing,
@@ -50,9 +42,11 @@ from leveret.publishing.options import (
     refuse_confirm_timeout,
     repeats,
 )
+from leveret.publishing.publisher import NO_RECEIPT, PublishBatch, Publisher
+from leveret.publishing.template import PublishTemplate
 from leveret.publishing.transaction import Transaction
 from leveret.transport.waiting import Waiters
-from leveret.wire.framing import FieldValue
+from leveret.wire.encoding import FieldValue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
@@ -60,11 +54,13 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from leveret.connection.channel import Channel
-    from leveret.connection.connection import Connection, Link
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
     from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ProducerSettings
-    from leveret.wire.framing import ContentRun, Message, SettlementRun
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, SettlementRun
 
     ConfirmListener = Callable[[int, bool], object]
     Forms = dict[Form, PublishTemplate | OriginalSize]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.errors import ConfigurationError, ConfirmTimeout, LeveretError, OperationTimeout, PublishError, again
 from leveret.message import Outcome
-from leveret.publishing.batching import PublishBatch
 from leveret.publishing.options import closed_by_publishing, exchange_error, refuse_confirm_timeout
+from leveret.publishing.publisher import PublishBatch
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from leveret.connection.channel import Channel
     from leveret.publishing.options import PublishOptions, Template
     from leveret.publishing.producer import Producer
-    from leveret.wire.framing import ContentRun, Message, SettlementRun
+    from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun, SettlementRun
 
 __all__ = ["Transaction"]
 

@@ -1,4 +1,4 @@
-"""Python's garbage collector at moments that suit an event loop. Off unless somebody starts a `GcPolicy`.
+"""Python's garbage collector at moments that suit an event loop. Off until the program starts a `GcPolicy`.
 
 Nothing here forces a full collection while messages are handled: it would stop the loop for as long as it takes to look
 at every object of the process, and free what Python frees sooner or later anyway.
@@ -39,10 +39,10 @@ _PROBES: Final = 8
 
 
 class GcStatistics(NamedTuple):
-    """What collections of one generation did while the policy was active.
+    """The collections of one generation while the policy was active.
 
     Attributes:
-        collections: How many there were, whoever started them.
+        collections: How many there were, started by Python, the policy or the program.
         collected: Objects that they freed.
         uncollectable: Objects that were garbage and could not be freed.
         seconds: Time that they took; the whole process stood still for it.
@@ -54,14 +54,14 @@ class GcStatistics(NamedTuple):
     seconds: float
 
 
-class _Monitored(Protocol):
-    """What the policy needs of a client."""
+class _HasMonitor(Protocol):
+    """A client, as far as the policy needs one."""
 
     @property
     def monitor(self) -> Monitor: ...
 
 
-class _Counts:
+class _GenerationMeter:
     """Counts the collections of one generation; a `leveret.monitoring.meters.Meter`."""
 
     __slots__ = ("collected", "collections", "seconds", "uncollectable")
@@ -81,14 +81,14 @@ class _Counts:
         }
 
 
-class _Owner:
-    """What a monitor watches: its counts are live for as long as the policy is."""
+class _Lifetime:
+    """Dies with the policy. A monitor holds it weakly, and reads the meter that was added with it while it lives."""
 
     __slots__ = ("__weakref__",)
 
 
-class _Probe:
-    """An object that the collector counts."""
+class _TrackedObject:
+    """A new object for the collector to count."""
 
 
 class GcPolicy:
@@ -132,8 +132,8 @@ class GcPolicy:
 
     def __init__(self, settings: GcSettings | None = None, **options: Any) -> None:
         self.settings = (settings or GcSettings()).replace(**options)
-        self._counts = tuple(_Counts() for _ in range(_GENERATIONS))
-        self._owners = tuple(_Owner() for _ in range(_GENERATIONS))
+        self._meters = tuple(_GenerationMeter() for _ in range(_GENERATIONS))
+        self._lifetimes = tuple(_Lifetime() for _ in range(_GENERATIONS))
         self._monitors: list[Monitor] = []
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.Handle | None = None
@@ -154,7 +154,7 @@ class GcPolicy:
 
     @property
     def is_active(self) -> bool:
-        """Whether it is started and not closed."""
+        """True from `start` to `close`."""
         return GcPolicy._active is self
 
     # ------------------------------------------------------------------ life
@@ -197,7 +197,7 @@ class GcPolicy:
     def close(self) -> None:
         """Gives the collector its former thresholds, and what was frozen back to it; call it in the same event loop.
 
-        Thresholds that somebody else has set meanwhile stay. Again, it does nothing. The counters keep their values.
+        Thresholds that the program has set meanwhile stay. A second call does nothing. The counters keep their values.
         """
         with GcPolicy._lock:
             if GcPolicy._active is not self:
@@ -216,7 +216,7 @@ class GcPolicy:
     def _become_active(self, loop: asyncio.AbstractEventLoop) -> None:
         with GcPolicy._lock:
             other = GcPolicy._active
-            # One whose loop is gone cannot be closed by those who have forgotten it.
+            # A policy whose loop is closed can no longer be closed by its program.
             if other is not None and not other._loop.is_closed():
                 raise ConfigurationError("a GcPolicy is active in this process already; close it first")
             self._loop, GcPolicy._active = loop, self
@@ -228,7 +228,7 @@ class GcPolicy:
             if timer is not None:
                 timer.cancel()
         self._timer = self._log_timer = None
-        with contextlib.suppress(ValueError):  # whoever clears the list takes ours, too
+        with contextlib.suppress(ValueError):  # the program may have cleared the list
             gc.callbacks.remove(self._observe)
         if gc.get_threshold() == self._raised:
             gc.set_threshold(*self._former)
@@ -239,7 +239,7 @@ class GcPolicy:
 
     # ------------------------------------------------------------------ what it saw
 
-    def attach(self, client: _Monitored) -> None:
+    def attach(self, client: _HasMonitor) -> None:
         """Shows the counters among those of a client, and so to its metrics sinks, as the metrics `gc_...`.
 
         They are of the whole process. The client keeps them when the policy is gone. Again, it does nothing.
@@ -252,18 +252,18 @@ class GcPolicy:
         if monitor in self._monitors:
             return
         self._monitors.append(monitor)
-        for generation, (owner, counts) in enumerate(zip(self._owners, self._counts, strict=True)):
-            monitor.add(owner, "gc", str(generation), counts)
+        for generation, (lifetime, meter) in enumerate(zip(self._lifetimes, self._meters, strict=True)):
+            monitor.add(lifetime, "gc", str(generation), meter)
 
     def statistics(self) -> tuple[GcStatistics, ...]:
-        """What happened while it was active; any thread may ask.
+        """Returns the statistics so far; any thread may call it.
 
         Returns:
             The statistics of the generations 0, 1 and 2. An increment of Python 3.14 counts as generation 1.
         """
         return tuple(
-            GcStatistics(counts.collections, counts.collected, counts.uncollectable, counts.seconds)
-            for counts in self._counts
+            GcStatistics(meter.collections, meter.collected, meter.uncollectable, meter.seconds)
+            for meter in self._meters
         )
 
     def _observe(self, phase: str, info: dict[str, int]) -> None:
@@ -273,12 +273,12 @@ class GcPolicy:
             self._began_at = now
             return
         generation = info["generation"]
-        counts = self._counts[generation]
-        counts.collections += 1
-        counts.collected += info["collected"]
-        counts.uncollectable += info["uncollectable"]
+        meter = self._meters[generation]
+        meter.collections += 1
+        meter.collected += info["collected"]
+        meter.uncollectable += info["uncollectable"]
         if self._began_at is not None:
-            counts.seconds += now - self._began_at
+            meter.seconds += now - self._began_at
             self._began_at = None
         self._collected_at = now
         if generation == 0:
@@ -341,11 +341,11 @@ class GcPolicy:
         count of new objects below every threshold, and cycles that grew old would never be freed.
         """
         if gc.get_threshold() != self._raised:
-            return False  # somebody else has taken that over
+            return False  # the program has set thresholds of its own
         before = self._collected_at
         gc.set_threshold(1, *self._former[1:])
-        probes: list[_Probe] = []
+        probes: list[_TrackedObject] = []
         while self._collected_at == before and len(probes) < _PROBES:
-            probes.append(_Probe())
+            probes.append(_TrackedObject())
         gc.set_threshold(*self._raised)
         return self._collected_at != before

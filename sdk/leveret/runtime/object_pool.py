@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["Lending", "ObjectPool"]
+__all__ = ["Loan", "ObjectPool"]
 
 logger = logging.getLogger("leveret.runtime")
 
@@ -26,7 +26,7 @@ class ObjectPool(Generic[T]):
 
     It never waits: when none is at hand it makes one, so there may be more than `size` at once, and those that are too
     many are dropped when they come back. The object that came back last is lent first. Handlers on an event loop and
-    threads may share a pool; `create` and `reset` are called by whoever borrows or gives back, in that thread.
+    threads may share a pool; `create` and `reset` are called in the thread that borrows or gives back.
 
     Args:
         create: Makes an object, a new one with each call. What it raises goes to the borrower.
@@ -68,8 +68,8 @@ class ObjectPool(Generic[T]):
         self._create = create
         self._reset = reset
         # There is no lock, which a signal handler or a finalizer could meet in its own thread. Single operations of
-        # deque, dict and set are atomic. Whoever takes an idle object leaves a place, and whoever finds no place drops
-        # his object, so there is never more idle than `size`.
+        # deque, dict and set are atomic. Taking an idle object frees a place, and an object that
+        # comes back to no free place is dropped, so there are never more idle than `size`.
         self._idle: deque[T] = deque()
         self._places: deque[None] = deque([None] * size)
         # All that is lent, by id: held, so that no other object can have that id. What `take` lent is in `_taken` too.
@@ -86,7 +86,7 @@ class ObjectPool(Generic[T]):
     def __repr__(self) -> str:
         return f"<ObjectPool size={self.size} idle={len(self._idle)} lent={len(self._lent)}>"
 
-    def lend(self) -> Lending[T]:
+    def lend(self) -> Loan[T]:
         """Lends an object until the end of a `with` block, which gives it back whatever happens in it.
 
         Returns:
@@ -95,7 +95,7 @@ class ObjectPool(Generic[T]):
         Raises:
             ConfigurationError: On entering: see `take`.
         """
-        return Lending(self)
+        return Loan(self)
 
     def take(self) -> T:
         """Lends an object until `give_back`; `lend` is safer.
@@ -133,7 +133,7 @@ class ObjectPool(Generic[T]):
         self._accept(value)
 
     def counters(self) -> dict[str, int]:
-        """What happened so far, and what is at hand; any thread may ask.
+        """Returns counts of what happened, and of objects now; any thread may call it.
 
         Returns:
             `created` and `reused`: objects lent for the first time and again. `lent` and `idle`: where objects are now.
@@ -202,8 +202,8 @@ class ObjectPool(Generic[T]):
             )
 
 
-class Lending(Generic[T]):
-    """What `ObjectPool.lend` returns. Use it with `with`."""
+class Loan(Generic[T]):
+    """One object on loan, made by `ObjectPool.lend`. Use it with `with`."""
 
     __slots__ = ("_lent", "_pool")
 
@@ -214,7 +214,7 @@ class Lending(Generic[T]):
 
     def __enter__(self) -> T:
         if self._lent:
-            raise ConfigurationError("a lending is used once at a time; call lend() again for another object")
+            raise ConfigurationError("a loan is used once at a time; call lend() again for another object")
         value = self._pool._next()
         self._lent.append(value)
         return value

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leveret.client.client import Client
     from leveret.consuming.consumer import Consumer
     from leveret.plugins.registry import PluginRegistry
-    from leveret.wire.framing import Message
+    from leveret.wire.message import Message
 
 __all__ = ["QUEUE", "take", "with_client"]
 

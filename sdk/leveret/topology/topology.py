@@ -1,4 +1,4 @@
-"""Exchanges, queues and bindings, written down first and declared at once."""
+"""Topologies: exchanges, queues and bindings that are described first and then declared together."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Quorum:
     """A quorum queue (RabbitMQ: quorum queues), replicated and always durable.
 
     Attributes:
-        delivery_limit: How often a message may be returned before it is dead-lettered. RabbitMQ 3.10 has no limit
-            by default, 4.0 and later 20.
+        delivery_limit: How often a message may be returned before it is dead-lettered, or dropped where there is no
+            dead-letter exchange. RabbitMQ 3.10 has no limit by default, 4.0 and 4.3 have 20.
         dead_letter_exchange: Where refused and expired messages go.
         dead_letter_routing_key: Their routing key there; their own by default.
         message_ttl: Seconds that a message may wait.
@@ -123,7 +123,7 @@ def _x_arguments(extra: Mapping[str, Any], named: dict[str, Any]) -> dict[str, A
 
 @dataclass(frozen=True, slots=True)
 class QueueInfo:
-    """What the broker says of a declared queue.
+    """A declared queue, as the broker describes it.
 
     Attributes:
         name: Its name; for a queue that was declared without one, the server's choice.
@@ -138,7 +138,7 @@ class QueueInfo:
 
 @dataclass(frozen=True, slots=True)
 class DeclareReport:
-    """What `Client.declare` did.
+    """The result of `Client.declare`.
 
     Attributes:
         exchanges: The names of the exchanges that exist now.

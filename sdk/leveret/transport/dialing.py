@@ -1,4 +1,4 @@
-"""How a client reaches a broker: the addresses of all its hosts are tried side by side, until one answers.
+"""Dialing: the addresses of all hosts are tried side by side until one answers.
 
 The next address is tried 0.25 s after the one before, or at once when that fails (RFC 8305, "Happy Eyeballs"), so a
 silent host costs a quarter of a second and not the whole deadline. Each socket is made by the event loop and belongs to
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from leveret.errors import ProtocolError
     from leveret.settings import ConnectionSettings, Endpoint, TLSSettings
-    from leveret.transport.frame_transport import FrameTransport, Session
+    from leveret.transport.frame_transport import FrameReceiver, FrameTransport
 
-    MakeTransport = Callable[[Session], FrameTransport]
+    MakeTransport = Callable[[FrameReceiver], FrameTransport]
 
 __all__ = ["Dialing", "joined", "set_socket_options"]
 
@@ -89,11 +89,11 @@ class _Step:
         return str(self.endpoint)
 
 
-class _Entrant:
-    """The session of a transport that may come second; the first one that is connected gets the real session.
+class _RaceEntrant:
+    """The receiver of a transport that may come second; the first one to be connected gets the real receiver.
 
-    Everything but `connected` is told to nobody: a transport that did not win has nothing to do with the session, and
-    one that fails before it is connected fails its attempt.
+    It ignores everything but `connected`: a transport that did not win has no part in the connection, and one that
+    fails before it is connected ends its attempt with an error.
     """
 
     def __init__(self, race: _Race, step: _Step) -> None:
@@ -105,19 +105,19 @@ class _Entrant:
         self._race.arrived(transport, self._step)
 
     def events_received(self, events: list[Any]) -> None:
-        """The peer of a transport that came second speaks first."""
+        """The peer of a transport that came second has sent frames."""
 
     def stream_failed(self, error: ProtocolError) -> None:
-        """And makes no sense."""
+        """The peer of a transport that came second has sent malformed frames."""
 
     def transport_lost(self, error: Exception | None) -> None:
-        """It is closed, as it should be."""
+        """The transport that came second is closed."""
 
 
 class _Race:
     """Attempts that go on side by side, of which the first one to be connected gets the session."""
 
-    def __init__(self, settings: ConnectionSettings, session: Session) -> None:
+    def __init__(self, settings: ConnectionSettings, session: FrameReceiver) -> None:
         self.winner: _Step | None = None
         self._settings = settings
         self._session = session
@@ -135,9 +135,9 @@ class _Race:
 
 
 class Dialing:
-    """What is left to try of a connection's hosts.
+    """The hosts and addresses that a connection has not tried yet.
 
-    `reach` may be called again when what it reached turned out to be of no use, and goes on with the other addresses.
+    When the handshake fails on the address that `reach` returned, call it again; it goes on with the other addresses.
 
     Args:
         settings: Hosts, deadline, network and TLS options.
@@ -161,14 +161,14 @@ class Dialing:
             self._context = _tls_context(settings.tls, ", ".join(map(str, settings.endpoints)))
 
     def __bool__(self) -> bool:
-        """Whether something is left to try."""
+        """True while something is left to try."""
         return bool(self._steps)
 
     def forget(self, endpoint: Endpoint | None) -> None:
-        """Leaves out what is left of a host, because all of its addresses would cost as long."""
+        """Leaves out the other addresses of a host, because each of them would take as long to fail."""
         self._steps = deque(step for step in self._steps if step.endpoint != endpoint)
 
-    async def reach(self, session: Session, make_transport: MakeTransport) -> Endpoint | None:
+    async def reach(self, session: FrameReceiver, make_transport: MakeTransport) -> Endpoint | None:
         """Connects to the first address that answers; its transport is given to `session.connected`.
 
         Args:
@@ -210,7 +210,7 @@ class Dialing:
                         if step is race.winner:
                             return step.endpoint
                     next_start = 0.0
-                if loop.time() >= deadline:
+                if loop.time() >= deadline and race.winner is None:
                     failures += [self._silence(step) for step in (*running.values(), *self._steps)]
                     self._steps.clear()
                     raise joined(failures)
@@ -228,7 +228,7 @@ class Dialing:
         loop = asyncio.get_running_loop()
 
         def make() -> FrameTransport:
-            return make_transport(_Entrant(race, step))
+            return make_transport(_RaceEntrant(race, step))
 
         if step.endpoint is None:
             await loop.create_unix_connection(make, self._settings.unix_socket)

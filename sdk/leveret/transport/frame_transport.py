@@ -13,20 +13,16 @@ import contextlib
 import socket
 from bisect import bisect_left, insort
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
+from leveret.transport.stream import Stream
 from leveret.wire.buffers import SendBuffer
-from leveret.wire.framing import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
-
     from leveret.errors import ProtocolError
-    from leveret.wire.framing import FrameReader
+    from leveret.wire.reader import FrameReader
 
-__all__ = ["FrameTransport", "Session", "run", "serve"]
-
-T = TypeVar("T")
+__all__ = ["FrameReceiver", "FrameTransport"]
 
 #: The most bytes that are waited for. The kernel's own limit is half of the receive buffer.
 _MOST_COLLECTED = 64 * 1024
@@ -42,8 +38,8 @@ _SOCKET_OPTIONS = {
 }
 
 
-class Session(Protocol):
-    """What stands above a transport. None of these may block or raise."""
+class FrameReceiver(Protocol):
+    """Gets a transport's events: a client's connection or a broker's session. No method blocks or raises."""
 
     def connected(self, transport: FrameTransport) -> None:
         """The transport is ready for frames."""
@@ -75,14 +71,14 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        session: Session,
+        session: FrameReceiver,
         reader: FrameReader,
         *,
         write_high_watermark: int = 1024 * 1024,
         write_low_watermark: int = 256 * 1024,
     ) -> None:
         self.out = SendBuffer(self._schedule_flush, self.flush)
-        # How many have it paused.
+        # Calls of `pause_reading` that were not taken back.
         self._reading_pauses = 0
         # The reader's own method, so that a read costs one Python-level call and not two.
         self.get_buffer = reader.get_buffer  # type: ignore[method-assign]
@@ -128,9 +124,9 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
     # ------------------------------------------------------------------ sessions call these
 
     def _wake(self) -> None:
-        """Wakes some of those who wait, and more in the next turns of the loop for as long as there is room.
+        """Wakes some waiters, and more in the next turns of the loop for as long as there is room.
 
-        To wake all of them at once would cost a thousand publishers a thousand turns for the few that find room.
+        Waking all at once would run a thousand waiting publishers for the few that find room.
         """
         self._wake_scheduled = False
         group = len(self._waiting) if self.closed else 0 if self.paused else self._group
@@ -141,14 +137,14 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
             if not future.done():
                 future.set_result(None)
         if self._waiting and not self.paused and not self._wake_scheduled:
-            # Behind those that were woken now, who write first.
+            # The waiters that were woken now run first, and write.
             self._wake_scheduled = True
             self._loop.call_soon(self._wake)
 
     async def drain(self) -> None:
         """Waits until `paused` is false or the transport is closed. The caller sets the deadline.
 
-        First come, first served: whoever was woken and finds that others have filled the socket keeps its turn.
+        First come, first served: a caller that was woken and finds the socket full again keeps its turn.
         """
         turn = -1
         while self.paused and not self.closed:
@@ -184,8 +180,8 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
     def collect(self, least_bytes: int) -> None:
         """Has the kernel report nothing to read before so many bytes are there (SO_RCVLOWAT, man 7 socket).
 
-        Whoever asks for more than 1 has to ask for 1 again when they do not come: the kernel waits for them for ever.
-        With several who ask, the last one counts.
+        A caller that asks for more than 1 has to ask for 1 again when the bytes do not come, because the kernel waits
+        for them for ever. The last call counts.
 
         Args:
             least_bytes: 1 reads at once. More than 64 KiB are not waited for: the receive buffer has to hold them.
@@ -232,54 +228,5 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
         return found
 
     def extra_info(self, name: str) -> Any:
-        """What asyncio knows of the transport, for example `sockname`, `peername` or `ssl_object`."""
+        """Returns what asyncio knows of the transport, for example `sockname`, `peername` or `ssl_object`."""
         return None if self._transport is None else self._transport.get_extra_info(name)
-
-
-# ---------------------------------------------------------------------- the loop
-
-
-async def serve(
-    factory: Callable[[], FrameTransport],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    path: str | None = None,
-    backlog: int = 128,
-) -> asyncio.Server:
-    """Listens, with TCP_NODELAY, for the embedded broker and for tests.
-
-    Args:
-        factory: Makes a transport for each connection.
-        host: The address to listen on.
-        port: 0 lets the kernel choose.
-        path: A unix socket instead of host and port.
-        backlog: How many connections may wait to be accepted.
-
-    Returns:
-        The listening server.
-    """
-    loop = asyncio.get_running_loop()
-    if path is not None:
-        return await loop.create_unix_server(factory, path, backlog=backlog)
-    return await loop.create_server(factory, host, port, backlog=backlog)
-
-
-def run(main: Coroutine[Any, Any, T] | Awaitable[T], *, debug: bool | None = None) -> T:
-    """Runs a coroutine to its end, on uvloop where it is installed and on asyncio elsewhere.
-
-    Args:
-        main: The program's coroutine.
-        debug: As for `asyncio.run`.
-
-    Returns:
-        What the coroutine returns.
-    """
-    try:
-        import uvloop
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
-        return runner.run(main)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Properties and headers as bytes: some are changed, and all others stay as they came.
 
-`leveret.wire.framing` turns tables into Python values, which drops how a number was typed. What is passed on must keep
+`leveret.wire.decoding` turns tables into Python values, which drops how a number was typed. What is passed on must keep
 that: the next reader may look at the type, and RabbitMQ does so in headers of its own.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.wire.framing import encode_table
+from leveret.wire.encoding import encode_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

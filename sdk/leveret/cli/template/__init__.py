@@ -127,7 +127,7 @@ _NOQA: Final = re.compile(r"  # noqa: .*$", re.MULTILINE)
 
 _PYPROJECT: Final = """\
 [build-system]
-requires = ["setuptools>=77"]
+requires = ["setuptools>=77.0.1"]
 build-backend = "setuptools.build_meta"
 
 [project]

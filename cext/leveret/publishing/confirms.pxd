@@ -1,0 +1,79 @@
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint64_t
+
+from leveret.publishing.template cimport PublishTemplate
+from leveret.wire.message cimport Message
+
+# An outcome's value (leveret.message).
+cdef enum:
+    CONFIRMED = 1
+
+# The state of a slot. OPEN_RETURNED: the broker returned the message, its confirm is still to come.
+cdef enum:
+    FREE = 0
+    OPEN = 1
+    OPEN_RETURNED = 2
+
+
+cdef struct Slot:
+    PyObject* template
+    PyObject* body
+    Py_ssize_t index
+    Py_ssize_t size
+    uint8_t state
+
+
+cdef class Receipt:
+    cdef readonly uint64_t delivery_tag
+    cdef uint8_t ended
+
+
+cdef class Ticket:
+    cdef readonly uint64_t delivery_tag
+    cdef readonly Py_ssize_t count
+    cdef readonly Py_ssize_t pending
+    cdef readonly Py_ssize_t confirmed
+    cdef public object failures
+    cdef public object future
+    cdef public bint observed
+    cdef object owner
+
+
+cdef class ConfirmWindow:
+    cdef Slot* slots
+    cdef list tickets
+    cdef Py_ssize_t mask
+    cdef readonly uint64_t first
+    cdef readonly uint64_t next_delivery_tag
+    cdef readonly Py_ssize_t outstanding
+    cdef readonly Py_ssize_t outstanding_bytes
+    cdef readonly uint64_t confirmed
+    cdef readonly uint64_t nacked
+    cdef readonly uint64_t returned
+    cdef readonly uint64_t unknown
+    cdef readonly uint64_t ignored
+    cdef list finished
+    # Where the next return is looked for.
+    cdef uint64_t return_at
+    # Of a channel after the first: what was sent again there, by the broker's tag less one, and 0 for what it
+    # confirmed; None when all of that has its outcome. What came behind it has the broker's tag plus the offset.
+    cdef list resent
+    # Below it everything is confirmed.
+    cdef Py_ssize_t resent_from
+    # The highest tag from before the channel.
+    cdef uint64_t resent_last
+    cdef bint resending
+    cdef uint64_t resend_at
+    cdef uint64_t offset
+
+    cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
+                       Py_ssize_t size) except 0
+    cdef int make_room(self) except -1
+    cdef int grow(self) except -1
+    cdef int end(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef int end_through(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef bint end_one(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, list told) except -1
+    cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0
+    cdef void advance(self) noexcept
+    cdef list take_finished(self)

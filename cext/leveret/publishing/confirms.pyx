@@ -1,0 +1,453 @@
+"""The publishings that the broker has not settled yet, and what becomes of them.
+
+The window counts delivery tags. A publishing costs a slot in a ring, and settling a range of tags costs one step for
+each tag, once.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_CLEAR, Py_INCREF
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from leveret.publishing.template cimport PublishTemplate
+from leveret.wire.content cimport body_of
+from leveret.wire.message cimport Message
+from leveret.wire.numbers cimport SETTLE_MULTIPLE, SETTLE_NACK
+from leveret.wire.runs cimport SettlementRun
+
+from leveret.errors import LeveretError
+from leveret.wire.properties import decode_properties
+
+cdef enum:
+    FIRST_SLOTS = 256
+
+# Outcome's values (leveret.message), without a Python object for each message.
+cdef enum:
+    PENDING = 0
+    RETURNED = 2
+    NACKED = 3
+    UNKNOWN = 5
+
+
+@cython.final
+@cython.freelist(512)
+cdef class Receipt:
+    """What `publish` returns: the broker has confirmed the message.
+
+    Attributes:
+        delivery_tag: The publishing's sequence number in its producer, from 1 (RabbitMQ: publisher confirms).
+        outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because nobody can know.
+    """
+
+    def __cinit__(self, uint64_t delivery_tag=0, uint8_t outcome=CONFIRMED):
+        self.delivery_tag = delivery_tag
+        self.ended = outcome
+
+    @property
+    def outcome(self):
+        # Here, because it loads dataclasses, which `import leveret` does not need.
+        from leveret.message import Outcome
+
+        return Outcome(self.ended)
+
+    def __eq__(self, other):
+        if type(other) is not Receipt:
+            return NotImplemented
+        return self.delivery_tag == (<Receipt>other).delivery_tag and self.ended == (<Receipt>other).ended
+
+    def __hash__(self):
+        return hash((self.delivery_tag, self.ended))
+
+    def __repr__(self):
+        return f"Receipt(delivery_tag={self.delivery_tag}, outcome={self.outcome!r})"
+
+
+@cython.final
+@cython.freelist(512)
+cdef class Ticket:
+    """What becomes of one publishing, or of all the publishings of a batch.
+
+    Awaiting it waits for the outcome; see `Producer.publish_nowait`.
+
+    Attributes:
+        delivery_tag: The sequence number of the first publishing in its producer.
+        count: How many publishings it stands for.
+        pending: How many have no outcome yet.
+        confirmed: How many ended confirmed.
+        failures: None, or by index an `Outcome` value, the returned `Message`, or the error that ended it.
+        future: Set by whoever waits; finished tickets with a future are handed out by the window.
+        observed: Somebody looked at the outcome, or will.
+    """
+
+    def __cinit__(self, owner=None):
+        self.owner = owner
+
+    def __await__(self):
+        return self.owner.wait_for(self).__await__()
+
+    @property
+    def done(self):
+        """True when every publishing has its outcome."""
+        return self.pending == 0
+
+    def fail(self, Py_ssize_t index, reason):
+        """Records why the publishing with this index did not end as confirmed."""
+        if self.failures is None:
+            self.failures = {}
+        self.failures[index] = reason
+
+    def __repr__(self):
+        return f"<Ticket delivery_tag={self.delivery_tag} pending={self.pending} of {self.count}>"
+
+
+cdef bint _same_properties(bytes raw_properties, Message message) except -1:
+    if raw_properties == message.raw_properties:
+        return True
+    try:
+        return decode_properties(raw_properties) == message.properties
+    except LeveretError:
+        return False
+
+
+@cython.final
+cdef class ConfirmWindow:
+    """The publishings of a producer that the broker has not settled yet.
+
+    It keeps them whole, so that those which a lost channel left without an outcome can be sent again: see `renumber`.
+    Delivery tags count the producer's publishings from 1. On its first channel they are the broker's too.
+
+    Attributes:
+        first: The lowest delivery tag without an outcome.
+        next_delivery_tag: The tag that the next publishing will get.
+        outstanding: How many publishings have no outcome.
+        outstanding_bytes: Their bodies' bytes.
+        confirmed: How many were confirmed so far.
+        nacked: How many were refused so far.
+        returned: How many were returned so far.
+        unknown: How many ended unknown so far.
+        ignored: Confirms that named a tag with an outcome already, or one that was never given.
+    """
+
+    def __cinit__(self):
+        self.slots = <Slot*>calloc(FIRST_SLOTS, sizeof(Slot))
+        if self.slots is NULL:
+            raise MemoryError()
+        # A list beside the slots, so that the garbage collector sees the tickets: through their owner they may
+        # hold this window. Templates and bodies hold nothing.
+        self.tickets = [None] * FIRST_SLOTS
+        self.mask = FIRST_SLOTS - 1
+        self.first = self.next_delivery_tag = 1
+        self.finished = []
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        if self.slots is not NULL:
+            for i in range(self.mask + 1):
+                Py_CLEAR(self.slots[i].template)
+                Py_CLEAR(self.slots[i].body)
+        free(self.slots)
+
+    # Afterwards there is a slot for the next tag. What is collected as garbage meanwhile may publish, too.
+    cdef inline int make_room(self) except -1:
+        while self.next_delivery_tag - self.first > <uint64_t>self.mask:
+            self.grow()
+        return 0
+
+    cdef int grow(self) except -1:
+        cdef Py_ssize_t mask = 2 * self.mask + 1
+        cdef list tickets = [None] * (mask + 1)
+        cdef Slot* slots = <Slot*>calloc(mask + 1, sizeof(Slot))
+        cdef uint64_t tag = self.first
+        if slots is NULL:
+            raise MemoryError()
+        while tag < self.next_delivery_tag:
+            slots[tag & mask] = self.slots[tag & self.mask]
+            tickets[tag & mask] = self.tickets[tag & self.mask]
+            tag += 1
+        free(self.slots)
+        self.slots = slots
+        self.tickets = tickets
+        self.mask = mask
+        return 0
+
+    cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
+                       Py_ssize_t size) except 0:
+        cdef uint64_t tag
+        cdef Slot* slot
+        self.make_room()
+        tag = self.next_delivery_tag
+        slot = &self.slots[tag & self.mask]
+        slot.state = OPEN
+        slot.index = index
+        slot.size = size
+        Py_INCREF(template)
+        Py_INCREF(body)
+        slot.template = <PyObject*>template
+        slot.body = <PyObject*>body
+        if ticket is not None:
+            self.tickets[tag & self.mask] = ticket
+            if ticket.count == 0:
+                ticket.delivery_tag = tag
+            ticket.count += 1
+            ticket.pending += 1
+        self.next_delivery_tag = tag + 1
+        self.outstanding += 1
+        self.outstanding_bytes += size
+        return tag
+
+    # Gives an open publishing its outcome, and its ticket the reason. The caller advances `first`.
+    cdef int end(self, uint64_t tag, int outcome, reason=None) except -1:
+        cdef Slot* slot = &self.slots[tag & self.mask]
+        cdef Ticket ticket = <Ticket>self.tickets[tag & self.mask]
+        if slot.state == OPEN_RETURNED:
+            outcome = RETURNED  # basic.return said so, and nothing that comes or does not come after it changes that
+        slot.state = FREE
+        Py_CLEAR(slot.template)
+        Py_CLEAR(slot.body)
+        self.outstanding -= 1
+        self.outstanding_bytes -= slot.size
+        if outcome == CONFIRMED:
+            self.confirmed += 1
+        elif outcome == RETURNED:
+            self.returned += 1
+        elif outcome == NACKED:
+            self.nacked += 1
+        else:
+            self.unknown += 1
+        if ticket is not None:
+            self.tickets[tag & self.mask] = None
+            ticket.pending -= 1
+            if outcome == CONFIRMED:
+                ticket.confirmed += 1
+            elif outcome != RETURNED:
+                ticket.fail(slot.index, outcome if reason is None else reason)
+            if ticket.pending == 0 and (ticket.future is not None
+                                        or (ticket.failures is not None and not ticket.observed)):
+                self.finished.append(ticket)
+        return 0
+
+    cdef int end_through(self, uint64_t tag, int outcome, reason=None) except -1:
+        while self.first <= tag:
+            if self.slots[self.first & self.mask].state != FREE:
+                self.end(self.first, outcome, reason)
+            self.first += 1
+        return 0
+
+    # Ends one publishing if it is open; returns whether it was.
+    cdef bint end_one(self, uint64_t tag, int outcome, reason=None) except -1:
+        if tag < self.first or tag >= self.next_delivery_tag or self.slots[tag & self.mask].state == FREE:
+            return False
+        self.end(tag, outcome, reason)
+        return True
+
+    cdef void advance(self) noexcept:
+        while self.first < self.next_delivery_tag and self.slots[self.first & self.mask].state == FREE:
+            self.first += 1
+
+    cdef list take_finished(self):
+        cdef list finished = self.finished
+        if not finished:
+            return None
+        self.finished = []
+        return finished
+
+    def settle(self, SettlementRun run not None, list told=None):
+        """Applies the broker's confirms.
+
+        Args:
+            run: basic.ack and basic.nack methods in the order they came.
+            told: (delivery tag, multiple, nack) is appended for each confirm, with the tags that the publishings have
+                here. The confirm of several that were sent again on another channel is told for each of them.
+
+        Returns:
+            None, or the tickets that are finished now and that somebody waits for, or that failed unobserved.
+        """
+        cdef Py_ssize_t i
+        cdef uint64_t tag
+        cdef int outcome
+        cdef bint multiple
+        for i in range(run.count):
+            tag = run.tags[i]
+            outcome = NACKED if run.flags[i] & SETTLE_NACK else CONFIRMED
+            multiple = run.flags[i] & SETTLE_MULTIPLE
+            if self.resent is not None and self.settle_resent(tag, multiple, outcome, told):
+                continue
+            if multiple and tag == 0:
+                tag = self.next_delivery_tag - 1  # all of them (AMQP 0-9-1 section 1.8.3.13)
+            elif tag - 1 < self.next_delivery_tag - 1 - self.offset:  # without a sign, so that 0 is refused as well
+                tag += self.offset
+            else:
+                self.ignored += 1
+                continue
+            if told is not None:
+                told.append((tag, multiple, outcome == NACKED))
+            if multiple:
+                if tag < self.first:
+                    self.ignored += 1
+                    continue
+                self.end_through(tag, outcome)
+            elif not self.end_one(tag, outcome):
+                self.ignored += 1
+                continue
+            self.advance()
+        return self.take_finished()
+
+    # After `renumber`: the confirm of publishings that were sent again. Returns whether it was one of those alone.
+    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, list told) except -1:
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.resent)
+        cdef Py_ssize_t i
+        cdef uint64_t again
+        cdef bint known = False
+        if multiple and tag == 0 and self.resending:
+            tag = <uint64_t>count
+        if tag > <uint64_t>count or (multiple and tag == 0 and not self.resending):
+            # Behind all of them: the tags of these are lower, so `multiple` reaches them anyway.
+            if self.resending:
+                self.ignored += 1
+            elif self.first > self.resent_last:
+                self.resent = None
+            return self.resending
+        for i in range(self.resent_from if multiple else <Py_ssize_t>tag - 1, <Py_ssize_t>tag):
+            again = self.resent[i] if i >= 0 else 0
+            if again:
+                self.resent[i] = 0  # each of them is confirmed once
+                if told is not None:
+                    told.append((again, False, outcome == NACKED))
+                known = self.end_one(again, outcome) or known
+        if multiple and <Py_ssize_t>tag > self.resent_from:
+            self.resent_from = <Py_ssize_t>tag
+        if not known:
+            self.ignored += 1
+        self.advance()
+        return True
+
+    def is_open(self, uint64_t delivery_tag):
+        """True while this publishing has no outcome."""
+        return (self.first <= delivery_tag < self.next_delivery_tag
+                and self.slots[delivery_tag & self.mask].state != FREE)
+
+    def mark_returned(self, uint64_t delivery_tag, message):
+        """Notes that the broker returned this publishing; its confirm will end it as returned.
+
+        Returns:
+            False when the publishing has an outcome already.
+        """
+        cdef Slot* slot
+        cdef Ticket ticket
+        if not self.is_open(delivery_tag):
+            return False
+        slot = &self.slots[delivery_tag & self.mask]
+        ticket = <Ticket>self.tickets[delivery_tag & self.mask]
+        slot.state = OPEN_RETURNED
+        if ticket is not None:
+            ticket.fail(slot.index, message)
+        return True
+
+    def tie_return(self, Message message not None):
+        """Ties a returned message to its publishing, and marks that.
+
+        The broker returns in the order of publishing, and before the confirm. So the first mandatory publishing behind
+        the last returned one that has the same bytes is the one; those with the same bytes cannot be told apart by
+        anybody. Brokers may pack the properties anew: RabbitMQ sorts headers (4.0) and takes BCC out. So properties may
+        have other bytes and the same values, and if there is nothing like that, they may be any.
+
+        Returns:
+            The delivery tag, or 0 when nothing like it is in flight.
+        """
+        cdef uint64_t start = min(max(self.first, self.return_at), self.next_delivery_tag)
+        cdef uint64_t tag = 0
+        cdef bint any_properties
+        for any_properties in range(2):
+            tag = self.find_returned(message, start, self.next_delivery_tag, any_properties)
+            if tag == 0:
+                # In another order than the protocol says.
+                tag = self.find_returned(message, self.first, start, any_properties)
+            if tag:
+                self.mark_returned(tag, message)
+                self.return_at = tag + 1
+                break
+        return tag
+
+    cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0:
+        cdef Slot* slot
+        cdef PublishTemplate template
+        cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(body_of(message))
+        while tag < end:
+            slot = &self.slots[tag & self.mask]
+            if slot.state == OPEN and slot.size == size:
+                template = <PublishTemplate>slot.template
+                if (template.mandatory and template.routing_key == message.routing_key
+                        and template.exchange == message.exchange and <bytes>slot.body == message.body
+                        and (any_properties or _same_properties(template.raw_properties, message))):
+                    return tag
+            tag += 1
+        return 0
+
+    def expire(self, uint64_t delivery_tag, reason=None):
+        """Ends every open publishing up to this one as unknown.
+
+        Args:
+            delivery_tag: The last of them.
+            reason: What their tickets say; the outcome by default.
+
+        Returns:
+            As `settle`.
+        """
+        self.end_through(min(delivery_tag, self.next_delivery_tag - 1), UNKNOWN, reason)
+        self.advance()
+        return self.take_finished()
+
+    def give_up(self, uint64_t delivery_tag, reason=None):
+        """Ends one open publishing as unknown; its confirm may still come and is ignored then. Returns as `settle`."""
+        self.end_one(delivery_tag, UNKNOWN, reason)
+        self.advance()
+        return self.take_finished()
+
+    def exchanges(self):
+        """Returns the set of the exchanges that open publishings went to."""
+        cdef set names = set()
+        cdef uint64_t tag = self.first
+        cdef Slot* slot
+        while tag < self.next_delivery_tag:
+            slot = &self.slots[tag & self.mask]
+            if slot.state != FREE:
+                names.add((<PublishTemplate>slot.template).exchange)
+            tag += 1
+        return names
+
+    def give_up_exchange(self, str exchange not None, reason):
+        """Ends the open publishings to an exchange as unknown. Returns as `settle`."""
+        cdef uint64_t tag = self.first
+        cdef Slot* slot
+        while tag < self.next_delivery_tag:
+            slot = &self.slots[tag & self.mask]
+            if slot.state != FREE and (<PublishTemplate>slot.template).exchange == exchange:
+                self.end(tag, UNKNOWN, reason)
+            tag += 1
+        self.advance()
+        return self.take_finished()
+
+    def renumber(self):
+        """A new channel takes over: prepares `PublishBatch.resend` of what has no outcome.
+
+        The new channel counts from 1. Publishings keep their tags here, and confirms are translated.
+
+        Returns:
+            As `settle`: publishings that the broker returned end, with the outcome RETURNED.
+        """
+        cdef uint64_t tag = self.first
+        cdef Slot* slot
+        while tag < self.next_delivery_tag:
+            slot = &self.slots[tag & self.mask]
+            if slot.state == OPEN_RETURNED:
+                self.end(tag, UNKNOWN)
+            tag += 1
+        self.advance()
+        self.resent = []
+        self.resent_from = 0
+        self.resending = True
+        self.resend_at = self.first
+        self.return_at = self.first
+        return self.take_finished()

@@ -1,0 +1,59 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from leveret.publishing.confirms cimport ConfirmWindow, Ticket
+from leveret.publishing.template cimport PublishTemplate
+from leveret.transport.waiting cimport Waiters
+from leveret.wire.buffers cimport SendBuffer
+
+
+cdef class PublishBatch:
+    cdef SendBuffer out
+    cdef ConfirmWindow window
+    cdef readonly uint16_t channel
+    cdef readonly uint32_t frame_max
+    cdef readonly Py_ssize_t max_body_size
+    cdef Py_ssize_t copied_size
+    cdef readonly uint64_t published
+    cdef readonly uint64_t published_bytes
+
+    cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
+    cdef uint64_t put_large(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
+    cdef Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1
+    cdef list large_pieces(self, list before, PublishTemplate template, bytes body)
+    cdef void write_prefix(self, uint8_t* p, PublishTemplate template, Py_ssize_t size) noexcept
+    cdef void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept
+
+
+cdef class Publisher:
+    cdef public ConfirmWindow _window
+    cdef public PublishBatch _batch
+    cdef public object _encoder
+    cdef public object _encode
+    cdef public object _loop
+    cdef public object _timer
+    cdef public object _waiting
+    cdef public object _flushing
+    # Somebody else wants to know of confirms: listeners, a window that adapts, a policy.
+    cdef public bint _watched
+    cdef public object _last_key
+    cdef public PublishTemplate _last_template
+    cdef public dict _templates
+    cdef public Py_ssize_t _limit
+    cdef public Py_ssize_t _max_buffered
+    cdef public Py_ssize_t _max_bytes
+    cdef public bint _ready
+    cdef public bint _plain
+    cdef public bint _alive
+    cdef public bint _confirms
+    # Those who wait for a confirm or for room.
+    cdef public Waiters _waiters
+    # Where it was made.
+    cdef unsigned long thread
+    cdef int forks
+    cdef public object _transport
+
+    cdef object encode(self, value)
+    cdef bint at_home(self) except -1
+    cdef Ticket send(self, value, routing_key)
+    cdef Ticket offer(self, value, routing_key, Py_ssize_t limit)
+    cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept

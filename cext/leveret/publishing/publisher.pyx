@@ -1,0 +1,482 @@
+"""The compiled way of a publishing: from the call to the send buffer, and from the confirm to its caller.
+
+`PublishBatch` appends frames and takes delivery tags. `Publisher` is the base of `Producer`: it has the ordinary calls,
+and leaves all others to it.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.list cimport PyList_GET_SIZE
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from leveret.publishing.confirms cimport CONFIRMED, FREE, ConfirmWindow, Receipt, Slot, Ticket
+from leveret.publishing.template cimport PublishTemplate
+from leveret.transport.waiting cimport Waiter
+from leveret.wire.buffers cimport SendBuffer
+from leveret.wire.content cimport body_frames, check_frame_max, put_body
+from leveret.wire.endian cimport lv_put16, lv_put32, lv_put64
+from leveret.wire.numbers cimport FRAME_BODY, FRAME_END, FRAME_OVERHEAD
+from leveret.wire.runs cimport SettlementRun
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident()
+
+import os
+
+from leveret.errors import BodyTooLarge, EncodeFailed
+
+cdef enum:
+    # Bodies above this are not copied: from here on a piece of its own costs less than the copying (make compare
+    # ARGS="--sizes 4k,8k,16k --peers leveret" with other values). They must fit SLACK of wire.buffers when they are
+    # copied.
+    LARGE = 8192
+
+# An outcome's value (leveret.message).
+cdef enum:
+    UNKNOWN = 5
+
+# A frame's end (AMQP 0-9-1 section 4.2.3).
+cdef bytes END = b"\xce"
+
+
+@cython.final
+cdef class PublishBatch:
+    """Appends publishings to a connection's send buffer and takes their delivery tags, in one step.
+
+    Args:
+        out: The connection's send buffer.
+        window: Where the publishings wait for their confirms; None without confirms.
+        channel: The channel to publish on.
+        frame_max: The negotiated limit; larger bodies are split.
+        max_body_size: The largest body, in bytes.
+
+    Attributes:
+        published: How many messages were appended; one that was sent again counts once.
+        published_bytes: Their bodies' bytes.
+    """
+
+    def __cinit__(self, SendBuffer out not None, ConfirmWindow window, *, uint16_t channel=1,
+                  uint32_t frame_max=131072, Py_ssize_t max_body_size=134217728):
+        self.window = window
+        self.max_body_size = max_body_size
+        self.attach(out, channel, frame_max)
+
+    def attach(self, SendBuffer out not None, uint16_t channel, uint32_t frame_max):
+        """Goes over to another channel, maybe of another connection."""
+        check_frame_max(frame_max)
+        self.out = out
+        self.channel = channel
+        self.frame_max = frame_max
+        # With frames that are small themselves no piece is large.
+        self.copied_size = LARGE if LARGE < self.max_body_size and LARGE < frame_max else self.max_body_size
+
+    cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+        cdef Py_ssize_t total
+        cdef uint64_t tag = 0
+        cdef uint8_t* p
+        if size > self.copied_size:
+            return self.put_large(template, body, ticket, index)
+        total = self.total(template, size)
+        # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers. And
+        # between here and commit() nothing may run that appends to the block.
+        if self.window is not None:
+            self.window.make_room()
+        p = self.out.reserve(total)
+        if self.window is not None:
+            tag = self.window.open(ticket, index, template, body, size)
+        self.write(p, template, body, size)
+        self.published += 1
+        self.published_bytes += <uint64_t>size
+        self.out.commit(total)
+        return tag
+
+    # The bytes of a publishing's frames.
+    cdef inline Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1:
+        if template.size - template.header_at > <Py_ssize_t>self.frame_max:
+            raise EncodeFailed(f"the properties and headers take {template.size - template.header_at} bytes; the "
+                               f"negotiated frame_max is {self.frame_max}")
+        return (template.size + size
+                + FRAME_OVERHEAD * body_frames(size, <Py_ssize_t>self.frame_max - FRAME_OVERHEAD))
+
+    # All but the body.
+    cdef inline void write_prefix(self, uint8_t* p, PublishTemplate template, Py_ssize_t size) noexcept:
+        memcpy(p, template.data, template.size)
+        lv_put16(p + 1, self.channel)
+        lv_put16(p + template.header_at + 1, self.channel)
+        lv_put64(p + template.header_at + 11, <uint64_t>size)
+
+    cdef inline void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept:
+        self.write_prefix(p, template, size)
+        put_body(p + template.size, self.channel, <const uint8_t*>PyBytes_AS_STRING(body), size,
+                 <Py_ssize_t>self.frame_max - FRAME_OVERHEAD)
+
+    # A large publishing behind `before`, as pieces to be written one after another: ends and beginnings of frames, and
+    # between them the body itself or views of its parts. Returns a new list, whose bytes are those of `before` and of
+    # the publishing's frames.
+    cdef list large_pieces(self, list before, PublishTemplate template, bytes body):
+        cdef Py_ssize_t chunk = <Py_ssize_t>self.frame_max - FRAME_OVERHEAD
+        cdef list pieces = list(before)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+        cdef Py_ssize_t at = 0
+        cdef Py_ssize_t n = min(size, chunk)
+        cdef Py_ssize_t ends = 0
+        cdef bytes head
+        cdef object view = None
+        cdef uint8_t* p
+        if pieces and pieces[len(pieces) - 1] is END:
+            # The end of the large body before this one goes into the same piece as our beginning.
+            pieces.pop()
+            ends = 1
+        head = PyBytes_FromStringAndSize(NULL, ends + template.size + FRAME_OVERHEAD - 1)
+        p = <uint8_t*>PyBytes_AS_STRING(head)
+        p[0] = FRAME_END
+        p += ends
+        self.write_prefix(p, template, size)
+        p += template.size
+        while True:
+            p[0] = FRAME_BODY
+            lv_put16(p + 1, self.channel)
+            lv_put32(p + 3, <uint32_t>n)
+            pieces.append(head)
+            if n == size:
+                pieces.append(body)
+                break
+            if view is None:
+                view = memoryview(body)
+            pieces.append(view[at:at + n])
+            at += n
+            if at == size:
+                break
+            n = min(size - at, chunk)
+            head = PyBytes_FromStringAndSize(NULL, FRAME_OVERHEAD)
+            p = <uint8_t*>PyBytes_AS_STRING(head)
+            p[0] = FRAME_END
+            p += 1
+        pieces.append(END)
+        return pieces
+
+    # put() for a body of more than `copied_size` bytes: it is not copied, the transport gets the body itself.
+    cdef uint64_t put_large(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+        cdef Py_ssize_t total
+        cdef uint64_t tag = 0
+        cdef list pieces
+        if size > self.max_body_size:
+            raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
+        total = self.total(template, size)
+        pieces = self.large_pieces(self.out.seal(), template, body)
+        if self.window is not None:
+            tag = self.window.open(ticket, index, template, body, size)
+        self.published += 1
+        self.published_bytes += <uint64_t>size
+        self.out.splice(pieces, total)
+        return tag
+
+    def add(self, PublishTemplate template not None, body not None, Ticket ticket=None, Py_ssize_t index=0):
+        """Appends one publishing.
+
+        Args:
+            template: Exchange, routing key and properties.
+            body: Any object with a contiguous buffer. What is not bytes is copied, because it may change; bytes of more
+                than 8 KiB are not copied at all, and the socket is given them as they are.
+            ticket: Told about the outcome.
+            index: The publishing's index in the ticket.
+
+        Returns:
+            The delivery tag; 0 without confirms.
+
+        Raises:
+            BodyTooLarge: Over the limit; nothing was appended and no tag taken.
+            EncodeFailed: The properties do not fit the negotiated frame_max; likewise.
+            TypeError: The body is not bytes-like.
+        """
+        if not PyBytes_CheckExact(body):
+            body = memoryview(body).cast("B").tobytes()
+        return self.put(template, <bytes>body, ticket, index)
+
+    def resend(self, Py_ssize_t limit):
+        """Appends again what has no outcome, oldest first; `ConfirmWindow.renumber` comes before the first call.
+
+        Args:
+            limit: How many to append at the most.
+
+        What does not fit the new frame_max ends unknown, with an `EncodeFailed`; its ticket is handed out by the next
+        call of the window that hands out any.
+
+        Returns:
+            True when that was all, and new publishings may follow.
+        """
+        cdef ConfirmWindow window = self.window
+        cdef Slot* slot
+        cdef PublishTemplate template
+        cdef bytes body
+        cdef list pieces
+        cdef Py_ssize_t total
+        cdef uint64_t tag
+        if window is None or not window.resending:
+            raise ValueError("there is nothing to send again: `renumber` comes before")
+        while window.resend_at < window.next_delivery_tag:
+            if limit <= 0:
+                return False
+            tag = window.resend_at
+            window.resend_at += 1
+            slot = &window.slots[tag & window.mask]
+            if tag < window.first or slot.state == FREE:
+                continue
+            template, body = <PublishTemplate>slot.template, <bytes>slot.body
+            try:
+                total = self.total(template, slot.size)
+            except EncodeFailed as error:
+                window.end(tag, UNKNOWN, error)
+                continue
+            if slot.size > self.copied_size:
+                pieces = self.large_pieces(self.out.seal(), template, body)
+                window.resent.append(tag)
+                self.out.splice(pieces, total)
+            else:
+                self.write(self.out.reserve(total), template, body, slot.size)
+                window.resent.append(tag)
+                self.out.commit(total)
+            limit -= 1
+        window.advance()
+        window.resending = False
+        window.resent_last = window.next_delivery_tag - 1
+        window.offset = window.next_delivery_tag - 1 - <uint64_t>PyList_GET_SIZE(window.resent)
+        return True
+
+
+# Without confirms nobody knows more.
+NO_RECEIPT = Receipt(0, UNKNOWN)
+
+
+# How often this process is the child of a fork. In a child the loop that the parent ran looks as if it ran still.
+cdef int _forks = 0
+
+
+def _forked():
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+cdef class Publisher:
+    """What a producer does for each message: the short way of `publish` and `publish_nowait`.
+
+    `Producer` fills the attributes and has the long way, for whatever is not plain: options, waiting, several forms of
+    bodies, policies. The attributes are its own.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.thread = PyThread_get_thread_ident()
+        self.forks = _forks
+
+    def settled(self, SettlementRun run not None):
+        """Applies confirms, and lets those go on who waited for them."""
+        cdef list finished
+        self._waiters.hold()
+        try:
+            if self._watched or self._waiting or self._flushing:
+                self._settle(run)
+            else:
+                finished = self._window.settle(run)
+                if finished is not None:
+                    self._complete(finished)
+        finally:
+            self._waiters.release()
+
+    def _complete(self, list finished not None):
+        """Wakes those who wait for these tickets, and remembers those that failed and nobody waits for."""
+        cdef Ticket ticket
+        for ticket in finished:
+            if ticket.future is None:
+                self._remember(ticket)
+            elif type(ticket.future) is Waiter:
+                (<Waiter>ticket.future).set_result(None)
+            elif not ticket.future.done():
+                ticket.future.set_result(None)
+
+    # A ticket of a message that was written, or None: then the long way finds out what to do, or what is wrong.
+    cdef Ticket offer(self, value, routing_key, Py_ssize_t limit):
+        cdef ConfirmWindow window = self._window
+        cdef PublishTemplate template
+        cdef PyObject* found
+        cdef Ticket ticket
+        cdef object body
+        if not self.has_room(window, limit) or not self.at_home():
+            return None
+        if routing_key is self._last_key and self._last_template is not None:  # None is the key of none
+            template = self._last_template
+        else:
+            if type(routing_key) is not str:
+                return None
+            found = PyDict_GetItem(self._templates, routing_key)
+            if found is NULL:
+                return None
+            template = self._last_template = <PublishTemplate>found
+            self._last_key = routing_key
+        if self._ready and PyBytes_CheckExact(value):
+            body = value
+        else:
+            body = self.encode(value)
+            if not self.has_room(window, limit):
+                return None  # the serializer did something else, too
+        ticket = Ticket.__new__(Ticket)
+        ticket.owner = self
+        self._batch.put(template, <bytes>body, ticket, 0)
+        if self._timer is None:
+            self._start_clock()
+        return ticket
+
+    # As offer, for a caller that waits for the outcome. When nothing is in flight nothing is gained by waiting for
+    # others to share a write with (Nagle's algorithm, RFC 896, does the same). During a read its end is soon enough.
+    cdef Ticket send(self, value, routing_key):
+        cdef SendBuffer out
+        cdef Ticket ticket
+        if self._batch is None or self._window.outstanding or self._batch.out.attended:
+            return self.offer(value, routing_key, self._limit)
+        out = self._batch.out
+        out.attended = True
+        try:
+            ticket = self.offer(value, routing_key, self._limit)
+        finally:
+            out.attended = False
+            if out.used:
+                self._transport.flush()
+        return ticket
+
+    # Whether this is called in the event loop. False only means that the long way has to look: it asks
+    # asyncio.get_running_loop, which in Python 3.11 makes a system call each time.
+    cdef inline bint at_home(self) except -1:
+        return (PyThread_get_thread_ident() == self.thread and self.forks == _forks
+                and self._loop.is_running() is True)
+
+    cdef inline bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept:
+        return (self._plain and window.outstanding < limit and window.outstanding_bytes < self._max_bytes
+                and not self._batch.out.paused and not self._batch.out.blocked)
+
+    def _encoded(self, value):
+        return self.encode(value)
+
+    cdef object encode(self, value):
+        try:
+            body = self._encode(value)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise self._encoder.failed(error, value)  # it has its cause
+        if not PyBytes_CheckExact(body):
+            raise self._encoder.not_bytes(body)
+        return body
+
+    def _put_values(self, PublishTemplate template not None, list values not None, Py_ssize_t start, Ticket ticket,
+                    Py_ssize_t index, Py_ssize_t max_bytes, kind):
+        """Encodes and appends values of a batch, one after the other.
+
+        Args:
+            template: Exchange, routing key and properties.
+            values: What the serializer takes.
+            start: Where in `values` to begin.
+            ticket: Told about the outcomes.
+            index: The index of `values[start]` in the ticket.
+            max_bytes: Ends when their bodies have so many bytes.
+            kind: Ends before a value of this type.
+
+        Returns:
+            How many were appended. It also ends when the producer does.
+
+        Raises:
+            CodecError: One is refused; what came before was appended, as `PublishBatch.published` tells.
+        """
+        cdef PublishBatch batch = self._batch
+        cdef Py_ssize_t i = start
+        cdef uint64_t full = batch.published_bytes + <uint64_t>max(1, max_bytes)
+        cdef object value
+        # The serializer may change the list, and close the producer.
+        while i < PyList_GET_SIZE(values) and self._alive and batch.published_bytes < full:
+            value = values[i]
+            if not (self._ready and PyBytes_CheckExact(value)):
+                if type(value) is kind:
+                    break
+                value = self.encode(value)
+                if not self._alive:
+                    break
+            batch.put(template, <bytes>value, ticket, index + i - start)
+            i += 1
+        return i - start
+
+    async def publish(self, value, routing_key="", **options):
+        """Publishes one value and waits for the broker's confirm.
+
+        Many calls may wait at once; up to `max_outstanding` are in flight, and the others wait for their turn.
+        When this is cancelled the message may have been written; it is not taken back.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key, or what `template` made.
+            **options: See `PublishOptions`.
+
+        Returns:
+            A receipt; the outcome is CONFIRMED, or UNKNOWN when the producer has no confirms.
+
+        Raises:
+            EncodeFailed, BodyTooLarge: The value or an option does not fit; nothing was sent.
+            MessageNacked: The broker refused it.
+            MessageReturned: It was mandatory and no queue took it.
+            ExchangeNotFound: There is no such exchange. The producer goes on, on a new channel.
+            ConfirmTimeout: No confirm within `confirm_timeout` seconds; the outcome is UNKNOWN, the stage "confirm".
+            PublishError: With outcome NOT_SENT: it could not be written within `publish_timeout` seconds, and `stage`
+                says what it waited for; or the producer is closed. With UNKNOWN: the channel or connection was lost;
+                the cause says why.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
+        """
+        cdef Ticket ticket
+        cdef Receipt receipt
+        cdef Waiter waiter
+        # Those who wait go first.
+        if options or self._waiting or (ticket := self.send(value, routing_key)) is None:
+            return await self._publish(value, routing_key, options)
+        if ticket.pending:
+            ticket.observed = True
+            waiter = self._waiters.new()
+            ticket.future = waiter
+            await waiter
+        if ticket.failures is not None:
+            raise self._outcome_error(ticket)
+        if not self._confirms:
+            return NO_RECEIPT
+        receipt = Receipt.__new__(Receipt)
+        receipt.delivery_tag = ticket.delivery_tag
+        receipt.ended = CONFIRMED
+        return receipt
+
+    def publish_nowait(self, value, routing_key="", **options):
+        """Publishes one value without waiting; it leaves with the next write.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key, or what `template` made.
+            **options: See `PublishOptions`.
+
+        Returns:
+            A ticket. Await it for the receipt; it raises what `publish` raises. `flush` raises for those that
+            failed and were not awaited.
+
+        Raises:
+            BackpressureError: `max_buffered` publishings or `max_outstanding_bytes` bytes have no outcome yet,
+                the socket is full, the broker blocks publishers, or the connection is being made again; nothing was
+                sent.
+            EncodeFailed, BodyTooLarge: As `publish`.
+            PublishError: The producer is closed; the outcome is NOT_SENT.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
+            WrongLoopError: Called from another thread or event loop.
+        """
+        cdef Ticket ticket
+        if options or (ticket := self.offer(value, routing_key, self._max_buffered)) is None:
+            return self._publish_nowait(value, routing_key, options)
+        return ticket

@@ -1,0 +1,61 @@
+"""The frames of a publishing, packed once."""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint32_t
+
+from leveret.wire.encoding cimport Writer
+from leveret.wire.endian cimport lv_put32
+from leveret.wire.numbers cimport BASIC, BASIC_PUBLISH, FRAME_END, FRAME_HEADER, FRAME_METHOD, FRAME_OVERHEAD
+
+from leveret.errors import EncodeFailed
+
+
+@cython.final
+cdef class PublishTemplate:
+    """The frames of a publishing, packed once: all but its channel, its body and its body's size.
+
+    Args:
+        exchange: The exchange; empty for the default exchange.
+        routing_key: The routing key.
+        raw_properties: What `Properties.encode` returns.
+        mandatory: Ask the broker to return the message when no queue takes it.
+        frame_max: The negotiated limit; the properties must fit one frame (AMQP 0-9-1 section 4.2.6.1).
+
+    Raises:
+        EncodeFailed: A name is longer than 255 bytes, or the properties do not fit one frame.
+    """
+
+    def __cinit__(self, str exchange not None, str routing_key not None, bytes raw_properties not None=b"\x00\x00", *,
+                  bint mandatory=False, uint32_t frame_max=131072):
+        cdef Writer w = Writer()
+        cdef Py_ssize_t header = 12 + PyBytes_GET_SIZE(raw_properties)
+        if header + FRAME_OVERHEAD > frame_max:
+            raise EncodeFailed(f"the properties and headers take {header + FRAME_OVERHEAD} bytes; the negotiated "
+                               f"frame_max is {frame_max}")
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.raw_properties = raw_properties
+        self.mandatory = mandatory
+        w.put8(FRAME_METHOD)
+        w.put16(0)
+        w.put32(0)
+        w.put16(BASIC)
+        w.put16(BASIC_PUBLISH)
+        w.put16(0)
+        w.put_shortstr(exchange, "exchange")
+        w.put_shortstr(routing_key, "routing_key")
+        w.put8(1 if mandatory else 0)
+        lv_put32(w.data + 3, <uint32_t>(w.used - 7))
+        w.put8(FRAME_END)
+        self.header_at = w.used
+        w.put8(FRAME_HEADER)
+        w.put16(0)
+        w.put32(<uint32_t>header)
+        w.put16(BASIC)
+        w.put16(0)
+        w.put64(0)
+        w.put_raw(<uint8_t*>PyBytes_AS_STRING(raw_properties), PyBytes_GET_SIZE(raw_properties))
+        w.put8(FRAME_END)
+        self.prefix = w.take()
+        self.data = <uint8_t*>PyBytes_AS_STRING(self.prefix)
+        self.size = PyBytes_GET_SIZE(self.prefix)

@@ -1,0 +1,15 @@
+from leveret.wire.buffers cimport SendBuffer
+from leveret.wire.reader cimport FrameReader
+
+
+cdef class Stream:
+    cdef readonly FrameReader reader
+    cdef public SendBuffer out
+    cdef public bint closed
+    cdef public dict channels
+    cdef public object session
+    cdef public object _transport
+    cdef public object _loop
+    cdef bint flush_scheduled
+
+    cdef bint handed_over(self, event) except -1

@@ -1,0 +1,28 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef class Writer:
+    cdef uint8_t* data
+    cdef Py_ssize_t used
+    cdef Py_ssize_t capacity
+
+    cdef uint8_t* reserve(self, Py_ssize_t n) except NULL
+    cdef int put8(self, uint8_t value) except -1
+    cdef int put16(self, uint16_t value) except -1
+    cdef int put32(self, uint32_t value) except -1
+    cdef int put64(self, uint64_t value) except -1
+    cdef int put_raw(self, const uint8_t* data, Py_ssize_t n) except -1
+    cdef bint put_short_ascii(self, object value) except -1
+    cdef int put_shortstr(self, object value, str name) except -1
+    cdef int put_longstr(self, object value, str name) except -1
+    cdef int put_table(self, str name, object table, int depth) except -1
+    cdef int put_array(self, str name, object values, int depth) except -1
+    cdef int put_text(self, str name, object value) except -1
+    cdef int put_value(self, str name, object value, int depth) except -1
+    cdef int put_typed(self, str name, uint8_t kind, object value, int depth) except -1
+    cdef int put_decimal(self, object value) except -1
+    cdef bytes take(self)
+
+
+cdef uint64_t to_timestamp(object value, str name) except? 1
+cdef str shown(object value)

@@ -1,0 +1,43 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from leveret.wire.properties cimport Properties
+
+
+cdef enum:
+    # Bodies of these sizes leave their memory to later ones.
+    LEAST_SPARE_BODY = 480
+    MOST_SPARE_BODY = 8192
+
+
+cdef class Message:
+    cdef readonly uint64_t delivery_tag
+    cdef readonly uint64_t body_size
+    cdef readonly object body
+    cdef readonly str exchange
+    cdef readonly str routing_key
+    cdef readonly str consumer_tag
+    cdef readonly str reply_text
+    cdef readonly bytes raw_properties
+    cdef readonly uint32_t message_count
+    cdef readonly uint16_t channel
+    cdef readonly uint16_t method_id
+    cdef readonly uint16_t reply_code
+    cdef readonly bint redelivered
+    cdef readonly bint mandatory
+    cdef readonly bint immediate
+    # The body's memory may be used again when the message is gone.
+    cdef bint spare_body
+    cdef uint16_t max_table_depth
+    cdef uint32_t max_table_entries
+    cdef Properties decoded
+    cdef object owner
+    # The result of `owner.decode`, once `is_decoded` is set.
+    cdef object decoded_value
+    cdef bint is_decoded
+    cdef readonly double received_at
+
+    cdef object settle(self, str verb)
+
+
+cdef Message new_message()
+cdef object spare_body_of(const uint8_t* data, Py_ssize_t size)

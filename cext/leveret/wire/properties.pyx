@@ -1,0 +1,201 @@
+"""The properties of a message, packed and unpacked (AMQP 0-9-1 sections 1.8.1 and 4.2.6.1)."""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint16_t
+
+from leveret.wire.decoding cimport Cursor, cursor_over, need, read_shortstr, read_table
+from leveret.wire.encoding cimport Writer, shown, to_timestamp
+from leveret.wire.endian cimport lv_get16, lv_get64, lv_put16
+from leveret.wire.limits cimport DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES
+
+from leveret.errors import EncodeFailed, TableSyntaxError
+
+
+@cython.final
+cdef class Properties:
+    """The properties of a message (AMQP 0-9-1 section 1.8.1), each None when absent.
+
+    Args:
+        content_type: MIME type of the body, for example `application/json`.
+        content_encoding: For example `gzip`.
+        headers: A mapping; see `encode_table` for the values.
+        delivery_mode: 1 transient, 2 persistent.
+        priority: 0 to 255.
+        correlation_id: The message this one answers.
+        reply_to: Where an answer should go.
+        expiration: The wire's form: milliseconds as decimal digits.
+        message_id: The application's id.
+        timestamp: Seconds since 1970, or a datetime with a time zone.
+        type: The application's message type.
+        user_id: Checked by the broker against the connection's user.
+        app_id: The application's name.
+        cluster_id: Deprecated by the specification.
+    """
+
+    def __cinit__(self, *, content_type=None, content_encoding=None, headers=None, delivery_mode=None, priority=None,
+                  correlation_id=None, reply_to=None, expiration=None, message_id=None, timestamp=None, type=None,
+                  user_id=None, app_id=None, cluster_id=None):
+        self.content_type = content_type
+        self.content_encoding = content_encoding
+        self.headers = headers
+        self.delivery_mode = delivery_mode
+        self.priority = priority
+        self.correlation_id = correlation_id
+        self.reply_to = reply_to
+        self.expiration = expiration
+        self.message_id = message_id
+        self.timestamp = timestamp
+        self.type = type
+        self.user_id = user_id
+        self.app_id = app_id
+        self.cluster_id = cluster_id
+
+    def _tuple(self):
+        return (self.content_type, self.content_encoding, self.headers, self.delivery_mode, self.priority,
+                self.correlation_id, self.reply_to, self.expiration, self.message_id, self.timestamp, self.type,
+                self.user_id, self.app_id, self.cluster_id)
+
+    def __eq__(self, other):
+        if not isinstance(other, Properties):
+            return NotImplemented
+        return self._tuple() == other._tuple()
+
+    __hash__ = None
+
+    def __repr__(self):
+        # Names only: values may be secrets.
+        names = [n for n in _PROPERTY_NAMES if getattr(self, n) is not None]
+        return f"Properties({', '.join(names)})"
+
+    def encode(self):
+        """Packs the flags and the values that are present.
+
+        Returns:
+            The bytes that follow the body size in a content header frame (AMQP 0-9-1 section 4.2.6.1).
+
+        Raises:
+            EncodeFailed: A value does not fit; the text names the property.
+        """
+        cdef Writer w = Writer()
+        cdef uint16_t flags = 0
+        w.put16(0)
+        if self.content_type is not None:
+            flags |= 0x8000
+            w.put_shortstr(self.content_type, "content_type")
+        if self.content_encoding is not None:
+            flags |= 0x4000
+            w.put_shortstr(self.content_encoding, "content_encoding")
+        if self.headers is not None:
+            flags |= 0x2000
+            w.put_table("headers", self.headers, 1)
+        if self.delivery_mode is not None:
+            if not isinstance(self.delivery_mode, int) or not 1 <= self.delivery_mode <= 2:
+                raise EncodeFailed(
+                    f"delivery_mode is 1 (transient) or 2 (persistent), not {shown(self.delivery_mode)}")
+            flags |= 0x1000
+            w.put8(self.delivery_mode)
+        if self.priority is not None:
+            if not isinstance(self.priority, int) or not 0 <= self.priority <= 255:
+                raise EncodeFailed(f"priority is 0 to 255, not {shown(self.priority)}")
+            flags |= 0x0800
+            w.put8(self.priority)
+        if self.correlation_id is not None:
+            flags |= 0x0400
+            w.put_shortstr(self.correlation_id, "correlation_id")
+        if self.reply_to is not None:
+            flags |= 0x0200
+            w.put_shortstr(self.reply_to, "reply_to")
+        if self.expiration is not None:
+            flags |= 0x0100
+            w.put_shortstr(self.expiration, "expiration")
+        if self.message_id is not None:
+            flags |= 0x0080
+            w.put_shortstr(self.message_id, "message_id")
+        if self.timestamp is not None:
+            flags |= 0x0040
+            try:
+                w.put64(to_timestamp(self.timestamp, "timestamp"))
+            except (OverflowError, TypeError):
+                raise EncodeFailed("timestamp is whole seconds since 1970, 0 to 2^64-1, or a datetime") from None
+        if self.type is not None:
+            flags |= 0x0020
+            w.put_shortstr(self.type, "type")
+        if self.user_id is not None:
+            flags |= 0x0010
+            w.put_shortstr(self.user_id, "user_id")
+        if self.app_id is not None:
+            flags |= 0x0008
+            w.put_shortstr(self.app_id, "app_id")
+        if self.cluster_id is not None:
+            flags |= 0x0004
+            w.put_shortstr(self.cluster_id, "cluster_id")
+        lv_put16(w.data, flags)
+        return w.take()
+
+
+cdef tuple _PROPERTY_NAMES = (
+    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
+    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id")
+
+
+def decode_properties(bytes raw not None, *, Py_ssize_t max_depth=DEFAULT_TABLE_DEPTH,
+                      Py_ssize_t max_entries=DEFAULT_TABLE_ENTRIES):
+    """Decodes what `Properties.encode` makes.
+
+    Args:
+        raw: Flags and values.
+        max_depth: As for `decode_table`.
+        max_entries: As for `decode_table`.
+
+    Returns:
+        The `Properties`. `timestamp` stays an int, whatever its value.
+
+    Raises:
+        TableSyntaxError: The block is malformed or over a limit.
+    """
+    cdef Cursor c = cursor_over(<uint8_t*>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), max_depth, max_entries)
+    cdef Properties p = Properties.__new__(Properties)
+    cdef uint16_t flags
+    need(&c, 2, "the property flags")
+    flags = lv_get16(c.at)
+    c.at += 2
+    if flags & 3:
+        # Bit 0 announces more flags and bit 1 is no property; basic has 14 properties.
+        raise TableSyntaxError(f"property flags 0x{flags:04x} name properties that the basic class does not have")
+    if flags & 0x8000:
+        p.content_type = read_shortstr(&c, "content_type")
+    if flags & 0x4000:
+        p.content_encoding = read_shortstr(&c, "content_encoding")
+    if flags & 0x2000:
+        p.headers = read_table(&c)
+    if flags & 0x1000:
+        need(&c, 1, "delivery_mode")
+        p.delivery_mode = c.at[0]
+        c.at += 1
+    if flags & 0x0800:
+        need(&c, 1, "priority")
+        p.priority = c.at[0]
+        c.at += 1
+    if flags & 0x0400:
+        p.correlation_id = read_shortstr(&c, "correlation_id")
+    if flags & 0x0200:
+        p.reply_to = read_shortstr(&c, "reply_to")
+    if flags & 0x0100:
+        p.expiration = read_shortstr(&c, "expiration")
+    if flags & 0x0080:
+        p.message_id = read_shortstr(&c, "message_id")
+    if flags & 0x0040:
+        need(&c, 8, "timestamp")
+        p.timestamp = lv_get64(c.at)
+        c.at += 8
+    if flags & 0x0020:
+        p.type = read_shortstr(&c, "type")
+    if flags & 0x0010:
+        p.user_id = read_shortstr(&c, "user_id")
+    if flags & 0x0008:
+        p.app_id = read_shortstr(&c, "app_id")
+    if flags & 0x0004:
+        p.cluster_id = read_shortstr(&c, "cluster_id")
+    if c.at != c.end:
+        raise TableSyntaxError(f"{c.end - c.at} bytes follow the properties")
+    return p

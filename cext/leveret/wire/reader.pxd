@@ -1,0 +1,74 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from leveret.wire.buffers cimport BodyPool, RecvBuffer
+from leveret.wire.decoding cimport Cursor
+from leveret.wire.message cimport Message
+from leveret.wire.runs cimport ContentRun, SettlementRun
+
+cdef enum:
+    # The longest basic.deliver or basic.publish: three names of 255 bytes, a tag, and what is around them.
+    MAX_METHOD = 800
+
+
+cdef class _Assembly:
+    cdef Message message
+    cdef object body          # bytes under construction; nobody else holds it
+    cdef uint64_t received
+    cdef Py_ssize_t room
+    cdef bint header_due
+    cdef bint discard
+    cdef uint64_t view_size   # of the smallest body that is handed over as a view; 0 for none
+    cdef bint viewed          # the body that is being read is one of them
+    cdef bint pooled          # and `body` is a block of the pool
+
+
+cdef class FrameReader:
+    cdef RecvBuffer buffer
+    cdef readonly bint server
+    cdef bint header_due
+    cdef uint32_t _frame_max
+    cdef readonly uint64_t max_body_size
+    cdef readonly uint16_t max_table_depth
+    cdef readonly uint32_t max_table_entries
+    cdef readonly object error
+    cdef readonly uint64_t received_frames
+    cdef readonly BodyPool body_pool
+    cdef dict assemblies
+    cdef _Assembly last
+    cdef int last_channel
+    cdef list strings
+    cdef bytes last_properties
+    # The whole frame of the last basic.deliver, or as a server basic.publish, and the names in it.
+    cdef uint8_t[MAX_METHOD] known
+    cdef Py_ssize_t known_size
+    cdef Py_ssize_t known_tag_at
+    cdef uint16_t known_method_id
+    cdef str known_consumer_tag
+    cdef str known_exchange
+    cdef str known_routing_key
+    cdef ContentRun content_run
+    cdef SettlementRun settlement_run
+    cdef list events
+
+    cpdef list received(self, Py_ssize_t n)
+    cdef list _parse(self)
+    cdef int _frames(self) except -1
+    cdef bint _known_content(self, const uint8_t* p, Py_ssize_t left) except -1
+    cdef void _know(self, Message m, const uint8_t* arguments, Py_ssize_t size, Py_ssize_t tag_at) noexcept
+    cdef bint _protocol_header(self) except -1
+    cdef int _refuse_first_octet(self, const uint8_t* p, Py_ssize_t left) except -1
+    cdef _Assembly _assembly(self, uint16_t channel)
+    cdef int _end_views(self) except -1
+    cdef str _name(self, Cursor* c, str what)
+    cdef int _method(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1
+    cdef int _event(self, object event) except -1
+    cdef int _settlement(self, uint16_t channel, uint16_t method_id, const uint8_t* p, Py_ssize_t size) except -1
+    cdef Message _message(self, uint16_t channel, uint16_t method_id)
+    cdef int _content(self, _Assembly a, uint16_t channel, uint16_t method_id, const uint8_t* p,
+                      Py_ssize_t size) except -1
+    cdef bytes _properties(self, const uint8_t* p, Py_ssize_t size)
+    cdef int _header(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1
+    cdef int _body(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1
+    cdef int _append(self, _Assembly a, const uint8_t* p, Py_ssize_t size) except -1
+    cdef object _view(self, _Assembly a)
+    cdef int _complete(self, _Assembly a) except -1

@@ -1,0 +1,622 @@
+"""The bytes of one read to one list of events (AMQP 0-9-1 section 4.2.3).
+
+Messages that follow each other on one channel share an event, and so do acknowledgements, so the caller's work per read
+does not grow with the messages in it. Incomplete input waits for more; corrupt input raises, and the two never mix.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_Append
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from leveret.wire.buffers cimport BodyPool, POOLS_BODIES, RecvBuffer, resize_bytes, set_bytes_size
+from leveret.wire.decoding cimport Cursor, cursor_over, need, text_of
+from leveret.wire.endian cimport lv_get16, lv_get32, lv_get64
+from leveret.wire.limits cimport (
+    DEFAULT_FRAME_MAX_BEFORE_TUNE, DEFAULT_MAX_BODY_SIZE, DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES)
+from leveret.wire.message cimport LEAST_SPARE_BODY, MOST_SPARE_BODY, Message, new_message, spare_body_of
+from leveret.wire.numbers cimport (
+    BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, BASIC_PUBLISH, BASIC_REJECT, BASIC_RETURN, FRAME_BODY,
+    FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, SETTLE_MULTIPLE, SETTLE_NACK,
+    SETTLE_REQUEUE)
+from leveret.wire.runs cimport ContentRun, MethodFrame, SettlementRun
+
+from leveret.errors import FrameError, IncompatibleProtocol, RemoteProtocolError, TableSyntaxError
+
+cdef extern from "Python.h":
+    void PyObject_GC_UnTrack(void* object) noexcept
+    object PyMemoryView_FromObject(object exporter)
+
+cdef enum:
+    # A body is allocated as it arrives, never from its declared size alone.
+    FIRST_BODY_BLOCK = 1048576
+    STRING_CACHE = 256
+
+
+# Strings come from the reader's cache, so equal ones are nearly always one object.
+cdef inline bint _same(str a, str b) except -1:
+    return a is b or a == b
+
+
+# The content that a channel is in the middle of.
+@cython.final
+cdef class _Assembly:
+    pass
+
+
+@cython.final
+cdef class FrameReader:
+    """Turns received bytes into events, all that are complete, in one call.
+
+    An event is a `ContentRun`, a `SettlementRun`, a `MethodFrame`, or, once and only with
+    `protocol_header=True`, the eight bytes with which a client begins. Heartbeats make no event: the
+    `received_bytes` count says that the peer is alive.
+
+    Args:
+        server: Read as a server: basic.publish carries content. As a client deliver, return and get-ok do.
+        protocol_header: Expect a client's protocol header first.
+        frame_max: The largest frame accepted, in bytes with its 8 bytes of overhead. 4096 until tune, as
+            AMQP 0-9-1 section 4.2.3 has it; set it to the negotiated value afterwards.
+        max_body_size: Messages with a larger body are reported without it (`Message.body` is None); their
+            frames are read and dropped.
+        max_table_depth: How many tables may stand in each other in a message's headers.
+        max_table_entries: How many values a message's headers may hold together.
+        capacity: Bytes of the receive buffer to start with.
+        body_pool: Where `view_bodies` takes memory from; None for a pool of its own. Several readers of one thread may
+            share one.
+
+    Attributes:
+        body_pool: As given, or None until `view_bodies` is called.
+        error: The error that ended the stream, set once; the events before it were returned.
+    """
+
+    def __cinit__(self, *, bint server=False, bint protocol_header=False,
+                  uint32_t frame_max=DEFAULT_FRAME_MAX_BEFORE_TUNE, uint64_t max_body_size=DEFAULT_MAX_BODY_SIZE,
+                  uint16_t max_table_depth=DEFAULT_TABLE_DEPTH, uint32_t max_table_entries=DEFAULT_TABLE_ENTRIES,
+                  Py_ssize_t capacity=262144, BodyPool body_pool=None):
+        self.buffer = RecvBuffer(capacity)
+        self.body_pool = body_pool
+        self.server = server
+        self.header_due = protocol_header
+        self.max_body_size = max_body_size
+        self.max_table_depth = max_table_depth
+        self.max_table_entries = max_table_entries
+        self.error = None
+        self.assemblies = {}
+        self.last = None
+        self.last_channel = -1
+        self.strings = [None] * STRING_CACHE
+        self.last_properties = b"\x00\x00"
+        self.known_size = 0
+        self.frame_max = frame_max
+
+    @property
+    def frame_max(self):
+        """The largest frame accepted, in bytes with its overhead."""
+        return self._frame_max
+
+    @frame_max.setter
+    def frame_max(self, uint32_t value):
+        if value < 4096:
+            raise FrameError(f"frame_max {value} is below the protocol's minimum of 4096 bytes")
+        self._frame_max = value
+
+    @property
+    def received_bytes(self):
+        """All bytes read so far."""
+        return self.buffer.received_bytes
+
+    def get_buffer(self, Py_ssize_t sizehint):
+        """Memory for the next read (`asyncio.BufferedProtocol.get_buffer`)."""
+        return self.buffer.get_buffer(sizehint)
+
+    cpdef list received(self, Py_ssize_t n):
+        """Parses after `n` bytes were read into the memory of `get_buffer`.
+
+        Returns:
+            A list of events, often empty. When the stream turned out to be corrupt the events before that are
+            returned and `error` is set.
+        """
+        self.buffer.written(n)
+        return self._parse()
+
+    def feed(self, data):
+        """Parses after copying `data`, for callers without `get_buffer`. Returns what `received` returns."""
+        self.buffer.feed(data)
+        return self._parse()
+
+    cdef list _parse(self):
+        cdef list events = []
+        if self.error is None:
+            self.events = events
+            try:
+                self._frames()
+            except RemoteProtocolError as error:
+                self.error = error
+            except BaseException:
+                # Out of memory, with a frame half taken in: nothing that follows could be trusted.
+                self.error = RemoteProtocolError("reading ended for lack of memory", reply_code=506)
+                raise
+            finally:
+                self.events = None
+                self.content_run = None
+                self.settlement_run = None
+        if self.error is not None:
+            # The stream is over. What comes now is dropped, and what was half read let go.
+            self.buffer.start = self.buffer.end = 0
+            self.assemblies.clear()
+            self.last = None
+            self.last_channel = -1
+            if self.body_pool is not None:
+                self.body_pool.clear()
+        return events
+
+    # type(1) channel(2) size(4) payload(size) end(1), AMQP 0-9-1 section 4.2.3
+    cdef int _frames(self) except -1:
+        cdef RecvBuffer buf = self.buffer
+        cdef const uint8_t* p
+        cdef Py_ssize_t left, size
+        cdef uint32_t declared
+        cdef uint8_t kind
+        cdef uint16_t channel
+        if self.header_due and not self._protocol_header():
+            return 0
+        while True:
+            left = buf.end - buf.start
+            if left == 0:
+                return 0
+            p = buf.data + buf.start
+            kind = p[0]
+            if kind == FRAME_METHOD and self.known_size and self._known_content(p, left):
+                continue
+            if kind != FRAME_METHOD and kind != FRAME_HEADER and kind != FRAME_BODY and kind != FRAME_HEARTBEAT:
+                self._refuse_first_octet(p, left)
+                return 0
+            if left < 7:
+                return 0
+            channel = lv_get16(p + 1)
+            declared = lv_get32(p + 3)
+            # Unsigned, so that no length is negative where pointers have 32 bits; frame_max is at least 4096.
+            if declared > self._frame_max - FRAME_OVERHEAD:
+                raise FrameError(f"a frame of {<uint64_t>declared + FRAME_OVERHEAD} bytes on channel {channel} is "
+                                 f"larger than the limit of {self._frame_max}")
+            size = <Py_ssize_t>declared
+            if left < size + FRAME_OVERHEAD:
+                buf.make_room(size + FRAME_OVERHEAD - left)
+                return 0
+            if p[7 + size] != FRAME_END:
+                raise FrameError(f"a frame on channel {channel} ends with 0x{p[7 + size]:02x}, not 0xce")
+            # Consumed before it is looked at: an error never leaves a frame to be parsed twice.
+            buf.start += size + FRAME_OVERHEAD
+            self.received_frames += 1
+            p += 7
+            if kind == FRAME_METHOD:
+                self._method(channel, p, size)
+            elif kind == FRAME_HEADER:
+                self._header(channel, p, size)
+            elif kind == FRAME_BODY:
+                self._body(channel, p, size)
+            elif channel != 0 or size != 0:
+                raise FrameError(f"a heartbeat of {size} bytes on channel {channel}")
+
+    # The usual delivery or publishing: its method frame is that of the one before, but for the delivery tag, and its
+    # body is one frame that is here. Returns false, having done nothing, for every other; whatever is wrong is found on
+    # the long way.
+    cdef bint _known_content(self, const uint8_t* p, Py_ssize_t left) except -1:
+        cdef _Assembly a
+        cdef Message m
+        cdef const uint8_t* header = p + self.known_size
+        cdef const uint8_t* body
+        cdef Py_ssize_t size
+        cdef Py_ssize_t tag_at = self.known_tag_at
+        cdef uint64_t body_size
+        # Both frames, the header without any properties, and what is around the body.
+        left -= self.known_size + 14 + 2 * FRAME_OVERHEAD
+        if left < 0:
+            return False
+        if tag_at == 0:
+            if memcmp(p, self.known, self.known_size) != 0:
+                return False
+        elif (memcmp(p, self.known, tag_at) != 0
+              or memcmp(p + tag_at + 9, self.known + tag_at + 9, self.known_size - tag_at - 9) != 0):
+            return False
+        if (header[0] != FRAME_HEADER or memcmp(header + 1, p + 1, 2) != 0
+                or lv_get32(header + 7) != <uint32_t>BASIC << 16):
+            return False
+        size = <Py_ssize_t>min(lv_get32(header + 3), <uint32_t>0x7FFFFFFF)
+        left -= size - 14
+        if size < 14 or left < 0 or <uint32_t>size > self._frame_max - FRAME_OVERHEAD:
+            return False
+        body = header + size + FRAME_OVERHEAD
+        body_size = lv_get64(header + 11)
+        if (body_size == 0 or body_size > <uint64_t>left or body_size > self.max_body_size
+                or body_size > self._frame_max - FRAME_OVERHEAD or body[0] != FRAME_BODY
+                or memcmp(body + 1, p + 1, 2) != 0 or lv_get32(body + 3) != body_size
+                or body[7 + body_size] != FRAME_END or (body - 1)[0] != FRAME_END):
+            return False
+        a = self._assembly(lv_get16(p + 1))
+        # Views are made on the long way, too.
+        if a.message is not None or 0 < a.view_size <= body_size:
+            return False
+        m = self._message(lv_get16(p + 1), self.known_method_id)
+        m.exchange = self.known_exchange
+        m.routing_key = self.known_routing_key
+        m.consumer_tag = self.known_consumer_tag
+        m.reply_text = ""
+        if tag_at:
+            m.delivery_tag = lv_get64(p + tag_at)
+            m.redelivered = p[tag_at + 8] & 1
+        else:
+            m.mandatory = (header - 2)[0] & 1
+            m.immediate = ((header - 2)[0] >> 1) & 1
+        m.raw_properties = self._properties(header + 19, size - 12)
+        m.body_size = body_size
+        if POOLS_BODIES and LEAST_SPARE_BODY <= body_size <= MOST_SPARE_BODY and not self.server:
+            m.body = spare_body_of(body + 7, <Py_ssize_t>body_size)
+            m.spare_body = True
+        else:
+            m.body = PyBytes_FromStringAndSize(<char*>body + 7, <Py_ssize_t>body_size)
+        self.buffer.start += self.known_size + size + 2 * FRAME_OVERHEAD + <Py_ssize_t>body_size
+        self.received_frames += 3
+        a.message = m
+        self._complete(a)
+        return True
+
+    # Keeps the method frame around these arguments, 11 bytes before them and one behind, for the next message.
+    cdef void _know(self, Message m, const uint8_t* arguments, Py_ssize_t size, Py_ssize_t tag_at) noexcept:
+        self.known_size = size + 12
+        self.known_tag_at = tag_at
+        self.known_method_id = m.method_id
+        self.known_consumer_tag = m.consumer_tag
+        self.known_exchange = m.exchange
+        self.known_routing_key = m.routing_key
+        memcpy(self.known, arguments - 11, self.known_size)
+
+    cdef bint _protocol_header(self) except -1:
+        cdef RecvBuffer buf = self.buffer
+        cdef Py_ssize_t left = buf.end - buf.start
+        cdef Py_ssize_t n = min(left, 4)
+        if memcmp(buf.data + buf.start, b"AMQP", n) != 0:
+            raise IncompatibleProtocol("the client did not begin with an AMQP protocol header")
+        if left < 8:
+            return False
+        self.events.append(PyBytes_FromStringAndSize(<char*>buf.data + buf.start, 8))
+        buf.start += 8
+        self.header_due = False
+        return True
+
+    # The peer is no AMQP server, or one that answers a version it does not speak with its own header.
+    cdef int _refuse_first_octet(self, const uint8_t* p, Py_ssize_t left) except -1:
+        cdef bytes start = PyBytes_FromStringAndSize(<char*>p, min(left, 8))
+        if self.received_frames == 0 and b"AMQP".startswith(start[:4]):
+            if left < 8:
+                return 0
+            raise IncompatibleProtocol(f"the server speaks AMQP {start[5]}-{start[6]}-{start[7]} (protocol id "
+                                       f"{start[4]}), not 0-9-1")
+        if self.received_frames == 0:
+            raise IncompatibleProtocol(f"the peer does not speak AMQP: it began with {start!r}")
+        raise FrameError(f"unknown frame type {p[0]}")
+
+    cdef _Assembly _assembly(self, uint16_t channel):
+        cdef _Assembly a
+        if self.last_channel == channel:
+            return self.last
+        a = self.assemblies.get(channel)
+        if a is None:
+            a = _Assembly.__new__(_Assembly)
+            self.assemblies[channel] = a
+        self.last = a
+        self.last_channel = channel
+        return a
+
+    def forget(self, uint16_t channel):
+        """Drops what is half read on a channel that was closed, and what `view_bodies` asked for it."""
+        cdef _Assembly a = self.assemblies.pop(channel, None)
+        if self.last_channel == channel:
+            self.last = None
+            self.last_channel = -1
+        if a is not None and a.view_size:
+            self._end_views()
+
+    def view_bodies(self, uint16_t channel, uint64_t min_size):
+        """Has large bodies of a channel handed over as memoryviews of pooled memory, from the next content header on.
+
+        Returned messages keep bytes: they are compared with what was published.
+
+        Args:
+            channel: The channel number. `forget` ends it.
+            min_size: Bodies of at least so many bytes are views; 0 ends it.
+
+        Raises:
+            ValueError: The reader is a server's. What a broker takes in it sends again, and it sends bytes objects.
+        """
+        cdef _Assembly a
+        if self.server:
+            raise ValueError("a server's reader hands bodies over as bytes")
+        if self.body_pool is None:
+            self.body_pool = BodyPool()
+        a = self._assembly(channel)
+        a.view_size = min_size
+        if min_size == 0:
+            self._end_views()
+
+    # When the last channel that had views does no more, the pool's memory is of no use.
+    cdef int _end_views(self) except -1:
+        cdef _Assembly a
+        for a in self.assemblies.values():
+            if a.view_size:
+                return 0
+        self.body_pool.clear()
+        return 0
+
+    # Names repeat from message to message; equal bytes give the same str object.
+    cdef str _name(self, Cursor* c, str what):
+        cdef Py_ssize_t n, i
+        cdef uint32_t h = 2166136261
+        cdef uint32_t other
+        cdef const uint8_t* p
+        cdef object entry
+        cdef bytes raw
+        need(c, 1, what)
+        n = c.at[0]
+        c.at += 1
+        need(c, n, what)
+        p = c.at
+        c.at += n
+        if n == 0:
+            return ""
+        for i in range(n):
+            h = (h ^ p[i]) * 16777619
+        h = (h ^ (h >> 16)) & (STRING_CACHE - 1)
+        # Each has two places: if names that alternate shared one, every message would make them anew.
+        for other in range(2):
+            entry = (<list>self.strings)[h ^ other]
+            if entry is not None:
+                raw = <bytes>(<tuple>entry)[0]
+                if PyBytes_GET_SIZE(raw) == n and memcmp(PyBytes_AS_STRING(raw), p, n) == 0:
+                    return <str>(<tuple>entry)[1]
+        text = text_of(p, n)
+        (<list>self.strings)[h ^ 1] = (<list>self.strings)[h]
+        (<list>self.strings)[h] = (PyBytes_FromStringAndSize(<char*>p, n), text)
+        return text
+
+    cdef int _method(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1:
+        cdef uint16_t class_id, method_id
+        cdef _Assembly a
+        cdef MethodFrame frame
+        if size < 4:
+            raise FrameError(f"a method frame of {size} bytes on channel {channel}")
+        if channel != 0:
+            a = self._assembly(channel)
+            if a.message is not None:
+                raise RemoteProtocolError(f"a method frame inside the content of channel {channel}", reply_code=505)
+        class_id = lv_get16(p)
+        method_id = lv_get16(p + 2)
+        if class_id == BASIC and channel != 0:
+            if method_id == BASIC_ACK or method_id == BASIC_NACK or method_id == BASIC_REJECT:
+                return self._settlement(channel, method_id, p + 4, size - 4)
+            if self.server:
+                if method_id == BASIC_PUBLISH:
+                    return self._content(a, channel, method_id, p + 4, size - 4)
+            elif method_id == BASIC_DELIVER or method_id == BASIC_GET_OK or method_id == BASIC_RETURN:
+                return self._content(a, channel, method_id, p + 4, size - 4)
+        frame = MethodFrame.__new__(MethodFrame)
+        frame.channel = channel
+        frame.class_id = class_id
+        frame.method_id = method_id
+        frame.payload = PyBytes_FromStringAndSize(<char*>p + 4, size - 4)
+        self._event(frame)
+        return 0
+
+    cdef int _event(self, object event) except -1:
+        self.content_run = None
+        self.settlement_run = None
+        PyList_Append(self.events, event)
+        return 0
+
+    # ack: tag, multiple; nack: tag, multiple | requeue << 1; reject: tag, requeue
+    cdef int _settlement(self, uint16_t channel, uint16_t method_id, const uint8_t* p, Py_ssize_t size) except -1:
+        cdef uint8_t flags
+        cdef SettlementRun run = self.settlement_run
+        if size != 9:
+            raise TableSyntaxError(f"basic.{method_id} on channel {channel} has {size} bytes of arguments, not 9")
+        if method_id == BASIC_ACK:
+            flags = SETTLE_MULTIPLE if p[8] & 1 else 0
+        elif method_id == BASIC_NACK:
+            flags = SETTLE_NACK | (SETTLE_MULTIPLE if p[8] & 1 else 0) | (SETTLE_REQUEUE if p[8] & 2 else 0)
+        else:
+            flags = SETTLE_NACK | (SETTLE_REQUEUE if p[8] & 1 else 0)
+        if run is None or run.channel != channel:
+            run = SettlementRun.__new__(SettlementRun)
+            run.channel = channel
+            self._event(run)
+            self.settlement_run = run
+        return run.add(lv_get64(p), flags)
+
+    # The caller sets exchange, routing_key, consumer_tag and reply_text.
+    cdef inline Message _message(self, uint16_t channel, uint16_t method_id):
+        cdef Message m = new_message()
+        if self.server:
+            # Nothing that a publishing refers to refers back to it, and a queue may hold a million of them, which the
+            # garbage collector would walk through again and again.
+            PyObject_GC_UnTrack(<void*>m)
+        m.max_table_depth = self.max_table_depth
+        m.max_table_entries = self.max_table_entries
+        m.channel = channel
+        m.method_id = method_id
+        return m
+
+    cdef int _content(self, _Assembly a, uint16_t channel, uint16_t method_id, const uint8_t* p,
+                      Py_ssize_t size) except -1:
+        cdef Cursor c = cursor_over(p, size, 0, 0)
+        cdef Message m = self._message(channel, method_id)
+        m.consumer_tag = m.reply_text = ""
+        if method_id == BASIC_DELIVER:
+            m.consumer_tag = self._name(&c, "a consumer tag")
+            need(&c, 9, "basic.deliver")
+            m.delivery_tag = lv_get64(c.at)
+            m.redelivered = c.at[8] & 1
+            c.at += 9
+            m.exchange = self._name(&c, "an exchange name")
+            m.routing_key = self._name(&c, "a routing key")
+        elif method_id == BASIC_PUBLISH:
+            need(&c, 2, "basic.publish")
+            c.at += 2
+            m.exchange = self._name(&c, "an exchange name")
+            m.routing_key = self._name(&c, "a routing key")
+            need(&c, 1, "basic.publish")
+            m.mandatory = c.at[0] & 1
+            m.immediate = (c.at[0] >> 1) & 1
+            c.at += 1
+        elif method_id == BASIC_RETURN:
+            need(&c, 2, "basic.return")
+            m.reply_code = lv_get16(c.at)
+            c.at += 2
+            m.reply_text = self._name(&c, "a reply text")
+            m.exchange = self._name(&c, "an exchange name")
+            m.routing_key = self._name(&c, "a routing key")
+        else:
+            need(&c, 9, "basic.get-ok")
+            m.delivery_tag = lv_get64(c.at)
+            m.redelivered = c.at[8] & 1
+            c.at += 9
+            m.exchange = self._name(&c, "an exchange name")
+            m.routing_key = self._name(&c, "a routing key")
+            need(&c, 4, "basic.get-ok")
+            m.message_count = lv_get32(c.at)
+            c.at += 4
+        if c.at != c.end:
+            raise TableSyntaxError(f"{c.end - c.at} bytes follow the arguments of basic.{method_id}")
+        if method_id == BASIC_PUBLISH:
+            self._know(m, p, size, 0)
+        elif method_id == BASIC_DELIVER:
+            self._know(m, p, size, 12 + p[0])
+        a.message = m
+        a.header_due = True
+        return 0
+
+    # Properties repeat from message to message; equal bytes in a row give the same object.
+    cdef bytes _properties(self, const uint8_t* p, Py_ssize_t size):
+        if (size != PyBytes_GET_SIZE(self.last_properties)
+                or memcmp(PyBytes_AS_STRING(self.last_properties), p, size) != 0):
+            self.last_properties = PyBytes_FromStringAndSize(<char*>p, size)
+        return self.last_properties
+
+    # class(2) weight(2) body size(8) property flags(2) properties, AMQP 0-9-1 section 4.2.6.1
+    cdef int _header(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1:
+        cdef _Assembly a = self._assembly(channel)
+        cdef Message m = a.message
+        cdef uint64_t body_size
+        if m is None or not a.header_due:
+            raise RemoteProtocolError(f"a content header on channel {channel} that no method announced",
+                                      reply_code=505)
+        if size < 14:
+            raise FrameError(f"a content header of {size} bytes on channel {channel}; the least is 14")
+        if lv_get16(p) != BASIC:
+            raise FrameError(f"a content header of class {lv_get16(p)} on channel {channel}, not {BASIC}")
+        if lv_get16(p + 2) != 0:
+            raise FrameError(f"a content header of weight {lv_get16(p + 2)} on channel {channel}, not 0")
+        body_size = lv_get64(p + 4)
+        if body_size >> 63:
+            raise FrameError(f"a content header on channel {channel} declares {body_size} bytes")
+        m.body_size = body_size
+        m.raw_properties = self._properties(p + 12, size - 12)
+        a.header_due = False
+        a.received = 0
+        a.body = None
+        a.discard = body_size > self.max_body_size
+        a.viewed = 0 < a.view_size <= body_size and m.method_id != BASIC_RETURN
+        if body_size == 0:
+            m.body = b""
+            self._complete(a)
+        return 0
+
+    cdef int _body(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1:
+        cdef _Assembly a = self._assembly(channel)
+        cdef Message m = a.message
+        if m is None or a.header_due:
+            raise RemoteProtocolError(f"a content body on channel {channel} that no header announced", reply_code=505)
+        if <uint64_t>size > m.body_size - a.received:
+            raise FrameError(f"the content body on channel {channel} is longer than the {m.body_size} bytes its "
+                             f"header declared")
+        if size == 0:
+            # Legal, says nothing, and must not count as the whole body.
+            return 0
+        if a.discard:
+            pass
+        elif <uint64_t>size == m.body_size and not a.viewed:
+            m.body = PyBytes_FromStringAndSize(<char*>p, size)
+        else:
+            self._append(a, p, size)
+        a.received += <uint64_t>size
+        if a.received == m.body_size:
+            if a.body is not None:
+                m.body = self._view(a) if a.viewed else a.body
+                a.body = None
+            self._complete(a)
+        return 0
+
+    # The final bytes object grows with what arrives, so a header that lies costs its sender the bytes. A free block of
+    # the pool is there anyway, and is taken whole.
+    cdef int _append(self, _Assembly a, const uint8_t* p, Py_ssize_t size) except -1:
+        cdef uint64_t total = a.message.body_size
+        cdef Py_ssize_t have = <Py_ssize_t>a.received
+        cdef Py_ssize_t room
+        cdef PyObject* raw
+        if a.viewed:
+            if a.body is None:
+                a.body = self.body_pool.take(total)
+                a.pooled = a.body is not None
+                if a.pooled:
+                    a.room = <Py_ssize_t>total
+            total = self.body_pool.room_for(total)
+        if a.body is None:
+            room = <Py_ssize_t>min(total, <uint64_t>max(FIRST_BODY_BLOCK, size))
+            a.body = PyBytes_FromStringAndSize(NULL, room)
+            a.room = room
+        elif size > a.room - have:
+            room = <Py_ssize_t>min(total, <uint64_t>max(2 * a.room, have + size))
+            raw = <PyObject*>a.body
+            Py_INCREF(a.body)
+            a.body = None
+            a.body = resize_bytes(raw, have, room)
+            a.room = room
+        memcpy(PyBytes_AS_STRING(a.body) + have, p, size)
+        return 0
+
+    # The whole of the body, as a view of an object that is as long as the body, so that the object may be used, too.
+    cdef object _view(self, _Assembly a):
+        cdef object block = a.body
+        if not a.pooled:
+            set_bytes_size(block, <Py_ssize_t>a.received)
+            self.body_pool.keep(block, a.room)
+        return PyMemoryView_FromObject(block)
+
+    cdef int _complete(self, _Assembly a) except -1:
+        cdef Message m = a.message
+        cdef ContentRun run = self.content_run
+        a.message = None
+        if (run is not None and run.channel == m.channel and run.method_id == m.method_id
+                and _same(run.consumer_tag, m.consumer_tag)
+                and (m.method_id == BASIC_DELIVER
+                     or (_same(run.exchange, m.exchange) and _same(run.routing_key, m.routing_key)
+                         and run.mandatory == m.mandatory and run.immediate == m.immediate))):
+            if run.common_properties is not m.raw_properties or m.body is None:
+                run.common_properties = None
+            PyList_Append(run.messages, m)
+            return 0
+        run = ContentRun.__new__(ContentRun)
+        run.channel = m.channel
+        run.method_id = m.method_id
+        run.consumer_tag = m.consumer_tag
+        run.exchange = m.exchange
+        run.routing_key = m.routing_key
+        run.mandatory = m.mandatory
+        run.immediate = m.immediate
+        run.common_properties = None if m.body is None else m.raw_properties
+        run.messages = [m]
+        self._event(run)
+        self.content_run = run
+        return 0

@@ -1,0 +1,344 @@
+"""The base of `Client` and `DedicatedConnection`: links, and the producers and consumers on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from weakref import WeakSet
+
+from leveret.client.first_use_producer import FirstUseProducer
+from leveret.consuming.batches import Batches
+from leveret.consuming.builder import Consumption
+from leveret.consuming.consumer import Consumer
+from leveret.errors import ConfigurationError, ConnectionClosed
+from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+from leveret.publishing.options import Publishing
+from leveret.publishing.producer import Producer
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable, Hashable
+
+    from leveret.connection.channel import Channel
+    from leveret.connection.channel_pool import ChannelPool
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
+    from leveret.consuming.error_policy import OnError
+    from leveret.monitoring.meters import Monitor
+    from leveret.plugins.registry import PluginRegistry
+    from leveret.settings import ConsumerSettings, ProducerSettings, Settings
+    from leveret.topology.topology import DeclareReport, Topology
+    from leveret.wire.message import Message
+
+__all__ = ["ClientBase"]
+
+T = TypeVar("T")
+
+#: AMQP's largest prefetch.
+_MAX_PREFETCH: Final = 65_535
+
+
+class ClientBase:
+    """The base of clients and dedicated connections: makes producers, consumers and channels on links.
+
+    Attributes:
+        settings: What it was made with.
+        registry: The plugins it uses.
+        publishing_link: Gives the connection that publishes, and recovers it.
+        consuming_link: Gives the connection that consumes, and recovers it.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: PluginRegistry, monitor: Monitor, publishing: Link, consuming: Link
+    ) -> None:
+        self.settings = settings.connection
+        self.registry = registry
+        self._defaults = settings
+        self._monitor = monitor
+        self.publishing_link = publishing
+        self.consuming_link = consuming
+        # Weak references: an open producer or consumer is kept alive by its channel, and closed ones do not pile up in
+        # a service that makes a consumer for each message.
+        self._producers: WeakSet[Producer] = WeakSet()
+        self._consumers: WeakSet[Consumer[Any]] = WeakSet()
+        self._first_use_producer = FirstUseProducer(self.producer)
+
+    async def _close(self, ending: contextlib.AsyncExitStack) -> None:
+        """Closes what was made here, then its connections, then what `ending` holds, the last first."""
+        async with ending:
+            ending.push_async_callback(self.publishing_link.close)
+            if self.consuming_link is not self.publishing_link:
+                ending.push_async_callback(self.consuming_link.close)
+            try:
+                for consumer in list(self._consumers):
+                    await consumer.close()
+                for producer in list(self._producers):
+                    await producer.close()
+            finally:
+                self._consumers.clear()
+                self._producers.clear()
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that publishes, with what was negotiated."""
+        connection = self.publishing_link.connection
+        if connection is None:
+            raise ConnectionClosed("the client is not connected; use `async with leveret.connect(...)`")
+        return connection
+
+    @property
+    def channels(self) -> ChannelPool:
+        """Lends channels of that connection: `async with client.channels.acquire() as channel:`."""
+        return self.publishing_link.channels
+
+    async def channel(self) -> Channel:
+        """Opens a channel on that connection, for methods of AMQP that have no other place here; it is the caller's."""
+        return await (await self.publishing_link()).channel()
+
+    # ------------------------------------------------------------------ topology
+
+    async def declare(self, topology: Topology) -> DeclareReport:
+        """Declares exchanges, queues and bindings; what exists with the same arguments stays as it is.
+
+        Args:
+            topology: What should exist.
+
+        Returns:
+            The queues' names and counts.
+
+        Raises:
+            PreconditionFailed: Something exists with other arguments; `argument`, `wanted` and `actual` tell which.
+            ChannelClosed: The broker refused for another reason.
+        """
+        async with self.channels.acquire() as channel:
+            return await topology.declare_on(channel)
+
+    async def purge(self, queue: str) -> int:
+        """Drops a queue's ready messages; returns how many there were."""
+        async with self.channels.acquire() as channel:
+            return await channel.queue_purge(queue)
+
+    async def delete_queue(self, queue: str) -> int:
+        """Deletes a queue; returns how many messages it had. A queue that does not exist is no error in RabbitMQ."""
+        async with self.channels.acquire() as channel:
+            return await channel.queue_delete(queue)
+
+    async def delete_exchange(self, exchange: str) -> None:
+        """Deletes an exchange."""
+        async with self.channels.acquire() as channel:
+            await channel.exchange_delete(exchange)
+
+    # ------------------------------------------------------------------ publishing and consuming
+
+    def message(self, value: Any) -> Publishing:
+        """Begins a message that is put together call by call, and published by a producer that this client keeps.
+
+            await client.message(order).exchange("orders").routing_key("order.created").persistent().publish()
+
+        Args:
+            value: What the serializer takes, that of the options that `connect` was given.
+
+        Returns:
+            See `Publishing`.
+        """
+        return Publishing(value, self._first_use_producer)
+
+    def producer(
+        self,
+        settings: ProducerSettings | None = None,
+        *,
+        retry: RetryPolicy | str | None = None,
+        circuit_breaker: CircuitBreaker | str | None = None,
+        **options: Any,
+    ) -> Producer:
+        """Makes a producer; use it with `async with`.
+
+        Args:
+            settings: All options at once; those that `connect` was given by default.
+            retry: A retry policy, or the name of one, over that of `settings`.
+            circuit_breaker: A circuit breaker, or the name of one. An object may be shared by producers.
+            **options: Single options of `ProducerSettings`, over those of `settings`.
+
+        Returns:
+            The producer, not open yet.
+
+        Raises:
+            ConfigurationError: An option is unknown or out of range.
+            PluginError: A serializer, compressor or policy could not be made.
+        """
+        settings = (settings or self._defaults.producer).replace(**options)
+        chosen: object = settings.retry if retry is None else retry
+        policy = self.registry.retry_policy(chosen) if isinstance(chosen, str) else chosen
+        if policy is not None and not isinstance(policy, RetryPolicy):
+            raise ConfigurationError(f"retry is a {type(policy).__name__}, which is no RetryPolicy", option="retry")
+        chosen = settings.circuit_breaker if circuit_breaker is None else circuit_breaker
+        breaker = self.registry.circuit_breaker(chosen) if isinstance(chosen, str) else chosen
+        if breaker is not None and not isinstance(breaker, CircuitBreaker):
+            raise ConfigurationError(
+                f"circuit_breaker is a {type(breaker).__name__}, which is no CircuitBreaker", option="circuit_breaker"
+            )
+        producer = Producer(self.publishing_link, settings, self.registry, retry=policy, circuit_breaker=breaker)
+        self._producers.add(producer)
+        self._monitor.add(producer, "producer", settings.exchange, producer.meter)
+        return producer
+
+    @overload
+    def consumer(
+        self,
+        queue: str,
+        model: type[T],
+        settings: ConsumerSettings | None = None,
+        *,
+        ordered_by: str | Callable[[Message], Hashable] | None = None,
+        on_error: OnError = None,
+        **options: Any,
+    ) -> Consumer[T]: ...
+
+    @overload
+    def consumer(
+        self,
+        queue: str,
+        model: Any = None,
+        settings: ConsumerSettings | None = None,
+        *,
+        ordered_by: str | Callable[[Message], Hashable] | None = None,
+        on_error: OnError = None,
+        **options: Any,
+    ) -> Consumer[Any]: ...
+
+    def consumer(
+        self,
+        queue: str,
+        model: Any = None,
+        settings: ConsumerSettings | None = None,
+        *,
+        ordered_by: str | Callable[[Message], Hashable] | None = None,
+        on_error: OnError = None,
+        **options: Any,
+    ) -> Consumer[Any]:
+        """Makes a consumer.
+
+        Args:
+            queue: The queue.
+            model: What values should be, for example a `msgspec.Struct` or dataclass; None for plain values.
+            settings: All options at once; those that `connect` was given by default.
+            ordered_by: As in `ConsumerSettings`, or a function of a message that returns its key.
+            on_error: What becomes of a message whose handler raised: an `ErrorPolicy`, one action for everything, a
+                mapping of exception classes to actions, or a function `(error, message)` that returns an action, or
+                True to retry and False to dead-letter. None: `Requeue`.
+            **options: Single options of `ConsumerSettings`, over those of `settings`.
+
+        Returns:
+            The consumer, not started yet.
+
+        Raises:
+            ConfigurationError: An option is unknown or out of range, or no serializer makes the model.
+        """
+        if ordered_by is not None and not callable(ordered_by):
+            options["ordered_by"] = ordered_by
+        consumer: Consumer[Any] = Consumer(
+            self.consuming_link,
+            queue,
+            model,
+            (settings or self._defaults.consumer).replace(**options),
+            self.registry,
+            ordered_by=ordered_by if callable(ordered_by) else None,
+            on_error=on_error,
+            publishing=self.publishing_link,
+        )
+        self._consumers.add(consumer)
+        self._monitor.add(consumer, "consumer", queue, consumer.meter)
+        return consumer
+
+    @overload
+    def queue(self, queue: str, model: type[T]) -> Consumption[T]: ...
+
+    @overload
+    def queue(self, queue: str, model: Any = None) -> Consumption[Any]: ...
+
+    def queue(self, queue: str, model: Any = None) -> Consumption[Any]:
+        """Begins a consumer that is put together call by call.
+
+            await client.queue("billing", Order).concurrency(8).prefetch(100).consume(handler)
+
+        Args:
+            queue: The queue.
+            model: As for `consumer`.
+
+        Returns:
+            See `Consumption`.
+        """
+        return Consumption(self, queue, model)
+
+    @overload
+    def batches(
+        self,
+        queue: str,
+        model: type[T],
+        settings: ConsumerSettings | None = None,
+        *,
+        size: int = 100,
+        wait: float = 0.1,
+        **options: Any,
+    ) -> Batches[T]: ...
+
+    @overload
+    def batches(
+        self,
+        queue: str,
+        model: Any = None,
+        settings: ConsumerSettings | None = None,
+        *,
+        size: int = 100,
+        wait: float = 0.1,
+        **options: Any,
+    ) -> Batches[Any]: ...
+
+    def batches(
+        self,
+        queue: str,
+        model: Any = None,
+        settings: ConsumerSettings | None = None,
+        *,
+        size: int = 100,
+        wait: float = 0.1,
+        **options: Any,
+    ) -> Batches[Any]:
+        """Makes a consumer that takes messages in batches, each with one acknowledgement.
+
+            async for batch in client.batches("billing", Order, size=500, wait=0.05):
+                await store(batch.values)
+                batch.ack()
+
+        Args:
+            queue: The queue.
+            model: As for `consumer`.
+            settings: As for `consumer`.
+            size: The most messages of a batch, 1 to 65535.
+            wait: Seconds that the first message of a batch waits for others at most, 0 to 3600.
+            **options: Single options of `ConsumerSettings`. The prefetch is twice the size unless it is given, so that
+                the next batch comes while one is worked on.
+
+        Returns:
+            See `Batches`.
+
+        Raises:
+            ConfigurationError: An option is unknown or out of range, or the prefetch is "auto" or less than the size.
+        """
+        checked: tuple[object, object] = size, wait  # the types promise it; a caller without a type checker may not
+        if type(checked[0]) is not int or not 1 <= size <= _MAX_PREFETCH:
+            raise ConfigurationError(f"size is {size!r:.40}; it must be 1 to {_MAX_PREFETCH}", option="size")
+        if type(checked[1]) not in (int, float) or not 0 <= wait <= 3600:
+            raise ConfigurationError(f"wait is {wait!r:.40} s; it must be 0 to 3600", option="wait")
+        if settings is None:
+            options.setdefault("prefetch", min(_MAX_PREFETCH, 2 * size))
+        consumer = self.consumer(queue, model, settings, **options)
+        prefetch = consumer.settings.prefetch
+        if prefetch == "auto" or prefetch < size:
+            raise ConfigurationError(
+                f"prefetch is {prefetch!r}; batches of {size} need a number of at least {size}", option="prefetch"
+            )
+        if consumer.settings.ordered_by is not None or callable(options.get("ordered_by")):
+            raise ConfigurationError(
+                "ordered_by is of no use in batches, which keep the queue's order", option="ordered_by"
+            )
+        return Batches(consumer, size, float(wait))

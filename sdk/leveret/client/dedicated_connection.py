@@ -1,0 +1,66 @@
+"""A connection for producers and consumers that do not share one with the rest of the client."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from leveret.client.base import ClientBase
+from leveret.connection.link import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from leveret.monitoring.meters import Monitor
+    from leveret.plugins.registry import PluginRegistry
+    from leveret.settings import Settings
+
+__all__ = ["DedicatedConnection"]
+
+
+class DedicatedConnection(ClientBase):
+    """A connection of its own, with what is made on it. Made by `Client.dedicated_connection`.
+
+    Its producers and consumers share it. A broker that is short of memory stops reading from connections that publish,
+    acknowledgements included: what must go on then needs another one.
+
+    It is closed with its client. When it is lost, its producers and consumers go on as those of `Client` do, with a new
+    connection of the same name.
+
+    Attributes:
+        settings: Those of the client, with this name and number of channels.
+        registry: The plugins it uses.
+        publishing_link: Gives the connection to producers and consumers, and recovers it.
+        consuming_link: The same link.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: PluginRegistry, monitor: Monitor, on_close: Callable[[], object]
+    ) -> None:
+        connection = settings.connection
+        link = Link(connection, connection.client_name, registry)
+        super().__init__(settings, registry, monitor, link, link)
+        self._on_close = on_close
+
+    def __repr__(self) -> str:
+        return f"<DedicatedConnection {self.name!r} {self.settings.redacted_url}>"
+
+    @property
+    def name(self) -> str:
+        """The name that the broker lists."""
+        return self.publishing_link.name
+
+    async def close(self) -> None:
+        """Flushes and closes its producers, closes its consumers and then the connection; never hangs."""
+        ending = contextlib.AsyncExitStack()
+        ending.callback(self._on_close)
+        await self._close(ending)
+
+    async def __aenter__(self) -> DedicatedConnection:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

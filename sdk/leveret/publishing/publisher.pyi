@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Unpack, final
+
+from typing_extensions import Buffer, disjoint_base
+
+from leveret.codecs.bodies import BodyEncoder
+from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+from leveret.publishing.options import PublishOptions, Template
+from leveret.publishing.template import PublishTemplate
+from leveret.transport.frame_transport import FrameTransport
+from leveret.transport.waiting import Waiter, Waiters
+from leveret.wire.buffers import SendBuffer
+from leveret.wire.runs import SettlementRun
+
+__test__: dict[str, str]
+
+@final
+class PublishBatch:
+    @property
+    def channel(self) -> int: ...
+    @property
+    def frame_max(self) -> int: ...
+    @property
+    def max_body_size(self) -> int: ...
+    @property
+    def published(self) -> int: ...
+    @property
+    def published_bytes(self) -> int: ...
+    def __new__(
+        cls,
+        out: SendBuffer,
+        window: ConfirmWindow | None,
+        *,
+        channel: int = 1,
+        frame_max: int = 131072,
+        max_body_size: int = 134217728,
+    ) -> PublishBatch: ...
+    def attach(self, out: SendBuffer, channel: int, frame_max: int) -> None: ...
+    def add(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
+    def resend(self, limit: int) -> bool: ...
+
+@disjoint_base
+class Publisher:
+    _window: ConfirmWindow
+    _batch: PublishBatch
+    _encoder: BodyEncoder
+    _encode: Callable[[Any], bytes]
+    _loop: asyncio.AbstractEventLoop
+    _timer: asyncio.TimerHandle | None
+    _waiting: deque[tuple[int, int, float, Waiter]]
+    _last_key: str | Template | None
+    _last_template: PublishTemplate
+    _templates: dict[object, PublishTemplate]
+    _limit: int
+    _max_buffered: int
+    _max_bytes: int
+    _ready: bool
+    _plain: bool
+    _alive: bool
+    _confirms: bool
+    _waiters: Waiters
+    _watched: bool
+    _flushing: list[tuple[int, asyncio.Future[None]]]
+    def settled(self, run: SettlementRun) -> None: ...
+    _transport: FrameTransport
+    def _encoded(self, value: Any) -> bytes: ...
+    def _complete(self, finished: list[Ticket]) -> None: ...
+    def _put_values(
+        self,
+        template: PublishTemplate,
+        values: list[Any],
+        start: int,
+        ticket: Ticket,
+        index: int,
+        max_bytes: int,
+        kind: type,
+    ) -> int: ...
+    async def publish(
+        self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Receipt: ...
+    def publish_nowait(
+        self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Ticket: ...
+
+NO_RECEIPT: Receipt

@@ -1,0 +1,70 @@
+"""Waiting for events and tasks, always with an end: used wherever something is tried again or brought to a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+__all__ = ["cancel_all", "done_before", "set_within"]
+
+logger = logging.getLogger("leveret.runtime")
+
+
+async def set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Waits until an event is set, for at most some seconds.
+
+    Args:
+        event: The event.
+        seconds: How long to wait at most.
+
+    Returns:
+        Whether it is set.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
+
+
+async def done_before(stop: asyncio.Event, work: Coroutine[Any, Any, None], grace: float) -> bool:
+    """Runs work until it is done or an event is set.
+
+    Args:
+        stop: Cancels the work.
+        work: The work; what it raises is raised here.
+        grace: Seconds that the work gets to end when it is cancelled.
+
+    Returns:
+        Whether the work was done; False when it was cancelled because of the event.
+    """
+    tasks = [asyncio.create_task(work), asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            return False
+        tasks[0].result()
+        return True
+    finally:
+        await cancel_all(tasks, grace)
+
+
+async def cancel_all(tasks: Sequence[asyncio.Task[Any]], timeout: float) -> None:
+    """Cancels tasks and waits until they have ended.
+
+    Args:
+        tasks: The tasks; their errors are marked as retrieved.
+        timeout: Seconds to wait at most. A task that has not ended by then is logged and left alone.
+    """
+    for task in tasks:
+        task.cancel()
+    done, left = await asyncio.wait(tasks, timeout=timeout)
+    for task in done:
+        if not task.cancelled():
+            task.exception()
+    for task in left:
+        logger.error("%r did not end %g s after it was cancelled", task.get_name(), timeout)

@@ -1,0 +1,114 @@
+"""The options of a process: its plugins, its metrics sinks and its garbage collector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Self
+
+from leveret.settings.environment import Section, read_environment
+from leveret.settings.rules import Options, Rule, inside, option, rules_of, seconds, wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitoringSettings(Section):
+    """The metrics sinks that get a client's counters.
+
+    Attributes:
+        sinks: The names of metrics sinks, which plugins bring; empty for none. Counting costs the same either way.
+        sink_timeout: Seconds that a sink gets to start, and again to close, 0.001 to 86400.
+
+    Example:
+        >>> MonitoringSettings(sinks=["prometheus"]).sinks
+        ('prometheus',)
+    """
+
+    _family = "MONITORING_"
+
+    sinks: Sequence[str] = option((), items=Rule(kind=str, minimum=1, maximum=255))
+    sink_timeout: float = seconds(5.0)
+
+    def _check_together(self) -> None:
+        if len(set(self.sinks)) < len(self.sinks):
+            raise wrong("sinks", "sinks names one sink twice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcSettings(Options):
+    """The way a `GcPolicy` treats Python's garbage collector.
+
+    Attributes:
+        freeze: True collects once at the start and then leaves out of all collections what is alive (gc.freeze), which
+            is mostly modules and what the program has set up.
+        threshold: New objects, without those that are gone, at which Python collects by itself, 1000 to 10000000. A
+            higher one means fewer, longer pauses and more garbage. Python's own is 700, and 2000 from 3.13 on.
+        interval: Seconds between two looks at whether there is something to collect, 0.001 to 60.
+        idle_turn: The event loop counts as idle when one turn of it takes at most this many seconds, 0.00001 to 1.
+        max_delay: Seconds since the last collection after which a loop that is never idle collects all the same, 0.001
+            to 86400.
+        log_interval: Seconds between two lines in the log, 0.001 to 86400.
+
+    Example:
+        >>> GcSettings().replace(threshold=50_000).threshold
+        50000
+    """
+
+    freeze: bool = option(True)
+    threshold: int = option(10_000, minimum=1000, maximum=10_000_000)
+    interval: float = seconds(0.1, maximum=60)
+    idle_turn: float = seconds(0.001, minimum=0.00001, maximum=1)
+    max_delay: float = seconds(5.0)
+    log_interval: float = seconds(60.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSettings(Options):
+    """Which installed plugins to use. Plugins are meant by the name of their entry point or of their distribution.
+
+    Attributes:
+        allow: Only these; None allows all, and an empty list none. What the core brings is always there.
+        block: Not these. A blocked plugin is not imported.
+        strict: True makes a plugin that fails to load an error; otherwise it is logged and left out.
+        choose: Which plugin is meant where two bring the same: by name, content type or content encoding.
+
+    Example:
+        >>> PluginSettings.from_env({"LEVERET_PLUGINS": "msgpack,lz4"}).allow
+        ('msgpack', 'lz4')
+    """
+
+    allow: Sequence[str] | None = option(None, tuple, items=Rule(kind=str, minimum=1, maximum=255))
+    block: Sequence[str] = option((), items=Rule(kind=str, minimum=1, maximum=255))
+    strict: bool = option(False)
+    choose: Mapping[str, str] = field(default_factory=dict, hash=False, metadata={"rule": Rule(kind=Mapping)})
+
+    def _check_together(self) -> None:
+        texts: tuple[object, ...] = (*self.choose, *self.choose.values())
+        if not all(isinstance(text, str) for text in texts):
+            raise wrong("choose", "choose must be a table of text to text")
+        # The caller's own may change.
+        object.__setattr__(self, "choose", MappingProxyType(dict(self.choose)))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, prefix: str = "LEVERET_") -> Self:
+        """Makes settings from `LEVERET_PLUGINS` (what to allow; `none` for nothing) and `LEVERET_PLUGINS_<OPTION>`.
+
+        Args:
+            environ: The variables; None means those of the process.
+            prefix: What the names start with.
+
+        Returns:
+            The checked settings.
+
+        Raises:
+            ConfigurationError: One of these variables is unknown or wrong.
+        """
+        environ = os.environ if environ is None else environ
+        rules = {name: rule for name, rule in rules_of(cls).items() if name in ("block", "strict")}
+        values = read_environment(environ, f"{prefix}PLUGINS_", rules)
+        allow = environ.get(f"{prefix}PLUGINS", "").strip()
+        if allow:
+            with inside(f"{prefix}PLUGINS"):
+                values["allow"] = rules_of(cls)["allow"].read("allow", "" if allow == "none" else allow, text=True)
+        return cls(**values)

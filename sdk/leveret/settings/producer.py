@@ -1,0 +1,70 @@
+"""The options of producers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from leveret.message import PERSISTENT, TRANSIENT
+from leveret.settings.environment import Section
+from leveret.settings.rules import MIB, option, seconds, size
+
+_DELIVERY_MODES: Final = {"transient": TRANSIENT, "persistent": PERSISTENT}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerSettings(Section):
+    """How to publish.
+
+    Attributes:
+        exchange: Where to publish, at most 255 bytes; the empty name is the default exchange: it routes by queue name.
+        serializer: The serializer's name: "json", "text", "bytes", "empty", "hybrid" or a plugin's.
+        compressor: The compressor's name: "gzip", "deflate" or a plugin's; None leaves bodies as they are, except for a
+            serializer that has a compressor of its own, as "hybrid" has.
+        compression_level: The compressor's level, within its own bounds; None is its default.
+        compression_threshold: Bodies of up to this many bytes are not compressed, 0 to 2**40.
+        compression_ratio: A compressed body is kept when it is smaller than this share of the original, 0.01 to 1.
+        confirms: False publishes without asking the broker to confirm: lost messages stay unknown.
+        confirm_timeout: Seconds to wait for a confirm before the outcome is UNKNOWN, 0.001 to 86400.
+        publish_timeout: Seconds for the whole of `publish`, and for the wait of `enqueue` and of each chunk of
+            `publish_batch`: for the connection, for the broker's leave, for room, and for the confirm, 0.001 to 86400.
+        mandatory: True has unroutable messages returned.
+        delivery_mode: 2 (persistent) or 1 (transient); the words are understood too.
+        max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000; "auto" begins with 200 and
+            grows up to `max_buffered` while that brings a higher rate of confirms.
+        max_outstanding_bytes: Bytes of unconfirmed bodies, 1 to 2**40.
+        max_buffered: Unconfirmed publishings above which `publish_nowait` refuses, 1 to 1000000.
+        batch_size: Messages in a chunk of `publish_batch`, 1 to 1000000; fewer when they are large, so that a chunk has
+            about 1 MiB.
+        batches_in_flight: How many full chunks may be unconfirmed, 1 to 1000.
+        max_body_size: The largest body, 1 to 2**40 bytes. RabbitMQ's own limit, `max_message_size`, is 128 MiB unless
+            configured; since 4.0 it is 16 MiB.
+        retry: The name of a retry policy, asked after each failure of `publish` and `publish_batch`; None for none.
+        circuit_breaker: The name of a circuit breaker, told of failures and asked when it is not closed; None for none.
+
+    Example:
+        >>> ProducerSettings(exchange="orders", mandatory=True).delivery_mode
+        2
+    """
+
+    _family = "PRODUCER_"
+
+    exchange: str = option("", maximum=255)
+    serializer: str = option("json", minimum=1, maximum=255)
+    compressor: str | None = option(None, str, minimum=1, maximum=255)
+    compression_level: int | None = option(None, int, minimum=-(2**31), maximum=2**31 - 1)
+    compression_threshold: int = size(1024, 0)
+    compression_ratio: float = option(0.9, minimum=0.01, maximum=1)
+    confirms: bool = option(True)
+    confirm_timeout: float = seconds(5.0)
+    publish_timeout: float = seconds(30.0)
+    mandatory: bool = option(False)
+    delivery_mode: int = option(PERSISTENT, choices=(TRANSIENT, PERSISTENT), aliases=_DELIVERY_MODES)
+    max_outstanding: int | Literal["auto"] = option(200, minimum=1, maximum=1_000_000, word="auto")
+    max_outstanding_bytes: int = size(64 * MIB)
+    max_buffered: int = option(10_000, minimum=1, maximum=1_000_000)
+    batch_size: int = option(1000, minimum=1, maximum=1_000_000)
+    batches_in_flight: int = option(2, minimum=1, maximum=1000)
+    max_body_size: int = size(128 * MIB)
+    retry: str | None = option(None, str, minimum=1, maximum=255)
+    circuit_breaker: str | None = option(None, str, minimum=1, maximum=255)
