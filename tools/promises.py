@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Brings the lists of tests in docs/promises.md up to date: adds tests of a promise that are missing there.
+
+Tests of a promise are those whose names begin with `test_s` and its number. Names of tests that are gone are printed and
+taken out; where such a test held a promise under a name of its own, name the one that holds it now.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "promises.md"
+
+
+def names_of_tests() -> set[str]:
+    """The names of all tests."""
+    files = [*(ROOT / "tests").rglob("test_*.py"), *ROOT.glob("plugins/*/tests/test_*.py")]
+    return {name for file in files for name in re.findall(r"^\s*(?:async )?def (test_\w+)\(", file.read_text(), re.M)}
+
+
+def updated(page: str, tests: set[str]) -> tuple[str, list[str]]:
+    """The page with lists that are right, and the names that were taken out."""
+    gone: list[str] = []
+    parts = re.split(r"(?m)^(?=## S\d+: )", page)
+    for index, part in enumerate(parts):
+        heading = re.match(r"## S(\d+): ", part)
+        if heading is None:
+            continue
+        before = re.findall(r"`(test_\w+)`", part)
+        own = sorted(test for test in tests if re.match(rf"test_(?:s\d+_)*s{heading[1]}_", test))
+        named = own + [test for test in before if test in tests and test not in own]
+        gone += [f"S{heading[1]}: {test}" for test in before if test not in tests]
+        rest = re.sub(r"\* Tests: .*\Z", "", part, flags=re.DOTALL).rstrip()
+        listed = ",\n  ".join(f"`{test}`" for test in named)
+        parts[index] = rest + (f"\n* Tests: {listed}.\n\n" if named else "\n\n")
+    return "".join(parts).rstrip() + "\n", gone
+
+
+if __name__ == "__main__":
+    text, taken_out = updated(PAGE.read_text(), names_of_tests())
+    PAGE.write_text(text)
+    print("\n".join(taken_out) or "no test is gone")
