@@ -134,9 +134,9 @@ def judge(console: Console, problems: Sequence[str], all_well: str) -> int:
         The exit status: 1 when there are problems, otherwise 0.
     """
     for problem in problems:
-        console.print(problem, style="red", markup=False)
+        console.print(problem, style="red", markup=False, soft_wrap=True)
     if not problems:
-        console.print(all_well)
+        console.print(all_well, soft_wrap=True)
     return 1 if problems else 0
 
 

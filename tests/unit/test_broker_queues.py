@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.corpus import strategies
 
 from leveret.broker.arguments import QueueOptions
-from leveret.broker.queues import SLICE_BYTES, TURN_COUNT, UNLIMITED, Consumer, Queue
+from leveret.broker.queues import SLICE_BYTES, TURN_COUNT, UNLIMITED, BrokerConsumer, BrokerQueue
 from leveret.publishing.publisher import PublishBatch
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
@@ -35,9 +35,9 @@ class FakeHost:
         self._numbers = itertools.count()
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
         self.cancelled: set[int] = set()
-        self.awake: list[Queue] = []
+        self.awake: list[BrokerQueue] = []
         self.dead: list[tuple[str, bytes]] = []
-        self.deleted: list[Queue] = []
+        self.deleted: list[BrokerQueue] = []
 
     def time(self) -> float:
         return self.now
@@ -47,13 +47,13 @@ class FakeHost:
         heapq.heappush(self.timers, (self.now + delay, number, callback))
         return FakeTimer(self, number)
 
-    def wake(self, queue: Queue) -> None:
+    def wake(self, queue: BrokerQueue) -> None:
         self.awake.append(queue)
 
-    def dead_letter(self, queue: Queue, messages: list[Message], reason: str) -> None:
+    def dead_letter(self, queue: BrokerQueue, messages: list[Message], reason: str) -> None:
         self.dead += [(reason, message.body or b"") for message in messages]
 
-    def delete_queue(self, queue: Queue) -> None:
+    def delete_queue(self, queue: BrokerQueue) -> None:
         self.deleted.append(queue)
         queue.delete()
 
@@ -94,27 +94,27 @@ class FakeChannel:
     def bodies(self) -> list[bytes]:
         return [message.body or b"" for message in self.messages]
 
-    def capacity(self, consumer: Consumer) -> int:
+    def capacity(self, consumer: BrokerConsumer) -> int:
         return self.room
 
-    def deliver(self, consumer: Consumer, messages: list[Message], sequences: Sequence[int]) -> None:
+    def deliver(self, consumer: BrokerConsumer, messages: list[Message], sequences: Sequence[int]) -> None:
         assert 0 < len(messages) == len(sequences) <= self.room
         self.room -= len(messages)
         self.slices.append([message.body or b"" for message in messages])
         self.messages += messages
         self.sequences += sequences
 
-    def cancelled(self, consumer: Consumer) -> None:
+    def cancelled(self, consumer: BrokerConsumer) -> None:
         self.gone += 1
 
 
-def make(host: FakeHost, **options: Any) -> Queue:
-    return Queue("q", "/", host, QueueOptions(**options), {}, durable=False, auto_delete=False, owner=None)
+def make(host: FakeHost, **options: Any) -> BrokerQueue:
+    return BrokerQueue("q", "/", host, QueueOptions(**options), {}, durable=False, auto_delete=False, owner=None)
 
 
-def consume(queue: Queue, room: int = UNLIMITED, **options: Any) -> FakeChannel:
+def consume(queue: BrokerQueue, room: int = UNLIMITED, **options: Any) -> FakeChannel:
     channel = FakeChannel(room)
-    consumer = Consumer(
+    consumer = BrokerConsumer(
         channel,
         "tag",
         queue,
@@ -484,7 +484,7 @@ def test_deleted_queue_leaves_no_timer(host: FakeHost) -> None:
 
 
 def test_auto_delete_queue_goes_with_its_last_consumer(host: FakeHost) -> None:
-    queue = Queue("q", "/", host, QueueOptions(), {}, durable=False, auto_delete=True, owner=None)
+    queue = BrokerQueue("q", "/", host, QueueOptions(), {}, durable=False, auto_delete=True, owner=None)
     first, second = consume(queue), consume(queue)
     queue.remove_consumer(first.consumer)  # type: ignore[attr-defined]
     assert host.deleted == []

@@ -14,7 +14,8 @@ import pytest
 from leveret.broker import EmbeddedBroker
 from leveret.broker import session as session_module
 from leveret.broker.dead_letters import DEATHS_COUNT
-from leveret.broker.session import BrokerTransport, Session
+from leveret.broker.session import BrokerSession
+from leveret.broker.transport import BrokerTransport
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.protocol.commands import (
     PROTOCOL_HEADER,
@@ -95,7 +96,7 @@ class Client:
         reader = FrameReader(
             server=True, protocol_header=True, frame_max=4096, max_body_size=broker.max_message_size, capacity=65536
         )
-        self.session = Session(broker)
+        self.session = BrokerSession(broker)
         self.transport = BrokerTransport(self.session, reader)
         self.wire.protocol = self.transport
         self.transport.connection_made(self.wire)
@@ -956,7 +957,7 @@ async def test_dead_letters_travel_through_long_chains_without_nesting(
 
     # The header that tells of every queue has its limit.
     assert reject() == []
-    assert "died too often" in caplog.text
+    assert "its x-death header has the most entries allowed" in caplog.text
     client.send(1, Queue.Delete, queue="q3")
     client.send(1, Queue.Declare, queue="q3")
     assert reject() == ["q3"]

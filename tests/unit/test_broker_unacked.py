@@ -11,12 +11,12 @@ from tests.corpus import strategies
 from leveret.broker.unacked import Piece, Unacked
 
 if TYPE_CHECKING:
-    from leveret.broker.queues import Queue
+    from leveret.broker.queues import BrokerQueue
     from leveret.wire.message import Message
 
 assert strategies  # its import loads the hypothesis profile
 
-QUEUES = [cast("Queue", object()), cast("Queue", object())]
+QUEUES = [cast("BrokerQueue", object()), cast("BrokerQueue", object())]
 
 
 class Model:

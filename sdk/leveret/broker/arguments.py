@@ -1,8 +1,8 @@
-"""What the arguments of queues, exchanges and consumers mean, and which of them are refused.
+"""Reads, checks and compares the arguments of queues, exchanges and consumers.
 
 Names, limits and texts are those of RabbitMQ 3.10.8. An argument that RabbitMQ knows and this broker does not
-implement is refused with 540; one that starts with `x-` and that nobody knows is refused too, because a newer
-RabbitMQ may give it a meaning.
+implement is refused with 540. An unknown argument that starts with `x-` is refused too, because a newer RabbitMQ may
+give it a meaning.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Arguments = dict[str, "TypedValue"]
 #: Ten years, in milliseconds: RabbitMQ's longest expiration.
 EXPIRY_MAX_MS: Final = 315_360_000_000
 
-#: In the order in which RabbitMQ compares them.
+#: Arguments by queue type, in the order in which RabbitMQ compares them.
 _CLASSIC: Final = (
     "x-expires", "x-message-ttl", "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-max-length",
     "x-max-length-bytes", "x-max-priority", "x-overflow", "x-queue-mode", "x-queue-version",
@@ -54,26 +54,26 @@ _IMPLEMENTED: Final = frozenset({
     "x-max-length", "x-max-length-bytes", "x-overflow", "x-single-active-consumer", "x-delivery-limit",
 })  # fmt: skip
 _BY_TYPE: Final = {"classic": _CLASSIC, "quorum": _QUORUM}
-#: RabbitMQ's texts name the module.
+#: RabbitMQ's modules, which its texts name.
 _MODULES: Final = {"classic": "rabbit_classic_queue", "quorum": "rabbit_quorum_queue"}
 _OVERFLOWS: Final = ("drop-head", "reject-publish", "reject-publish-dlx")
 
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """What a queue's arguments ask for.
+    """The options in a queue's arguments.
 
     Attributes:
-        queue_type: `classic` or `quorum`; both live in memory only.
-        dead_letter_exchange: Where rejected, expired and dropped messages go; None drops them.
-        dead_letter_routing_key: With this routing key; None keeps theirs.
-        max_length: The most messages that may be ready.
-        max_length_bytes: The most bytes of bodies that may be ready.
+        queue_type: `classic` or `quorum`; both are kept in memory only.
+        dead_letter_exchange: The exchange for rejected, expired and dropped messages; None drops them.
+        dead_letter_routing_key: The routing key of dead-lettered messages; None keeps their own.
+        max_length: The most ready messages.
+        max_length_bytes: The most bytes in bodies of ready messages.
         overflow: `drop-head`, `reject-publish` or `reject-publish-dlx`.
-        message_ttl_ms: After which a ready message expires.
-        expires_ms: After which an unused queue is deleted.
-        delivery_limit: How often a message may come back before it is dead-lettered.
-        single_active_consumer: Only one consumer gets messages at a time.
+        message_ttl_ms: The milliseconds after which a ready message expires.
+        expires_ms: The milliseconds after which an unused queue is deleted.
+        delivery_limit: How often a message may be requeued before it is dead-lettered.
+        single_active_consumer: True: only one consumer gets messages at a time.
     """
 
     queue_type: str = "classic"
@@ -88,8 +88,8 @@ class QueueOptions:
     single_active_consumer: bool = False
 
 
-class _Reader:
-    """Takes checked values out of an arguments table."""
+class _ArgumentsReader:
+    """Reads checked values from an arguments table."""
 
     def __init__(self, arguments: Mapping[str, TypedValue], what: str) -> None:
         self._arguments = arguments
@@ -147,7 +147,7 @@ class _Reader:
 
 
 def expiry_error(milliseconds: int) -> str | None:
-    """Why RabbitMQ would not take this expiration, as it prints the reason; None when it would."""
+    """Returns RabbitMQ's text for an expiration that it refuses; None for a valid one."""
     if milliseconds < 0:
         return f"{{value_negative,{milliseconds}}}"
     if milliseconds > EXPIRY_MAX_MS:
@@ -170,14 +170,14 @@ def queue_options(
     """Reads the arguments of a new queue.
 
     Args:
-        arguments: From queue.declare.
-        what: The queue as texts name it.
-        durable: Whether it is declared durable and not exclusive.
-        exclusive: Whether it is declared exclusive.
-        auto_delete: Whether it is declared to be deleted with its last consumer.
+        arguments: The arguments of queue.declare.
+        what: The queue's description in texts.
+        durable: Whether the queue is declared durable and not exclusive.
+        exclusive: Whether the queue is declared exclusive.
+        auto_delete: Whether the queue is deleted with its last consumer.
 
     Returns:
-        What they ask for.
+        The options.
 
     Raises:
         Refusal: 406 for a wrong type or value, 540 for an argument that is not implemented.
@@ -185,7 +185,7 @@ def queue_options(
     letters = arguments.get("x-dead-letter-exchange")
     if letters is not None and not letters.is_string:
         raise precondition_failed(f"invalid type '{letters.type_name}' for arg 'x-dead-letter-exchange' in {what}")
-    read = _Reader(arguments, what)
+    read = _ArgumentsReader(arguments, what)
     queue_type = read.choice(
         "x-queue-type", ("classic", "quorum", "stream"), "\"unsupported queue type '{}'\"", "classic"
     )
@@ -216,7 +216,7 @@ def queue_options(
 
 
 def queue_module(arguments: Arguments) -> str:
-    """RabbitMQ's name of the queue type that the arguments ask for."""
+    """Returns RabbitMQ's module for the queue type in the arguments."""
     entry = arguments.get("x-queue-type")
     return _MODULES["quorum" if entry is not None and entry.value == "quorum" else "classic"]
 
@@ -225,11 +225,11 @@ def alternate_exchange(arguments: Arguments, what: str) -> str | None:
     """Reads the arguments of a new exchange.
 
     Args:
-        arguments: From exchange.declare.
-        what: The exchange as texts name it.
+        arguments: The arguments of exchange.declare.
+        what: The exchange's description in texts.
 
     Returns:
-        The exchange that gets what this one cannot route, or None.
+        The name of the alternate exchange, which gets messages that the exchange cannot route; or None.
 
     Raises:
         Refusal: As `queue_options`.
@@ -247,8 +247,8 @@ def consumer_priority(arguments: Arguments, what: str, queue_type: str) -> int:
     """Reads the arguments of a consumer.
 
     Args:
-        arguments: From basic.consume.
-        what: The queue as texts name it.
+        arguments: The arguments of basic.consume.
+        what: The queue's description in texts.
         queue_type: `classic` or `quorum`.
 
     Returns:
@@ -263,17 +263,17 @@ def consumer_priority(arguments: Arguments, what: str, queue_type: str) -> int:
             raise precondition_failed(f"invalid arg '{key}' for {what} of queue type {_MODULES[queue_type]}")
         if key.startswith("x-") and key != "x-priority":
             raise not_implemented(f"argument '{key}' of a consumer of {what}")
-    return _Reader(arguments, what).integer("x-priority") or 0
+    return _ArgumentsReader(arguments, what).integer("x-priority") or 0
 
 
 # ---------------------------------------------------------------------- equivalence
 
 
 def assert_equivalent(current: bool | str, received: bool | str, what: str, key: str) -> None:
-    """Compares a property of an entity with that of its declaration.
+    """Compares a property of an entity with that of another declaration.
 
     Raises:
-        Refusal: 406; the text names the property and both values.
+        Refusal: 406 if they differ. The text names the property and both values.
     """
     if current != received:
         raise precondition_failed(
@@ -305,20 +305,20 @@ def _described(entry: TypedValue | None) -> str:
 
 
 def assert_queue_arguments(current: Arguments, received: Arguments, what: str, queue_type: str) -> None:
-    """Compares the arguments that mean something to this type of queue.
+    """Compares the arguments that this type of queue has.
 
     Raises:
-        Refusal: 406; the text names the first argument that differs.
+        Refusal: 406 if they differ. The text names the first argument that differs.
     """
     for key in _BY_TYPE[queue_type]:
         _assert_same_argument(current.get(key), received.get(key), what, key)
 
 
 def assert_exchange_arguments(current: Arguments, received: Arguments, what: str) -> None:
-    """Compares the one argument that means something to an exchange.
+    """Compares `alternate-exchange`, the only argument of exchanges.
 
     Raises:
-        Refusal: 406; the text names it.
+        Refusal: 406 if it differs. The text names it.
     """
     key = "alternate-exchange"
     _assert_same_argument(current.get(key), received.get(key), what, key)

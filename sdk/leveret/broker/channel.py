@@ -1,4 +1,4 @@
-"""The server's side of a channel: topology, publishing with confirms and transactions, consuming, settling."""
+"""The broker's side of a channel: topology, publishing with confirms and transactions, consuming, settling."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import secrets
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from leveret.broker.arguments import consumer_priority, expiry_error
-from leveret.broker.queues import UNLIMITED, Consumer
+from leveret.broker.queues import UNLIMITED, BrokerConsumer
 from leveret.broker.refusals import Refusal, access_refused, not_implemented, precondition_failed
 from leveret.broker.tables import arguments_of
 from leveret.broker.unacked import Piece, Unacked
 from leveret.errors import TableSyntaxError
-from leveret.protocol.commands import Basic, Confirm, Exchange, Method, Tx, decode, encode, make
-from leveret.protocol.commands import Channel as Channels
-from leveret.protocol.commands import Queue as Queues
+from leveret.protocol.commands import Basic, Channel, Confirm, Exchange, Method, Queue, Tx, decode, encode, make
 from leveret.wire.content import append_content, append_deliveries, append_settlement
 from leveret.wire.numbers import (
     BASIC,
@@ -25,6 +23,7 @@ from leveret.wire.numbers import (
     NOT_FOUND,
     NOT_IMPLEMENTED,
     PRECONDITION_FAILED,
+    REPLY_CODES,
     SYNTAX_ERROR,
 )
 from leveret.wire.properties import decode_properties
@@ -32,37 +31,37 @@ from leveret.wire.properties import decode_properties
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from leveret.broker.queues import Queue
-    from leveret.broker.session import Session
+    from leveret.broker.queues import BrokerQueue
+    from leveret.broker.session import BrokerSession
     from leveret.wire.message import Message
     from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
-__all__ = ["Channel"]
+__all__ = ["BrokerChannel"]
 
-# Flags of the properties that the broker has to look at (AMQP 0-9-1 section 4.2.6.1).
+# Flags of the properties that the broker must check (AMQP 0-9-1 section 4.2.6.1): headers, reply-to, expiration, user.
 _LOOKED_AT: Final = 0x2000 | 0x0200 | 0x0100 | 0x0010
 
 #: RabbitMQ's pseudo-queue for answers (direct reply-to).
 _REPLY_TO: Final = "amq.rabbitmq.reply-to"
 
 
-class Channel:
+class BrokerChannel:
     """One open channel.
 
     Args:
-        session: Its connection.
-        number: Its number.
+        session: The session of its connection.
+        number: The channel number.
 
     Attributes:
-        closing: channel.close was sent; everything but channel.close-ok is ignored.
+        closing: True after channel.close was sent. All frames but channel.close-ok are then ignored.
     """
 
-    def __init__(self, session: Session, number: int) -> None:
+    def __init__(self, session: BrokerSession, number: int) -> None:
         self.session = session
         self.number = number
         self.closing = False
         self._vhost = session.vhost
-        self._consumers: dict[str, Consumer] = {}
+        self._consumers: dict[str, BrokerConsumer] = {}
         self._unacked = Unacked()
         self._next_tag = 1
         # Unacknowledged deliveries to consumers: what basic.qos with `global` limits.
@@ -73,20 +72,22 @@ class Channel:
         self._last_queue = ""
         self._confirms = False
         self._published = 0
-        # Outcomes of publishings that were not written yet: refused, last tag, how many.
+        # Confirms that are not written yet: refused, last tag, how many.
         self._outcomes: list[tuple[bool, int, int]] = []
-        # The properties that were checked last, and their expiration: one object for all messages that share them.
+        # The packed properties that were checked last, and their expiration. Messages in a row share one object.
         self._checked: bytes | None = None
         self._checked_expiration: int | None = None
-        # In a transaction: what is done on commit.
+        # In a transaction: publishings and settlements that wait for tx.commit.
         self._transactional = False
-        self._tx_publishings: list[tuple[list[Message], tuple[Queue, ...], ContentRun, list[int | None] | None]] = []
+        self._tx_publishings: list[
+            tuple[list[Message], tuple[BrokerQueue, ...], ContentRun, list[int | None] | None]
+        ] = []
         self._tx_settlements: list[tuple[list[Piece], bool, bool]] = []
 
-    # ------------------------------------------------------------------ the session calls these
+    # ------------------------------------------------------------------ called by the session
 
     def method(self, frame: MethodFrame) -> None:
-        """Does what a method of the control plane asks for.
+        """Handles any method but basic.publish and settlements.
 
         Raises:
             Refusal: The channel or the connection has to be closed.
@@ -96,12 +97,12 @@ class Channel:
         handler = self._handlers.get(type(method))
         if handler is None:
             raise Refusal(COMMAND_INVALID, "unimplemented method")
-        # Confirms of what came before must not follow the answer.
+        # Confirms of earlier publishings must precede the answer.
         self.flush()
         handler(self, method, frame)
 
     def release(self) -> None:
-        """Ends consumers and puts back what was not acknowledged; nothing is sent."""
+        """Removes the channel's consumers and requeues its unacknowledged deliveries. Sends nothing."""
         self.closing = True
         consumers = list(self._consumers.values())
         self._consumers.clear()
@@ -117,14 +118,14 @@ class Channel:
             consumer.queue.remove_consumer(consumer)
 
     def wake(self) -> None:
-        """Lets the consumers' queues deliver again."""
+        """Lets the queues of the channel's consumers deliver again."""
         for consumer in self._consumers.values():
             self._vhost.wake(consumer.queue)
 
     def flush(self) -> None:
-        """Writes the confirms that are due: one frame for publishings in a row with the same outcome."""
+        """Writes the waiting confirms: one frame for consecutive publishings with the same outcome."""
         for refused, tag, count in self._outcomes:
-            # Everything before has its outcome, so `multiple` covers these only.
+            # Earlier publishings have their outcome, so `multiple` covers these only.
             append_settlement(
                 self.session.out, self.number, BASIC_NACK if refused else BASIC_ACK, tag, 1 if count > 1 else 0
             )
@@ -140,10 +141,10 @@ class Channel:
     # ------------------------------------------------------------------ publishing
 
     def publish(self, run: ContentRun) -> None:
-        """Publishes messages that share exchange and routing key: routed once, confirmed together.
+        """Publishes messages that share exchange and routing key. They are routed once and confirmed together.
 
         Raises:
-            Refusal: A message cannot be published; those before it were.
+            Refusal: A message cannot be published. The messages before it were published.
         """
         if run.immediate:
             raise Refusal(NOT_IMPLEMENTED, "immediate=true")
@@ -163,7 +164,7 @@ class Channel:
         exchange = self._vhost.exchange(run.exchange)
         start = 0
         raw = b""
-        route: tuple[Queue, ...] = ()
+        route: tuple[BrokerQueue, ...] = ()
         for index, message in enumerate(messages):
             if message.raw_properties is raw:
                 continue
@@ -179,7 +180,11 @@ class Channel:
             self._publish(run, messages[start:], route, None if expirations is None else expirations[start:])
 
     def _publish(
-        self, run: ContentRun, messages: list[Message], queues: tuple[Queue, ...], expirations: list[int | None] | None
+        self,
+        run: ContentRun,
+        messages: list[Message],
+        queues: tuple[BrokerQueue, ...],
+        expirations: list[int | None] | None,
     ) -> None:
         if self._transactional:
             self._tx_publishings.append((messages, queues, run, expirations))
@@ -190,11 +195,19 @@ class Channel:
             self._confirm(True, len(messages) - taken)
 
     def _distribute(
-        self, run: ContentRun, messages: list[Message], queues: tuple[Queue, ...], expirations: list[int | None] | None
+        self,
+        run: ContentRun,
+        messages: list[Message],
+        queues: tuple[BrokerQueue, ...],
+        expirations: list[int | None] | None,
     ) -> int:
-        """Gives messages to queues, or back to their publisher; returns how many were not refused."""
+        """Publishes messages to queues, or returns mandatory ones to their publisher.
+
+        Returns:
+            How many messages no queue refused.
+        """
         if queues:
-            # All of them, also when one refuses: RabbitMQ's nack says that at least one queue did.
+            # Each queue gets the messages, also when one refuses: RabbitMQ's nack means that at least one queue did.
             return min([queue.publish(messages, expirations) for queue in queues])
         if run.mandatory:
             frame = encode(
@@ -202,7 +215,7 @@ class Channel:
                 make(
                     Basic.Return,
                     reply_code=NO_ROUTE,
-                    reply_text="NO_ROUTE",
+                    reply_text=REPLY_CODES[NO_ROUTE],
                     exchange=run.exchange,
                     routing_key=run.routing_key,
                 ),
@@ -224,14 +237,15 @@ class Channel:
         self.session.confirming[self] = None
 
     def _check(self, run: ContentRun) -> tuple[int, list[int | None] | None, Refusal | None]:
-        """Looks at what the broker must not pass on unseen.
+        """Checks sizes and properties of messages.
 
         Returns:
-            How many messages are good, their expirations when one has any, and what is wrong with the next one.
+            How many messages are valid; their expirations, or None when no message has one; and the refusal of the
+            first invalid message, or None.
         """
         messages = run.messages
         if run.common_properties is self._checked is not None and self._checked_expiration is None:
-            # The usual case, which costs nothing for each message.
+            # The usual case costs nothing per message.
             return len(messages), None, None
         expirations: list[int | None] = []
         try:
@@ -251,7 +265,7 @@ class Channel:
 
     def _check_properties(self, raw: bytes) -> int | None:
         """Returns the expiration in milliseconds, or None."""
-        # Decoded even when nothing is looked at: what is malformed must not reach a consumer.
+        # Always decoded, because malformed properties must not reach a consumer.
         try:
             properties = decode_properties(raw)
         except TableSyntaxError as error:
@@ -273,8 +287,8 @@ class Channel:
 
     # ------------------------------------------------------------------ consuming
 
-    def capacity(self, consumer: Consumer) -> int:
-        """How many messages a consumer may get now; see `Deliverer`."""
+    def capacity(self, consumer: BrokerConsumer) -> int:
+        """Returns how many messages a consumer may get now; see `Deliverer`."""
         if self.closing or self.session.transport.paused:
             return 0
         room = UNLIMITED
@@ -285,7 +299,7 @@ class Channel:
                 room = min(room, self._global_prefetch_count - self._delivered)
         return room
 
-    def deliver(self, consumer: Consumer, messages: list[Message], sequences: Sequence[int]) -> None:
+    def deliver(self, consumer: BrokerConsumer, messages: list[Message], sequences: Sequence[int]) -> None:
         """Sends messages to a consumer; see `Deliverer`."""
         tag = self._next_tag
         count = len(messages)
@@ -297,8 +311,8 @@ class Channel:
         session = self.session
         append_deliveries(session.out, self.number, consumer.tag, tag, messages, frame_max=session.frame_max)
 
-    def cancelled(self, consumer: Consumer) -> None:
-        """Tells the client that a consumer's queue is gone (RabbitMQ: consumer cancellation notifications)."""
+    def cancelled(self, consumer: BrokerConsumer) -> None:
+        """Tells the client that a consumer's queue was deleted (RabbitMQ: consumer cancellation notifications)."""
         if self._consumers.pop(consumer.tag, None) is not None and self.session.capable("consumer_cancel_notify"):
             self._send(Basic.Cancel, consumer_tag=consumer.tag, nowait=True)
 
@@ -306,7 +320,7 @@ class Channel:
         """Applies acknowledgements.
 
         Raises:
-            Refusal: 406 for a delivery tag that is not outstanding; those before it were applied.
+            Refusal: 406 for a delivery tag that is not outstanding. Earlier acknowledgements were applied.
         """
         for tag, multiple, nack, requeue in run:
             pieces = self._unacked.take(tag, multiple=multiple)
@@ -336,17 +350,17 @@ class Channel:
         if self._global_prefetch_count:
             self.wake()
 
-    # ------------------------------------------------------------------ methods of the control plane
+    # ------------------------------------------------------------------ handlers of methods
 
-    def _close(self, method: Channels.Close, frame: MethodFrame) -> None:
+    def _close(self, method: Channel.Close, frame: MethodFrame) -> None:
         self.release()
-        self._send(Channels.CloseOk)
+        self._send(Channel.CloseOk)
         self.session.forget(self)
 
-    def _flow(self, method: Channels.Flow, frame: MethodFrame) -> None:
+    def _flow(self, method: Channel.Flow, frame: MethodFrame) -> None:
         if not method.active:
             raise Refusal(NOT_IMPLEMENTED, "active=false")
-        self._send(Channels.FlowOk, active=True)
+        self._send(Channel.FlowOk, active=True)
 
     def _exchange_declare(self, method: Exchange.Declare, frame: MethodFrame) -> None:
         if method.passive:
@@ -383,7 +397,7 @@ class Channel:
             raise Refusal(NOT_FOUND, "no previously declared queue")
         return self._last_queue
 
-    def _queue_declare(self, method: Queues.Declare, frame: MethodFrame) -> None:
+    def _queue_declare(self, method: Queue.Declare, frame: MethodFrame) -> None:
         session = self.session
         if method.queue.startswith(_REPLY_TO):
             raise not_implemented("direct reply-to")
@@ -404,33 +418,33 @@ class Channel:
         queue.dispatch()
         self._reply(
             method,
-            Queues.DeclareOk,
+            Queue.DeclareOk,
             queue=queue.name,
             message_count=len(queue),
             consumer_count=queue.consumer_count,
         )
 
-    def _queue_bind(self, method: Queues.Bind, frame: MethodFrame) -> None:
+    def _queue_bind(self, method: Queue.Bind, frame: MethodFrame) -> None:
         arguments = arguments_of(frame.payload, 3)
         self._vhost.bind(method.exchange, "queue", *self._bind_names(method), arguments, self.session)
-        self._reply(method, Queues.BindOk)
+        self._reply(method, Queue.BindOk)
 
-    def _queue_unbind(self, method: Queues.Unbind, frame: MethodFrame) -> None:
+    def _queue_unbind(self, method: Queue.Unbind, frame: MethodFrame) -> None:
         arguments = arguments_of(frame.payload, 3, bits=False)
         self._vhost.unbind(method.exchange, "queue", *self._bind_names(method), arguments, self.session)
-        self._reply(method, Queues.UnbindOk)
+        self._reply(method, Queue.UnbindOk)
 
-    def _bind_names(self, method: Queues.Bind | Queues.Unbind) -> tuple[str, str]:
+    def _bind_names(self, method: Queue.Bind | Queue.Unbind) -> tuple[str, str]:
         queue = self._queue_name(method.queue)
-        # Both empty: the queue declared last, by its own name (AMQP 0-9-1 section 1.7.2.3).
+        # Both empty: the key is the name of the queue declared last (AMQP 0-9-1 section 1.7.2.3).
         routing_key = queue if not method.queue and not method.routing_key else method.routing_key
         return queue, routing_key
 
-    def _queue_purge(self, method: Queues.Purge, frame: MethodFrame) -> None:
+    def _queue_purge(self, method: Queue.Purge, frame: MethodFrame) -> None:
         queue = self._vhost.queue(self._queue_name(method.queue), self.session)
-        self._reply(method, Queues.PurgeOk, message_count=queue.purge())
+        self._reply(method, Queue.PurgeOk, message_count=queue.purge())
 
-    def _queue_delete(self, method: Queues.Delete, frame: MethodFrame) -> None:
+    def _queue_delete(self, method: Queue.Delete, frame: MethodFrame) -> None:
         name = self._queue_name(method.queue)
         count = 0
         if name in self._vhost.queues:
@@ -449,7 +463,7 @@ class Channel:
             if method.if_unused and queue.consumer_count:
                 raise precondition_failed(f"{queue.what} in use")
             self._vhost.delete_queue(queue)
-        self._reply(method, Queues.DeleteOk, message_count=count)
+        self._reply(method, Queue.DeleteOk, message_count=count)
 
     def _basic_qos(self, method: Basic.Qos, frame: MethodFrame) -> None:
         if method.prefetch_size:
@@ -457,7 +471,7 @@ class Channel:
         if method.global_:
             self._global_prefetch_count = method.prefetch_count
         else:
-            # RabbitMQ: for consumers that start later; and it lifts the channel's limit.
+            # As in RabbitMQ: it applies to consumers that start later, and removes the channel's own limit.
             self._prefetch_count = method.prefetch_count
             self._global_prefetch_count = 0
         self._send(Basic.QosOk)
@@ -479,7 +493,7 @@ class Channel:
             method.exclusive and (queue.consumer_count or queue.options.single_active_consumer)
         ):
             raise access_refused(f"{queue.what} in exclusive use")
-        consumer = Consumer(
+        consumer = BrokerConsumer(
             self,
             method.consumer_tag or f"amq.ctag-{secrets.token_urlsafe(16)}",
             queue,
@@ -563,22 +577,22 @@ class Channel:
         self._assert_transactional()
         settlements, self._tx_settlements = self._tx_settlements, []
         self._tx_publishings = []
-        # What was settled in the transaction is outstanding again (RabbitMQ: it is not redelivered by itself).
+        # Deliveries settled in the transaction are outstanding again. As in RabbitMQ they are not redelivered.
         self._unacked.put_back([piece for pieces, _, _ in settlements for piece in pieces])
         self._send(Tx.RollbackOk)
 
-    _handlers: ClassVar[dict[type[Method], Callable[[Channel, Any, MethodFrame], None]]] = {
-        Channels.Close: _close,
-        Channels.Flow: _flow,
+    _handlers: ClassVar[dict[type[Method], Callable[[BrokerChannel, Any, MethodFrame], None]]] = {
+        Channel.Close: _close,
+        Channel.Flow: _flow,
         Exchange.Declare: _exchange_declare,
         Exchange.Delete: _exchange_delete,
         Exchange.Bind: _exchange_bind,
         Exchange.Unbind: _exchange_unbind,
-        Queues.Declare: _queue_declare,
-        Queues.Bind: _queue_bind,
-        Queues.Unbind: _queue_unbind,
-        Queues.Purge: _queue_purge,
-        Queues.Delete: _queue_delete,
+        Queue.Declare: _queue_declare,
+        Queue.Bind: _queue_bind,
+        Queue.Unbind: _queue_unbind,
+        Queue.Purge: _queue_purge,
+        Queue.Delete: _queue_delete,
         Basic.Qos: _basic_qos,
         Basic.Consume: _basic_consume,
         Basic.Cancel: _basic_cancel,
@@ -593,7 +607,11 @@ class Channel:
 
 
 def _milliseconds(expiration: str) -> int:
-    """Reads an expiration; RabbitMQ's words for what is wrong with it."""
+    """Returns the milliseconds of an expiration.
+
+    Raises:
+        Refusal: The text is no valid expiration; it has RabbitMQ's words.
+    """
     digits = expiration[1:] if expiration[:1] in ("+", "-") else expiration
     count = len(digits) - len(digits.lstrip("0123456789"))
     if not count:

@@ -1,7 +1,7 @@
-"""Dead letters: what a message looks like after it left a queue in one of the ways that RabbitMQ calls dying.
+"""Makes the dead-lettered copy of a message that was rejected, expired, or dropped by a limit.
 
-The header `x-death` has one entry for each queue and reason, the latest first, and counts how often (RabbitMQ: dead
-letter exchanges). Every other header and property stays as the publisher packed it.
+The header `x-death` has one entry with a count for each queue and reason, the latest first (RabbitMQ: dead letter
+exchanges). Every other header and property stays as the publisher packed it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from leveret.wire.properties import decode_properties
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from leveret.broker.queues import Queue
+    from leveret.broker.queues import BrokerQueue
     from leveret.wire.message import Message
 
-__all__ = ["DeadLetter"]
+__all__ = ["DeadLetteredMessage"]
 
-#: A message that died in more ways than this is dropped. Its header grows with each, and with it the work for the
-#: next: without a limit one client could keep the broker busy for minutes with one message.
+#: The most entries of `x-death`; a message with more is dropped. The header and the work to extend it grow with each
+#: entry, so without a limit one client could keep the broker busy for minutes with one message.
 DEATHS_COUNT: Final = 255
 
 
-class DeadLetter(NamedTuple):
+class DeadLetteredMessage(NamedTuple):
     """A message on its way to a dead-letter exchange.
 
     Attributes:
-        message: As it goes there.
-        headers: Its headers, for an exchange that looks at them.
+        message: The copy that the exchange gets.
+        headers: The headers of the copy, for a headers exchange.
         deaths: The entries of `x-death`.
         reason: `rejected`, `expired`, `maxlen` or `delivery_limit`.
     """
@@ -44,17 +44,17 @@ class DeadLetter(NamedTuple):
     reason: str
 
     @classmethod
-    def of(cls, message: Message, queue: Queue, exchange: str, reason: str) -> DeadLetter | None:
-        """Makes the dead letter of a message.
+    def of(cls, message: Message, queue: BrokerQueue, exchange: str, reason: str) -> DeadLetteredMessage | None:
+        """Makes the dead-lettered copy of a message.
 
         Args:
-            message: As it was in the queue.
+            message: The message in the queue.
             queue: The queue.
             exchange: The dead-letter exchange's name.
-            reason: Why it died.
+            reason: The reason for `x-death`.
 
         Returns:
-            The dead letter; None when it died in too many ways.
+            The copy; None when `x-death` would have more than `DEATHS_COUNT` entries.
         """
         properties = decode_properties(message.raw_properties)
         headers = properties.headers or {}
@@ -79,13 +79,13 @@ class DeadLetter(NamedTuple):
         try:
             letter = _changed(message, queue, exchange, {**changes, "x-death": _packable(deaths)})
         except (EncodeFailed, TableSyntaxError):
-            # The publisher filled the header with something that only just fitted.
+            # The header sent by the publisher is so large, or so deep, that it cannot be extended.
             deaths = [death]
             letter = _changed(message, queue, exchange, {**changes, "x-death": _packable(deaths)})
         return cls(letter, {**headers, **changes}, deaths, reason)
 
     def is_cycle(self, queue: str) -> bool:
-        """Whether it comes back to a queue without anybody having rejected it on the way: it would never stop."""
+        """Returns True if the message would return to a queue without a rejection on the way, and circulate forever."""
         if self.reason == "rejected":
             return False
         for death in self.deaths:
@@ -96,7 +96,7 @@ class DeadLetter(NamedTuple):
         return False
 
 
-def _changed(message: Message, queue: Queue, exchange: str, headers: dict[str, Any]) -> Message:
+def _changed(message: Message, queue: BrokerQueue, exchange: str, headers: dict[str, Any]) -> Message:
     routing_key = queue.options.dead_letter_routing_key
     return rebuilt(
         message,
@@ -105,9 +105,9 @@ def _changed(message: Message, queue: Queue, exchange: str, headers: dict[str, A
         raw_properties=replace_headers(
             message.raw_properties,
             headers,
-            # A quorum queue's count belongs to that queue.
+            # The delivery count of a quorum queue holds for that queue only.
             drop=("x-delivery-count",) if queue.options.queue_type == "quorum" else (),
-            # It would expire in the next queue as well (RabbitMQ: dead letter exchanges).
+            # Removed, or the message would expire in the next queue as well (RabbitMQ: dead letter exchanges).
             drop_properties=("expiration",),
         ),
     )
@@ -118,11 +118,11 @@ def _packable(deaths: list[dict[str, Any]]) -> Any:
 
 
 def _deaths(earlier: list[dict[str, Any]], death: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry for each queue and reason; the latest death's comes first, counted up when there was one."""
+    """Returns `x-death` with one entry for each queue and reason. The new death's entry comes first, counted up."""
     grouped: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in earlier:
         count = entry.get("count")
-        # The header came from outside: a count that is none would be taken over for ever.
+        # A publisher may have sent any value as count; an invalid one counts as 1.
         grouped.setdefault(
             (str(entry.get("queue")), str(entry.get("reason"))),
             {**entry, "count": count if type(count) is int and 0 < count < 1 << 62 else 1},

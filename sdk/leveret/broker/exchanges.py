@@ -1,4 +1,4 @@
-"""Exchanges: which queues and exchanges a message goes to next (AMQP 0-9-1 section 3.1.3)."""
+"""Exchanges: they find the queues and exchanges that a message goes to next (AMQP 0-9-1 section 3.1.3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from leveret.broker.arguments import Arguments
-    from leveret.broker.queues import Queue
+    from leveret.broker.queues import BrokerQueue
 
 __all__ = ["EXCHANGE_TYPES", "Binding", "Exchange"]
 
@@ -18,14 +18,14 @@ _X_MATCHES: Final = ("all", "any", "all-with-x", "any-with-x")
 
 
 class Binding(NamedTuple):
-    """A binding; two are the same when all of this is.
+    """A binding. Two bindings are the same when all fields are equal.
 
     Attributes:
         source: The exchange's name.
         kind: `queue` or `exchange`.
         destination: The name of the queue or exchange that gets the messages.
         routing_key: The binding key.
-        arguments: The packed arguments, sorted, so that they compare and hash.
+        arguments: The packed arguments, sorted, so that they can be compared and hashed.
     """
 
     source: str
@@ -42,16 +42,16 @@ class Binding(NamedTuple):
 
 
 class Exchange:
-    """What all types of exchange have in common.
+    """The base of all exchange types.
 
     Args:
-        name: Its name; empty for the default exchange.
-        vhost: The name of its virtual host, for texts.
-        durable: Kept and compared; nothing here outlives the process.
-        auto_delete: Delete it when its last binding goes.
-        internal: Publishers may not use it.
-        arguments: Its declaration's arguments.
-        alternate: The exchange that gets what this one cannot route.
+        name: The exchange's name; empty for the default exchange.
+        vhost: The virtual host's name, for texts.
+        durable: Stored and compared only: no exchange outlives the process.
+        auto_delete: Whether the exchange is deleted with its last binding.
+        internal: Whether publishers may not use it.
+        arguments: The arguments of its declaration.
+        alternate: The exchange for messages that this one cannot route.
 
     Attributes:
         bindings: Every binding of which this exchange is the source, with its destination.
@@ -59,7 +59,7 @@ class Exchange:
     """
 
     kind: ClassVar[str]
-    #: Whether `match` looks at the headers, so that its answer cannot be kept for a routing key.
+    #: Whether `match` depends on headers, so that its result cannot be cached by routing key.
     by_headers: ClassVar[bool] = False
 
     def __init__(
@@ -80,11 +80,11 @@ class Exchange:
         self.internal = internal
         self.arguments = arguments or {}
         self.alternate = alternate
-        self.bindings: dict[Binding, Queue | Exchange] = {}
+        self.bindings: dict[Binding, BrokerQueue | Exchange] = {}
         self.inbound: dict[Binding, Exchange] = {}
 
-    def add(self, binding: Binding, destination: Queue | Exchange, arguments: Arguments) -> None:
-        """Adds a binding; one that exists already changes nothing."""
+    def add(self, binding: Binding, destination: BrokerQueue | Exchange, arguments: Arguments) -> None:
+        """Adds a binding. Adding an existing one changes nothing."""
         self.check(arguments)
         if binding not in self.bindings:
             self.bindings[binding] = destination
@@ -105,17 +105,21 @@ class Exchange:
         return True
 
     def check(self, arguments: Arguments) -> None:
-        """Refuses the arguments of a binding that mean nothing to this type."""
+        """Checks the arguments of a binding.
 
-    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[Queue | Exchange]:
-        """Destinations of a message, each possibly more than once."""
+        Raises:
+            Refusal: 406 for invalid arguments.
+        """
+
+    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[BrokerQueue | Exchange]:
+        """Returns the destinations of a message; a destination may occur more than once."""
         raise NotImplementedError
 
-    def _added(self, binding: Binding, destination: Queue | Exchange, arguments: Arguments) -> None:
-        """Indexes a new binding."""
+    def _added(self, binding: Binding, destination: BrokerQueue | Exchange, arguments: Arguments) -> None:
+        """Adds a binding to the index."""
 
     def _removed(self, binding: Binding) -> None:
-        """Takes a binding out of the index."""
+        """Removes a binding from the index."""
 
 
 class DirectExchange(Exchange):
@@ -125,12 +129,12 @@ class DirectExchange(Exchange):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._by_key: dict[str, dict[Binding, Queue | Exchange]] = {}
+        self._by_key: dict[str, dict[Binding, BrokerQueue | Exchange]] = {}
 
-    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[Queue | Exchange]:
+    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[BrokerQueue | Exchange]:
         return self._by_key.get(routing_key, {}).values()
 
-    def _added(self, binding: Binding, destination: Queue | Exchange, arguments: Arguments) -> None:
+    def _added(self, binding: Binding, destination: BrokerQueue | Exchange, arguments: Arguments) -> None:
         self._by_key.setdefault(binding.routing_key, {})[binding] = destination
 
     def _removed(self, binding: Binding) -> None:
@@ -145,7 +149,7 @@ class FanoutExchange(Exchange):
 
     kind = "fanout"
 
-    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[Queue | Exchange]:
+    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[BrokerQueue | Exchange]:
         return self.bindings.values()
 
 
@@ -156,16 +160,15 @@ class _Node:
 
     def __init__(self, word: str = "") -> None:
         self.children: dict[str, _Node] = {}
-        self.destinations: dict[Binding, Queue | Exchange] = {}
+        self.destinations: dict[Binding, BrokerQueue | Exchange] = {}
         self.repeats = word == "#"
 
 
 class TopicExchange(Exchange):
     """Routes by words between dots: `*` stands for one word, `#` for any number of them.
 
-    The binding keys form a trie that is walked as a state machine, one step for each word of the routing key. So the
-    work is bounded by words times nodes, also for keys such as `#.a.#.a.#.a` that would make a backtracking search
-    explode.
+    The binding keys form a trie that is walked as a state machine, one step for each word of the routing key. The work
+    is bounded by words times nodes, also for keys such as `#.a.#.a.#.a`, for which backtracking would be exponential.
     """
 
     kind = "topic"
@@ -174,7 +177,7 @@ class TopicExchange(Exchange):
         super().__init__(*args, **options)
         self._root = _Node()
 
-    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[Queue | Exchange]:
+    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[BrokerQueue | Exchange]:
         active: set[_Node] = set()
         _enter(self._root, active)
         # RabbitMQ splits an empty key into no words, and "." into two empty ones.
@@ -185,7 +188,7 @@ class TopicExchange(Exchange):
                     _enter(node, following)
                 for step in (word, "*") if word != "*" else ("*",):
                     child = node.children.get(step)
-                    # A routing key's own "#" is a word like any other and matches wildcards only.
+                    # A "#" in the routing key is an ordinary word and matches wildcards only.
                     if child is not None and not child.repeats:
                         _enter(child, following)
             active = following
@@ -193,7 +196,7 @@ class TopicExchange(Exchange):
                 return ()
         return [destination for node in active for destination in node.destinations.values()]
 
-    def _added(self, binding: Binding, destination: Queue | Exchange, arguments: Arguments) -> None:
+    def _added(self, binding: Binding, destination: BrokerQueue | Exchange, arguments: Arguments) -> None:
         node = self._root
         for word in binding.routing_key.split(".") if binding.routing_key else ():
             child = node.children.get(word)
@@ -208,14 +211,14 @@ class TopicExchange(Exchange):
         for word in words:
             path.append(path[-1].children[word])
         del path[-1].destinations[binding]
-        # Nodes that nobody needs any more would make every later match slower.
+        # Unused nodes would slow down later matches.
         while words and not path[-1].destinations and not path[-1].children:
             path.pop()
             del path[-1].children[words.pop()]
 
 
 def _enter(node: _Node, active: set[_Node]) -> None:
-    # A "#" may stand for no word at all, so reaching a node reaches its "#" as well.
+    # "#" matches no word, too, so entering a node also enters its "#".
     following: _Node | None = node
     while following is not None and following not in active:
         active.add(following)
@@ -223,7 +226,7 @@ def _enter(node: _Node, active: set[_Node]) -> None:
 
 
 class HeadersExchange(Exchange):
-    """Routes by the message's headers; the binding's `x-match` says whether all or any of them count."""
+    """Routes by the message's headers. The binding's `x-match` says whether all or any of them must match."""
 
     kind = "headers"
     by_headers = True
@@ -246,7 +249,7 @@ class HeadersExchange(Exchange):
                 f'Invalid x-match field value <<"{entry.value}">>; expected all, any, all-with-x, or any-with-x'
             )
 
-    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[Queue | Exchange]:
+    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[BrokerQueue | Exchange]:
         given = headers or {}
         return [
             self.bindings[binding]
@@ -254,7 +257,7 @@ class HeadersExchange(Exchange):
             if _headers_match(mode, wanted, given)
         ]
 
-    def _added(self, binding: Binding, destination: Queue | Exchange, arguments: Arguments) -> None:
+    def _added(self, binding: Binding, destination: BrokerQueue | Exchange, arguments: Arguments) -> None:
         mode = str(arguments["x-match"].value) if "x-match" in arguments else "all"
         wanted = {
             key: entry.value
@@ -274,10 +277,10 @@ def _headers_match(mode: str, wanted: Mapping[str, Any], given: Mapping[str, Any
 
 def _equal(wanted: Any, given: Any) -> bool:
     if wanted is None:
-        # A void in the binding asks for the header's presence only.
+        # A void in the binding requires only that the header is present.
         return True
     if isinstance(wanted, bool) is not isinstance(given, bool):
-        # Python takes True for 1; on the wire they are different types.
+        # In Python True equals 1, but on the wire they have different types.
         return False
     if isinstance(wanted, bytes) or isinstance(given, bytes):
         return bool(_octets(wanted) == _octets(given))

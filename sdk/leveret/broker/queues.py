@@ -1,7 +1,7 @@
-"""Queues: ready messages in order, consumers that get them in turn, and what comes back.
+"""Queues: ready messages in order, consumers that take turns, and requeued messages.
 
-Work is done for slices of messages, not for single ones. A message's place in its queue is its sequence number; the
-numbers of never delivered messages are implied by their index, so publishing and delivering cost nothing for them.
+Work is done for slices of messages, not for single ones. A message's place in its queue is its sequence number. For
+messages that were never delivered the number follows from the index, so it costs nothing to publish or deliver them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from leveret.broker.exchanges import Binding, Exchange
     from leveret.wire.message import Message
 
-__all__ = ["Consumer", "Deliverer", "Host", "Queue", "Timer"]
+__all__ = ["BrokerConsumer", "BrokerQueue", "Deliverer", "Host", "Timer"]
 
-#: The most messages of one slice. Larger slices are less fair and gain little.
+#: The most messages of one slice. Larger slices are less fair and hardly faster.
 SLICE_COUNT: Final = 256
-#: The most bytes of bodies in one slice that has more than one message: the sockets' write buffer holds 1 MiB.
+#: The most bytes of bodies in a slice with more than one message, as a socket's write buffer holds 1 MiB.
 SLICE_BYTES: Final = 1024 * 1024
 #: The most messages that a queue delivers before other connections get their turn.
 TURN_COUNT: Final = 4096
-#: What an unlimited consumer may take; larger than any slice.
+#: The capacity of a consumer without a limit; larger than any slice.
 UNLIMITED: Final = 1 << 30
 
 _body_size = operator.attrgetter("body_size")
@@ -38,61 +38,61 @@ _sequence = operator.itemgetter(0)
 
 
 class Timer(Protocol):
-    """What `asyncio.loop.call_later` returns."""
+    """The handle that `asyncio.loop.call_later` returns."""
 
     def cancel(self) -> None:
-        """Makes sure that the call will not happen."""
+        """Prevents the call."""
 
 
 class Host(Protocol):
-    """What a queue needs from the place where it lives."""
+    """The part of a virtual host that a queue uses."""
 
     def time(self) -> float:
-        """Seconds on a clock that only goes forward."""
+        """Returns the seconds on a monotonic clock."""
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         """Calls back after `delay` seconds."""
 
-    def wake(self, queue: Queue) -> None:
-        """The queue may have something to deliver: let it `dispatch` soon."""
+    def wake(self, queue: BrokerQueue) -> None:
+        """Schedules `dispatch` of a queue that may have something to deliver."""
 
-    def dead_letter(self, queue: Queue, messages: list[Message], reason: str) -> None:
-        """Messages leave the queue for its dead-letter exchange, soon and not from inside this call."""
+    def dead_letter(self, queue: BrokerQueue, messages: list[Message], reason: str) -> None:
+        """Schedules the dead-lettering of messages; it does not happen inside this call."""
 
-    def delete_queue(self, queue: Queue) -> None:
+    def delete_queue(self, queue: BrokerQueue) -> None:
         """Deletes the queue with its bindings."""
 
 
 class Deliverer(Protocol):
     """The channel of a consumer."""
 
-    def capacity(self, consumer: Consumer) -> int:
-        """How many messages the consumer may get now."""
+    def capacity(self, consumer: BrokerConsumer) -> int:
+        """Returns how many messages the consumer may get now."""
 
-    def deliver(self, consumer: Consumer, messages: list[Message], sequences: Sequence[int]) -> None:
-        """Sends messages to the consumer and notes them as not acknowledged."""
+    def deliver(self, consumer: BrokerConsumer, messages: list[Message], sequences: Sequence[int]) -> None:
+        """Sends messages to the consumer and records them as unacknowledged."""
 
-    def cancelled(self, consumer: Consumer) -> None:
-        """The consumer's queue is gone."""
+    def cancelled(self, consumer: BrokerConsumer) -> None:
+        """Tells the client that the consumer's queue was deleted."""
 
 
-class Consumer:
+class BrokerConsumer:
     """A consumer of one queue.
 
     Attributes:
-        channel: Sends its deliveries.
+        channel: The channel that sends its deliveries.
         tag: The consumer tag.
-        queue: Where it consumes.
-        no_ack: Deliveries count as acknowledged.
-        prefetch_count: The most deliveries that may be unacknowledged; 0 for any number.
-        priority: Consumers of a higher priority get messages first.
-        unacked: How many deliveries are not acknowledged.
+        queue: The queue.
+        no_ack: True: deliveries need no acknowledgement.
+        prefetch_count: The most unacknowledged deliveries; 0 for any number.
+        priority: The priority; consumers with a higher one get messages first.
+        unacked: The number of unacknowledged deliveries.
     """
 
     __slots__ = ("channel", "no_ack", "prefetch_count", "priority", "queue", "tag", "unacked")
 
     def __init__(
-        self, channel: Deliverer, tag: str, queue: Queue, *, no_ack: bool, prefetch_count: int, priority: int
+        self, channel: Deliverer, tag: str, queue: BrokerQueue, *, no_ack: bool, prefetch_count: int, priority: int
     ) -> None:
         self.channel = channel
         self.tag = tag
@@ -103,23 +103,23 @@ class Consumer:
         self.unacked = 0
 
 
-class Queue:
+class BrokerQueue:
     """One queue.
 
     Args:
-        name: Its name.
-        vhost: The name of its virtual host, for texts.
+        name: The queue's name.
+        vhost: The virtual host's name, for texts.
         host: The virtual host.
-        options: What its arguments ask for.
-        arguments: Its declaration's arguments.
-        durable: Kept and compared; nothing here outlives the process.
-        auto_delete: Delete it when its last consumer goes.
-        owner: The connection it is exclusive to, or None.
+        options: The options in its arguments.
+        arguments: The arguments of its declaration.
+        durable: Stored and compared only: no queue outlives the process.
+        auto_delete: Whether the queue is deleted with its last consumer.
+        owner: The connection that it is exclusive to, or None.
 
     Attributes:
         inbound: Every binding of which this queue is the destination.
-        exclusive_consumer: The consumer that nobody may consume beside.
-        deleted: It is gone; what still comes back to it is dropped.
+        exclusive_consumer: The consumer that excludes all others, or None.
+        deleted: True after the queue was deleted. Messages that return to it are dropped.
     """
 
     def __init__(
@@ -143,42 +143,42 @@ class Queue:
         self.auto_delete = auto_delete
         self.owner = owner
         self.inbound: dict[Binding, Exchange] = {}
-        self.exclusive_consumer: Consumer | None = None
+        self.exclusive_consumer: BrokerConsumer | None = None
         self.deleted = False
         # Never delivered messages; the first one's sequence number is _next.
         self._ready: deque[Message] = deque()
         self._next = 0
-        # Messages that came back, by descending sequence number: all of them stand before those in _ready.
+        # Requeued messages, by descending sequence number. All of them come before those in _ready.
         self._returned: list[tuple[int, Message]] = []
         self._ready_bytes = 0
-        # Only for messages that have one: when a message expires, and how often it came back.
+        # By sequence number, only for messages that have one: the expiration time, and the number of returns.
         self._deadlines: dict[int, float] = {}
         self._returns: dict[int, int] = {}
         # Consumers of one priority take turns; higher priorities stand first.
-        self._lanes: list[tuple[int, deque[Consumer]]] = []
+        self._lanes: list[tuple[int, deque[BrokerConsumer]]] = []
         self._consumer_count = 0
-        # With x-single-active-consumer: the one that gets the messages.
-        self._active: Consumer | None = None
+        # With x-single-active-consumer: the consumer that gets the messages.
+        self._active: BrokerConsumer | None = None
         self._ttl_timer: Timer | None = None
         self._ttl_due = 0.0
         self._expiry_timer: Timer | None = None
-        # What makes publishing more than appending to a deque.
+        # Without these, publishing only appends to a deque.
         self._limited = options.max_length is not None or options.max_length_bytes is not None
         self._counts_returns = options.queue_type == "quorum"
         self.used()
 
     def __len__(self) -> int:
-        """How many messages are ready."""
+        """Returns how many messages are ready."""
         return len(self._ready) + len(self._returned)
 
     @property
     def consumer_count(self) -> int:
-        """How many consumers it has."""
+        """The number of consumers."""
         return self._consumer_count
 
     @property
     def next_sequence(self) -> int:
-        """The sequence number of the next message published."""
+        """The sequence number of the next published message."""
         return self._next + len(self._ready)
 
     # ------------------------------------------------------------------ messages in
@@ -187,11 +187,11 @@ class Queue:
         """Appends messages.
 
         Args:
-            messages: What was published, in order.
-            expirations: The milliseconds of each message's own expiration; None when none has one.
+            messages: The published messages, in order.
+            expirations: The milliseconds of each message's own expiration; None when no message has one.
 
         Returns:
-            How many were taken; the others, at the end of `messages`, were refused by `reject-publish`.
+            How many messages were accepted. `reject-publish` refused the rest, at the end of `messages`.
         """
         if self.deleted:
             return len(messages)
@@ -199,7 +199,7 @@ class Queue:
             return self._publish_within_limits(messages, expirations)
         self._append(messages, expirations)
         if self._limited:
-            # Consumers come first, as in RabbitMQ: what they take does not count.
+            # Consumers come first, as in RabbitMQ: messages that they take do not count.
             self.dispatch()
             self._drop_head()
         elif self._lanes or self._deadlines:
@@ -219,7 +219,7 @@ class Queue:
         first = self.next_sequence
         for index in range(count):
             own = None if expirations is None else expirations[index]
-            # The shorter one counts (RabbitMQ: time-to-live).
+            # The shorter of both applies (RabbitMQ: time-to-live).
             lifetime = own if ttl is None else ttl if own is None else min(own, ttl)
             if lifetime is not None:
                 self._deadlines[first + index] = now + lifetime / 1000
@@ -269,7 +269,7 @@ class Queue:
     # ------------------------------------------------------------------ messages out
 
     def _take(self, count: int) -> tuple[list[Message], Sequence[int]]:
-        """Takes up to `count` messages from the head; there is at least one."""
+        """Takes up to `count` messages from the head. The queue must not be empty."""
         messages: list[Message]
         sequences: Sequence[int]
         returned = self._returned
@@ -294,7 +294,7 @@ class Queue:
         return messages, sequences
 
     def _untake(self, messages: list[Message], sequences: Sequence[int]) -> None:
-        """Gives back the tail of what `_take` gave."""
+        """Puts back the last of the messages that `_take` returned."""
         if self._limited:
             self._ready_bytes += sum(map(_body_size, messages))
         if isinstance(sequences, range):
@@ -304,7 +304,7 @@ class Queue:
             self._returned.extend(zip(reversed(sequences), reversed(messages), strict=True))
 
     def _slice(self, count: int) -> tuple[list[Message], Sequence[int]]:
-        """Takes up to `count` messages, but not more bytes than a socket's buffer should hold."""
+        """Takes up to `count` messages within the limits of a slice."""
         messages, sequences = self._take(min(count, SLICE_COUNT))
         if len(messages) > 1 and sum(map(_body_size, messages)) > SLICE_BYTES:
             size = keep = 0
@@ -320,7 +320,7 @@ class Queue:
         return messages, sequences
 
     def _counted(self, message: Message, count: int | None) -> Message:
-        """The message with the header in which a quorum queue tells how often it came back."""
+        """Returns the message with the header `x-delivery-count` of quorum queues."""
         if count is None:
             return message
         copy = rebuilt(
@@ -338,13 +338,13 @@ class Queue:
             The message and its sequence number, or None when the queue is empty.
         """
         self.used()
-        # Consumers have the older claim on what was published before this.
+        # Consumers get the messages that were published before this call first.
         self.dispatch()
         if not len(self):
             return None
         (message,), (sequence,) = self._slice(1)
         if self._counts_returns and sequence not in self._returns:
-            # RabbitMQ 3.10 does so for basic.get and not for consumers.
+            # RabbitMQ 3.10 sends a count of 0 for basic.get, and none to consumers.
             message = self._counted(message, 0)
         return message, sequence
 
@@ -352,7 +352,7 @@ class Queue:
         """Delivers ready messages to consumers that can take them, in fair slices.
 
         Returns:
-            True when it stopped only to let others have their turn.
+            True when it stopped to give other queues their turn.
         """
         if self._deadlines:
             self._expire()
@@ -372,14 +372,14 @@ class Queue:
                     turn -= len(messages)
                     last = consumer
                     consumer.channel.deliver(consumer, messages, sequences)
-                # Whoever got something last stands last in line for the next message.
+                # The consumer that got the last message is the last in turn for the next one.
                 lane.rotate(-1 - lane.index(last))
         if self._deadlines:
             self._expire()
         return False
 
-    def _able(self, lane: deque[Consumer]) -> list[Consumer]:
-        """The consumers of a lane that can take a message now, next in line first."""
+    def _able(self, lane: deque[BrokerConsumer]) -> list[BrokerConsumer]:
+        """Returns the consumers of a lane that can take a message now, in turn."""
         if self.options.single_active_consumer:
             active = self._active
             if active is None or active not in lane or active.channel.capacity(active) <= 0:
@@ -399,7 +399,7 @@ class Queue:
     # ------------------------------------------------------------------ messages back
 
     def forget(self, sequences: Iterable[int]) -> None:
-        """The messages with these sequence numbers are gone for good."""
+        """Drops the records of messages that left the queue for good."""
         if self._deadlines:
             for sequence in sequences:
                 self._deadlines.pop(sequence, None)
@@ -414,12 +414,12 @@ class Queue:
             self.host.dead_letter(self, messages, "rejected")
 
     def requeue(self, messages: list[Message], sequences: Sequence[int], *, lost: bool) -> None:
-        """Puts messages back where they were, marked as redelivered.
+        """Puts messages back to their places, marked as redelivered.
 
         Args:
-            messages: In order.
+            messages: The messages in order.
             sequences: Their sequence numbers.
-            lost: Their consumer went away. False when it gave them back itself.
+            lost: True when their consumer is gone; False when it requeued them.
         """
         if self.deleted:
             return
@@ -449,8 +449,8 @@ class Queue:
                 self.host.dead_letter(self, [message], "delivery_limit")
                 continue
             if limit is None and not lost:
-                # RabbitMQ 3.10: without a limit a quorum queue puts what is given back at its end, so that one
-                # message that nobody can handle does not stop the others.
+                # RabbitMQ 3.10: a quorum queue without a limit puts requeued messages at its end, so that one message
+                # that no consumer can handle does not stop the others.
                 self.forget((sequence,))
                 sequence = self.next_sequence
                 self._ready.append(message)
@@ -466,9 +466,9 @@ class Queue:
         return self._returned[-1][0] if self._returned else self._next
 
     def _expire(self) -> None:
-        """Dead-letters what expired at the head and sets the timer for what will.
+        """Dead-letters expired messages at the head, and sets the timer for the next one.
 
-        As in RabbitMQ's classic queues a message behind one that lives longer expires when it reaches the head.
+        As in RabbitMQ's classic queues, a message behind one with a later expiration expires when it reaches the head.
         """
         now = self.host.time()
         expired: list[Message] = []
@@ -494,7 +494,7 @@ class Queue:
         self.host.wake(self)
 
     def used(self) -> None:
-        """Starts anew the time after which an unused queue is deleted (RabbitMQ: queue TTL)."""
+        """Restarts the time after which an unused queue is deleted (RabbitMQ: queue TTL)."""
         if self.options.expires_ms is None:
             return
         if self._expiry_timer is not None:
@@ -510,8 +510,8 @@ class Queue:
 
     # ------------------------------------------------------------------ consumers
 
-    def add_consumer(self, consumer: Consumer, *, exclusive: bool) -> None:
-        """Adds a consumer, which may get messages from now on."""
+    def add_consumer(self, consumer: BrokerConsumer, *, exclusive: bool) -> None:
+        """Adds a consumer. It may get messages from now on."""
         for priority, lane in self._lanes:
             if priority == consumer.priority:
                 lane.append(consumer)
@@ -527,8 +527,8 @@ class Queue:
         self.used()
         self.host.wake(self)
 
-    def remove_consumer(self, consumer: Consumer) -> None:
-        """Removes a consumer; deletes the queue when it was the last one and the queue was declared that way."""
+    def remove_consumer(self, consumer: BrokerConsumer) -> None:
+        """Removes a consumer. An auto-delete queue is deleted with its last one."""
         if self.deleted:
             return
         self._discard(consumer)
@@ -538,7 +538,7 @@ class Queue:
         else:
             self.host.wake(self)
 
-    def _discard(self, consumer: Consumer) -> None:
+    def _discard(self, consumer: BrokerConsumer) -> None:
         for index, (priority, lane) in enumerate(self._lanes):
             if priority == consumer.priority:
                 lane.remove(consumer)
@@ -552,7 +552,7 @@ class Queue:
             self._active = self._lanes[0][1][0] if self._lanes else None
 
     def delete(self) -> None:
-        """Ends the queue: cancels its consumers and its timers, drops its messages."""
+        """Ends the queue: cancels its consumers and timers, and drops its messages."""
         self.deleted = True
         for timer in (self._ttl_timer, self._expiry_timer):
             if timer is not None:

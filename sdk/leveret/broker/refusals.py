@@ -1,7 +1,7 @@
-"""What the broker refuses, in RabbitMQ's words.
+"""Refusals of the broker, with RabbitMQ's reply codes and texts.
 
-The texts are those of RabbitMQ 3.10.8, because clients parse them: an inequivalent declare, for example, names the
-argument in its text only.
+The texts are those of RabbitMQ 3.10.8, because clients parse them. The refusal of an inequivalent declare, for example,
+names the argument in its text only.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from leveret.wire.numbers import (
 
 __all__ = ["Refusal", "access_refused", "not_found", "not_implemented", "precondition_failed"]
 
-#: A reply text is a short string.
+#: The bytes of a reply text, which is a short string.
 _REPLY_TEXT_MAX: Final = 255
 
 
 class Refusal(LeveretError):
-    """A client asked for something that it does not get; becomes channel.close or connection.close.
+    """The broker refuses a client's request. The session answers with channel.close or connection.close.
 
     Args:
         reply_code: The AMQP reply code.
-        explanation: What stands behind the code's name in the reply text.
-        cause: Class and method to blame, when that is not the method being handled.
+        explanation: The part of the reply text after the code's name.
+        cause: Class and method ids to report, if not those of the method that is being handled.
     """
 
     def __init__(self, reply_code: int, explanation: str, *, cause: tuple[int, int] | None = None) -> None:
@@ -41,12 +41,12 @@ class Refusal(LeveretError):
 
     @property
     def closes_connection(self) -> bool:
-        """True when the reply code is one that ends the connection and not only the channel."""
+        """True when the reply code closes the connection, not only the channel."""
         return self.reply_code in HARD_REPLY_CODES
 
     @property
     def reply_text(self) -> str:
-        """Name and explanation, cut to the 255 bytes of a short string as RabbitMQ cuts it."""
+        """The code's name and the explanation, cut to the 255 bytes of a short string as RabbitMQ does."""
         text = f"{REPLY_CODES[self.reply_code]} - {self.explanation}"
         raw = text.encode("utf-8", "surrogateescape")
         if len(raw) <= _REPLY_TEXT_MAX:
@@ -56,20 +56,20 @@ class Refusal(LeveretError):
 
 
 def not_found(what: str) -> Refusal:
-    """404 for an entity, for example `queue 'q' in vhost '/'`."""
+    """Returns a 404 for an entity, for example `queue 'q' in vhost '/'`."""
     return Refusal(NOT_FOUND, f"no {what}")
 
 
 def access_refused(explanation: str) -> Refusal:
-    """403: the entity is not the client's to use that way."""
+    """Returns a 403: the client may not use the entity in this way."""
     return Refusal(ACCESS_REFUSED, explanation)
 
 
 def precondition_failed(explanation: str) -> Refusal:
-    """406: the request contradicts the entity's or the channel's state."""
+    """Returns a 406: the request contradicts the state of the entity or channel."""
     return Refusal(PRECONDITION_FAILED, explanation)
 
 
 def not_implemented(what: str) -> Refusal:
-    """540: RabbitMQ does it and this broker does not. Nothing that changes meaning is ever ignored."""
+    """Returns a 540: RabbitMQ implements the feature and this broker does not. No such request is silently ignored."""
     return Refusal(NOT_IMPLEMENTED, f"the embedded broker does not implement {what}")

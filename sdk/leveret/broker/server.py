@@ -11,7 +11,8 @@ import stat
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
-from leveret.broker.session import BrokerTransport, Session
+from leveret.broker.session import BrokerSession
+from leveret.broker.transport import BrokerTransport
 from leveret.broker.virtual_host import Scheduler, VirtualHost
 from leveret.errors import ConfigurationError, TransportError
 from leveret.transport.loop import run, serve
@@ -30,10 +31,10 @@ MIB: Final = 1024 * 1024
 class EmbeddedBroker:
     """An AMQP 0-9-1 server in this process, for development, tests and benchmarks.
 
-    It speaks the protocol as RabbitMQ 3.10 does, reply codes and texts included. It keeps everything in memory and
-    nothing on disk: what it calls durable or persistent ends with `stop`. What it does not implement it refuses with
-    reply code 540, and never ignores. It is not thread safe: start, stop and use it in one event loop; clients may be
-    anywhere.
+    It behaves as RabbitMQ 3.10 does, reply codes and texts included. It keeps everything in memory: durable queues and
+    persistent messages are gone after `stop`. It refuses features that it does not implement with reply code 540, and
+    ignores none. It is not thread safe: start, stop and use it in one event loop. Clients may run in other threads and
+    processes.
 
     Example:
         >>> import asyncio
@@ -47,23 +48,23 @@ class EmbeddedBroker:
         host: The address to listen on.
         port: The port; 0 lets the kernel choose one.
         path: A unix socket to listen on instead of host and port.
-        users: Passwords by user name. All of them may do everything.
+        users: Passwords by user name. Each user has all rights.
         virtual_hosts: Names of the virtual hosts.
         heartbeat: The interval offered to clients, in whole seconds; 0 for none.
         frame_max: The largest frame offered to clients, in bytes; at least 4096.
         channel_max: The most channels of one connection.
         max_message_size: The largest body, in bytes.
         handshake_timeout: Seconds from a connection's start to connection.open.
-        allow_remote: Also listen on addresses that other machines reach.
+        allow_remote: Allows addresses that other machines can reach.
         backlog: How many connections may wait to be accepted.
 
     Raises:
-        ConfigurationError: An option is out of range; the text names it.
+        ConfigurationError: An option is out of range. The text names it.
 
     Attributes:
-        sessions: The connections that are open or opening.
+        sessions: The sessions of all connections that are open or opening.
         blocked_reason: Why publishers are blocked, or None.
-        stopping: It takes no more connections, and none that was on its way.
+        stopping: True while the broker stops. It then refuses connections, also those that are already accepted.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ class EmbeddedBroker:
             )
         if self._path is None and not allow_remote and not _is_loopback(host):
             raise ConfigurationError(
-                f"host is {host!r}, which other machines may reach; the embedded broker encrypts nothing, so this "
-                "needs allow_remote=True",
+                f"host is {host!r}, which other machines may reach; the embedded broker does not encrypt. To listen "
+                "there nevertheless, pass allow_remote=True",
                 option="host",
             )
         self.vhosts: dict[str, VirtualHost] = {}
-        self.sessions: dict[Session, None] = {}
+        self.sessions: dict[BrokerSession, None] = {}
         self.blocked_reason: str | None = None
         self.stopping = False
         self._server: asyncio.Server | None = None
@@ -121,13 +122,13 @@ class EmbeddedBroker:
     # ------------------------------------------------------------------ life
 
     async def start(self) -> Self:
-        """Listens. A broker that was stopped starts again empty, on the port it had.
+        """Starts to listen. A stopped broker starts again without queues and messages, on the same port.
 
         Returns:
             The broker itself.
 
         Raises:
-            TransportError: The address cannot be listened on; the text names it.
+            TransportError: The broker cannot listen on the address. The text names it.
         """
         if self._server is not None:
             return self
@@ -151,10 +152,10 @@ class EmbeddedBroker:
         return self
 
     async def stop(self, *, timeout: float = 2.0) -> None:
-        """Closes all connections, as RabbitMQ does when it is shut down, and forgets everything.
+        """Closes all connections, as RabbitMQ does at shutdown, and drops all queues and messages.
 
         Args:
-            timeout: Seconds that clients have to answer connection.close; then their sockets are closed.
+            timeout: Seconds that clients have to answer connection.close. After that their sockets are closed.
         """
         server, self._server = self._server, None
         if server is None:
@@ -169,7 +170,7 @@ class EmbeddedBroker:
         finally:
             for session in list(self.sessions):
                 session.abort()
-            # Sockets that are aborted are gone with the next turn of the loop.
+            # Aborted sockets are closed in the next turn of the loop.
             await self._sessions_gone()
             await server.wait_closed()
             for vhost in self.vhosts.values():
@@ -192,21 +193,21 @@ class EmbeddedBroker:
             frame_max=FRAME_MIN_SIZE,
             max_body_size=self.max_message_size,
         )
-        return BrokerTransport(Session(self), reader)
+        return BrokerTransport(BrokerSession(self), reader)
 
     async def _sessions_gone(self) -> None:
         while self.sessions:
             self._all_gone = asyncio.get_running_loop().create_future()
             await self._all_gone
 
-    def session_ended(self, session: Session) -> None:
-        """A session's socket is closed."""
+    def session_ended(self, session: BrokerSession) -> None:
+        """Removes a session whose socket is closed."""
         self.sessions.pop(session, None)
         if not self.sessions and self._all_gone is not None and not self._all_gone.done():
             self._all_gone.set_result(None)
 
     def _remove_socket_file(self) -> None:
-        # Only ours: somebody may have put another broker's socket there.
+        # Only this broker's own file; another broker may have replaced it.
         if self._path is not None:
             with contextlib.suppress(OSError):
                 if os.stat(self._path).st_ino == self._inode:
@@ -237,14 +238,14 @@ class EmbeddedBroker:
     # ------------------------------------------------------------------ for tests
 
     def queue_depth(self, name: str, vhost: str = "/") -> int:
-        """How many messages are ready in a queue.
+        """Returns how many messages are ready in a queue.
 
         Args:
-            name: The queue.
-            vhost: Its virtual host.
+            name: The queue's name.
+            vhost: The virtual host's name.
 
         Raises:
-            ConfigurationError: There is no such virtual host or queue.
+            ConfigurationError: The virtual host or queue does not exist.
         """
         if vhost not in self.vhosts:
             raise ConfigurationError(f"the broker has no virtual host {vhost!r}", option="vhost")
@@ -254,20 +255,21 @@ class EmbeddedBroker:
         return len(queue)
 
     def block(self, reason: str = "low on memory") -> None:
-        """Blocks publishers, as RabbitMQ does when it runs out of memory.
+        """Blocks publishers, as RabbitMQ does when it is short of memory.
 
-        Each connection that publishes from now on gets connection.blocked, if it understands that, and is not read
-        any more, so neither its heartbeats nor its connection.close arrive. Connections that only consume go on.
+        A connection that publishes from now on gets connection.blocked, if it supports that, and the broker stops
+        reading from it. The broker then sees neither its heartbeats nor its connection.close. Connections that only
+        consume are not affected.
 
         Args:
-            reason: What connection.blocked says.
+            reason: The reason in connection.blocked.
         """
         if len(reason.encode("utf-8", "surrogateescape")) > 255:
             raise ConfigurationError("reason is longer than the 255 bytes of a short string", option="reason")
         self.blocked_reason = reason
 
     def unblock(self) -> None:
-        """Ends what `block` began: connection.unblocked is sent and what waited is read, in order."""
+        """Ends `block`: sends connection.unblocked, and reads on from the blocked connections."""
         self.blocked_reason = None
         for session in list(self.sessions):
             session.unblock()
@@ -280,8 +282,8 @@ class EmbeddedBroker:
         """Sends connection.close to every client.
 
         Args:
-            reply_code: One of AMQP's reply codes; 320 tells clients to come back.
-            reply_text: Follows the name of the reply code.
+            reply_code: A reply code of AMQP; 320 tells clients to reconnect.
+            reply_text: The text after the reply code's name.
 
         Raises:
             ConfigurationError: AMQP 0-9-1 has no such reply code.
@@ -301,17 +303,17 @@ def serve_forever(
 ) -> None:
     """Runs an embedded broker until SIGINT or SIGTERM, on uvloop where it is installed.
 
-    It takes over the process: signal handlers are its own until it returns.
+    It installs signal handlers for both, and removes them before it returns.
 
     Args:
         host: As for `EmbeddedBroker`.
         port: As for `EmbeddedBroker`.
         path: As for `EmbeddedBroker`.
-        on_ready: Called with the broker's URL once clients can connect.
+        on_ready: Called with the broker's URL when clients can connect.
 
     Raises:
         ConfigurationError: An option is out of range.
-        TransportError: The address cannot be listened on.
+        TransportError: The broker cannot listen on the address.
     """
     run(_serve(EmbeddedBroker(host=host, port=port, path=path), on_ready))
 
@@ -332,7 +334,7 @@ async def _serve(broker: EmbeddedBroker, on_ready: Callable[[str], None] | None)
 
 
 async def _assert_unused(path: str) -> None:
-    """Fails when somebody listens on a unix socket: the event loop would take its file away without a word."""
+    """Raises if a server listens on a unix socket: the event loop would silently replace its file."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return

@@ -1,23 +1,23 @@
-"""The server's side of a connection: handshake, channels, heartbeats, flow control, and how it ends.
+"""The broker's side of a connection: handshake, channels, heartbeats, flow control and closing.
 
-A session belongs to one socket and never raises towards it: whatever a client sends ends at worst in connection.close
+A session belongs to one socket and never raises into it. The worst consequence of a client's bytes is connection.close
 for that client (AMQP 0-9-1 section 2.2.4).
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import hmac
 import logging
 import platform
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.broker.channel import Channel
+from leveret.broker.channel import BrokerChannel
 from leveret.broker.refusals import Refusal
+from leveret.broker.transport import BrokerTransport
 from leveret.errors import IncompatibleProtocol, RemoteProtocolError, printable
-from leveret.protocol.commands import PROTOCOL_HEADER, Connection, Method, decode, encode, make
-from leveret.protocol.commands import Channel as Channels
-from leveret.transport.frame_transport import FrameTransport
+from leveret.protocol.commands import PROTOCOL_HEADER, Channel, Connection, Method, decode, encode, make
 from leveret.wire.numbers import (
     ACCESS_REFUSED,
     BASIC,
@@ -36,94 +36,75 @@ from leveret.wire.numbers import (
     SYNTAX_ERROR,
     UNEXPECTED_FRAME,
 )
-from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
-    from leveret.broker.queues import Queue
+    from leveret.broker.queues import BrokerQueue
     from leveret.broker.server import EmbeddedBroker
     from leveret.broker.virtual_host import VirtualHost
     from leveret.errors import ProtocolError
+    from leveret.transport.frame_transport import FrameTransport
     from leveret.wire.buffers import SendBuffer
-    from leveret.wire.reader import FrameReader
 
-__all__ = ["BrokerTransport", "Session"]
+__all__ = ["BrokerSession", "SessionState"]
 
 logger = logging.getLogger("leveret.broker")
 
-#: With this much unsent, requests wait: a client that does not read its answers gets no further ones.
+#: Unsent bytes above which the session handles no further requests, because the client does not read its answers.
 HOLD_BYTES: Final = 4 * 1024 * 1024
-#: How long a client may take to answer connection.close, in seconds.
+#: Seconds that a client may take to answer connection.close.
 CLOSE_TIMEOUT: Final = 5.0
-#: Heartbeats are looked after this often in an interval; a peer is gone after two silent intervals.
+#: Heartbeat checks in each interval. A client that is silent for two intervals is considered gone.
 TICKS: Final = 2
 
-# What a session waits for, or is.
-_HEADER: Final = "starting"
-_START_OK: Final = "securing"
-_TUNE_OK: Final = "tuning"
-_OPEN: Final = "opening"
-_RUNNING: Final = "running"
-_CLOSING: Final = "closing"
-_CLOSED: Final = "closed"
+
+class SessionState(enum.Enum):
+    """The state of a connection on the broker's side. The values are RabbitMQ's words for it."""
+
+    STARTING = "starting"
+    """Waits for the protocol header."""
+    SECURING = "securing"
+    """Waits for connection.start-ok."""
+    TUNING = "tuning"
+    """Waits for connection.tune-ok."""
+    OPENING = "opening"
+    """Waits for connection.open."""
+    RUNNING = "running"
+    """The connection is open."""
+    CLOSING = "closing"
+    """The broker has sent connection.close and waits for connection.close-ok."""
+    CLOSED = "closed"
+    """The socket is closed, or will be as soon as its output is written."""
 
 
-class BrokerTransport(FrameTransport):
-    """A frame transport that tells its session when the client has read on."""
+_NEXT: Final = {
+    SessionState.STARTING: {SessionState.SECURING, SessionState.CLOSED},
+    SessionState.SECURING: {SessionState.TUNING, SessionState.CLOSING, SessionState.CLOSED},
+    SessionState.TUNING: {SessionState.OPENING, SessionState.CLOSED},
+    SessionState.OPENING: {SessionState.RUNNING, SessionState.CLOSING, SessionState.CLOSED},
+    SessionState.RUNNING: {SessionState.CLOSING, SessionState.CLOSED},
+    SessionState.CLOSING: {SessionState.CLOSED},
+    SessionState.CLOSED: {SessionState.CLOSED},
+}
 
-    def __init__(self, session: Session, reader: FrameReader) -> None:
-        super().__init__(session, reader)
-        self._owner = session
-
-    def resume_writing(self) -> None:
-        """The client has read what was sent (asyncio calls this)."""
-        super().resume_writing()
-        self._owner.resumed()
-
-    def discard_input(self) -> None:
-        """Reads on and drops everything: after corrupt input no frame can be found any more.
-
-        Not reading would be simpler, but closing a socket with unread input resets it, and the client would lose
-        the connection.close that tells it why.
-        """
-        if self._transport is not None and not self.closed:
-            self._transport.set_protocol(_Sink(self))
+# The one that is compared for each frame; an attribute of an enum takes longer.
+_RUNNING: Final = SessionState.RUNNING
 
 
-class _Sink(asyncio.BufferedProtocol):
-    """Takes the place of a transport whose input means nothing any more."""
-
-    def __init__(self, transport: BrokerTransport) -> None:
-        self._transport = transport
-        self._buffer = bytearray(65536)
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        pass
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport.connection_lost(exc)
-
-
-class Session:
-    """One client.
+class BrokerSession:
+    """The connection of one client.
 
     Args:
-        broker: Where it is connected.
+        broker: The broker.
 
     Attributes:
-        broker: Where it is connected.
-        vhost: Its virtual host, once it is open.
-        user: Its user, once it is known.
+        broker: The broker.
+        vhost: The virtual host, once the connection is open.
+        user: The user name, once authenticated.
         frame_max: The negotiated frame size.
-        exclusive_queues: Queues that end with it.
+        exclusive_queues: Queues that are deleted with the connection.
         confirming: Channels with confirms to be written at the end of the read.
-        transport: Its socket.
+        transport: The socket's transport.
     """
 
     transport: FrameTransport
@@ -134,79 +115,84 @@ class Session:
         self.broker = broker
         self.user = ""
         self.frame_max = FRAME_MIN_SIZE
-        self.exclusive_queues: dict[Queue, None] = {}
-        self.confirming: dict[Channel, None] = {}
-        self._state = _HEADER
-        self._channels: dict[int, Channel] = {}
+        self.exclusive_queues: dict[BrokerQueue, None] = {}
+        self.confirming: dict[BrokerChannel, None] = {}
+        self._state = SessionState.STARTING
+        self._channels: dict[int, BrokerChannel] = {}
         self._channel_max = 0
         self._capabilities: dict[str, Any] = {}
-        # One timer: first the handshake's deadline, then heartbeats, at last the deadline of closing.
+        # One timer for the deadline of the handshake, then for heartbeats, then for the deadline of closing.
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._tick_s = 0.0
         self._silent_ticks = 0
         self._seen_bytes = 0
         self._sent_bytes = 0
-        # Events that wait because the client does not read, or because publishers are blocked.
+        # Events that wait while the client does not read, or while publishers are blocked.
         self._held: list[Any] = []
         self._reading = True
         self._blocked = False
 
+    def _enter(self, state: SessionState) -> None:
+        if state not in _NEXT[self._state]:
+            raise AssertionError(f"a session cannot go from {self._state.value} to {state.value}")
+        self._state = state
+
     def __repr__(self) -> str:
-        return f"<Session {self._state} user={self.user!r} channels={len(self._channels)}>"
+        return f"<BrokerSession {self._state.value} user={self.user!r} channels={len(self._channels)}>"
 
     @property
     def is_blocked(self) -> bool:
-        """True while it is not read because it published to a blocked broker."""
+        """True while the broker does not read from this client, because it published to a blocked broker."""
         return self._blocked
 
     def capable(self, capability: str) -> bool:
-        """Whether the client said that it understands an extension (RabbitMQ: capabilities)."""
+        """Returns whether the client declared that it supports an extension (RabbitMQ: capabilities)."""
         return self._capabilities.get(capability) is True
 
-    # ------------------------------------------------------------------ the transport calls these
+    # ------------------------------------------------------------------ called by the transport
 
     def connected(self, transport: FrameTransport) -> None:
-        """Starts the handshake's deadline."""
+        """Keeps the transport and starts the deadline of the handshake."""
         self.transport = transport
         self.out = transport.out
         self.broker.sessions[self] = None
         if self.broker.stopping:
-            # asyncio had accepted it already.
+            # asyncio had accepted the connection before the broker began to stop.
             self.abort()
             return
         self._timer = self._loop.call_later(self.broker.handshake_timeout, self._too_slow)
 
     def events_received(self, events: list[Any]) -> None:
-        """Does what one read asks for."""
+        """Handles the events of one read."""
         if self._held:
-            # Reading is paused, but this was on its way.
+            # Reading is paused, but this read had already begun.
             self._held += events
         else:
             self._handle(events)
 
     def stream_failed(self, error: ProtocolError) -> None:
-        """Ends the connection after bytes that make no sense."""
+        """Ends the connection after a protocol error in its input."""
         if isinstance(error, IncompatibleProtocol):
             self._refuse_version()
-        elif self._state in (_OPEN, _RUNNING):
+        elif self._state in (SessionState.OPENING, _RUNNING):
             self._close_connection(error.reply_code, _coded(error.reply_code, str(error)))
             self._discard_input()
         else:
             self._drop(f"sent {error}")
 
     def transport_lost(self, error: Exception | None) -> None:
-        """Cleans up after the socket."""
-        if self._state in (_OPEN, _RUNNING):
+        """Cleans up after the socket was closed."""
+        if self._state in (SessionState.OPENING, _RUNNING):
             logger.info("%s: the client closed the socket without connection.close", self)
-        self._state = _CLOSED
+        self._enter(SessionState.CLOSED)
         self._set_timer(None)
         self._release()
         self.broker.session_ended(self)
 
     def resumed(self) -> None:
-        """The client has read on: deliveries and requests go on."""
-        if self._state == _RUNNING:
+        """Continues deliveries and requests after the client has read."""
+        if self._state is _RUNNING:
             for channel in self._channels.values():
                 channel.wake()
             self._go_on()
@@ -227,7 +213,7 @@ class Session:
             except RemoteProtocolError as error:
                 self._refuse(Refusal(error.reply_code, printable(str(error))), event)
             except Exception:
-                # A mistake of ours; the client must not wait for an answer that never comes.
+                # A bug in the broker. The client gets an answer, or it would wait forever.
                 logger.exception("%s: the embedded broker failed", self)
                 self._refuse(Refusal(INTERNAL_ERROR, "the embedded broker failed; see its log"), event)
         confirming = self.confirming
@@ -238,7 +224,7 @@ class Session:
         self.broker.scheduler.run()
 
     def _must_wait(self, event: Any) -> bool:
-        if self._state != _RUNNING:
+        if self._state is not _RUNNING:
             return False
         if self.broker.blocked_reason is not None and type(event) is ContentRun:
             self._block(self.broker.blocked_reason)
@@ -248,7 +234,7 @@ class Session:
         return self.transport.paused and self.transport.pending_bytes > HOLD_BYTES
 
     def _event(self, event: Any) -> None:
-        if self._state == _RUNNING:
+        if self._state is _RUNNING:
             number = 0 if type(event) is bytes else event.channel
             if number == 0:
                 self._connection_method(event)
@@ -263,13 +249,13 @@ class Session:
                 if not channel.closing:
                     channel.settle(event)
             elif event.class_id == CHANNEL and event.method_id == CHANNEL_OPEN:
-                # Also while it is closing: its number is free when channel.close-ok was seen.
+                # Also while the channel is closing: its number is free only after channel.close-ok.
                 raise Refusal(CHANNEL_ERROR, "second 'channel.open' seen")
             elif channel.closing:
                 self._closing_channel(channel, event)
             else:
                 channel.method(event)
-        elif self._state in (_CLOSING, _CLOSED):
+        elif self._state in (SessionState.CLOSING, SessionState.CLOSED):
             self._farewell(event)
         else:
             self._handshake(event)
@@ -277,24 +263,24 @@ class Session:
     # ------------------------------------------------------------------ handshake
 
     def _handshake(self, event: Any) -> None:
-        if self._state == _HEADER:
+        if self._state is SessionState.STARTING:
             if event == PROTOCOL_HEADER:
-                self._state = _START_OK
+                self._enter(SessionState.SECURING)
                 self._send(Connection.Start, **self._start())
             else:
                 self._refuse_version()
             return
         if type(event) is not MethodFrame or event.channel != 0:
-            raise Refusal(UNEXPECTED_FRAME, f"expected a method on channel 0 in connection state {self._state}")
+            raise Refusal(UNEXPECTED_FRAME, f"expected a method on channel 0 in connection state {self._state.value}")
         method = decode(event)
-        if isinstance(method, Connection.StartOk) and self._state == _START_OK:
+        if isinstance(method, Connection.StartOk) and self._state is SessionState.SECURING:
             self._authenticate(method)
-        elif isinstance(method, Connection.TuneOk) and self._state == _TUNE_OK:
+        elif isinstance(method, Connection.TuneOk) and self._state is SessionState.TUNING:
             self._tune(method)
-        elif isinstance(method, Connection.Open) and self._state == _OPEN:
+        elif isinstance(method, Connection.Open) and self._state is SessionState.OPENING:
             self._open(method)
         else:
-            raise Refusal(CHANNEL_ERROR, f"unexpected method in connection state {self._state}")
+            raise Refusal(CHANNEL_ERROR, f"unexpected method in connection state {self._state.value}")
 
     def _start(self) -> dict[str, object]:
         from leveret import __version__
@@ -333,7 +319,7 @@ class Session:
         _, user, password = parts
         expected = self.broker.users.get(user)
         given = password.encode("utf-8", "surrogateescape")
-        # Compared also for unknown users, so that the time does not tell which users exist.
+        # Also compared for unknown users, so that the duration does not reveal which users exist.
         same = hmac.compare_digest(given, (expected or "").encode())
         if expected is None or not same:
             logger.info("%s: login refused for user %r", self, printable(user))
@@ -344,11 +330,11 @@ class Session:
                 )
                 self._close_connection(ACCESS_REFUSED, text)
             else:
-                # RabbitMQ: clients without that capability see the socket close.
+                # As RabbitMQ does for clients without that capability.
                 self._drop("used a wrong user or password")
             return
         self.user = user
-        self._state = _TUNE_OK
+        self._enter(SessionState.TUNING)
         broker = self.broker
         self._send(
             Connection.Tune, channel_max=broker.channel_max, frame_max=broker.frame_max, heartbeat=int(broker.heartbeat)
@@ -362,14 +348,14 @@ class Session:
         self.transport.reader.frame_max = method.frame_max + 8
         self._channel_max = method.channel_max
         self._tick_s = method.heartbeat / TICKS
-        self._state = _OPEN
+        self._enter(SessionState.OPENING)
 
     def _open(self, method: Connection.Open) -> None:
         vhost = self.broker.vhosts.get(method.virtual_host)
         if vhost is None:
             raise Refusal(NOT_ALLOWED, f"vhost {method.virtual_host} not found")
         self.vhost = vhost
-        self._state = _RUNNING
+        self._enter(_RUNNING)
         self._send(Connection.OpenOk)
         if self._tick_s:
             self._set_timer(self._tick_s, self._tick)
@@ -377,14 +363,14 @@ class Session:
             self._set_timer(None)
 
     def _refuse_version(self) -> None:
-        # AMQP 0-9-1 section 4.2.2: answer with the version that is spoken, then close.
+        # AMQP 0-9-1 section 4.2.2: answer with the supported version, then close.
         self.out.append(PROTOCOL_HEADER)
         self._drop("did not begin with the protocol header of AMQP 0-9-1")
 
     def _too_slow(self) -> None:
         self._timer = None
         logger.info("%s: the handshake took longer than %g s", self, self.broker.handshake_timeout)
-        self._state = _CLOSED
+        self._enter(SessionState.CLOSED)
         self.transport.abort()
 
     # ------------------------------------------------------------------ the open connection
@@ -396,7 +382,7 @@ class Session:
             self._send(Connection.CloseOk)
             self._end()
         elif isinstance(method, Connection.UpdateSecret):
-            # Credentials that do not expire need no update; a client that rotates them goes on.
+            # Credentials do not expire here, so the new one is accepted and dropped.
             self._send(Connection.UpdateSecretOk)
         else:
             raise Refusal(CHANNEL_ERROR, "unexpected method in connection state running")
@@ -410,31 +396,31 @@ class Session:
                 f"({self._channel_max})",
                 cause=(0, 0),
             )
-        if type(event) is not MethodFrame or not isinstance(decode(event), Channels.Open):
+        if type(event) is not MethodFrame or not isinstance(decode(event), Channel.Open):
             raise Refusal(CHANNEL_ERROR, "expected 'channel.open'")
-        self._channels[number] = Channel(self, number)
-        self.out.append(encode(number, make(Channels.OpenOk, channel_id="")))
+        self._channels[number] = BrokerChannel(self, number)
+        self.out.append(encode(number, make(Channel.OpenOk, channel_id="")))
 
-    def _closing_channel(self, channel: Channel, event: MethodFrame) -> None:
+    def _closing_channel(self, channel: BrokerChannel, event: MethodFrame) -> None:
         method = decode(event)
-        if isinstance(method, Channels.CloseOk):
+        if isinstance(method, Channel.CloseOk):
             self.forget(channel)
-        elif isinstance(method, Channels.Close):
-            # Both sides closed at once: each answers the other.
-            self.out.append(encode(channel.number, make(Channels.CloseOk)))
+        elif isinstance(method, Channel.Close):
+            # Both sides sent channel.close, and each answers the other.
+            self.out.append(encode(channel.number, make(Channel.CloseOk)))
 
-    def forget(self, channel: Channel) -> None:
-        """The channel's number may be opened again."""
+    def forget(self, channel: BrokerChannel) -> None:
+        """Removes a channel, so that its number can be opened again."""
         self._channels.pop(channel.number, None)
         self.confirming.pop(channel, None)
         self.transport.reader.forget(channel.number)
 
     def _refuse(self, refusal: Refusal, event: Any) -> None:
         class_id, method_id = refusal.cause or _identity(event)
-        if self._state not in (_OPEN, _RUNNING):
-            # Until then a peer that detects an error closes without a word: AMQP 0-9-1 section 2.2.4, and section
-            # 1.4.2.6 for a tune-ok that asks for more than was offered.
-            if self._state != _CLOSED:
+        if self._state not in (SessionState.OPENING, _RUNNING):
+            # During the handshake a peer that detects an error closes the socket without connection.close: AMQP 0-9-1
+            # section 2.2.4, and section 1.4.2.6 for a tune-ok that exceeds the offer.
+            if self._state is not SessionState.CLOSED:
                 self._drop(f"was refused in the handshake: {refusal.reply_text}")
             return
         channel = self._channels.get(getattr(event, "channel", 0))
@@ -445,7 +431,7 @@ class Session:
         channel.flush()
         channel.release()
         close = make(
-            Channels.Close,
+            Channel.Close,
             reply_code=refusal.reply_code,
             reply_text=refusal.reply_text,
             class_id=class_id,
@@ -456,7 +442,7 @@ class Session:
     # ------------------------------------------------------------------ heartbeats
 
     def _tick(self) -> None:
-        """Keeps the connection alive and ends it when the peer is gone (AMQP 0-9-1 section 4.2.7)."""
+        """Sends heartbeats, and ends the connection of a silent client (AMQP 0-9-1 section 4.2.7)."""
         self._timer = self._loop.call_later(self._tick_s, self._tick)
         transport = self.transport
         sent = self.out.sent_bytes
@@ -465,8 +451,8 @@ class Session:
             transport.flush()
             sent = self.out.sent_bytes
         self._sent_bytes = sent
-        # While we do not read, only what the peer takes from us shows that it lives. A blocked publisher shows
-        # nothing at all, and RabbitMQ does not watch it either.
+        # While the session does not read, only bytes that the client takes show that it lives. A blocked publisher
+        # shows nothing, and RabbitMQ does not check it either.
         seen = transport.reader.received_bytes if self._reading else -transport.pending_bytes
         if seen != self._seen_bytes or self._blocked:
             self._seen_bytes = seen
@@ -475,7 +461,7 @@ class Session:
         self._silent_ticks += 1
         if self._silent_ticks >= 2 * TICKS:
             logger.info("%s: missed heartbeats for %g s", self, 2 * TICKS * self._tick_s)
-            self._state = _CLOSED
+            self._enter(SessionState.CLOSED)
             transport.abort()
 
     # ------------------------------------------------------------------ flow control
@@ -487,10 +473,10 @@ class Session:
                 self._send(Connection.Blocked, reason=reason)
 
     def unblock(self) -> None:
-        """Goes on reading from a publisher that was blocked."""
+        """Reads again from a client that was blocked."""
         if self._blocked:
             self._blocked = False
-            if self._state == _RUNNING:
+            if self._state is _RUNNING:
                 if self.capable("connection.blocked"):
                     self._send(Connection.Unblocked)
                 self._go_on()
@@ -501,33 +487,33 @@ class Session:
             self.transport.pause_reading()
 
     def _go_on(self) -> None:
-        """Handles what was held, and reads again when nothing is left."""
+        """Handles the held events, and reads again when none are left."""
         if self._blocked or self._is_stuffed():
             return
         held, self._held = self._held, []
         if held:
             self._handle(held)
-        if not self._held and not self._reading and self._state == _RUNNING:
+        if not self._held and not self._reading and self._state is _RUNNING:
             self._reading = True
             self.transport.resume_reading()
 
-    # ------------------------------------------------------------------ ends
+    # ------------------------------------------------------------------ closing
 
     def close(self, reply_code: int, reply_text: str) -> None:
-        """Closes the connection from this side; the client has `CLOSE_TIMEOUT` seconds to answer.
+        """Sends connection.close. The client has `CLOSE_TIMEOUT` seconds to answer.
 
         Args:
-            reply_code: Why.
-            reply_text: Why, without the code's name.
+            reply_code: The reply code.
+            reply_text: The reply text without the code's name.
         """
-        if self._state == _RUNNING:
+        if self._state is _RUNNING:
             self._close_connection(reply_code, _coded(reply_code, reply_text))
-        elif self._state not in (_CLOSING, _CLOSED):
+        elif self._state not in (SessionState.CLOSING, SessionState.CLOSED):
             self._drop("is still in the handshake")
 
     def abort(self) -> None:
-        """Ends the connection at once."""
-        self._state = _CLOSED
+        """Closes the socket at once."""
+        self._enter(SessionState.CLOSED)
         self.transport.abort()
 
     def _close_connection(self, reply_code: int, reply_text: str, class_id: int = 0, method_id: int = 0) -> None:
@@ -538,17 +524,17 @@ class Session:
         self._send(
             Connection.Close, reply_code=reply_code, reply_text=reply_text, class_id=class_id, method_id=method_id
         )
-        self._state = _CLOSING
+        self._enter(SessionState.CLOSING)
         self._set_timer(CLOSE_TIMEOUT, self.abort)
         self._held.clear()
         if not self._reading:
-            # The answer has to be read.
+            # Reads again, to get connection.close-ok.
             self._reading = True
             self.transport.resume_reading()
 
     def _farewell(self, event: Any) -> None:
-        """Everything but close and close-ok is ignored now (AMQP 0-9-1 section 1.4.2.8)."""
-        if self._state == _CLOSING and type(event) is MethodFrame and event.class_id == CONNECTION:
+        """Handles connection.close and close-ok, and ignores all other input (AMQP 0-9-1 section 1.4.2.8)."""
+        if self._state is SessionState.CLOSING and type(event) is MethodFrame and event.class_id == CONNECTION:
             identity = event.class_id << 16 | event.method_id
             if identity == Connection.CloseOk.index:
                 self._end()
@@ -560,9 +546,9 @@ class Session:
         self._end()
 
     def _end(self) -> None:
-        self._state = _CLOSED
+        self._enter(SessionState.CLOSED)
         self._held.clear()
-        # A client that does not read may keep us from sending the rest.
+        # The deadline is for a client that does not read the rest of the output.
         self._set_timer(CLOSE_TIMEOUT, self.transport.abort)
         self._discard_input()
         self.transport.close()
@@ -572,7 +558,7 @@ class Session:
             self.transport.discard_input()
 
     def _release(self) -> None:
-        """Gives back what the connection holds: deliveries, consumers, exclusive queues."""
+        """Releases all channels, and deletes the connection's exclusive queues."""
         channels, self._channels = self._channels, {}
         self.confirming.clear()
         for channel in channels.values():
@@ -599,16 +585,16 @@ def _coded(reply_code: int, explanation: str) -> str:
 
 
 def _identity(event: Any) -> tuple[int, int]:
-    """Class and method to blame for an event."""
+    """Returns the class and method ids of an event, for close methods."""
     if type(event) is MethodFrame:
         return event.class_id, event.method_id
     if type(event) is ContentRun:
-        return 60, event.method_id
+        return BASIC, event.method_id
     return (BASIC, BASIC_ACK) if type(event) is SettlementRun else (0, 0)
 
 
 def _check_negotiated(name: str, value: int, least: int, most: int) -> None:
-    """Refuses what tune-ok may not say: less than the protocol's minimum, more than tune offered, or no limit."""
+    """Refuses a value of tune-ok below the protocol's minimum or above the offer; 0 means no limit and is above."""
     if value != 0 and value < least:
         word, limit = "lower than the minimum", least
     elif value == 0 or value > most:

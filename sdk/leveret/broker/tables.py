@@ -1,7 +1,7 @@
-"""Field tables with the wire types of their values, and messages made anew.
+"""Field tables with the wire types of their values, and copies of messages with other properties.
 
-`leveret.wire.decoding` turns tables into Python values, which drops how a number was typed. The broker needs that type:
-RabbitMQ names it when an argument differs.
+`leveret.wire.decoding` turns tables into Python values and drops the types of numbers. The broker needs the types,
+because RabbitMQ names them in its refusals.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TypedValue", "arguments_of", "rebuilt", "scan_table"]
 
-#: How RabbitMQ (Erlang) calls the field types.
+#: RabbitMQ's names of the field types.
 _TYPE_NAMES: Final = {
     "S": "longstr", "I": "signedint", "D": "decimal", "T": "timestamp", "F": "table", "A": "array", "b": "byte",
     "B": "unsignedbyte", "s": "short", "u": "unsignedshort", "i": "unsignedint", "l": "long", "L": "long",
@@ -35,8 +35,8 @@ class TypedValue(NamedTuple):
 
     Attributes:
         letter: The field type on the wire.
-        raw: The value's bytes behind the type octet.
-        value: The value as Python has it.
+        raw: The value's bytes after the type octet.
+        value: The value in Python.
     """
 
     letter: str
@@ -59,7 +59,7 @@ class TypedValue(NamedTuple):
         return self.letter == "S"
 
     def same_value(self, other: TypedValue) -> bool:
-        """True when RabbitMQ takes both for the same: equal values; integers of any width are one type."""
+        """Returns True when RabbitMQ considers both equal. Integers of all widths compare by value."""
         return (
             self.raw == other.raw
             if self.letter == other.letter
@@ -67,7 +67,7 @@ class TypedValue(NamedTuple):
         )
 
     def printed(self) -> str:
-        """The value as RabbitMQ prints it in a reply text."""
+        """Returns the value as RabbitMQ prints it in a reply text."""
         if self.letter == "t":
             return "true" if self.value else "false"
         if self.letter == "x":
@@ -79,7 +79,7 @@ def scan_table(raw: bytes) -> dict[str, TypedValue]:
     """Splits a table into its top-level entries.
 
     Args:
-        raw: The table with its length in front.
+        raw: The table, with its length before it.
 
     Returns:
         The entries by key.
@@ -92,12 +92,12 @@ def scan_table(raw: bytes) -> dict[str, TypedValue]:
 
 
 def arguments_of(payload: bytes, short_strings: int, *, bits: bool = True) -> dict[str, TypedValue]:
-    """Finds the arguments table of a method whose other arguments are a ticket, short strings and an octet of bits.
+    """Reads the arguments table of a method. A ticket, short strings and an octet of bits stand before the table.
 
     Args:
-        payload: The method's arguments, already decoded once without an error.
-        short_strings: How many short strings follow the ticket.
-        bits: Whether an octet of bits follows them.
+        payload: The method's arguments, which were already decoded without an error.
+        short_strings: The number of short strings after the ticket.
+        bits: Whether an octet of bits follows the short strings.
 
     Returns:
         The entries of the table.
@@ -109,19 +109,19 @@ def arguments_of(payload: bytes, short_strings: int, *, bits: bool = True) -> di
 
 
 def rebuilt(message: Message, *, exchange: str, routing_key: str, raw_properties: bytes) -> Message:
-    """A copy of a message with another exchange, routing key and other properties.
+    """Returns a copy of a message with another exchange, routing key and properties.
 
-    `Message` is made by the frame reader only, so the copy is packed into frames and read back. That costs some
-    microseconds, which dead-lettering and redelivery counts can afford.
+    Only the frame reader makes a `Message`, so the copy is packed into frames and read back. That takes some
+    microseconds, and only dead-lettered and redelivered messages are copied.
 
     Args:
-        message: With its body.
+        message: The message, with its body.
         exchange: The new exchange.
         routing_key: The new routing key.
         raw_properties: The new packed properties.
 
     Returns:
-        A message that was never delivered.
+        A message that is not marked as redelivered.
     """
     body = message.body or b""
     frame_max = max(len(body), len(raw_properties)) + 4096
@@ -135,4 +135,4 @@ def rebuilt(message: Message, *, exchange: str, routing_key: str, raw_properties
 
 
 def _nothing() -> None:
-    """A send buffer without a transport has nobody to tell."""
+    """The callbacks of a send buffer without a transport."""

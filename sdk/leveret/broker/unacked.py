@@ -1,7 +1,7 @@
-"""The deliveries of a channel that are not acknowledged yet.
+"""The unacknowledged deliveries of a channel.
 
-Deliveries are kept in the slices in which they were sent, so an acknowledgement with `multiple` settles whole slices
-in one step, and a single one costs a search among slices, not among messages.
+Deliveries are kept in the slices in which they were sent. An acknowledgement with `multiple` settles whole slices in
+one step, and a single one searches among slices, not among messages.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from leveret.broker.queues import Consumer, Queue
+    from leveret.broker.queues import BrokerConsumer, BrokerQueue
     from leveret.wire.message import Message
 
 __all__ = ["Piece", "Unacked"]
 
-#: Slices up to this length take up the next delivery when it continues them.
+#: A delivery that continues a slice is added to it, if the slice is shorter than this.
 _MERGE_COUNT: Final = 1024
-#: With fewer slices nothing is tidied up.
+#: Settled slices are removed only when there are more than this.
 _TIDY_COUNT: Final = 64
 
 
@@ -27,8 +27,8 @@ class Piece:
     """Deliveries of one queue to one consumer, in order.
 
     Attributes:
-        queue: Where they came from.
-        consumer: Where they went; None for basic.get.
+        queue: The queue that they came from.
+        consumer: The consumer that got them; None for basic.get.
         messages: The messages.
         sequences: Their sequence numbers in the queue.
         tags: Their delivery tags.
@@ -38,8 +38,8 @@ class Piece:
 
     def __init__(
         self,
-        queue: Queue,
-        consumer: Consumer | None,
+        queue: BrokerQueue,
+        consumer: BrokerConsumer | None,
         messages: list[Message],
         sequences: Sequence[int],
         tags: Sequence[int],
@@ -51,31 +51,36 @@ class Piece:
         self.tags = tags
 
     def singles(self) -> Iterator[Piece]:
-        """Pieces of one message each."""
+        """Yields a piece for each message."""
         for i, message in enumerate(self.messages):
             yield Piece(self.queue, self.consumer, [message], self.sequences[i : i + 1], self.tags[i : i + 1])
 
 
 class _Slice:
-    """Deliveries with tags in a row; those that are settled are None."""
+    """Deliveries with consecutive tags. Settled ones are None."""
 
     __slots__ = ("consumer", "first_tag", "live", "messages", "queue", "sequences", "start")
 
     def __init__(
-        self, queue: Queue, consumer: Consumer | None, messages: list[Message], sequences: Sequence[int], first_tag: int
+        self,
+        queue: BrokerQueue,
+        consumer: BrokerConsumer | None,
+        messages: list[Message],
+        sequences: Sequence[int],
+        first_tag: int,
     ) -> None:
         self.queue = queue
         self.consumer = consumer
         self.messages: list[Message | None] = [*messages]
         self.sequences = sequences
         self.first_tag = first_tag
-        # Everything before this index is settled.
+        # All deliveries before this index are settled.
         self.start = 0
-        # How many are not.
+        # The number of unsettled deliveries.
         self.live = len(messages)
 
     def extend(self, messages: list[Message], sequences: Sequence[int]) -> bool:
-        """Takes up messages that follow directly in the queue; returns False when these do not."""
+        """Adds messages if they directly follow in the queue; returns False when they do not."""
         have = self.sequences
         if (
             len(self.messages) >= _MERGE_COUNT
@@ -90,7 +95,7 @@ class _Slice:
         return True
 
     def peek(self, end: int) -> Piece:
-        """What is live before index `end`."""
+        """Returns the unsettled deliveries before index `end`."""
         start = self.start
         live = [message for message in self.messages[start:end] if message is not None]
         sequences = self.sequences[start:end]
@@ -102,7 +107,7 @@ class _Slice:
         return Piece(self.queue, self.consumer, live, sequences, tags)
 
     def take_upto(self, end: int) -> Piece:
-        """Settles what is live before index `end`."""
+        """Settles the deliveries before index `end`."""
         piece = self.peek(end)
         self.messages[self.start : end] = [None] * (end - self.start)
         self.live -= len(piece.messages)
@@ -110,7 +115,7 @@ class _Slice:
         return piece
 
     def take_one(self, index: int, message: Message) -> Piece:
-        """Settles `message`, which is live at `index`."""
+        """Settles `message`, the unsettled delivery at `index`."""
         self.messages[index] = None
         self.live -= 1
         if index == self.start:
@@ -126,7 +131,7 @@ class _Slice:
 
 
 class Unacked:
-    """Deliveries by their tags, which only grow."""
+    """The unacknowledged deliveries of a channel, ordered by their tags."""
 
     def __init__(self) -> None:
         self._clear()
@@ -136,18 +141,23 @@ class Unacked:
         self._first_tags: list[int] = []
         # Slices before this index are settled.
         self._head = 0
-        # About how many behind it are settled as well.
+        # Approximately how many slices after it are settled as well.
         self._settled = 0
         self._count = 0
 
     def __len__(self) -> int:
-        """How many deliveries are not acknowledged."""
+        """Returns how many deliveries are unacknowledged."""
         return self._count
 
     def add(
-        self, queue: Queue, consumer: Consumer | None, messages: list[Message], sequences: Sequence[int], first_tag: int
+        self,
+        queue: BrokerQueue,
+        consumer: BrokerConsumer | None,
+        messages: list[Message],
+        sequences: Sequence[int],
+        first_tag: int,
     ) -> None:
-        """Notes deliveries whose tags follow all those noted before."""
+        """Adds deliveries. Their tags follow all earlier ones."""
         self._count += len(messages)
         if len(self._slices) > self._head:
             last = self._slices[-1]
@@ -167,10 +177,10 @@ class Unacked:
 
         Args:
             tag: The delivery tag; 0 with `multiple` means all (AMQP 0-9-1 section 1.8.3.13).
-            multiple: All up to `tag`.
+            multiple: True: settles all deliveries up to `tag`.
 
         Returns:
-            What was settled, in order; None when `tag` is not outstanding, and then nothing is.
+            The settled deliveries in order; None when `tag` is not outstanding, in which case nothing is settled.
         """
         if multiple and tag == 0:
             return self.take_all()
@@ -195,13 +205,13 @@ class Unacked:
         return pieces
 
     def take_all(self) -> list[Piece]:
-        """Settles everything."""
+        """Settles and returns all deliveries."""
         pieces = [s.take_upto(len(s.messages)) for s in self._slices[self._head :] if s.live]
         self._clear()
         return pieces
 
     def put_back(self, pieces: list[Piece]) -> None:
-        """Takes back pieces that `take` gave (tx.rollback)."""
+        """Adds pieces that `take` returned, as unacknowledged again (tx.rollback)."""
         outstanding = [s.peek(len(s.messages)) for s in self._slices[self._head :] if s.live]
         singles = [single for piece in (*outstanding, *pieces) for single in piece.singles()]
         singles.sort(key=lambda single: single.tags[0])
@@ -219,7 +229,7 @@ class Unacked:
             del self._first_tags[: self._head]
             self._head = 0
         if self._settled > _TIDY_COUNT and self._settled * 2 > len(slices):
-            # A consumer that keeps one message and settles all others must not leave empty slices behind.
+            # A consumer that keeps one delivery and settles all others leaves many settled slices.
             self._slices = [s for s in slices[self._head :] if s.live]
             self._first_tags = [s.first_tag for s in self._slices]
             self._head = self._settled = 0

@@ -1,4 +1,4 @@
-"""Virtual hosts: exchanges, queues and bindings by name, routing, dead-lettering, and when queues deliver."""
+"""Virtual hosts: exchanges, queues and bindings by name, routing, dead-lettering, and the scheduling of deliveries."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from leveret.broker.arguments import (
     queue_module,
     queue_options,
 )
-from leveret.broker.dead_letters import DeadLetter
+from leveret.broker.dead_letters import DeadLetteredMessage
 from leveret.broker.exchanges import EXCHANGE_TYPES, Binding, DirectExchange, Exchange
-from leveret.broker.queues import Queue, Timer
+from leveret.broker.queues import BrokerQueue, Timer
 from leveret.broker.refusals import Refusal, access_refused, not_found, precondition_failed
 from leveret.wire.numbers import COMMAND_INVALID, RESOURCE_LOCKED
 
@@ -33,7 +33,7 @@ __all__ = ["Scheduler", "VirtualHost"]
 
 logger = logging.getLogger("leveret.broker")
 
-#: Routes that are remembered; more are forgotten all at once, which bounds the memory without bookkeeping.
+#: The most cached routes. A full cache is cleared, which bounds memory without bookkeeping.
 _ROUTES_COUNT: Final = 8192
 _PREDECLARED: Final = (
     ("amq.direct", "direct"),
@@ -42,17 +42,17 @@ _PREDECLARED: Final = (
     ("amq.headers", "headers"),
     ("amq.match", "headers"),
 )
-#: The most dead letters that travel before other connections get their turn: each costs some ten microseconds.
+#: The most messages that are dead-lettered before other connections get their turn. Each takes some ten microseconds.
 _LETTERS_COUNT: Final = 256
 _UNKNOWN: Final = object()
 
 
 class Scheduler:
-    """Lets queues deliver and dead letters travel, one after the other and never one inside the other.
+    """Runs the deliveries of queues and the routing of dead letters, one after the other and never nested.
 
-    Whoever changes a queue wakes it. A session calls `run` after each read; for all others the next turn of the event
-    loop does. Dead letters wait in a line of their own: a chain of dead-letter exchanges must not become a chain of
-    nested calls.
+    Code that changes a queue wakes it. A session calls `run` after each read; otherwise it runs in the next turn of the
+    event loop. Dead letters have a queue of their own here, so that a chain of dead-letter exchanges does not become a
+    chain of nested calls.
 
     Args:
         loop: The broker's event loop.
@@ -60,18 +60,18 @@ class Scheduler:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._awake: dict[Queue, None] = {}
-        self._dead_letters: deque[tuple[VirtualHost, Queue, list[Message], str]] = deque()
+        self._awake: dict[BrokerQueue, None] = {}
+        self._dead_letters: deque[tuple[VirtualHost, BrokerQueue, list[Message], str]] = deque()
         self._handle: asyncio.Handle | None = None
         self._closed = False
 
-    def wake(self, queue: Queue) -> None:
-        """Lets a queue deliver soon."""
+    def wake(self, queue: BrokerQueue) -> None:
+        """Schedules the deliveries of a queue."""
         self._awake[queue] = None
         self._schedule()
 
-    def dead_letter(self, vhost: VirtualHost, queue: Queue, messages: list[Message], reason: str) -> None:
-        """Lets dead letters travel soon."""
+    def dead_letter(self, vhost: VirtualHost, queue: BrokerQueue, messages: list[Message], reason: str) -> None:
+        """Schedules the routing of dead letters."""
         for start in range(0, len(messages), _LETTERS_COUNT):
             self._dead_letters.append((vhost, queue, messages[start : start + _LETTERS_COUNT], reason))
         self._schedule()
@@ -81,7 +81,7 @@ class Scheduler:
             self._handle = self.loop.call_soon(self.run)
 
     def run(self) -> None:
-        """Does what is due, until all is done or everybody has had a turn."""
+        """Runs all scheduled work, or as much of it as fits into one turn; the rest is scheduled again."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -99,7 +99,7 @@ class Scheduler:
                     if queue.dispatch():
                         unfinished.append(queue)
             except Exception:
-                # A mistake of ours in one queue must not stop the others.
+                # A bug that shows in one queue must not stop the others.
                 logger.exception("a queue of the embedded broker failed to deliver")
         for queue in unfinished:
             self.wake(queue)
@@ -107,7 +107,7 @@ class Scheduler:
             self._schedule()
 
     def close(self) -> None:
-        """Forgets everything; nothing is scheduled any more."""
+        """Drops all scheduled work, and schedules no more."""
         self._closed = True
         self._awake.clear()
         self._dead_letters.clear()
@@ -120,56 +120,56 @@ class VirtualHost:
     """One virtual host.
 
     Args:
-        name: Its name.
+        name: The virtual host's name.
         scheduler: The broker's scheduler.
 
     Attributes:
-        exchanges: By name.
-        queues: By name.
+        exchanges: The exchanges by name.
+        queues: The queues by name.
     """
 
     def __init__(self, name: str, scheduler: Scheduler) -> None:
         self.name = name
         self.scheduler = scheduler
-        self.queues: dict[str, Queue] = {}
+        self.queues: dict[str, BrokerQueue] = {}
         self.exchanges: dict[str, Exchange] = {"": _DefaultExchange(self)}
         for exchange, kind in _PREDECLARED:
             self.exchanges[exchange] = EXCHANGE_TYPES[kind](exchange, name)
-        self._routes: dict[tuple[str, str], tuple[Queue, ...] | None] = {}
+        self._routes: dict[tuple[str, str], tuple[BrokerQueue, ...] | None] = {}
 
-    # ------------------------------------------------------------------ what queues need
+    # ------------------------------------------------------------------ called by queues
 
     def time(self) -> float:
-        """Seconds on the event loop's clock."""
+        """Returns the seconds on the event loop's clock."""
         return self.scheduler.loop.time()
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         """Calls back after `delay` seconds."""
         return self.scheduler.loop.call_later(delay, callback)
 
-    def wake(self, queue: Queue) -> None:
-        """Lets a queue deliver soon."""
+    def wake(self, queue: BrokerQueue) -> None:
+        """Schedules the deliveries of a queue."""
         self.scheduler.wake(queue)
 
-    def dead_letter(self, queue: Queue, messages: list[Message], reason: str) -> None:
-        """Dead-letters messages soon, or drops them when the queue has no dead-letter exchange."""
+    def dead_letter(self, queue: BrokerQueue, messages: list[Message], reason: str) -> None:
+        """Schedules the dead-lettering of messages, or drops them when the queue has no dead-letter exchange."""
         if messages and queue.options.dead_letter_exchange is not None:
             self.scheduler.dead_letter(self, queue, messages, reason)
 
     # ------------------------------------------------------------------ routing
 
-    def route(self, exchange: str, routing_key: str) -> tuple[Queue, ...] | None:
-        """Finds the queues for what is published with an exchange and a routing key.
+    def route(self, exchange: str, routing_key: str) -> tuple[BrokerQueue, ...] | None:
+        """Finds the queues for messages with this exchange and routing key.
 
         Args:
             exchange: The exchange's name.
             routing_key: The routing key.
 
         Returns:
-            The queues, each once; None when the headers of each message decide, see `route_by_headers`.
+            The queues, each once; None when the route depends on headers, see `route_by_headers`.
 
         Raises:
-            Refusal: 404 when there is no such exchange, 403 when it is internal.
+            Refusal: 404 when the exchange does not exist, 403 when it is internal.
         """
         queues: Any = self._routes.get((exchange, routing_key), _UNKNOWN)
         if queues is _UNKNOWN:
@@ -182,25 +182,29 @@ class VirtualHost:
             self._routes[exchange, routing_key] = queues
         return queues  # type: ignore[no-any-return]
 
-    def route_by_headers(self, exchange: Exchange, routing_key: str, headers: Mapping[str, Any]) -> tuple[Queue, ...]:
-        """Finds the queues for one message."""
+    def route_by_headers(
+        self, exchange: Exchange, routing_key: str, headers: Mapping[str, Any]
+    ) -> tuple[BrokerQueue, ...]:
+        """Finds the queues for one message with headers."""
         return self._walk(exchange, routing_key, headers) or ()
 
-    def _walk(self, start: Exchange, routing_key: str, headers: Mapping[str, Any] | None) -> tuple[Queue, ...] | None:
-        """Follows bindings from exchange to exchange, each once; None when `headers` is missing and would matter."""
-        queues: dict[Queue, None] = {}
+    def _walk(
+        self, start: Exchange, routing_key: str, headers: Mapping[str, Any] | None
+    ) -> tuple[BrokerQueue, ...] | None:
+        """Follows bindings from exchange to exchange, each once; returns None when headers are needed and missing."""
+        queues: dict[BrokerQueue, None] = {}
         seen = {start}
         waiting = [start]
         while waiting:
             exchange = waiting.pop()
             if exchange.by_headers and headers is None:
                 return None
-            found: Iterable[Queue | Exchange] = exchange.match(routing_key, headers)
+            found: Iterable[BrokerQueue | Exchange] = exchange.match(routing_key, headers)
             if exchange.alternate is not None and not found:
                 alternate = self.exchanges.get(exchange.alternate)
                 found = () if alternate is None else (alternate,)
             for destination in found:
-                if isinstance(destination, Queue):
+                if isinstance(destination, BrokerQueue):
                     queues[destination] = None
                 elif destination not in seen:
                     seen.add(destination)
@@ -208,21 +212,21 @@ class VirtualHost:
         return tuple(queues)
 
     def exchange(self, name: str) -> Exchange:
-        """Finds an exchange.
+        """Returns an exchange.
 
         Raises:
-            Refusal: 404 when there is none.
+            Refusal: 404 when it does not exist.
         """
         found = self.exchanges.get(name)
         if found is None:
             raise not_found(self._what("exchange", name))
         return found
 
-    def queue(self, name: str, owner: object) -> Queue:
-        """Finds a queue that `owner` may use.
+    def queue(self, name: str, owner: object) -> BrokerQueue:
+        """Returns a queue that `owner` may use.
 
         Raises:
-            Refusal: 404 when there is none, 405 when it is exclusive to another connection.
+            Refusal: 404 when it does not exist, 405 when it is exclusive to another connection.
         """
         found = self.queues.get(name)
         if found is None:
@@ -239,7 +243,7 @@ class VirtualHost:
     def declare_exchange(
         self, name: str, kind: str, *, durable: bool, auto_delete: bool, internal: bool, arguments: Arguments
     ) -> None:
-        """Makes an exchange, or checks that it is as declared.
+        """Creates an exchange, or checks that the existing one is equivalent.
 
         Raises:
             Refusal: 403, 406, 503 or 540.
@@ -282,7 +286,7 @@ class VirtualHost:
         self.exchange(name)
 
     def delete_exchange(self, name: str, *, if_unused: bool) -> None:
-        """Deletes an exchange; one that does not exist is fine (RabbitMQ since 3.2).
+        """Deletes an exchange, if it exists (as RabbitMQ since 3.2).
 
         Raises:
             Refusal: 403 or 406.
@@ -299,7 +303,7 @@ class VirtualHost:
         self._delete_exchanges([found])
 
     def _delete_exchanges(self, doomed: list[Exchange]) -> None:
-        # A list and not recursion: auto-delete exchanges may be bound in a chain of any length.
+        # A list instead of recursion: auto-delete exchanges may be bound in a chain of any length.
         while doomed:
             exchange = doomed.pop()
             if self.exchanges.pop(exchange.name, None) is None:
@@ -309,8 +313,8 @@ class VirtualHost:
             doomed += self._unbind_all(exchange)
         self._routes.clear()
 
-    def _unbind_all(self, destination: Queue | Exchange) -> list[Exchange]:
-        """Removes the bindings to a destination; returns the exchanges that go with their last binding."""
+    def _unbind_all(self, destination: BrokerQueue | Exchange) -> list[Exchange]:
+        """Removes the bindings to a destination; returns the auto-delete exchanges that have no bindings left."""
         doomed = []
         for binding, source in list(destination.inbound.items()):
             source.remove(binding)
@@ -322,16 +326,16 @@ class VirtualHost:
 
     def declare_queue(
         self, name: str, owner: object, *, durable: bool, exclusive: bool, auto_delete: bool, arguments: Arguments
-    ) -> Queue:
-        """Makes a queue, or checks that it is as declared.
+    ) -> BrokerQueue:
+        """Creates a queue, or checks that the existing one is equivalent.
 
         Args:
-            name: Its name; empty for one that the broker makes up.
+            name: The queue's name; empty for a name that the broker makes.
             owner: The connection that declares it.
-            durable: As declared.
-            exclusive: As declared.
-            auto_delete: As declared.
-            arguments: As declared.
+            durable: Whether it is declared durable.
+            exclusive: Whether it is declared exclusive.
+            auto_delete: Whether it is deleted with its last consumer.
+            arguments: The arguments of the declaration.
 
         Returns:
             The queue.
@@ -359,7 +363,7 @@ class VirtualHost:
         options: QueueOptions = queue_options(
             arguments, self._what("queue", name), durable=durable, exclusive=exclusive, auto_delete=auto_delete
         )
-        queue = Queue(
+        queue = BrokerQueue(
             name,
             self.name,
             self,
@@ -373,7 +377,7 @@ class VirtualHost:
         self._routes.clear()
         return queue
 
-    def delete_queue(self, queue: Queue) -> None:
+    def delete_queue(self, queue: BrokerQueue) -> None:
         """Deletes a queue with its bindings and its messages, and cancels its consumers."""
         if self.queues.get(queue.name) is not queue:
             return
@@ -393,7 +397,7 @@ class VirtualHost:
         """
         from_exchange, to = self._ends(source, kind, destination)
         from_exchange.check(arguments)
-        if isinstance(to, Queue) and to.owner is not None and to.owner is not owner:
+        if isinstance(to, BrokerQueue) and to.owner is not None and to.owner is not owner:
             raise _locked(to)
         binding = Binding.of(from_exchange.name, kind, to.name, routing_key, arguments)
         from_exchange.add(binding, to, arguments)
@@ -402,7 +406,7 @@ class VirtualHost:
     def unbind(
         self, source: str, kind: str, destination: str, routing_key: str, arguments: Arguments, owner: object
     ) -> None:
-        """Removes a binding; one that does not exist is fine, and so are ends that do not (RabbitMQ since 3.2).
+        """Removes a binding, if the binding and both its ends exist (as RabbitMQ since 3.2).
 
         Raises:
             Refusal: 403 or 405.
@@ -416,18 +420,18 @@ class VirtualHost:
         to = from_exchange.bindings.get(binding)
         if to is None:
             return
-        if isinstance(to, Queue) and to.owner is not None and to.owner is not owner:
+        if isinstance(to, BrokerQueue) and to.owner is not None and to.owner is not owner:
             raise _locked(to)
         from_exchange.remove(binding)
         if from_exchange.auto_delete and not from_exchange.bindings:
             self._delete_exchanges([from_exchange])
         self._routes.clear()
 
-    def _ends(self, source: str, kind: str, destination: str) -> tuple[Exchange, Queue | Exchange]:
+    def _ends(self, source: str, kind: str, destination: str) -> tuple[Exchange, BrokerQueue | Exchange]:
         source, destination = _stripped(source), _stripped(destination)
         _assert_not_default(source, *((destination,) if kind == "exchange" else ()))
         from_exchange = self.exchanges.get(source)
-        to: Queue | Exchange | None = (self.queues if kind == "queue" else self.exchanges).get(destination)
+        to: BrokerQueue | Exchange | None = (self.queues if kind == "queue" else self.exchanges).get(destination)
         if from_exchange is None:
             raise not_found(self._what("exchange", source))
         if to is None:
@@ -436,11 +440,11 @@ class VirtualHost:
 
     # ------------------------------------------------------------------ dead letters
 
-    def publish_dead_letters(self, queue: Queue, messages: list[Message], reason: str) -> None:
-        """Routes messages that left a queue in one of the ways that RabbitMQ calls dying.
+    def publish_dead_letters(self, queue: BrokerQueue, messages: list[Message], reason: str) -> None:
+        """Publishes dead letters to the dead-letter exchange of their queue.
 
         Args:
-            queue: The queue they left.
+            queue: The queue that they left.
             messages: The messages.
             reason: `rejected`, `expired`, `maxlen` or `delivery_limit`.
         """
@@ -449,16 +453,18 @@ class VirtualHost:
         if exchange is None:
             return
         for message in messages:
-            letter = DeadLetter.of(message, queue, exchange.name, reason)
+            letter = DeadLetteredMessage.of(message, queue, exchange.name, reason)
             if letter is None:
-                logger.warning("a message that died too often was dropped from %s", queue.what)
+                logger.warning(
+                    "a message from %s was dropped: its x-death header has the most entries allowed", queue.what
+                )
                 continue
             for target in self.route_by_headers(exchange, letter.message.routing_key, letter.headers):
                 if not letter.is_cycle(target.name):
                     target.publish([letter.message])
 
     def close(self) -> None:
-        """Ends all queues with their timers."""
+        """Ends all queues and their timers."""
         for queue in list(self.queues.values()):
             queue.delete()
         self.queues.clear()
@@ -472,13 +478,13 @@ class _DefaultExchange(DirectExchange):
         super().__init__("", vhost.name)
         self._queues = vhost.queues
 
-    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[Queue | Exchange]:
+    def match(self, routing_key: str, headers: Mapping[str, Any] | None) -> Iterable[BrokerQueue | Exchange]:
         queue = self._queues.get(routing_key)
         return () if queue is None else (queue,)
 
 
 def _stripped(name: str) -> str:
-    # As RabbitMQ does: names end up in log files.
+    # As RabbitMQ does, because names are written to log files.
     return name.replace("\n", "").replace("\r", "") if "\n" in name or "\r" in name else name
 
 
@@ -487,7 +493,7 @@ def _assert_not_default(*names: str) -> None:
         raise access_refused("operation not permitted on the default exchange")
 
 
-def _locked(queue: Queue) -> Refusal:
+def _locked(queue: BrokerQueue) -> Refusal:
     return Refusal(
         RESOURCE_LOCKED,
         f"cannot obtain exclusive access to locked {queue.what}. It could be originally declared on another connection "

@@ -38,6 +38,7 @@ from leveret.plugins.interfaces import (
     SerializerSpec,
 )
 from leveret.plugins.registry import PluginRegistry
+from leveret.plugins.sums import MetricsFeed, MetricsSums
 
 __all__ = [
     "API_VERSION",
@@ -52,9 +53,11 @@ __all__ = [
     "ConnectionEventKind",
     "Delivery",
     "Metric",
+    "MetricsFeed",
     "MetricsSink",
     "MetricsSource",
     "MetricsSpec",
+    "MetricsSums",
     "PluginRegistry",
     "PolicyKind",
     "PolicySpec",

@@ -1,7 +1,7 @@
-"""The metrics sink: observable instruments that read all clients when somebody collects.
+"""The metrics sink: observable instruments that read all clients when a metric reader collects.
 
-OpenTelemetry cannot take an instrument back, and ignores the callbacks of a second one with the same name. So the
-clients of a meter provider share one set of instruments, which asks whoever is there.
+OpenTelemetry cannot remove an instrument, and ignores the callbacks of a second one with the same name. So all clients
+of a meter provider share one set of instruments.
 """
 
 from __future__ import annotations
@@ -9,46 +9,44 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 
+from leveret.plugins import MetricsSums
 from leveret_opentelemetry._conventions import SCOPE, __version__, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
 
-    from leveret.plugins import Metric, MetricsSource
+    from leveret.plugins import Metric, MetricsFeed, MetricsSource
 
 __all__ = ["OpenTelemetrySink"]
 
 logger = logging.getLogger("leveret.opentelemetry")
 
-#: Counters of closed clients that are kept, in case a client with equal labels comes again.
+#: The most counters of closed clients that are kept, in case a client with equal labels comes later.
 MOST_CLOSED: Final = 10_000
-
-#: UCUM has names of its own for units, and wants braces around what is counted.
+#: UCUM has its own names for some units; units of things that are counted stand in braces.
 _UNITS: Final = {"": "1", "bytes": "By", "seconds": "s"}
-
-#: A metric's name with its labels and their values.
-Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class OpenTelemetrySink:
-    """Shows one client's counters to OpenTelemetry, as observable counters and up-down counters.
+    """Exports the counters of one client to OpenTelemetry, as observable counters and up-down counters.
 
-    Nothing is updated when messages pass: the counters are read when a metric reader collects. The clients of a meter
-    provider share the instruments, and what they count under equal labels is added up. After `close` nothing more of
-    this client is observed. When a client with equal labels comes later, it goes on from the sums, so no counter falls.
+    The sink reads the counters when a metric reader collects, and does nothing per message. All clients of a meter
+    provider share the instruments, and numbers of clients with equal labels are added up. After `close` the client is
+    no longer observed. A later client with equal labels continues from its sums, so that no counter falls.
 
-    It may be used from any thread.
+    Any thread may use it.
 
     Args:
-        meter_provider: Where to make the instruments; the process's by default, also when it is set later.
+        meter_provider: The meter provider; by default that of the process, also when it is set later.
 
     Raises:
         ConfigurationError: It has no `get_meter`.
@@ -59,11 +57,11 @@ class OpenTelemetrySink:
             checked("meter_provider", meter_provider, "get_meter")
         self._provider = meter_provider
         self._lock = threading.Lock()
-        self._feed: _Feed | None = None
+        self._feed: MetricsFeed[str] | None = None
         self._instruments: _Instruments | None = None
 
     def start(self, source: MetricsSource, /) -> None:
-        """Begins to observe a source. Again with the same source does nothing; another one takes its place."""
+        """Exports a source. Another source replaces it; the same source again changes nothing."""
         with self._lock:
             if self._feed is not None and self._feed.source is source:
                 return
@@ -71,12 +69,11 @@ class OpenTelemetrySink:
             provider = metrics.get_meter_provider() if self._provider is None else self._provider
             instruments = _instruments_of(provider)
             instruments.make(source.metrics, provider.get_meter(SCOPE, __version__))
-            self._feed = _Feed(source)
+            self._feed = instruments.add(source)
             self._instruments = instruments
-            instruments.add(self._feed)
 
     def close(self) -> None:
-        """Reads the counters a last time and lets go of the source. Again does nothing."""
+        """Reads the counters a last time and releases the source. A second call does nothing."""
         with self._lock:
             self._end()
 
@@ -86,58 +83,25 @@ class OpenTelemetrySink:
             self._instruments.remove(feed)
 
 
-class _Feed:
-    """One source, and what its counters were when they were last read."""
-
-    def __init__(self, source: MetricsSource) -> None:
-        self.source = source
-        self.counters: Mapping[Series, int] = {}
-        self._reported = False
-
-    def pull(self) -> Mapping[Series, int]:
-        """Reads the source into `counters` and returns its gauges.
-
-        Never raises: a source that fails is logged once, its gauges are left out and its counters stay as they were,
-        because a counter that it shares with another client must not fall.
-        """
-        counters: defaultdict[Series, int] = defaultdict(int)
-        gauges: defaultdict[Series, int] = defaultdict(int)
-        try:
-            for sample in self.source.snapshot():
-                metric = sample.metric
-                labels = tuple(zip(metric.labels, map(_writable, sample.labels), strict=True))
-                values = counters if metric.kind == "counter" else gauges
-                values[metric.name, labels] += sample.value
-        except Exception:
-            if not self._reported:
-                self._reported = True
-                logger.exception("the counters of a client cannot be read and are left out; said once")
-            return {}
-        self.counters = counters
-        return gauges
-
-
 class _Instruments:
     """The instruments of one meter provider, and the clients that they read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._names: set[str] = set()
-        self._feeds: list[_Feed] = []
-        # The counters of closed clients, those that were closed last at the end.
-        self._closed: dict[Series, int] = {}
-        # What was read for this collection, by metric, and not asked for yet.
+        self._sums: MetricsSums[str] = MetricsSums(attrgetter("name"), logger, most_closed=MOST_CLOSED)
+        # The observations of this collection that no instrument has taken yet, by metric.
         self._unread: dict[str, list[Observation]] = {}
         self._read: set[str] = set()
 
     def make(self, wanted: Iterable[Metric], meter: Meter) -> None:
-        """Makes the instruments that are not there yet."""
+        """Makes the instruments that do not exist yet."""
         for metric in wanted:
             with self._lock:
                 known = metric.name in self._names
                 self._names.add(metric.name)
             if not known:
-                # Outside the lock: the meter has its own, which it holds while it calls us.
+                # Without the lock, because the meter holds its own lock while it calls `observe`.
                 create = (
                     meter.create_observable_counter
                     if metric.kind == "counter"
@@ -150,24 +114,15 @@ class _Instruments:
                     description=metric.help,
                 )
 
-    def add(self, feed: _Feed) -> None:
+    def add(self, source: MetricsSource) -> MetricsFeed[str]:
         with self._lock:
-            self._feeds.append(feed)
             self._forget()
+            return self._sums.add(source)
 
-    def remove(self, feed: _Feed) -> None:
+    def remove(self, feed: MetricsFeed[str]) -> None:
         with self._lock:
-            self._feeds.remove(feed)
             self._forget()
-            feed.pull()
-            closed = self._closed
-            for series, value in feed.counters.items():
-                closed[series] = closed.pop(series, 0) + value
-            if len(closed) > MOST_CLOSED:
-                live = {series for feed in self._feeds for series in feed.counters}
-                excess = len(closed) - MOST_CLOSED
-                for series in [series for series in closed if series not in live][:excess]:
-                    del closed[series]
+            self._sums.remove(feed)
 
     def _forget(self) -> None:
         self._unread.clear()
@@ -180,9 +135,9 @@ class _Instruments:
         return observe
 
     def _observe(self, name: str) -> Iterable[Observation]:
-        """Answers one instrument. A collection asks all of them in turn, and the first question reads the clients."""
+        """Returns the observations of one instrument. The first instrument of a collection reads the clients."""
         with self._lock:
-            if not self._feeds:
+            if not self._sums.feeds:
                 return []
             if name in self._read or not self._read:
                 self._forget()
@@ -194,23 +149,17 @@ class _Instruments:
             return observations
 
     def _pull(self) -> dict[str, list[Observation]]:
-        values: dict[Series, int] = {}
-        for feed in self._feeds:
-            gauges = feed.pull()
-            for series, value in feed.counters.items():
-                # What closed clients counted is told only together with a client that goes on counting.
-                values[series] = values.get(series, self._closed.get(series, 0)) + value
-            for series, value in gauges.items():
-                values[series] = values.get(series, 0) + value
         observations: defaultdict[str, list[Observation]] = defaultdict(list)
-        for (name, labels), value in values.items():
-            observations[name].append(Observation(value, dict(labels)))
+        for series, value in self._sums.read().items():
+            name, labels = series
+            # Sums of closed clients are observed only together with an open client that shares the series.
+            observations[name].append(Observation(value + self._sums.closed.get(series, 0), dict(labels)))
         return observations
 
 
 _lock = threading.Lock()
 _by_provider: WeakKeyDictionary[MeterProvider, _Instruments] = WeakKeyDictionary()
-#: Those of the process's provider. Made before there is one, they move to it when it is set.
+#: The instruments of the process's provider. They may be made before the provider is set.
 _global: _Instruments | None = None
 
 
@@ -231,8 +180,3 @@ def _unit(unit: str) -> str:
         return _UNITS[unit]
     singular = f"{unit[:-3]}y" if unit.endswith("ies") else unit.removesuffix("s")
     return f"{{{singular}}}"
-
-
-def _writable(value: str) -> str:
-    # AMQP names that are not UTF-8 come in as surrogates, which exporters cannot write.
-    return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()

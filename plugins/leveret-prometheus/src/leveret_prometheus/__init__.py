@@ -3,7 +3,7 @@
     async with leveret.connect(url, monitoring=leveret.MonitoringSettings(sinks=["prometheus"])) as client:
         ...
 
-Serve them with what prometheus_client has, for example `prometheus_client.start_http_server(8000)`.
+prometheus_client serves them, for example with `prometheus_client.start_http_server(8000)`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from leveret.errors import ConfigurationError
 from leveret.plugins import MetricsSpec, hookimpl
-from leveret_prometheus._collector import Feed, collector_of
+from leveret_prometheus._collector import collector_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from leveret.plugins import MetricsSource
+    from leveret.plugins import MetricsFeed, MetricsSource
+    from leveret_prometheus._collector import Family
 
 __all__ = ["PrometheusSink", "dashboard", "leveret_metrics"]
 
@@ -29,16 +30,16 @@ __version__ = "0.1.0"
 
 
 class PrometheusSink:
-    """Shows one client's counters in a prometheus_client registry.
+    """Exports the counters of one client to a prometheus_client registry.
 
-    Nothing is updated when messages pass: the counters are read when the registry is collected. All sinks of one
-    registry share one collector, so several clients make no duplicate metrics; what they count under equal labels is
-    added up. When a sink is closed its counters keep their last values and its gauges disappear.
+    The sink reads the counters when the registry is collected, and does nothing per message. All sinks of a registry
+    share one collector, and numbers of clients with equal labels are added up. After `close` the client's counters keep
+    their last values, and its gauges disappear.
 
-    It may be used from any thread.
+    Any thread may use it.
 
     Args:
-        registry: Where to export to; the process's default registry unless given.
+        registry: The registry; by default that of the process.
 
     Raises:
         ConfigurationError: `registry` is not a `CollectorRegistry`.
@@ -56,26 +57,25 @@ class PrometheusSink:
             )
         self._registry = registry
         self._lock = threading.Lock()
-        self._feed: Feed | None = None
+        self._feed: MetricsFeed[Family] | None = None
 
     def start(self, source: MetricsSource, /) -> None:
-        """Begins to export a source. Again with the same source does nothing; another one takes its place.
+        """Exports a source. Another source replaces it; the same source again changes nothing.
 
         Raises:
-            ConfigurationError: The registry has other metrics of these names; `option` is "registry".
+            ConfigurationError: The registry has other metrics with these names; `option` is "registry".
         """
         with self._lock:
             if self._feed is not None and self._feed.source is source:
                 return
-            feed = Feed(source)
             collector = collector_of(self._registry)
-            collector.add(feed, self._registry)
+            feed = collector.add(source, self._registry)
             if self._feed is not None:
                 collector.remove(self._feed)
             self._feed = feed
 
     def close(self) -> None:
-        """Reads the counters a last time and lets go of the source. Again does nothing."""
+        """Reads the counters a last time and releases the source. A second call does nothing."""
         with self._lock:
             feed, self._feed = self._feed, None
             if feed is not None:
@@ -83,9 +83,9 @@ class PrometheusSink:
 
 
 def dashboard() -> str:
-    """Returns a Grafana dashboard as JSON, to be imported (Dashboards, New, Import) or provisioned.
+    """Returns a Grafana dashboard as JSON. Import it in Grafana (Dashboards, New, Import) or provision it.
 
-    It asks for a Prometheus data source and shows publishings, deliveries, their outcomes, connections and bytes by
+    It needs a Prometheus data source, and shows publishings, deliveries, their outcomes, connections and bytes by
     client, exchange and queue.
 
     Returns:
@@ -96,5 +96,5 @@ def dashboard() -> str:
 
 @hookimpl
 def leveret_metrics() -> Iterable[MetricsSpec]:
-    """The sink `prometheus`, into the process's default registry."""
+    """Returns the sink `prometheus`, which exports to the process's default registry."""
     return [MetricsSpec(name="prometheus", factory=PrometheusSink)]
