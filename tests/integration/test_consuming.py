@@ -763,7 +763,7 @@ async def test_the_consumer_goes_on_when_its_queue_was_deleted_and_made_again(
         assert not task.done()
         assert await consumer.drain(5)
         await task
-    assert "begins again" in caplog.text
+    assert "subscribes again" in caplog.text
 
 
 async def test_the_consumer_goes_on_with_the_next_connection(broker: Broker, queues: Queues) -> None:
