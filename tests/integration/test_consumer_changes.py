@@ -7,8 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from tests.integration.test_consumer import Queues, running
-from tests.integration.test_consuming import until
+from tests.support.handling import Queues, running, until
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
 from tests.support.queues import taken

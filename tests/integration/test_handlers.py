@@ -11,8 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.integration.test_consumer import Queues, running
-from tests.integration.test_consuming import until
+from tests.support.handling import Queues, running, until
 from tests.support.loops import every_loop
 from tests.support.unconnected import worker_of
 

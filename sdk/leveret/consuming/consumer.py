@@ -478,13 +478,19 @@ class Consumer(Generic[T], DeliveryBuffer):
         """Decodes messages; those that cannot be decoded are settled as `run` does it, and left out."""
         values: list[T] = []
         kept: list[Message] = []
-        for message in messages:
+        for index, message in enumerate(messages):
             try:
                 values.append(message.value)
             except CodecError as error:
                 action = self._failures.undecodable(message, error)
-                if action is not None:
+                if action is None:
+                    continue
+                try:
                     await action
+                except BaseException:
+                    self._put_back([*kept, *messages[index + 1 :]])
+                    self._wake_more()
+                    raise
             else:
                 kept.append(message)
         return values, kept
