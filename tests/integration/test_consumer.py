@@ -506,7 +506,7 @@ async def test_every_message_can_be_settled_when_gets_run_at_once(queues: Queues
 
 
 async def test_no_message_is_lost_when_a_get_is_cancelled(queues: Queues) -> None:
-    # basic.get cannot be taken back: its message comes to nobody, and must not be acknowledged with the next ones.
+    # basic.get cannot be taken back: its message has no taker, and must not be acknowledged with the next ones.
     await queues.publish(*range(4))
     async with queues.client.consumer(queues.work) as consumer:
         first = await consumer.get()
@@ -681,7 +681,7 @@ async def test_other_consumers_are_refused_when_one_is_exclusive(queues: Queues)
         (await anext(first)).ack()
 
 
-# ---------------------------------------------------------------------- ends that nobody asked for
+# ---------------------------------------------------------------------- ends that the application did not ask for
 
 
 async def test_a_consumer_ends_with_an_error_when_its_queue_is_deleted(queues: Queues) -> None:

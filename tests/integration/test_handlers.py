@@ -1,4 +1,4 @@
-"""Handlers that are cancelled: by themselves, by what they wait for, by `processing_timeout`, by whoever ends `run`."""
+"""Handlers that are cancelled: by themselves, by what they wait for, by `processing_timeout`, or to end `run`."""
 
 from __future__ import annotations
 

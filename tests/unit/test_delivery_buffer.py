@@ -93,7 +93,7 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
         settled: set[int] = set()
 
         def check_settlements() -> None:
-            """What is written settles each message once, and acknowledges none that somebody works on."""
+            """Each message is settled once, and none is acknowledged while a worker is at it."""
             transport = consumer._connection.transport
             for run in FrameReader(server=True).feed(transport.out.take()):
                 for tag, multiple, is_refused, _ in run:

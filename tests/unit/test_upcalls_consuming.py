@@ -1,4 +1,4 @@
-"""What compiled classes of consuming call on Python objects is declared in their stubs and called, and nothing else is."""
+"""Compiled classes of consuming call what their stubs declare of Python objects, all of it and nothing else."""
 
 from __future__ import annotations
 
