@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
 from collections import Counter
@@ -13,17 +12,16 @@ import msgspec
 import pytest
 from pamqp.commands import Basic
 from tests.support.conversation import PROTOCOL_HEADER, nested_table
+from tests.support.handling import Queues, running
 from tests.support.loops import every_loop
 from tests.support.peers import Peer
 from tests.support.servers import ON_EVERY_SERVER
 
 import leveret
-from leveret import Classic, Topology
 from leveret.errors import AccessRefused, ConfigurationError, ConsumerCancelled, DecodeFailed, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable
 
     from tests.support.brokers import Broker
 
@@ -34,76 +32,9 @@ class Order(msgspec.Struct):
     id: int
 
 
-class Queues:
-    """A queue, where its refused messages go, and what is in both."""
-
-    def __init__(self, client: leveret.Client, name: Callable[[str], str]) -> None:
-        self.client = client
-        self.work, self.dead = name("work"), name("dead")
-        self._exchange = name("dlx")
-
-    async def declare(self, **options: Any) -> Queues:
-        await self.client.declare(
-            Topology()
-            .exchange(self._exchange, "fanout")
-            .queue(self.dead)
-            .bind(self.dead, self._exchange)
-            .queue(self.work, Classic(dead_letter_exchange=self._exchange, **options))
-        )
-        return self
-
-    async def publish(self, *values: Any, **options: Any) -> None:
-        async with self.client.producer() as producer:
-            (await producer.publish_batch(values, self.work, **options)).raise_for_failures()
-
-    async def remaining(self, queue: str | None = None) -> list[Any]:
-        """The values that are ready in a queue, in order; takes them out."""
-        values = []
-        async with self.client.consumer(queue or self.work) as consumer:
-            while message := await consumer.get():
-                values.append(message.value)
-                message.ack()
-        return values
-
-    async def dead_letters(self, count: int) -> list[Any]:
-        """Waits for so many dead letters: brokers move them in their own time."""
-        values: list[Any] = []
-        async with asyncio.timeout(5), self.client.consumer(self.dead) as consumer:
-            while len(values) < count:
-                message = await anext(consumer)
-                values.append(message.value)
-                message.ack()
-        return values
-
-    async def ready(self) -> int:
-        """How many messages the broker could hand out now."""
-        channel = await self.client.channel()
-        try:
-            return (await channel.queue_declare(self.work, passive=True)).message_count or 0
-        finally:
-            await channel.close()
-
-
 @pytest.fixture
 async def queues(client: leveret.Client, name: Callable[[str], str]) -> Queues:
     return await Queues(client, name).declare()
-
-
-@contextlib.asynccontextmanager
-async def _background(coroutine: Any) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(coroutine)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
-
-
-def running(consumer: leveret.Consumer[Any], handler: Any) -> AbstractAsyncContextManager[asyncio.Task[None]]:
-    """Runs a consumer in the background."""
-    return _background(consumer.run(handler))
 
 
 # ---------------------------------------------------------------------- what a handler's result does
@@ -575,7 +506,7 @@ async def test_every_message_can_be_settled_when_gets_run_at_once(queues: Queues
 
 
 async def test_no_message_is_lost_when_a_get_is_cancelled(queues: Queues) -> None:
-    # basic.get cannot be taken back: its message comes to nobody, and must not be acknowledged with the next ones.
+    # basic.get cannot be taken back: its message has no taker, and must not be acknowledged with the next ones.
     await queues.publish(*range(4))
     async with queues.client.consumer(queues.work) as consumer:
         first = await consumer.get()
@@ -750,7 +681,7 @@ async def test_other_consumers_are_refused_when_one_is_exclusive(queues: Queues)
         (await anext(first)).ack()
 
 
-# ---------------------------------------------------------------------- ends that nobody asked for
+# ---------------------------------------------------------------------- ends that the application did not ask for
 
 
 async def test_a_consumer_ends_with_an_error_when_its_queue_is_deleted(queues: Queues) -> None:

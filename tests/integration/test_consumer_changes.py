@@ -7,8 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from tests.integration.test_consumer import Queues, running
-from tests.integration.test_consuming import until
+from tests.support.handling import Queues, running, until
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
 from tests.support.queues import taken
@@ -77,7 +76,7 @@ async def test_draining_is_not_held_up_when_reading_was_paused(queues: Queues) -
         assert [*seen, *await queues.remaining()] == list(range(5_000))
 
 
-async def test_reading_goes_on_only_when_nobody_is_behind(queues: Queues, name: Callable[[str], str]) -> None:
+async def test_reading_goes_on_only_when_no_consumer_is_behind(queues: Queues, name: Callable[[str], str]) -> None:
     other = await Queues(queues.client, name).declare()
     await queues.publish(*range(3_000))
     slow = queues.client.consumer(queues.work, ack="none", prefetch=1)

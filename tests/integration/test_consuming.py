@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.integration.test_consumer import Queues, running
+from tests.support.handling import Queues, running, until
 from tests.support.proxy import Proxy
 from tests.support.queues import taken
 
@@ -29,13 +29,6 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 @pytest.fixture
 async def queues(client: leveret.Client, name: Callable[[str], str]) -> Queues:
     return await Queues(client, name).declare()
-
-
-async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
-    """Waits until something is so."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is looked at has no event
-            await asyncio.sleep(0.002)
 
 
 # ---------------------------------------------------------------------- when messages are acknowledged
@@ -471,6 +464,46 @@ async def test_what_does_not_decode_is_in_no_batch(queues: Queues) -> None:
     assert await queues.remaining() == []
 
 
+async def test_the_error_policy_decides_about_what_does_not_decode_for_a_batch(
+    queues: Queues, caplog: pytest.LogCaptureFixture
+) -> None:
+    parked = f"{queues.work}.parked"
+    await queues.publish(1, "two", 3, message_id="m-1")
+    try:
+        async with queues.client.batches(
+            queues.work, int, size=3, wait=0.2, on_error={leveret.errors.CodecError: leveret.Park()}
+        ) as batches:
+            batch = await anext(batches)
+            assert batch.values == [1, 3]
+            batch.ack()
+            assert batches.consumer.counters()["parked"] == 1
+        assert await queues.remaining(parked) == ["two"]
+        assert await queues.remaining() == []
+        (record,) = [each for each in caplog.records if each.name == "leveret.consuming"]
+        assert f"1 message could not be decoded; it goes to {parked!r} (message id 'm-1'): " in record.getMessage()
+    finally:
+        await queues.client.delete_queue(parked)
+
+
+async def test_a_cancelled_wait_for_a_batch_puts_back_what_was_decoded(queues: Queues) -> None:
+    await queues.publish(1, "two", 3)
+    parking = asyncio.Event()
+
+    def policy(error: BaseException, message: leveret.Message) -> leveret.Park:
+        parking.set()
+        return leveret.Park()
+
+    async with queues.client.batches(queues.work, int, size=3, wait=0.2, on_error=policy) as batches:
+        waiting = asyncio.create_task(anext(batches))
+        await parking.wait()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        batch = await anext(batches)
+        assert batch.values == [1, 3]
+        batch.ack()
+
+
 async def test_a_batch_handler_settles_by_its_result_or_each_when_it_raises(queues: Queues) -> None:
     await queues.publish(*range(9))
     batches = queues.client.batches(queues.work, size=3, wait=0.2)
@@ -763,7 +796,7 @@ async def test_the_consumer_goes_on_when_its_queue_was_deleted_and_made_again(
         assert not task.done()
         assert await consumer.drain(5)
         await task
-    assert "begins again" in caplog.text
+    assert "subscribes again" in caplog.text
 
 
 async def test_the_consumer_goes_on_with_the_next_connection(broker: Broker, queues: Queues) -> None:

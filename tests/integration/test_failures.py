@@ -82,7 +82,7 @@ class Waiters:
         self.channel = channel
 
     async def wait(self) -> None:
-        """Starts the calls; nobody answers any more."""
+        """Starts the calls; the server answers no more."""
         ticket = self.producer.publish_nowait(1, self.queue)
         self.flushed.publish_nowait(1, self.queue)
         calls = {

@@ -1,4 +1,4 @@
-"""Handlers that are cancelled: by themselves, by what they wait for, by `processing_timeout`, by whoever ends `run`."""
+"""Handlers that are cancelled: by themselves, by what they wait for, by `processing_timeout`, or to end `run`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.integration.test_consumer import Queues, running
-from tests.integration.test_consuming import until
+from tests.support.handling import Queues, running, until
 from tests.support.loops import every_loop
 from tests.support.unconnected import worker_of
 

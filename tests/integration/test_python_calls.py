@@ -70,7 +70,7 @@ async def obliging(peer: Peer) -> None:
 
 @pytest.fixture
 async def consumer() -> Any:
-    """A consumer that a server has accepted, and that nobody takes messages from."""
+    """A consumer that a server has accepted; no message is taken from it."""
     async with FakeServer(obliging) as server, leveret.connect(server.url) as client:
         consuming = client.consumer("q", consumer_tag="tag", prefetch=5000)
         await consuming.subscribe()

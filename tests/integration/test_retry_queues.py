@@ -387,7 +387,7 @@ async def test_attempts_are_counted_and_end_on_every_broker(
 # ---------------------------------------------------------------------- queues that are not as they should be
 
 
-async def test_the_queue_is_declared_again_when_somebody_deleted_it(
+async def test_the_queue_is_declared_again_when_it_was_deleted(
     client: leveret.Client, queue: str, queues: RetryQueues
 ) -> None:
     await publish(client, queue, *range(20))
@@ -406,7 +406,7 @@ async def test_the_queue_is_declared_again_when_somebody_deleted_it(
     assert (await get(client, queues.parked)).value == 0
 
 
-async def test_the_error_says_so_when_somebody_goes_on_deleting_the_queue(
+async def test_the_error_says_so_when_the_queue_is_deleted_again_and_again(
     client: leveret.Client, queue: str, queues: RetryQueues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish(client, queue, 1)

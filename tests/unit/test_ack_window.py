@@ -105,7 +105,7 @@ class AckModel(RuleBasedStateMachine):
         for tag, multiple in acks:
             assert tag in self.broker, "RabbitMQ closes the channel on an unknown delivery tag"
             covered = {other for other in self.broker if other <= tag} if multiple else {tag}
-            assert not covered & self.processing, "acknowledged what nobody has processed"
+            assert not covered & self.processing, "acknowledged what was not processed"
             self.broker -= covered
         done = self.broker - self.processing
         if stragglers:

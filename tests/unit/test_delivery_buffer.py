@@ -15,6 +15,7 @@ from tests.corpus import frames
 from tests.support.unconnected import begin, made, worker_of
 
 import leveret
+from leveret.consuming.states import WorkerState
 from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
         settled: set[int] = set()
 
         def check_settlements() -> None:
-            """What is written settles each message once, and acknowledges none that somebody works on."""
+            """Each message is settled once, and none is acknowledged while a worker is at it."""
             transport = consumer._connection.transport
             for run in FrameReader(server=True).feed(transport.out.take()):
                 for tag, multiple, is_refused, _ in run:
@@ -137,7 +138,9 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
                     delivered_now.clear()
             check_settlements()
             if consumer._buffered and not turns.ready():
-                assert all(worker.state != "idle" for worker in turns.waiting), "a message waits, and a worker is idle"
+                assert all(worker.state is not WorkerState.IDLE for worker in turns.waiting), (
+                    "a message waits, and a worker is idle"
+                )
         # To the end: all that is left is done.
         while turns.ready() or pending:
             if pending:

@@ -1,4 +1,4 @@
-"""What was delivered and no worker has begun with, and the workers that wait for more."""
+"""The buffer of deliveries that no worker has begun with, and the waits of workers that have none."""
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SET_ITEM
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
@@ -22,7 +22,7 @@ cdef class DeliveryBuffer:
 
     Args:
         acks: Acknowledges messages.
-        failures: Does what is left to do with a message that has no key.
+        failures: Its `without_key` settles a message that has no key.
         meter: Counts the deliveries.
         loop: The event loop.
         waiters: Makes what workers wait for.

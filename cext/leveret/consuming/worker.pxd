@@ -22,7 +22,7 @@ cdef class Worker:
     cdef readonly uint64_t sequence
     # A State and a Cancellation.
     cdef int state_now
-    cdef int cancellation
+    cdef int cancellation_now
     # Messages since others were let run.
     cdef int turn
 

@@ -19,7 +19,7 @@ cdef extern from "Python.h":
     PySendResult PyIter_Send(object iterator, object value, PyObject** result) except PYGEN_ERROR
     bint PyCoro_CheckExact(object o)
 
-# What a worker is at:
+# The states of a worker:
 #
 #     from      when                                                     to
 #     READY     a message was taken                                      HANDLING
@@ -35,7 +35,7 @@ cdef extern from "Python.h":
 #     ACTING    the action is done                                       READY
 #     ACTING    it is cancelled or failed                                ENDED, with the error
 #
-# The same table is in docs/states.md.
+# docs/states.md and `WorkerState` have the same.
 cdef enum State:
     READY = 0
     IDLE = 1  # waits for a message
@@ -61,8 +61,6 @@ cdef enum:
     # A worker lets others run after this many messages without a pause.
     TURN = 256
 
-cdef tuple NAMES = ("ready", "idle", "handling", "acting", "ended")
-
 
 @cython.final
 cdef class Worker:
@@ -71,8 +69,8 @@ cdef class Worker:
     Args:
         buffer: Where messages come from.
         acks: Acknowledges them.
-        failures: Says what is to be done with messages that were not handled.
-        owner: Says whether a cancellation ends the worker, and what is to be done when a handler raised.
+        failures: Carries out the error policy for messages that were not handled.
+        owner: Says whether a cancellation ends the worker, and does the same when a handler raised or is late.
         handler: Returns a coroutine for a value and its message.
         task: The task that awaits this, for `time_out`.
         results_settle: What the handler returns settles its message.
@@ -94,8 +92,15 @@ cdef class Worker:
 
     @property
     def state(self):
-        """What it is at: "ready", "idle", "handling", "acting" or "ended"."""
-        return NAMES[self.state_now]
+        """The `WorkerState` that it is in."""
+        from leveret.consuming.states import WorkerState  # here, because importing this module has to be cheap
+        return WorkerState(self.state_now)
+
+    @property
+    def cancellation(self):
+        """The `WorkerCancellation` that it knows of."""
+        from leveret.consuming.states import WorkerCancellation
+        return WorkerCancellation(self.cancellation_now)
 
     @property
     def is_handling(self):
@@ -104,7 +109,7 @@ cdef class Worker:
 
     def time_out(self):
         """Cancels the handler that is at work; the owner is told that it failed, with None for the error."""
-        self.cancellation = TIMING_OUT
+        self.cancellation_now = TIMING_OUT
         self.task.cancel()
 
     def __await__(self):
@@ -117,7 +122,7 @@ cdef class Worker:
         return self.step(None)
 
     def send(self, value):
-        """Goes on. The value is not used: what is awaited has none for a worker."""
+        """Goes on. The value is not used: nothing that a worker awaits has one."""
         return self.step(None)
 
     def throw(self, kind, value=None, traceback=None):
@@ -143,9 +148,9 @@ cdef class Worker:
                 if error is not None:
                     self.state_now = ENDED
                     raise error
-                if self.cancellation == CANCELLED:
+                if self.cancellation_now == CANCELLED:
                     # A handler that does not let its cancellation pass does not keep its consumer from ending.
-                    self.cancellation = NONE
+                    self.cancellation_now = NONE
                     if self.owner.ends(self.task):
                         self.state_now = ENDED
                         raise self.buffer.waiters.cancelled_error()
@@ -227,11 +232,11 @@ cdef class Worker:
             self.failed(error)
         return True
 
-    # What was awaited returned this.
+    # The waiter, the handler or the action returned this.
     cdef int done(self, object result) except -1:
         cdef int state = self.state_now
-        if self.cancellation == LATE:
-            self.cancellation = CANCELLED
+        if self.cancellation_now == LATE:
+            self.cancellation_now = CANCELLED
         self.state_now = READY
         if state == HANDLING:
             if not self.results_settle:
@@ -249,12 +254,12 @@ cdef class Worker:
             self.buffer.idle_ends()
         return 0
 
-    # What was awaited, or the handler itself, raised this.
+    # The waiter, the handler or the action raised this.
     cdef int failed(self, object error) except -1:
         cdef int state = self.state_now
-        cdef bint late = self.cancellation == LATE
+        cdef bint late = self.cancellation_now == LATE
         if late:
-            self.cancellation = CANCELLED
+            self.cancellation_now = CANCELLED
         if isinstance(error, self.buffer.waiters.cancelled_error):
             if state != HANDLING or self.owner.ends(self.task):
                 self.state_now = ENDED
@@ -273,7 +278,7 @@ cdef class Worker:
             raise error
         return self.act(self.owner.failed(self.message, error))
 
-    # Awaits what is to be done with the message, or goes on at once when that is None.
+    # Awaits an action of the error policy, or goes on at once when that is None.
     cdef int act(self, object action) except -1:
         if action is None:
             self.state_now = READY
@@ -297,9 +302,9 @@ cdef class Worker:
     cdef int note_cancellation(self, object error) except -1:
         if not isinstance(error, self.buffer.waiters.cancelled_error):
             return 0
-        if self.cancellation == TIMING_OUT:
-            self.cancellation = LATE
+        if self.cancellation_now == TIMING_OUT:
+            self.cancellation_now = LATE
             self.task.uncancel()
-        elif self.cancellation == NONE:
-            self.cancellation = CANCELLED
+        elif self.cancellation_now == NONE:
+            self.cancellation_now = CANCELLED
         return 0

@@ -140,7 +140,7 @@ class Consumer(Generic[T], DeliveryBuffer):
     def __repr__(self) -> str:
         return f"<Consumer queue={self.queue!r} {self._life.state.value} unsettled={self.meter.acks.unsettled}>"
 
-    # ------------------------------------------------------------------ what is known
+    # ------------------------------------------------------------------ counters and health
 
     def counters(self) -> dict[str, int]:
         """Returns the deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
@@ -171,7 +171,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         )
 
     def _note_state(self) -> None:
-        """Computes what is only a cache of the state: the compiled part's attributes, and the meter's gauges."""
+        """Computes the caches of the state: the attributes of the compiled part, and the gauges of the meter."""
         life, subscription = self._life, self._subscription
         self._note_end(over=life.is_over, stopping=life.is_stopped)
         self.meter.expected = life.state in (ConsumerState.CONSUMING, ConsumerState.LOST)
@@ -202,7 +202,7 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         RabbitMQ applies a prefetch to consumers that begin after it (basic.qos), and quorum queues know no other kind.
         So a new consumer takes the place of the old one on the same channel: first it begins, then the old one is
-        cancelled. What was delivered to that stays valid. For as long as that takes both may hold deliveries.
+        cancelled. Deliveries to the old one stay valid. During the change both may hold deliveries.
 
         Args:
             prefetch: 1 to 65535.
@@ -293,7 +293,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         return complete
 
     def _is_at_work(self) -> bool:
-        """Messages wait or are being worked on, in whatever way they are taken."""
+        """Returns whether messages wait or are being worked on, by `run`, `async for` or `get`."""
         if self._running or self._unstarted:
             return True
         if self.settings.ack not in ("coalesced", "each"):
@@ -346,11 +346,11 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         `concurrency` workers share the messages; with one, messages are handled in the queue's order.
         The handler's result settles its message: None or True acknowledges it, False dead-letters it. When it raises,
-        `on_error` says what becomes of the message. Without it the message goes back to the queue once, and is
-        dead-lettered when it fails again (it is marked redelivered). `CircuitOpen` is no failure: the message is
-        released, and its worker waits up to a second.
+        the error policy `on_error` says what happens to its message. Without a policy the message goes back to the
+        queue once, and is dead-lettered when it fails again (then it is marked redelivered). `CircuitOpen` is no
+        failure: the message is released, and its worker waits up to a second.
         A body that cannot be decoded is dead-lettered without a call. A handler may settle the message itself.
-        The handlers of a worker run in one task: what one leaves in a context variable, the next finds there.
+        The handlers of a worker run in one task, so a context variable that one sets is seen by the next.
 
         Args:
             handler: `async def handler(value, message)`, or a plain function, which runs in a thread: there `message`
@@ -413,11 +413,11 @@ class Consumer(Generic[T], DeliveryBuffer):
         raise StopAsyncIteration
 
     async def take(self, size: int, wait: float) -> list[Message]:
-        """Takes up to `size` messages: so many, or what there is `wait` seconds after the first one; `Batches` uses it.
+        """Takes up to `size` messages: as many, or those that came within `wait` seconds of the first; for `Batches`.
 
         Args:
             size: The most messages, 1 or more.
-            wait: Seconds. A pause ends them.
+            wait: Seconds. A pause ends the wait.
 
         Returns:
             At least one message, for the caller to settle; none when the consumer was stopped or cancelled.
@@ -478,13 +478,19 @@ class Consumer(Generic[T], DeliveryBuffer):
         """Decodes messages; those that cannot be decoded are settled as `run` does it, and left out."""
         values: list[T] = []
         kept: list[Message] = []
-        for message in messages:
+        for index, message in enumerate(messages):
             try:
                 values.append(message.value)
             except CodecError as error:
                 action = self._failures.undecodable(message, error)
-                if action is not None:
+                if action is None:
+                    continue
+                try:
                     await action
+                except BaseException:
+                    self._put_back([*kept, *messages[index + 1 :]])
+                    self._wake_more()
+                    raise
             else:
                 kept.append(message)
         return values, kept
@@ -527,7 +533,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._connection.check_loop()
 
     def _stop_for(self, error: BaseException) -> None:
-        """The error policy ends the consumer."""
+        """Ends the consumer with an error, because the error policy said so."""
         self._life.fail(error, ConsumerState.FAILED)
 
     def _channel_opened(self, channel: Channel) -> None:
@@ -555,7 +561,7 @@ class Consumer(Generic[T], DeliveryBuffer):
     # ------------------------------------------------------------------ the compiled part calls these
 
     def _delivered(self, run: ContentRun) -> None:
-        """A read brought deliveries; called with settings that have something to do then."""
+        """Notes the deliveries of a read, when the settings need that."""
         if self._tuner is not None:
             self._tuner.delivered(len(run.messages), self._subscription)
         if self._handoff is not None:
@@ -572,7 +578,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             self._connection.transport.pause_reading()
 
     def _taken(self) -> None:
-        """A message was taken from a buffer that was too full."""
+        """Notes that a message was taken from a buffer that was too full."""
         if self._reading_paused and self._buffered <= self._prefetch:
             self._resume_reading()
         if self._handoff is not None:
@@ -582,14 +588,14 @@ class Consumer(Generic[T], DeliveryBuffer):
     # ------------------------------------------------------------------ the channel calls these, and `delivered`
 
     def cancelled(self, consumer_tag: str) -> None:
-        """The broker has cancelled the consumer."""
+        """Notes that the broker has cancelled the consumer."""
         # RabbitMQ 4.3 cancels for a delivery that took too long, and puts back only that one. Others would time out
         # here as well, and be handled once for each consumer that got them.
         self._give_back_unstarted()
         self._subscription.cancelled_by_broker(consumer_tag)
 
     def channel_lost(self, error: LeveretError) -> None:
-        """The channel is gone, and with it every unsettled delivery."""
+        """Notes that the channel is gone, and with it every unsettled delivery."""
         self._end_deliveries()
         if self._handoff is not None:
             self._handoff.forget()

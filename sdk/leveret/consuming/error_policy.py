@@ -1,6 +1,6 @@
-"""What becomes of a message whose handler failed: actions, and the policy that chooses one by the error.
+"""The error policy: it chooses an action for a message whose handler failed, by the error.
 
-Nothing here talks to a broker. The consumer carries out what `ErrorPolicy.decide` returns.
+This module does no I/O. The consumer carries out the action that `ErrorPolicy.decide` returns.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ logger = logging.getLogger("leveret.consuming")
 
 #: How often a message has failed and was published again by `Retry` or `Park`.
 ATTEMPT_HEADER: Final = "x-leveret-attempt"
-#: What it failed with last; see `error_text`.
+#: The last error of a message; see `error_text`.
 ERROR_HEADER: Final = "x-leveret-error"
 
 #: Below this a message that always fails would keep a consumer busy.
 _MIN_DELAY: Final = 0.1
-#: A week: RabbitMQ takes longer delays, but who waits that long wants a database.
+#: A week. RabbitMQ takes longer delays, but a message that waits so long belongs in a database.
 _MAX_DELAY: Final = 604_800.0
 _MAX_ATTEMPTS: Final = 1000
 #: The most retry queues of one `Retry`.
@@ -136,7 +136,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Put aside in the queue `<queue>.parked`, which Leveret declares, for somebody to look at.
+    """Put aside in the queue `<queue>.parked`, which Leveret declares, for a person to look at.
 
     It is safe whether or not the queue has a dead-letter exchange.
     """
@@ -158,11 +158,11 @@ Decider: TypeAlias = Callable[[BaseException, "Message"], Action | bool]
 
 
 class ErrorPolicy:
-    """Chooses what becomes of a message by the error that its handler raised.
+    """Chooses the action for a message by the error that its handler raised.
 
     Args:
         rules: Actions by exception class; of those that fit, the most specific counts (the first in the class's
-            `__mro__`). Or a function of (error, message) that returns an action, True for a retry (`default` when that
+            `__mro__`). Or a function of (error, message) that returns an action, True to try again (`default` when that
             is `Retry`, otherwise `Requeue()`) or False for `DeadLetter()`. It is called in the event loop and must not
             wait. When it raises or returns anything else, that is logged and `default` happens: no message is lost.
         default: What happens when no rule fits; `Requeue()` unless given.
@@ -241,7 +241,7 @@ class ErrorPolicy:
         except Exception as raised:
             # Without its text, which may quote the message.
             logger.warning(
-                "the error policy %s raised %s at %s for %s; what happens is %s",
+                "the error policy %s raised %s at %s for %s; its default %s is carried out",
                 _name(decide),
                 type(raised).__name__,
                 _place(raised),
@@ -256,9 +256,9 @@ class ErrorPolicy:
         if isinstance(answer, _ACTIONS):
             return answer
         if inspect.iscoroutine(answer):
-            answer.close()  # nobody will await it
+            answer.close()  # it will not be awaited
         logger.warning(
-            "the error policy %s returned %s for %s; it must return an action, True or False; what happens is %s",
+            "the error policy %s returned %s for %s, which is no action, True or False; its default %s is carried out",
             _name(decide),
             type(answer).__name__,
             type(error).__name__,
@@ -291,9 +291,9 @@ def policy_of(on_error: OnError) -> ErrorPolicy:
 
 
 def attempts_of(message: Message) -> int:
-    """How often a message has failed and was published again by `Retry` or `Park`.
+    """Returns how often a message has failed and was published again by `Retry` or `Park`.
 
-    It is a header, and whoever may publish to the queue can write it: a value that is no count is 0, and a huge one is
+    Any publisher to the queue can write the header, so it is checked: a value that is no count is 0, and a huge one is
     1000000.
 
     Args:
@@ -312,7 +312,7 @@ def attempts_of(message: Message) -> int:
 
 
 def error_text(error: BaseException) -> str:
-    """What a header says of an error: its class, and the text when that is known to quote no body.
+    """Returns the text of an error for a header: its class, and its message when that is known to quote no body.
 
     Args:
         error: The error.
@@ -377,7 +377,7 @@ def _checked_function(value: object) -> Decider:
 
 
 def _name(value: object) -> str:
-    """What a text calls a function, class or value; not its repr, which may be anything."""
+    """Returns the name of a function or class for a text, or the type of a value: its repr may be anything."""
     name: object = getattr(value, "__qualname__", None)
     return printable(name, 100) if isinstance(name, str) else f"a {type(value).__name__}"
 

@@ -125,7 +125,7 @@ class FailureActions:
         return self._act(message, action, error)
 
     def _fate(self, action: Action) -> str:
-        """What the log says of a message that an action is carried out for."""
+        """Returns what the log says about the message of an action."""
         if (self._no_ack or self._handoff) and not isinstance(action, Retry | Park | Drop):
             return "is lost, because the broker does not have it any more"
         if isinstance(action, Park):
@@ -163,7 +163,7 @@ class FailureActions:
         logger.warning(f"queue %r: {text}", self._queue, *args, exc_info=error)
 
     def _is_done(self, message: Message) -> bool:
-        """The handler has settled the message itself, or its channel is gone."""
+        """Returns whether the handler has settled the message itself, or its channel is gone."""
         return message.is_settled and not self._handoff and not self._no_ack
 
     def _act(self, message: Message, action: Action, error: BaseException) -> Coroutine[Any, Any, None] | None:

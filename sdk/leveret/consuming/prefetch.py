@@ -18,8 +18,8 @@ _LEAST_SECONDS: Final = 0.2
 _LEAST_COUNT: Final = 20
 _LONG_SECONDS: Final = 1.0
 #: Workers may stand idle for this share of their time before more is asked for. Up to the second share that is the
-#: edge, where a short measurement is as often wrong as right. Below the third one less was not too little, whatever
-#: more would bring.
+#: edge, where a short measurement is as often wrong as right. Below the third one a smaller prefetch was enough, even
+#: if a larger one would bring more.
 _TOO_IDLE: Final = 0.08
 _CLEARLY_IDLE: Final = 0.2
 _IDLE: Final = 0.065
@@ -36,7 +36,7 @@ _BEYOND: Final = 1.25
 #: share of what workers were idle is enough.
 _WORTH: Final = 0.12
 _WORTH_IDLE: Final = 1 / 3
-#: With this factor it is worth it at once; what is less clear is measured for a longer time.
+#: With this factor a larger prefetch is worth it at once; smaller gains are measured for a longer time.
 _CLEARLY_WORTH: Final = 1.5
 #: Seconds from an acknowledgement to the delivery that it allows, at most. When more deliveries are missing than can be
 #: on their way for so long, the queue is empty.
@@ -75,11 +75,12 @@ def prefetch_for(target_rate: float, processing_time: float) -> int:
 class AdaptivePrefetch:
     """A prefetch that is as small as it can be while workers have something to do.
 
-    With too small a prefetch workers wait for the broker; what is too much waits in the process, away from other
-    consumers, and has to be redelivered after a crash. How long workers were idle and how many deliveries were never
-    needed says which it is. While workers wait for the broker, their work is in proportion to the prefetch (Little's
-    law), so the share of time that they were idle says how much more is needed. What the buffer always held is given
-    up. Now and then a little less is tried, and kept if workers do about as much.
+    With too small a prefetch workers wait for the broker. With too large a one messages wait in the process, where
+    other consumers cannot take them, and have to be redelivered after a crash. How long workers were idle and how many
+    deliveries were never needed says which it is. While workers wait for the broker, their work is in proportion to
+    the prefetch (Little's law), so the share of time that they were idle says how much more is needed. The prefetch
+    falls by the backlog that was always there. Now and then a little less is tried, and kept if workers do about as
+    much.
 
     More is kept only if it brought enough more work: when the queue is empty, or the broker or this process is at its
     limit, workers are idle with any prefetch. A broker that stands still for a moment can make it grow in vain; the
@@ -90,10 +91,10 @@ class AdaptivePrefetch:
     back) changes nothing, and a measurement begins anew.
 
     Args:
-        minimum: What it never falls below, 1 or more. Neither does it fall below `concurrency`.
-        maximum: What it never exceeds, except that a larger `minimum` or `concurrency` rules.
+        minimum: The lowest prefetch, 1 or more; `concurrency` when that is larger.
+        maximum: The highest prefetch; `minimum` or `concurrency` when those are larger.
         concurrency: How many workers there are, 1 or more.
-        initial: What it begins with, brought within the bounds.
+        initial: The first prefetch, brought within the bounds.
 
     Attributes:
         limit: The prefetch now.
@@ -139,11 +140,11 @@ class AdaptivePrefetch:
     def update(
         self, now: float, finished: int, idle_seconds: float, lowest_backlog: int, highest_unsettled: int
     ) -> int:
-        """Tells what was measured; called every `INTERVAL` seconds while something is delivered.
+        """Takes a measurement; called every `INTERVAL` seconds while messages are delivered.
 
         Args:
             now: Seconds of a monotonic clock.
-            finished: How many deliveries were finished so far, in whatever way.
+            finished: How many deliveries were acknowledged or rejected so far.
             idle_seconds: Seconds that workers waited for a delivery so far, of all workers together and with those of
                 workers that wait now.
             lowest_backlog: The fewest deliveries that waited for a worker at any time since the last call.
@@ -273,7 +274,7 @@ class AdaptivePrefetch:
         self._since = self._last = now
         self._finished_since = self._finished_last = finished
         self._idle_since = idle_seconds
-        # What is delivered with this prefetch or a larger one can be no less and no more.
+        # Neither bound can be exceeded by a delivery with this prefetch or a larger one.
         self._lowest, self._highest = self._maximum, 0
 
 

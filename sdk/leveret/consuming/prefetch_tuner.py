@@ -22,7 +22,7 @@ logger = logging.getLogger("leveret.consuming")
 
 
 class Load(NamedTuple):
-    """What a consumer's workers are at.
+    """How busy the workers of a consumer are.
 
     Attributes:
         unstarted: Messages that no worker has begun with.

@@ -1,4 +1,4 @@
-"""The queues in which failed messages wait for their next attempt, or for somebody to look at them."""
+"""The queues in which failed messages wait for their next attempt, or for a person to look at them."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class RetryQueues:
         await self._publish(message, self.parked, None, attempts_of(message) + 1, error)
 
     async def close(self) -> None:
-        """Waits for what is being published, for at most `confirm_timeout` seconds, and closes the producer."""
+        """Waits for publishings in flight, for at most `confirm_timeout` seconds, and closes the producer."""
         self._closed = True
         async with self._opening:
             producer, self._producer = self._producer, None
@@ -177,7 +177,7 @@ class RetryQueues:
         try:
             await producer._publish_raw(body, name, raw)
         except MessageReturned:
-            # Somebody deleted it. Once more only: whoever goes on deleting it means it.
+            # The queue was deleted. It is declared once more only: if it is deleted again, that is intended.
             self._declared.discard(name)
             await self._declare(name, milliseconds)
             await producer._publish_raw(body, name, raw)

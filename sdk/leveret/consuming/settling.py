@@ -19,7 +19,7 @@ __all__ = ["Handoff", "Settled", "Settler"]
 
 
 class Settled:
-    """What `ack`, `requeue`, `release` and `dead_letter` return.
+    """The result of `ack`, `requeue`, `release` and `dead_letter`.
 
     True when the call settled the message, false when it was settled before or its channel is gone. It may be awaited
     and then waits for nothing: the acknowledgement leaves with the next write, and AMQP does not answer it.
@@ -127,7 +127,7 @@ class Handoff:
 
     @property
     def is_full(self) -> bool:
-        """Deliveries are not acknowledged until others are finished."""
+        """True when deliveries are not acknowledged until others are finished."""
         return bool(self._withheld)
 
     def take(self, messages: Iterable[Message], unfinished: int) -> None:

@@ -1,4 +1,4 @@
-"""The states of a consumer, which of them may follow which, and its health. docs/states.md draws them."""
+"""The states of a consumer and of its workers, which may follow which (see docs/states.md), and its health."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Final
 from leveret.errors import LeveretError, again
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["TRANSITIONS", "ConsumerHealth", "ConsumerLife", "ConsumerState"]
+__all__ = [
+    "CANCELLATION_TRANSITIONS",
+    "CONSUMER_TRANSITIONS",
+    "WORKER_TRANSITIONS",
+    "ConsumerHealth",
+    "ConsumerLife",
+    "ConsumerState",
+    "WorkerCancellation",
+    "WorkerState",
+]
 
 
 class ConsumerState(enum.Enum):
-    """What a consumer is at. It says what is wanted; whether deliveries come is `ConsumerHealth.live`."""
+    """The state of a consumer: which deliveries are wanted. Whether they come is `ConsumerHealth.live`."""
 
     NEW = "new"
     """No deliveries were asked for. `get` takes single messages."""
@@ -40,7 +49,7 @@ class ConsumerState(enum.Enum):
 _NEW, _CONSUMING, _PAUSED, _DRAINING, _ENDING, _LOST, _STOPPING, _FAILED, _CLOSED = ConsumerState
 
 #: The states that may follow each. What asks for another one comes too late and changes nothing.
-TRANSITIONS: Final[dict[ConsumerState, frozenset[ConsumerState]]] = {
+CONSUMER_TRANSITIONS: Final[Mapping[ConsumerState, frozenset[ConsumerState]]] = {
     _NEW: frozenset({_CONSUMING, _DRAINING, _ENDING, _LOST, _STOPPING, _FAILED, _CLOSED}),
     # NEW again: basic.consume could not be encoded, so nothing was sent.
     _CONSUMING: frozenset({_NEW, _PAUSED, _DRAINING, _ENDING, _LOST, _STOPPING, _FAILED, _CLOSED}),
@@ -58,6 +67,53 @@ TRANSITIONS: Final[dict[ConsumerState, frozenset[ConsumerState]]] = {
 _OVER: Final = frozenset({_ENDING, _LOST, _STOPPING, _FAILED, _CLOSED})
 _STOPPED: Final = frozenset({_STOPPING, _FAILED, _CLOSED})
 _WANTING: Final = frozenset({_CONSUMING, _PAUSED, _DRAINING})
+
+
+class WorkerState(enum.Enum):
+    """The state of a worker; `leveret.consuming.worker` has the same numbers."""
+
+    READY = 0
+    """It takes the next message when it is resumed."""
+    IDLE = 1
+    """It waits for a message."""
+    HANDLING = 2
+    """It runs the handler."""
+    ACTING = 3
+    """It carries out what the error policy decided."""
+    ENDED = 4
+    """It is done."""
+
+
+#: The states of a worker that may follow each.
+WORKER_TRANSITIONS: Final[Mapping[WorkerState, frozenset[WorkerState]]] = {
+    WorkerState.READY: frozenset({WorkerState.HANDLING, WorkerState.ACTING, WorkerState.IDLE, WorkerState.ENDED}),
+    WorkerState.IDLE: frozenset({WorkerState.READY, WorkerState.ENDED}),
+    WorkerState.HANDLING: frozenset({WorkerState.READY, WorkerState.ACTING, WorkerState.ENDED}),
+    WorkerState.ACTING: frozenset({WorkerState.READY, WorkerState.ENDED}),
+    WorkerState.ENDED: frozenset(),
+}
+
+
+class WorkerCancellation(enum.Enum):
+    """Why a worker's task was cancelled; `leveret.consuming.worker` has the same numbers."""
+
+    NONE = 0
+    """It was not."""
+    TIMING_OUT = 1
+    """Its handler has taken too long; the cancellation is on its way."""
+    LATE = 2
+    """Its handler has got the cancellation, and has not ended."""
+    CANCELLED = 3
+    """It is not known yet whether the worker is to end."""
+
+
+#: The cancellations of a worker that may follow each.
+CANCELLATION_TRANSITIONS: Final[Mapping[WorkerCancellation, frozenset[WorkerCancellation]]] = {
+    WorkerCancellation.NONE: frozenset({WorkerCancellation.TIMING_OUT, WorkerCancellation.CANCELLED}),
+    WorkerCancellation.TIMING_OUT: frozenset({WorkerCancellation.LATE}),
+    WorkerCancellation.LATE: frozenset({WorkerCancellation.CANCELLED}),
+    WorkerCancellation.CANCELLED: frozenset({WorkerCancellation.TIMING_OUT, WorkerCancellation.NONE}),
+}
 
 
 class ConsumerLife:
@@ -82,9 +138,9 @@ class ConsumerLife:
         """Changes the state.
 
         Returns:
-            False when `TRANSITIONS` does not have this change; then nothing has changed.
+            False when `CONSUMER_TRANSITIONS` does not have this change; then nothing has changed.
         """
-        if state not in TRANSITIONS[self.state]:
+        if state not in CONSUMER_TRANSITIONS[self.state]:
             return False
         self.state = state
         self._changed()
@@ -103,17 +159,17 @@ class ConsumerLife:
 
     @property
     def is_over(self) -> bool:
-        """No more deliveries will come."""
+        """True when no more deliveries will come."""
         return self.state in _OVER
 
     @property
     def is_stopped(self) -> bool:
-        """No more messages will be handled."""
+        """True when no more messages will be handled."""
         return self.state in _STOPPED
 
     @property
     def may_go_on(self) -> bool:
-        """The consumer may go on with another channel after it has lost its own."""
+        """True when the consumer may go on with another channel after it has lost its own."""
         return self.state in _WANTING
 
 

@@ -1,4 +1,4 @@
-"""A consumer's place at the broker: its channel, the consumer tags on it, and how it gets them back after a loss."""
+"""A consumer as the broker knows it: its channel, the consumer tags on it, and how it subscribes again after a loss."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _DELIVERY_TIMEOUT: Final = "delivery acknowledgement on channel"
 
 
 class Subscription:
-    """The channel of one consumer, and what the broker knows of the consumer.
+    """The channel of one consumer, and its consumer tags.
 
     Args:
         link: Opens connections.
@@ -91,20 +91,20 @@ class Subscription:
 
     @property
     def is_live(self) -> bool:
-        """The broker has the consumer, as far as this side knows."""
+        """True when the broker has the consumer, as far as this side knows."""
         return bool(self.tags) and self.channel is not None and self.channel.is_open
 
     @property
     def has_begun(self) -> bool:
-        """It was subscribed on the channel that it has."""
+        """True when basic.consume was sent on the channel."""
         return self._begun > 0
 
     @property
     def wants_deliveries(self) -> bool:
-        """It has a channel on which deliveries come, or may come again."""
+        """True when deliveries come on the channel, or may come again."""
         return self.channel is not None and self.channel.is_open and not self._life.is_over
 
-    # ------------------------------------------------------------------ what a user asks for
+    # ------------------------------------------------------------------ changes that a user asks for
 
     async def open(self) -> Channel:
         """Opens the channel, unless it is open."""
@@ -243,7 +243,7 @@ class Subscription:
     # ------------------------------------------------------------------ losses
 
     def cancelled_by_broker(self, consumer_tag: str) -> None:
-        """The broker has cancelled one of the tags."""
+        """Notes that the broker has cancelled one of the tags; subscribes again if it may."""
         if consumer_tag in self.tags:
             self.tags.remove(consumer_tag)
         self._lost(
@@ -256,7 +256,7 @@ class Subscription:
         )
 
     def channel_lost(self, error: LeveretError) -> None:
-        """The channel is gone."""
+        """Notes that the channel is gone; subscribes again if it may."""
         self.tags.clear()
         if (
             isinstance(error, ChannelClosed)

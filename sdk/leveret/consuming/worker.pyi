@@ -3,23 +3,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any, Literal, Protocol, final
+from typing import Any, Protocol, final
 
 from leveret.consuming.channel_deliveries import Acknowledger
 from leveret.consuming.delivery_buffer import DeliveryBuffer
+from leveret.consuming.states import WorkerCancellation, WorkerState
 from leveret.wire.message import Message
 
 __test__: dict[str, str]
 
 class _Failures(Protocol):
-    """What a worker asks about messages that were not handled; it awaits what is returned, if anything."""
+    """Carries out the error policy. A worker awaits the result, unless it is None."""
 
     def undecodable(self, message: Message, error: BaseException, /) -> Awaitable[None] | None: ...
     def refused(self, message: Message, /) -> None: ...
     def nonsense(self, message: Message, result: object, /) -> Awaitable[None] | None: ...
 
 class _Owner(Protocol):
-    """What a worker asks the consumer that it works for."""
+    """The tasks that the worker belongs to."""
 
     def ends(self, task: asyncio.Task[Any], /) -> bool: ...
     def failed(self, message: Message, error: BaseException | None, /) -> Awaitable[None] | None: ...
@@ -31,7 +32,9 @@ class Worker:
     @property
     def message(self) -> Message | None: ...
     @property
-    def state(self) -> Literal["ready", "idle", "handling", "acting", "ended"]: ...
+    def state(self) -> WorkerState: ...
+    @property
+    def cancellation(self) -> WorkerCancellation: ...
     @property
     def is_handling(self) -> bool: ...
     def __new__(

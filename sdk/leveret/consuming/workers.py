@@ -36,7 +36,7 @@ class Workers:
         settings: The consumer's.
         loop: The event loop.
         life: The consumer's state; STOPPING when one of the tasks has raised.
-        failures: Says what is to be done with messages that were not handled.
+        failures: Carries out the error policy for messages that were not handled.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Workers:
         return False
 
     def failed(self, message: Message, error: BaseException | None) -> Coroutine[Any, Any, None] | None:
-        """Returns what is to be done with a message whose handler raised; None for the error says that it is late."""
+        """Carries out the error policy for a message whose handler raised, or is late: then the error is None."""
         if error is not None:
             return self._failures.failed(message, error)
         failure = self._failures.failed(message, self.late_error())
@@ -198,7 +198,7 @@ class HandlerThreads:
         return asyncio.wrap_future(future, loop=self._loop)
 
     def wait_for(self, message: Message, action: Coroutine[Any, Any, None] | None) -> Coroutine[Any, Any, None] | None:
-        """Returns what is to be done with a message whose handler is late, and then waits for its thread.
+        """Adds to an action for a message whose handler is late that its thread is waited for.
 
         Otherwise the next message would wait for the thread, and be late as well.
         """
