@@ -373,6 +373,37 @@ def test_the_short_way_does_what_the_long_way_does(options: dict[str, Any], aske
     asyncio.run(compare())
 
 
+class Counting(Producer):
+    """A producer that counts the calls which leave the compiled way."""
+
+    long = 0
+
+    async def _publish(self, *arguments: Any) -> leveret.Receipt:
+        self.long += 1
+        return await super()._publish(*arguments)
+
+    def _publish_nowait(self, *arguments: Any) -> leveret.Ticket:
+        self.long += 1
+        return super()._publish_nowait(*arguments)
+
+
+async def test_a_template_is_published_the_compiled_way() -> None:
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
+        await client.declare(Topology().queue("q"))
+        producer = Counting(client._publishing, leveret.ProducerSettings(), client.registry)
+        async with producer:
+            templates = [producer.template("q", headers={"a": number}) for number in range(2000)]
+            await producer.publish(0, "q")
+            assert producer.long == 1  # a routing key is packed once
+            for template in (templates[0], templates[1], templates[0], *templates):
+                await producer.publish(1, template)
+                producer.publish_nowait(1, template)
+                await producer.enqueue(1, template)
+            await producer.publish(1, "q")
+            assert producer.long == 1
+        assert len(await contents(client)) == 2 + 3 * 2003
+
+
 # ---------------------------------------------------------------------- who calls back
 
 
