@@ -228,7 +228,7 @@ async def test_s12_auto_grows_on_a_long_line_and_stays_within_its_bound(
 async def test_s13_a_batch_tells_what_became_of_each_message(
     client: leveret.Client, other: leveret.Client, exchange: str, queue: str
 ) -> None:
-    def publishing(order: Any, routing_key: str) -> leveret.publishing.options.Publishing:
+    def publishing(order: Any, routing_key: str) -> leveret.MessageBuilder:
         return producer.message(order).exchange(exchange).routing_key(routing_key)
 
     good = orders(10)

@@ -24,9 +24,10 @@ import leveret
 from leveret import Outcome, Topology
 from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, EncodeFailed, LeveretError, PublishError, WrongLoopError
-from leveret.publishing.options import OPTIONS, Publishing, PublishOptions, Template, pack_properties, repeats
+from leveret.publishing.builder import MessageBuilder
+from leveret.publishing.options import OPTIONS, PublishOptions, pack_properties, repeats
 from leveret.publishing.producer import Producer
-from leveret.publishing.template import PublishTemplate
+from leveret.publishing.template import PublishTemplate, Template
 from leveret.wire.encoding import FieldValue
 from leveret.wire.properties import decode_properties
 
@@ -232,22 +233,22 @@ def test_an_option_is_refused_and_named_when_there_is_none_of_that_name() -> Non
 
 async def test_a_publishing_without_a_producer_says_so() -> None:
     with pytest.raises(ConfigurationError, match="belongs to no producer"):
-        await Publishing(1).publish()
+        await MessageBuilder(1).publish()
     with pytest.raises(ConfigurationError, match="belongs to no producer"):
-        Publishing(1).publish_nowait()
+        MessageBuilder(1).publish_nowait()
 
 
 def test_what_is_said_call_by_call_is_what_is_published() -> None:
     message = (
-        Publishing(1).exchange("e").routing_key("k").header("a", 1).headers({"b": 2}).persistent().priority(3)
+        MessageBuilder(1).exchange("e").routing_key("k").header("a", 1).headers({"b": 2}).persistent().priority(3)
         .expiration(1.5).content_type("a/b").content_encoding("gzip").correlation_id("c").reply_to("r")
         .message_id("m").timestamp(5).type("t").user_id("u").app_id("p").mandatory().confirm_timeout(2)
     )  # fmt: skip
     assert message.key == "k"
     assert message.options.keys() == OPTIONS
     assert message.options["headers"] == {"a": 1, "b": 2}
-    assert Publishing(1).queue("q").options == {"exchange": ""}
-    assert Publishing(1).transient().options == {"delivery_mode": 1}
+    assert MessageBuilder(1).queue("q").options == {"exchange": ""}
+    assert MessageBuilder(1).transient().options == {"delivery_mode": 1}
 
 
 # ---------------------------------------------------------------------- the short way and the long way

@@ -26,7 +26,7 @@ from leveret.message import Outcome
 from leveret.monitoring.meters import ConnectionMeter, Monitor, Sinks
 from leveret.plugins.interfaces import CircuitBreaker, ConnectionEvent, ConnectionEventKind, RetryPolicy
 from leveret.plugins.registry import PluginRegistry
-from leveret.publishing.options import Publishing
+from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.producer import Producer
 from leveret.settings import (
     ConnectionSettings,
@@ -325,7 +325,7 @@ class _Workplace:
 
     # ------------------------------------------------------------------ publishing and consuming
 
-    def message(self, value: Any) -> Publishing:
+    def message(self, value: Any) -> MessageBuilder:
         """Begins a message that is put together call by call, and published by a producer that this client keeps.
 
             await client.message(order).exchange("orders").routing_key("order.created").persistent().publish()
@@ -334,9 +334,9 @@ class _Workplace:
             value: What the serializer takes, that of the options that `connect` was given.
 
         Returns:
-            See `Publishing`.
+            See `MessageBuilder`.
         """
-        return Publishing(value, self._own_producer)
+        return MessageBuilder(value, self._own_producer)
 
     def producer(
         self,

@@ -178,12 +178,12 @@ class RetryQueues:
         producer = await self._open()
         await self._declare(name, milliseconds)
         try:
-            await producer._publish_raw(body, name, raw)
+            await producer.publish_raw(body, name, raw)
         except MessageReturned:
             # Somebody deleted it. Once more only: whoever goes on deleting it means it.
             self._declared.discard(name)
             await self._declare(name, milliseconds)
-            await producer._publish_raw(body, name, raw)
+            await producer.publish_raw(body, name, raw)
 
     async def _open(self) -> Producer:
         producer = self._producer
