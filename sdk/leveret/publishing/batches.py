@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterable, Iterable, Sized
 from itertools import islice
@@ -21,16 +22,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Protocol, Self, Unpack
 
-    from leveret.publishing.confirms import ConfirmWindow
-    from leveret.publishing.deadlines import Deadlines
-    from leveret.publishing.lifecycle import ProducerLife
+    from leveret.monitoring.meters import ProducerMeter
     from leveret.publishing.options import PublishOptions
-    from leveret.publishing.outcomes import TicketBook
-    from leveret.publishing.packing import Packer
-    from leveret.publishing.publisher import PublishBatch
-    from leveret.publishing.room import Room
     from leveret.publishing.template import PublishTemplate, Template
-    from leveret.settings import ProducerSettings
+    from leveret.publishing.writing import MessageWriter
 
     class PutValues(Protocol):
         """Encodes and appends values of a batch; see `Publisher._put_values`."""
@@ -49,6 +44,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Batch", "BatchPublisher", "Source"]
+
+logger = logging.getLogger("leveret.publishing")
 
 #: A chunk is encoded before it is sent; bodies of this many bytes are enough to fill the socket.
 _CHUNK_BYTES: Final = 1024 * 1024
@@ -148,47 +145,20 @@ class BatchPublisher:
     """Publishes the values of batches in chunks, and waits once for all outcomes of a batch.
 
     Args:
-        settings: The producer's options.
-        life: Its state.
-        window: Its publishings without an outcome.
-        room: Where chunks wait.
-        packer: Packs messages that differ from the others of their batch.
-        tickets: Observes the batch's ticket.
-        deadlines: Told of chunks that waited.
-        put: Appends one message.
+        writer: Appends single messages, and has the producer's other parts.
         put_values: Encodes and appends values, one after the other.
-        start_clock: Starts the producer's clock, unless it runs.
+        meter: Counts batches.
     """
 
-    def __init__(
-        self,
-        settings: ProducerSettings,
-        life: ProducerLife,
-        window: ConfirmWindow,
-        room: Room,
-        packer: Packer,
-        tickets: TicketBook,
-        deadlines: Deadlines,
-        *,
-        put: Callable[[PublishTemplate, bytes, Ticket, int], None],
-        put_values: PutValues,
-        start_clock: Callable[[], None],
-    ) -> None:
-        self._settings = settings
-        self._life = life
-        self._window = window
-        self._room = room
-        self._packer = packer
-        self._tickets = tickets
-        self._deadlines = deadlines
-        self._put = put
+    def __init__(self, writer: MessageWriter, put_values: PutValues, meter: ProducerMeter) -> None:
+        self._writer = writer
+        self._meter = meter
+        self._settings = writer.settings
+        self._life = writer.life
+        self._window = writer.window
+        self._room = writer.room
+        self._tickets = writer.tickets
         self._put_values = put_values
-        self._start_clock = start_clock
-        self._batch: PublishBatch
-
-    def use(self, batch: PublishBatch) -> None:
-        """Tells where messages are appended and counted."""
-        self._batch = batch
 
     async def publish(
         self,
@@ -197,7 +167,7 @@ class BatchPublisher:
         options: PublishOptions,
         deadline: float | None = None,
         *,
-        observing: Callable[[Ticket], object] | None = None,
+        reporting: set[Ticket] | None = None,
     ) -> BatchResult:
         """Publishes values once; see `Producer.publish_batch`.
 
@@ -206,14 +176,16 @@ class BatchPublisher:
             routing_key: The routing key or template of values without one of their own.
             options: The options of all values.
             deadline: When to give up on each of them; by default `publish_timeout` seconds after it was taken.
-            observing: Told of the ticket whose outcome this call waits for.
+            reporting: The ticket is added to this set while its outcome is waited for.
 
         Returns:
             The outcome of each value.
         """
         # Validates before anything is sent.
-        template = self._packer.check(routing_key, options)
+        template = self._writer.packer.check(routing_key, options)
+        self._writer.check_loop()
         settings = self._settings
+        batch = self._writer.batch
         # uvloop's clock stands still within a turn of the loop, and counts milliseconds.
         started = time.monotonic()
         ticket = Ticket()
@@ -230,7 +202,7 @@ class BatchPublisher:
             until = source.taken_at + settings.publish_timeout if deadline is None else deadline
             try:
                 waited = await self._wait_for_room(len(chunk), until)
-                before, published = self._batch.published_bytes, self._batch.published
+                before, published = batch.published_bytes, batch.published
                 first = self._window.next_delivery_tag
                 done = self._put_chunk(template, routing_key, options, chunk, index, ticket, failures)
             except PublishError as error:
@@ -244,11 +216,11 @@ class BatchPublisher:
             del chunk[:done]
             last = self._window.next_delivery_tag - 1
             if (waited or deadline is not None) and last >= first:
-                self._deadlines.limit(until, first, last)
-            if self._batch.published == published:
+                self._writer.deadlines.limit(until, first, last)
+            if batch.published == published:
                 self._room.wake()  # the turn passes to the next caller
             # Chunks of large bodies are smaller: 1000 small messages, 100 large ones, by their bytes.
-            sent = max(1, self._batch.published_bytes - before)
+            sent = max(1, batch.published_bytes - before)
             size = max(1, min(settings.batch_size, _CHUNK_BYTES * done // sent, 10 * size))
             if not settings.confirms:
                 # Without confirms nothing else in this loop lets other tasks run.
@@ -262,19 +234,28 @@ class BatchPublisher:
             raise source.error
         future = self._tickets.observe(ticket)
         if future is not None:
-            if observing is not None:
-                observing(ticket)
+            if reporting is not None:
+                reporting.add(ticket)
             await future
         if ticket.failures is not None:
             for i, reason in ticket.failures.items():
                 failures[i] = failure(reason, 0, settings.confirm_timeout)
-        return BatchResult(
+        result = BatchResult(
             count=index,
             confirmed=index - len(failures) if settings.confirms else 0,
             elapsed=time.monotonic() - started,
             failures=failures,
             confirms=settings.confirms,
         )
+        self._meter.add_batch(result)
+        logger.debug(
+            "published a batch: %d confirmed, %d failed in %.3f s (%.0f msgs/s)",
+            result.confirmed,
+            len(failures),
+            result.elapsed,
+            result.rate,
+        )
+        return result
 
     async def _wait_for_room(self, count: int, deadline: float) -> bool:
         """Waits until a chunk may be written; returns whether it had to wait."""
@@ -301,7 +282,7 @@ class BatchPublisher:
         Returns:
             How many values of the chunk were taken, at least one.
         """
-        batch = self._batch
+        batch = self._writer.batch
         done = 0
         full = batch.published_bytes + _CHUNK_BYTES
         if not self._life.writable:
@@ -321,7 +302,7 @@ class BatchPublisher:
                 failures[start + done] = error.with_traceback(None)  # it would hold the values
             done += 1
         if self._window.outstanding:
-            self._start_clock()
+            self._writer.start_clock()
         return done
 
     def _put_one(
@@ -332,8 +313,8 @@ class BatchPublisher:
             key, common = joined(routing_key, options)
             refuse_confirm_timeout(value.options)
             routing_key, options, value = value.key or key, {**common, **value.options}, value.value
-        template, body = self._packer.pack(value, routing_key, options)
-        self._put(template, body, ticket, index)
+        template, body = self._writer.packer.pack(value, routing_key, options)
+        self._writer.append(template, body, ticket, index)
 
 
 class Batch:

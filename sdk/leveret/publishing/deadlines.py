@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from leveret.publishing.outcomes import late
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from leveret.publishing.confirms import ConfirmWindow, Ticket
 
 __all__ = ["CLOCK_STEPS", "Deadlines"]
 
@@ -35,6 +39,7 @@ class Deadlines:
 
     def __init__(self, publish_timeout: float, confirm_timeout: float) -> None:
         self.step = min(publish_timeout, confirm_timeout) / CLOCK_STEPS
+        self._publish_timeout = publish_timeout
         # Of each: (time, the highest tag that was called or written by then).
         self._called: deque[tuple[float, int]] = deque()
         self._written: deque[tuple[float, int]] = deque()
@@ -89,28 +94,30 @@ class Deadlines:
         self._written.clear()
         self._written.append((now, last))
 
-    def due(self, now: float) -> Iterator[tuple[int, int, str, float]]:
-        """Takes out the deadlines that have passed.
+    def expire(self, now: float, window: ConfirmWindow, *, connected: bool) -> Iterator[list[Ticket]]:
+        """Ends the publishings whose deadline has passed as UNKNOWN.
 
         Args:
             now: As for `tick`.
+            window: The publishings without an outcome.
+            connected: As for `tick`; the errors say it.
 
         Yields:
-            (first delivery tag, last delivery tag, the option that set the deadline, its seconds). Tags among them may
-            have their outcome already; a first tag of 0 means all up to the last.
+            The finished tickets, as `ConfirmWindow.settle` returns them.
         """
         for option, seconds, marks in self._timeouts:
             last = 0
             while marks and now - marks[0][0] >= seconds:
                 _, last = marks.popleft()
-            if last:
-                yield 0, last, option, seconds
-        seconds = next(seconds for option, seconds, _ in self._timeouts if option == "publish_timeout")
+            if last >= window.first:
+                yield window.expire(last, late(option, seconds, connected=connected)) or []
         passed = [entry for entry in self._waited if entry[1] <= now]
         if passed:
             self._waited = deque(entry for entry in self._waited if entry[1] > now)
+            error = late("publish_timeout", self._publish_timeout, connected=connected)
             for _, _, first, last in passed:
-                yield first, last, "publish_timeout", seconds
+                for tag in range(max(first, window.first), last + 1):
+                    yield window.give_up(tag, error) or []
 
     def clear(self) -> None:
         """Forgets all deadlines: nothing is in flight."""

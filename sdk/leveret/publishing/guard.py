@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
-    from leveret.publishing.confirms import Receipt, Ticket
+    from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+    from leveret.publishing.lifecycle import ProducerLife
     from leveret.publishing.outcomes import TicketBook
     from leveret.settings import ProducerSettings
 
@@ -40,8 +41,8 @@ class PublishGuard:
         breaker: Told of failures, and asked while it is not closed; None for none.
         settings: The producer's options.
         tickets: Keeps failed tickets for `flush`.
-        confirmed: Returns how many publishings the broker has confirmed so far.
-        usable: Returns False when the producer cannot publish any more, so that no further attempt makes sense.
+        window: Counts what the broker has confirmed.
+        life: The producer's state; there is no further attempt when it cannot publish any more.
 
     Attributes:
         reporting: Tickets whose failures `publish` and `publish_batch` report to the breaker themselves.
@@ -53,8 +54,8 @@ class PublishGuard:
         breaker: CircuitBreaker | None,
         settings: ProducerSettings,
         tickets: TicketBook,
-        confirmed: Callable[[], int],
-        usable: Callable[[], bool],
+        window: ConfirmWindow,
+        life: ProducerLife,
     ) -> None:
         self.reporting: set[Ticket] = set()
         # The tickets of `publish_nowait` for which the breaker was asked.
@@ -63,8 +64,8 @@ class PublishGuard:
         self._breaker = breaker
         self._settings = settings
         self._tickets = tickets
-        self._confirmed = confirmed
-        self._usable = usable
+        self._window = window
+        self._life = life
         self._clock = asyncio.get_running_loop().time
         # The time and the count up to which the breaker was told of successes.
         self._told_at = self._clock()
@@ -246,12 +247,12 @@ class PublishGuard:
     def failed(self, count: int, error: BaseException) -> None:
         """Tells the breaker of failed publishings, and of the successes since it was told last."""
         if self._breaker is not None:
-            self._tell(self._confirmed() - self._told, count, error)
+            self._tell(self._window.confirmed - self._told, count, error)
 
     def _tell(self, successes: int, failures: int, error: BaseException | None) -> None:
         now = self._clock()
         seconds, self._told_at = now - self._told_at, now
-        self._told = self._confirmed()
+        self._told = self._window.confirmed
         self._record(successes, failures, seconds=seconds, error=error)
 
     # ------------------------------------------------------------------ tickets
@@ -306,7 +307,7 @@ class PublishGuard:
 
     def _delay(self, attempt: int, error: PublishError, deadline: float) -> float | None:
         """Asks the policy; None when there is to be no further attempt, or the deadline comes before it."""
-        if self._retry is None or not self._usable():
+        if self._retry is None or not self._life.usable:
             return None
         try:
             delay: object = self._retry.next_delay(attempt, error)

@@ -31,9 +31,9 @@ __all__ = [
     "closed_by_publishing",
     "error_of",
     "exchange_error",
+    "expire_blamed",
     "failure",
     "late",
-    "named_exchanges",
     "not_sent",
 ]
 
@@ -161,7 +161,25 @@ def exchange_error(error: LeveretError, text: str, outcome: Outcome) -> Exchange
     return found
 
 
-def named_exchanges(reply_text: str, exchanges: Iterable[str]) -> list[str]:
+def expire_blamed(window: ConfirmWindow, error: LeveretError) -> list[Ticket] | None:
+    """Ends the publishings that the broker closed the channel for; all of them when it does not say which.
+
+    Args:
+        window: The publishings without an outcome.
+        error: Why the channel is closed.
+
+    Returns:
+        The finished tickets, as `ConfirmWindow.settle`.
+    """
+    reason = exchange_error(error, str(error), Outcome.UNKNOWN)
+    if reason is not None:
+        named = _named_exchanges(reason.reply_text, window.exchanges())
+        if named:
+            return [ticket for name in named for ticket in window.give_up_exchange(name, reason) or ()]
+    return window.expire(window.next_delivery_tag, error)
+
+
+def _named_exchanges(reply_text: str, exchanges: Iterable[str]) -> list[str]:
     """Finds the exchanges that a reply text names: one, or all with the same beginning when the text was cut.
 
     RabbitMQ: "no exchange 'x' in vhost '/'", and "access to exchange 'x' in vhost '/' refused for user 'guest'".

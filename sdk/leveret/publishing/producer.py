@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.codecs.bodies import BodyEncoder
 from leveret.errors import (
-    BackpressureError,
     ConfigurationError,
     LeveretError,
     OperationTimeout,
@@ -26,13 +24,14 @@ from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening
-from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
-from leveret.publishing.outcomes import TicketBook, error_of, exchange_error, late, named_exchanges, not_sent
+from leveret.publishing.options import refuse_confirm_timeout
+from leveret.publishing.outcomes import TicketBook, error_of, expire_blamed, not_sent
 from leveret.publishing.packing import Packer
 from leveret.publishing.publisher import NO_RECEIPT, PublishBatch, Publisher
 from leveret.publishing.room import Room
-from leveret.publishing.template import PublishTemplate, Template
+from leveret.publishing.template import Template
 from leveret.publishing.transaction import Transaction
+from leveret.publishing.writing import MessageWriter
 from leveret.transport.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class Producer(Publisher):
         self._deadlines = Deadlines(settings.publish_timeout, settings.confirm_timeout)
         self._room = Room(self._life, self._window, settings, self._waiters, self._run_clock)
         self._reopening = Reopening(connect, self._open_channel, self._take_over, self._give_up)
-        self._batches = BatchPublisher(
+        self._writer = MessageWriter(
             settings,
             self._life,
             self._window,
@@ -114,20 +113,14 @@ class Producer(Publisher):
             self._packer,
             self._tickets,
             self._deadlines,
-            put=self._append,
-            put_values=self._put_values,
+            owner=self,
+            hand_out=self._hand_out,
             start_clock=self._run_clock,
         )
+        self._batches = BatchPublisher(self._writer, self._put_values, self.meter)
         self._guard: PublishGuard | None = None
         if retry is not None or circuit_breaker is not None:
-            self._guard = PublishGuard(
-                retry,
-                circuit_breaker,
-                settings,
-                self._tickets,
-                lambda: self._window.confirmed,
-                lambda: self._life.usable,
-            )
+            self._guard = PublishGuard(retry, circuit_breaker, settings, self._tickets, self._window, self._life)
         self._listeners: list[tuple[ConfirmListener, bool]] = []
         self._adaptive: AdaptiveWindow | None = None
         if settings.max_outstanding == "auto":
@@ -190,7 +183,6 @@ class Producer(Publisher):
             self._window if self._confirms else None,
             max_body_size=self.settings.max_body_size,
         )
-        self._batches.use(self._batch)
         self._use(channel)
         self._move(ProducerState.OPEN)
         self._wake()
@@ -217,8 +209,7 @@ class Producer(Publisher):
         self._connection = connection
         self._transport = connection.transport
         self._batch.attach(self._transport.out, channel.number, connection.negotiated.frame_max)
-        self._packer.frame_max = connection.negotiated.frame_max
-        self._room.use(connection)
+        self._writer.use(self._batch, connection)
 
     async def close(self) -> None:
         """Waits for the outcomes of what was published, for at most `confirm_timeout` seconds, and closes.
@@ -361,92 +352,23 @@ class Producer(Publisher):
         Raises:
             LeveretError: As `publish`.
         """
-        deadline = self._loop.time() + self.settings.publish_timeout
-        frames = self._packer.raw(routing_key, raw_properties)
-        return await self._publish_frames(frames, body, self.settings.confirm_timeout, deadline, further=False)
+        return await self._writer.publish_raw(body, routing_key, raw_properties)
 
     async def _publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
         """The long way of `publish`, for whatever the compiled way does not take."""
-        if self._guard is None:
-            deadline = self._loop.time() + self.settings.publish_timeout
-            return await self._publish_until(deadline, value, routing_key, options)
-        return await self._guard.publish(
-            lambda deadline: self._publish_until(deadline, value, routing_key, options, further=True)
+        guard = self._guard
+        if guard is None:
+            return await self._writer.publish(value, routing_key, options)
+        return await guard.publish(
+            lambda deadline: self._writer.publish(value, routing_key, options, deadline, reporting=guard.reporting)
         )
-
-    async def _publish_until(
-        self,
-        deadline: float,
-        value: Any,
-        routing_key: str | Template,
-        options: PublishOptions,
-        *,
-        further: bool = False,
-    ) -> Receipt:
-        """One attempt; `further` means that the call began some time ago."""
-        patience = confirm_timeout_of(options, self.settings.confirm_timeout)
-        frames, body = self._packer.pack(value, routing_key, options)
-        return await self._publish_frames(frames, body, patience, deadline, further=further)
-
-    async def _publish_frames(
-        self, frames: PublishTemplate, body: bytes, patience: float, deadline: float, *, further: bool
-    ) -> Receipt:
-        self._connection.check_loop()
-        limit = self._limit
-        if self._waiting or self._room.is_full(limit):
-            await self._room.wait(limit, -1, deadline)
-            further = True
-        ticket = Ticket(self)
-        try:
-            self._append(frames, body, ticket)
-        except BaseException:
-            self._wake()  # the turn passes to the next caller
-            raise
-        if not self._confirms:
-            return NO_RECEIPT
-        if further:
-            self._deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
-        future = self._tickets.observe(ticket)
-        if future is not None:
-            if self._guard is not None:
-                self._guard.reporting.add(ticket)
-            await self._wait_confirmed(patience, ticket, future)
-        if ticket.failures is not None:
-            raise self._outcome_error(ticket)
-        return Receipt(ticket.delivery_tag)
-
-    async def _wait_confirmed(self, patience: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
-        """Waits for the outcome of a ticket; the clock keeps the producer's own deadlines."""
-        if patience >= self.settings.confirm_timeout:
-            await future
-            return
-        try:
-            async with asyncio.timeout(patience):
-                await future
-        except TimeoutError:
-            self._hand_out(self._window.give_up(ticket.delivery_tag, late("confirm_timeout", patience)))
-            self._wake()
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
         guard = self._guard
         if guard is not None and guard.ask():
-            return guard.publish_trial(lambda: self._publish_at_once(value, routing_key, options), self._loop)
-        return self._publish_at_once(value, routing_key, options)
-
-    def _publish_at_once(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
-        refuse_confirm_timeout(options)
-        frames, body = self._packer.pack(value, routing_key, options)
-        if _get_running_loop() is not self._loop:
-            self._connection.check_loop()
-        if self._room.is_full(self._max_buffered):
-            stage, text = self._room.obstacle(self._max_buffered)
-            if not stage:
-                raise self._room.refusal()
-            raise BackpressureError(f"not sent: {text}")
-        ticket = Ticket(self)
-        self._append(frames, body, ticket)
-        return ticket
+            return guard.publish_trial(lambda: self._writer.publish_nowait(value, routing_key, options), self._loop)
+        return self._writer.publish_nowait(value, routing_key, options)
 
     async def enqueue(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Ticket:
         """Publishes one value as `publish_nowait` does, but waits while there is no room.
@@ -535,28 +457,13 @@ class Producer(Publisher):
         guard = self._guard
         async with Source(values) as source:
             if guard is None:
-                result = await self._batches.publish(source, routing_key, options)
-                self._note(result)
-                return result
-
-            async def attempt(part: Source, deadline: float | None) -> BatchResult:
-                result = await self._batches.publish(
-                    part, routing_key, options, deadline, observing=guard.reporting.add
-                )
-                self._note(result)
-                return result
-
-            return await guard.publish_batch(source, attempt)
-
-    def _note(self, result: BatchResult) -> None:
-        self.meter.add_batch(result)
-        logger.debug(
-            "published a batch: %d confirmed, %d failed in %.3f s (%.0f msgs/s)",
-            result.confirmed,
-            len(result.failures),
-            result.elapsed,
-            result.rate,
-        )
+                return await self._batches.publish(source, routing_key, options)
+            return await guard.publish_batch(
+                source,
+                lambda part, deadline: self._batches.publish(
+                    part, routing_key, options, deadline, reporting=guard.reporting
+                ),
+            )
 
     def transaction(self) -> Transaction:
         """Publishes in a transaction: when its block ends all is committed, and when it raises nothing is.
@@ -599,11 +506,6 @@ class Producer(Publisher):
 
     # ------------------------------------------------------------------ called by the compiled publisher
 
-    def _append(self, frames: PublishTemplate, body: bytes, ticket: Ticket, index: int = 0) -> None:
-        """Appends a message to the send buffer."""
-        if self._batch.add(frames, body, ticket, index):
-            self._run_clock()
-
     async def wait_for(self, ticket: Ticket) -> Receipt:
         """What awaiting a ticket does; see `publish_nowait`."""
         self._connection.check_loop()
@@ -639,7 +541,10 @@ class Producer(Publisher):
         for tag, multiple, nack in told or ():
             for listener, nacks in tuple(self._listeners):
                 if nack is nacks:
-                    self._tell(listener, tag, multiple)
+                    try:
+                        listener(tag, multiple)
+                    except Exception:
+                        logger.exception("a confirm listener failed")
 
     def _hand_out(self, finished: list[Ticket] | None) -> None:
         if finished is None:
@@ -648,12 +553,6 @@ class Producer(Publisher):
         if guard is not None:
             finished = [ticket for ticket in finished if not guard.finished(ticket)]
         self._complete(finished)
-
-    def _tell(self, listener: ConfirmListener, tag: int, multiple: bool) -> None:
-        try:
-            listener(tag, multiple)
-        except Exception:
-            logger.exception("a confirm listener failed")
 
     def _wake(self) -> None:
         """Wakes the callers that may publish now, and calls of `flush` that are done."""
@@ -682,21 +581,11 @@ class Producer(Publisher):
             self._move(ProducerState.REOPENING)
         self._deadlines.lost()
         if connection.error is None and self._confirms:
-            self._hand_out(self._blame(error))
+            self._hand_out(expire_blamed(self._window, error))
         else:
             self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
         self._reopening.begin()
         self._wake()
-
-    def _blame(self, error: LeveretError) -> list[Ticket] | None:
-        """Ends the publishings that the broker closed the channel for; all of them when it does not say which."""
-        window = self._window
-        reason = exchange_error(error, str(error), Outcome.UNKNOWN)
-        if reason is not None:
-            named = named_exchanges(reason.reply_text, window.exchanges())
-            if named:
-                return [ticket for name in named for ticket in window.give_up_exchange(name, reason) or ()]
-        return window.expire(window.next_delivery_tag, error)
 
     async def _take_over(self, channel: Channel) -> None:
         """Goes on with another channel, and sends again what still has no outcome."""
@@ -751,14 +640,7 @@ class Producer(Publisher):
             return
         connected = self._reopening.task is None
         deadlines.tick(now, window.first, window.next_delivery_tag - 1, connected=connected)
-        for first, last, option, seconds in deadlines.due(now):
-            if last < window.first:
-                continue
-            error = late(option, seconds, connected=connected)
-            if first <= window.first:
-                self._hand_out(window.expire(last, error))
-            else:
-                for tag in range(first, last + 1):
-                    self._hand_out(window.give_up(tag, error))
+        for finished in deadlines.expire(now, window, connected=connected):
+            self._hand_out(finished)
             self._wake()
         self._start_clock()
