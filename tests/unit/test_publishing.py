@@ -1,9 +1,8 @@
-"""Options: what is packed, what may be packed once, and that the short way of the producer is the long one."""
+"""Options: what is packed, what may be packed once, and what the producer does with them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import json
 import random
@@ -26,13 +25,14 @@ from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, EncodeFailed, LeveretError, PublishError, WrongLoopError
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.options import OPTIONS, PublishOptions, pack_properties, repeats
-from leveret.publishing.producer import Producer
-from leveret.publishing.template import PublishTemplate, Template
+from leveret.publishing.template import PublishTemplate
 from leveret.wire.encoding import FieldValue
 from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from leveret.publishing.producer import Producer
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -249,160 +249,6 @@ def test_what_is_said_call_by_call_is_what_is_published() -> None:
     assert message.options["headers"] == {"a": 1, "b": 2}
     assert MessageBuilder(1).queue("q").options == {"exchange": ""}
     assert MessageBuilder(1).transient().options == {"delivery_mode": 1}
-
-
-# ---------------------------------------------------------------------- the short way and the long way
-
-
-class Long(Producer):
-    """A producer that never takes the compiled short way."""
-
-    async def publish(self, value: Any, routing_key: Any = "", **options: Any) -> leveret.Receipt:
-        return await self._publish(value, routing_key, options)
-
-    def publish_nowait(self, value: Any, routing_key: Any = "", **options: Any) -> leveret.Ticket:
-        return self._publish_nowait(value, routing_key, options)
-
-
-class Text(str):
-    """Text of another type."""
-
-
-#: What a call may be given; "template" stands for one that the producer made.
-calls = st.lists(
-    st.tuples(
-        st.sampled_from(["publish", "publish_nowait", "publish_nowait", "enqueue"]),
-        st.sampled_from([b"", b"x", b"body", bytes(3000), bytes(60_000), bytearray(b"x"), "text", None, 5]),
-        st.sampled_from(["q", "q", "q", "other", "template", "k" * 255, "k" * 256, 5, None, ("q",)]),
-        st.sampled_from(
-            [
-                *({},) * 6,
-                {"priority": 3},
-                {"headers": {"a": 1}},
-                {"headers": {"a": [1]}},
-                {"priority": 256},
-                {"no_option": 1},
-                {"mandatory": True},
-                {"exchange": "amq.direct"},
-                {"exchange": 5},
-                {"confirm_timeout": 5.0},
-                {"confirm_timeout": "long"},
-            ]
-        ),
-    ),
-    max_size=25,
-)
-settings_of = st.fixed_dictionaries(
-    {},
-    optional={
-        "confirms": st.booleans(),
-        "mandatory": st.booleans(),
-        "compressor": st.sampled_from([None, "gzip"]),
-        "max_buffered": st.sampled_from([1, 3, 10_000]),
-        "max_outstanding": st.sampled_from([1, 200]),
-        "max_outstanding_bytes": st.sampled_from([1, 5_000, 2**26]),
-        "max_body_size": st.sampled_from([5, 50_000]),
-    },
-)
-
-
-def shown(result: object) -> object:
-    """What is the same for two producers that were asked for the same."""
-    if isinstance(result, BaseException):
-        tag = getattr(result, "delivery_tag", None)
-        return type(result), str(result), tag, getattr(result, "outcome", None), getattr(result, "stage", None)
-    if isinstance(result, leveret.Ticket):
-        return result.delivery_tag, result.count
-    return result
-
-
-async def ask(producer: Producer, template: Template, asked: list[Any]) -> list[object]:
-    """The results of these calls, one after the other. Those that wait are followed by a flush.
-
-    So what has its outcome by the next call does not depend on how fast the broker is.
-    """
-    results: list[object] = []
-    tickets: list[leveret.Ticket] = []
-    for how, value, key, options in asked:
-        arguments = (value, template if key == "template" else key)
-        try:
-            if how == "publish_nowait":
-                result: Any = producer.publish_nowait(*arguments, **options)
-            else:
-                result = await getattr(producer, how)(*arguments, **options)
-        except Exception as error:
-            result = error
-        if isinstance(result, leveret.Ticket):
-            tickets.append(result)
-        results.append(shown(result))
-        if how != "publish_nowait":
-            with contextlib.suppress(PublishError):
-                await producer.flush()
-    return results + [shown(each) for each in await asyncio.gather(*map(_wait, tickets), return_exceptions=True)]
-
-
-async def _wait(ticket: leveret.Ticket) -> leveret.Receipt:
-    return await ticket
-
-
-@settings(max_examples=150)
-@given(options=settings_of, asked=calls, state=st.sampled_from(["open", "open", "open", "closed", "unopened"]))
-def test_the_short_way_does_what_the_long_way_does(options: dict[str, Any], asked: list[Any], state: str) -> None:
-    async def compare() -> None:
-        async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
-            await client.declare(Topology().queue("q"))
-            seen: list[tuple[list[object], list[object]]] = []
-            for kind in (Producer, Long):
-                settings_ = leveret.ProducerSettings(serializer="bytes", publish_timeout=0.5).replace(**options)
-                producer = kind(client._publishing, settings_, client.registry)
-                template = Template("q", {"priority": 5})
-                if state != "unopened":
-                    await producer.open()
-                    template = producer.template("q", priority=5)
-                if state == "closed":
-                    await producer.close()
-                results = await ask(producer, template, asked)
-                await producer.close()
-                bodies = []
-                async with client.consumer("q", serializer="bytes") as consumer:
-                    while message := await consumer.get():
-                        bodies.append((message.body, message.raw_properties, message.exchange))
-                        message.ack()
-                seen.append((results, bodies))
-            assert seen[0] == seen[1]
-
-    asyncio.run(compare())
-
-
-class Counting(Producer):
-    """A producer that counts the calls which leave the compiled way."""
-
-    long = 0
-
-    async def _publish(self, *arguments: Any) -> leveret.Receipt:
-        self.long += 1
-        return await super()._publish(*arguments)
-
-    def _publish_nowait(self, *arguments: Any) -> leveret.Ticket:
-        self.long += 1
-        return super()._publish_nowait(*arguments)
-
-
-async def test_a_template_is_published_the_compiled_way() -> None:
-    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
-        await client.declare(Topology().queue("q"))
-        producer = Counting(client._publishing, leveret.ProducerSettings(), client.registry)
-        async with producer:
-            templates = [producer.template("q", headers={"a": number}) for number in range(2000)]
-            await producer.publish(0, "q")
-            assert producer.long == 1  # a routing key is packed once
-            for template in (templates[0], templates[1], templates[0], *templates):
-                await producer.publish(1, template)
-                producer.publish_nowait(1, template)
-                await producer.enqueue(1, template)
-            await producer.publish(1, "q")
-            assert producer.long == 1
-        assert len(await contents(client)) == 2 + 3 * 2003
 
 
 # ---------------------------------------------------------------------- who calls back
