@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from leveret.errors import PublishError as PublishError
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
+    from leveret.publishing.builder import MessageBuilder as MessageBuilder
     from leveret.publishing.confirms import Receipt as Receipt
     from leveret.publishing.confirms import Ticket as Ticket
-    from leveret.publishing.options import Publishing as Publishing
     from leveret.publishing.options import PublishOptions as PublishOptions
-    from leveret.publishing.options import Template as Template
     from leveret.publishing.producer import Producer as Producer
+    from leveret.publishing.template import Template as Template
     from leveret.publishing.transaction import Transaction as Transaction
     from leveret.runtime.gc_policy import GcPolicy as GcPolicy
     from leveret.runtime.object_pool import ObjectPool as ObjectPool
@@ -93,8 +93,8 @@ _HOMES = {
     "prefetch_for": "consuming.prefetch",
     "Producer": "publishing.producer",
     "PublishOptions": "publishing.options",
-    "Publishing": "publishing.options",
-    "Template": "publishing.options",
+    "MessageBuilder": "publishing.builder",
+    "Template": "publishing.template",
     "ConnectionSettings": "settings",
     "ConsumerSettings": "settings",
     "GcSettings": "settings",

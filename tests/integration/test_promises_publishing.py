@@ -13,7 +13,6 @@ import json
 import logging
 import random
 import time
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ import pytest
 from pamqp.body import ContentBody
 from pamqp.commands import Basic, Channel, Confirm
 from pamqp.header import ContentHeader
+from tests.support.confirming import served
 from tests.support.peers import FakeServer, Peer
 from tests.support.proxy import Proxy
 
@@ -109,66 +109,6 @@ async def failure(awaitable: Awaitable[Any]) -> Any:
 
 async def awaited(ticket: leveret.Ticket) -> leveret.Receipt:
     return await ticket
-
-
-class Server:
-    """The other end of a producer's socket; it confirms what it is told to, when it is told to."""
-
-    def __init__(self, peer: Peer, client: leveret.Client) -> None:
-        self._peer = peer
-        self._client = client
-        self._last = 0
-
-    async def publishings(self) -> list[bytes]:
-        """The bodies of everything that the client wrote by now."""
-        # What is written now comes behind it.
-        marker = asyncio.create_task(self._client.channel())
-        bodies = []
-        while True:
-            channel, value = await self._peer.receive()
-            if isinstance(value, Channel.Open):
-                self._peer.send(Channel.OpenOk(), channel)
-                await marker
-                return bodies
-            assert isinstance(value, Basic.Publish)
-            _, header = await self._peer.receive()
-            assert isinstance(header, ContentHeader)
-            body = b""
-            while len(body) < header.body_size:
-                _, part = await self._peer.receive()
-                assert isinstance(part, ContentBody)
-                body += part.value
-            bodies.append(body)
-
-    def ack(self, delivery_tag: int, *, multiple: bool = False) -> None:
-        self._peer.send(Basic.Ack(delivery_tag, multiple), 1)
-
-    def nack(self, delivery_tag: int, *, multiple: bool = False) -> None:
-        self._peer.send(Basic.Nack(delivery_tag, multiple), 1)
-
-
-@asynccontextmanager
-async def served(**options: Any) -> AsyncIterator[tuple[Server, leveret.Producer]]:
-    """A producer, and a server that does nothing by itself until the block ends."""
-    ready: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
-    over = asyncio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.handshake()
-        await peer.answer(Channel.Open, Confirm.Select)
-        ready.set_result(peer)
-        await over.wait()
-        await peer.linger()
-
-    async with (
-        FakeServer(script) as server,
-        leveret.connect(server.url) as client,
-        client.producer(**options) as producer,
-    ):
-        try:
-            yield Server(await ready, client), producer
-        finally:
-            over.set()
 
 
 # ---------------------------------------------------------------------- confirms
@@ -288,7 +228,7 @@ async def test_s12_auto_grows_on_a_long_line_and_stays_within_its_bound(
 async def test_s13_a_batch_tells_what_became_of_each_message(
     client: leveret.Client, other: leveret.Client, exchange: str, queue: str
 ) -> None:
-    def publishing(order: Any, routing_key: str) -> leveret.publishing.options.Publishing:
+    def publishing(order: Any, routing_key: str) -> leveret.MessageBuilder:
         return producer.message(order).exchange(exchange).routing_key(routing_key)
 
     good = orders(10)

@@ -14,7 +14,7 @@ from tests.support.leftovers import nothing_left_behind
 from leveret import BatchResult
 from leveret.errors import BackpressureError, ConfigurationError
 from leveret.publishing.batches import Batch, Source
-from leveret.publishing.options import Publishing
+from leveret.publishing.builder import MessageBuilder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -369,7 +369,7 @@ async def test_a_value_has_options_of_its_own_when_they_are_given() -> None:
     async with Batch(published, "key", {}, 10) as batch:
         batch.add(1, "other", priority=1)
         batch.add(2, priority=2)
-        batch.add(Publishing(3).routing_key("its own"))
+        batch.add(MessageBuilder(3).routing_key("its own"))
     (first, second, third) = published.calls[0][0]
     assert [(each.value, each.key, each.options) for each in (first, second, third)] == [
         (1, "other", {"priority": 1}),
@@ -390,6 +390,6 @@ async def test_a_batch_is_bounded() -> None:
 async def test_options_beside_a_publishing_are_refused() -> None:
     batch = Batch(Published(), "key", {}, 2)
     with pytest.raises(ConfigurationError) as refused:
-        batch.add(Publishing(1), "key")
+        batch.add(MessageBuilder(1), "key")
     assert refused.value.option == "routing_key"
     assert len(batch) == 0

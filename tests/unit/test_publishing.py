@@ -1,9 +1,8 @@
-"""Options: what is packed, what may be packed once, and that the short way of the producer is the long one."""
+"""Options: what is packed, what may be packed once, and what the producer does with them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import json
 import random
@@ -24,14 +23,16 @@ import leveret
 from leveret import Outcome, Topology
 from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, EncodeFailed, LeveretError, PublishError, WrongLoopError
-from leveret.publishing.options import OPTIONS, Publishing, PublishOptions, Template, pack_properties, repeats
-from leveret.publishing.producer import Producer
+from leveret.publishing.builder import MessageBuilder
+from leveret.publishing.options import OPTIONS, PublishOptions, pack_properties, repeats
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.encoding import FieldValue
 from leveret.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from leveret.publishing.producer import Producer
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -232,145 +233,22 @@ def test_an_option_is_refused_and_named_when_there_is_none_of_that_name() -> Non
 
 async def test_a_publishing_without_a_producer_says_so() -> None:
     with pytest.raises(ConfigurationError, match="belongs to no producer"):
-        await Publishing(1).publish()
+        await MessageBuilder(1).publish()
     with pytest.raises(ConfigurationError, match="belongs to no producer"):
-        Publishing(1).publish_nowait()
+        MessageBuilder(1).publish_nowait()
 
 
 def test_what_is_said_call_by_call_is_what_is_published() -> None:
     message = (
-        Publishing(1).exchange("e").routing_key("k").header("a", 1).headers({"b": 2}).persistent().priority(3)
+        MessageBuilder(1).exchange("e").routing_key("k").header("a", 1).headers({"b": 2}).persistent().priority(3)
         .expiration(1.5).content_type("a/b").content_encoding("gzip").correlation_id("c").reply_to("r")
         .message_id("m").timestamp(5).type("t").user_id("u").app_id("p").mandatory().confirm_timeout(2)
     )  # fmt: skip
     assert message.key == "k"
     assert message.options.keys() == OPTIONS
     assert message.options["headers"] == {"a": 1, "b": 2}
-    assert Publishing(1).queue("q").options == {"exchange": ""}
-    assert Publishing(1).transient().options == {"delivery_mode": 1}
-
-
-# ---------------------------------------------------------------------- the short way and the long way
-
-
-class Long(Producer):
-    """A producer that never takes the compiled short way."""
-
-    async def publish(self, value: Any, routing_key: Any = "", **options: Any) -> leveret.Receipt:
-        return await self._publish(value, routing_key, options)
-
-    def publish_nowait(self, value: Any, routing_key: Any = "", **options: Any) -> leveret.Ticket:
-        return self._publish_nowait(value, routing_key, options)
-
-
-class Text(str):
-    """Text of another type."""
-
-
-#: What a call may be given; "template" stands for one that the producer made.
-calls = st.lists(
-    st.tuples(
-        st.sampled_from(["publish", "publish_nowait", "publish_nowait", "enqueue"]),
-        st.sampled_from([b"", b"x", b"body", bytes(3000), bytes(60_000), bytearray(b"x"), "text", None, 5]),
-        st.sampled_from(["q", "q", "q", "other", "template", "k" * 255, "k" * 256, 5, None, ("q",)]),
-        st.sampled_from(
-            [
-                *({},) * 6,
-                {"priority": 3},
-                {"headers": {"a": 1}},
-                {"headers": {"a": [1]}},
-                {"priority": 256},
-                {"no_option": 1},
-                {"mandatory": True},
-                {"exchange": "amq.direct"},
-                {"exchange": 5},
-                {"confirm_timeout": 5.0},
-                {"confirm_timeout": "long"},
-            ]
-        ),
-    ),
-    max_size=25,
-)
-settings_of = st.fixed_dictionaries(
-    {},
-    optional={
-        "confirms": st.booleans(),
-        "mandatory": st.booleans(),
-        "compressor": st.sampled_from([None, "gzip"]),
-        "max_buffered": st.sampled_from([1, 3, 10_000]),
-        "max_outstanding": st.sampled_from([1, 200]),
-        "max_outstanding_bytes": st.sampled_from([1, 5_000, 2**26]),
-        "max_body_size": st.sampled_from([5, 50_000]),
-    },
-)
-
-
-def shown(result: object) -> object:
-    """What is the same for two producers that were asked for the same."""
-    if isinstance(result, BaseException):
-        tag = getattr(result, "delivery_tag", None)
-        return type(result), str(result), tag, getattr(result, "outcome", None), getattr(result, "stage", None)
-    if isinstance(result, leveret.Ticket):
-        return result.delivery_tag, result.count
-    return result
-
-
-async def ask(producer: Producer, template: Template, asked: list[Any]) -> list[object]:
-    """The results of these calls, one after the other. Those that wait are followed by a flush.
-
-    So what has its outcome by the next call does not depend on how fast the broker is.
-    """
-    results: list[object] = []
-    tickets: list[leveret.Ticket] = []
-    for how, value, key, options in asked:
-        arguments = (value, template if key == "template" else key)
-        try:
-            if how == "publish_nowait":
-                result: Any = producer.publish_nowait(*arguments, **options)
-            else:
-                result = await getattr(producer, how)(*arguments, **options)
-        except Exception as error:
-            result = error
-        if isinstance(result, leveret.Ticket):
-            tickets.append(result)
-        results.append(shown(result))
-        if how != "publish_nowait":
-            with contextlib.suppress(PublishError):
-                await producer.flush()
-    return results + [shown(each) for each in await asyncio.gather(*map(_wait, tickets), return_exceptions=True)]
-
-
-async def _wait(ticket: leveret.Ticket) -> leveret.Receipt:
-    return await ticket
-
-
-@settings(max_examples=150)
-@given(options=settings_of, asked=calls, state=st.sampled_from(["open", "open", "open", "closed", "unopened"]))
-def test_the_short_way_does_what_the_long_way_does(options: dict[str, Any], asked: list[Any], state: str) -> None:
-    async def compare() -> None:
-        async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
-            await client.declare(Topology().queue("q"))
-            seen: list[tuple[list[object], list[object]]] = []
-            for kind in (Producer, Long):
-                settings_ = leveret.ProducerSettings(serializer="bytes", publish_timeout=0.5).replace(**options)
-                producer = kind(client.publishing_link, settings_, client.registry)
-                template = Template("q", {"priority": 5})
-                if state != "unopened":
-                    await producer.open()
-                    template = producer.template("q", priority=5)
-                if state == "closed":
-                    await producer.close()
-                results = await ask(producer, template, asked)
-                await producer.close()
-                bodies = []
-                async with client.consumer("q", serializer="bytes") as consumer:
-                    while message := await consumer.get():
-                        bodies.append((message.body, message.raw_properties, message.exchange))
-                        message.ack()
-                seen.append((results, bodies))
-            assert seen[0] == seen[1]
-
-    asyncio.run(compare())
+    assert MessageBuilder(1).queue("q").options == {"exchange": ""}
+    assert MessageBuilder(1).transient().options == {"delivery_mode": 1}
 
 
 # ---------------------------------------------------------------------- who calls back

@@ -12,7 +12,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from leveret.publishing.confirms cimport CONFIRMED, FREE, ConfirmWindow, Receipt, Slot, Ticket
-from leveret.publishing.template cimport PublishTemplate
+from leveret.publishing.template cimport PublishTemplate, Template
 from leveret.transport.waiting cimport Waiter
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.content cimport body_frames, check_frame_max, put_body
@@ -313,12 +313,16 @@ cdef class Publisher:
         if routing_key is self._last_key and self._last_template is not None:  # None is the key of none
             template = self._last_template
         else:
-            if type(routing_key) is not str:
+            if type(routing_key) is str:
+                found = PyDict_GetItem(self._templates, routing_key)
+                if found is NULL:
+                    return None
+                template = <PublishTemplate>found
+            elif type(routing_key) is Template and (<Template>routing_key).encoder is self._encoder:
+                template = (<Template>routing_key).frames
+            else:
                 return None
-            found = PyDict_GetItem(self._templates, routing_key)
-            if found is NULL:
-                return None
-            template = self._last_template = <PublishTemplate>found
+            self._last_template = template
             self._last_key = routing_key
         if self._ready and PyBytes_CheckExact(value):
             body = value

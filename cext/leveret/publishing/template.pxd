@@ -10,3 +10,11 @@ cdef class PublishTemplate:
     cdef uint8_t* data
     cdef Py_ssize_t size
     cdef Py_ssize_t header_at
+
+
+cdef class Template:
+    cdef readonly object routing_key
+    cdef readonly dict options
+    # The producer's encoder: by it a producer knows its own templates.
+    cdef object encoder
+    cdef PublishTemplate frames

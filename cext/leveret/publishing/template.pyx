@@ -1,4 +1,4 @@
-"""The frames of a publishing, packed once."""
+"""Frames of a publishing that are packed once, and the template that users hold."""
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
@@ -59,3 +59,33 @@ cdef class PublishTemplate:
         self.prefix = w.take()
         self.data = <uint8_t*>PyBytes_AS_STRING(self.prefix)
         self.size = PyBytes_GET_SIZE(self.prefix)
+
+
+@cython.final
+cdef class Template:
+    """A routing key with options, packed once by its producer; see `Producer.template`.
+
+    Args:
+        routing_key: The routing key.
+        options: As the publish methods take them.
+
+    Attributes:
+        routing_key: The routing key.
+        options: The options.
+    """
+
+    def __cinit__(self, routing_key, dict options not None):
+        self.routing_key = routing_key
+        self.options = options
+
+    def pack(self, encoder not None, PublishTemplate frames not None):
+        """Keeps the frames for the producer with this encoder; `frames_for` and the compiled way find them."""
+        self.encoder = encoder
+        self.frames = frames
+
+    def frames_for(self, encoder):
+        """Returns the frames that the producer with this encoder packed, or None."""
+        return self.frames if self.encoder is encoder else None
+
+    def __repr__(self):
+        return f"<Template routing_key={self.routing_key!r} options={sorted(self.options)}>"

@@ -11,7 +11,7 @@ from leveret.consuming.builder import ConsumerBuilder
 from leveret.consuming.consumer import Consumer
 from leveret.errors import ConfigurationError, ConnectionClosed
 from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
-from leveret.publishing.options import Publishing
+from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.producer import Producer
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class ClientBase:
 
     # ------------------------------------------------------------------ publishing and consuming
 
-    def message(self, value: Any) -> Publishing:
+    def message(self, value: Any) -> MessageBuilder:
         """Begins a message that is put together call by call, and published by a producer that this client keeps.
 
             await client.message(order).exchange("orders").routing_key("order.created").persistent().publish()
@@ -138,9 +138,9 @@ class ClientBase:
             value: What the serializer takes, that of the options that `connect` was given.
 
         Returns:
-            See `Publishing`.
+            See `MessageBuilder`.
         """
-        return Publishing(value, self._first_use_producer)
+        return MessageBuilder(value, self._first_use_producer)
 
     def producer(
         self,

@@ -175,12 +175,12 @@ class RetryQueues:
         producer = await self._open()
         await self._declare(name, milliseconds)
         try:
-            await producer._publish_raw(body, name, raw)
+            await producer.publish_raw(body, name, raw)
         except MessageReturned:
             # The queue was deleted. It is declared once more only: if it is deleted again, that is intended.
             self._declared.discard(name)
             await self._declare(name, milliseconds)
-            await producer._publish_raw(body, name, raw)
+            await producer.publish_raw(body, name, raw)
 
     async def _open(self) -> Producer:
         producer = self._producer

@@ -1,24 +1,54 @@
-"""Batches: where their values come from, and collecting them in a block."""
+"""Batches: where their values come from, publishing them in chunks, and collecting them in a block."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterable, Iterable, Sized
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from leveret.errors import BackpressureError, ConfigurationError
-from leveret.publishing.options import Publishing
+from leveret.errors import BackpressureError, CodecError, ConfigurationError, PublishError
+from leveret.message import BatchResult
+from leveret.publishing.builder import MessageBuilder
+from leveret.publishing.confirms import Ticket
+from leveret.publishing.options import refuse_confirm_timeout
+from leveret.publishing.outcomes import failure
+from leveret.publishing.packing import joined
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
-    from typing import Self, Unpack
+    from typing import Protocol, Self, Unpack
 
-    from leveret.message import BatchResult
-    from leveret.publishing.options import PublishOptions, Template
+    from leveret.monitoring.meters import ProducerMeter
+    from leveret.publishing.options import PublishOptions
+    from leveret.publishing.template import PublishTemplate, Template
+    from leveret.publishing.writing import MessageWriter
 
-__all__ = ["Batch", "Source"]
+    class PutValues(Protocol):
+        """Encodes and appends values of a batch; see `Publisher._put_values`."""
+
+        def __call__(
+            self,
+            template: PublishTemplate,
+            values: list[Any],
+            start: int,
+            ticket: Ticket,
+            index: int,
+            max_bytes: int,
+            kind: type,
+            /,
+        ) -> int: ...
+
+
+__all__ = ["Batch", "BatchPublisher", "Source"]
+
+logger = logging.getLogger("leveret.publishing")
+
+#: A chunk is encoded before it is sent; bodies of this many bytes are enough to fill the socket.
+_CHUNK_BYTES: Final = 1024 * 1024
 
 
 class Source:
@@ -32,6 +62,7 @@ class Source:
 
     Attributes:
         length: How many there are, or 0 when that is not known.
+        taken_at: When `take` returned last, by the loop's clock.
         error: What the iterable raised; what came before is still taken.
 
     Raises:
@@ -41,6 +72,8 @@ class Source:
     def __init__(self, values: Iterable[Any] | AsyncIterable[Any]) -> None:
         self.length = len(values) if isinstance(values, Sized) else 0
         self.error: BaseException | None = None
+        self._time = asyncio.get_running_loop().time
+        self.taken_at = self._time()
         self._task: asyncio.Task[None] | None = None
         if isinstance(values, AsyncIterable):
             self._ahead: list[Any] = []
@@ -55,16 +88,19 @@ class Source:
             self._iterator = iter(values)
 
     async def take(self, count: int) -> list[Any]:
-        """The next values, at least one and at most `count`; none at the end or when the iterable raised."""
-        if self._task is not None:
-            return await self._take_ahead(self._task, count)
+        """Returns the next values, at least one and at most `count`; none at the end or when the iterable raised."""
         chunk: list[Any] = []
+        if self._task is not None:
+            chunk = await self._take_ahead(self._task, count)
+            self.taken_at = self._time()
+            return chunk
         if self.error is None:
             try:
                 # list.extend keeps what came before the iterable failed.
                 chunk.extend(islice(self._iterator, count))
             except BaseException as error:
                 self.error = error
+        self.taken_at = self._time()
         return chunk
 
     async def _take_ahead(self, task: asyncio.Task[None], count: int) -> list[Any]:
@@ -105,6 +141,182 @@ class Source:
             await asyncio.wait({self._task})
 
 
+class BatchPublisher:
+    """Publishes the values of batches in chunks, and waits once for all outcomes of a batch.
+
+    Args:
+        writer: Appends single messages, and has the producer's other parts.
+        put_values: Encodes and appends values, one after the other.
+        meter: Counts batches.
+    """
+
+    def __init__(self, writer: MessageWriter, put_values: PutValues, meter: ProducerMeter) -> None:
+        self._writer = writer
+        self._meter = meter
+        self._settings = writer.settings
+        self._life = writer.life
+        self._window = writer.window
+        self._room = writer.room
+        self._tickets = writer.tickets
+        self._put_values = put_values
+
+    async def publish(
+        self,
+        source: Source,
+        routing_key: str | Template,
+        options: PublishOptions,
+        deadline: float | None = None,
+        *,
+        reporting: set[Ticket] | None = None,
+    ) -> BatchResult:
+        """Publishes values once; see `Producer.publish_batch`.
+
+        Args:
+            source: The values.
+            routing_key: The routing key or template of values without one of their own.
+            options: The options of all values.
+            deadline: When to give up on each of them; by default `publish_timeout` seconds after it was taken.
+            reporting: The ticket is added to this set while its outcome is waited for.
+
+        Returns:
+            The outcome of each value.
+        """
+        # Validates before anything is sent.
+        template = self._writer.packer.check(routing_key, options)
+        self._writer.check_loop()
+        settings = self._settings
+        batch = self._writer.batch
+        # uvloop's clock stands still within a turn of the loop, and counts milliseconds.
+        started = time.monotonic()
+        ticket = Ticket()
+        ticket.observed = True
+        failures: dict[int, Exception] = {}
+        size = 1
+        index = 0
+        chunk: list[Any] = []
+        while True:
+            if not chunk:
+                chunk = await source.take(size)
+                if not chunk:
+                    break
+            until = source.taken_at + settings.publish_timeout if deadline is None else deadline
+            try:
+                waited = await self._wait_for_room(len(chunk), until)
+                before, published = batch.published_bytes, batch.published
+                first = self._window.next_delivery_tag
+                done = self._put_chunk(template, routing_key, options, chunk, index, ticket, failures)
+            except PublishError as error:
+                # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
+                start, index = index, max(index + len(chunk), source.length)
+                # Its traceback would hold the values for as long as it is held.
+                lost = error.with_traceback(None)
+                failures.update((i, lost) for i in range(start, index) if i not in failures)
+                break
+            index += done
+            del chunk[:done]
+            last = self._window.next_delivery_tag - 1
+            if (waited or deadline is not None) and last >= first:
+                self._writer.deadlines.limit(until, first, last)
+            if batch.published == published:
+                self._room.wake()  # the turn passes to the next caller
+            # Chunks of large bodies are smaller: 1000 small messages, 100 large ones, by their bytes.
+            sent = max(1, batch.published_bytes - before)
+            size = max(1, min(settings.batch_size, _CHUNK_BYTES * done // sent, 10 * size))
+            if not settings.confirms:
+                # Without confirms nothing else in this loop lets other tasks run.
+                await asyncio.sleep(0)
+        if source.error is not None:
+            # The caller gets no result, so `flush` reports what failed of the values before.
+            if ticket.pending:
+                ticket.observed = False
+            elif ticket.failures:
+                self._tickets.remember(ticket)
+            raise source.error
+        future = self._tickets.observe(ticket)
+        if future is not None:
+            if reporting is not None:
+                reporting.add(ticket)
+            await future
+        if ticket.failures is not None:
+            for i, reason in ticket.failures.items():
+                failures[i] = failure(reason, 0, settings.confirm_timeout)
+        result = BatchResult(
+            count=index,
+            confirmed=index - len(failures) if settings.confirms else 0,
+            elapsed=time.monotonic() - started,
+            failures=failures,
+            confirms=settings.confirms,
+        )
+        self._meter.add_batch(result)
+        logger.debug(
+            "published a batch: %d confirmed, %d failed in %.3f s (%.0f msgs/s)",
+            result.confirmed,
+            len(failures),
+            result.elapsed,
+            result.rate,
+        )
+        return result
+
+    async def _wait_for_room(self, count: int, deadline: float) -> bool:
+        """Waits until a chunk may be written; returns whether it had to wait."""
+        room, settings = self._room, self._settings
+        limit = max(room.limit, settings.batches_in_flight * settings.batch_size)
+        full = self._window.outstanding + count > limit or room.has_too_many_bytes()
+        if full or room.waiting or not room.is_writable():
+            await room.wait(limit, max(0, limit - count), deadline)
+            return True
+        return False
+
+    def _put_chunk(
+        self,
+        template: PublishTemplate | None,
+        routing_key: str | Template,
+        options: PublishOptions,
+        chunk: list[Any],
+        start: int,
+        ticket: Ticket,
+        failures: dict[int, Exception],
+    ) -> int:
+        """Encodes and appends values until they are enough for a write; records failures under their indexes.
+
+        Returns:
+            How many values of the chunk were taken, at least one.
+        """
+        batch = self._writer.batch
+        done = 0
+        full = batch.published_bytes + _CHUNK_BYTES
+        if not self._life.writable:
+            raise self._room.refusal()
+        while done < len(chunk) and batch.published_bytes < full and self._life.writable:
+            published = batch.published
+            left = full - batch.published_bytes
+            try:
+                if template is not None:
+                    done += self._put_values(template, chunk, done, ticket, start + done, left, MessageBuilder)
+                    published = batch.published
+                    if done == len(chunk) or type(chunk[done]) is not MessageBuilder:
+                        continue
+                self._put_one(routing_key, options, chunk[done], start + done, ticket)
+            except (CodecError, ConfigurationError) as error:
+                done += batch.published - published
+                failures[start + done] = error.with_traceback(None)  # it would hold the values
+            done += 1
+        if self._window.outstanding:
+            self._writer.start_clock()
+        return done
+
+    def _put_one(
+        self, routing_key: str | Template, options: PublishOptions, value: Any, index: int, ticket: Ticket
+    ) -> None:
+        """Encodes and appends a value that may have options of its own, or a body of one of several forms."""
+        if type(value) is MessageBuilder:
+            key, common = joined(routing_key, options)
+            refuse_confirm_timeout(value.options)
+            routing_key, options, value = value.key or key, {**common, **value.options}, value.value
+        template, body = self._writer.packer.pack(value, routing_key, options)
+        self._writer.append(template, body, ticket, index)
+
+
 class Batch:
     """Values that are collected in a block and published when it ends. Made by `Producer.batch`.
 
@@ -134,7 +346,7 @@ class Batch:
         """Adds a value.
 
         Args:
-            value: What the serializer takes, or a `Publishing`.
+            value: What the serializer takes, or a `MessageBuilder`.
             routing_key: The routing key; the batch's by default.
             **options: See `PublishOptions`; over those of the batch.
 
@@ -150,11 +362,11 @@ class Batch:
                 "iterable of any length"
             )
         if routing_key is not None or options:
-            if isinstance(value, Publishing):
-                raise ConfigurationError("a Publishing has its own routing key and options", option="routing_key")
-            publishing = Publishing(value)
-            publishing.key, publishing.options = routing_key or "", options
-            value = publishing
+            if isinstance(value, MessageBuilder):
+                raise ConfigurationError("a MessageBuilder has its own routing key and options", option="routing_key")
+            message = MessageBuilder(value)
+            message.key, message.options = routing_key or "", options
+            value = message
         self._values.append(value)
         return len(self._values) - 1
 

@@ -1,6 +1,7 @@
-"""What a producer does with a retry policy and a circuit breaker: nothing while all goes well.
+"""Retry policies and circuit breakers of a producer, which cost nothing while all goes well.
 
-A policy is asked or told about a failure, about a batch that had one, and about calls while the breaker is not closed.
+The policy is asked after a failure. The breaker is told of failures and of batches that had one, and asked before each
+call while it is not closed.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import CircuitOpen, PublishError, printable
 from leveret.message import BatchResult, Outcome
+from leveret.publishing.batches import Source
+from leveret.publishing.outcomes import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
-    from leveret.publishing.batches import Source
-    from leveret.publishing.confirms import Receipt
+    from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+    from leveret.publishing.lifecycle import ProducerLife
+    from leveret.publishing.outcomes import TicketBook
+    from leveret.settings import ProducerSettings
 
 __all__ = ["PublishGuard"]
 
 logger = logging.getLogger("leveret.publishing")
 
-#: A batch with policies goes in parts of this many of the producer's chunks, so that what has to be published again is
-#: at hand without keeping everything.
+#: A batch with policies goes in parts of this many of the producer's chunks. Only the values of one part are kept for
+#: further attempts.
 _CHUNKS_PER_PART: Final = 10
 
 
@@ -34,31 +39,43 @@ class PublishGuard:
     Args:
         retry: Asked after each failure; None does not try again.
         breaker: Told of failures, and asked while it is not closed; None for none.
-        confirmed: Returns how many publishings the broker has confirmed so far.
-        alive: Returns False when the producer cannot publish any more, so that trying again is of no use.
+        settings: The producer's options.
+        tickets: Keeps failed tickets for `flush`.
+        window: Counts what the broker has confirmed.
+        life: The producer's state; there is no further attempt when it cannot publish any more.
+
+    Attributes:
+        reporting: Tickets whose failures `publish` and `publish_batch` report to the breaker themselves.
     """
 
     def __init__(
         self,
         retry: RetryPolicy | None,
         breaker: CircuitBreaker | None,
-        confirmed: Callable[[], int],
-        alive: Callable[[], bool],
+        settings: ProducerSettings,
+        tickets: TicketBook,
+        window: ConfirmWindow,
+        life: ProducerLife,
     ) -> None:
+        self.reporting: set[Ticket] = set()
+        # The tickets of `publish_nowait` for which the breaker was asked.
+        self._trials: set[Ticket] = set()
         self._retry = retry
         self._breaker = breaker
-        self._confirmed = confirmed
-        self._alive = alive
+        self._settings = settings
+        self._tickets = tickets
+        self._window = window
+        self._life = life
         self._clock = asyncio.get_running_loop().time
-        # Up to when, and up to which count, successes were told.
+        # The time and the count up to which the breaker was told of successes.
         self._told_at = self._clock()
         self._told = 0
 
-    async def publish(self, once: Callable[[], Awaitable[Receipt]]) -> Receipt:
-        """Publishes one message.
+    async def publish(self, once: Callable[[float], Awaitable[Receipt]]) -> Receipt:
+        """Publishes one message. All attempts share its deadline, `publish_timeout` from this call.
 
         Args:
-            once: Makes one attempt.
+            once: Makes one attempt, until the deadline that it is given.
 
         Returns:
             What the attempt that succeeded returned.
@@ -69,6 +86,7 @@ class PublishGuard:
         """
         attempt = 0
         failure: PublishError | None = None
+        deadline = self._clock() + self._settings.publish_timeout
         while True:
             attempt += 1
             try:
@@ -78,10 +96,10 @@ class PublishGuard:
                     raise
                 raise failure from error
             try:
-                receipt = await once()
+                receipt = await once(deadline)
             except PublishError as error:
                 self.failed(1, error)
-                delay = self._delay(attempt, error)
+                delay = self._delay(attempt, error, deadline)
                 failure = _more_honest(failure, error)
                 if delay is None:
                     if attempt > 1:
@@ -100,14 +118,15 @@ class PublishGuard:
             await asyncio.sleep(delay)
 
     async def publish_batch(
-        self, source: Source, size: int, once: Callable[[list[Any]], Awaitable[BatchResult]]
+        self, source: Source, once: Callable[[Source, float | None], Awaitable[BatchResult]]
     ) -> BatchResult:
         """Publishes values in parts; what failed of a part is tried again before the next part begins.
 
+        All attempts share a deadline: `publish_timeout` from when the last value of the part was taken for the first.
+
         Args:
             source: The values.
-            size: The producer's batch size.
-            once: Publishes a list.
+            once: Publishes values. Each has its own deadline, or all of them have the one that it is given.
 
         Returns:
             The outcomes by index.
@@ -121,7 +140,7 @@ class PublishGuard:
         count = confirmed = 0
         confirms = True
         while True:
-            part = await source.take(size * _CHUNKS_PER_PART)
+            part = await source.take(self._settings.batch_size * _CHUNKS_PER_PART)
             if not part:
                 break
             result = await self._publish_part(part, once, first=count == 0)
@@ -144,13 +163,14 @@ class PublishGuard:
         return BatchResult(count, confirmed, self._clock() - started, failures, confirms)
 
     async def _publish_part(
-        self, part: list[Any], once: Callable[[list[Any]], Awaitable[BatchResult]], *, first: bool
+        self, part: list[Any], once: Callable[[Source, float | None], Awaitable[BatchResult]], *, first: bool
     ) -> BatchResult:
         failures: dict[int, Exception] = {}
         earlier: dict[int, PublishError] = {}
         indexes = list(range(len(part)))
         attempt = confirmed = 0
         confirms = True
+        deadline: float | None = None
         while True:
             attempt += 1
             try:
@@ -162,23 +182,26 @@ class PublishGuard:
                 failures.update((index, earlier.get(index, error)) for index in indexes)
                 break
             try:
-                result = await once([part[index] for index in indexes])
+                source = Source([part[index] for index in indexes])
+                result = await once(source, deadline)
             except BaseException:
                 if asked:
                     self.gave_up()
                 raise
+            if deadline is None:
+                deadline = source.taken_at + self._settings.publish_timeout
             confirmed += result.confirmed
             confirms = result.confirms
             refused = [error for error in result.failures.values() if isinstance(error, PublishError)]
             if refused:
                 self.failed(len(refused), refused[0])
             elif asked:
-                self._tell(max(1, result.confirmed), 0, None)  # without confirms there is no better news
+                self._tell(max(1, result.confirmed), 0, None)
             again: list[int] = []
             delay = 0.0
             for position, failure in result.failures.items():
                 index = indexes[position]
-                wait = self._delay(attempt, failure) if isinstance(failure, PublishError) else None
+                wait = self._delay(attempt, failure, deadline) if isinstance(failure, PublishError) else None
                 if isinstance(failure, PublishError):
                     failure = earlier[index] = _more_honest(earlier.get(index), failure)
                 if wait is None:
@@ -214,25 +237,63 @@ class PublishGuard:
         return True
 
     def succeeded(self) -> None:
-        """A publishing that was asked for is confirmed."""
+        """Tells the breaker that the message it was asked for is confirmed."""
         self._tell(1, 0, None)
 
     def gave_up(self) -> None:
-        """A publishing that was asked for has no result."""
+        """Tells the breaker that the message it was asked for has no result."""
         self._record(0, 0)
 
     def failed(self, count: int, error: BaseException) -> None:
         """Tells the breaker of failed publishings, and of the successes since it was told last."""
         if self._breaker is not None:
-            self._tell(self._confirmed() - self._told, count, error)
+            self._tell(self._window.confirmed - self._told, count, error)
 
     def _tell(self, successes: int, failures: int, error: BaseException | None) -> None:
         now = self._clock()
         seconds, self._told_at = now - self._told_at, now
-        self._told = self._confirmed()
+        self._told = self._window.confirmed
         self._record(successes, failures, seconds=seconds, error=error)
 
-    # ------------------------------------------------------------------ the plugin's code: what it raises stays here
+    # ------------------------------------------------------------------ tickets
+
+    def publish_trial(self, publish: Callable[[], Ticket], loop: asyncio.AbstractEventLoop) -> Ticket:
+        """Publishes without waiting what the breaker was asked for, and tells it the outcome later."""
+        try:
+            ticket = publish()
+        except PublishError as error:
+            self.failed(1, error)
+            raise
+        except BaseException:
+            self.gave_up()
+            raise
+        if not ticket.pending:  # there are no confirms
+            self.succeeded()
+            return ticket
+        ticket.future = loop.create_future()  # so that the window hands it out, whatever its outcome
+        self._trials.add(ticket)
+        return ticket
+
+    def finished(self, ticket: Ticket) -> bool:
+        """Tells the breaker of a finished ticket; returns True when nothing else is to be done with the ticket."""
+        if ticket in self.reporting:
+            # Still here, so its call was cancelled or goes on right now.
+            self.reporting.discard(ticket)
+            return False
+        if ticket.failures:
+            self.failed(len(ticket.failures), error_of(ticket, self._settings.confirm_timeout))
+        elif ticket in self._trials:
+            self.succeeded()
+        if ticket not in self._trials:
+            return False
+        self._trials.discard(ticket)
+        if ticket.future is not None and not ticket.future.done():
+            ticket.future.set_result(None)
+        if ticket.failures and not ticket.observed:
+            self._tickets.remember(ticket)
+        return True
+
+    # ------------------------------------------------------------------ calls of the plugin; its errors are logged
 
     def _record(
         self, successes: int, failures: int, *, seconds: float = 0.0, error: BaseException | None = None
@@ -244,21 +305,24 @@ class PublishGuard:
         except Exception as raised:
             logger.warning("the circuit breaker failed: %s: %s", type(raised).__name__, printable(str(raised)))
 
-    def _delay(self, attempt: int, error: PublishError) -> float | None:
-        if self._retry is None or not self._alive():
+    def _delay(self, attempt: int, error: PublishError, deadline: float) -> float | None:
+        """Asks the policy; None when there is to be no further attempt, or the deadline comes before it."""
+        if self._retry is None or not self._life.usable:
             return None
         try:
             delay: object = self._retry.next_delay(attempt, error)
             if delay is not None and not (isinstance(delay, int | float) and 0 <= delay < float("inf")):
                 raise ValueError(f"the delay is {printable(repr(delay), 64)}; it must be seconds or None")
-            return float(delay) if isinstance(delay, int | float) else None
+            if not isinstance(delay, int | float) or self._clock() + delay >= deadline:
+                return None
+            return float(delay)
         except Exception as raised:
             logger.warning("the retry policy failed: %s: %s", type(raised).__name__, printable(str(raised)))
             return None
 
 
 def _more_honest(earlier: PublishError | None, error: PublishError) -> PublishError:
-    """Of two attempts' failures the one to report: what may be in the queue stays UNKNOWN, whatever came later."""
+    """Chooses the failure of two attempts to report: a message that may be in the queue stays UNKNOWN."""
     return earlier if earlier is not None and earlier.outcome is Outcome.UNKNOWN else error
 
 

@@ -10,8 +10,8 @@ from typing_extensions import Buffer, disjoint_base
 from leveret.codecs.encoding import BodyEncoder
 from leveret.errors import EncodeFailed, PublishError
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
-from leveret.publishing.options import PublishOptions, Template
-from leveret.publishing.template import PublishTemplate
+from leveret.publishing.options import PublishOptions
+from leveret.publishing.template import PublishTemplate, Template
 from leveret.transport.frame_transport import FrameTransport
 from leveret.transport.waiting import Waiter, Waiters
 from leveret.wire.buffers import SendBuffer

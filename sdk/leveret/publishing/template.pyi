@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from typing import final
 
+from leveret.codecs.encoding import BodyEncoder
+from leveret.publishing.options import PublishOptions
+
 __test__: dict[str, str]
 
 @final
@@ -23,3 +26,13 @@ class PublishTemplate:
         mandatory: bool = False,
         frame_max: int = 131072,
     ) -> PublishTemplate: ...
+
+@final
+class Template:
+    @property
+    def routing_key(self) -> str: ...
+    @property
+    def options(self) -> PublishOptions: ...
+    def __new__(cls, routing_key: str, options: PublishOptions) -> Template: ...
+    def pack(self, encoder: BodyEncoder, frames: PublishTemplate) -> None: ...
+    def frames_for(self, encoder: BodyEncoder) -> PublishTemplate | None: ...

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.errors import ConfigurationError, ConfirmTimeout, LeveretError, OperationTimeout, PublishError, again
 from leveret.message import Outcome
-from leveret.publishing.options import closed_by_publishing, exchange_error, refuse_confirm_timeout
+from leveret.publishing.options import refuse_confirm_timeout
+from leveret.publishing.outcomes import closed_by_publishing, exchange_error, failure, not_sent
 from leveret.publishing.publisher import PublishBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self, Unpack
 
     from leveret.connection.channel import Channel
-    from leveret.publishing.options import PublishOptions, Template
-    from leveret.publishing.producer import Producer
+    from leveret.connection.link import Link
+    from leveret.publishing.options import PublishOptions
+    from leveret.publishing.packing import Packer
+    from leveret.publishing.template import Template
+    from leveret.settings import ProducerSettings
     from leveret.wire.message import Message
     from leveret.wire.runs import ContentRun, SettlementRun
 
@@ -24,7 +29,7 @@ __all__ = ["Transaction"]
 
 
 class Transaction:
-    """Publishings that nobody sees before their block ends (AMQP 0-9-1 section 1.9). Made by `Producer.transaction`.
+    """Messages that enter their queues when their block ends (AMQP 0-9-1 section 1.9). Made by `Producer.transaction`.
 
         async with producer.transaction() as transaction:
             await transaction.publish(order, "order.created")
@@ -51,10 +56,16 @@ class Transaction:
         returned_messages: After a commit that raised `MessageReturned`: the messages that came back.
     """
 
-    def __init__(self, producer: Producer) -> None:
+    def __init__(
+        self, link: Link, settings: ProducerSettings, packer: Packer, refusal: Callable[[], PublishError | None]
+    ) -> None:
         self.count = 0
         self.returned_messages: list[Message] = []
-        self._producer = producer
+        self._link = link
+        self._settings = settings
+        self._packer = packer
+        # Returns why its producer will never publish again, or None.
+        self._refusal = refusal
         self._channel: Channel
         self._batch: PublishBatch
         self._entered = False
@@ -86,7 +97,7 @@ class Transaction:
         """
         refuse_confirm_timeout(options)
         self._check_open()
-        template, body = self._producer._packed(value, routing_key, options)
+        template, body = self._packer.pack(value, routing_key, options)
         await self._room()
         self._check_open()  # the block may have ended meanwhile
         self._batch.add(template, body)
@@ -96,11 +107,10 @@ class Transaction:
         if self._entered:
             raise ConfigurationError("a transaction can be entered once; make another one")
         self._entered = True
-        producer = self._producer
-        stage, text = producer._obstacle(0)
-        if not stage:  # it will never publish again
-            raise producer._not_sent(text)
-        connection = await producer._connect()
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        connection = await self._link()
         channel = self._channel = await connection.channel()
         channel.publisher = self
         try:
@@ -113,7 +123,7 @@ class Transaction:
             None,
             channel=channel.number,
             frame_max=connection.negotiated.frame_max,
-            max_body_size=producer.settings.max_body_size,
+            max_body_size=self._settings.max_body_size,
         )
         self._open = True
         return self
@@ -129,12 +139,10 @@ class Transaction:
             # A channel that is closed takes with it what it did not commit.
             await self._channel.close()
         if self.returned_messages:
-            failure = self._producer._failure(self.returned_messages[0], 0)
+            error = failure(self.returned_messages[0], 0, self._settings.confirm_timeout)
             count = len(self.returned_messages)
-            failure.args = (
-                f"committed without {count} of {self.count} messages, which came back; the first: {failure}",
-            )
-            raise failure
+            error.args = (f"committed without {count} of {self.count} messages, which came back; the first: {error}",)
+            raise error
 
     async def _commit(self) -> None:
         await self._room()
@@ -146,12 +154,12 @@ class Transaction:
                 f"the transaction may be committed: {error}", outcome=Outcome.UNKNOWN, stage="confirm"
             ) from error
         except LeveretError as error:
-            raise self._failure(error) from error
+            raise self._lost(error) from error
 
     def _check_open(self) -> None:
         if not self._open:
             state = "has ended" if self._entered else "has not begun; use `async with`"
-            raise PublishError(f"not sent: the transaction {state}", outcome=Outcome.NOT_SENT)
+            raise not_sent(f"the transaction {state}")
         if self._error is not None:
             raise again(self._error)
 
@@ -160,7 +168,7 @@ class Transaction:
         connection = self._channel.connection
         connection.check_loop()
         if connection.obstacle() is not None:
-            seconds = self._producer.settings.publish_timeout
+            seconds = self._settings.publish_timeout
             stage = text = ""
             try:
                 async with asyncio.timeout(seconds):
@@ -168,25 +176,23 @@ class Transaction:
                         stage, text = obstacle
                         await connection.wait_flowing()
             except TimeoutError:
-                raise PublishError(
-                    f"not sent: {text}; waited publish_timeout of {seconds:g} s", outcome=Outcome.NOT_SENT, stage=stage
-                ) from None
+                raise not_sent(f"{text}; waited publish_timeout of {seconds:g} s", stage) from None
         if self._error is not None:
             raise again(self._error)
 
-    def _failure(self, error: LeveretError) -> PublishError:
+    def _lost(self, error: LeveretError) -> PublishError:
         """What the loss of the channel means for the transaction."""
         # RabbitMQ looks for the exchange when it reads the publishing, and drops everything behind it.
-        failure: PublishError
+        failed: PublishError
         if self._committing and not closed_by_publishing(error):
-            failure = PublishError(
+            failed = PublishError(
                 f"the transaction may be committed, all or a part of it: {error}", outcome=Outcome.UNKNOWN
             )
         else:
             text = f"nothing was committed: {error}"
-            failure = exchange_error(error, text, Outcome.NOT_SENT) or PublishError(text, outcome=Outcome.NOT_SENT)
-        failure.__cause__ = error
-        return failure
+            failed = exchange_error(error, text, Outcome.NOT_SENT) or PublishError(text, outcome=Outcome.NOT_SENT)
+        failed.__cause__ = error
+        return failed
 
     # ------------------------------------------------------------------ channel.PublisherSink
 
@@ -201,4 +207,4 @@ class Transaction:
         """The transaction is lost, unless it has ended or the commit will tell."""
         # When this side closed the channel, or waits for the commit, nobody needs to be told here.
         if not self._committing and self._error is None:
-            self._error = self._failure(error)
+            self._error = self._lost(error)

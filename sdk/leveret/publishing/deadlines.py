@@ -1,0 +1,126 @@
+"""When publishings are given up: the deadlines of all messages of a producer, without a timer for each."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from leveret.publishing.outcomes import late
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from leveret.publishing.confirms import ConfirmWindow, Ticket
+
+__all__ = ["CLOCK_STEPS", "Deadlines"]
+
+#: The clock ticks this many times per timeout, the shorter one of the two. It gives a message up at the first tick
+#: after the deadline that finds it expired, which is at most two steps late.
+CLOCK_STEPS: Final = 20
+
+
+class Deadlines:
+    """The deadlines of the publishings of one producer, by ranges of delivery tags.
+
+    A message has `publish_timeout` from its call to its outcome, and `confirm_timeout` from the moment it is written
+    to its confirm, not counting the time without a channel. Most messages are written during their call and get tags
+    in the order of their calls, so it is enough to note at each tick of the producer's clock which tag was the highest
+    by then. Only messages that waited before they were written have their deadline noted themselves.
+
+    It reads no clock: time is passed in.
+
+    Args:
+        publish_timeout: Seconds from the call to the outcome.
+        confirm_timeout: Seconds from the writing to the confirm.
+
+    Attributes:
+        step: Seconds between two ticks of the clock.
+    """
+
+    def __init__(self, publish_timeout: float, confirm_timeout: float) -> None:
+        self.step = min(publish_timeout, confirm_timeout) / CLOCK_STEPS
+        self._publish_timeout = publish_timeout
+        # Of each: (time, the highest tag that was called or written by then).
+        self._called: deque[tuple[float, int]] = deque()
+        self._written: deque[tuple[float, int]] = deque()
+        self._timeouts = [
+            ("publish_timeout", publish_timeout, self._called),
+            ("confirm_timeout", confirm_timeout, self._written),
+        ]
+        # The option with the shorter timeout is the one that the error names.
+        self._timeouts.sort(key=lambda timeout: timeout[1])
+        # (earliest deadline, latest deadline, first tag, last tag) of messages that waited before they were written.
+        self._waited: deque[tuple[float, float, int, int]] = deque()
+
+    def tick(self, now: float, first: int, last: int, *, connected: bool) -> None:
+        """Notes the time of a tick.
+
+        Args:
+            now: Seconds of a monotonic clock.
+            first: The lowest delivery tag without an outcome.
+            last: The highest delivery tag.
+            connected: Whether there is a channel that may bring confirms.
+        """
+        for marks in (self._called, self._written):
+            while marks and marks[0][1] < first:
+                marks.popleft()
+            if (marks is self._called or connected) and last >= first and (not marks or marks[-1][1] < last):
+                marks.append((now, last))
+        while self._waited and self._waited[0][3] < first:
+            self._waited.popleft()
+
+    def limit(self, deadline: float, first: int, last: int) -> None:
+        """Notes the deadline of messages that were called some time before they were written.
+
+        Args:
+            deadline: When they are given up.
+            first: Their first delivery tag.
+            last: Their last delivery tag.
+        """
+        if self._waited:
+            earliest, latest, start, end = self._waited[-1]
+            low, high = min(earliest, deadline), max(latest, deadline)
+            if first == end + 1 and high - low <= self.step:
+                self._waited[-1] = (low, high, start, last)
+                return
+        self._waited.append((deadline, deadline, first, last))
+
+    def lost(self) -> None:
+        """The channel is lost: `confirm_timeout` stands still until `resent`."""
+        self._written.clear()
+
+    def resent(self, now: float, last: int) -> None:
+        """What is in flight, up to this delivery tag, was just written to another channel."""
+        self._written.clear()
+        self._written.append((now, last))
+
+    def expire(self, now: float, window: ConfirmWindow, *, connected: bool) -> Iterator[list[Ticket]]:
+        """Ends the publishings whose deadline has passed as UNKNOWN.
+
+        Args:
+            now: As for `tick`.
+            window: The publishings without an outcome.
+            connected: As for `tick`; the errors say it.
+
+        Yields:
+            The finished tickets, as `ConfirmWindow.settle` returns them.
+        """
+        for option, seconds, marks in self._timeouts:
+            last = 0
+            while marks and now - marks[0][0] >= seconds:
+                _, last = marks.popleft()
+            if last >= window.first:
+                yield window.expire(last, late(option, seconds, connected=connected)) or []
+        passed = [entry for entry in self._waited if entry[1] <= now]
+        if passed:
+            self._waited = deque(entry for entry in self._waited if entry[1] > now)
+            error = late("publish_timeout", self._publish_timeout, connected=connected)
+            for _, _, first, last in passed:
+                for tag in range(max(first, window.first), last + 1):
+                    yield window.give_up(tag, error) or []
+
+    def clear(self) -> None:
+        """Forgets all deadlines: nothing is in flight."""
+        self._called.clear()
+        self._written.clear()
+        self._waited.clear()

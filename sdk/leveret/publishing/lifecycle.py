@@ -1,0 +1,155 @@
+"""The life of a producer: its states, and opening another channel when one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from typing import TYPE_CHECKING, Final
+
+from leveret.errors import ChannelClosed, LeveretError, OperationTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from leveret.connection.channel import Channel
+    from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
+
+__all__ = ["TRANSITIONS", "ProducerLife", "ProducerState", "Reopening"]
+
+logger = logging.getLogger("leveret.publishing")
+
+
+class ProducerState(enum.Enum):
+    """What a producer can do. The page docs/states.md draws the transitions."""
+
+    NEW = enum.auto()
+    """It was never opened, or opening failed; `open` may be called."""
+    OPENING = enum.auto()
+    """`open` waits for the connection and the channel."""
+    OPEN = enum.auto()
+    """Messages can be written."""
+    REOPENING = enum.auto()
+    """The channel is lost and another one is being opened. `publish` waits, `publish_nowait` refuses."""
+    CLOSING = enum.auto()
+    """`close` waits for the outcomes of what is in flight. No call may publish."""
+    CLOSED = enum.auto()
+    """The end."""
+    LOST = enum.auto()
+    """There will be no other channel. No call may publish; `close` is still to come."""
+
+
+#: The states that may follow each state.
+TRANSITIONS: Final[dict[ProducerState, frozenset[ProducerState]]] = {
+    ProducerState.NEW: frozenset({ProducerState.OPENING, ProducerState.CLOSING}),
+    ProducerState.OPENING: frozenset({ProducerState.NEW, ProducerState.OPEN, ProducerState.CLOSING}),
+    ProducerState.OPEN: frozenset({ProducerState.REOPENING, ProducerState.LOST, ProducerState.CLOSING}),
+    ProducerState.REOPENING: frozenset({ProducerState.OPEN, ProducerState.LOST, ProducerState.CLOSING}),
+    ProducerState.LOST: frozenset({ProducerState.CLOSING}),
+    ProducerState.CLOSING: frozenset({ProducerState.CLOSED}),
+    ProducerState.CLOSED: frozenset(),
+}
+
+
+class ProducerLife:
+    """The state of a producer.
+
+    Attributes:
+        state: The state.
+        error: Why it will never publish again, or None.
+    """
+
+    def __init__(self) -> None:
+        self.state = ProducerState.NEW
+        self.error: LeveretError | None = None
+
+    def move(self, state: ProducerState) -> None:
+        """Goes over to another state."""
+        assert state in TRANSITIONS[self.state], f"{self.state.name} -> {state.name}"
+        self.state = state
+
+    def at(self, *states: ProducerState) -> bool:
+        """Whether it is in one of these states."""
+        return self.state in states
+
+    @property
+    def writable(self) -> bool:
+        """Whether there is a channel to write messages to."""
+        return self.state is ProducerState.OPEN
+
+    @property
+    def usable(self) -> bool:
+        """Whether it publishes now or may do so later without another call of `open`."""
+        return self.error is None and self.at(ProducerState.OPEN, ProducerState.REOPENING)
+
+    @property
+    def over(self) -> bool:
+        """Whether it will never publish again."""
+        return self.error is not None or self.at(ProducerState.CLOSING, ProducerState.CLOSED, ProducerState.LOST)
+
+
+class Reopening:
+    """Opens another channel for a producer that lost its channel, in a task of its own.
+
+    Args:
+        link: Gives the connection, or the next one when that is lost.
+        open_channel: Opens a channel on a connection.
+        take_over: Goes on with the channel.
+        give_up: Called when there will be no other channel, with the reason.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        open_channel: Callable[[Connection], Awaitable[Channel]],
+        take_over: Callable[[Channel], Awaitable[None]],
+        give_up: Callable[[LeveretError], None],
+    ) -> None:
+        self._link = link
+        self._open_channel = open_channel
+        self._take_over = take_over
+        self._give_up = give_up
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The task that opens another channel, while there is one."""
+        return self._task
+
+    def begin(self) -> None:
+        """Starts to open another channel; an attempt that is under way is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="leveret producer: reopen")
+
+    def cancel(self) -> None:
+        """Ends the attempt, unless it is the caller."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    def end(self) -> None:
+        """Notes that the channel is taken over."""
+        self._task = None
+
+    async def _run(self) -> None:
+        channel = None
+        while channel is None:
+            connection: Connection | None = None
+            try:
+                connection = await self._link.recovered()
+                channel = await self._open_channel(connection)
+            except OperationTimeout as error:
+                # A blocked broker does not answer. The request's own deadline paces the attempts.
+                logger.warning("a producer tries again to open a channel: %s", error)
+            except LeveretError as error:
+                if connection is None or connection.error is None:
+                    self._give_up(error)
+                    return
+                # The connection was lost again; `recovered` waits for the next one.
+            except Exception as error:
+                # A defect in this code must not leave callers waiting.
+                logger.exception("a producer could not open another channel")
+                self._give_up(ChannelClosed(f"no other channel could be opened: {type(error).__name__}"))
+                return
+        await self._take_over(channel)

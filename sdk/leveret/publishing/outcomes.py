@@ -1,0 +1,268 @@
+"""How publishings end: the errors of those that were not confirmed, and the tickets that carry them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from leveret.errors import (
+    ChannelClosed,
+    ConfirmTimeout,
+    ExchangeAccessRefused,
+    ExchangeNotFound,
+    LeveretError,
+    MessageNacked,
+    MessageReturned,
+    OperationTimeout,
+    PublishError,
+    again,
+    printable,
+)
+from leveret.message import Outcome
+from leveret.wire.numbers import ACCESS_REFUSED, BASIC, BASIC_PUBLISH, NOT_FOUND
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from leveret.publishing.confirms import ConfirmWindow, Ticket
+    from leveret.wire.message import Message
+
+__all__ = [
+    "TicketBook",
+    "closed_by_publishing",
+    "error_of",
+    "exchange_error",
+    "expire_blamed",
+    "failure",
+    "late",
+    "not_sent",
+]
+
+_EXCHANGE_ERRORS: Final[dict[int, type[ExchangeNotFound | ExchangeAccessRefused]]] = {
+    ACCESS_REFUSED: ExchangeAccessRefused,
+    NOT_FOUND: ExchangeNotFound,
+}
+#: RabbitMQ cuts a reply text to 255 bytes and ends it with "...". Up to one escaped character before that may be a part
+#: of another one.
+_CUT: Final = len("..." + 3 * "\\udc80")
+#: How many failed tickets `flush` keeps; it only counts further ones.
+_KEPT: Final = 100
+
+
+def not_sent(text: str, stage: str = "", cause: BaseException | None = None) -> PublishError:
+    """Makes the error of a message that was not written.
+
+    Args:
+        text: What kept it.
+        stage: Where a deadline passed; empty when the producer will never publish again.
+        cause: Why the producer ended, if it did.
+
+    Returns:
+        The error, with the outcome NOT_SENT.
+    """
+    error = PublishError(f"not sent: {text}", outcome=Outcome.NOT_SENT, stage=stage)
+    error.__cause__ = cause
+    return error
+
+
+def late(option: str, seconds: float, *, connected: bool = True) -> ConfirmTimeout:
+    """Makes the error of a message whose confirm did not come in time.
+
+    Args:
+        option: The option that set the deadline.
+        seconds: Its value.
+        connected: False when the producer has no channel at the moment.
+
+    Returns:
+        The error, with the outcome UNKNOWN.
+    """
+    what = "no confirm" if connected else "the channel was lost, and no other channel brought a confirm"
+    return ConfirmTimeout(
+        f"{what} within {option} of {seconds:g} s; the broker may have the message",
+        outcome=Outcome.UNKNOWN,
+        stage="confirm" if connected else "connection",
+    )
+
+
+def failure(reason: int | Message | LeveretError, delivery_tag: int, confirm_timeout: float) -> PublishError:
+    """Makes the error of a publishing from what its ticket recorded.
+
+    Args:
+        reason: An `Outcome` value, the returned message, or an error.
+        delivery_tag: The publishing's delivery tag.
+        confirm_timeout: The producer's option, for the text.
+
+    Returns:
+        A new error, which the caller may raise.
+    """
+    if isinstance(reason, PublishError):
+        copy = again(reason)
+        assert isinstance(copy, PublishError)
+        copy.delivery_tag = delivery_tag
+        return copy
+    if isinstance(reason, LeveretError):
+        lost = PublishError(
+            f"no confirm came before the channel was lost: {reason}",
+            outcome=Outcome.UNKNOWN,
+            delivery_tag=delivery_tag,
+        )
+        lost.__cause__ = reason
+        return lost
+    if isinstance(reason, int):
+        if reason == Outcome.NACKED:
+            return MessageNacked(
+                "the broker refused the message (basic.nack)", outcome=Outcome.NACKED, delivery_tag=delivery_tag
+            )
+        expired = late("confirm_timeout", confirm_timeout)
+        expired.delivery_tag = delivery_tag
+        return expired
+    returned = MessageReturned(
+        f"no queue took the message: {reason.reply_code} {printable(reason.reply_text)} (exchange "
+        f"{printable(reason.exchange)!r}, routing key {printable(reason.routing_key)!r})",
+        outcome=Outcome.RETURNED,
+        delivery_tag=delivery_tag,
+    )
+    returned.reply_code, returned.reply_text = reason.reply_code, printable(reason.reply_text)
+    returned.exchange, returned.routing_key = reason.exchange, reason.routing_key
+    return returned
+
+
+def error_of(ticket: Ticket, confirm_timeout: float) -> PublishError:
+    """Makes the error of the first failed publishing of a ticket that has one."""
+    assert ticket.failures
+    return failure(next(iter(ticket.failures.values())), ticket.delivery_tag, confirm_timeout)
+
+
+def closed_by_publishing(error: LeveretError) -> bool:
+    """Returns True when the broker closed the channel because of a basic.publish."""
+    return isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == (BASIC, BASIC_PUBLISH)
+
+
+def exchange_error(error: LeveretError, text: str, outcome: Outcome) -> ExchangeNotFound | ExchangeAccessRefused | None:
+    """Makes the error of a publishing for which the broker closed the channel.
+
+    Args:
+        error: Why the channel is closed.
+        text: What the new error says.
+        outcome: How the publishing ended.
+
+    Returns:
+        The error with the broker's code and text, or None when the exchange was not the reason.
+    """
+    if not isinstance(error, ChannelClosed) or not closed_by_publishing(error):
+        return None
+    kind = _EXCHANGE_ERRORS.get(error.reply_code)
+    if kind is None:
+        return None
+    found = kind(text, outcome=outcome)
+    found.reply_code, found.reply_text = error.reply_code, error.reply_text
+    found.class_id, found.method_id = error.class_id, error.method_id
+    return found
+
+
+def expire_blamed(window: ConfirmWindow, error: LeveretError) -> list[Ticket] | None:
+    """Ends the publishings that the broker closed the channel for; all of them when it does not say which.
+
+    Args:
+        window: The publishings without an outcome.
+        error: Why the channel is closed.
+
+    Returns:
+        The finished tickets, as `ConfirmWindow.settle`.
+    """
+    reason = exchange_error(error, str(error), Outcome.UNKNOWN)
+    if reason is not None:
+        named = _named_exchanges(reason.reply_text, window.exchanges())
+        if named:
+            return [ticket for name in named for ticket in window.give_up_exchange(name, reason) or ()]
+    return window.expire(window.next_delivery_tag, error)
+
+
+def _named_exchanges(reply_text: str, exchanges: Iterable[str]) -> list[str]:
+    """Finds the exchanges that a reply text names: one, or all with the same beginning when the text was cut.
+
+    RabbitMQ: "no exchange 'x' in vhost '/'", and "access to exchange 'x' in vhost '/' refused for user 'guest'".
+    """
+    text = reply_text.partition("exchange '")[2]
+    starts = {exchange: f"{printable(exchange, 1024)}' in vhost '" for exchange in exchanges}
+    named = [exchange for exchange, start in starts.items() if text.startswith(start)]
+    if named:
+        return [max(named, key=len)]
+    if not text.endswith("..."):
+        return []
+    return [exchange for exchange, start in starts.items() if len(text) > _CUT and start.startswith(text[:-_CUT])]
+
+
+class TicketBook:
+    """The tickets that a task awaits, those that failed without one, and the calls of `flush`.
+
+    Args:
+        window: The publishings without an outcome.
+        loop: The event loop.
+        confirm_timeout: The producer's option.
+
+    Attributes:
+        flushing: Per waiting call of `flush`: the first delivery tag that it does not wait for, and its future.
+    """
+
+    def __init__(self, window: ConfirmWindow, loop: asyncio.AbstractEventLoop, confirm_timeout: float) -> None:
+        self.flushing: list[tuple[int, asyncio.Future[None]]] = []
+        self._window = window
+        self._loop = loop
+        self._confirm_timeout = confirm_timeout
+        self._unobserved: dict[Ticket, None] = {}
+        self._unobserved_more = 0
+
+    def observe(self, ticket: Ticket) -> asyncio.Future[None] | None:
+        """Marks the ticket observed, so that `flush` does not report it; returns its future unless it is finished."""
+        ticket.observed = True
+        if not ticket.pending:
+            self._unobserved.pop(ticket, None)
+            return None
+        future: asyncio.Future[None] | None = ticket.future
+        if future is None:
+            future = ticket.future = self._loop.create_future()
+        return future
+
+    def remember(self, ticket: Ticket) -> None:
+        """Keeps a failed ticket that no task observed; `flush` reports it."""
+        if len(self._unobserved) < _KEPT:
+            self._unobserved[ticket] = None
+        else:
+            self._unobserved_more += 1
+
+    async def flush(self, seconds: float) -> None:
+        """Waits until everything published before this call has its outcome.
+
+        Raises:
+            OperationTimeout: It has not within these seconds.
+            PublishError: Unobserved tickets failed.
+        """
+        target = self._window.next_delivery_tag
+        try:
+            async with asyncio.timeout(seconds):
+                if self._window.outstanding and self._window.first < target:
+                    future: asyncio.Future[None] = self._loop.create_future()
+                    self.flushing.append((target, future))
+                    await future
+        except TimeoutError:
+            raise OperationTimeout(
+                f"{self._window.outstanding} publishings have no outcome after {seconds:g} s"
+            ) from None
+        unobserved, self._unobserved = self._unobserved, {}
+        more, self._unobserved_more = self._unobserved_more, 0
+        if unobserved:
+            error = error_of(next(iter(unobserved)), self._confirm_timeout)
+            count = len(unobserved) + more
+            error.args = (f"{count} publishings that were not awaited failed; the first: {error}",)
+            raise error
+
+    def wake(self) -> None:
+        """Ends the calls of `flush` whose publishings all have their outcomes."""
+        if self.flushing:
+            first = self._window.first
+            for target, flushed in self.flushing:
+                if target <= first and not flushed.done():
+                    flushed.set_result(None)
+            # In place: the compiled publisher looks at this list.
+            self.flushing[:] = [entry for entry in self.flushing if not entry[1].done()]

@@ -1,0 +1,193 @@
+"""Waiting for room: what keeps a message from being written now, and the queue of callers that wait for its end."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections import deque
+from typing import TYPE_CHECKING
+
+from leveret.publishing.outcomes import not_sent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from leveret.connection.connection import Connection
+    from leveret.errors import PublishError
+    from leveret.publishing.confirms import ConfirmWindow
+    from leveret.publishing.lifecycle import ProducerLife
+    from leveret.settings import ProducerSettings
+    from leveret.transport.waiting import Waiter, Waiters
+
+__all__ = ["Room"]
+
+
+class Room:
+    """What a producer may write now, and the callers that wait until they may; first come, first served.
+
+    Args:
+        life: The producer's state.
+        window: Its publishings without an outcome.
+        settings: Its options.
+        waiters: Make what callers wait for.
+        start_clock: Starts the producer's clock, which calls `expire`, unless it runs.
+
+    Attributes:
+        limit: How many publishings may be unconfirmed before `publish` waits.
+        waiting: The callers that wait for the window: (number of the call, outstanding publishings from which it goes
+            on or -1 for the limit at that time, deadline, waiter; its result is False when the deadline came first).
+    """
+
+    def __init__(
+        self,
+        life: ProducerLife,
+        window: ConfirmWindow,
+        settings: ProducerSettings,
+        waiters: Waiters,
+        start_clock: Callable[[], None],
+    ) -> None:
+        self.limit = 1
+        self.waiting: deque[tuple[int, int, float, Waiter]] = deque()
+        self._life = life
+        self._window = window
+        self._waiters = waiters
+        self._start_clock = start_clock
+        self._timeout = settings.publish_timeout
+        self._max_bytes = settings.max_outstanding_bytes
+        self._confirms = settings.confirms
+        self._calls = 0
+        self._connection: Connection
+        # The deadlines of callers that wait for the broker or the socket.
+        self._flows: set[asyncio.Timeout] = set()
+
+    def use(self, connection: Connection) -> None:
+        """Tells the connection that messages are written to."""
+        self._connection = connection
+
+    def is_writable(self) -> bool:
+        """Whether there is a channel, and neither the broker nor the socket holds publishers up."""
+        return self._life.writable and self._connection.obstacle() is None
+
+    def is_full(self, limit: int) -> bool:
+        """Whether a message has to wait, with at most `limit` unconfirmed publishings."""
+        return self._window.outstanding >= limit or self.has_too_many_bytes() or not self.is_writable()
+
+    def has_too_many_bytes(self) -> bool:
+        """Whether the bodies without an outcome have `max_outstanding_bytes`."""
+        return self._window.outstanding_bytes >= self._max_bytes
+
+    def obstacle(self, limit: int) -> tuple[str, str]:
+        """The stage in which a message is held up, and a text. The stage is empty when it will never be written."""
+        life = self._life
+        if life.over:
+            return "", "the producer is closed"
+        if not hasattr(self, "_connection"):
+            return "", "the producer is not open"
+        if not life.writable:
+            return "connection", "the channel was lost, and another one is not open yet"
+        obstacle = self._connection.obstacle()
+        if obstacle is not None:
+            return obstacle
+        window = self._window
+        return (
+            "buffer",
+            f"{window.outstanding} publishings of {window.outstanding_bytes} bytes wait for confirms (limit {limit})",
+        )
+
+    def refusal(self) -> PublishError:
+        """The error of a message when the producer will never publish again."""
+        return not_sent(self.obstacle(0)[1], cause=self._life.error)
+
+    async def wait(self, limit: int, low: int, deadline: float) -> None:
+        """Waits until the next message may be written.
+
+        A caller that comes while others wait goes behind them. A caller that was woken and finds the room taken goes
+        back to its place.
+
+        Args:
+            limit: The most unconfirmed publishings, for the error's text.
+            low: Unconfirmed publishings from which the caller goes on; -1 for what the window allows by then.
+            deadline: When to give up.
+
+        Raises:
+            PublishError: The deadline came first, or the producer was closed or lost; the outcome is NOT_SENT.
+        """
+        life = self._life
+        in_time = True
+        self._calls += 1
+        number = self._calls
+        try:
+            while in_time:
+                if life.over:
+                    raise self.refusal()
+                if life.writable and self._connection.obstacle() is not None:
+                    in_time = await self._wait_flowing(deadline)
+                elif (
+                    not life.writable
+                    or self._window.outstanding > (low if low >= 0 else self.limit - 1)
+                    or self.has_too_many_bytes()
+                    or (self.waiting and self.waiting[0][0] < number)
+                ):
+                    waiter = self._waiters.new()
+                    insort(self.waiting, (number, low, deadline, waiter))
+                    self._start_clock()
+                    in_time = await waiter
+                else:
+                    return
+        except BaseException:
+            # It may have been this caller's turn, which passes to the next.
+            self.wake()
+            raise
+        self.wake()
+        stage, text = self.obstacle(limit)
+        raise not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s", stage, life.error)
+
+    async def _wait_flowing(self, deadline: float) -> bool:
+        """Waits for the end of the broker's or the socket's obstacle; returns False when the deadline came first."""
+        try:
+            async with asyncio.timeout_at(deadline) as flow:
+                self._flows.add(flow)
+                try:
+                    await self._connection.wait_flowing()
+                finally:
+                    self._flows.discard(flow)
+        except TimeoutError:
+            return self._life.over  # then `close` ended the wait
+        return True
+
+    def close(self, now: float) -> None:
+        """Ends the waits for the broker and the socket."""
+        for flow in self._flows:
+            if not flow.expired():
+                flow.reschedule(now)
+
+    def wake(self) -> None:
+        """Wakes the callers that may write now, and all of them when the producer will never publish again."""
+        life = self._life
+        over = life.error is not None
+        outstanding = self._window.outstanding
+        too_many = self.has_too_many_bytes()
+        waiting = self.waiting
+        while waiting and (over or life.writable):
+            _, low, _, waiter = waiting[0]
+            if not waiter.done():
+                if not over and (outstanding > (low if low >= 0 else self.limit - 1) or (too_many and outstanding)):
+                    break
+                waiter.set_result(True)
+                # Each of them is about to add a publishing; without confirms that takes no room.
+                outstanding += self._confirms
+            waiting.popleft()
+
+    def expire(self, now: float) -> None:
+        """Ends the waits whose deadline has passed, or whose caller was cancelled."""
+        waiting = self.waiting
+        # Calls come in the order of their deadlines, but for those of further attempts.
+        if any(deadline <= now or waiter.done() for _, _, deadline, waiter in waiting):
+            ended = [entry for entry in waiting if entry[2] <= now or entry[3].done()]
+            left = [entry for entry in waiting if not (entry[2] <= now or entry[3].done())]
+            # In place: the compiled publisher looks at this deque.
+            waiting.clear()
+            waiting.extend(left)
+            for *_, waiter in ended:
+                if not waiter.done():
+                    waiter.set_result(False)

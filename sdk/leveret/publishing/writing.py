@@ -1,0 +1,193 @@
+"""Publishing one message the long way: for options, waiting for room, several forms of bodies, and policies."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import _get_running_loop
+from typing import TYPE_CHECKING, Any
+
+from leveret.errors import BackpressureError
+from leveret.publishing.confirms import Receipt, Ticket
+from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
+from leveret.publishing.outcomes import error_of, late
+from leveret.publishing.publisher import NO_RECEIPT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Protocol
+
+    from leveret.connection.connection import Connection
+    from leveret.publishing.confirms import ConfirmWindow
+    from leveret.publishing.deadlines import Deadlines
+    from leveret.publishing.lifecycle import ProducerLife
+    from leveret.publishing.options import PublishOptions
+    from leveret.publishing.outcomes import TicketBook
+    from leveret.publishing.packing import Packer
+    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.room import Room
+    from leveret.publishing.template import PublishTemplate, Template
+    from leveret.settings import ProducerSettings
+
+    class TicketOwner(Protocol):
+        """Waits for a ticket when a user awaits it."""
+
+        def wait_for(self, ticket: Ticket, /) -> Coroutine[Any, Any, Receipt]: ...
+
+
+__all__ = ["MessageWriter"]
+
+
+class MessageWriter:
+    """Packs messages of one producer, waits for room, appends them to the send buffer and waits for their confirms.
+
+    Args:
+        settings: The producer's options.
+        life: Its state.
+        window: Its publishings without an outcome.
+        room: Where callers wait.
+        packer: Packs messages.
+        tickets: Observes tickets.
+        deadlines: Told of messages that waited.
+        owner: Waits for a ticket when a user awaits it.
+        hand_out: Completes finished tickets.
+        start_clock: Starts the producer's clock, unless it runs.
+
+    Attributes:
+        batch: Where messages are appended and counted.
+    """
+
+    batch: PublishBatch
+
+    def __init__(
+        self,
+        settings: ProducerSettings,
+        life: ProducerLife,
+        window: ConfirmWindow,
+        room: Room,
+        packer: Packer,
+        tickets: TicketBook,
+        deadlines: Deadlines,
+        *,
+        owner: TicketOwner,
+        hand_out: Callable[[list[Ticket] | None], None],
+        start_clock: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.life = life
+        self.window = window
+        self.room = room
+        self.packer = packer
+        self.tickets = tickets
+        self.deadlines = deadlines
+        self.start_clock = start_clock
+        self._owner = owner
+        self._hand_out = hand_out
+        self._loop = asyncio.get_running_loop()
+        self._connection: Connection
+
+    def use(self, batch: PublishBatch, connection: Connection) -> None:
+        """Tells where messages are written from now on."""
+        self.batch = batch
+        self._connection = connection
+        self.packer.frame_max = connection.negotiated.frame_max
+        self.room.use(connection)
+
+    def check_loop(self) -> None:
+        """Raises `WrongLoopError` in another thread or event loop."""
+        self._connection.check_loop()
+
+    def append(self, frames: PublishTemplate, body: bytes, ticket: Ticket, index: int = 0) -> None:
+        """Appends a message to the send buffer."""
+        if self.batch.add(frames, body, ticket, index):
+            self.start_clock()
+
+    async def publish(
+        self,
+        value: Any,
+        routing_key: str | Template,
+        options: PublishOptions,
+        deadline: float | None = None,
+        *,
+        reporting: set[Ticket] | None = None,
+    ) -> Receipt:
+        """Publishes one message and waits for its outcome; see `Producer.publish`.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key or a template.
+            options: The options.
+            deadline: When to give up, if the call began some time ago; by default `publish_timeout` from now.
+            reporting: The ticket is added to this set while its outcome is waited for.
+        """
+        patience = confirm_timeout_of(options, self.settings.confirm_timeout)
+        started = self._loop.time()
+        frames, body = self.packer.pack(value, routing_key, options)
+        return await self._publish_frames(frames, body, patience, started, deadline, reporting)
+
+    async def publish_raw(self, body: bytes, routing_key: str, raw_properties: bytes) -> Receipt:
+        """Publishes a body as it is, with properties that are packed already; see `Producer.publish_raw`."""
+        frames = self.packer.raw(routing_key, raw_properties)
+        return await self._publish_frames(frames, body, self.settings.confirm_timeout, self._loop.time(), None, None)
+
+    async def _publish_frames(
+        self,
+        frames: PublishTemplate,
+        body: bytes,
+        patience: float,
+        started: float,
+        deadline: float | None,
+        reporting: set[Ticket] | None,
+    ) -> Receipt:
+        self.check_loop()
+        room = self.room
+        limit = room.limit
+        if room.waiting or room.is_full(limit):
+            if deadline is None:
+                deadline = started + self.settings.publish_timeout
+            await room.wait(limit, -1, deadline)
+        ticket = Ticket(self._owner)
+        try:
+            self.append(frames, body, ticket)
+        except BaseException:
+            room.wake()  # the turn passes to the next caller
+            raise
+        if not self.settings.confirms:
+            return NO_RECEIPT
+        if deadline is not None:
+            self.deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
+        future = self.tickets.observe(ticket)
+        if future is not None:
+            if reporting is not None:
+                reporting.add(ticket)
+            if patience >= self.settings.confirm_timeout:
+                await future
+            else:
+                await self._wait_confirmed(patience, ticket, future)
+        if ticket.failures is not None:
+            raise error_of(ticket, self.settings.confirm_timeout)
+        return Receipt(ticket.delivery_tag)
+
+    async def _wait_confirmed(self, seconds: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
+        """Waits for the outcome with a `confirm_timeout` of the message's own."""
+        try:
+            async with asyncio.timeout(seconds):
+                await future
+        except TimeoutError:
+            self._hand_out(self.window.give_up(ticket.delivery_tag, late("confirm_timeout", seconds)))
+            self.room.wake()
+
+    def publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
+        """Publishes one message without waiting; see `Producer.publish_nowait`."""
+        refuse_confirm_timeout(options)
+        frames, body = self.packer.pack(value, routing_key, options)
+        if _get_running_loop() is not self._loop:
+            self.check_loop()
+        limit = self.settings.max_buffered
+        if self.room.is_full(limit):
+            stage, text = self.room.obstacle(limit)
+            if not stage:
+                raise self.room.refusal()
+            raise BackpressureError(f"not sent: {text}")
+        ticket = Ticket(self._owner)
+        self.append(frames, body, ticket)
+        return ticket
