@@ -109,7 +109,7 @@ async def publish_again(producer: leveret.Producer, queue: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def outlive(url: str, clients: int, restarts: int) -> dict[str, Any]:
+async def outlive(url: str, clients: int, restarts: int, max_delay: float) -> dict[str, Any]:
     """Publishes with so many clients after each restart, which is asked for on stdout and announced on stdin."""
     found: dict[str, Any] = {"seconds": [], "descriptors": [], "mib": []}
     queue = f"restarts-{os.getpid()}"
@@ -122,7 +122,7 @@ async def outlive(url: str, clients: int, restarts: int) -> dict[str, Any]:
     async with contextlib.AsyncExitStack() as stack:
         producers = []
         for _ in range(clients):
-            client = await stack.enter_async_context(leveret.connect(url))
+            client = await stack.enter_async_context(leveret.connect(url, recovery_max_delay=max_delay))
             producers.append(await stack.enter_async_context(client.producer(serializer="bytes")))
         await client.declare(leveret.Topology().queue(queue))
 
@@ -176,7 +176,9 @@ def resets(loop: str, seconds: float) -> tuple[dict[str, Any], list[str]]:
     return ended(process, printed)
 
 
-def restarts(loop: str, clients: int, times: int, progress: Callable[[], None]) -> tuple[dict[str, Any], list[str]]:
+def restarts(
+    loop: str, clients: int, times: int, max_delay: float, progress: Callable[[], None]
+) -> tuple[dict[str, Any], list[str]]:
     """Kills and starts a RabbitMQ node again and again under clients in a process of their own."""
     from tests.support.rabbitmq import RabbitMQNode, RabbitMQUnavailableError
 
@@ -187,7 +189,9 @@ def restarts(loop: str, clients: int, times: int, progress: Callable[[], None]) 
         raise SystemExit(str(error)) from None
     with (
         contextlib.closing(node),
-        child(loop, "--outlive", node.url, "--clients", str(clients), "--times", str(times)) as process,
+        child(
+            loop, "--outlive", node.url, "--clients", str(clients), "--times", str(times), "--max-delay", str(max_delay)
+        ) as process,
     ):
         assert process.stdout is not None
         assert process.stdin is not None
@@ -220,14 +224,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--times", type=int, default=20, help="how often each is done (default %(default)s)")
     add("--seconds", type=float, default=8.0, help="how long the resetting server is dialed (default %(default)s)")
     add("--clients", type=int, default=100, help="clients whose broker is restarted (default %(default)s)")
+    add("--max-delay", type=float, default=30.0, help="their recovery_max_delay in seconds (default %(default)s)")
     add("--loop", choices=LOOPS, help="only this event loop (default: both)")
     add("--part", choices=("resets", "restarts"), help="only this part (default: both)")
     add("--dial", type=int, help=argparse.SUPPRESS)
     add("--outlive", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    for name, most in (("times", 1000), ("seconds", 600), ("clients", 1000)):
+    for name, most in (("times", 1000), ("seconds", 600), ("clients", 1000), ("max_delay", 3600)):
         if not 0 < getattr(options, name) <= most:
-            parser.error(f"--{name} is above 0 and at most {most}, not {getattr(options, name):g}")
+            parser.error(f"--{name.replace('_', '-')} is above 0 and at most {most}, not {getattr(options, name):g}")
     return options
 
 
@@ -243,7 +248,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if options.outlive:
         logging.getLogger("leveret").setLevel(logging.ERROR)  # each client tells of each attempt
-        print(json.dumps(run(options.loop, outlive(options.outlive, options.clients, options.times))))
+        print(
+            json.dumps(run(options.loop, outlive(options.outlive, options.clients, options.times, options.max_delay)))
+        )
         return 0
     console = screen()
     loops = [options.loop] if options.loop else LOOPS
@@ -283,7 +290,7 @@ def main(arguments: Sequence[str]) -> int:
                     bars.advance(bar)
                     bars.refresh()
 
-                found, wrong = restarts(loop, options.clients, options.times, progress)
+                found, wrong = restarts(loop, options.clients, options.times, options.max_delay, progress)
                 problems += [f"restarts, {loop}: {each}" for each in wrong]
                 if found:
                     times = sorted(found["seconds"])

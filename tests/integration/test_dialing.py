@@ -76,7 +76,7 @@ async def test_no_process_is_aborted_when_its_connections_are_reset(loop: str) -
 
 @pytest.mark.integration
 async def test_every_client_publishes_again_when_the_broker_of_many_is_killed() -> None:
-    await run("--part", "restarts", "--loop", "uvloop", "--times", "1", "--clients", "30")
+    await run("--part", "restarts", "--loop", "uvloop", "--times", "1", "--clients", "30", "--max-delay", "1")
 
 
 @every_loop
