@@ -7,10 +7,7 @@ import contextlib
 import gc
 import os
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -59,24 +54,6 @@ async def reached(settings: ConnectionSettings, first: int | None = None) -> int
 
 
 # ---------------------------------------------------------------------- one owner for each socket
-
-
-async def run(*options: str) -> None:
-    """Does a short form of `make restarts`."""
-    command = [sys.executable, "-m", "asv_bench.restarts", *options]
-    done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "no process was aborted, every error was a LeveretError, every client published again" in done.stdout
-
-
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_no_process_is_aborted_when_its_connections_are_reset(loop: str) -> None:
-    await run("--part", "resets", "--loop", loop, "--times", "1", "--seconds", "4")
-
-
-@pytest.mark.integration
-async def test_every_client_publishes_again_when_the_broker_of_many_is_killed() -> None:
-    await run("--part", "restarts", "--loop", "uvloop", "--times", "1", "--clients", "30", "--max-delay", "1")
 
 
 @every_loop
