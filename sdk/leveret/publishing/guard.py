@@ -15,7 +15,7 @@ from leveret.message import BatchResult, Outcome
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+    from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
     from leveret.publishing.batches import Source
     from leveret.publishing.confirms import Receipt
 
@@ -41,7 +41,7 @@ class PublishGuard:
     def __init__(
         self,
         retry: RetryPolicy | None,
-        breaker: CircuitBreaker | None,
+        breaker: BreakerPolicy | None,
         confirmed: Callable[[], int],
         alive: Callable[[], bool],
     ) -> None:
