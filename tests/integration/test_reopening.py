@@ -29,7 +29,7 @@ from leveret.errors import (
     PreconditionFailed,
     PublishError,
 )
-from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -397,7 +397,7 @@ class Twice(RetryPolicy):
         return 0.0 if attempt < 2 else None
 
 
-class Counting(CircuitBreaker):
+class Counting(BreakerPolicy):
     """Never opens, and counts what it is told."""
 
     closed = True

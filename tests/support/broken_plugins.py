@@ -1438,7 +1438,7 @@ class TestBrokenByBeingShared(BrokenBreaker):
 class TestBrokenByMakingSomethingElse(BrokenBreaker):
     make = SoundBreaker
     caught_by = "test_descriptor_is_accepted_by_the_registry"
-    because = "which is no CircuitBreaker"
+    because = "which is no BreakerPolicy"
 
     @pytest.fixture
     def spec(self) -> PolicySpec:

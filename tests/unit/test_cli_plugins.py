@@ -594,7 +594,7 @@ def test_check_says_so_when_a_distribution_is_no_plugin_and_half_installed(
     (tmp_path / "site" / "pondlife-1.0.dist-info").mkdir(parents=True)
     result = run("plugins", "check", "pondlife")
     assert result.exit_code == 1
-    assert "the distribution pondlife is no plugin: it has no entry point in the group" in result.stderr
+    assert "the distribution pondlife has no plugin: it declares no entry point in the group" in result.stderr
 
 
 def test_check_fails_when_the_distribution_does_not_require_leveret(demo: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_broken_distribution_is_left_out_and_keeps_no_plugin_from_being_found(
     else:
         (text,) = warned
         assert text.startswith(f"the distribution {said} in {tmp_path} cannot be read: ")
-        assert text.endswith("; Leveret goes on without the plugins that it may have")
+        assert text.endswith("; plugins in it are not used")
 
 
 def test_the_first_of_two_distributions_with_one_name_hides_the_other_beside_a_broken_one(
@@ -236,7 +236,7 @@ BROKEN = {
     ),
     "is of another API version": (
         PLUGIN.format(name="x", content_type="text/x").replace("factory=", "api_version=99, factory="),
-        "was written for plugin API version 99 (leveret_serializers); this core has 1",
+        "was written for plugin API version 99 (leveret_serializers); this version of leveret supports 1",
     ),
     "has a bad name": (
         PLUGIN.format(name="Not A Name", content_type="text/x"),
@@ -248,7 +248,7 @@ BROKEN = {
     ),
     "names one thing twice": (
         PLUGIN.format(name="x", content_type="text/x").replace("return [", "return 2 * ["),
-        "brings two things named serializer 'x'",
+        "provides two serializers named 'x'",
     ),
 }  # fmt: skip
 
@@ -268,7 +268,7 @@ def test_the_others_go_on_when_a_plugin(installed: Installed, caplog: pytest.Log
     assert (error.plugin, error.distribution, error.version) == ("broken", "leveret-broken", "0.3")
     assert text in str(error)
     assert "plugin 'broken' of leveret-broken 0.3 (entry point made_for_a_test_leveret_broken)" in str(error)
-    assert [record.getMessage() for record in caplog.records] == [f"{error}; Leveret goes on without it"]
+    assert [record.getMessage() for record in caplog.records] == [f"{error}; the plugin is not used"]
     assert "works" in registry.names("serializer")
 
 
@@ -372,7 +372,7 @@ def test_two_things_of_one_name_are_an_error_unless_the_settings_choose() -> Non
 
 
 def test_a_choice_of_a_plugin_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match="'gzip' to 'zopfli', which is no installed plugin") as caught:
+    with pytest.raises(ConfigurationError, match="'gzip' to 'zopfli', which is not installed") as caught:
         PluginRegistry.from_plugins(settings=PluginSettings(choose={"gzip": "zopfli"}))
     assert caught.value.option == "choose"
 

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from leveret.errors import ConfigurationError
 from leveret.plugins import BackoffPolicy
-from leveret_resilience import Backoff, ExponentialBackoff, ExponentialRetry, FixedBackoff, LinearBackoff, LinearRetry
+from leveret_resilience import (
+    BaseBackoff,
+    ExponentialBackoff,
+    ExponentialRetry,
+    FixedBackoff,
+    LinearBackoff,
+    LinearRetry,
+)
 
 attempts = st.integers(min_value=1, max_value=10**9) | st.integers(min_value=1, max_value=100)
 seconds = st.floats(min_value=0.001, max_value=86_400.0)
@@ -97,7 +104,7 @@ def test_delay_stays_the_initial_one_when_the_factor_is_one() -> None:
 
 
 @pytest.mark.parametrize("kind", [ExponentialBackoff, LinearBackoff, FixedBackoff])
-def test_backoffs_have_the_plugin_interface_and_cannot_be_changed(kind: type[Backoff]) -> None:
+def test_backoffs_have_the_plugin_interface_and_cannot_be_changed(kind: type[BaseBackoff]) -> None:
     backoff = kind()
     assert isinstance(backoff, BackoffPolicy)
     with pytest.raises(AttributeError):
@@ -124,7 +131,7 @@ def test_backoffs_have_the_plugin_interface_and_cannot_be_changed(kind: type[Bac
     ],
 )
 def test_configuration_error_names_option_limit_and_value_when_an_option_is_wrong(
-    kind: type[Backoff], options: dict[str, Any], option: str, text: str
+    kind: type[BaseBackoff], options: dict[str, Any], option: str, text: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
         kind(**options)

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from leveret.errors import CircuitOpen, ConfigurationError, EncodeFailed, MessageReturned
 from leveret.message import Outcome
-from leveret.plugins import CircuitBreaker as CircuitBreakerInterface
+from leveret.plugins import BreakerPolicy
 from leveret_resilience import BreakerChange, BreakerState, CircuitBreaker
 
 if TYPE_CHECKING:
@@ -480,7 +480,7 @@ def test_on_change_may_use_the_breaker(clock: Clock) -> None:
 
 
 def test_breaker_has_the_plugin_interface(breaker: CircuitBreaker) -> None:
-    assert isinstance(breaker, CircuitBreakerInterface)
+    assert isinstance(breaker, BreakerPolicy)
     assert vars(breaker)["closed"] is True, "a producer reads it for each message, so it is a plain attribute"
 
 

@@ -14,11 +14,11 @@ from leveret.errors import ConfigurationError, PublishError
 from leveret.message import Outcome
 from leveret.plugins import RetryPolicy
 from leveret_resilience import (
+    BaseRetry,
     ExponentialRetry,
     FixedRetry,
     LinearRetry,
     NoRetry,
-    Retry,
     RetryOn,
     is_failure,
     is_transient,
@@ -101,7 +101,7 @@ def test_is_not_transient_when_the_same_call_would_fail_again_or_was_cancelled(e
 
 @pytest.mark.parametrize("kind", POLICIES)
 @given(retries=st.integers(0, 50))
-def test_retries_counts_the_attempts_after_the_first(kind: type[Retry], retries: int) -> None:
+def test_retries_counts_the_attempts_after_the_first(kind: type[BaseRetry], retries: int) -> None:
     policy = kind(retries=retries)
     delays = [policy.next_delay(attempt, OSError()) for attempt in range(1, retries + 3)]
     assert None not in delays[:retries]
@@ -109,7 +109,7 @@ def test_retries_counts_the_attempts_after_the_first(kind: type[Retry], retries:
 
 
 @pytest.mark.parametrize("kind", POLICIES)
-def test_three_retries_are_allowed_by_default(kind: type[Retry]) -> None:
+def test_three_retries_are_allowed_by_default(kind: type[BaseRetry]) -> None:
     policy = kind()
     assert [policy.next_delay(attempt, OSError()) is not None for attempt in (1, 2, 3, 4)] == [True, True, True, False]
 
@@ -124,7 +124,7 @@ def test_three_retries_are_allowed_by_default(kind: type[Retry]) -> None:
     ],
     ids=["exponential", "exponential-jittered", "linear", "fixed"],
 )
-def test_delays_follow_the_policys_name(policy: Retry, delays: list[float]) -> None:
+def test_delays_follow_the_policys_name(policy: BaseRetry, delays: list[float]) -> None:
     assert [policy.next_delay(attempt, OSError()) for attempt in range(1, policy.retries + 1)] == delays
 
 

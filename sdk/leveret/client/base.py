@@ -10,7 +10,7 @@ from leveret.consuming.batches import Batches
 from leveret.consuming.builder import ConsumerBuilder
 from leveret.consuming.consumer import Consumer
 from leveret.errors import ConfigurationError, ConnectionClosed
-from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.producer import Producer
 
@@ -147,7 +147,7 @@ class ClientBase:
         settings: ProducerSettings | None = None,
         *,
         retry: RetryPolicy | str | None = None,
-        circuit_breaker: CircuitBreaker | str | None = None,
+        circuit_breaker: BreakerPolicy | str | None = None,
         **options: Any,
     ) -> Producer:
         """Makes a producer; use it with `async with`.
@@ -172,9 +172,9 @@ class ClientBase:
             raise ConfigurationError(f"retry is a {type(policy).__name__}, which is no RetryPolicy", option="retry")
         chosen = settings.circuit_breaker if circuit_breaker is None else circuit_breaker
         breaker = self.registry.circuit_breaker(chosen) if isinstance(chosen, str) else chosen
-        if breaker is not None and not isinstance(breaker, CircuitBreaker):
+        if breaker is not None and not isinstance(breaker, BreakerPolicy):
             raise ConfigurationError(
-                f"circuit_breaker is a {type(breaker).__name__}, which is no CircuitBreaker", option="circuit_breaker"
+                f"circuit_breaker is a {type(breaker).__name__}, which is no BreakerPolicy", option="circuit_breaker"
             )
         producer = Producer(self.publishing_link, settings, self.registry, retry=policy, circuit_breaker=breaker)
         self._producers.add(producer)

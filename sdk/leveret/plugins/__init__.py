@@ -1,4 +1,8 @@
-"""Everything a plugin needs: `hookimpl`, the descriptors that hooks return, and the interfaces of what they make.
+"""Plugins: `hookimpl`, the descriptors that hooks return, the interfaces of serializers and others, the registry.
+
+This package may use settings and errors, and is the only one that uses pluggy. The registry finds, checks and freezes
+the plugins once per process. Producers, consumers and clients then get bound functions from it, so that no message
+passes through a hook.
 
     from leveret.plugins import SerializerSpec, hookimpl
 
@@ -6,8 +10,9 @@
     def leveret_serializers():
         return [SerializerSpec(name="upper", content_type="text/x-upper", factory=Upper)]
 
-A plugin is found through the entry point group `leveret.plugins`, whose values are modules. It may import this package,
-`leveret.errors` and `leveret.message`, and in its tests `leveret.testing`: nothing else of Leveret is promised to it.
+A plugin declares an entry point in the group `leveret.plugins`; its value is a module. A plugin may import this
+package, `leveret.errors` and `leveret.message`, and `leveret.testing` in its tests. Other modules of Leveret may change
+in any release.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from leveret.plugins.interfaces import (
     API_VERSION,
     SUPPORTED_API_VERSIONS,
     BackoffPolicy,
-    CircuitBreaker,
+    BreakerPolicy,
     CommandSpec,
     CompositeSpec,
     Compressor,
@@ -44,7 +49,7 @@ __all__ = [
     "API_VERSION",
     "SUPPORTED_API_VERSIONS",
     "BackoffPolicy",
-    "CircuitBreaker",
+    "BreakerPolicy",
     "CommandSpec",
     "CompositeSpec",
     "Compressor",

@@ -1,4 +1,4 @@
-"""What the core brings itself, through the same hooks as everybody: JSON, text, bytes, hybrid; gzip and deflate."""
+"""The core's own plugin: the serializers JSON, text, bytes, empty and hybrid, the compressors gzip and deflate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class JSONSerializer:
         self.encode = msgspec.json.Encoder().encode
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """A decoder with the model's schema compiled once."""
+        """Returns a decoder that has compiled the model's schema."""
         if model is None:
             return msgspec.json.Decoder().decode
         try:
@@ -42,13 +42,13 @@ class JSONSerializer:
             raise ConfigurationError(f"JSON cannot decode into {model!r}: {error}", option="model") from error
         if foreign is not None:
             raise ConfigurationError(
-                f"JSON cannot decode into {model!r}: {foreign!r} is no type that msgspec knows", option="model"
+                f"JSON cannot decode into {model!r}: msgspec does not support the type {foreign!r}", option="model"
             )
         return decode
 
 
 def _foreign_class(model: Any) -> type | None:
-    """Finds a class that msgspec takes for the application's own, which only fails when a message comes."""
+    """Finds a class that msgspec does not support. Without this check, decoding the first message would fail."""
     import msgspec.inspect
 
     todo: list[Any] = [msgspec.inspect.type_info(model)]
@@ -78,18 +78,18 @@ class TextSerializer:
         return value.encode()
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """A decoder to str."""
+        """Returns a decoder to str."""
         if model not in (None, str):
             raise ConfigurationError(f"text decodes into str, not {model!r}", option="model")
         return bytes.decode
 
 
 class BytesSerializer:
-    """Bytes as they are."""
+    """Bytes, unchanged."""
 
     @staticmethod
     def encode(value: Any, /) -> bytes:
-        """Takes bytes, or copies a bytes-like object."""
+        """Returns bytes unchanged, and copies other bytes-like objects."""
         if type(value) is bytes:
             return value
         if not isinstance(value, bytes | bytearray | memoryview):
@@ -97,14 +97,14 @@ class BytesSerializer:
         return bytes(value)
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """A decoder that returns the body."""
+        """Returns a decoder that returns the body."""
         if model not in (None, bytes):
             raise ConfigurationError(f"bytes decode into bytes, not {model!r}", option="model")
         return bytes
 
 
 class EmptySerializer:
-    """None as no bytes at all."""
+    """None, as an empty body."""
 
     @staticmethod
     def encode(value: Any, /) -> bytes:
@@ -114,7 +114,7 @@ class EmptySerializer:
         return b""
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """A decoder to None, whatever the model: nothing was sent."""
+        """Returns a decoder to None, for any model."""
         return _nothing
 
 
@@ -131,7 +131,7 @@ def _hybrid_part(value: Any) -> str:
 
 @hookimpl
 def leveret_serializers() -> Iterable[SerializerSpec | CompositeSpec]:
-    """JSON, text, bytes, empty, and the guide's hybrid of empty, JSON and MessagePack."""
+    """Returns JSON, text, bytes, empty, and the guide's hybrid of empty, JSON and MessagePack."""
     return [
         SerializerSpec(name="json", content_type="application/json", factory=JSONSerializer, aliases=("text/json",)),
         SerializerSpec(name="text", content_type="text/plain", factory=TextSerializer),
@@ -145,15 +145,15 @@ def leveret_serializers() -> Iterable[SerializerSpec | CompositeSpec]:
 
 _GZIP: Final = 16 + zlib.MAX_WBITS  # zlib's manual, deflateInit2: 16 more writes and reads a gzip header
 _FASTEST: Final = 1
-#: Bodies up to this size are decompressed at once; of larger ones so much is in hand beside the result.
+#: Bodies up to this size are decompressed at once, larger ones in chunks of this size.
 _CHUNK: Final = 256 * 1024
 
 
 class ZlibCompressor:
-    """gzip (RFC 1952), or what HTTP calls deflate, which is zlib's format (RFC 1950).
+    """gzip (RFC 1952) or zlib's format (RFC 1950), which HTTP calls deflate.
 
     Args:
-        wbits: Which of them, as zlib writes it.
+        wbits: The format, as zlib's `wbits`.
         level: 0 (no compression) to 9 (smallest); None is 1, the fastest.
     """
 
@@ -169,7 +169,7 @@ class ZlibCompressor:
         """Decompresses one stream; see `leveret.plugins.Compressor`."""
         if len(data) <= _CHUNK:
             stream = zlib.decompressobj(self._wbits)
-            # One byte more than is allowed tells "exactly full" from "too large".
+            # One byte above the limit distinguishes a body of exactly that size from one that is too large.
             most = min(max_size, _CHUNK)
             body = stream.decompress(data, most + 1)
             if len(body) <= most:
@@ -181,9 +181,10 @@ class ZlibCompressor:
         return self._decompress_large(data, max_size)
 
     def _decompress_large(self, data: bytes, max_size: int) -> bytes:
-        """Decompresses with little more than `max_size` of memory.
+        """Decompresses with little more memory than `max_size`.
 
-        zlib returns joined blocks, which takes their size twice, and a copy of what it has not read yet.
+        zlib joins its output blocks, for which it needs their size twice, and copies its unread input. So the body is
+        made of chunks, or decompressed a second time when its size is known.
         """
         stream = zlib.decompressobj(self._wbits)
         chunks: list[bytes] = []
@@ -206,7 +207,7 @@ class ZlibCompressor:
                 _check_end(True, stream.unused_data or data[start + _CHUNK :])
                 break
         _check_end(stream.eof, b"")
-        # The size is known now, so that zlib needs no more than one block of it.
+        # With the known size zlib allocates a single block.
         return b"".join(chunks) if chunks else zlib.decompress(data, self._wbits, size)
 
 
@@ -231,7 +232,7 @@ def _deflate(level: int | None) -> ZlibCompressor:
 
 @hookimpl
 def leveret_compressors() -> Iterable[CompressorSpec]:
-    """The two that every language has."""
+    """Returns gzip and deflate, which every language supports."""
     return [
         CompressorSpec(name="gzip", content_encoding="gzip", factory=_gzip, levels=(0, 9), aliases=("x-gzip",)),
         CompressorSpec(name="deflate", content_encoding="deflate", factory=_deflate, levels=(0, 9)),

@@ -1,4 +1,4 @@
-"""Finds the entry points of plugins among the installed distributions, however broken one of those is."""
+"""Finds the entry points of plugins among the installed distributions, even if one of these is broken."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["GROUP", "entry_points"]
 
 logger = logging.getLogger("leveret.plugins")
 
-#: The entry point group in which plugins are found.
+#: The entry point group of plugins.
 GROUP: Final = "leveret.plugins"
 
 
 def entry_points() -> list[importlib.metadata.EntryPoint]:
-    """The entry points of all plugins. A distribution that cannot be read is logged and left out."""
+    """Returns the entry points of all plugins. A distribution that cannot be read is logged and left out."""
     try:
         return list(importlib.metadata.entry_points(group=GROUP))
-    except Exception:  # any distribution's fault ends it for all of them, and what is raised depends on the Python
+    except Exception:  # one broken distribution fails the call; the type of the error depends on the Python version
         return _one_by_one()
 
 
 def _one_by_one() -> list[importlib.metadata.EntryPoint]:
-    """Does what `importlib.metadata.entry_points` does; slower, as it reads the names that it takes from folders."""
+    """Does what `importlib.metadata.entry_points` does, distribution by distribution. It is slower."""
     found: list[importlib.metadata.EntryPoint] = []
     names: set[str] = set()
     warnings: dict[str, None] = {}  # each once: a folder may be on the path twice
@@ -40,7 +40,7 @@ def _one_by_one() -> list[importlib.metadata.EntryPoint]:
         if distribution is None:
             break
         name = normalized(said_by(distribution, "Name"))
-        # The first on the path hides others of its name, as it does when it is imported.
+        # The first distribution on the path hides others of its name, as with imports.
         if name in names:
             continue
         if name:
@@ -49,7 +49,7 @@ def _one_by_one() -> list[importlib.metadata.EntryPoint]:
             found.extend(distribution.entry_points.select(group=GROUP))
         except Exception as error:
             text = f"the distribution {_where(distribution, name)} cannot be read: {describe(error)}"
-            warnings[f"{text}; Leveret goes on without the plugins that it may have"] = None
+            warnings[f"{text}; plugins in it are not used"] = None
     for text in warnings:
         logger.warning("%s", text)
     return found

@@ -1,7 +1,7 @@
 """The hooks. A plugin is a module (or object) with functions of these names, marked with `hookimpl`.
 
-All of them are synchronous, run rarely and never for a message. Leave out those that a plugin does not need. Arguments
-may be left out, too, but do not give them defaults: pluggy would never fill those.
+Hooks are synchronous, and none is called per message. A plugin has only the hooks that it needs. A hook function may
+leave out arguments, but must not give them defaults, because pluggy never fills arguments with defaults.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class HookSpecs:
-    """The hooks, as pluggy wants to see them."""
+    """The specifications of the hooks for pluggy."""
 
     @staticmethod
     @hookspec
     def leveret_serializers() -> Iterable[SerializerSpec | CompositeSpec]:  # type: ignore[empty-body]
-        """Called once, when plugins are discovered: the plugin's serializers."""
+        """Returns the plugin's serializers. Called once, when plugins are discovered."""
 
     @staticmethod
     @hookspec
     def leveret_compressors() -> Iterable[CompressorSpec]:  # type: ignore[empty-body]
-        """Called once, when plugins are discovered: the plugin's compressors."""
+        """Returns the plugin's compressors. Called once, when plugins are discovered."""
 
     @staticmethod
     @hookspec
     def leveret_metrics() -> Iterable[MetricsSpec]:  # type: ignore[empty-body]
-        """Called once, when plugins are discovered: the plugin's metrics sinks."""
+        """Returns the plugin's metrics sinks. Called once, when plugins are discovered."""
 
     @staticmethod
     @hookspec
     def leveret_policies() -> Iterable[PolicySpec]:  # type: ignore[empty-body]
-        """Called once, when plugins are discovered: the plugin's retry, backoff and circuit breaker policies."""
+        """Returns the plugin's retry, backoff and breaker policies. Called once, when plugins are discovered."""
 
     @staticmethod
     @hookspec
     def leveret_connection_event(event: ConnectionEvent) -> None:
         """Called in the event loop when a connection was opened, closed, blocked, unblocked or recovered.
 
-        It must not block. What it raises is logged with the plugin's name, and changes nothing.
+        It must not block. An exception is logged with the plugin's name, and has no other effect.
         """
 
     @staticmethod
     @hookspec
     def leveret_cli() -> Iterable[CommandSpec]:  # type: ignore[empty-body]
-        """Called when the `leveret` command has to know, as for its help or a command not its own: the commands."""
+        """Returns the plugin's commands. Called by `leveret` for its help, and for a command that the core lacks."""

@@ -1,7 +1,7 @@
-"""What plugins give and get: descriptors, which hooks return, and the objects that their factories make.
+"""The interfaces of plugins: descriptors, which hooks return, and the objects that their factories make.
 
-Hooks run when plugins are discovered, and then no more. A descriptor's factory runs when a producer, a consumer or a
-client is made, and what it returns is called directly from then on: no message passes through pluggy.
+Hooks are called when plugins are discovered. A descriptor's factory is called when a producer, consumer or client is
+made; from then on its object is called directly, and no message passes through pluggy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "API_VERSION",
     "SUPPORTED_API_VERSIONS",
     "BackoffPolicy",
-    "CircuitBreaker",
+    "BreakerPolicy",
     "CommandSpec",
     "CompositeSpec",
     "Compressor",
@@ -42,8 +42,7 @@ __all__ = [
     "SerializerSpec",
 ]
 
-#: Raised when a descriptor or interface changes incompatibly. A descriptor that does not say was written for the first,
-#: whatever this is now.
+#: The version of this interface; it grows with each incompatible change. Descriptors that name no version have 1.
 API_VERSION: Final = 1
 SUPPORTED_API_VERSIONS: Final = frozenset({1})
 
@@ -52,19 +51,19 @@ SUPPORTED_API_VERSIONS: Final = frozenset({1})
 
 
 class Serializer(Protocol):
-    """Turns values into bodies of one content type, and back.
+    """Encodes values into bodies of one content type, and decodes them.
 
-    One object serves one producer or one consumer, in one thread. Both functions are called directly for each message,
-    so look up nothing in them that can be looked up before.
+    One object serves one producer or one consumer, in one thread. Both functions are called for each message, so they
+    should do all lookups beforehand.
     """
 
     @property
     def encode(self) -> Callable[[Any], bytes]:
-        """Encodes a value. A method will do.
+        """The function that encodes a value; it may be a method.
 
-        It returns `bytes`, and raises whatever it likes for a value that it cannot encode: the core raises
-        `EncodeFailed` from it, with the value's type and never the value. Texts are shown of a `CodecError` only, whose
-        author promises that nothing of the value is in it.
+        It returns `bytes`. For a value that it cannot encode it raises any exception, and the core raises
+        `EncodeFailed` from it, which names the value's type and never the value. The core shows the text of an
+        exception only if it is a `CodecError`; its text must contain nothing of the value.
         """
         ...
 
@@ -72,33 +71,33 @@ class Serializer(Protocol):
         """Makes the function that decodes a body.
 
         Args:
-            model: What values should be, for example a class; None for plain values.
+            model: The type of the values, for example a class; None for plain values.
 
         Returns:
-            The function. It raises whatever it likes for a body that it cannot decode; texts are shown of a
-            `CodecError` only, whose author promises that nothing of the body is in it. Bodies are foreign data: none
-            may run code, allocate far more than its size, or recurse without a limit.
+            The function. For a body that it cannot decode it raises any exception. The core shows the text only of a
+            `CodecError`, whose text must contain nothing of the body. Bodies are untrusted: decoding must not run code
+            that the sender chose, allocate far more than the body's size, or recurse without a limit.
 
         Raises:
-            ConfigurationError: It cannot decode into this model; `option` is `"model"`.
+            ConfigurationError: The serializer cannot decode into this model; `option` is `"model"`.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SerializerSpec:
-    """Describes a serializer; what `leveret_serializers` returns.
+    """Describes a serializer. `leveret_serializers` returns these.
 
     Attributes:
-        name: What `serializer=` calls it, unique among serializers: lower-case letters, digits, `-`, `_` and `.`.
-        content_type: The MIME type that it writes into the `content_type` property, and reads.
+        name: The name for `serializer=`, unique among serializers: lower-case letters, digits, `-`, `_` and `.`.
+        content_type: The MIME type that it writes into the `content_type` property, and decodes.
         factory: Makes a `Serializer`.
-        aliases: Other content types whose bodies it reads.
-        models: Says which models it is for, or None for a general serializer. Of the general serializers one may have
-            a content type. One that is for certain models may share it, and decodes those.
-        safe: False when decoding can run code that the sender chose, as pickle does: it decodes then only for a
+        aliases: Other content types that it decodes.
+        models: Returns whether the serializer is for a model; None for a general serializer. A content type belongs to
+            one general serializer. A serializer for certain models may share the content type, and decodes these.
+        safe: False when decoding can run code that the sender chose, as with pickle. It then decodes only for a
             consumer that names it with `serializer=`, or its content type with `accept=`.
-        api_version: The plugin interface that it was written for; 1 when it does not say.
+        api_version: The version of the plugin interface that it was written for.
 
     Example:
         >>> SerializerSpec(name="repr", content_type="text/x-python", factory=object).safe
@@ -116,16 +115,16 @@ class SerializerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompositeSpec:
-    """Describes a serializer that chooses another for each value; `leveret_serializers` may return it, too.
+    """Describes a serializer that chooses another serializer for each value. `leveret_serializers` may return these.
 
-    Every body carries the content type of the serializer that wrote it, so there is nothing to guess when it is read.
+    Each body has the content type of the serializer that encoded it, so consumers need not guess.
 
     Attributes:
-        name: What `serializer=` calls it, unique among serializers.
-        parts: The names of the serializers it chooses among; all must be there when it is used.
-        select: Returns the part for a value. Called for each message.
-        compressor: The compressor that a producer uses with it unless it names one.
-        api_version: The plugin interface that it was written for; 1 when it does not say.
+        name: The name for `serializer=`, unique among serializers.
+        parts: The names of the serializers that it chooses among. All of them must exist when it is used.
+        select: Returns the name of the part for a value. Called for each message.
+        compressor: The compressor of a producer that names none.
+        api_version: The version of the plugin interface that it was written for.
     """
 
     name: str
@@ -139,7 +138,7 @@ class CompositeSpec:
 
 
 class Compressor(Protocol):
-    """Makes bodies smaller, and whole again. One object serves one producer or one consumer, in one thread."""
+    """Compresses and decompresses bodies. One object serves one producer or one consumer, in one thread."""
 
     def compress(self, data: bytes, /) -> bytes:
         """Compresses a body into one complete frame or stream that other languages can read."""
@@ -149,30 +148,32 @@ class Compressor(Protocol):
         """Decompresses a body that came from the network.
 
         Args:
-            data: One complete frame or stream, and nothing behind it.
-            max_size: The most bytes to return. Never allocate much more, whatever sizes the data claims.
+            data: One complete frame or stream, with nothing after it.
+            max_size: The most bytes to return. The compressor must not allocate much more, whatever size the data
+                claims.
 
         Returns:
             The body.
 
         Raises:
-            BodyTooLarge: It has more than `max_size` bytes.
-            Exception: It is malformed, cut off, or has something behind it; the core raises `DecodeFailed` from it.
+            BodyTooLarge: The body has more than `max_size` bytes.
+            Exception: The data is malformed or truncated, or something follows it. The core raises `DecodeFailed` from
+                the exception.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressorSpec:
-    """Describes a compressor; what `leveret_compressors` returns.
+    """Describes a compressor. `leveret_compressors` returns these.
 
     Attributes:
-        name: What `compressor=` calls it, unique among compressors.
-        content_encoding: What it writes into the `content_encoding` property, and reads.
-        factory: Makes a `Compressor` for a level; None stands for its own default.
+        name: The name for `compressor=`, unique among compressors.
+        content_encoding: The value that it writes into the `content_encoding` property, and decompresses.
+        factory: Makes a `Compressor` for a level; None stands for the compressor's own default.
         levels: The lowest and highest level.
-        aliases: Other content encodings that it reads.
-        api_version: The plugin interface that it was written for; 1 when it does not say.
+        aliases: Other content encodings that it decompresses.
+        api_version: The version of the plugin interface that it was written for.
     """
 
     name: str
@@ -188,14 +189,14 @@ class CompressorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Describes a number that the core counts.
+    """Describes a counter or gauge of the core.
 
     Attributes:
         name: Lower-case words with `_`, without prefix, unit or `total`.
-        kind: A counter never falls; a gauge does.
+        kind: "counter" for a number that never falls, otherwise "gauge".
         unit: "messages", "bytes" and so on.
-        help: One line that says what is counted.
-        labels: The names of the labels that each of its samples has.
+        help: A description in one line.
+        labels: The names of the labels of its samples.
     """
 
     name: str
@@ -207,12 +208,12 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One number.
+    """The value of a metric for one set of labels.
 
     Attributes:
-        metric: What it is.
+        metric: The metric.
         labels: The values of the metric's labels, in their order.
-        value: The number.
+        value: The value.
     """
 
     metric: Metric
@@ -221,41 +222,42 @@ class Sample:
 
 
 class MetricsSource(Protocol):
-    """What a sink pulls from."""
+    """The numbers of one client, which a sink reads."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """All metrics that there are."""
+        """All metrics."""
         ...
 
     def snapshot(self) -> Iterable[Sample]:
-        """Reads all counters. It may be called from any thread and costs nothing on the message path."""
+        """Returns the current value of each metric. Any thread may call it; it costs nothing on the message path."""
         ...
 
 
 class MetricsSink(Protocol):
-    """Brings the core's counters somewhere.
+    """Exports the core's numbers to a monitoring system.
 
-    Both methods run in a thread that nobody waits for longer than a few seconds. What they raise is logged.
+    The core calls both methods in a thread of their own, and waits at most `sink_timeout` seconds for each. An error of
+    `start` fails the connect; an error of `close` is logged.
     """
 
     def start(self, source: MetricsSource, /) -> None:
-        """Begins to pull: keeps the source and calls its `snapshot` when somebody wants the numbers."""
+        """Keeps the source. The sink calls its `snapshot` whenever the monitoring system asks for numbers."""
         ...
 
     def close(self) -> None:
-        """Ends it. The source may be gone afterwards. Called once."""
+        """Stops the export and releases the source. Called once."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSpec:
-    """Describes a metrics sink; what `leveret_metrics` returns.
+    """Describes a metrics sink. `leveret_metrics` returns these.
 
     Attributes:
-        name: What `sinks=` of `MonitoringSettings` calls it, unique among sinks.
+        name: The name for `sinks=` of `MonitoringSettings`, unique among sinks.
         factory: Makes a `MetricsSink` for one client.
-        api_version: The plugin interface that it was written for; 1 when it does not say.
+        api_version: The version of the plugin interface that it was written for.
     """
 
     name: str
@@ -268,14 +270,14 @@ class MetricsSpec:
 
 @runtime_checkable
 class RetryPolicy(Protocol):
-    """Decides after a failure whether and when to try again. It is not called when nothing fails."""
+    """Decides after a failure whether and when to try again. It is only called after failures."""
 
     def next_delay(self, attempt: int, error: BaseException, /) -> float | None:
-        """Decides.
+        """Decides about the next attempt.
 
         Args:
-            attempt: How many attempts have failed: 1 after the first.
-            error: What the last one raised.
+            attempt: The number of failed attempts: 1 after the first.
+            error: The exception of the last attempt.
 
         Returns:
             Seconds to wait before the next attempt, or None to give up.
@@ -285,37 +287,38 @@ class RetryPolicy(Protocol):
 
 @runtime_checkable
 class BackoffPolicy(Protocol):
-    """Says how long to wait between attempts of something that goes on until it succeeds.
+    """Chooses the delays between attempts that continue until one succeeds.
 
-    `recovery_backoff` of `ConnectionSettings` names the one that recovery asks: before a lost connection is dialed
-    again, and before a consumer subscribes again. One is made for each link of a client, and `delay` may be called for
-    several sequences of attempts by turns. Where it raises or returns no seconds, the delays of the settings are used.
+    `recovery_backoff` of `ConnectionSettings` names the policy that recovery asks, before it dials a lost connection
+    again, and before a consumer subscribes again. Each link of a client has one object, and `delay` may be called for
+    several sequences of attempts by turns. When it raises, or does not return seconds, the delays of the settings are
+    used.
     """
 
     def delay(self, attempt: int, /) -> float:
-        """Seconds to wait after `attempt` failed attempts (1 after the first)."""
+        """Returns the seconds to wait after `attempt` failed attempts (1 after the first)."""
         ...
 
 
 @runtime_checkable
-class CircuitBreaker(Protocol):
-    """Stops calls to something that fails too often.
+class BreakerPolicy(Protocol):
+    """A circuit breaker: it refuses calls while too many fail.
 
-    While `closed` is true, calls are made without asking, and only failures are recorded, together with how many
-    successes there were since the last record. Otherwise `before_call` is asked first, and exactly one `record` follows
-    each call that it allowed.
+    While `closed` is true, the core makes calls without asking, and records only failures, together with the number of
+    successes since the last record. Otherwise it calls `before_call` first, and `record` exactly once after each call
+    that was allowed.
     """
 
     @property
     def closed(self) -> bool:
-        """True when calls need not ask. Read for each call, so make it a plain attribute."""
+        """True when calls need no permission. It is read for each call, so it should be a plain attribute."""
         ...
 
     def before_call(self) -> None:
-        """Allows the call, or not.
+        """Returns when the call is allowed.
 
         Raises:
-            CircuitOpen: Not now.
+            CircuitOpen: The call is not allowed now.
         """
         ...
 
@@ -326,9 +329,10 @@ class CircuitBreaker(Protocol):
 
         Args:
             successes: How many calls succeeded.
-            failures: How many failed. With 0 and 0 an allowed call ended without a result, for example cancelled.
-            seconds: The time over which the successes happened, before now.
-            error: What one of the failed calls raised.
+            failures: How many calls failed. With 0 and 0, an allowed call ended without a result; for example, it was
+                cancelled.
+            seconds: The length of the time before now in which the successes happened.
+            error: The exception of one of the failed calls.
         """
         ...
 
@@ -338,18 +342,18 @@ PolicyKind = Literal["retry", "backoff", "circuit_breaker"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySpec:
-    """Describes a policy; what `leveret_policies` returns.
+    """Describes a policy. `leveret_policies` returns these.
 
     Attributes:
-        kind: Which of the three interfaces it has.
-        name: What `retry=`, `circuit_breaker=` or `recovery_backoff=` calls it, unique among its kind.
-        factory: Makes a `RetryPolicy`, `BackoffPolicy` or `CircuitBreaker` with its default options.
-        api_version: The plugin interface that it was written for; 1 when it does not say.
+        kind: The interface that it has.
+        name: The name for `retry=`, `circuit_breaker=` or `recovery_backoff=`, unique among its kind.
+        factory: Makes a `RetryPolicy`, `BackoffPolicy` or `BreakerPolicy` with its default options.
+        api_version: The version of the plugin interface that it was written for.
     """
 
     kind: PolicyKind
     name: str
-    factory: Callable[[], RetryPolicy | BackoffPolicy | CircuitBreaker]
+    factory: Callable[[], RetryPolicy | BackoffPolicy | BreakerPolicy]
     api_version: int = 1
 
 
@@ -357,29 +361,29 @@ class PolicySpec:
 
 
 class ConnectionEventKind(enum.Enum):
-    """What happened to a connection."""
+    """The kinds of events of a connection."""
 
     OPENED = "opened"
-    """The handshake is over."""
+    """The connection is open."""
     CLOSED = "closed"
-    """It ended: closed by this side (`error` is None) or lost."""
+    """The client closed the connection (`error` is None), or it was lost."""
     BLOCKED = "blocked"
-    """The broker is short of memory or disk and takes no publishings (RabbitMQ: connection.blocked)."""
+    """The broker is short of memory or disk and accepts no publishings (RabbitMQ: connection.blocked)."""
     UNBLOCKED = "unblocked"
-    """It takes them again."""
+    """The broker accepts publishings again."""
     RECOVERED = "recovered"
-    """A connection took the place of one that was lost; OPENED came before."""
+    """The connection replaced one that was lost. The event OPENED came before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionEvent:
-    """What `leveret_connection_event` gets.
+    """An event of a connection. `leveret_connection_event` gets these.
 
     Attributes:
-        kind: What happened.
-        connection_name: The connection, as the broker lists it, for example "billing (publish)".
-        reason: Why, as text that is safe to print; empty when there is nothing to say.
-        error: Why the connection was lost, or None.
+        kind: The kind of event.
+        connection_name: The connection's name in the broker's lists, for example "billing (publish)".
+        reason: The reason as text that is safe to print, or an empty string.
+        error: The error that ended the connection, or None.
     """
 
     kind: ConnectionEventKind
@@ -393,13 +397,13 @@ class ConnectionEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSpec:
-    """Describes a command of `leveret`; what `leveret_cli` returns.
+    """Describes a command of `leveret`. `leveret_cli` returns these.
 
     Attributes:
-        name: The command's name, unique and not one of the core's.
+        name: The command's name. It must differ from the core's commands.
         help: One line for `leveret --help`.
-        load: Imports and returns the `click.Command`. Called when the command is run or its help is shown.
-        api_version: The plugin interface that it was written for; 1 when it does not say.
+        load: Imports and returns the `click.Command`. Called when the command runs or its help is shown.
+        api_version: The version of the plugin interface that it was written for.
     """
 
     name: str
@@ -408,14 +412,14 @@ class CommandSpec:
     api_version: int = 1
 
 
-# ---------------------------------------------------------------------- what plugins wrap
+# ---------------------------------------------------------------------- wrapped by plugins
 
 
 class Publisher(Protocol):
-    """What publishes: a `leveret.Producer`, or a plugin's wrapper around one, which can be wrapped again.
+    """A `leveret.Producer`, or a plugin's wrapper around one. A wrapper can be wrapped again.
 
-    The options are those of `leveret.Producer.publish`. (`*args` is there because type checkers take `*args: Any,
-    **options: Any` for any arguments, and the producer's typed options for a mismatch otherwise. Nothing passes them.)
+    The options are those of `leveret.Producer.publish`. `*args` is never passed: with it, type checkers accept the
+    producer's typed options for `**options: Any`.
     """
 
     async def publish(self, value: Any, routing_key: str = "", *args: Any, **options: Any) -> Receipt:
@@ -438,7 +442,7 @@ class Publisher(Protocol):
 
 
 class Delivery(Protocol):
-    """What handlers get beside the value: a `leveret.Message`, as far as wrappers of handlers need it."""
+    """The second argument of handlers: the part of `leveret.Message` that wrappers of handlers may use."""
 
     @property
     def delivery_tag(self) -> int: ...  # noqa: D102

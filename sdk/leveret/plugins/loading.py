@@ -1,4 +1,4 @@
-"""Loads one plugin and checks what its hooks return: whatever goes wrong is its own failure and nobody else's."""
+"""Loads one plugin and checks the descriptors that its hooks return. An error fails this plugin only."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ logger = logging.getLogger("leveret.plugins")
 
 Spec = SerializerSpec | CompositeSpec | CompressorSpec | MetricsSpec | PolicySpec | CommandSpec
 
-#: What is read when plugins are discovered, and the descriptors that each hook may return.
+#: The hooks that are called when plugins are discovered, and the descriptors that each may return.
 _COLLECTED: Final[dict[str, tuple[type, ...]]] = {
     "leveret_serializers": (SerializerSpec, CompositeSpec),
     "leveret_compressors": (CompressorSpec,),
@@ -64,12 +64,12 @@ Status = Literal["built in", "active", "blocked", "not allowed", "not chosen", "
 
 @dataclass(frozen=True, slots=True)
 class Provided:
-    """One thing that a plugin brings.
+    """A serializer, compressor, metrics sink or policy that a plugin provides.
 
     Attributes:
         kind: "serializer", "compressor", "metrics", "retry", "backoff" or "circuit_breaker".
         name: Its name among its kind.
-        keys: The content types or encodings that it reads, its own first.
+        keys: The content types or encodings that it decodes, its own first.
         plugin: The plugin's name.
         distribution: The plugin's distribution.
         origin: The distribution with its version, for texts.
@@ -86,13 +86,13 @@ class Provided:
 
     @property
     def claims(self) -> tuple[str, ...]:
-        """The keys that nobody else may have, as they are compared."""
+        """The normalized keys that no other plugin may have."""
         if isinstance(self.spec, SerializerSpec) and self.spec.models is not None:
             return ()
         return tuple(dict.fromkeys(map(comparable, self.keys)))
 
     def is_of(self, plugin: str | None) -> bool:
-        """Whether settings that name this plugin or distribution mean the one that brings it."""
+        """Returns whether `plugin` names the plugin or the distribution that provides it."""
         return plugin is not None and normalized(plugin) in (normalized(self.plugin), normalized(self.distribution))
 
 
@@ -101,15 +101,15 @@ class PluginInfo:
     """A plugin that was found.
 
     Attributes:
-        name: Its entry point's name.
-        distribution: What it was installed with; empty when it was passed as an object.
+        name: The name of its entry point.
+        distribution: Its distribution; empty when it was passed as an object.
         version: The distribution's version.
         entry_point: The module that its entry point names.
-        status: Whether it is used.
+        status: Whether it is used, or why not.
         hooks: The names of its hooks; empty unless it is used.
-        provides: What it brings; empty unless it is used.
-        load_time: Seconds that importing it and reading its hooks took.
-        error: Why it failed, or None.
+        provides: Its serializers, compressors, sinks and policies; empty unless it is used.
+        load_time: Seconds for importing it and calling its hooks.
+        error: The error that it failed with, or None.
     """
 
     name: str
@@ -124,12 +124,12 @@ class PluginInfo:
 
     @property
     def origin(self) -> str:
-        """The distribution and version, or that there is none."""
+        """The distribution and version; for a plugin object, its name."""
         return f"{self.distribution} {self.version}".strip() or f"the plugin object {self.name!r}"
 
 
 class Plugin:
-    """A plugin that is being loaded: whatever goes wrong is its failure and nobody else's."""
+    """A plugin that is being loaded."""
 
     def __init__(self, name: str, distribution: str = "", version: str = "", entry_point: str = "") -> None:
         self.info = PluginInfo(name, distribution, version, entry_point)
@@ -138,11 +138,11 @@ class Plugin:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What settings may call it, normalized."""
+        """The normalized names that settings may use for it."""
         return normalized(self.info.name), normalized(self.info.distribution)
 
     def is_same_as(self, other: Plugin) -> bool:
-        """Whether it is the same entry point of the same distribution."""
+        """Returns whether both are the same entry point of the same distribution."""
         mine, its = self.info, other.info
         return (mine.name, mine.distribution, mine.entry_point) == (its.name, its.distribution, its.entry_point)
 
@@ -161,8 +161,12 @@ class Plugin:
         )
 
     def register(self, plugin: object) -> None:
-        """Reads which hooks a plugin has."""
-        # A manager of its own: a plugin that is refused has not touched the others.
+        """Finds the hook functions of a plugin.
+
+        Raises:
+            PluginLoadError: A hook is not valid, or there is none.
+        """
+        # Each plugin has a manager of its own, so that a refused plugin does not affect others.
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(HookSpecs)
         try:
@@ -188,7 +192,7 @@ class Plugin:
             raise self.failed(PluginLoadError, f"has none of the hooks {', '.join(hook_names())}")
 
     def collect(self, hook: str, kinds: tuple[type, ...]) -> list[Any]:
-        """Calls a hook that returns descriptors, and checks them."""
+        """Calls a hook that returns descriptors, checks these, and returns them."""
         function = self.hooks.get(hook)
         if function is None:
             return []
@@ -213,14 +217,15 @@ class Plugin:
             supported = ", ".join(map(str, sorted(SUPPORTED_API_VERSIONS)))
             raise self.failed(
                 PluginVersionError,
-                f"was written for plugin API version {spec.api_version!r} ({hook}); this core has {supported}",
+                f"was written for plugin API version {spec.api_version!r} ({hook}); this version of leveret supports "
+                f"{supported}",
             )
         problem = _problem(spec)
         if problem:
             raise self.failed(PluginLoadError, f"returned a wrong {type(spec).__name__} from {hook}: {problem}")
 
     def provided(self) -> tuple[Provided, ...]:
-        """Everything that it brings."""
+        """Calls the hooks, and returns everything that the plugin provides."""
         found = []
         for hook, kinds in _COLLECTED.items():
             for spec in self.collect(hook, kinds):
@@ -231,14 +236,14 @@ class Plugin:
         for number, one in enumerate(found):
             for other in found[:number]:
                 if one.kind == other.kind and one.name == other.name:
-                    raise self.failed(PluginLoadError, f"brings two things named {one.kind} {one.name!r}")
+                    raise self.failed(PluginLoadError, f"provides two {one.kind}s named {one.name!r}")
                 shared = set(one.claims) & set(other.claims)
                 if one.kind == other.kind and shared:
-                    raise self.failed(PluginLoadError, f"brings two {one.kind}s for {min(shared)!r}")
+                    raise self.failed(PluginLoadError, f"provides two {one.kind}s for {min(shared)!r}")
         return tuple(found)
 
     def load(self, get: Callable[[], object], *, strict: bool, seen: dict[int, str]) -> None:
-        """Imports the plugin and reads what it brings; a failure is logged and kept, or raised when `strict`."""
+        """Imports the plugin and calls its hooks. A failure is logged and kept, or raised when `strict`."""
         started = time.perf_counter()
         try:
             try:
@@ -259,7 +264,7 @@ class Plugin:
         except KeyboardInterrupt:
             raise
         except BaseException as raised:
-            # Also what is no Exception: a plugin must not end the program that tries to leave it out.
+            # BaseException: a plugin must not end the program, for example with SystemExit.
             failure = raised
             if not isinstance(failure, PluginError):
                 failure = self.failed(PluginLoadError, f"failed: {describe(raised)}")
@@ -268,21 +273,21 @@ class Plugin:
                 raise failure from failure.__cause__
             self.hooks.clear()
             self.info = replace(self.info, status="failed", error=failure, load_time=time.perf_counter() - started)
-            logger.warning("%s; Leveret goes on without it", failure)
+            logger.warning("%s; the plugin is not used", failure)
 
     def load_builtin(self) -> Plugin:
-        """Reads what the core brings."""
+        """Loads the core's own plugin."""
         self.register(builtin)
         self.info = replace(self.info, status="built in", hooks=tuple(self.hooks), provides=self.provided())
         return self
 
     def leave_out(self, status: Status) -> None:
-        """Does not import it."""
+        """Records why the plugin is not imported."""
         self.info = replace(self.info, status=status)
 
 
 def hook_names() -> tuple[str, ...]:
-    """The names of all hooks."""
+    """Returns the names of all hooks."""
     return tuple(name for name in vars(HookSpecs) if name.startswith(f"{PROJECT}_"))
 
 
@@ -297,7 +302,7 @@ def _kind_and_keys(spec: Spec) -> tuple[str, tuple[str, ...]]:
 
 
 def _problem(spec: Any) -> str:
-    """What is wrong with a descriptor, or an empty string."""
+    """Returns the problem of a descriptor, or an empty string."""
     if not isinstance(spec.name, str) or not _NAME.fullmatch(spec.name):
         return f"its name is {spec.name!r}; it must be lower-case letters, digits, '-', '_' and '.', at most 64"
     text: object = getattr(spec, "help", "")
@@ -339,20 +344,20 @@ def _key_problem(what: str, pattern: re.Pattern[str], *keys: object) -> str:
 
 
 def comparable(key: str) -> str:
-    """A content type or encoding as it is compared: without regard to case and blanks (RFC 2045 section 5.1)."""
+    """Normalizes a content type or encoding for comparisons: ignores case and blanks (RFC 2045 section 5.1)."""
     return ";".join(part.strip().lower() for part in key.split(";"))
 
 
 def said_of(entry: EntryPoint, field: str) -> str:
-    """A field of the metadata of an entry point's distribution; empty where that is unknown, or half installed."""
+    """Returns a field of the metadata of an entry point's distribution; empty if it cannot be read."""
     return said_by(entry.dist, field) if entry.dist is not None else ""
 
 
 def said_by(distribution: Distribution, field: str) -> str:
-    """A field of a distribution's metadata; empty where that is not there, or cannot be read."""
+    """Returns a field of a distribution's metadata; empty if it is missing or cannot be read."""
     try:
         metadata = distribution.metadata
-        # Only what is there may be asked for: the rest is None, deprecated, and to become a KeyError.
+        # Looking up a missing field is deprecated and will raise KeyError.
         return metadata[field] if metadata and field in metadata else ""
     except (
         Exception
@@ -361,14 +366,14 @@ def said_by(distribution: Distribution, field: str) -> str:
 
 
 def normalized(name: str) -> str:
-    """The name of a plugin or distribution as it is compared (PEP 503)."""
+    """Normalizes the name of a plugin or distribution for comparisons (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def describe(error: BaseException) -> str:
-    """The error's type and text, safe to print."""
+    """Returns the error's type and text, safe to print."""
     try:
         text = printable(str(error))
     except Exception:
-        text = ""  # one that cannot be printed
+        text = ""  # str() of the error failed
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

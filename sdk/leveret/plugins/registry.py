@@ -1,8 +1,8 @@
-"""Finds plugins and keeps what they bring, frozen, under its names.
+"""The registry of plugins: finds them, checks for conflicts, freezes, and makes what they describe.
 
-pluggy's own loader lets one failing import end everything, skips a second plugin with a taken name silently, and lets
-the order of loading decide who wins. Here each plugin is loaded by itself, a failure is kept with its distribution, and
-two plugins for one name are an error unless the settings choose.
+pluggy's own loader stops at the first failing import, silently skips a second plugin of the same name, and lets the
+order of loading decide. Here each plugin is loaded by itself, a failure is kept with its distribution, and two plugins
+for one name are an error unless the settings choose.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from leveret.plugins.finding import GROUP, entry_points
 from leveret.plugins.hookspecs import PROJECT
 from leveret.plugins.interfaces import (
     BackoffPolicy,
-    CircuitBreaker,
+    BreakerPolicy,
     CommandSpec,
     CompressorSpec,
     ConnectionEvent,
@@ -40,9 +40,9 @@ __all__ = ["GROUP", "PluginInfo", "PluginRegistry", "Provided"]
 
 logger = logging.getLogger("leveret.plugins")
 
-#: Which option names each kind of thing.
+#: The option that names each kind, where it differs from the kind.
 _OPTIONS: Final = {"metrics": "sinks"}
-#: What to install for names that people will look for.
+#: The distribution to install for each name of the first-party plugins.
 _FIRST_PARTY: Final = {
     **{
         name: f"leveret-{name}"
@@ -54,13 +54,13 @@ _FIRST_PARTY: Final = {
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class PluginRegistry:
-    """What all plugins bring, by name. It does not change after it was made, and may be shared by clients and threads.
+    """The serializers, compressors, sinks, policies and commands of all plugins. Immutable; clients may share it.
 
-    Make it with `load`, or with `from_plugins` in tests; `leveret.connect(plugins=...)` takes it.
+    Make it with `load`, or in tests with `from_plugins`, and pass it to `leveret.connect(plugins=...)`.
 
     Attributes:
-        settings: What it was made with.
-        plugins: All plugins that were found, built-in ones first, used or not.
+        settings: The settings that it was made with.
+        plugins: All plugins that were found, used or not; the built-in one first.
 
     Example:
         >>> PluginRegistry.from_plugins().names("compressor")
@@ -83,18 +83,18 @@ class PluginRegistry:
     def load(cls, settings: PluginSettings | None = None) -> PluginRegistry:
         """Finds the installed plugins and loads those that the settings allow.
 
-        A plugin that is not allowed, or is blocked, is not imported. One that fails is logged, kept in `plugins` with
-        its error, and does not stop the others, unless `strict`. A distribution whose files cannot be read, which may
-        have nothing to do with Leveret, is logged and left out.
+        A plugin that is blocked or not allowed is not imported. A plugin that fails is logged and kept in `plugins`
+        with its error, and the others are loaded, unless `strict`. A distribution that cannot be read is logged and
+        left out.
 
         Args:
-            settings: What to allow; None reads `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK`.
+            settings: The plugins to allow, block and choose; None reads `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK`.
 
         Returns:
             The registry.
 
         Raises:
-            PluginConflictError: Two plugins claim one name, content type or encoding, and `choose` does not say which.
+            PluginConflictError: Two plugins claim one name, content type or encoding, and `choose` names neither.
             PluginError: With `strict`, a plugin failed.
             ConfigurationError: The settings name a plugin that is not installed.
         """
@@ -102,10 +102,10 @@ class PluginRegistry:
         found: list[tuple[Plugin, EntryPoint]] = []
         for entry in entry_points():
             plugin = _named_by(entry)
-            # What an interrupted pip leaves behind is a second folder with the same in it.
+            # An interrupted pip may leave a second folder with the same metadata.
             if not any(plugin.is_same_as(other) for other, _ in found):
                 found.append((plugin, entry))
-        # Not the order of installation: it differs between machines.
+        # Sorted, because the order of installation differs between machines.
         found.sort(key=lambda pair: (pair[0].info.distribution.lower(), pair[0].info.name))
         plugins = [plugin for plugin, _ in found]
         _leave_out(plugins, settings)
@@ -117,17 +117,17 @@ class PluginRegistry:
 
     @classmethod
     def from_plugins(cls, *plugins: object, settings: PluginSettings | None = None) -> PluginRegistry:
-        """Makes a registry of the built-in things and these plugins, without looking at entry points; for tests.
+        """Makes a registry of the built-in plugin and these plugins, for tests. It reads no entry points.
 
         Args:
             *plugins: Modules or other objects with hooks.
-            settings: `choose` and `strict`; here failures raise unless `strict` is false.
+            settings: Settings with `choose` and `strict`. By default `strict` is true, and failures raise.
 
         Returns:
             The registry.
 
         Raises:
-            PluginError: A plugin is wrong, or two conflict.
+            PluginError: A plugin is not valid, or two conflict.
         """
         settings = PluginSettings(strict=True) if settings is None else settings
         loaded = [_builtin()]
@@ -157,7 +157,7 @@ class PluginRegistry:
         for key, choice in settings.choose.items():
             if normalized(choice) not in known:
                 raise ConfigurationError(
-                    f"choose gives {printable(key, 64)!r} to {printable(choice, 64)!r}, which is no installed plugin",
+                    f"choose assigns {printable(key, 64)!r} to {printable(choice, 64)!r}, which is not installed",
                     option="choose",
                 )
         return cls(
@@ -172,22 +172,20 @@ class PluginRegistry:
     # ------------------------------------------------------------------ looking up
 
     def names(self, kind: str) -> tuple[str, ...]:
-        """The names of everything of one kind, sorted; see `Provided.kind`."""
+        """Returns the sorted names of one kind; see `Provided.kind`."""
         return tuple(sorted(name for each, name in self._by_name if each == kind))
 
     def provided(self, kind: str, name: str, *, option: str = "") -> Provided:
-        """Finds something by name.
+        """Looks something up by kind and name.
 
         Args:
             kind: See `Provided.kind`.
-            name: Its name.
+            name: The name.
             option: The option that named it, for the error.
 
-        Returns:
-            It, with the plugin that brings it.
-
         Raises:
-            ConfigurationError: There is none; the text lists those there are and says what is blocked or failed.
+            ConfigurationError: The name is not known. The text lists the known names, and tells if a plugin of this
+                name is blocked, failed or not installed.
         """
         try:
             return self._by_name[kind, name]
@@ -206,20 +204,20 @@ class PluginRegistry:
         return ""
 
     def readers(self, kind: str) -> Mapping[str, Provided]:
-        """Who reads what: serializers by content type or compressors by content encoding, in lower case."""
+        """Returns the serializers by content type, or the compressors by content encoding, in lower case."""
         return {key: each for (its_kind, key), each in self._by_key.items() if its_kind == kind}
 
     def specific_serializer(self, model: Any) -> Provided | None:
-        """Finds the serializer that is for a model, among those that are not for all.
+        """Finds the serializer for a model among the serializers for certain models.
 
         Args:
-            model: The model; None is nobody's.
+            model: The model; for None there is no such serializer.
 
         Returns:
-            It, or None.
+            The serializer, or None.
 
         Raises:
-            PluginConflictError: Two claim the model.
+            PluginConflictError: Two serializers claim the model.
         """
         if model is None:
             return None
@@ -232,8 +230,8 @@ class PluginRegistry:
                 if spec.models(model):
                     claims.append(each)
             except Exception as error:
-                # Models are anybody's: a plugin that cannot say does not take it.
-                logger.warning("%s could not say whether it takes %r: %s", each.origin, model, describe(error))
+                # A model can be any class of an application; a plugin that fails on it does not get it.
+                logger.warning("%s failed to tell whether it supports %r: %s", each.origin, model, describe(error))
         if len(claims) > 1:
             chosen = [each for each in claims if each.is_of(self.settings.choose.get(claims[0].keys[0]))]
             if len(chosen) == 1:
@@ -244,13 +242,13 @@ class PluginRegistry:
             )
         return claims[0] if claims else None
 
-    # ------------------------------------------------------------------ making what plugins describe
+    # ------------------------------------------------------------------ calling factories
 
     def make_serializer(self, provided: Provided) -> Serializer:
         """Calls a serializer's factory.
 
         Raises:
-            PluginError: The factory failed, or made something else.
+            PluginError: The factory failed, or did not return a serializer.
         """
         assert isinstance(provided.spec, SerializerSpec)
         made = self._call(provided, "could not be made", provided.spec.factory)
@@ -262,14 +260,11 @@ class PluginRegistry:
 
         Args:
             provided: The compressor.
-            level: Its level; None stands for its own default.
-
-        Returns:
-            It.
+            level: The level; None for the compressor's own default.
 
         Raises:
-            ConfigurationError: It has no such level.
-            PluginError: The factory failed, or made something else.
+            ConfigurationError: The compressor has no such level.
+            PluginError: The factory failed, or did not return a compressor.
         """
         spec = provided.spec
         assert isinstance(spec, CompressorSpec)
@@ -286,8 +281,8 @@ class PluginRegistry:
         """Makes a metrics sink.
 
         Raises:
-            ConfigurationError: There is none with this name.
-            PluginError: The factory failed, or made something else.
+            ConfigurationError: No sink has this name.
+            PluginError: The factory failed, or did not return a sink.
         """
         provided = self.provided("metrics", name)
         assert isinstance(provided.spec, MetricsSpec)
@@ -296,16 +291,16 @@ class PluginRegistry:
         return made, provided
 
     def retry_policy(self, name: str) -> RetryPolicy:
-        """Makes a retry policy with its defaults; see `make_sink` for what is raised."""
+        """Makes a retry policy with its defaults; raises like `make_sink`."""
         return cast("RetryPolicy", self._policy("retry", name, RetryPolicy))
 
     def backoff_policy(self, name: str) -> BackoffPolicy:
-        """Makes a backoff policy with its defaults; see `make_sink` for what is raised."""
+        """Makes a backoff policy with its defaults; raises like `make_sink`."""
         return cast("BackoffPolicy", self._policy("backoff", name, BackoffPolicy))
 
-    def circuit_breaker(self, name: str) -> CircuitBreaker:
-        """Makes a circuit breaker with its defaults; see `make_sink` for what is raised."""
-        return cast("CircuitBreaker", self._policy("circuit_breaker", name, CircuitBreaker))
+    def circuit_breaker(self, name: str) -> BreakerPolicy:
+        """Makes a circuit breaker with its defaults; raises like `make_sink`."""
+        return cast("BreakerPolicy", self._policy("circuit_breaker", name, BreakerPolicy))
 
     def _policy(self, kind: str, name: str, wanted: type) -> object:
         provided = self.provided(kind, name)
@@ -334,7 +329,7 @@ class PluginRegistry:
     # ------------------------------------------------------------------ rare hooks
 
     def connection_event(self, event: ConnectionEvent) -> None:
-        """Tells all plugins that want to know; what one raises is logged with its name, and the others are told."""
+        """Calls `leveret_connection_event` of all plugins that have it. Errors are logged with the plugin's name."""
         for plugin in self._loaded:
             function = plugin.hooks.get("leveret_connection_event")
             if function is None:
@@ -354,10 +349,10 @@ class PluginRegistry:
                 )
 
     def commands(self) -> tuple[list[tuple[PluginInfo, CommandSpec]], list[PluginError]]:
-        """The commands that plugins add to `leveret`.
+        """Collects the commands that plugins add to `leveret`.
 
         Returns:
-            The commands with their plugins, and what went wrong with others.
+            The commands with their plugins, and the errors of other plugins.
         """
         found: list[tuple[PluginInfo, CommandSpec]] = []
         errors: list[PluginError] = []
@@ -396,7 +391,7 @@ def _named_by(entry: EntryPoint) -> Plugin:
 
 
 def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings) -> None:
-    """Marks what is not to be imported."""
+    """Marks the plugins that are not to be imported."""
     known = {name for plugin in plugins for name in plugin.names}
     for name in settings.allow or ():
         if normalized(name) not in known:
@@ -436,7 +431,7 @@ def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings) -> None:
 def _chosen(
     candidates: Mapping[tuple[str, str], Sequence[Provided]], settings: PluginSettings
 ) -> dict[tuple[str, str], Provided]:
-    """Takes one for each name or key; where there are more, the settings choose."""
+    """Returns one candidate for each name or key. The settings choose among several."""
     table = {}
     for (kind, name), claims in candidates.items():
         chosen = list(claims)

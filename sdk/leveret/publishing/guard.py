@@ -18,7 +18,7 @@ from leveret.publishing.outcomes import error_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+    from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
     from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
     from leveret.publishing.lifecycle import ProducerLife
     from leveret.publishing.outcomes import TicketBook
@@ -51,7 +51,7 @@ class PublishGuard:
     def __init__(
         self,
         retry: RetryPolicy | None,
-        breaker: CircuitBreaker | None,
+        breaker: BreakerPolicy | None,
         settings: ProducerSettings,
         tickets: TicketBook,
         window: ConfirmWindow,

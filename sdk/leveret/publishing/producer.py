@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from leveret.connection.channel import Channel
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
-    from leveret.plugins.interfaces import CircuitBreaker, RetryPolicy
+    from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
     from leveret.plugins.registry import PluginRegistry
     from leveret.publishing.options import PublishOptions
     from leveret.settings import ProducerSettings
@@ -84,7 +84,7 @@ class Producer(Publisher):
         registry: PluginRegistry,
         *,
         retry: RetryPolicy | None = None,
-        circuit_breaker: CircuitBreaker | None = None,
+        circuit_breaker: BreakerPolicy | None = None,
     ) -> None:
         self.settings = settings
         self._connect = connect

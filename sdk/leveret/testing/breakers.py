@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from leveret.errors import CircuitOpen
-from leveret.plugins.interfaces import CircuitBreaker
+from leveret.plugins.interfaces import BreakerPolicy
 from leveret.testing.base import Conformance, fail, ordinary, override, require
 from leveret.testing.policies import require_kind, some_errors
 
@@ -44,7 +44,7 @@ class KitClock:
 
 
 class CircuitBreakerConformance(Conformance):
-    """Checks a circuit breaker against `leveret.plugins.CircuitBreaker`, with a clock that the kit moves.
+    """Checks a circuit breaker against `leveret.plugins.BreakerPolicy`, with a clock that the kit moves.
 
     Subclass it in a class named `Test...` and override the fixture `make_breaker`, which returns a function that takes
     a clock (a function that returns seconds as a float, like `time.monotonic`) and returns a new, closed breaker that
@@ -73,7 +73,7 @@ class CircuitBreakerConformance(Conformance):
         override(type(self), "spec", "your PolicySpec")
 
     @pytest.fixture
-    def make_breaker(self) -> Callable[[Callable[[], float]], CircuitBreaker]:
+    def make_breaker(self) -> Callable[[Callable[[], float]], BreakerPolicy]:
         """Makes a breaker for a clock; override it."""
         override(type(self), "make_breaker", "a function that takes a clock and returns your breaker")
 
@@ -83,11 +83,11 @@ class CircuitBreakerConformance(Conformance):
         return KitClock()
 
     @pytest.fixture
-    def breaker(self, make_breaker: Callable[[Callable[[], float]], CircuitBreaker], clock: KitClock) -> CircuitBreaker:
+    def breaker(self, make_breaker: Callable[[Callable[[], float]], BreakerPolicy], clock: KitClock) -> BreakerPolicy:
         """A breaker that reads the kit's clock."""
         made = make_breaker(clock)
         require(
-            isinstance(made, CircuitBreaker),
+            isinstance(made, BreakerPolicy),
             f"make_breaker returned a {type(made).__name__}; a breaker has `closed`, `before_call` and `record`",
         )
         return made
@@ -96,21 +96,21 @@ class CircuitBreakerConformance(Conformance):
 
     def test_descriptor_is_accepted_by_the_registry(self, spec: PolicySpec) -> None:
         """The name has the right syntax, the kind is "circuit_breaker", and the factory makes a closed breaker."""
-        require_kind(spec, "circuit_breaker", CircuitBreaker)
+        require_kind(spec, "circuit_breaker", BreakerPolicy)
         breaker = spec.factory()
-        assert isinstance(breaker, CircuitBreaker)
+        assert isinstance(breaker, BreakerPolicy)
         require(breaker.closed is True, f"`closed` of a new breaker is {breaker.closed!r}, not True")
 
     # ------------------------------------------------------------------ closed
 
-    def test_is_closed_at_first(self, breaker: CircuitBreaker) -> None:
+    def test_is_closed_at_first(self, breaker: BreakerPolicy) -> None:
         """A new breaker lets everything through."""
         require(breaker.closed is True, f"`closed` of a new breaker is {breaker.closed!r}, not True")
         for _ in range(_TRIALS):
             require(_allowed(breaker), "a new breaker refused a call with CircuitOpen")
             breaker.record(1, 0)
 
-    def test_closed_is_a_plain_attribute(self, breaker: CircuitBreaker) -> None:
+    def test_closed_is_a_plain_attribute(self, breaker: BreakerPolicy) -> None:
         """`closed` is read for each call, so reading it must not run code."""
         try:
             found = inspect.getattr_static(breaker, "closed")
@@ -122,7 +122,7 @@ class CircuitBreakerConformance(Conformance):
             "changes",
         )
 
-    def test_stays_closed_while_calls_succeed(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_stays_closed_while_calls_succeed(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """Successes alone never open it, however many and however fast."""
         for step in (0.0, 0.001, 1.0, 100.0):
             for _ in range(_TRIALS):
@@ -130,7 +130,7 @@ class CircuitBreakerConformance(Conformance):
                 breaker.record(10, 0, seconds=step)
         require(breaker.closed is True, "it opened although no call ever failed")
 
-    def test_takes_every_error(self, breaker: CircuitBreaker) -> None:
+    def test_takes_every_error(self, breaker: BreakerPolicy) -> None:
         """`record` never raises, whatever the error is, or when there is none."""
         for error in (None, *some_errors()):
             try:
@@ -140,7 +140,7 @@ class CircuitBreakerConformance(Conformance):
                 fail(f"record(1, 1, error={type(error).__name__}) raised {type(raised).__name__}; it must never raise")
 
     def test_two_breakers_do_not_share_state(
-        self, make_breaker: Callable[[Callable[[], float]], CircuitBreaker], clock: KitClock
+        self, make_breaker: Callable[[Callable[[], float]], BreakerPolicy], clock: KitClock
     ) -> None:
         """One that opens leaves the other closed."""
         one, other = make_breaker(clock), make_breaker(clock)
@@ -151,16 +151,16 @@ class CircuitBreakerConformance(Conformance):
 
     # ------------------------------------------------------------------ opening
 
-    def test_opens_after_many_failures(self, breaker: CircuitBreaker) -> None:
+    def test_opens_after_many_failures(self, breaker: BreakerPolicy) -> None:
         """At most 10,000 failures in a row open it."""
         _open(breaker)
 
-    def test_opens_after_failures_that_come_at_once(self, breaker: CircuitBreaker) -> None:
+    def test_opens_after_failures_that_come_at_once(self, breaker: BreakerPolicy) -> None:
         """Failures may be recorded many at a time, as those of a batch are."""
         breaker.record(0, _MANY, error=OSError())
         require(breaker.closed is False, f"record(0, {_MANY}) did not open it: count all failures of one call")
 
-    def test_opens_although_old_successes_are_recorded_late(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_opens_although_old_successes_are_recorded_late(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """Successes are told together with the next failure, and `seconds` says over what time they happened.
 
         A million of them, one every ten seconds, do not hide ten thousand failures that happen now.
@@ -176,7 +176,7 @@ class CircuitBreakerConformance(Conformance):
             "happened over 10,000,000 seconds, so all but a few are older than any window"
         )
 
-    def test_refuses_calls_while_open(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_refuses_calls_while_open(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """`before_call` raises CircuitOpen, and goes on doing so while no time passes; nothing else is raised."""
         _open(breaker)
         for _ in range(_TRIALS):
@@ -186,7 +186,7 @@ class CircuitBreakerConformance(Conformance):
             )
             require(breaker.closed is False, "a call that was refused closed it")
 
-    def test_stays_open_until_a_trial_succeeds(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_stays_open_until_a_trial_succeeds(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """Time alone does not close it: `closed` stays False, so that the next call asks."""
         _open(breaker)
         clock.now += _PATIENCE
@@ -197,16 +197,16 @@ class CircuitBreakerConformance(Conformance):
 
     # ------------------------------------------------------------------ trials
 
-    def test_allows_a_trial_after_some_time(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_allows_a_trial_after_some_time(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """Within an hour of being open, a call is allowed."""
         _half_open(breaker, clock)
 
-    def test_limits_how_many_trials_run_at_once(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_limits_how_many_trials_run_at_once(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """While trials run and have no result, further calls are refused at some number."""
         _half_open(breaker, clock)
         _take_all_trials(breaker)
 
-    def test_closes_when_trials_succeed(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_closes_when_trials_succeed(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """A trial that succeeds, or several, closes it; then calls need not ask, and it can open again."""
         _half_open(breaker, clock)
         breaker.record(1, 0)
@@ -216,7 +216,7 @@ class CircuitBreakerConformance(Conformance):
         _open(breaker)
         require(not _allowed(breaker), "it opened for the second time, and before_call allowed a call")
 
-    def test_opens_again_when_a_trial_fails(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_opens_again_when_a_trial_fails(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """A trial that fails, or several, makes it refuse again, and after some time it allows another."""
         for _ in range(3):
             _half_open(breaker, clock)
@@ -228,7 +228,7 @@ class CircuitBreakerConformance(Conformance):
             else:
                 fail(f"{_TRIALS} trials failed one after the other, and it allows still more: open it again")
 
-    def test_a_trial_without_result_is_given_back(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_a_trial_without_result_is_given_back(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """`record(0, 0)` ends an allowed call that has no result, and its place is free for another at once."""
         _half_open(breaker, clock)
         _take_all_trials(breaker)
@@ -244,7 +244,7 @@ class CircuitBreakerConformance(Conformance):
                 "a cancelled trial blocks it for ever",
             )
 
-    def test_recovers_after_cancelled_trials(self, breaker: CircuitBreaker, clock: KitClock) -> None:
+    def test_recovers_after_cancelled_trials(self, breaker: BreakerPolicy, clock: KitClock) -> None:
         """Trials that are cancelled, again and again, do not keep it from closing when one succeeds at last."""
         _half_open(breaker, clock)
         for _ in range(_TRIALS):
@@ -258,7 +258,7 @@ class CircuitBreakerConformance(Conformance):
 # ---------------------------------------------------------------------- driving a breaker
 
 
-def _allowed(breaker: CircuitBreaker) -> bool:
+def _allowed(breaker: BreakerPolicy) -> bool:
     """Asks for a call; only CircuitOpen refuses one."""
     try:
         breaker.before_call()
@@ -270,7 +270,7 @@ def _allowed(breaker: CircuitBreaker) -> bool:
     return True
 
 
-def _open(breaker: CircuitBreaker) -> None:
+def _open(breaker: BreakerPolicy) -> None:
     for _ in range(_MANY):
         breaker.record(0, 1, error=OSError())
         if breaker.closed is False:
@@ -278,7 +278,7 @@ def _open(breaker: CircuitBreaker) -> None:
     fail(f"{_MANY} failures in a row did not open it: `closed` is still {breaker.closed!r}")
 
 
-def _advance_until_allowed(breaker: CircuitBreaker, clock: KitClock, when: str) -> None:
+def _advance_until_allowed(breaker: BreakerPolicy, clock: KitClock, when: str) -> None:
     for _ in range(_PATIENCE):
         if _allowed(breaker):
             return
@@ -289,7 +289,7 @@ def _advance_until_allowed(breaker: CircuitBreaker, clock: KitClock, when: str) 
     )
 
 
-def _half_open(breaker: CircuitBreaker, clock: KitClock) -> None:
+def _half_open(breaker: BreakerPolicy, clock: KitClock) -> None:
     """Opens it and waits until it allows a trial, which is then running."""
     if breaker.closed:
         _open(breaker)
@@ -297,14 +297,14 @@ def _half_open(breaker: CircuitBreaker, clock: KitClock) -> None:
     require(breaker.closed is False, "it allowed a trial and is closed at once; it must close when the trial succeeded")
 
 
-def _take_all_trials(breaker: CircuitBreaker) -> None:
+def _take_all_trials(breaker: BreakerPolicy) -> None:
     for _ in range(_MANY):
         if not _allowed(breaker):
             return
     fail(f"it is not closed, and allowed {_MANY} calls at once without a result of any: limit the trials")
 
 
-def _succeed_until_closed(breaker: CircuitBreaker, clock: KitClock) -> None:
+def _succeed_until_closed(breaker: BreakerPolicy, clock: KitClock) -> None:
     for _ in range(_TRIALS):
         if breaker.closed is True:
             return

@@ -11,16 +11,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from leveret.plugins import PolicySpec, hookimpl
-from leveret_resilience.backoffs import Backoff, ExponentialBackoff, FixedBackoff, LinearBackoff
+from leveret_resilience.backoffs import BaseBackoff, ExponentialBackoff, FixedBackoff, LinearBackoff
 from leveret_resilience.breaker import BreakerChange, BreakerState, CircuitBreaker, is_failure
 from leveret_resilience.calls import guard, retry, retrying
-from leveret_resilience.retries import ExponentialRetry, FixedRetry, LinearRetry, NoRetry, Retry, RetryOn, is_transient
+from leveret_resilience.retries import (
+    BaseRetry,
+    ExponentialRetry,
+    FixedRetry,
+    LinearRetry,
+    NoRetry,
+    RetryOn,
+    is_transient,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
-    "Backoff",
+    "BaseBackoff",
+    "BaseRetry",
     "BreakerChange",
     "BreakerState",
     "CircuitBreaker",
@@ -31,7 +40,6 @@ __all__ = [
     "LinearBackoff",
     "LinearRetry",
     "NoRetry",
-    "Retry",
     "RetryOn",
     "guard",
     "is_failure",

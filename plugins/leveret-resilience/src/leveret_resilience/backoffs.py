@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tenacity.wait import wait_base
 
-__all__ = ["Backoff", "ExponentialBackoff", "FixedBackoff", "LinearBackoff"]
+__all__ = ["BaseBackoff", "ExponentialBackoff", "FixedBackoff", "LinearBackoff"]
 
 _DAY: Final = 86_400.0
 #: Larger attempt numbers do not fit a float, and no delay grows for so long.
@@ -26,7 +26,7 @@ _NOBODY: Final = AsyncRetrying()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backoff(abc.ABC):
+class BaseBackoff(abc.ABC):
     """What all delays have in common: they depend on the number of failed attempts and on nothing that was before."""
 
     def __post_init__(self) -> None:  # noqa: B027 - the end of the chain, which each class calls with super()
@@ -38,7 +38,7 @@ class Backoff(abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExponentialBackoff(Backoff):
+class ExponentialBackoff(BaseBackoff):
     """Waits up to `initial`, `initial * factor`, `initial * factor**2` and so on, never longer than `maximum`.
 
     With `jitter` each delay is drawn evenly from 0 to that bound ("full jitter"), so that clients which failed together
@@ -79,7 +79,7 @@ class ExponentialBackoff(Backoff):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearBackoff(Backoff):
+class LinearBackoff(BaseBackoff):
     """Waits for `step`, `2 * step`, `3 * step` and so on, never longer than `maximum`.
 
     Attributes:
@@ -104,7 +104,7 @@ class LinearBackoff(Backoff):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedBackoff(Backoff):
+class FixedBackoff(BaseBackoff):
     """Always waits equally long.
 
     Attributes:

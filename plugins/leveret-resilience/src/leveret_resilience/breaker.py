@@ -136,7 +136,7 @@ class CircuitBreaker:
 
     One breaker belongs to one event loop, whose tasks may share it. It is not safe to use from several threads.
 
-    It has the interface `leveret.plugins.CircuitBreaker`, for producers; use `call` or `wrap` around everything else.
+    It has the interface `leveret.plugins.BreakerPolicy`, for producers; use `call` or `wrap` around everything else.
     A producer's results come without the call that they belong to, so while it is half-open `record` takes the oldest
     trial's place, and a failure from before the opening may open it once more.
 
@@ -265,7 +265,7 @@ class CircuitBreaker:
 
         return wrapped
 
-    # ------------------------------------------------------------------ leveret.plugins.CircuitBreaker
+    # ------------------------------------------------------------------ leveret.plugins.BreakerPolicy
 
     def before_call(self) -> None:
         """Allows a call, which one `record` must follow unless it was allowed while closed.
@@ -279,7 +279,7 @@ class CircuitBreaker:
     def record(
         self, successes: int, failures: int, /, *, seconds: float = 0.0, error: BaseException | None = None
     ) -> None:
-        """Counts results; see `leveret.plugins.CircuitBreaker`.
+        """Counts results; see `leveret.plugins.BreakerPolicy`.
 
         Successes are spread evenly over the time in which they happened, so those from before the window do not count.
         Failures that are not counted, going by `error`, are as if they had not been.

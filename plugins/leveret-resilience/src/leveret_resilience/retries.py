@@ -23,9 +23,9 @@ from leveret.errors import (
 )
 from leveret.message import Outcome
 from leveret_resilience._checks import check_callable, check_count, check_flag
-from leveret_resilience.backoffs import Backoff, ExponentialBackoff, FixedBackoff, LinearBackoff
+from leveret_resilience.backoffs import BaseBackoff, ExponentialBackoff, FixedBackoff, LinearBackoff
 
-__all__ = ["ExponentialRetry", "FixedRetry", "LinearRetry", "NoRetry", "Retry", "RetryOn", "is_transient"]
+__all__ = ["BaseRetry", "ExponentialRetry", "FixedRetry", "LinearRetry", "NoRetry", "RetryOn", "is_transient"]
 
 #: Exception types, or a function that says of an error whether to try again.
 RetryOn: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
@@ -72,7 +72,7 @@ def is_transient(error: BaseException, *, retry_unknown: bool = False) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retry(Backoff):
+class BaseRetry(BaseBackoff):
     """What the retry policies have in common; its subclasses say how long to wait.
 
     A policy keeps nothing between two questions, so any number of calls may share one: each counts its own attempts.
@@ -133,7 +133,7 @@ class Retry(Backoff):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExponentialRetry(Retry, ExponentialBackoff):
+class ExponentialRetry(BaseRetry, ExponentialBackoff):
     """Tries again after delays that double, with full jitter; see `ExponentialBackoff` and `Retry` for the options.
 
     Example:
@@ -144,12 +144,12 @@ class ExponentialRetry(Retry, ExponentialBackoff):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearRetry(Retry, LinearBackoff):
+class LinearRetry(BaseRetry, LinearBackoff):
     """Tries again after 1, 2, 3 and so on seconds; see `LinearBackoff` and `Retry` for the options."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedRetry(Retry, FixedBackoff):
+class FixedRetry(BaseRetry, FixedBackoff):
     """Tries again after always the same time; see `FixedBackoff` and `Retry` for the options."""
 
 
