@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Brings the lists of tests in docs/promises.md up to date: adds tests of a promise that are missing there.
 
-Tests of a promise are those whose names begin with `test_s` and its number. Names of tests that are gone are printed and
-taken out; where such a test held a promise under a name of its own, name the one that holds it now.
+Tests of a promise are those whose names begin with `test_s` and its number. Names of tests that are gone are printed
+and taken out; where such a test held a promise under a name of its own, name the one that holds it now.
 """
 
 from __future__ import annotations
