@@ -35,6 +35,15 @@ def discarding_buffer() -> Any:
     return out
 
 
+class Consumer:
+    """What a `Generation` asks of its consumer when deliveries are only acknowledged."""
+
+    queue = "orders"
+
+    def decode(self, message: Any) -> Any:
+        return message.body
+
+
 class Broker:
     """An embedded broker in its own process, as applications meet it: its CPU time is not ours."""
 

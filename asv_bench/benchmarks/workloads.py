@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from . import corpus
-from .support import Broker, discarding_buffer, need, runner
+from .support import Broker, Consumer, discarding_buffer, need, runner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -182,18 +182,18 @@ def confirm(total: int) -> Callable[[int], None]:
 
 def acknowledge(total: int) -> Callable[[int], None]:
     """Notes deliveries, acknowledges each and writes one basic.ack for 100 of them."""
-    from leveret.consuming.acks import AckWindow
+    from leveret.consuming.delivering import Generation
 
-    out = discarding_buffer()
-    window = AckWindow(1)
+    generation = Generation(Consumer(), 1, discarding_buffer())
+    acks = generation.acks
 
     def group() -> None:
-        first = window.next_delivery_tag
+        first = acks.next_delivery_tag
         for tag in range(first, first + GROUP):
-            window.track(tag)
+            acks.track(tag)
         for tag in range(first, first + GROUP):
-            window.ack(tag)
-        window.flush(out)
+            acks.ack(tag)
+        generation.flush()
 
     return _by_group(group)
 

@@ -129,7 +129,7 @@ def test_bodies_are_bytes_again_when_views_are_ended_or_the_channel_is_forgotten
     reader = viewing()
     view = read(reader, b"before")
     end(reader)
-    assert len(pool_of(reader)) == 0, "nobody else has views, so the pool's memory is let go"
+    assert len(pool_of(reader)) == 0, "no other channel has views, so the pool drops its memory"
     (message,) = messages(reader.feed(delivery(1, b"after")))
     assert type(message.body) is bytes
     assert view == b"before"

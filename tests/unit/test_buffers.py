@@ -221,7 +221,7 @@ def full_block(blocks: Blocks, fill: bytes) -> bytes:
 
 def test_memory_of_a_block_is_used_again_when_everybody_has_let_go_of_it() -> None:
     blocks = Blocks()
-    full_block(blocks, b"a")  # the first blocks are smaller: nobody knows yet how much will come
+    full_block(blocks, b"a")  # the first blocks are smaller: the buffer does not know yet how much will come
     block = full_block(blocks, b"b")
     place, name = id(block), hash(block)
     del block

@@ -85,7 +85,7 @@ def test_nothing_is_kept_when_stream_ended_with_an_error(case: Stream) -> None:
     before = len(reader.get_buffer(-1))
     for _ in range(50):
         reader.feed(bytes(100_000))
-    assert len(reader.get_buffer(-1)) == before, "the receive buffer grew though nobody reads it any more"
+    assert len(reader.get_buffer(-1)) == before, "the receive buffer grew although the stream has ended"
     assert reader.error is error
 
 

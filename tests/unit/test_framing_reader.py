@@ -217,7 +217,7 @@ def test_bodies_are_not_mixed_when_two_channels_send_large_ones_in_turn() -> Non
 
 
 def test_body_is_what_was_sent_when_an_empty_body_frame_comes_first() -> None:
-    # It once made the reader hand out memory that nobody had written to.
+    # It once made the reader hand out memory that was never written to.
     data = deliver(1, 1) + header(1, 5) + body(1, b"") + body(1, b"hello")
     assert feed_whole(FrameReader(), data) == [delivered(1, 1, b"hello")]
 

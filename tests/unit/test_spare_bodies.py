@@ -1,4 +1,4 @@
-"""The memory of a body is used again when nobody has the body any more, and never before."""
+"""The memory of a body is used again when no reference to the body is left, and never before."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(source: FrameReader, data: bytes) -> Message:
     return message
 
 
-def test_the_next_body_gets_the_memory_of_one_that_nobody_has() -> None:
+def test_the_next_body_gets_the_memory_of_one_without_references() -> None:
     source = reader()
     message = read(source, b"a" * 1000)
     place = id(message.body)

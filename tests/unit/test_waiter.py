@@ -132,7 +132,7 @@ async def test_a_handler_has_ended_when_the_read_of_its_message_ends(producer: P
                 consumer.stop()
 
         running = asyncio.create_task(consumer.run(handler))
-        await begun.wait()  # the first delivery may come before anybody waits for it
+        await begun.wait()  # the first delivery may come before a task waits for it
         consumer.delivered = deliver  # type: ignore[method-assign]
         await producer.publish("the second", "q")
         async with asyncio.timeout(5):
@@ -159,7 +159,7 @@ async def test_what_a_task_uses_of_a_future(producer: Producer) -> None:
     assert waiter.exception() is None
     assert not waiter.cancel(), "it is done"
     waiter.add_done_callback(called.append)
-    assert called == [], "nobody is called by what he calls"
+    assert called == [], "no task wakes another inside its own call"
     await asyncio.sleep(0)
     assert called == [waiter]
     with pytest.raises(StopIteration) as stop:

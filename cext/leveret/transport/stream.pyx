@@ -1,4 +1,4 @@
-"""What a transport does for each read and each write, without a Python frame."""
+"""The base of a frame transport: its work for each read and each write, without a Python frame."""
 from cpython.list cimport PyList_GET_SIZE
 
 from leveret.wire.numbers cimport BASIC_DELIVER
@@ -7,18 +7,19 @@ from leveret.wire.runs cimport ContentRun, SettlementRun
 
 
 cdef class Stream:
-    """What a transport does for each read and each write; `FrameTransport` has the rest.
+    """Reads events for a session, and writes frames. `FrameTransport` is the subclass with the rest.
 
     Args:
-        session: Is told of events.
-        reader: Parses what is received.
+        session: Receives the events (`StreamSession` in the stub).
+        reader: Parses the received bytes.
 
     Attributes:
         reader: As given.
-        out: Where frames are appended, with `_schedule_flush` and `flush` for its calls; set by the subclass.
-        closed: Nothing is written any more.
-        channels: By number, those whose deliveries and confirms go to their owners without a look by the session, when
-            they are all that a read brought. A channel has `consumers` by their tags, and a `publisher` or None.
+        out: The buffer that frames are appended to. The subclass makes it, with `_schedule_flush` and `flush` as its
+            callbacks.
+        closed: True when nothing is written any more.
+        channels: Channels by number (`StreamChannel` in the stub). When a read brings nothing but one run of deliveries
+            or confirms, it goes straight to the consumer or publisher of its channel, and not to the session.
     """
 
     def __cinit__(self, session, FrameReader reader not None, *args, **kwargs):
@@ -27,10 +28,10 @@ cdef class Stream:
         self.channels = {}
 
     def buffer_updated(self, Py_ssize_t nbytes):
-        """The reader's buffer holds `nbytes` more."""
+        """Handles `nbytes` that were read into the reader's buffer (`asyncio.BufferedProtocol.buffer_updated`)."""
         cdef list events = self.reader.received(nbytes)
         if PyList_GET_SIZE(events):
-            # What this read brings about leaves in one write at its end, without another turn of the loop.
+            # Frames that this read causes leave in one write at its end, without another turn of the loop.
             self.out.attended = True
             try:
                 if not (PyList_GET_SIZE(events) == 1 and self.handed_over(events[0])):
@@ -41,6 +42,7 @@ cdef class Stream:
         if self.reader.error is not None and not self.closed:
             self.session.stream_failed(self.reader.error)
 
+    # Passes a run on to the consumer or publisher of its channel. Returns false when the session has to handle it.
     cdef bint handed_over(self, event) except -1:
         try:
             if type(event) is ContentRun:
@@ -64,7 +66,7 @@ cdef class Stream:
         return True
 
     def flush(self):
-        """Writes what was appended so far."""
+        """Writes the appended frames."""
         if self.out.in_pieces:
             pieces = self.out.take_pieces()
             if not self.closed and self._transport is not None:

@@ -6,9 +6,9 @@ from libc.stdint cimport uint8_t
 cdef class Waiters:
     cdef readonly object loop
     cdef readonly object cancelled_error
-    # Those whose waits have ended, and whose tasks were not called yet.
+    # Waiters that have ended and whose tasks were not woken yet.
     cdef list ended
-    # `release` will call them.
+    # True between `hold` and `release`.
     cdef bint held
 
     cpdef Waiter new(self)
@@ -24,7 +24,7 @@ cdef class Waiter:
     cdef object cancel_message
     cdef object value
     cdef uint8_t state
-    # asyncio.isfuture, and what says that whoever yields this has awaited it.
+    # asyncio recognizes a future by it, and a task checks that the future was awaited.
     cdef public bint _asyncio_future_blocking
 
     cpdef bint done(self) noexcept

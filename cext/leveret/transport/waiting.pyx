@@ -1,7 +1,7 @@
-"""What tasks wait for in `publish` and between messages: as much of an asyncio future as a task uses of one.
+"""A cheap future that tasks await in `publish` and between messages. It has the part of asyncio.Future that tasks use.
 
-An asyncio.Future costs its task a handle of the event loop and another turn of it, with another look at all sockets.
-Those whose waits one read ends go on together here, at the end of that read's work.
+An asyncio.Future costs a handle of the event loop and another turn of it, with another look at all sockets. Tasks whose
+waiters end during one read resume together here, before the read returns.
 """
 cimport cython
 
@@ -22,11 +22,11 @@ def _raise(error):
 
 @cython.final
 cdef class Waiters:
-    """The waits of one producer or consumer, which end together.
+    """The waiters of one producer or consumer. Those that end during one read wake their tasks together.
 
     Args:
         loop: The event loop.
-        cancelled_error: What a cancelled wait raises, asyncio.CancelledError.
+        cancelled_error: The error of a cancelled waiter, asyncio.CancelledError.
     """
 
     def __cinit__(self, loop not None, cancelled_error not None):
@@ -35,17 +35,20 @@ cdef class Waiters:
         self.ended = []
 
     cpdef Waiter new(self):
-        """A wait that begins now."""
+        """Returns a new waiter."""
         cdef Waiter waiter = Waiter.__new__(Waiter)
         waiter.owner = self
         return waiter
 
-    # What ends from now on is called by `release`.
+    # Until `release`, waiters that end do not wake their tasks.
     cdef void hold(self) noexcept:
         self.held = True
 
     cpdef int release(self) except -1:
-        """Calls those whose waits have ended. In this turn: the next one comes after a look at all sockets."""
+        """Wakes the tasks of the waiters that have ended, in this turn of the loop.
+
+        The next turn would come only after a look at all sockets.
+        """
         cdef list ended = self.ended
         cdef Waiter waiter
         cdef object callback, context
@@ -62,11 +65,11 @@ cdef class Waiters:
             try:
                 callback(waiter)
             except Exception:
-                # What was read was read by a task, and another cannot go on before that one lets others run. What a
-                # task itself raises does not come here.
+                # A task is running, and asyncio does not resume another inside it: wake it in the next turn. An error
+                # of the task itself does not come here.
                 self.loop.call_soon(callback, waiter, context=context)
             except BaseException as error:
-                # Somebody ends the program (KeyboardInterrupt), which must not keep the others from waking.
+                # The program is being ended (KeyboardInterrupt). The other tasks wake all the same.
                 self.loop.call_soon(_raise, error)
             finally:
                 PyContext_Exit(context)
@@ -76,7 +79,7 @@ cdef class Waiters:
 @cython.final
 @cython.freelist(512)
 cdef class Waiter:
-    """What one task waits for. It is done when `set_result` was called or it was cancelled."""
+    """A future that one task awaits. It is done after `set_result` or `cancel`."""
 
     def __await__(self):
         return self
@@ -87,7 +90,7 @@ cdef class Waiter:
     def __next__(self):
         if self.state == PENDING:
             if self.callback is not None:
-                raise RuntimeError("this is awaited by another task, or was not waited for")
+                raise RuntimeError("another task awaits this, or it was resumed before it was done")
             self._asyncio_future_blocking = True
             return self
         self.result()
@@ -100,31 +103,31 @@ cdef class Waiter:
         return self.owner.loop
 
     def add_done_callback(self, callback, *, context=None):
-        """Has the one task that waits called when it is done."""
+        """Registers the task that awaits it, to be called when it is done. Raises RuntimeError for a second task."""
         if self.callback is not None:
-            raise RuntimeError("only one task can wait for this")
+            raise RuntimeError("only one task can await this")
         self.callback = callback
         self.context = PyContext_CopyCurrent() if context is None else context
         if self.state != PENDING:
             self.call()
 
     def remove_done_callback(self, callback):
-        """Takes that back; returns how many there were."""
+        """Removes the callback; returns 1, or 0 when it was not registered."""
         if self.callback is None or self.callback != callback:
             return 0
         self.callback = self.context = None
         return 1
 
     cpdef bint done(self) noexcept:
-        """Whether there is nothing to wait for any more."""
+        """Returns true after `set_result` or `cancel`."""
         return self.state != PENDING
 
     def cancelled(self):
-        """Whether it was cancelled."""
+        """Returns true after `cancel`."""
         return self.state == CANCELLED
 
     def cancel(self, msg=None):
-        """Ends the wait; returns whether it was waited for."""
+        """Cancels the waiter; returns false when it was done already."""
         if self.state != PENDING:
             return False
         self.state = CANCELLED
@@ -133,7 +136,7 @@ cdef class Waiter:
         return True
 
     cpdef int set_result(self, object result) except -1:
-        """Ends the wait, unless it has ended."""
+        """Ends the waiter with a result, unless it is done already."""
         if self.state == PENDING:
             self.state = ENDED
             self.value = result
@@ -141,7 +144,7 @@ cdef class Waiter:
         return 0
 
     cpdef object result(self):
-        """What `set_result` was given; raises when it was cancelled."""
+        """Returns the result; raises the cancelled error after `cancel`, and RuntimeError before it is done."""
         if self.state == CANCELLED:
             if self.cancel_message is None:
                 raise self.owner.cancelled_error()
@@ -151,10 +154,10 @@ cdef class Waiter:
         return self.value
 
     def exception(self):
-        """None; raises when it was cancelled."""
+        """Returns None; raises as `result`."""
         self.result()
 
-    # Has the task called, at the end of the read's work or in the next turn of the loop.
+    # Wakes the task: at `release` while `hold` is in force, otherwise in the next turn of the loop.
     cdef int call(self) except -1:
         if self.callback is not None:
             if not self.owner.ended and not self.owner.held:

@@ -10,16 +10,16 @@ cdef extern from "Python.h":
     PyObject* PyList_GET_ITEM(object list, Py_ssize_t i) noexcept
 
 
-# Gives a bytes object that is under construction another size. Takes over the reference in `raw`, also when it fails.
+# Resizes a bytes object under construction. Takes over the caller's reference in `raw`, also when it fails.
 cdef inline object resize_bytes(PyObject* raw, Py_ssize_t used, Py_ssize_t size):
     cdef object block
     if Py_REFCNT(raw) == 1:
-        # Steals the reference; on failure it has freed the object.
+        # _PyBytes_Resize takes the reference over. On failure it frees the object.
         _PyBytes_Resize(&raw, size)
         block = <object>raw
         _drop(raw)
         return block
-    # Somebody looks at our memory with gc.get_referents, as tools that hunt for leaks do: leave them the old object.
+    # A leak checker holds the object as well (gc.get_referents). Copy it, and leave the old one to the checker.
     try:
         block = PyBytes_FromStringAndSize(NULL, size)
         memcpy(PyBytes_AS_STRING(block), PyBytes_AS_STRING(<object>raw), min(used, size))
@@ -30,7 +30,7 @@ cdef inline object resize_bytes(PyObject* raw, Py_ssize_t used, Py_ssize_t size)
 
 cdef extern from *:
     """
-    /* Where threads run without a GIL a reference count does not prove that an object is nobody's. */
+    /* Without a GIL, a reference count of one does not prove that no other thread holds the object. */
     #ifdef Py_GIL_DISABLED
     #define LV_POOLS_BODIES 0
     #else
@@ -41,8 +41,8 @@ cdef extern from *:
 
 cdef extern from *:
     """
-    /* Gives a bytes object that nobody else holds another size, within the memory that it was made with. What
-       _PyBytes_Resize does, but for asking the allocator. */
+    /* Sets the size of a bytes object within its memory. The caller holds the only reference. Does what
+       _PyBytes_Resize does, without asking the allocator. */
     static CYTHON_INLINE void lv_set_bytes_size(PyObject *block, Py_ssize_t size) {
         Py_SET_SIZE((PyVarObject *)block, size);
         PyBytes_AS_STRING(block)[size] = 0;
@@ -85,7 +85,7 @@ cdef class SendBuffer:
     cdef object on_full
     cdef public bint paused
     cdef public bint blocked
-    # Whoever appends now sees to it that it is written.
+    # The caller that appends now flushes as well, so `on_data` is not called.
     cdef bint attended
 
     cdef int grow(self, Py_ssize_t n) except -1
@@ -97,7 +97,7 @@ cdef class SendBuffer:
     cdef int splice(self, list pieces, Py_ssize_t n) except -1
 
 
-# Memory that a body was received into. The pool holds one reference.
+# The memory of a received body. The pool holds one reference.
 cdef struct BodyBlock:
     PyObject* bytes
     Py_ssize_t room

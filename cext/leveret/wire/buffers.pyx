@@ -1,6 +1,6 @@
-"""Memory of a connection: the buffer that the kernel reads into, and the blocks that frames are appended to.
+"""Memory of a connection: the buffer that the kernel reads into, the blocks that frames are appended to, pooled bodies.
 
-No parsing, no I/O, no clock.
+This module does not parse, does no input or output, and reads no clock.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -12,27 +12,27 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 cdef enum:
-    # A read into less free space than this costs a system call for too few bytes; compact first.
+    # The least free space for a read, in bytes. With less, the buffer moves its content to the front first.
     MIN_READ = 65536
-    # The first block of an idle connection: heartbeats and acknowledgements fit.
+    # The first block of an idle connection. Heartbeats and acknowledgements fit.
     MIN_BLOCK = 512
-    # Room for the message that fills a block: a body that is not sent as a piece of its own, and its other frames.
+    # Extra room of a full block for its last message: a body that is copied, and its method and header frames.
     SLACK = 16384
-    # Blocks that are kept for later, more than a mebibyte: what may wait for the socket by default.
+    # Kept blocks. Together they are more than a mebibyte, which is what may wait for the socket by default.
     MOST_SPARES = 16
-    # The pool looks at each of its blocks for every body.
+    # The limit of `max_blocks`: the pool looks at each block for every body.
     MOST_BODY_BLOCKS = 4096
-    # Bodies after which a block that is still held counts as kept for good: far more than wait for a handler.
+    # A block that is still held after this many bodies counts as kept for good. Far fewer wait for a handler.
     GIVEN_UP_AFTER = 4096
 
 
 @cython.final
 cdef class RecvBuffer:
-    """One contiguous receive buffer, so that a frame is always in one piece.
+    """A contiguous receive buffer: each frame lies in one piece.
 
     Args:
-        capacity: Bytes to start with. It grows only when one frame needs more, so it is bounded by the
-            reader's frame limit plus one read.
+        capacity: Bytes to start with. The buffer grows only for a frame that needs more, so the reader's frame limit
+            plus one read bounds it.
     """
 
     def __init__(self, Py_ssize_t capacity=262144):
@@ -42,7 +42,7 @@ cdef class RecvBuffer:
         self.start = self.end = 0
 
     cdef int allocate(self, Py_ssize_t capacity) except -1:
-        # Not zeroed: that would touch all of its pages, and only what was received is ever read.
+        # The memory is not zeroed, which would touch all of its pages. Only received bytes are ever read.
         self.store = PyByteArray_FromStringAndSize(NULL, capacity)
         self.view = memoryview(self.store)
         self.data = <uint8_t*>PyByteArray_AS_STRING(self.store)
@@ -52,11 +52,11 @@ cdef class RecvBuffer:
     def __len__(self):
         return self.end - self.start
 
-    # Afterwards at least n bytes are free behind `end`. The store is never resized in place: a transport may
-    # still hold a view of it, so growing means a new store.
+    # Makes at least n bytes free behind `end`. A transport may still hold a view of the store, so growing makes a new
+    # store and never resizes the old one.
     cdef int make_room(self, Py_ssize_t n) except -1:
         cdef Py_ssize_t pending = self.end - self.start
-        cdef object _kept  # holds the old store until it is copied
+        cdef object _kept  # a reference to the old store until it is copied
         cdef uint8_t* old_data
         if pending == 0:
             self.start = self.end = 0
@@ -77,7 +77,7 @@ cdef class RecvBuffer:
         """Returns writable memory for the next read (`asyncio.BufferedProtocol.get_buffer`).
 
         Args:
-            sizehint: Ignored when smaller than 64 KiB: the buffer offers all that it has.
+            sizehint: The least number of bytes, at least 64 KiB. The buffer offers all of its free memory.
 
         Returns:
             A memoryview of at least 64 KiB. It is valid until the next call.
@@ -97,7 +97,7 @@ cdef class RecvBuffer:
         self.received_bytes += <uint64_t>n
 
     def feed(self, const uint8_t[::1] data not None):
-        """Copies `data` behind what is there, as a read would."""
+        """Appends a copy of `data`, as a read would."""
         cdef Py_ssize_t n = data.shape[0]
         if n:
             self.make_room(n)
@@ -107,24 +107,24 @@ cdef class RecvBuffer:
 
 @cython.final
 cdef class SendBuffer:
-    """What the next write will send: a block of frames, and large bodies between blocks, which are not copied.
+    """The frames of the next write: blocks of frames, and between them large bodies, which are not copied.
 
-    Frames are built inside a bytes object that nobody else holds, so handing it to the transport copies nothing. A
-    block that was handed over is touched again only when the transport and everybody else have let go of it: it is
-    used for later frames then, because fresh memory costs more than the copying (a page fault for each 4 KiB).
+    Frames are built inside a bytes object that only the buffer holds, so handing it to the transport copies nothing.
+    The buffer uses a block again for later frames once no other reference to it is left. Fresh memory would cost more
+    than the copying (a page fault for each 4 KiB).
 
     Args:
-        on_data: Called without arguments when the first byte of a new block is appended: schedule a flush.
-        on_full: Called without arguments when `flush_bytes` or more wait: call `take` or `take_pieces` and write.
-            Neither may raise: what was appended stays in the block, and its delivery tag is taken.
-        flush_bytes: When `on_full` is called, in bytes.
+        on_data: Called without arguments when the first byte of a new block is appended. It schedules a flush.
+        on_full: Called without arguments when `flush_bytes` or more wait. It calls `take` or `take_pieces`, and writes.
+            Neither callback may raise: the frames stay in the block, and the delivery tag of a publishing is taken.
+        flush_bytes: The number of waiting bytes from which `on_full` is called.
 
     Attributes:
         flush_bytes: As given.
         sent_bytes: Bytes taken so far.
-        in_pieces: There is more than one piece to write: call `take_pieces`, because `take` would have to join them.
-        paused: The socket is full: publishings are to wait. Whoever writes the blocks sets it.
-        blocked: The broker blocks publishers (RabbitMQ: connection.blocked): likewise.
+        in_pieces: True when there is more than one piece to write. `take` joins them; `take_pieces` does not.
+        paused: True while the socket is full. Publishers wait. The transport sets it.
+        blocked: True while the broker blocks publishers (RabbitMQ: connection.blocked). Publishers wait.
     """
 
     def __init__(self, on_data, on_full, Py_ssize_t flush_bytes=65536):
@@ -141,14 +141,14 @@ cdef class SendBuffer:
     def __len__(self):
         return self.used + self.piece_bytes
 
-    # A block of `room` bytes that nobody else holds.
+    # Returns a block of `room` bytes, and the only reference to it.
     cdef object start_block(self, Py_ssize_t room):
         cdef Py_ssize_t last = PyList_GET_SIZE(self.spares) - 1
         cdef Py_ssize_t i
         cdef object block
         if room == self.full_room and last >= 0:
-            # The latest is still in the processor's cache. When the transport holds that one, the socket is full, and
-            # the oldest is the first that it lets go of.
+            # Take the newest spare block, which is still in the processor's cache. When the transport holds it, the
+            # socket is full; then try the oldest, which the transport releases first.
             i = last if _is_free(self.spares, last) else 0
             if _is_free(self.spares, i):
                 block = self.spares.pop(i)
@@ -156,7 +156,7 @@ cdef class SendBuffer:
                 return block
         return PyBytes_FromStringAndSize(NULL, room)
 
-    # Ends the block: a bytes object of what was appended to it.
+    # Ends the block. Returns its frames as a bytes object.
     cdef object end_block(self):
         cdef PyObject* raw
         cdef Py_ssize_t used = self.used
@@ -201,13 +201,13 @@ cdef class SendBuffer:
         self.room = room
         return 0
 
-    # Memory for n bytes at the end of the block; nothing is appended until commit().
+    # Returns memory for n bytes at the end of the block. The bytes count only after commit().
     cdef uint8_t* reserve(self, Py_ssize_t n) except NULL:
         if n > self.room - self.used:
             self.grow(n)
         return self.base + self.used
 
-    # The caller has filled n of the bytes that reserve() gave.
+    # Appends the first n bytes of the memory that reserve() returned, which the caller has filled.
     cdef int commit(self, Py_ssize_t n) except -1:
         cdef bint first = self.used == 0
         self.used += n
@@ -217,7 +217,7 @@ cdef class SendBuffer:
             self.on_full()
         return 0
 
-    # Moves the block to the pieces, so that more pieces can follow. Returns the pieces, which splice() replaces.
+    # Moves the block to the list of pieces. Returns that list, which splice() replaces.
     cdef list seal(self):
         if self.pieces is None:
             self.pieces = []
@@ -227,7 +227,7 @@ cdef class SendBuffer:
             self.pieces.append(self.end_block())
         return self.pieces
 
-    # Replaces what seal() returned by a list that begins with the same bytes and has n more. Cannot fail before that.
+    # Replaces the list of seal() by one with the same bytes and n more behind them. Cannot fail before it has done so.
     cdef int splice(self, list pieces, Py_ssize_t n) except -1:
         cdef bint first = self.piece_bytes == 0
         self.pieces = pieces
@@ -239,14 +239,14 @@ cdef class SendBuffer:
         return 0
 
     def append(self, const uint8_t[::1] data not None):
-        """Appends ready-made frames; `data` is copied."""
+        """Appends a copy of `data`, which holds whole frames."""
         cdef Py_ssize_t n = data.shape[0]
         if n:
             memcpy(self.reserve(n), &data[0], n)
             self.commit(n)
 
     def take(self):
-        """Returns what was appended as bytes and starts anew; empty bytes when nothing was appended."""
+        """Returns the appended frames as bytes, and starts anew. Returns empty bytes when there are none."""
         if self.in_pieces:
             return b"".join(self.take_pieces())
         if self.used == 0:
@@ -255,9 +255,9 @@ cdef class SendBuffer:
         return self.end_block()
 
     def take_pieces(self):
-        """Returns what was appended as a list of bytes and of memoryviews of bytes, and starts anew.
+        """Returns the appended frames as a list of bytes and memoryviews of bytes, and starts anew.
 
-        Large bodies are in it as they were given, which holds them until the list is gone.
+        The list refers to large bodies themselves, and keeps them alive.
         """
         cdef list pieces = self.seal()
         self.sent_bytes += <uint64_t>self.piece_bytes
@@ -267,31 +267,31 @@ cdef class SendBuffer:
         return pieces
 
 
-# Nobody but the list holds this block.
+# True when the list holds the only reference to its block.
 cdef inline bint _is_free(list blocks, Py_ssize_t i) noexcept:
     return Py_REFCNT(PyList_GET_ITEM(blocks, i)) == 1
 
 
 @cython.final
 cdef class BodyPool:
-    """Memory for large bodies, which is used again when nobody holds the body any more.
+    """Memory for large bodies, which the pool uses again when no reference to a body is left.
 
-    Blocks are bytes objects. One of which the pool alone has a reference is free: a memoryview holds the object that it
-    shows, and a slice of the view does, and so does whoever took the bytes out of it. So nothing is given back, and
-    nothing can be given back too early. A body for which no free block fits gets fresh memory, which the pool keeps
-    if it has room. Free blocks that were not used for longest make room for others, and so do blocks that somebody has
-    held for thousands of bodies: the pool lets go of them, their holders do not notice.
+    Blocks are bytes objects. A block is free when the pool holds the only reference to it. A memoryview of a body holds
+    the block, and so does a slice of the view and the bytes object itself. So handlers give nothing back, and cannot
+    give it back too early. A body that no free block fits gets fresh memory, and the pool keeps that if it has room.
+    To make room it drops the free blocks that were unused for longest, and blocks that a handler has held for thousands
+    of bodies. A dropped block stays valid for its holder.
 
-    Where Python runs without a GIL a count of references proves nothing, and no block is used again.
+    Without a GIL a reference count proves nothing, so no block is used again.
 
     Args:
-        max_blocks: How many blocks it keeps, 0 to 4096, held ones included.
-        max_bytes: How large they may be together.
+        max_blocks: The number of blocks it keeps, 0 to 4096, held blocks included.
+        max_bytes: The limit of their sizes together, in bytes.
 
     Attributes:
         max_blocks: As given.
         max_bytes: As given.
-        pooled_bytes: How large the blocks in the pool are together, held ones included.
+        pooled_bytes: The sizes of all blocks together, held blocks included.
         hits: Bodies that got a block of the pool.
         misses: Bodies that got fresh memory.
     """
@@ -318,7 +318,7 @@ cdef class BodyPool:
 
     @property
     def held_blocks(self):
-        """How many of its blocks hold a body that somebody has."""
+        """The number of blocks that are not free: a handler still holds their body."""
         cdef Py_ssize_t i
         cdef Py_ssize_t held = 0
         for i in range(self.count):
@@ -326,12 +326,13 @@ cdef class BodyPool:
         return held
 
     def clear(self):
-        """Lets go of all blocks. Bodies in them stay what they are for as long as somebody holds them."""
+        """Drops all blocks. Bodies in them stay valid for as long as they are referenced."""
         while self.count:
             self.drop(self.count - 1)
 
-    # How large a block for a body of this size should be, so that others of about its size fit: eight sizes between a
-    # power of two and the next, so at most an eighth is more than the body needs. What would not be kept is exact.
+    # Returns the size of a block for a body, with room for other bodies of about this size. There are eight sizes
+    # between a power of two and the next, so at most an eighth is unused. A block too large to be kept has no extra
+    # room.
     cdef uint64_t room_for(self, uint64_t size) noexcept:
         cdef uint64_t step = 512
         cdef uint64_t room
@@ -340,8 +341,8 @@ cdef class BodyPool:
         room = (size + step - 1) & ~(step - 1)
         return room if room <= <uint64_t>self.max_bytes else size
 
-    # A free block that is as large as `size`, or None. At most half of it is more than that: a small body would hold on
-    # to a large block. The block is in use while its caller, or who it is passed on to, holds the reference.
+    # Returns a free block of at least `size` bytes, or None. Blocks over twice the size do not count: a small body
+    # would keep a large block alive. The returned reference marks the block as held.
     cdef object take(self, uint64_t size):
         cdef Py_ssize_t i
         cdef BodyBlock* block
@@ -350,7 +351,7 @@ cdef class BodyPool:
             block = &self.blocks[i]
             if <uint64_t>block.room < size or <uint64_t>block.room >> 1 > size:
                 continue
-            # The smallest that fits; of several the one that was used last may still be in the processor's cache.
+            # Prefer the smallest, and of equal ones the last used, which may still be in the processor's cache.
             if best is not NULL and (block.room > best.room or (block.room == best.room and block.turn < best.turn)):
                 continue
             if Py_REFCNT(block.bytes) == 1:
@@ -363,7 +364,8 @@ cdef class BodyPool:
         set_bytes_size(<object>best.bytes, <Py_ssize_t>size)
         return <object>best.bytes
 
-    # Takes a block that a body is in, for the body after it. `room` is what it was made with; only its caller has it.
+    # Adds the block of a received body to the pool. `room` is the size that it was made with. The caller holds the only
+    # reference.
     cdef int keep(self, object block, Py_ssize_t room) except -1:
         cdef Py_ssize_t i, oldest
         cdef Py_ssize_t left = self.count
@@ -376,8 +378,8 @@ cdef class BodyPool:
                     left -= 1
                     left_bytes -= self.blocks[i].room
             if left == self.max_blocks or left_bytes > self.max_bytes - room:
-                # It is too large, or what is held leaves no room. That will be free soon, and letting go of it now
-                # would bring the same miss again.
+                # The block is too large, or held blocks leave no room. Those are free soon; to drop them now would
+                # bring the same miss again.
                 return 0
             while self.count == self.max_blocks or self.pooled_bytes > self.max_bytes - room:
                 oldest = -1
@@ -397,7 +399,7 @@ cdef class BodyPool:
     cdef bint droppable(self, BodyBlock* block) noexcept:
         return Py_REFCNT(block.bytes) == 1 or self.hits + self.misses - block.turn > GIVEN_UP_AFTER
 
-    # Their order says nothing, so the last one takes the place.
+    # The order of blocks has no meaning, so the last one takes the dropped one's place.
     cdef int drop(self, Py_ssize_t i) noexcept:
         cdef PyObject* block = self.blocks[i].bytes
         self.pooled_bytes -= self.blocks[i].room

@@ -8,7 +8,7 @@ from leveret.wire.message cimport Message
 from leveret.wire.numbers cimport FRAME_BODY, FRAME_END, FRAME_OVERHEAD
 
 
-# The body of a message as frames that fit frame_max; returns the byte behind them.
+# Writes a body as frames with at most `chunk` bytes of it each. Returns the end of the last frame.
 cdef inline uint8_t* put_body(uint8_t* p, uint16_t channel, const uint8_t* body, Py_ssize_t size,
                               Py_ssize_t chunk) noexcept nogil:
     cdef Py_ssize_t n
@@ -25,7 +25,7 @@ cdef inline uint8_t* put_body(uint8_t* p, uint16_t channel, const uint8_t* body,
     return p
 
 
-# Chunks of a smaller frame_max would be empty or negative.
+# Refuses a frame_max below the protocol's minimum, with which chunks would be empty or negative.
 cdef inline int check_frame_max(uint32_t frame_max) except -1:
     if frame_max < 4096:
         raise ValueError(f"frame_max {frame_max} is below the protocol's minimum of 4096 bytes")
@@ -36,11 +36,12 @@ cdef inline Py_ssize_t body_frames(Py_ssize_t size, Py_ssize_t chunk) noexcept n
     return (size + chunk - 1) // chunk
 
 
-# The body of a message that has one. A view (FrameReader.view_bodies) would be read as the bytes object that it is not.
+# Returns the body of a message, which must be bytes. A view (FrameReader.view_bodies) must not be read as a bytes
+# object.
 cdef inline object body_of(Message message):
     cdef object body = message.body
     if not PyBytes_CheckExact(body):
-        raise TypeError(f"a message whose body is bytes is needed here, not one whose body is a {type(body).__name__}")
+        raise TypeError(f"the body of the message must be bytes, not {type(body).__name__}")
     return body
 
 

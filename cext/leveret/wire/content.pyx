@@ -1,4 +1,4 @@
-"""Frames that carry content or settle it, appended to a send buffer: what brokers send, and acknowledgements."""
+"""Appends frames of content, as a broker sends them, and of acknowledgements to a send buffer."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -10,7 +10,7 @@ from leveret.wire.message cimport Message
 from leveret.wire.numbers cimport (
     BASIC, BASIC_DELIVER, FRAME_END, FRAME_HEADER, FRAME_METHOD, FRAME_OVERHEAD)
 
-# basic.ack, basic.nack and basic.reject have one shape: tag and an octet of bits.
+# Appends basic.ack, basic.nack or basic.reject. All have the same arguments: a delivery tag and an octet of bits.
 cdef int put_settlement(SendBuffer out, uint16_t channel, uint16_t method_id, uint64_t tag, uint8_t bits) except -1:
     cdef uint8_t* p = out.reserve(21)
     p[0] = FRAME_METHOD
@@ -32,7 +32,7 @@ def append_settlement(SendBuffer out not None, uint16_t channel, uint16_t method
         out: The connection's send buffer.
         channel: The channel number.
         method_id: The method.
-        delivery_tag: What is settled.
+        delivery_tag: The delivery or publishing that is settled.
         bits: ack: 1 multiple; nack: 1 multiple, 2 requeue; reject: 1 requeue.
     """
     put_settlement(out, channel, method_id, delivery_tag, bits)
@@ -40,22 +40,23 @@ def append_settlement(SendBuffer out not None, uint16_t channel, uint16_t method
 
 def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_tag not None,
                       uint64_t first_delivery_tag, list messages not None, *, uint32_t frame_max=131072):
-    """Appends messages as basic.deliver, the way a broker sends them.
+    """Appends messages as basic.deliver, as a broker sends them.
 
     Args:
         out: The connection's send buffer.
         channel: The channel number.
         consumer_tag: The consumer.
-        first_delivery_tag: The tag of the first message; the others follow.
+        first_delivery_tag: The tag of the first message. The tags of the others follow it.
         messages: `Message` objects with bodies.
         frame_max: The negotiated limit.
 
     Raises:
-        ValueError: A message has no body; those before it were appended.
-        TypeError: The body of a message is a view (`FrameReader.view_bodies`); likewise.
+        ValueError: A message has no body. The messages before it were appended.
+        TypeError: The body of a message is a view (`FrameReader.view_bodies`). The messages before it were appended.
     """
     cdef Message m
-    # What was packed last: a message that is like the one before needs its tag, its bit and its size written over.
+    # The message whose frames are in the writer. For one with the same names and properties only the tag, the
+    # redelivered bit and the body size are written over.
     cdef Message like = None
     cdef Writer w = Writer()
     cdef Py_ssize_t chunk = <Py_ssize_t>frame_max - FRAME_OVERHEAD
@@ -84,7 +85,7 @@ def append_deliveries(SendBuffer out not None, uint16_t channel, str consumer_ta
             w.put_shortstr(m.routing_key, "routing_key")
             lv_put32(w.data + 3, <uint32_t>(w.used - 7))
             w.put8(FRAME_END)
-            # Type, channel, size, class and weight stand before it.
+            # The body size stands behind the header frame's type, channel, size, class and weight.
             size_at = w.used + 11
             _put_header(w, channel, m.raw_properties, 0)
             like = m
@@ -115,8 +116,8 @@ def append_content(SendBuffer out not None, bytes method_frame not None, Message
     """Appends a ready method frame and the content of `message`, for example basic.return or basic.get-ok.
 
     Raises:
-        ValueError: The message has no body; nothing was appended.
-        TypeError: Its body is a view (`FrameReader.view_bodies`); likewise.
+        ValueError: The message has no body. Nothing was appended.
+        TypeError: Its body is a view (`FrameReader.view_bodies`). Nothing was appended.
     """
     cdef Writer w = Writer()
     cdef Py_ssize_t chunk = <Py_ssize_t>frame_max - FRAME_OVERHEAD

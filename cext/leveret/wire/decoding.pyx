@@ -1,6 +1,6 @@
-"""Arguments and field tables to Python values (AMQP 0-9-1 section 4.2.5).
+"""Decodes arguments and field tables into Python values (AMQP 0-9-1 section 4.2.5).
 
-Every read is length-checked first, through a `Cursor` that knows where its bytes end.
+Each read checks the length first, with a `Cursor` that holds the end of its bytes.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -20,7 +20,8 @@ cdef object _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
 cdef object _timedelta = datetime.timedelta
 cdef object _Decimal = decimal.Decimal
 
-# n is unsigned and wide, so that a length from the wire is never negative, also where pointers have 32 bits.
+# Raises unless n bytes are left. n is unsigned and has 64 bits, so a length from the wire is never negative, also where
+# pointers have 32 bits.
 cdef int need(Cursor* c, uint64_t n, str what) except -1:
     if n > <uint64_t>(c.end - c.at):
         raise TableSyntaxError(f"{what} needs {n} bytes where {c.end - c.at} are left")
@@ -180,7 +181,7 @@ cdef object _decimal_from(int64_t unscaled, int scale):
     return _Decimal((1 if unscaled < 0 else 0, tuple([int(d) for d in str(abs(unscaled))]), -scale))
 
 
-# A time that datetime cannot express stays a number: one strange message must not stop a consumer.
+# Returns a datetime, or the number itself past the year 9999, so that one strange message cannot stop a consumer.
 cdef object _from_timestamp(uint64_t seconds):
     if seconds > 253402300799:
         return seconds
@@ -202,12 +203,12 @@ def decode_table(bytes data not None, *, Py_ssize_t max_depth=DEFAULT_TABLE_DEPT
 
     Args:
         data: The table with its length in front.
-        max_depth: How many tables and arrays may stand in each other.
-        max_entries: How many values all of them may hold together.
+        max_depth: The deepest nesting of tables and arrays.
+        max_entries: The most values in all of them together.
 
     Returns:
-        The table as a dict. Strings that are not UTF-8 keep their bytes as surrogate escapes; a timestamp past
-        the year 9999 stays an int.
+        The table as a dict. Strings that are not UTF-8 keep their bytes as surrogate escapes. A timestamp past the year
+        9999 stays an int.
 
     Raises:
         TableSyntaxError: The table is malformed or over a limit.
@@ -226,8 +227,8 @@ def decode_arguments(str types not None, bytes payload not None, *, Py_ssize_t m
     Args:
         types: As for `encode_method`.
         payload: The frame's payload behind class and method.
-        max_depth: How many tables and arrays may stand in each other.
-        max_entries: How many values all tables may hold together.
+        max_depth: The deepest nesting of tables and arrays.
+        max_entries: The most values in all tables together.
 
     Returns:
         A tuple of the arguments.

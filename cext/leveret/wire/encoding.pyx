@@ -1,6 +1,6 @@
-"""Python values to arguments, field tables and method frames (AMQP 0-9-1 section 4.2.5).
+"""Encodes Python values as arguments, field tables and method frames (AMQP 0-9-1 section 4.2.5).
 
-`Writer` is the growing block of memory that they are packed into. A value that does not fit raises `EncodeFailed`.
+`Writer` is the growing block of memory for them. A value that does not fit raises `EncodeFailed`.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -32,7 +32,7 @@ cdef object _Decimal = decimal.Decimal
 
 
 class FieldValue:
-    """A field-table value with the wire type spelled out, for values whose Python type does not tell.
+    """A field-table value with an explicit wire type, for Python types that fit several.
 
     Args:
         type: One of RabbitMQ's field types `t b B s u I i l L f d D S A T F V x`.
@@ -56,13 +56,13 @@ class FieldValue:
         return self.type == other.type and self.value == other.value
 
     def __hash__(self):
-        # The value may be unhashable, and equal values need not print alike (1 and True).
+        # Not of the value, which may be unhashable.
         return hash(self.type)
 
 
 @cython.final
 cdef class Writer:
-    """A growing block of memory that arguments, properties and tables are packed into."""
+    """A growing block of memory for arguments, properties and tables."""
 
     def __cinit__(self):
         self.capacity = 256
@@ -74,13 +74,13 @@ cdef class Writer:
     def __dealloc__(self):
         free(self.data)
 
-    # Memory for n more bytes, already counted as used.
+    # Returns memory for n more bytes, which count as used.
     cdef uint8_t* reserve(self, Py_ssize_t n) except NULL:
         cdef Py_ssize_t capacity
         cdef uint8_t* data
         if n > self.capacity - self.used:
             if n > 0xFFFFFFFF - self.used:
-                # A longer block would wrap the 32-bit lengths in it, and its rest would be read as frames.
+                # In a longer block the 32-bit lengths would wrap, and the peer would read its rest as frames.
                 raise EncodeFailed(f"{self.used + n} bytes of arguments; a frame or table holds less than 4294967296")
             capacity = max(self.capacity * 2, self.used + n)
             data = <uint8_t*>realloc(self.data, capacity)
@@ -112,7 +112,8 @@ cdef class Writer:
             memcpy(self.reserve(n), data, n)
         return 0
 
-    # True when value was such a short string, and is written: nearly all are, and need no bytes object.
+    # Writes an ASCII string of at most 255 bytes without making a bytes object. Returns false, and writes nothing, for
+    # any other value.
     cdef bint put_short_ascii(self, object value) except -1:
         cdef Py_ssize_t n = 0
         cdef const char* raw
@@ -152,15 +153,15 @@ cdef class Writer:
             raise EncodeFailed(f"{name} is nested deeper than the limit of {DEFAULT_TABLE_DEPTH}")
         self.put32(0)
         if table is not None:
-            # Copying first: the values may be any Mapping, whose iteration runs foreign code.
+            # Copy first: iterating over a foreign Mapping runs its code.
             try:
                 items = dict(table)
             except (TypeError, ValueError):
                 raise EncodeFailed(f"{name} is a mapping of strings to values, not a {type(table).__name__}") from None
             for key, value in items.items():
                 if not isinstance(key, str):
-                    raise EncodeFailed(f"{name} has a key that is no string but a {type(key).__name__}")
-                # A label for errors costs more than the key itself, so it is made when there may be one.
+                    raise EncodeFailed(f"{name} has a key that is a {type(key).__name__}, not a string")
+                # The label for errors costs more than writing the key, so it is made only when an error is possible.
                 if not self.put_short_ascii(key):
                     self.put_shortstr(key, f"table key {key[:40]!r}")
                 self.put_value(key, value, depth)
@@ -187,14 +188,14 @@ cdef class Writer:
         lv_put32(self.data + at, <uint32_t>(self.used - at - 4))
         return 0
 
-    # The Python type chooses the wire type; FieldValue overrides it.
+    # Writes a value with the wire type of its Python type, or of its FieldValue.
     cdef int put_value(self, str name, object value, int depth) except -1:
         if value is None:
             return self.put8(b"V")
         if isinstance(value, bool):
             return self.put_typed(name, b"t", value, depth)
         if isinstance(value, int):
-            # RabbitMQ reads both signed forms everywhere; other widths only old clients send.
+            # RabbitMQ reads both signed widths everywhere. Only old clients send other widths.
             return self.put_typed(name, b"I" if -0x80000000 <= value <= 0x7FFFFFFF else b"l", value, depth)
         if isinstance(value, str):
             return self.put_typed(name, b"S", value, depth)
@@ -263,7 +264,7 @@ cdef class Writer:
             else:  # V carries no value
                 return 0
         except (OverflowError, TypeError, ValueError, AttributeError) as error:
-            # No value in the text: a header may be a secret.
+            # The text does not show the value: a header may be a secret.
             raise EncodeFailed(
                 f"table key {name[:40]!r}: a {type(value).__name__} of this value does not fit field type {chr(kind)!r}"
             ) from error
@@ -302,7 +303,7 @@ cdef int64_t _ranged(object value, int64_t low, int64_t high) except? -1:
     return value
 
 
-# Without the check a float would lose its fraction in silence.
+# Refuses a float, which would lose its fraction without an error.
 cdef int64_t _signed(object value) except? -1:
     if not isinstance(value, int):
         raise TypeError("not an integer")
@@ -317,7 +318,7 @@ cdef uint64_t _unsigned(object value) except? 1:
 
 cdef bytes _to_bytes(object value, str name):
     if isinstance(value, str):
-        # surrogateescape: bytes that came in as invalid UTF-8 go out as they came.
+        # surrogateescape restores received bytes that are not UTF-8.
         try:
             return (<str>value).encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
@@ -331,12 +332,12 @@ cdef uint64_t to_timestamp(object value, str name) except? 1:
     if isinstance(value, _datetime):
         if value.utcoffset() is None:
             raise EncodeFailed(f"{name} is a datetime without a time zone; a timestamp needs one")
-        # Whole seconds, as section 4.2.5.4 has them.
+        # Timestamps have whole seconds (AMQP 0-9-1 section 4.2.5.4).
         value = (value - _EPOCH) // _timedelta(seconds=1)
     return _unsigned(value)
 
 
-# A value that may stand in an error's text: a small number, or else only its type.
+# Returns the text of a value for an error: a small number as it is, and only the type of any other value.
 cdef str shown(object value):
     return str(value) if isinstance(value, int) and -0x80000000 <= value <= 0x7FFFFFFF else f"a {type(value).__name__}"
 
@@ -349,7 +350,7 @@ def encode_table(table):
             or `FieldValue`.
 
     Returns:
-        The table with its length in front (AMQP 0-9-1 section 4.2.5.5, with RabbitMQ's types).
+        The table, with its length in front (AMQP 0-9-1 section 4.2.5.5, with RabbitMQ's types).
 
     Raises:
         EncodeFailed: A key or value does not fit; the text names the key, never the value.

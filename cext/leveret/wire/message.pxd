@@ -4,7 +4,7 @@ from leveret.wire.properties cimport Properties
 
 
 cdef enum:
-    # Bodies of these sizes leave their memory to later ones.
+    # Bodies of these sizes, in bytes, pass their memory on to later bodies.
     LEAST_SPARE_BODY = 480
     MOST_SPARE_BODY = 8192
 
@@ -25,13 +25,13 @@ cdef class Message:
     cdef readonly bint redelivered
     cdef readonly bint mandatory
     cdef readonly bint immediate
-    # The body's memory may be used again when the message is gone.
+    # The body's memory may serve another body when the message is gone.
     cdef bint spare_body
     cdef uint16_t max_table_depth
     cdef uint32_t max_table_entries
     cdef Properties decoded
     cdef object owner
-    # The result of `owner.decode`, once `is_decoded` is set.
+    # The result of `owner.decode`; valid when `is_decoded` is true.
     cdef object decoded_value
     cdef bint is_decoded
     cdef readonly double received_at

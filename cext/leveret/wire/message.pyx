@@ -17,17 +17,17 @@ cdef extern from "Python.h":
     void PyObject_GC_UnTrack(void* object) noexcept
 
 cdef enum:
-    # Of how many bodies the memory is kept: less than a MiB in all.
+    # The number of kept bodies. Together they are less than a MiB.
     MOST_SPARE_BODIES = 96
 
 
-# Bodies whose messages are gone and that nobody else holds, for the messages that come next: what was just used is in
-# the processor's cache, and the allocator is slow for sizes over half a KiB. Only those of `spare_body_of` get here.
+# Bodies of freed messages to which no other reference is left. The next messages take their memory: it is still in the
+# processor's cache, and the allocator is slow for sizes over half a KiB. Only bodies of `spare_body_of` get here.
 cdef PyObject* _spare_bodies[MOST_SPARE_BODIES]
 cdef Py_ssize_t _spare_count = 0
 
 
-# How much memory a body of this size gets: eight sizes between a power of two and the next.
+# Returns the memory for a body of this size, in bytes: one of eight sizes between a power of two and the next.
 cdef inline Py_ssize_t _spare_room(Py_ssize_t size) noexcept:
     cdef Py_ssize_t step = 64
     while step <= size >> 4:
@@ -46,7 +46,7 @@ cdef object spare_body_of(const uint8_t* data, Py_ssize_t size):
         spare_size = PyBytes_GET_SIZE(<object>raw)
         if spare_size == size or _spare_room(spare_size) == _spare_room(size):
             body = <object>raw
-        # Ours is the only reference now. One of another size makes room for the sizes that come now.
+        # Drops the reference of the spare list. A body of another size is freed by that, and makes room for this size.
         _drop(raw)
     if body is None:
         body = PyBytes_FromStringAndSize(NULL, _spare_room(size))
@@ -60,28 +60,28 @@ cdef object spare_body_of(const uint8_t* data, Py_ssize_t size):
 cdef class Message:
     """A message from the broker.
 
-    Its properties stay packed until one of them is asked for, and its value until `value` is.
+    Properties are decoded when one of them is first read, and the value when `value` is.
 
     Attributes:
-        body: The bytes as they came, or None when the message was larger than the reader's limit. A read-only
-            memoryview of bytes where `FrameReader.view_bodies` asked for it: it stays valid and as it is for as long as
-            it, or a slice of it, is held. Its `obj` is a bytes object with the same bytes.
+        body: The received bytes, or None when the message was larger than the reader's limit. With
+            `FrameReader.view_bodies` it is a read-only memoryview of bytes, valid and unchanged for as long as it, or a
+            slice of it, is referenced. Its `obj` is a bytes object with the same bytes.
         body_size: The size that the content header declared, in bytes.
-        delivery_tag: Its number on the channel, for acknowledgements; 0 for returned messages.
-        redelivered: The broker tried to deliver it before. False does not mean that it is new: a publisher
-            that was not sure may have published it twice.
-        exchange: Where it was published.
-        routing_key: The routing key it was published with.
-        consumer_tag: The consumer it was delivered to; empty for `get` and returns.
-        raw_properties: The packed properties, as they came.
-        message_count: For `get`: how many messages the queue still had.
-        reply_code: For returned messages: why.
-        reply_text: For returned messages: why.
+        delivery_tag: The number that acknowledgements name, counted on the channel; 0 for returned messages.
+        redelivered: True when the broker tried to deliver the message before. False does not prove that it is new: a
+            publisher without a confirm may have published it twice.
+        exchange: The exchange that it was published to.
+        routing_key: The routing key that it was published with.
+        consumer_tag: The consumer that it was delivered to; empty for `get` and returns.
+        raw_properties: The packed properties, as received.
+        message_count: For `get`: the number of messages left in the queue.
+        reply_code: For returned messages: the reason's number.
+        reply_text: For returned messages: the reason.
         channel: The channel number.
-        method_id: The basic method it came with: 60 deliver, 71 get-ok, 50 return, 40 publish.
+        method_id: The basic method that announced it: 60 deliver, 71 get-ok, 50 return, 40 publish.
         mandatory: For basic.publish: the mandatory bit.
         immediate: For basic.publish: the immediate bit.
-        received_at: When a consumer took it from the socket, in seconds of the event loop's clock (`loop.time`).
+        received_at: When a consumer read it from the socket, in seconds of the event loop's clock (`loop.time`).
     """
 
     def __dealloc__(self):
@@ -94,7 +94,7 @@ cdef class Message:
 
     @property
     def queue(self):
-        """The queue of the consumer that took it, or None."""
+        """The queue of the consumer that received it; None without a consumer."""
         return None if self.owner is None else self.owner.queue
 
     @property
@@ -102,7 +102,7 @@ cdef class Message:
         """The decoded `Properties`.
 
         Raises:
-            TableSyntaxError: They are malformed; the message itself is usable.
+            TableSyntaxError: The properties are malformed. The message itself is usable.
         """
         if self.decoded is None:
             self.decoded = decode_properties(self.raw_properties, max_depth=self.max_table_depth,
@@ -124,7 +124,7 @@ cdef class Message:
 
     @property
     def content_encoding(self):
-        """How the body is encoded, or None."""
+        """The encoding of the body, for example `gzip`, or None."""
         return self.properties.content_encoding
 
     @property
@@ -134,7 +134,7 @@ cdef class Message:
 
     @property
     def reply_to(self):
-        """Where an answer should go, or None."""
+        """The queue for an answer, or None."""
         return self.properties.reply_to
 
     @property
@@ -144,7 +144,7 @@ cdef class Message:
 
     @property
     def timestamp(self):
-        """Seconds since 1970 as the publisher set them, or None."""
+        """The publisher's time in seconds since 1970, or None."""
         return self.properties.timestamp
 
     @property
@@ -159,10 +159,10 @@ cdef class Message:
 
     @property
     def value(self):
-        """The body decoded by its content type into the consumer's model; decoded once.
+        """The body, decoded by its content type into the consumer's model. It is decoded once.
 
         Raises:
-            DecodeFailed: The body is not what its content type or the model says.
+            DecodeFailed: The body does not fit its content type or the model.
             ContentTypeNotAccepted: No accepted serializer has this content type.
             BodyTooLarge: The body was larger than the reader's limit and was not kept.
         """
@@ -175,7 +175,7 @@ cdef class Message:
 
     @property
     def is_settled(self):
-        """False while it can be settled: neither was it, nor is the channel gone that it came on."""
+        """False while the message can be settled. True once it is settled, or its channel is closed."""
         return self.owner is None or not self.owner.is_open(self)
 
     cdef object settle(self, str verb):
@@ -184,13 +184,13 @@ cdef class Message:
         return self.owner.settle(self, verb)
 
     def ack(self):
-        """Acknowledges the message: the broker forgets it.
+        """Acknowledges the message (basic.ack). The broker drops it.
 
-        The acknowledgement is appended to the next write. It may be await-ed, which does not wait for anything.
+        The acknowledgement is appended to the next write. The result may be awaited, which waits for nothing.
 
         Returns:
-            An object that is true when this call settled the message, and false when it was settled before or its
-            channel is gone.
+            An object that is true when this call settled the message. It is false when the message was settled before,
+            or its channel is closed.
         """
         return self.settle("ack")
 
@@ -226,7 +226,7 @@ cdef class Message:
                 f"routing_key={self.routing_key[:80]!r} size={self.body_size}>")
 
 
-# The caller fills in the four names, which are None here.
+# Makes an empty message. The caller sets exchange, routing_key, consumer_tag and reply_text, which are None here.
 cdef Message new_message():
     return Message.__new__(Message)
 

@@ -5,7 +5,7 @@ cdef enum:
     FRAME_BODY = 3
     FRAME_HEARTBEAT = 8
     FRAME_END = 0xCE
-    # Type, channel and size before the payload; the end octet behind it.
+    # Bytes of a frame beside its payload: type, channel and size before it, the end octet behind it.
     FRAME_OVERHEAD = 8
 
 cdef enum:

@@ -1,4 +1,4 @@
-"""The properties of a message, packed and unpacked (AMQP 0-9-1 sections 1.8.1 and 4.2.6.1)."""
+"""Encodes and decodes the properties of a message (AMQP 0-9-1 sections 1.8.1 and 4.2.6.1)."""
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t
@@ -21,9 +21,9 @@ cdef class Properties:
         headers: A mapping; see `encode_table` for the values.
         delivery_mode: 1 transient, 2 persistent.
         priority: 0 to 255.
-        correlation_id: The message this one answers.
-        reply_to: Where an answer should go.
-        expiration: The wire's form: milliseconds as decimal digits.
+        correlation_id: The id of the message that this one answers.
+        reply_to: The queue for an answer.
+        expiration: Milliseconds as decimal digits, as on the wire.
         message_id: The application's id.
         timestamp: Seconds since 1970, or a datetime with a time zone.
         type: The application's message type.
@@ -63,15 +63,15 @@ cdef class Properties:
     __hash__ = None
 
     def __repr__(self):
-        # Names only: values may be secrets.
+        # Without the values, which may be secrets.
         names = [n for n in _PROPERTY_NAMES if getattr(self, n) is not None]
         return f"Properties({', '.join(names)})"
 
     def encode(self):
-        """Packs the flags and the values that are present.
+        """Encodes the properties that are not None.
 
         Returns:
-            The bytes that follow the body size in a content header frame (AMQP 0-9-1 section 4.2.6.1).
+            Flags and values: the bytes behind the body size in a content header frame (AMQP 0-9-1 section 4.2.6.1).
 
         Raises:
             EncodeFailed: A value does not fit; the text names the property.
@@ -140,7 +140,7 @@ cdef tuple _PROPERTY_NAMES = (
 
 def decode_properties(bytes raw not None, *, Py_ssize_t max_depth=DEFAULT_TABLE_DEPTH,
                       Py_ssize_t max_entries=DEFAULT_TABLE_ENTRIES):
-    """Decodes what `Properties.encode` makes.
+    """Decodes packed properties, as `Properties.encode` returns them.
 
     Args:
         raw: Flags and values.
@@ -148,10 +148,10 @@ def decode_properties(bytes raw not None, *, Py_ssize_t max_depth=DEFAULT_TABLE_
         max_entries: As for `decode_table`.
 
     Returns:
-        The `Properties`. `timestamp` stays an int, whatever its value.
+        The `Properties`. `timestamp` is an int.
 
     Raises:
-        TableSyntaxError: The block is malformed or over a limit.
+        TableSyntaxError: The bytes are malformed or over a limit.
     """
     cdef Cursor c = cursor_over(<uint8_t*>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), max_depth, max_entries)
     cdef Properties p = Properties.__new__(Properties)

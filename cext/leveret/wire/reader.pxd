@@ -6,20 +6,20 @@ from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun, SettlementRun
 
 cdef enum:
-    # The longest basic.deliver or basic.publish: three names of 255 bytes, a tag, and what is around them.
+    # The longest frame of basic.deliver or basic.publish: three names of 255 bytes, a tag, and the frame around them.
     MAX_METHOD = 800
 
 
 cdef class _Assembly:
     cdef Message message
-    cdef object body          # bytes under construction; nobody else holds it
+    cdef object body          # bytes under construction; this is the only reference
     cdef uint64_t received
     cdef Py_ssize_t room
     cdef bint header_due
     cdef bint discard
-    cdef uint64_t view_size   # of the smallest body that is handed over as a view; 0 for none
-    cdef bint viewed          # the body that is being read is one of them
-    cdef bint pooled          # and `body` is a block of the pool
+    cdef uint64_t view_size   # the least size of a body that becomes a view; 0 for no views
+    cdef bint viewed          # the current body becomes a view
+    cdef bint pooled          # `body` is a block of the pool
 
 
 cdef class FrameReader:
@@ -38,7 +38,7 @@ cdef class FrameReader:
     cdef int last_channel
     cdef list strings
     cdef bytes last_properties
-    # The whole frame of the last basic.deliver, or as a server basic.publish, and the names in it.
+    # The method frame of the last basic.deliver (of a server's reader: basic.publish), and the names in it.
     cdef uint8_t[MAX_METHOD] known
     cdef Py_ssize_t known_size
     cdef Py_ssize_t known_tag_at

@@ -1,7 +1,7 @@
-"""The bytes of one read to one list of events (AMQP 0-9-1 section 4.2.3).
+"""Turns the bytes of one read into one list of events (AMQP 0-9-1 section 4.2.3).
 
-Messages that follow each other on one channel share an event, and so do acknowledgements, so the caller's work per read
-does not grow with the messages in it. Incomplete input waits for more; corrupt input raises, and the two never mix.
+Consecutive messages of a channel share an event, and so do acknowledgements, so the caller's work per read does not
+grow with the number of messages. Incomplete input waits for the next read. Corrupt input ends the stream.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -30,17 +30,17 @@ cdef extern from "Python.h":
     object PyMemoryView_FromObject(object exporter)
 
 cdef enum:
-    # A body is allocated as it arrives, never from its declared size alone.
+    # The most memory for a body before its bytes arrive. The declared size alone allocates no more.
     FIRST_BODY_BLOCK = 1048576
     STRING_CACHE = 256
 
 
-# Strings come from the reader's cache, so equal ones are nearly always one object.
+# Compares two strings of the reader's cache, where equal strings are nearly always one object.
 cdef inline bint _same(str a, str b) except -1:
     return a is b or a == b
 
 
-# The content that a channel is in the middle of.
+# The content of a channel that is not complete yet.
 @cython.final
 cdef class _Assembly:
     pass
@@ -48,28 +48,28 @@ cdef class _Assembly:
 
 @cython.final
 cdef class FrameReader:
-    """Turns received bytes into events, all that are complete, in one call.
+    """Turns received bytes into events. One call returns all complete events.
 
-    An event is a `ContentRun`, a `SettlementRun`, a `MethodFrame`, or, once and only with
-    `protocol_header=True`, the eight bytes with which a client begins. Heartbeats make no event: the
-    `received_bytes` count says that the peer is alive.
+    An event is a `ContentRun`, a `SettlementRun`, a `MethodFrame`, or, once and only with `protocol_header=True`, the
+    eight bytes of a client's protocol header. Heartbeats make no event. `received_bytes` grows with them, which shows
+    that the peer is alive.
 
     Args:
-        server: Read as a server: basic.publish carries content. As a client deliver, return and get-ok do.
+        server: True reads as a server, for which basic.publish carries content. For a client basic.deliver,
+            basic.return and basic.get-ok do.
         protocol_header: Expect a client's protocol header first.
-        frame_max: The largest frame accepted, in bytes with its 8 bytes of overhead. 4096 until tune, as
-            AMQP 0-9-1 section 4.2.3 has it; set it to the negotiated value afterwards.
-        max_body_size: Messages with a larger body are reported without it (`Message.body` is None); their
-            frames are read and dropped.
-        max_table_depth: How many tables may stand in each other in a message's headers.
-        max_table_entries: How many values a message's headers may hold together.
+        frame_max: The largest accepted frame, in bytes with its 8 bytes of overhead. It is 4096 until connection.tune
+            (AMQP 0-9-1 section 4.2.3). The caller sets the negotiated value afterwards.
+        max_body_size: The largest body, in bytes. A message with a larger one has the body None; its body frames are
+            read and dropped.
+        max_table_depth: The deepest nesting of tables in a message's headers.
+        max_table_entries: The most values in a message's headers together.
         capacity: Bytes of the receive buffer to start with.
-        body_pool: Where `view_bodies` takes memory from; None for a pool of its own. Several readers of one thread may
-            share one.
+        body_pool: The pool for `view_bodies`; None for a pool of its own. Readers of one thread may share a pool.
 
     Attributes:
         body_pool: As given, or None until `view_bodies` is called.
-        error: The error that ended the stream, set once; the events before it were returned.
+        error: The error that ended the stream, or None. The events before the error were returned.
     """
 
     def __cinit__(self, *, bint server=False, bint protocol_header=False,
@@ -94,7 +94,7 @@ cdef class FrameReader:
 
     @property
     def frame_max(self):
-        """The largest frame accepted, in bytes with its overhead."""
+        """The largest accepted frame, in bytes with its overhead."""
         return self._frame_max
 
     @frame_max.setter
@@ -105,25 +105,25 @@ cdef class FrameReader:
 
     @property
     def received_bytes(self):
-        """All bytes read so far."""
+        """The number of bytes read so far."""
         return self.buffer.received_bytes
 
     def get_buffer(self, Py_ssize_t sizehint):
-        """Memory for the next read (`asyncio.BufferedProtocol.get_buffer`)."""
+        """Returns memory for the next read (`asyncio.BufferedProtocol.get_buffer`)."""
         return self.buffer.get_buffer(sizehint)
 
     cpdef list received(self, Py_ssize_t n):
         """Parses after `n` bytes were read into the memory of `get_buffer`.
 
         Returns:
-            A list of events, often empty. When the stream turned out to be corrupt the events before that are
-            returned and `error` is set.
+            A list of events, which may be empty. When the bytes are corrupt, it has the events before them, and `error`
+            is set.
         """
         self.buffer.written(n)
         return self._parse()
 
     def feed(self, data):
-        """Parses after copying `data`, for callers without `get_buffer`. Returns what `received` returns."""
+        """Copies and parses `data`, for callers that do not use `get_buffer`. Returns as `received`."""
         self.buffer.feed(data)
         return self._parse()
 
@@ -136,15 +136,15 @@ cdef class FrameReader:
             except RemoteProtocolError as error:
                 self.error = error
             except BaseException:
-                # Out of memory, with a frame half taken in: nothing that follows could be trusted.
-                self.error = RemoteProtocolError("reading ended for lack of memory", reply_code=506)
+                # Out of memory in the middle of a frame: the reader's state is not valid any more.
+                self.error = RemoteProtocolError("out of memory while reading", reply_code=506)
                 raise
             finally:
                 self.events = None
                 self.content_run = None
                 self.settlement_run = None
         if self.error is not None:
-            # The stream is over. What comes now is dropped, and what was half read let go.
+            # The stream has ended: drop later bytes and incomplete messages.
             self.buffer.start = self.buffer.end = 0
             self.assemblies.clear()
             self.last = None
@@ -178,7 +178,7 @@ cdef class FrameReader:
                 return 0
             channel = lv_get16(p + 1)
             declared = lv_get32(p + 3)
-            # Unsigned, so that no length is negative where pointers have 32 bits; frame_max is at least 4096.
+            # Unsigned, so that no length is negative where pointers have 32 bits. frame_max is at least 4096.
             if declared > self._frame_max - FRAME_OVERHEAD:
                 raise FrameError(f"a frame of {<uint64_t>declared + FRAME_OVERHEAD} bytes on channel {channel} is "
                                  f"larger than the limit of {self._frame_max}")
@@ -188,7 +188,7 @@ cdef class FrameReader:
                 return 0
             if p[7 + size] != FRAME_END:
                 raise FrameError(f"a frame on channel {channel} ends with 0x{p[7 + size]:02x}, not 0xce")
-            # Consumed before it is looked at: an error never leaves a frame to be parsed twice.
+            # Consume the frame before parsing it, so that no frame is parsed again after an error.
             buf.start += size + FRAME_OVERHEAD
             self.received_frames += 1
             p += 7
@@ -201,9 +201,9 @@ cdef class FrameReader:
             elif channel != 0 or size != 0:
                 raise FrameError(f"a heartbeat of {size} bytes on channel {channel}")
 
-    # The usual delivery or publishing: its method frame is that of the one before, but for the delivery tag, and its
-    # body is one frame that is here. Returns false, having done nothing, for every other; whatever is wrong is found on
-    # the long way.
+    # Reads the usual delivery or publishing: its method frame equals the previous one, except for the delivery tag, and
+    # all of its body is here in one frame. For any other input it returns false and changes nothing, and the general
+    # functions below read it, and find what is wrong.
     cdef bint _known_content(self, const uint8_t* p, Py_ssize_t left) except -1:
         cdef _Assembly a
         cdef Message m
@@ -212,7 +212,7 @@ cdef class FrameReader:
         cdef Py_ssize_t size
         cdef Py_ssize_t tag_at = self.known_tag_at
         cdef uint64_t body_size
-        # Both frames, the header without any properties, and what is around the body.
+        # The least size of all three frames: the method, a header without properties, and the frame around the body.
         left -= self.known_size + 14 + 2 * FRAME_OVERHEAD
         if left < 0:
             return False
@@ -237,7 +237,7 @@ cdef class FrameReader:
                 or body[7 + body_size] != FRAME_END or (body - 1)[0] != FRAME_END):
             return False
         a = self._assembly(lv_get16(p + 1))
-        # Views are made on the long way, too.
+        # The general functions make views.
         if a.message is not None or 0 < a.view_size <= body_size:
             return False
         m = self._message(lv_get16(p + 1), self.known_method_id)
@@ -264,7 +264,7 @@ cdef class FrameReader:
         self._complete(a)
         return True
 
-    # Keeps the method frame around these arguments, 11 bytes before them and one behind, for the next message.
+    # Keeps the method frame of these arguments for `_known_content`: 11 bytes before them, and one behind.
     cdef void _know(self, Message m, const uint8_t* arguments, Py_ssize_t size, Py_ssize_t tag_at) noexcept:
         self.known_size = size + 12
         self.known_tag_at = tag_at
@@ -287,7 +287,7 @@ cdef class FrameReader:
         self.header_due = False
         return True
 
-    # The peer is no AMQP server, or one that answers a version it does not speak with its own header.
+    # Raises for a peer that does not speak AMQP, or that answers with the protocol header of another version.
     cdef int _refuse_first_octet(self, const uint8_t* p, Py_ssize_t left) except -1:
         cdef bytes start = PyBytes_FromStringAndSize(<char*>p, min(left, 8))
         if self.received_frames == 0 and b"AMQP".startswith(start[:4]):
@@ -312,7 +312,7 @@ cdef class FrameReader:
         return a
 
     def forget(self, uint16_t channel):
-        """Drops what is half read on a channel that was closed, and what `view_bodies` asked for it."""
+        """Drops the incomplete message of a closed channel, and ends `view_bodies` for the channel."""
         cdef _Assembly a = self.assemblies.pop(channel, None)
         if self.last_channel == channel:
             self.last = None
@@ -321,16 +321,16 @@ cdef class FrameReader:
             self._end_views()
 
     def view_bodies(self, uint16_t channel, uint64_t min_size):
-        """Has large bodies of a channel handed over as memoryviews of pooled memory, from the next content header on.
+        """Makes large bodies of a channel memoryviews of pooled memory, from the next content header on.
 
-        Returned messages keep bytes: they are compared with what was published.
+        Returned messages keep bytes, because they are compared with publishings.
 
         Args:
-            channel: The channel number. `forget` ends it.
-            min_size: Bodies of at least so many bytes are views; 0 ends it.
+            channel: The channel number. `forget` ends views for it.
+            min_size: The least size of a body that becomes a view, in bytes; 0 ends views.
 
         Raises:
-            ValueError: The reader is a server's. What a broker takes in it sends again, and it sends bytes objects.
+            ValueError: The reader is a server's. A broker sends the bodies that it receives, which must be bytes.
         """
         cdef _Assembly a
         if self.server:
@@ -342,7 +342,7 @@ cdef class FrameReader:
         if min_size == 0:
             self._end_views()
 
-    # When the last channel that had views does no more, the pool's memory is of no use.
+    # Frees the pool's memory when no channel has views any more.
     cdef int _end_views(self) except -1:
         cdef _Assembly a
         for a in self.assemblies.values():
@@ -351,7 +351,7 @@ cdef class FrameReader:
         self.body_pool.clear()
         return 0
 
-    # Names repeat from message to message; equal bytes give the same str object.
+    # Reads a short string. Names repeat from message to message, so equal bytes give the same str object.
     cdef str _name(self, Cursor* c, str what):
         cdef Py_ssize_t n, i
         cdef uint32_t h = 2166136261
@@ -370,7 +370,7 @@ cdef class FrameReader:
         for i in range(n):
             h = (h ^ p[i]) * 16777619
         h = (h ^ (h >> 16)) & (STRING_CACHE - 1)
-        # Each has two places: if names that alternate shared one, every message would make them anew.
+        # Each name has two places. With one, two alternating names of one place would be made anew for every message.
         for other in range(2):
             entry = (<list>self.strings)[h ^ other]
             if entry is not None:
@@ -439,7 +439,7 @@ cdef class FrameReader:
     cdef inline Message _message(self, uint16_t channel, uint16_t method_id):
         cdef Message m = new_message()
         if self.server:
-            # Nothing that a publishing refers to refers back to it, and a queue may hold a million of them, which the
+            # A broker's messages are in no reference cycle, and its queues may hold a million of them, which the
             # garbage collector would walk through again and again.
             PyObject_GC_UnTrack(<void*>m)
         m.max_table_depth = self.max_table_depth
@@ -497,7 +497,7 @@ cdef class FrameReader:
         a.header_due = True
         return 0
 
-    # Properties repeat from message to message; equal bytes in a row give the same object.
+    # Returns packed properties. They repeat from message to message, so equal bytes in a row give the same object.
     cdef bytes _properties(self, const uint8_t* p, Py_ssize_t size):
         if (size != PyBytes_GET_SIZE(self.last_properties)
                 or memcmp(PyBytes_AS_STRING(self.last_properties), p, size) != 0):
@@ -542,7 +542,7 @@ cdef class FrameReader:
             raise FrameError(f"the content body on channel {channel} is longer than the {m.body_size} bytes its "
                              f"header declared")
         if size == 0:
-            # Legal, says nothing, and must not count as the whole body.
+            # An empty frame is legal, and must not count as a whole body.
             return 0
         if a.discard:
             pass
@@ -558,8 +558,8 @@ cdef class FrameReader:
             self._complete(a)
         return 0
 
-    # The final bytes object grows with what arrives, so a header that lies costs its sender the bytes. A free block of
-    # the pool is there anyway, and is taken whole.
+    # Appends a frame to the body. The bytes object grows with the received bytes, so a header with a false size
+    # allocates nothing. A free block of the pool exists already, and is taken whole.
     cdef int _append(self, _Assembly a, const uint8_t* p, Py_ssize_t size) except -1:
         cdef uint64_t total = a.message.body_size
         cdef Py_ssize_t have = <Py_ssize_t>a.received
@@ -586,7 +586,7 @@ cdef class FrameReader:
         memcpy(PyBytes_AS_STRING(a.body) + have, p, size)
         return 0
 
-    # The whole of the body, as a view of an object that is as long as the body, so that the object may be used, too.
+    # Returns a view of the whole body. The object behind it is as long as the body, so that callers may use it as well.
     cdef object _view(self, _Assembly a):
         cdef object block = a.body
         if not a.pooled:

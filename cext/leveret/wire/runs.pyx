@@ -1,4 +1,4 @@
-"""The events of a reader: runs of messages, runs of settlements, and single methods."""
+"""The events of a frame reader: runs of messages, runs of settlements, and single methods."""
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, realloc
@@ -9,18 +9,18 @@ from leveret.wire.numbers cimport SETTLE_MULTIPLE, SETTLE_NACK, SETTLE_REQUEUE
 @cython.final
 @cython.freelist(64)
 cdef class ContentRun:
-    """Messages that followed each other on one channel, to one consumer or with one exchange and routing key.
+    """Consecutive messages of one channel, to one consumer or with one exchange and routing key.
 
     Attributes:
         channel: The channel number.
         method_id: 60 deliver, 71 get-ok, 50 return, 40 publish.
-        consumer_tag: For deliveries: of all of them.
-        exchange: Of the first message; of all of them for basic.publish.
-        routing_key: Of the first message; of all of them for basic.publish.
-        mandatory: For basic.publish: of all of them.
-        immediate: For basic.publish: of all of them.
-        common_properties: The packed properties of all of them, one object; None when they differ or a body was
-            too large to be kept.
+        consumer_tag: The consumer of all deliveries; empty for other methods.
+        exchange: The exchange of the first message. All messages of a basic.publish run have the same.
+        routing_key: The routing key of the first message. All messages of a basic.publish run have the same.
+        mandatory: The mandatory bit of all messages of a basic.publish run.
+        immediate: The immediate bit of all messages of a basic.publish run.
+        common_properties: The packed properties of all messages, as one object. None when they differ, or when a body
+            was too large to be kept.
         messages: At least one `Message`.
     """
 
@@ -31,9 +31,9 @@ cdef class ContentRun:
 @cython.final
 @cython.freelist(64)
 cdef class SettlementRun:
-    """Acknowledgements that followed each other on one channel: basic.ack, basic.nack and basic.reject.
+    """Consecutive acknowledgements of one channel: basic.ack, basic.nack and basic.reject.
 
-    Iterating gives `(delivery_tag, multiple, nack, requeue)` for each.
+    Iterating yields `(delivery_tag, multiple, nack, requeue)` for each.
 
     Attributes:
         channel: The channel number.
@@ -93,13 +93,13 @@ cdef class SettlementRun:
 @cython.final
 @cython.freelist(16)
 cdef class MethodFrame:
-    """A method frame of the control plane, its arguments still packed.
+    """A method frame with packed arguments.
 
     Attributes:
         channel: The channel number.
-        class_id: The class.
-        method_id: The method.
-        payload: The arguments, for `decode_arguments`.
+        class_id: The class, for example 50 for queue.
+        method_id: The method, for example 10 for declare.
+        payload: The packed arguments, for `decode_arguments`.
     """
 
     def __repr__(self):

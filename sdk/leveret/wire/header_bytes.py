@@ -1,7 +1,7 @@
-"""Properties and headers as bytes: some are changed, and all others stay as they came.
+"""Changes headers in packed properties, and leaves all other bytes as they are.
 
-`leveret.wire.decoding` turns tables into Python values, which drops how a number was typed. What is passed on must keep
-that: the next reader may look at the type, and RabbitMQ does so in headers of its own.
+`leveret.wire.decoding` turns tables into Python values and drops the wire types of numbers. A message that is passed on
+must keep them: the next reader may check the type, as RabbitMQ does for its own headers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["entries_of", "replace_headers"]
 
-#: Bytes behind the type octet; the others have a length of four bytes in front.
+#: The sizes of values by field type, in bytes. Values of other types have a length of four bytes in front.
 _FIXED: Final = {
     "t": 1,
     "b": 1,
@@ -33,8 +33,8 @@ _FIXED: Final = {
     "V": 0,
 }
 
-# The properties in wire order (AMQP 0-9-1 section 4.2.6.1): flag, name, and bytes; 0 is a short string, which has a
-# length of one byte in front, and -1 the headers, which have one of four.
+# The properties in wire order (AMQP 0-9-1 section 4.2.6.1): flag, name and size in bytes. 0 stands for a short string,
+# which has a length of one byte in front, and -1 for the headers, which have a length of four bytes in front.
 _PROPERTIES: Final = (
     (0x8000, "content_type", 0),
     (0x4000, "content_encoding", 0),
@@ -58,7 +58,7 @@ def entries_of(raw: bytes) -> Iterator[tuple[str, str, bytes]]:
     """Splits a table into its top-level entries.
 
     Args:
-        raw: The table with its length in front, known to be well-formed.
+        raw: A well-formed table with its length in front.
 
     Yields:
         Key, field type and packed value.
@@ -87,11 +87,11 @@ def replace_headers(
     """Sets headers in packed properties and leaves every other byte as it is.
 
     Args:
-        raw_properties: Well-formed properties as `Message.raw_properties` has them.
+        raw_properties: Well-formed packed properties, as in `Message.raw_properties`.
         headers: Values to set; see `encode_table`.
-        drop: Headers to take out.
-        rename: New names of headers, by the old ones; a header that has a new name already is overwritten.
-        drop_properties: Properties to take out, by name.
+        drop: Names of headers to remove.
+        rename: New names of headers by their old ones. A header that has the new name already is overwritten.
+        drop_properties: Names of properties to remove.
 
     Returns:
         The new properties.
