@@ -70,7 +70,7 @@ prefetch: setup rabbitmq ## fixed prefetches and "auto" beside each other on Rab
 blocked: setup ## memory of publishers that are held back for a minute in 12 ways; ARGS="--seconds 5" takes two minutes
 	@$(BIN)/python -m asv_bench.blocked $(ARGS)
 
-asan: setup ## unit tests with the compiled modules under gcc's address and undefined-behaviour sanitizers; ten minutes (ARGS: other tests)
+asan: setup ## unit tests with the compiled modules under gcc's address and undefined-behaviour sanitizers; ten to thirty minutes (ARGS: other tests)
 	@$(call APART,asan)
 	@LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" PYTHONPATH="$(CURDIR)/build/asan/lib" \
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:quarantine_size_mb=64 \
