@@ -1,4 +1,4 @@
-"""What several benchmarks need."""
+"""Helpers of several benchmarks."""
 
 from __future__ import annotations
 

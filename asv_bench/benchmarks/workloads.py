@@ -1,4 +1,4 @@
-"""What `bench_instructions` runs under callgrind: python -m benchmarks.workloads NAME TOTAL COUNT.
+"""The programs that `bench_instructions` runs under callgrind: python -m benchmarks.workloads NAME TOTAL COUNT.
 
 Prepares TOTAL messages and handles COUNT of them, so that the instructions of two runs with different COUNT and the
 same TOTAL differ by those messages and by nothing else.

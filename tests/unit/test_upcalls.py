@@ -1,4 +1,4 @@
-"""What compiled classes call on Python objects: a Protocol in the stub declares each name, and no other is called.
+"""Compiled classes call only those names of Python objects that a Protocol in their stub declares.
 
 A compiled class looks such a name up at run time, where neither the C compiler nor mypy sees a name that is wrong. So
 the stub of the class declares them, and these tests compare three things: the calls in the .pyx, the Protocol in the
