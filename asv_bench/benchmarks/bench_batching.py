@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import corpus
-from .support import Consumer, discarding_buffer, need
+from .support import channel_deliveries, discarding_buffer, need
 
 
 class PublishEncode:
@@ -104,7 +104,7 @@ class Acks:
     number = 1
 
     def setup(self, order: str) -> None:
-        self.generation = need("leveret.consuming.delivering").Generation(Consumer(), 1, discarding_buffer())
+        self.deliveries = channel_deliveries()
         reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
         (self.run,) = reader.feed(corpus.deliveries(self.operations, 0))
         tags = [message.delivery_tag for message in self.run.messages]
@@ -115,7 +115,7 @@ class Acks:
             self.hundreds[-1].append(self.hundreds[0].pop(0))
 
     def time_ack_and_flush(self, order: str) -> None:
-        acks, flush = self.generation.acks, self.generation.flush
+        acks, flush = self.deliveries.acks, self.deliveries.flush
         acks.delivered(self.run)
         ack = acks.ack
         for hundred in self.hundreds:

@@ -1,4 +1,4 @@
-"""What it costs to import Leveret, each time in a new interpreter."""
+"""The cost of importing Leveret, each time in a new interpreter."""
 
 from __future__ import annotations
 

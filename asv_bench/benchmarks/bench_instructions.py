@@ -19,7 +19,7 @@ COUNT = 2000
 
 
 def _instructions(name: str, total: int, count: int) -> int:
-    """How many instructions a whole interpreter takes, from its start to its end."""
+    """Counts the instructions of a whole interpreter, from its start to its end."""
     command = [
         "valgrind",
         "--tool=callgrind",

@@ -1,4 +1,4 @@
-"""What plugins cost: at start-up something, per message nothing."""
+"""The cost of plugins: they take time at start-up, and none for a message."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class HookCall:
 
 
 class Registry:
-    """What a client pays once: finding and checking plugins."""
+    """Finding and checking plugins, which a client does once."""
 
     operation = "registry"
     operations = 1

@@ -37,7 +37,7 @@ def _content(method: bytes, body: bytes) -> bytes:
 
 
 def deliveries(count: int, size: int) -> bytes:
-    """As many basic.deliver messages, as a broker sends them."""
+    """Returns `count` basic.deliver messages, as a broker sends them."""
     names = _shortstr(EXCHANGE) + _shortstr(ROUTING_KEY)
     body = bytes(size)
     return b"".join(
@@ -47,13 +47,13 @@ def deliveries(count: int, size: int) -> bytes:
 
 
 def publishings(count: int, size: int) -> bytes:
-    """As many basic.publish messages, as a client sends them."""
+    """Returns `count` basic.publish messages, as a client sends them."""
     method = struct.pack(">HHH", 60, 40, 0) + _shortstr(EXCHANGE) + _shortstr(ROUTING_KEY) + b"\x00"
     return _content(method, bytes(size)) * count
 
 
 def confirms(count: int) -> bytes:
-    """As many basic.ack methods, each for one message."""
+    """Returns `count` basic.ack methods, each for one message."""
     return b"".join(_frame(1, 1, struct.pack(">HHQB", 60, 80, tag, 0)) for tag in range(1, count + 1))
 
 

@@ -1,4 +1,4 @@
-"""What several benchmarks need."""
+"""Helpers of several benchmarks."""
 
 from __future__ import annotations
 
@@ -35,13 +35,20 @@ def discarding_buffer() -> Any:
     return out
 
 
-class Consumer:
-    """What a `Generation` asks of its consumer when deliveries are only acknowledged."""
-
-    queue = "orders"
+class _Decoder:
+    """A consumer's decoder, for deliveries that are only acknowledged."""
 
     def decode(self, message: Any) -> Any:
         return message.body
+
+    def plain(self, message: Any) -> None:
+        return None
+
+
+def channel_deliveries() -> Any:
+    """The deliveries of a channel, whose acknowledgements are written to a discarding buffer."""
+    make = need("leveret.consuming.channel_deliveries").ChannelDeliveries
+    return make("orders", 1, discarding_buffer(), _Decoder(), lambda deliveries, message, verb: None)
 
 
 class Broker:

@@ -1,4 +1,4 @@
-"""What `bench_instructions` runs under callgrind: python -m benchmarks.workloads NAME TOTAL COUNT.
+"""The programs that `bench_instructions` runs under callgrind: python -m benchmarks.workloads NAME TOTAL COUNT.
 
 Prepares TOTAL messages and handles COUNT of them, so that the instructions of two runs with different COUNT and the
 same TOTAL differ by those messages and by nothing else.
@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from . import corpus
-from .support import Broker, Consumer, discarding_buffer, need, runner
+from .support import Broker, channel_deliveries, discarding_buffer, need, runner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -182,10 +182,8 @@ def confirm(total: int) -> Callable[[int], None]:
 
 def acknowledge(total: int) -> Callable[[int], None]:
     """Notes deliveries, acknowledges each and writes one basic.ack for 100 of them."""
-    from leveret.consuming.delivering import Generation
-
-    generation = Generation(Consumer(), 1, discarding_buffer())
-    acks = generation.acks
+    deliveries = channel_deliveries()
+    acks = deliveries.acks
 
     def group() -> None:
         first = acks.next_delivery_tag
@@ -193,7 +191,7 @@ def acknowledge(total: int) -> Callable[[int], None]:
             acks.track(tag)
         for tag in range(first, first + GROUP):
             acks.ack(tag)
-        generation.flush()
+        deliveries.flush()
 
     return _by_group(group)
 

@@ -1,4 +1,4 @@
-"""How many calls a read costs: a bound that does not drift as timings do, and guards the compiled boundary."""
+"""A read makes a fixed number of Python calls. Unlike a timing, the bound does not drift with the machine."""
 
 from __future__ import annotations
 

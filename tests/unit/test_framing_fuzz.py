@@ -144,7 +144,7 @@ def test_decode_table_raises_only_syntax_errors_when_bytes_are_random_or_mutated
         assert error.reply_code == 502  # noqa: PT017
     else:
         assert isinstance(table, dict)
-        # What was read can be printed; an unsigned long or a late timestamp may not be written again.
+        # Decoded values can be printed. An unsigned long or a late timestamp may not be encoded again.
         repr(table)
 
 

@@ -1,4 +1,4 @@
-"""What a frame reader answers to corrupt input. The input itself is in tests/corpus/malformed.py, with its stories."""
+"""A frame reader refuses corrupt input. The input is in tests/corpus/malformed.py, with a sentence on each case."""
 
 from __future__ import annotations
 

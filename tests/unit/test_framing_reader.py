@@ -1,4 +1,4 @@
-"""What a frame reader makes of valid input."""
+"""A frame reader turns valid input into events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a transport does for each read and each write, without a socket."""
+"""A frame transport reads and writes, without a socket."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Owner:
 
 
 class Writer:
-    """What was written, write by write."""
+    """The written bytes, one item for each write."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

@@ -18,6 +18,11 @@ __test__: dict[str, str]
 class _Failures(Protocol):
     def without_key(self, message: Message, error: BaseException, /) -> None: ...
 
+class _Meter(Protocol):
+    """The counters of `meter`."""
+
+    delivered: int
+
 class _Upcalls(Protocol):
     """What the compiled class calls on its subclass."""
 

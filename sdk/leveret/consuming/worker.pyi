@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Protocol, final
 
@@ -15,15 +15,15 @@ __test__: dict[str, str]
 class _Failures(Protocol):
     """Carries out the error policy. A worker awaits the result, unless it is None."""
 
-    def undecodable(self, message: Message, error: BaseException, /) -> Awaitable[None] | None: ...
+    def undecodable(self, message: Message, error: BaseException, /) -> Coroutine[Any, Any, None] | None: ...
     def refused(self, message: Message, /) -> None: ...
-    def nonsense(self, message: Message, result: object, /) -> Awaitable[None] | None: ...
+    def nonsense(self, message: Message, result: object, /) -> Coroutine[Any, Any, None] | None: ...
 
 class _Owner(Protocol):
     """The tasks that the worker belongs to."""
 
     def ends(self, task: asyncio.Task[Any], /) -> bool: ...
-    def failed(self, message: Message, error: BaseException | None, /) -> Awaitable[None] | None: ...
+    def failed(self, message: Message, error: BaseException | None, /) -> Coroutine[Any, Any, None] | None: ...
 
 @final
 class Worker:
