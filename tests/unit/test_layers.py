@@ -189,7 +189,7 @@ USED_ANYWAY = {
     "leveret.publishing.producer": {
         "asyncio._get_running_loop": "asyncio.get_running_loop, which raises, costs more for each message",
     },
-    "leveret.consuming.consumer": {
+    "leveret.consuming.workers": {
         "handler._is_coroutine": "the mark of a coroutine function that Cython compiled; inspect does not know it",
     },
 }
@@ -202,7 +202,6 @@ UNFINISHED = {
         "producer._connect",
         "self._producer._failure",
     },
-    "leveret.consuming.retry_queues": {"producer._publish_raw"},
 }
 #: Methods of named tuples, which are private in name alone.
 PUBLIC = {"_replace", "_asdict", "_make", "_fields", "_field_defaults"}
