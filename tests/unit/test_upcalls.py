@@ -57,14 +57,14 @@ ROLES = [
     Role("Publisher", ("self",), "PublisherUpcalls", ("leveret.publishing.producer.Producer",)),
     Role("Publisher", ("self._encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
     Role("Publisher", ("self._transport",), "Flushing", ("leveret.transport.stream.Stream",)),
-    Role("ChannelDeliveries", ("decoder",), "_Decoder", ("leveret.codecs.decoding.BodyDecoder",)),
-    Role("Acknowledger", ("self.meter",), "_Meter", ("leveret.monitoring.meters.ConsumerMeter",)),
-    Role("ReadCollector", ("self.reader",), "_Reader", ("leveret.wire.reader.FrameReader",)),
-    Role("DeliveryBuffer", ("self",), "_Upcalls", ("leveret.consuming.consumer.Consumer",)),
-    Role("DeliveryBuffer", ("self.failures",), "_Failures", ("leveret.consuming.failure_actions.FailureActions",)),
-    Role("DeliveryBuffer", ("self.meter",), "_Meter", ("leveret.monitoring.meters.ConsumerMeter",)),
-    Role("Worker", ("self.failures",), "_Failures", ("leveret.consuming.failure_actions.FailureActions",)),
-    Role("Worker", ("self.owner",), "_Owner", ("leveret.consuming.workers.Workers",)),
+    Role("ChannelDeliveries", ("decoder",), "BodyDecoding", ("leveret.codecs.decoding.BodyDecoder",)),
+    Role("Acknowledger", ("self.meter",), "StaleCounter", ("leveret.monitoring.meters.ConsumerMeter",)),
+    Role("ReadCollector", ("self.reader",), "ByteCounter", ("leveret.wire.reader.FrameReader",)),
+    Role("DeliveryBuffer", ("self",), "ConsumerUpcalls", ("leveret.consuming.consumer.Consumer",)),
+    Role("DeliveryBuffer", ("self.failures",), "KeyFailures", ("leveret.consuming.failure_actions.FailureActions",)),
+    Role("DeliveryBuffer", ("self.meter",), "DeliveryCounter", ("leveret.monitoring.meters.ConsumerMeter",)),
+    Role("Worker", ("self.failures",), "FailureSink", ("leveret.consuming.failure_actions.FailureActions",)),
+    Role("Worker", ("self.owner",), "WorkerOwner", ("leveret.consuming.workers.Workers",)),
 ]
 
 #: Receivers that are objects of the standard library, coroutines, or values of the caller.

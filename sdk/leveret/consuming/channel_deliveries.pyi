@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, type_check_only
 
 from leveret.consuming.acks import AckWindow
 from leveret.wire.buffers import SendBuffer
@@ -11,11 +11,19 @@ from leveret.wire.runs import ContentRun
 
 __test__: dict[str, str]
 
-class _Decoder(Protocol):
-    def decode(self, message: Message, /) -> Any: ...
-    def plain(self, message: Message, /) -> Callable[[bytes], Any] | None: ...
+# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
 
-class _Meter(Protocol):
+@type_check_only
+class BodyDecoding(Protocol):
+    """Decodes the bodies of one consumer: `BodyDecoder`."""
+
+    def decode(self, message: Message) -> Any: ...
+    def plain(self, message: Message) -> Callable[[bytes], Any] | None: ...
+
+@type_check_only
+class StaleCounter(Protocol):
+    """Counts messages that were finished when their channel was gone: `ConsumerMeter`."""
+
     stale: int
 
 @final
@@ -37,7 +45,7 @@ class ChannelDeliveries:
         queue: str,
         channel: int,
         out: SendBuffer,
-        decoder: _Decoder,
+        decoder: BodyDecoding,
         settle: Callable[[ChannelDeliveries, Message, str], Awaitable[bool]],
     ) -> ChannelDeliveries: ...
     def end(self) -> None: ...
@@ -52,7 +60,9 @@ class Acknowledger:
     write_at: int
     @property
     def current(self) -> ChannelDeliveries | None: ...
-    def __new__(cls, loop: asyncio.AbstractEventLoop, meter: _Meter, delay: float, each: bool) -> Acknowledger: ...
+    def __new__(
+        cls, loop: asyncio.AbstractEventLoop, meter: StaleCounter, delay: float, each: bool
+    ) -> Acknowledger: ...
     def begin(self, deliveries: ChannelDeliveries, flush_transport: Callable[[], object]) -> None: ...
     def write_in_time(self) -> int: ...
     def flush(self, *, stragglers: bool = False) -> None: ...

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from typing import Protocol, type_check_only
 
 from typing_extensions import disjoint_base
 
@@ -15,22 +15,29 @@ from leveret.wire.runs import ContentRun
 
 __test__: dict[str, str]
 
-class _Failures(Protocol):
-    def without_key(self, message: Message, error: BaseException, /) -> None: ...
+# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
 
-class _Meter(Protocol):
-    """The counters of `meter`."""
+@type_check_only
+class ConsumerUpcalls(Protocol):
+    """Methods of the subclass, `Consumer`. With ordinary settings none of them is called."""
 
-    delivered: int
-
-class _Upcalls(Protocol):
-    """What the compiled class calls on its subclass."""
-
-    def _delivered(self, run: ContentRun, /) -> None:
+    def _delivered(self, run: ContentRun) -> None:
         """A read brought these; called when `watched`."""
 
     def _taken(self) -> None:
         """A message was taken; called while `_pressed`."""
+
+@type_check_only
+class KeyFailures(Protocol):
+    """Settles messages that have no key: `FailureActions`."""
+
+    def without_key(self, message: Message, error: BaseException) -> None: ...
+
+@type_check_only
+class DeliveryCounter(Protocol):
+    """Counts deliveries: `ConsumerMeter`."""
+
+    delivered: int
 
 @disjoint_base
 class DeliveryBuffer:
@@ -41,7 +48,7 @@ class DeliveryBuffer:
     def __init__(
         self,
         acks: Acknowledger,
-        failures: _Failures,
+        failures: KeyFailures,
         meter: ConsumerMeter,
         loop: asyncio.AbstractEventLoop,
         waiters: Waiters,

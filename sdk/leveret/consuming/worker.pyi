@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, type_check_only
 
 from leveret.consuming.channel_deliveries import Acknowledger
 from leveret.consuming.delivery_buffer import DeliveryBuffer
@@ -12,18 +12,22 @@ from leveret.wire.message import Message
 
 __test__: dict[str, str]
 
-class _Failures(Protocol):
-    """Carries out the error policy. A worker awaits the result, unless it is None."""
+# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
 
-    def undecodable(self, message: Message, error: BaseException, /) -> Coroutine[Any, Any, None] | None: ...
-    def refused(self, message: Message, /) -> None: ...
-    def nonsense(self, message: Message, result: object, /) -> Coroutine[Any, Any, None] | None: ...
+@type_check_only
+class FailureSink(Protocol):
+    """Carries out the error policy: `FailureActions`. A worker awaits the result, unless it is None."""
 
-class _Owner(Protocol):
-    """The tasks that the worker belongs to."""
+    def undecodable(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None: ...
+    def refused(self, message: Message) -> None: ...
+    def nonsense(self, message: Message, result: object) -> Coroutine[Any, Any, None] | None: ...
 
-    def ends(self, task: asyncio.Task[Any], /) -> bool: ...
-    def failed(self, message: Message, error: BaseException | None, /) -> Coroutine[Any, Any, None] | None: ...
+@type_check_only
+class WorkerOwner(Protocol):
+    """The tasks that the worker belongs to: `Workers`."""
+
+    def ends(self, task: asyncio.Task[Any]) -> bool: ...
+    def failed(self, message: Message, error: BaseException | None) -> Coroutine[Any, Any, None] | None: ...
 
 @final
 class Worker:
@@ -41,8 +45,8 @@ class Worker:
         cls,
         buffer: DeliveryBuffer,
         acks: Acknowledger,
-        failures: _Failures,
-        owner: _Owner,
+        failures: FailureSink,
+        owner: WorkerOwner,
         handler: Callable[[Any, Message], Awaitable[object]],
         task: asyncio.Task[Any],
         results_settle: bool,

@@ -12,7 +12,7 @@ __pyx_capi__: dict[str, object]
 
 @type_check_only
 class MessageOwner(Protocol):
-    """The deliveries that a message belongs to: `Generation`."""
+    """The deliveries that a message belongs to: `ChannelDeliveries`."""
 
     @property
     def queue(self) -> str: ...
