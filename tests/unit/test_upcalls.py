@@ -51,7 +51,7 @@ ROLES = [
     Role("Message", ("self.owner",), "MessageOwner", ("leveret.consuming.delivering.Generation",)),
     Role("Ticket", ("self.owner",), "TicketOwner", ("leveret.publishing.producer.Producer",)),
     Role("Publisher", ("self",), "PublisherUpcalls", ("leveret.publishing.producer.Producer",)),
-    Role("Publisher", ("self._encoder",), "Encoder", ("leveret.codecs.bodies.BodyEncoder",)),
+    Role("Publisher", ("self._encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
     Role("Publisher", ("self._transport",), "Flushing", ("leveret.transport.stream.Stream",)),
     Role("Generation", ("consumer", "self.consumer"), "GenerationOwner", ("leveret.consuming.consumer.Consumer",)),
     Role("Pace", ("self.reader",), "ByteCounter", ("leveret.wire.reader.FrameReader",)),
