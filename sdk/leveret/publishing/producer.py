@@ -74,7 +74,7 @@ class Producer(Publisher):
     connection (`auto_recovery`).
 
     Attributes:
-        settings: What it was made with.
+        settings: Its options.
     """
 
     def __init__(
