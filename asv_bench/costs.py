@@ -138,7 +138,13 @@ async def share(url: str, point: Point, watch: Stopwatch) -> None:
         client = await stack.enter_async_context(leveret.connect(url))
         producers = [
             await stack.enter_async_context(
-                client.producer(exchange=EXCHANGE, serializer="bytes", batch_size=BATCH, confirm_timeout=PATIENCE)
+                client.producer(
+                    exchange=EXCHANGE,
+                    serializer="bytes",
+                    batch_size=BATCH,
+                    confirm_timeout=PATIENCE,
+                    publish_timeout=PATIENCE,
+                )
             )
             for _ in range(point.value)
         ]
@@ -168,6 +174,7 @@ async def slide_window(url: str, point: Point, watch: Stopwatch) -> None:
             max_outstanding=point.value,
             max_outstanding_bytes=1024 * MEBIBYTE,
             confirm_timeout=PATIENCE,
+            publish_timeout=PATIENCE,
         ) as producer,
     ):
         await producer.publish_batch(repeat(body, point.value), "costs")
@@ -189,6 +196,7 @@ async def fill_window(url: str, point: Point, watch: Stopwatch) -> None:
             max_buffered=point.value,
             max_outstanding_bytes=1024 * MEBIBYTE,
             confirm_timeout=PATIENCE,
+            publish_timeout=PATIENCE,
         ) as producer,
     ):
         publish = producer.publish_nowait
@@ -207,7 +215,9 @@ async def publish(url: str, point: Point, watch: Stopwatch, send_buffer: int) ->
     body = bytes(point.value)
     async with (
         leveret.connect(f"{url}?socket_send_buffer_size={send_buffer}") as client,
-        client.producer(exchange=EXCHANGE, serializer="bytes", confirm_timeout=PATIENCE) as producer,
+        client.producer(
+            exchange=EXCHANGE, serializer="bytes", confirm_timeout=PATIENCE, publish_timeout=PATIENCE
+        ) as producer,
     ):
         await producer.publish(body, "costs")
         with watch.running():

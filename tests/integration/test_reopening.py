@@ -615,7 +615,7 @@ async def test_nothing_is_left_behind_when_the_channel_was_replaced_many_times(
         assert producer._channel is not None
         assert producer._channel.number <= 3  # one of them is the pool's
         assert (producer.outstanding, len(producer._waiting), producer._flushing) == (0, 0, [])
-        assert producer._reopening is None
+        assert producer._reopening.task is None
         others = {task.get_name() for task in asyncio.all_tasks()}
         assert not any(each.startswith("leveret producer") for each in others)
     assert channels(producer) == 0

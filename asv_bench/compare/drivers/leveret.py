@@ -39,6 +39,7 @@ def producer(client: leveret.Client, job: Job, serializer: str = "bytes") -> lev
         max_outstanding=window,
         max_buffered=window,
         confirm_timeout=PATIENCE,
+        publish_timeout=PATIENCE,
     )
 
 
@@ -116,7 +117,7 @@ async def concurrent(client: leveret.Client, job: Job) -> None:
 
 async def one_by_one(client: leveret.Client, job: Job) -> None:
     now = time.perf_counter
-    async with client.producer(serializer="bytes", confirm_timeout=PATIENCE) as publisher:
+    async with client.producer(serializer="bytes", confirm_timeout=PATIENCE, publish_timeout=PATIENCE) as publisher:
         with job.measured():
             for _ in range(job.count):
                 start = now()

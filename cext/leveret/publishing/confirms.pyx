@@ -1,4 +1,4 @@
-"""The publishings that the broker has not settled yet, and what becomes of them.
+"""The publishings without an outcome, and their tickets and receipts.
 
 The window counts delivery tags. A publishing costs a slot in a ring, and settling a range of tags costs one step for
 each tag, once.
@@ -38,7 +38,7 @@ cdef class Receipt:
 
     Attributes:
         delivery_tag: The publishing's sequence number in its producer, from 1 (RabbitMQ: publisher confirms).
-        outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because nobody can know.
+        outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because the broker tells nothing.
     """
 
     def __cinit__(self, uint64_t delivery_tag=0, uint8_t outcome=CONFIRMED):
@@ -67,7 +67,7 @@ cdef class Receipt:
 @cython.final
 @cython.freelist(512)
 cdef class Ticket:
-    """What becomes of one publishing, or of all the publishings of a batch.
+    """The outcome of one publishing, or of all the publishings of a batch.
 
     Awaiting it waits for the outcome; see `Producer.publish_nowait`.
 
@@ -77,8 +77,8 @@ cdef class Ticket:
         pending: How many have no outcome yet.
         confirmed: How many ended confirmed.
         failures: None, or by index an `Outcome` value, the returned `Message`, or the error that ended it.
-        future: Set by whoever waits; finished tickets with a future are handed out by the window.
-        observed: Somebody looked at the outcome, or will.
+        future: Set by the caller that waits; the window hands out finished tickets with a future.
+        observed: A caller awaits the ticket or awaited it, so `flush` does not report it.
     """
 
     def __cinit__(self, owner=None):
@@ -149,7 +149,7 @@ cdef class ConfirmWindow:
                 Py_CLEAR(self.slots[i].body)
         free(self.slots)
 
-    # Afterwards there is a slot for the next tag. What is collected as garbage meanwhile may publish, too.
+    # Makes sure of a slot for the next tag, in a loop: growing may collect garbage, whose finalizers may publish.
     cdef inline int make_room(self) except -1:
         while self.next_delivery_tag - self.first > <uint64_t>self.mask:
             self.grow()
@@ -262,7 +262,7 @@ cdef class ConfirmWindow:
                 here. The confirm of several that were sent again on another channel is told for each of them.
 
         Returns:
-            None, or the tickets that are finished now and that somebody waits for, or that failed unobserved.
+            None, or the tickets that are finished now and have a future, or that failed unobserved.
         """
         cdef Py_ssize_t i
         cdef uint64_t tag
@@ -348,10 +348,10 @@ cdef class ConfirmWindow:
     def tie_return(self, Message message not None):
         """Ties a returned message to its publishing, and marks that.
 
-        The broker returns in the order of publishing, and before the confirm. So the first mandatory publishing behind
-        the last returned one that has the same bytes is the one; those with the same bytes cannot be told apart by
-        anybody. Brokers may pack the properties anew: RabbitMQ sorts headers (4.0) and takes BCC out. So properties may
-        have other bytes and the same values, and if there is nothing like that, they may be any.
+        The broker returns messages in the order of publishing, and before their confirms. So this takes the first
+        mandatory publishing with the same bytes behind the last returned one; publishings with the same bytes cannot be
+        told apart. Brokers may pack the properties anew: RabbitMQ sorts headers (4.0) and takes BCC out. So it accepts
+        properties with other bytes and the same values, and any properties when there are none like that.
 
         Returns:
             The delivery tag, or 0 when nothing like it is in flight.

@@ -33,7 +33,7 @@ cdef class Publisher:
     cdef public object _timer
     cdef public object _waiting
     cdef public object _flushing
-    # Somebody else wants to know of confirms: listeners, a window that adapts, a policy.
+    # Confirms concern more than their tickets: listeners, a window that adapts, a policy.
     cdef public bint _watched
     cdef public object _last_key
     cdef public PublishTemplate _last_template
@@ -45,9 +45,9 @@ cdef class Publisher:
     cdef public bint _plain
     cdef public bint _alive
     cdef public bint _confirms
-    # Those who wait for a confirm or for room.
+    # The callers that wait for a confirm or for room.
     cdef public Waiters _waiters
-    # Where it was made.
+    # The thread and process that made it.
     cdef unsigned long thread
     cdef int forks
     cdef public object _transport

@@ -1,7 +1,7 @@
-"""The compiled way of a publishing: from the call to the send buffer, and from the confirm to its caller.
+"""The compiled way of a message: from the call to the send buffer, and from the confirm to its caller.
 
 `PublishBatch` appends frames and takes delivery tags. `Publisher` is the base of `Producer`: it has the ordinary calls,
-and leaves all others to it.
+and passes all others on to its subclass.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -28,9 +28,8 @@ import os
 from leveret.errors import BodyTooLarge, EncodeFailed
 
 cdef enum:
-    # Bodies above this are not copied: from here on a piece of its own costs less than the copying (make compare
-    # ARGS="--sizes 4k,8k,16k --peers leveret" with other values). They must fit SLACK of wire.buffers when they are
-    # copied.
+    # Larger bodies are not copied: a separate piece for the socket costs less from here on (make compare
+    # ARGS="--sizes 4k,8k,16k --peers leveret" with other values). Copied bodies must fit SLACK of wire.buffers.
     LARGE = 8192
 
 # An outcome's value (leveret.message).
@@ -69,7 +68,7 @@ cdef class PublishBatch:
         self.out = out
         self.channel = channel
         self.frame_max = frame_max
-        # With frames that are small themselves no piece is large.
+        # Frames that are small themselves need no separate pieces.
         self.copied_size = LARGE if LARGE < self.max_body_size and LARGE < frame_max else self.max_body_size
 
     cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0:
@@ -180,8 +179,8 @@ cdef class PublishBatch:
 
         Args:
             template: Exchange, routing key and properties.
-            body: Any object with a contiguous buffer. What is not bytes is copied, because it may change; bytes of more
-                than 8 KiB are not copied at all, and the socket is given them as they are.
+            body: Any object with a contiguous buffer. Other types than bytes are copied, because they may change; bytes
+                of more than 8 KiB are not copied at all, and go to the socket as they are.
             ticket: Told about the outcome.
             index: The publishing's index in the ticket.
 
@@ -248,11 +247,11 @@ cdef class PublishBatch:
         return True
 
 
-# Without confirms nobody knows more.
+# The shared receipt of publishings without confirms.
 NO_RECEIPT = Receipt(0, UNKNOWN)
 
 
-# How often this process is the child of a fork. In a child the loop that the parent ran looks as if it ran still.
+# How many forks lie between the first process and this one. In a child the parent's loop still looks as if it ran.
 cdef int _forks = 0
 
 
@@ -266,10 +265,10 @@ if hasattr(os, "register_at_fork"):
 
 
 cdef class Publisher:
-    """What a producer does for each message: the short way of `publish` and `publish_nowait`.
+    """What a producer does for an ordinary message: the compiled way of `publish` and `publish_nowait`.
 
-    `Producer` fills the attributes and has the long way, for whatever is not plain: options, waiting, several forms of
-    bodies, policies. The attributes are its own.
+    `Producer` is its only subclass. It sets the attributes, and has the long way for options, waiting, several forms of
+    bodies and policies.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -277,7 +276,7 @@ cdef class Publisher:
         self.forks = _forks
 
     def settled(self, SettlementRun run not None):
-        """Applies confirms, and lets those go on who waited for them."""
+        """Applies confirms and wakes the callers that waited for them."""
         cdef list finished
         self._waiters.hold()
         try:
@@ -291,7 +290,7 @@ cdef class Publisher:
             self._waiters.release()
 
     def _complete(self, list finished not None):
-        """Wakes those who wait for these tickets, and remembers those that failed and nobody waits for."""
+        """Wakes the callers that wait for these tickets, and remembers failed tickets without a caller for `flush`."""
         cdef Ticket ticket
         for ticket in finished:
             if ticket.future is None:
@@ -301,7 +300,7 @@ cdef class Publisher:
             elif not ticket.future.done():
                 ticket.future.set_result(None)
 
-    # A ticket of a message that was written, or None: then the long way finds out what to do, or what is wrong.
+    # Writes a message and returns its ticket. Returns None for whatever needs the long way, which also finds errors.
     cdef Ticket offer(self, value, routing_key, Py_ssize_t limit):
         cdef ConfirmWindow window = self._window
         cdef PublishTemplate template
@@ -310,7 +309,7 @@ cdef class Publisher:
         cdef object body
         if not self.has_room(window, limit) or not self.at_home():
             return None
-        if routing_key is self._last_key and self._last_template is not None:  # None is the key of none
+        if routing_key is self._last_key and self._last_template is not None:  # a key of None is not the last key
             template = self._last_template
         else:
             if type(routing_key) is str:
@@ -329,7 +328,7 @@ cdef class Publisher:
         else:
             body = self.encode(value)
             if not self.has_room(window, limit):
-                return None  # the serializer did something else, too
+                return None  # the serializer published or closed something itself
         ticket = Ticket.__new__(Ticket)
         ticket.owner = self
         self._batch.put(template, <bytes>body, ticket, 0)
@@ -337,8 +336,9 @@ cdef class Publisher:
             self._start_clock()
         return ticket
 
-    # As offer, for a caller that waits for the outcome. When nothing is in flight nothing is gained by waiting for
-    # others to share a write with (Nagle's algorithm, RFC 896, does the same). During a read its end is soon enough.
+    # As offer, for a caller that waits for the outcome. When nothing is in flight the message is written at once:
+    # waiting for others to share the write would gain nothing (Nagle's algorithm, RFC 896, does the same). During a
+    # read the end of the read is soon enough.
     cdef Ticket send(self, value, routing_key):
         cdef SendBuffer out
         cdef Ticket ticket
@@ -354,7 +354,7 @@ cdef class Publisher:
                 self._transport.flush()
         return ticket
 
-    # Whether this is called in the event loop. False only means that the long way has to look: it asks
+    # Whether this is called in the event loop. False only means that the long way has to find out: it asks
     # asyncio.get_running_loop, which in Python 3.11 makes a system call each time.
     cdef inline bint at_home(self) except -1:
         return (PyThread_get_thread_ident() == self.thread and self.forks == _forks
@@ -417,8 +417,9 @@ cdef class Publisher:
     async def publish(self, value, routing_key="", **options):
         """Publishes one value and waits for the broker's confirm.
 
-        Many calls may wait at once; up to `max_outstanding` are in flight, and the others wait for their turn.
-        When this is cancelled the message may have been written; it is not taken back.
+        Many calls may wait at once; up to `max_outstanding` are in flight, and the others wait for their turn. The
+        outcome comes within `publish_timeout` seconds. A cancelled call may have written the message; it is not taken
+        back.
 
         Args:
             value: What the serializer takes.
@@ -433,7 +434,8 @@ cdef class Publisher:
             MessageNacked: The broker refused it.
             MessageReturned: It was mandatory and no queue took it.
             ExchangeNotFound: There is no such exchange. The producer goes on, on a new channel.
-            ConfirmTimeout: No confirm within `confirm_timeout` seconds; the outcome is UNKNOWN, the stage "confirm".
+            ConfirmTimeout: The message was written, and no confirm came within `confirm_timeout` seconds from then or
+                `publish_timeout` seconds from this call; the outcome is UNKNOWN, the stage "confirm".
             PublishError: With outcome NOT_SENT: it could not be written within `publish_timeout` seconds, and `stage`
                 says what it waited for; or the producer is closed. With UNKNOWN: the channel or connection was lost;
                 the cause says why.
@@ -442,7 +444,7 @@ cdef class Publisher:
         cdef Ticket ticket
         cdef Receipt receipt
         cdef Waiter waiter
-        # Those who wait go first.
+        # Callers that wait already go first.
         if options or self._waiting or (ticket := self.send(value, routing_key)) is None:
             return await self._publish(value, routing_key, options)
         if ticket.pending:
@@ -468,8 +470,8 @@ cdef class Publisher:
             **options: See `PublishOptions`.
 
         Returns:
-            A ticket. Await it for the receipt; it raises what `publish` raises. `flush` raises for those that
-            failed and were not awaited.
+            A ticket, which has its outcome within `publish_timeout` seconds. Await it for the receipt; it raises what
+            `publish` raises. `flush` raises for tickets that failed and were not awaited.
 
         Raises:
             BackpressureError: `max_buffered` publishings or `max_outstanding_bytes` bytes have no outcome yet,

@@ -139,11 +139,13 @@ class Stage:
     def producer(self, *, confirms: bool = True) -> leveret.Producer:
         """Makes a producer for the exchange."""
         target = self._target
+        patience = max(STALL, target.count / _SLOWEST_RATE)
         return self.client.producer(
             exchange=self.exchange,
             confirms=confirms,
             batch_size=target.batch_size,
-            confirm_timeout=max(STALL, target.count / _SLOWEST_RATE),
+            confirm_timeout=patience,
+            publish_timeout=patience,
         )
 
     def consumer(self, model: type[Order], *, concurrency: int = 1) -> leveret.Consumer[Order]:

@@ -1,4 +1,4 @@
-"""How many publishings may be unconfirmed at once, when nobody says a number."""
+"""How many publishings may be unconfirmed at once, with `max_outstanding="auto"`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["AdaptiveWindow"]
 #: A rate is measured for at least so many seconds, and over so many windows of confirms.
 _LEAST_SECONDS: Final = 0.1
 _LEAST_WINDOWS: Final = 2
-#: So often each of two windows is measured, one after the other, before one is chosen.
+#: How often each of two windows is measured, in turns, before one is chosen.
 _TURNS: Final = 3
 #: The larger one is chosen when its rate is higher by this factor.
 _WORTH: Final = 1.05
@@ -25,21 +25,21 @@ class AdaptiveWindow:
 
     A window that is too small leaves the broker idle for a part of each confirm latency; one that is too large only
     makes confirms come later. While publishers wait for the window, it is compared with one of twice the size: both are
-    used in turns, so that a broker whose rate swings does not decide by chance, and the larger one is kept when it was
-    faster each time, by a twentieth altogether. It never grows so far that the confirm latency, which is window / rate
-    while the window is full (Little's law), would come over a limit. A window that grew is later compared with one of
-    half the size in the same way. Comparisons that change nothing become rare.
+    used in turns, so that a broker whose rate swings does not decide by chance. The larger one is kept when it was
+    faster each time, by a factor of at least 1.05 in total. It never grows so far that the confirm latency, which is
+    window / rate while the window is full (Little's law), would exceed a limit. A window that grew is later compared
+    with one of half the size in the same way. Comparisons that change nothing become rare.
 
     It reads no clock: time is passed in.
 
     Args:
-        minimum: What it begins with, and never falls below.
-        maximum: What it never exceeds.
+        minimum: Its first size, and the smallest.
+        maximum: Its largest size.
         max_latency: The longest confirm latency in seconds that it grows into.
 
     Attributes:
         limit: The window now.
-        latency: The confirm latency in seconds as it was measured last, or 0.
+        latency: The last measured confirm latency in seconds, or 0.
     """
 
     def __init__(self, minimum: int, maximum: int, max_latency: float) -> None:
@@ -50,9 +50,9 @@ class AdaptiveWindow:
         self._max_latency = max_latency
         self._since: float | None = None
         self._confirmed = 0
-        # What was published with the window before this one is still to be confirmed.
+        # Publishings of the window before this one are still unconfirmed.
         self._settling = False
-        # While two windows are compared: the one before, both, and what was measured with each.
+        # While two windows are compared: the one before, both sizes, and the rates measured with each.
         self._was = self._small = self._large = 0
         self._rates: dict[int, list[float]] = {}
         self._down = False
@@ -60,7 +60,7 @@ class AdaptiveWindow:
         self._hold_until = 0.0
 
     def update(self, now: float, confirmed: int, *, limited: bool) -> int:
-        """Tells how far confirms have come; called when some came.
+        """Takes the number of confirms; called when some came.
 
         Args:
             now: Seconds of a monotonic clock.

@@ -20,28 +20,15 @@ from leveret.publishing.packing import joined
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
-    from typing import Protocol, Self, Unpack
+    from typing import Self, Unpack
 
     from leveret.monitoring.meters import ProducerMeter
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.template import PublishTemplate, Template
     from leveret.publishing.writing import MessageWriter
 
-    class PutValues(Protocol):
-        """Encodes and appends values of a batch; see `Publisher._put_values`."""
-
-        def __call__(
-            self,
-            template: PublishTemplate,
-            values: list[Any],
-            start: int,
-            ticket: Ticket,
-            index: int,
-            max_bytes: int,
-            kind: type,
-            /,
-        ) -> int: ...
-
+    #: `Publisher._put_values`: frames, values, start, ticket, index, most bytes, the type that ends it.
+    PutValues = Callable[[PublishTemplate, list[Any], int, Ticket, int, int, type], int]
 
 __all__ = ["Batch", "BatchPublisher", "Source"]
 

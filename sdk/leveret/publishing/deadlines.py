@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOCK_STEPS", "Deadlines"]
 
-#: The clock ticks this many times per timeout, the shorter one of the two. It gives a message up at the first tick
-#: after the deadline that finds it expired, which is at most two steps late.
-CLOCK_STEPS: Final = 20
+#: The clock ticks this many times in the shorter one of the two timeouts. A message is given up at most two ticks late:
+#: its call is noted at the tick that follows, and the end of its time is seen at a tick.
+CLOCK_STEPS: Final = 40
 
 
 class Deadlines:
@@ -86,11 +86,11 @@ class Deadlines:
         self._waited.append((deadline, deadline, first, last))
 
     def lost(self) -> None:
-        """The channel is lost: `confirm_timeout` stands still until `resent`."""
+        """Stops `confirm_timeout` until `resent`, because the channel is lost."""
         self._written.clear()
 
     def resent(self, now: float, last: int) -> None:
-        """What is in flight, up to this delivery tag, was just written to another channel."""
+        """Starts `confirm_timeout` anew: publishings up to this delivery tag were just written to another channel."""
         self._written.clear()
         self._written.append((now, last))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
 
-__all__ = ["TRANSITIONS", "ProducerLife", "ProducerState", "Reopening"]
+__all__ = ["PRODUCER_TRANSITIONS", "ProducerLife", "ProducerState", "Reopening"]
 
 logger = logging.getLogger("leveret.publishing")
 
@@ -41,7 +41,7 @@ class ProducerState(enum.Enum):
 
 
 #: The states that may follow each state.
-TRANSITIONS: Final[dict[ProducerState, frozenset[ProducerState]]] = {
+PRODUCER_TRANSITIONS: Final[dict[ProducerState, frozenset[ProducerState]]] = {
     ProducerState.NEW: frozenset({ProducerState.OPENING, ProducerState.CLOSING}),
     ProducerState.OPENING: frozenset({ProducerState.NEW, ProducerState.OPEN, ProducerState.CLOSING}),
     ProducerState.OPEN: frozenset({ProducerState.REOPENING, ProducerState.LOST, ProducerState.CLOSING}),
@@ -66,7 +66,7 @@ class ProducerLife:
 
     def move(self, state: ProducerState) -> None:
         """Goes over to another state."""
-        assert state in TRANSITIONS[self.state], f"{self.state.name} -> {state.name}"
+        assert state in PRODUCER_TRANSITIONS[self.state], f"{self.state.name} -> {state.name}"
         self.state = state
 
     def at(self, *states: ProducerState) -> bool:

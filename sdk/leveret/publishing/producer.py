@@ -74,7 +74,7 @@ class Producer(Publisher):
     connection (`auto_recovery`).
 
     Attributes:
-        settings: What it was made with.
+        settings: Its options.
     """
 
     def __init__(
@@ -494,7 +494,7 @@ class Producer(Publisher):
 
         Raises:
             OperationTimeout: Not everything has an outcome yet; it goes on being waited for.
-            PublishError: Publishings of `publish_nowait` that nobody awaited did not end confirmed; the text
+            PublishError: Publishings of `publish_nowait` that no caller awaited did not end confirmed; the text
                 counts them, and the error is that of the first.
         """
         if self._channel is None:
@@ -536,7 +536,7 @@ class Producer(Publisher):
             if limit != self._limit:
                 logger.debug("the confirm window is %d now; confirms took %.3f s", limit, self._adaptive.latency)
             self._set_limit(limit)
-        # Wakes waiting callers first, or those whose publishing has ended would overtake them.
+        # Wakes waiting callers first, or completed publishers would overtake them.
         self._wake()
         self._hand_out(finished)
         for tag, multiple, nack in told or ():

@@ -7,6 +7,7 @@ from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING
 
+from leveret.publishing.lifecycle import ProducerState
 from leveret.publishing.outcomes import not_sent
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Room:
         life = self._life
         if life.over:
             return "", "the producer is closed"
-        if not hasattr(self, "_connection"):
+        if life.at(ProducerState.NEW, ProducerState.OPENING):
             return "", "the producer is not open"
         if not life.writable:
             return "connection", "the channel was lost, and another one is not open yet"

@@ -205,6 +205,6 @@ class Transaction:
 
     def channel_lost(self, error: LeveretError) -> None:
         """The transaction is lost, unless it has ended or the commit will tell."""
-        # When this side closed the channel, or waits for the commit, nobody needs to be told here.
+        # When this side closed the channel there is no caller to tell, and a waiting commit raises by itself.
         if not self._committing and self._error is None:
             self._error = self._lost(error)

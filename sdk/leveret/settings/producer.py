@@ -25,9 +25,12 @@ class ProducerSettings(Section):
         compression_threshold: Bodies of up to this many bytes are not compressed, 0 to 2**40.
         compression_ratio: A compressed body is kept when it is smaller than this share of the original, 0.01 to 1.
         confirms: False publishes without asking the broker to confirm: lost messages stay unknown.
-        confirm_timeout: Seconds to wait for a confirm before the outcome is UNKNOWN, 0.001 to 86400.
-        publish_timeout: Seconds for the whole of `publish`, and for the wait of `enqueue` and of each chunk of
-            `publish_batch`: for the connection, for the broker's leave, for room, and for the confirm, 0.001 to 86400.
+        confirm_timeout: Seconds that a confirm may take after the message is written, 0.001 to 86400; then the outcome
+            is UNKNOWN. The time without a channel does not count.
+        publish_timeout: Seconds from the call to the outcome of each message, 0.001 to 86400; in a batch or an iterable
+            they begin when the message is taken. They cover the waits for the connection, for a broker that blocks
+            publishers, for room and for the confirm, and all attempts of a retry policy. Then the outcome is NOT_SENT,
+            or UNKNOWN when the message was written, and `PublishError.stage` says what it waited for.
         mandatory: True has unroutable messages returned.
         delivery_mode: 2 (persistent) or 1 (transient); the words are understood too.
         max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000; "auto" begins with 200 and
