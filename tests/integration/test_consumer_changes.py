@@ -7,7 +7,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from pamqp.commands import Basic
 from tests.support.handling import Queues, running, until
+from tests.support.peers import ANSWERS, FakeServer, Peer
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
 from tests.support.queues import taken
@@ -516,3 +518,28 @@ async def test_a_consumer_of_a_classic_queue_has_no_time_limit(
         async with running(consumer, handler):
             await until(lambda: consumer.counters()["acked"] == 1, seconds=20)
         assert redelivered == [False]
+
+
+async def test_a_consumer_is_live_when_the_broker_has_answered() -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                channel, value = await peer.receive()
+                if isinstance(value, Basic.Consume):
+                    asked.set()
+                    await go.wait()
+                peer.send(ANSWERS[value.name](value), channel)
+
+    async with FakeServer(script) as server, leveret.connect(server.url) as client:
+        consumer = client.consumer("q")
+        subscribing = asyncio.create_task(consumer.subscribe())
+        await asked.wait()
+        health = consumer.health()
+        assert (health.expected, health.live) == (True, False)
+        go.set()
+        await subscribing
+        assert consumer.health().live
+        await consumer.close()

@@ -103,11 +103,17 @@ class Proxy:
                 if replies and self.deaf:
                     continue
                 if delay:
-                    loop.call_later(delay, sink.write, data)
+                    loop.call_later(delay, _write, sink, data)
                 else:
-                    sink.write(data)
+                    _write(sink, data)
                     await sink.drain()
         # One side is gone: so is the other, behind what is still under way.
         await asyncio.sleep(delay)
         sink.close()
         other.close()
+
+
+def _write(sink: asyncio.StreamWriter, data: bytes) -> None:
+    # One that was reset has no other side any more, and uvloop raises RuntimeError.
+    if not sink.transport.is_closing():
+        sink.write(data)

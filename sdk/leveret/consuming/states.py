@@ -179,7 +179,7 @@ class ConsumerHealth:
 
     Attributes:
         expected: Deliveries should come: it has subscribed, and was neither paused, drained, cancelled nor stopped.
-        live: The broker has it among the queue's consumers, as far as this side knows.
+        live: The broker has it among the queue's consumers, as far as this side knows: it has answered basic.consume.
         delivery_age: Seconds since the last delivery came, or None when none has.
         working: Messages that handlers are at work on.
         waiting: Messages that wait here for a handler.

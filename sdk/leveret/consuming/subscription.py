@@ -84,6 +84,8 @@ class Subscription:
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
         # How often the consumer began on this channel.
         self._begun = 0
+        # The tag whose basic.consume was not answered yet.
+        self._asked: str | None = None
         self._reopening: asyncio.Task[None] | None = None
         # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
@@ -92,7 +94,8 @@ class Subscription:
     @property
     def is_live(self) -> bool:
         """True when the broker has the consumer, as far as this side knows."""
-        return bool(self.tags) and self.channel is not None and self.channel.is_open
+        has_tag = any(tag != self._asked for tag in self.tags)
+        return has_tag and self.channel is not None and self.channel.is_open
 
     @property
     def has_begun(self) -> bool:
@@ -203,6 +206,7 @@ class Subscription:
         was_new = self._life.state is ConsumerState.NEW
         self._life.become(ConsumerState.CONSUMING)
         self.tags.append(tag)
+        self._asked = tag
         self._use_prefetch(prefetch)
         try:
             await channel.basic_consume(
@@ -221,6 +225,7 @@ class Subscription:
                 self._life.become(ConsumerState.NEW)
             raise
         finally:
+            self._asked = None
             self._changed()
 
     async def _cancel_tags(self, keep: int = 0) -> None:
