@@ -293,7 +293,7 @@ async def run(
     defaults = {"serializer": "bytes", "publish_timeout": PUBLISH_TIMEOUT, "confirm_timeout": CONFIRM_TIMEOUT}
     async with FakeServer(recorder) as server, leveret.connect(server.url) as client:
         chosen = leveret.ProducerSettings(**{**defaults, **options})
-        producer = kind(client._publishing, chosen, client.registry)
+        producer = kind(client.publishing_link, chosen, client.registry)
         headers = {"a": 1, "b": "text"}
         specs = {
             "template": ("orders", {"priority": 5}),
@@ -353,7 +353,7 @@ async def test_templates_and_repeated_keys_are_published_the_compiled_way(option
     recorder = Recorder(["ack"], blocked=False)
     async with FakeServer(recorder) as server, leveret.connect(server.url) as client:
         chosen = leveret.ProducerSettings(serializer="bytes", **options)
-        async with Counting(client._publishing, chosen, client.registry) as producer:
+        async with Counting(client.publishing_link, chosen, client.registry) as producer:
             # More than the routing keys that are kept.
             templates = [producer.template("orders", headers={"a": number}) for number in range(2000)]
             await producer.publish(b"x", "orders")
