@@ -193,9 +193,9 @@ def test_unknown_outcome_is_retried_when_retry_on_and_retry_unknown_both_say_so(
         (
             {"retry_on": asyncio.CancelledError},
             "retry_on",
-            "retry_on must name types of Exception; <class 'asyncio.exceptions.CancelledError'> is none",
+            "retry_on must name types of Exception; <class 'asyncio.exceptions.CancelledError'> is not one",
         ),
-        ({"retry_on": (OSError, 5)}, "retry_on", "retry_on must name types of Exception; 5 is none"),
+        ({"retry_on": (OSError, 5)}, "retry_on", "retry_on must name types of Exception; 5 is not one"),
         ({"interval": 100_000}, "interval", "interval is 100000 s; it must be 0 to 86400"),
     ],
 )

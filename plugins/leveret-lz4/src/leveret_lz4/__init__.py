@@ -1,7 +1,7 @@
 """LZ4 compression for Leveret: the compressor "lz4".
 
     client.producer(compressor="lz4")
-    client.consumer("orders", Order)  # goes by the content encoding
+    client.consumer("orders", Order)  # decompresses by the content encoding
 
 Bodies are LZ4 frames, which the `lz4` command and other languages read and write.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPRESSOR", "BlockTooLarge", "LZ4Compressor", "leveret_compressors"]
 
-#: The range in which each level makes a difference: python-lz4 takes any number, and gives it the nearest of these.
+#: The range in which levels differ. python-lz4 accepts other numbers, and uses the nearest of these.
 _LEVELS: Final = (-65_536, 12)
 _DEFAULT_LEVEL: Final = 0
 
@@ -34,34 +34,33 @@ _HAS_DICTIONARY: Final = 0b0001
 _HAS_SIZE: Final = 0b1000
 _HEADER_SIZE: Final = 7
 _CONTENT_SIZE_SIZE: Final = 8
-#: The block sizes that there are, and what they are called in BD.
+#: The block sizes, and their codes in BD.
 _BLOCK_SIZES: Final = {1 << 16: 4, 1 << 18: 5, 1 << 20: 6, 1 << 22: 7}
-#: LZ4 Block Format: a byte of a block adds at most 255 bytes to a match.
+#: The most decompressed bytes for each compressed one (LZ4 Block Format: a byte adds at most 255 bytes to a match).
 _MAX_RATIO: Final = 255
 
-# Memory, in bytes. Everything but the body itself has to fit into 1 MiB more than `max_size`.
-#: What is decompressed at a time. It is there twice, because python-lz4 copies it.
+# Memory, in bytes. Body and working memory must fit into `max_size` and 1 MiB.
+#: The size of a chunk of output. python-lz4 copies it, so it takes twice the memory.
 _CHUNK: Final = 1 << 15
-#: A body of up to this size is made of chunks that are kept; for a longer one they would take its size once more.
+#: Bodies up to this size are joined from their chunks. For larger ones that would take their size twice.
 _SMALL: Final = 1 << 18
-#: What the body and the decoder's block may take together beyond `max_size`. The rest of the MiB is for chunks and for
-#: the 64 KiB that the decoder remembers.
+#: The memory above `max_size` for the body and the decoder's block together. The rest of the MiB is for chunks and for
+#: the decoder's window of 64 KiB.
 _ROOM: Final = (1 << 20) - (1 << 18)
 
 
 class BlockTooLarge(ValueError):
-    """A frame has blocks that need more memory than the limit of the body allows."""
+    """The blocks of a frame need more memory than the body's limit allows."""
 
 
 class LZ4Compressor:
     """The LZ4 frame format.
 
-    Frames have blocks of at most 64 KiB, tell the size of their content and have a checksum of it: one that was damaged
-    on its way is refused.
+    Frames have blocks of at most 64 KiB, the size of their content, and a checksum, so that damaged frames are refused.
 
     Args:
-        level: -65,536 to 12. 0 is LZ4's own default, and what None stands for: its fastest level that looks for matches
-            everywhere. Below 0 it skips more and more, and is faster. From 3 on it looks harder.
+        level: -65,536 to 12; None is 0, LZ4's default. Lower levels are faster and compress less. From 3 on LZ4
+            searches harder.
     """
 
     def __init__(self, level: int | None = None) -> None:
@@ -76,33 +75,33 @@ class LZ4Compressor:
         """Decompresses one frame, in memory of at most `max_size` bytes and 1 MiB more.
 
         Args:
-            data: One frame, of any writer.
+            data: One frame, from any LZ4 implementation.
             max_size: The most bytes to return.
 
         Returns:
             The body.
 
         Raises:
-            BodyTooLarge: It has, or says that it has, more than `max_size` bytes.
-            BlockTooLarge: The frame has blocks of 1 or 4 MiB, which the decoder has to hold as a whole beside the body,
-                and both together do not fit. Bodies of up to `max_size` - 3.25 MiB always do.
-            ValueError: It is no LZ4 frame, is cut off, has something behind it, or needs a dictionary.
-            RuntimeError: It is malformed.
+            BodyTooLarge: The body has more than `max_size` bytes, or the frame claims so.
+            BlockTooLarge: The frame has blocks of 1 or 4 MiB, which the decoder must hold beside the body, and both do
+                not fit into the memory. Bodies of up to `max_size` - 3.25 MiB always fit.
+            ValueError: The data is not an LZ4 frame, is truncated, is followed by other bytes, or needs a dictionary.
+            RuntimeError: The frame is malformed.
         """
         frame = _Frame(data)
         size = frame.content_size
         if size is not None and size > max_size:
-            raise BodyTooLarge(f"the body says that it has {size} bytes, more than {max_size}")
-        # What the frame says is believed only as far as so few bytes can become so many.
+            raise BodyTooLarge(f"the body claims {size} bytes, more than {max_size}")
+        # The claimed size is limited by the size that so many compressed bytes can have.
         most = min(max_size if size is None else size, len(data) * _MAX_RATIO)
         if most <= _SMALL:
             return b"".join(frame.chunks(most, _SMALL))
         if size is not None and size > most:
-            raise ValueError(f"the body says that it has {size} bytes, which {len(data)} compressed bytes cannot be")
+            raise ValueError(f"the body claims {size} bytes, which is impossible for {len(data)} compressed bytes")
         block_size = min(frame.block_size, _block_size(max_size + _ROOM))
         if size is None or frame.block_size > _SMALL:
-            # A first pass counts. A body that grew while it is made would be copied again and again; and a block could
-            # have more bytes than the frame says that it has altogether.
+            # A first pass counts the bytes. Without the size, the growing body would be copied repeatedly; and a block
+            # could have more bytes than the frame claims.
             size, body = _measure(frame, most, block_size)
             if body is not None:
                 return body
@@ -115,7 +114,7 @@ class LZ4Compressor:
 
 
 def _measure(frame: _Frame, max_size: int, block_size: int) -> tuple[int, bytes | None]:
-    """Counts the bytes of a body; returns the body as well when it is one chunk."""
+    """Counts the bytes of a body. Also returns the body if it is a single chunk."""
     size = 0
     first = b""
     for chunk in frame.chunks(max_size, block_size):
@@ -125,40 +124,40 @@ def _measure(frame: _Frame, max_size: int, block_size: int) -> tuple[int, bytes 
 
 
 def _collect(frame: _Frame, size: int, block_size: int) -> bytes:
-    """Makes a body of a known size, in memory of that size and not twice."""
+    """Decompresses a body of a known size into one buffer of that size."""
     body = BytesIO()
     body.seek(size - 1)
     body.write(b"\0")
     body.seek(0)
     for chunk in frame.chunks(size, block_size):
         body.write(chunk)
-    # CPython hands its buffer over and does not copy it.
+    # CPython returns the buffer without a copy.
     return body.getvalue()
 
 
 def _block_size(room: int) -> int:
-    """The largest block size that fits, or the second smallest, for which there is always room."""
+    """Returns the largest block size that fits into `room`, at least 256 KiB, which always fits."""
     return max(size for size in _BLOCK_SIZES if size <= max(room, _SMALL))
 
 
 class _Frame:
-    """A frame whose header was read.
+    """A frame with its decoded header.
 
     Args:
         data: The frame.
 
     Attributes:
-        block_size: The most bytes that a block has, as the header says.
-        content_size: What the header says, or None.
+        block_size: The largest block, according to the header.
+        content_size: The size of the body according to the header, or None.
     """
 
     def __init__(self, data: bytes) -> None:
-        # Skippable and legacy frames begin with other numbers, and blocks without a frame with anything.
+        # Skippable and legacy frames begin with other numbers.
         if data[:_FLG] != _MAGIC:
-            raise ValueError("the compressed body is no LZ4 frame")
+            raise ValueError("the compressed body is not an LZ4 frame")
         self._data = data
         self._header: dict[str, Any] = lz4.frame.get_frame_info(data)
-        # One for all passes: a second one would not use the memory of the first, which malloc often keeps.
+        # One context for all passes: a second one would not reuse the memory of the first.
         self._context = lz4.frame.create_decompression_context()
         if data[_FLG] & _HAS_DICTIONARY:
             raise ValueError("the compressed body needs a dictionary")
@@ -166,17 +165,17 @@ class _Frame:
         self.content_size: int | None = self._header["content_size"] or None
 
     def chunks(self, max_size: int, block_size: int) -> Iterator[bytes]:
-        """Decompresses piece by piece, from the beginning each time.
+        """Decompresses the frame from its beginning, in chunks.
 
         Args:
-            max_size: The most bytes to yield; a body with more is too large.
+            max_size: The most bytes to yield. A larger body is an error.
             block_size: The most memory that the decoder may use for a block.
         """
         context = self._context
         lz4.frame.reset_decompression_context(context)
         view = memoryview(self._data)
         position = 0
-        # So few bytes that they cannot fill a block need no smaller one.
+        # Not needed if the data is too short to fill a larger block.
         smaller = block_size < min(self.block_size, len(view) * _MAX_RATIO)
         if smaller:
             lz4.frame.decompress_chunk(context, self._header_with(block_size))
@@ -184,9 +183,9 @@ class _Frame:
         left = max_size
         ended = False
         while not ended:
-            # Not LZ4FrameDecompressor: after each piece it copies what it has not read yet.
+            # Not LZ4FrameDecompressor, which copies the unread input after each chunk.
             try:
-                # One byte more than is allowed tells "exactly full" from "too large".
+                # One byte above the limit distinguishes a body of exactly that size from one that is too large.
                 chunk, read, ended = lz4.frame.decompress_chunk(
                     context, view[position:], max_length=min(_CHUNK, left + 1)
                 )
@@ -197,18 +196,18 @@ class _Frame:
             position += read
             left -= len(chunk)
             if left < 0 and self.content_size is not None:
-                raise ValueError(f"the body has more than the {self.content_size} bytes that it says it has")
+                raise ValueError(f"the body has more than the {self.content_size} bytes that it claims")
             if left < 0:
                 raise BodyTooLarge(f"the body decompresses to more than {max_size} bytes")
             if chunk:
                 yield chunk
             elif not (read or ended):
-                raise ValueError("the compressed body is cut off")
+                raise ValueError("the compressed body is truncated")
         if position < len(view):
             raise ValueError(f"{len(view) - position} bytes follow the compressed body")
 
     def _header_with(self, block_size: int) -> bytes:
-        """The frame's header with a smaller block size: the decoder allocates no more, and refuses larger blocks."""
+        """Returns the frame's header with a smaller block size, so that the decoder refuses larger blocks."""
         header = self._header
         writer = lz4.frame.LZ4FrameCompressor(
             block_size=_BLOCK_SIZES[block_size],
@@ -222,13 +221,11 @@ class _Frame:
     def _too_large(self, max_size: int, block_size: int) -> Exception:
         if block_size < max_size:
             return BlockTooLarge(
-                f"the body is malformed, or has a block of more than {block_size} bytes, for which the limit leaves no "
-                "memory"
+                f"the body is malformed, or has a block of more than {block_size} bytes, which does not fit into the "
+                "memory for it"
             )
         if self.content_size is not None:
-            return ValueError(
-                f"the body is malformed, or has more than the {self.content_size} bytes that it says it has"
-            )
+            return ValueError(f"the body is malformed, or has more than the {self.content_size} bytes that it claims")
         return BodyTooLarge(f"the body is malformed, or decompresses to more than {max_size} bytes")
 
 
@@ -240,5 +237,5 @@ COMPRESSOR: Final = CompressorSpec(
 
 @hookimpl
 def leveret_compressors() -> Iterable[CompressorSpec]:
-    """The compressor "lz4"."""
+    """Returns the compressor "lz4"."""
     return [COMPRESSOR]

@@ -1,9 +1,9 @@
 """MessagePack bodies for Leveret: the serializer "msgpack".
 
     client.producer(serializer="msgpack")  # takes plain values, Struct, dataclass, attrs, ...
-    client.consumer("orders", Order)  # goes by the content type
+    client.consumer("orders", Order)  # decodes by the content type
 
-Bodies are what `msgpack.packb` writes, which any language can read.
+Bodies are the output of `msgpack.packb`, which other languages can read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["SERIALIZER", "MessagePackSerializer", "leveret_serializers"]
 
 _BINARY: Final = (bytes, bytearray, memoryview)
-#: What MessagePack can say and JSON cannot: the packer gets these as they are, not as text.
+#: Types that MessagePack supports and JSON does not. The packer gets them unchanged, not as text.
 _NATIVE: Final = (*_BINARY, datetime, msgpack.Timestamp)
 #: A packer keeps its buffer, which grows to twice the largest body. It is replaced after a body of more than this.
 _LARGE: Final = 1 << 20
@@ -35,15 +35,15 @@ _AS_DATETIME: Final = 3
 class MessagePackSerializer:
     """MessagePack by the `msgpack` library, with typed values and models by msgspec.
 
-    Plain values become exactly what `msgpack.packb` makes of them. Other values are first made plain as msgspec does it
-    for JSON, except that bytes stay bytes.
+    Plain values are encoded as by `msgpack.packb`. Other values are first converted to plain values as msgspec does for
+    JSON, except that bytes stay bytes.
 
-    * Aware datetimes are timestamps (extension type -1), exact to the microsecond. They come back in UTC.
-    * Naive datetimes are text (ISO 8601): MessagePack has no time without a place. A model's `datetime` makes them
-      datetimes again.
-    * Keys of maps have to be str or bytes when a body is read, as is explained at `decoder`. In a Struct, dataclass or
-      attrs object, keys that are numbers are written as text, and a model's `dict[int, ...]` makes them numbers again.
-      In a plain dict they are written as numbers, for readers that take those.
+    * Aware datetimes are timestamps (extension type -1), exact to the microsecond. They are decoded in UTC.
+    * Naive datetimes are text (ISO 8601), because MessagePack has no time without a time zone. A model's `datetime`
+      converts them back.
+    * Decoded maps must have keys that are str or bytes; `decoder` tells why. In a Struct, dataclass or attrs object,
+      number keys are written as text, and a model's `dict[int, ...]` converts them back. In a plain dict they are
+      written as numbers, for other readers.
     """
 
     def __init__(self) -> None:
@@ -61,9 +61,10 @@ class MessagePackSerializer:
             One MessagePack object.
 
         Raises:
-            EncodeFailed: It holds something else, or in a typed object a dict with other keys than text and numbers.
-            OverflowError: It holds an int that is below -2**63 or above 2**64 - 1.
-            ValueError: It is nested too deep.
+            EncodeFailed: The value has another type in it, or a typed object has a dict with keys that are neither text
+                nor numbers.
+            OverflowError: An int in it is below -2**63 or above 2**64 - 1.
+            ValueError: The value is nested too deeply.
         """
         body = self._pack(value)
         if len(body) > _LARGE:
@@ -73,13 +74,13 @@ class MessagePackSerializer:
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
         """Makes the function that decodes bodies.
 
-        Bodies are foreign data, so these are refused: bytes that are missing or left over; keys of maps that are
-        neither str nor bytes, because a sender can choose numbers that collide in a dict; extension types other than
-        timestamps, because nobody knows what they mean. When a key is there twice, the last one counts, as in JSON.
+        Bodies are untrusted, so the function refuses missing or surplus bytes; map keys that are neither str nor bytes,
+        because a sender can choose numbers that collide in a dict; and extension types other than timestamps. If a key
+        occurs twice, the last value counts, as in JSON.
 
         Args:
-            model: What msgspec can convert to, for example a Struct or dataclass; values are not coerced ("1" is no
-                int). None for plain values.
+            model: A type that msgspec can convert to, for example a Struct or dataclass; None for plain values. Values
+                are not coerced: "1" is not accepted for an int.
 
         Returns:
             The function.
@@ -90,27 +91,27 @@ class MessagePackSerializer:
         if model is None:
             return _decode
         try:
-            # convert() would say so at the first message only.
+            # Without this check, convert() would fail at the first message.
             msgspec.msgpack.Decoder(model)
         except TypeError as error:
             raise ConfigurationError(f"MessagePack cannot decode into {model!r}: {error}", option="model") from error
 
         def decode(body: bytes) -> Any:
-            # Text is text here: with bytes among the built-in types, it is not taken for base64.
+            # With bytes as a built-in type, msgspec does not decode text as base64.
             return msgspec.convert(_decode(body), model, builtin_types=_BINARY, str_keys=True)
 
         return decode
 
 
 def _packer() -> Callable[[Any], bytes]:
-    # A packer that raised has emptied its buffer, and can be used again.
+    # A packer that raised an error can be used again, because it clears its buffer.
     packer = msgpack.Packer(default=_plain, use_bin_type=True, datetime=True)
     pack: Callable[[Any], bytes] = packer.pack
     return pack
 
 
 def _plain(value: Any) -> Any:
-    """Makes something of what the packer cannot write. Naive datetimes and integers out of range come here, too."""
+    """Converts a value that the packer cannot write. It also gets naive datetimes and integers out of range."""
     if type(value) is datetime:
         return value.isoformat()
     try:
@@ -120,22 +121,22 @@ def _plain(value: Any) -> Any:
 
 
 def _refuse_extension(code: int, data: bytes) -> NoReturn:
-    raise ValueError(f"the body holds {len(data)} bytes of the extension type {code}, which is not known")
+    raise ValueError(f"the body has {len(data)} bytes of the unknown extension type {code}")
 
 
-#: Reads over one object, and raises when bytes are missing or left over, without making anything of it.
+#: Checks that a body is one complete object, without decoding it.
 _check: Final = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
-#: The lengths that it allows for strings, binaries, arrays, maps and extensions follow from the body's own length.
+#: It limits the lengths of strings, binaries, arrays, maps and extensions by the length of the body.
 _unpack: Final = partial(
     msgpack.unpackb, raw=False, timestamp=_AS_DATETIME, strict_map_key=True, ext_hook=_refuse_extension
 )
 
 
 def _decode(body: bytes) -> Any:
-    # unpackb makes each list as long as its header claims, up to the body's length, before it has seen an item: 1,024
-    # lists in each other, 5 bytes each, would take 8,192 times the body's length. In a body that is known to be whole,
-    # every item that is claimed has at least one byte.
+    # unpackb allocates each list with the length in its header, up to the body's length, before it reads an item: 1,024
+    # nested lists of 5 bytes each would take 8,192 times the body's length. In a complete body each item has at least
+    # one byte.
     _check(body)
     return _unpack(body)
 
@@ -152,5 +153,5 @@ SERIALIZER: Final = SerializerSpec(
 
 @hookimpl
 def leveret_serializers() -> Iterable[SerializerSpec]:
-    """The serializer "msgpack"."""
+    """Returns the serializer "msgpack"."""
     return [SERIALIZER]

@@ -5,7 +5,7 @@
 
     await consumer.run(traced(handler))
 
-Only the OpenTelemetry API is needed. Without an SDK all of this does nothing, cheaply.
+Only the OpenTelemetry API is needed. Without an SDK, spans and metrics are no-ops.
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ __all__ = ["OpenTelemetrySink", "TracingPublisher", "leveret_metrics", "traced"]
 
 @hookimpl
 def leveret_metrics() -> Iterable[MetricsSpec]:
-    """The sink `opentelemetry`, into the process's meter provider."""
+    """Returns the sink `opentelemetry`, which exports to the process's meter provider."""
     return [MetricsSpec(name="opentelemetry", factory=OpenTelemetrySink)]

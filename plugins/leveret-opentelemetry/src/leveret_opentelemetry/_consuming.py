@@ -51,30 +51,31 @@ def traced(
     linked: bool = False,
     record_exceptions: bool = True,
 ) -> Callable[[T, D], Coroutine[Any, Any, R]]:
-    """Puts a span around a consumer's handler.
+    """Wraps a consumer's handler with a span.
 
-    It is a CONSUMER span of OpenTelemetry's conventions for RabbitMQ, the current one while the handler runs, and ends
-    with it. It is a child of the publishing's span, whose context came in the message's headers, and linked to it; a
-    span that was the current one when the handler was called is linked, too. A batch's messages are children of the
-    batch's span. What is wrong in the headers is ignored.
+    The span is a CONSUMER span of OpenTelemetry's conventions for RabbitMQ. It is the current span while the handler
+    runs. It is a child of the publishing's span, whose context the message's headers have, and is linked to that span
+    and to the span that was current when the handler was called. Messages of a batch are children of the batch's span.
+    Invalid headers are ignored.
 
-    The handler's result is returned, and what it raises is recorded and raised again, cancellation included.
+    The wrapper returns the handler's result. It records and re-raises the handler's exception, also cancellation.
 
     Args:
-        handler: What `Consumer.run` takes: `async def handler(value, message)`, or an object with such a `__call__`.
-        tracer_provider: Where spans go; the process's by default.
-        propagator: Reads the context; the process's by default.
-        queue: The consumer's queue, to name it in the span; a message does not say it.
-        linked: Begin no child of the publishing's span, but a trace of its own (or a child of the current span), which
-            is linked to it. For batches of thousands of messages, and for messages that wait for hours.
-        record_exceptions: Tell exceptions with text and traceback. The text is the handler's own, which may quote the
-            message; otherwise only the type is told.
+        handler: A handler for `Consumer.run`: `async def handler(value, message)`, or an object with such a `__call__`.
+        tracer_provider: The tracer provider; by default that of the process.
+        propagator: The propagator that reads the context; by default that of the process.
+        queue: The consumer's queue for the span's name, as messages do not tell it.
+        linked: True: the span is not a child of the publishing's span. It begins a trace of its own, or is a child of
+            the current span, and is linked to the publishing's span. For batches of thousands of messages, and for
+            messages that wait for hours.
+        record_exceptions: True: records exceptions with text and traceback. The handler's text may quote the message.
+            False: records the type only.
 
     Returns:
-        A coroutine function that takes what the handler takes.
+        A coroutine function with the same parameters.
 
     Raises:
-        ConfigurationError: An argument is something else.
+        ConfigurationError: An argument has the wrong type.
 
     Example:
         >>> @traced
@@ -108,7 +109,7 @@ def traced(
             elif outer.get_span_context().is_valid:
                 links.append(Link(outer.get_span_context()))
         span = tracer.start_span(name, context, SpanKind.CONSUMER, attributes, links)
-        if span.get_span_context().is_valid:  # without an SDK older APIs drop the context; it is passed on here
+        if span.get_span_context().is_valid:  # without an SDK, older APIs drop the context, so it is set here
             context = trace.set_span_in_context(span, context)
         token = contexts.attach(context)
         try:
@@ -127,11 +128,11 @@ def traced(
 
 
 def _read(message: Delivery, queue: str) -> tuple[str, dict[str, Any], object]:
-    """What a message says of itself: the span's name and attributes, and the headers."""
+    """Returns the span's name and attributes for a message, and the message's headers."""
     name, attributes = describe("process", "process", text(message.exchange), text(message.routing_key), text(queue))
     attributes[DELIVERY_TAG] = message.delivery_tag
     try:
-        # Properties are decoded when they are first looked at, and may be malformed.
+        # Properties are decoded at the first access, and may be malformed.
         for attribute, value in ((MESSAGE_ID, message.message_id), (CONVERSATION_ID, message.correlation_id)):
             if printed := text(value):
                 attributes[attribute] = printed

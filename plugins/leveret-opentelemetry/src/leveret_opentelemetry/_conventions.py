@@ -1,7 +1,7 @@
-"""OpenTelemetry's semantic conventions for RabbitMQ, version 1.44, as far as they are followed here.
+"""The names that are used of OpenTelemetry's semantic conventions for RabbitMQ, version 1.44.
 
-The package that has these names keeps them in a private module and changes them in minor releases, so they are written
-down. A test compares them with the package.
+The package with these names keeps them in a private module and changes them in minor releases, so they are repeated
+here. A test compares them with the package.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ ERROR_TYPE: Final = "error.type"
 EXCEPTION_MESSAGE: Final = "exception.message"
 EXCEPTION_STACKTRACE: Final = "exception.stacktrace"
 
-#: Not in the conventions: how a publishing ended (`leveret.Outcome`, lower case), and how many of a batch were
-#: confirmed.
+#: Leveret's own attributes: the outcome of a publishing (`leveret.Outcome` in lower case), and the confirmed and failed
+#: publishings of a batch.
 OUTCOME: Final = "leveret.outcome"
 CONFIRMED_COUNT: Final = "leveret.batch.confirmed_count"
 FAILED_COUNT: Final = "leveret.batch.failed_count"
@@ -51,25 +51,19 @@ _LONGEST_STACKTRACE: Final = 16 * 1024
 
 
 def text(value: object) -> str:
-    """Makes an AMQP short string fit for an attribute.
+    """Returns an AMQP short string as text for an attribute; empty for other values.
 
-    Names that are not UTF-8 come in as surrogates. Exporters cannot write those, and would lose a whole batch of spans
-    for one of them.
-
-    Args:
-        value: A string, or something that is none.
-
-    Returns:
-        The string, printable; empty for anything else.
+    Names that are not UTF-8 are decoded with surrogates. Exporters cannot write those, and would drop a whole batch of
+    spans because of one.
     """
     return printable(value) if isinstance(value, str) else ""
 
 
 def checked(option: str, value: Any, *names: str) -> None:
-    """Refuses an argument that lacks a method.
+    """Checks that an argument has some methods.
 
     Raises:
-        ConfigurationError: It does; the error names the argument.
+        ConfigurationError: A method is missing. The error names the argument.
     """
     for name in names:
         if not callable(getattr(value, name, None)):
@@ -77,21 +71,18 @@ def checked(option: str, value: Any, *names: str) -> None:
 
 
 def describe(operation: str, kind: str, exchange: str, routing_key: str, queue: str = "") -> tuple[str, dict[str, Any]]:
-    """Names a span, and says what it is about.
+    """Returns the name of a span and its first attributes.
 
-    The span's name has the queue, or else the exchange, or else (default exchange) the routing key, which then is a
-    queue's name. It never has the routing key of another exchange: those may be different for each message, and span
-    names are what backends group by. Queues with names that brokers generate ("amq.gen-...") are left out of it, too.
+    The name has the queue, or else the exchange, or else (default exchange) the routing key, which then is the queue's
+    name. It has no other routing keys, because these may differ for each message, and backends group spans by name. For
+    the same reason it has no server-named queues ("amq.gen-...").
 
     Args:
         operation: The operation's name in Leveret: "publish" or "process".
-        kind: Its type in the conventions: "send" or "process".
+        kind: The operation's type in the conventions: "send" or "process".
         exchange: The exchange.
         routing_key: The routing key.
         queue: The queue of a consumer, if it is known.
-
-    Returns:
-        The span's name and its first attributes.
     """
     parts = [part for part in (exchange, routing_key) if part]
     if queue and queue != routing_key:
@@ -106,19 +97,19 @@ def describe(operation: str, kind: str, exchange: str, routing_key: str, queue: 
         attributes[ROUTING_KEY] = routing_key
     target = queue or exchange or routing_key
     if (target == queue or not exchange) and target.startswith("amq."):
-        # Queues of this prefix are the broker's: server-named ones, and those for direct reply-to.
+        # Queues with this prefix are named by the broker, or are for direct reply-to.
         attributes[ANONYMOUS] = True
         target = exchange
     return f"{operation} {target}".rstrip(), attributes
 
 
 def set_error(span: Span, error: BaseException, description: str | None) -> None:
-    """Says on a span that its operation failed.
+    """Marks a span as failed.
 
     Args:
         span: The span.
-        error: Why.
-        description: What may be told of it, or None for its type alone.
+        error: The error.
+        description: A text for the span's status; None for none.
     """
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -127,15 +118,15 @@ def set_error(span: Span, error: BaseException, description: str | None) -> None
 
 
 def error_text(error: BaseException) -> str:
-    """An error's text, cut, and writable for exporters; empty when it cannot be had."""
+    """Returns an error's text, shortened and writable for exporters; empty if `str` fails."""
     try:
         return _writable(str(error)[:_LONGEST_TEXT])
     except Exception:
-        return ""  # str() is somebody else's code here
+        return ""  # the error's own __str__ failed
 
 
 def record_exception(span: Span, error: BaseException) -> None:
-    """Adds an exception event, with the traceback, to a span; never raises."""
+    """Adds an exception event with the traceback to a span. Never raises."""
     try:
         trace = "".join(traceback.format_exception(error))[-_LONGEST_STACKTRACE:]
         span.record_exception(error, {EXCEPTION_MESSAGE: error_text(error), EXCEPTION_STACKTRACE: _writable(trace)})

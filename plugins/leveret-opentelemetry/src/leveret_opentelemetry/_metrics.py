@@ -49,7 +49,7 @@ class OpenTelemetrySink:
         meter_provider: The meter provider; by default that of the process, also when it is set later.
 
     Raises:
-        ConfigurationError: It has no `get_meter`.
+        ConfigurationError: `meter_provider` has no `get_meter`.
     """
 
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:

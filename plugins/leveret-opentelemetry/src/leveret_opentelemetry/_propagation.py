@@ -1,4 +1,4 @@
-"""Trace contexts in and out of AMQP headers."""
+"""Reads and writes trace contexts in AMQP headers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ if TYPE_CHECKING:
 
 __all__ = ["creation_context", "extract", "headers_with_context"]
 
-#: The longest values that are looked at, in characters. W3C Trace Context section 3.3.1.5 asks for 512 of tracestate,
-#: and W3C Baggage section 3.3.1 for 8192.
+#: The longest values that are read, in characters. W3C Trace Context section 3.3.1.5 requires 512 for tracestate, and
+#: W3C Baggage section 3.3.1 requires 8192.
 _LONGEST: Final = 512
 _LONGEST_BAGGAGE: Final = 8192
 
 
 class _Headers(Getter[Mapping[str, Any]]):
-    """Shows a propagator only what can be a trace context: short printable text, whatever else a sender put there.
+    """Gives a propagator only headers with short printable text, which can be a trace context.
 
-    Propagators log what they cannot parse, and some fail on what is not text.
+    Senders may put any value into a header. Propagators log values that they cannot parse, and some fail on values that
+    are not text.
     """
 
     def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
         value = carrier.get(key)
-        if isinstance(value, bytes):  # what some clients make of strings
+        if isinstance(value, bytes):  # some clients send strings as bytes
             value = value.decode("ascii", "replace")
         if not isinstance(value, str) or len(value) > (_LONGEST_BAGGAGE if key == "baggage" else _LONGEST):
             return None
@@ -45,18 +46,18 @@ _HEADERS: Final = _Headers()
 
 
 def extract(propagator: TextMapPropagator | None, headers: object, context: Context) -> tuple[Context, SpanContext]:
-    """Reads the context in which a message was made.
+    """Reads the trace context of a message's sender.
 
-    Never raises: headers are foreign data, and whatever is wrong with them, the message must be handled.
+    Never raises: a message with invalid headers must be handled, too.
 
     Args:
-        propagator: Reads it; None for the process's.
+        propagator: The propagator; None for that of the process.
         headers: The message's headers.
-        context: What to add it to.
+        context: The context to extend.
 
     Returns:
-        The context with what was found, and the sender's span, which is not valid if there was none. The first has
-        the span that it had before in that case.
+        The extended context, and the sender's span. Without a sender's span, the context keeps its own span, and the
+        returned span is not valid.
     """
     if isinstance(headers, Mapping) and headers:
         try:
@@ -66,7 +67,7 @@ def extract(propagator: TextMapPropagator | None, headers: object, context: Cont
             if span is not before:
                 if span.get_span_context().is_valid:
                     return found, span.get_span_context()
-                found = trace.set_span_in_context(before, found)  # some propagators put an invalid one there
+                found = trace.set_span_in_context(before, found)  # some propagators set an invalid span
             return found, trace.INVALID_SPAN_CONTEXT
         except Exception as error:
             logger.debug("the trace context of a message is ignored: %s", type(error).__name__, exc_info=True)
@@ -74,7 +75,7 @@ def extract(propagator: TextMapPropagator | None, headers: object, context: Cont
 
 
 def creation_context(propagator: TextMapPropagator | None, headers: object) -> SpanContext:
-    """The span in headers that a publisher was called with; not valid if there is none."""
+    """Returns the span in the headers of a publisher's call; not valid if there is none."""
     return extract(propagator, headers, Context())[1]
 
 
@@ -84,12 +85,12 @@ def headers_with_context(
     """Adds a context to headers.
 
     Args:
-        propagator: Writes it; None for the process's.
-        headers: The caller's, which are not changed, and win where names are equal.
+        propagator: The propagator; None for that of the process.
+        headers: The caller's headers. They are not changed, and take precedence.
         context: The context.
 
     Returns:
-        New headers, or the caller's own when there is nothing to add.
+        New headers; the caller's own when there is nothing to add.
     """
     injected: dict[str, Any] = {}
     (propagator or propagate.get_global_textmap()).inject(injected, context)

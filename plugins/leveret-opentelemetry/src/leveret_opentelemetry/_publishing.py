@@ -43,28 +43,29 @@ __all__ = ["TracingPublisher"]
 
 
 class TracingPublisher:
-    """Publishes through another publisher, with a span for each call, and the span's context in the message's headers.
+    """Publishes through another publisher, with a span for each call. The span's context goes into the headers.
 
     * `publish`: a span from the call to the outcome.
-    * `publish_batch`: one span for the whole batch, whose context all its messages carry.
-    * `publish_nowait`: a span of the call alone; it ends before the outcome is known, with outcome "pending".
+    * `publish_batch`: one span for the batch. All its messages have the span's context.
+    * `publish_nowait`: a span for the call only. It ends before the outcome is known, with outcome "pending".
 
-    The spans are PRODUCER spans of OpenTelemetry's conventions for RabbitMQ. They say how publishings ended, and never
-    hold a body. Headers of the caller are kept, and the mapping is not changed. When they hold a trace context already,
-    as those of a message that is passed on do, that one stays, and the span (then CLIENT) is linked to it.
+    The spans are PRODUCER spans of OpenTelemetry's conventions for RabbitMQ. They have the outcomes of publishings, and
+    never a body. The caller's headers are kept, and their mapping is not changed. If they have a trace context already,
+    as when a message is forwarded, the context stays, and the span (then a CLIENT span) is linked to it.
 
-    A wrapper that publishes again after failures belongs inside for one span in all, outside for one for each attempt.
+    To get one span for all attempts, wrap a retrying publisher with this class; to get one for each attempt, the
+    reverse.
 
     Args:
         publisher: A `leveret.Producer` or another wrapper.
-        tracer_provider: Where spans go; the process's by default.
-        propagator: Writes the context; the process's by default: W3C `traceparent`, `tracestate` and `baggage`, unless
-            `OTEL_PROPAGATORS` says otherwise.
-        exchange: The exchange to name when a call does not; that of the producer's settings by default. Needed only
-            for publishers that have no settings.
+        tracer_provider: The tracer provider; by default that of the process.
+        propagator: The propagator that writes the context; by default that of the process: W3C `traceparent`,
+            `tracestate` and `baggage`, unless `OTEL_PROPAGATORS` is set.
+        exchange: The exchange to name when a call does not; by default that of the producer's settings. Only publishers
+            without settings need it.
 
     Raises:
-        ConfigurationError: An argument is something else.
+        ConfigurationError: An argument has the wrong type.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class TracingPublisher:
         """Publishes one value without waiting; see `leveret.Producer.publish_nowait`.
 
         Returns:
-            The publisher's own ticket. What becomes of it is not in the span: that is what `publish` is for.
+            The publisher's own ticket. The span does not have its outcome; use `publish` for that.
         """
         with self._span(routing_key, options, single=True) as span:
             ticket = self._publisher.publish_nowait(value, routing_key, **options)
@@ -109,7 +110,7 @@ class TracingPublisher:
     async def publish_batch(self, values: Iterable[Any], routing_key: str = "", **options: Any) -> BatchResult:
         """Publishes values and waits for all their outcomes; see `leveret.Producer.publish_batch`.
 
-        The span is an error when one of them failed, with the type of the first failure.
+        If a publishing fails, the span has the status error, with the type of the first failure.
         """
         with self._span(routing_key, options, single=False) as span:
             if isinstance(values, Sized):
@@ -124,12 +125,12 @@ class TracingPublisher:
             return result
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Waits for the outcomes of what was published; see `leveret.Producer.flush`. It has no span."""
+        """Waits for the outcomes of all publishings, without a span; see `leveret.Producer.flush`."""
         await self._publisher.flush(timeout)
 
     @contextmanager
     def _span(self, routing_key: str, options: dict[str, Any], *, single: bool) -> Iterator[Span]:
-        """Makes a span the current one, and puts its context into the options' headers."""
+        """Makes a span, sets it as the current span, and adds its context to the headers in `options`."""
         exchange = options.get("exchange", self._exchange)
         name, attributes = describe("publish", "send", text(exchange), text(routing_key))
         if single:
@@ -145,11 +146,11 @@ class TracingPublisher:
             links=[Link(custom)] if custom.is_valid else None,
         )
         context = contexts.get_current()
-        if span.get_span_context().is_valid:  # without an SDK older APIs drop the context; it is passed on here
+        if span.get_span_context().is_valid:  # without an SDK, older APIs drop the context, so it is set here
             context = trace.set_span_in_context(span, context)
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             if not custom.is_valid and (headers is None or isinstance(headers, Mapping)):
-                # What is no mapping is the producer's to judge.
+                # Other types than mappings are left to the producer, which refuses them.
                 enriched = headers_with_context(self._propagator, headers, context)
                 if enriched is not headers:
                     options["headers"] = enriched
@@ -158,7 +159,7 @@ class TracingPublisher:
             except BaseException as error:
                 if isinstance(error, PublishError):
                     span.set_attribute(OUTCOME, error.outcome.name.lower())
-                # No exception event: a traceback has the text of causes, which may quote the value. The text of
-                # Leveret's own errors never does.
+                # No exception event: a traceback has the texts of causes, which may quote the value. Texts of Leveret's
+                # own errors never do.
                 set_error(span, error, error_text(error) if isinstance(error, LeveretError) else None)
                 raise

@@ -3,7 +3,7 @@
     client.producer(serializer="protobuf")  # takes generated messages
     client.consumer("orders", Order)  # Order is a generated message class
 
-A consumer names the messages that it takes, as one class or as `MessageTypes`. Nothing in a body can choose another.
+A consumer names the messages that it accepts, as one class or as `MessageTypes`. A body cannot choose another.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ __all__ = ["SERIALIZER", "InvalidMessage", "MessageTypes", "ProtobufSerializer",
 
 
 class InvalidMessage(CodecError):
-    """A message that protobuf takes and its schema does not, or one that is not registered.
+    """A message lacks required fields, or its type is not registered.
 
-    Its text names types and fields and never values.
+    The text names types and fields, and never values.
     """
 
 
 class MessageTypes:
-    """A model for queues that carry several kinds of messages: each body is a `google.protobuf.Any`.
+    """A model for queues with several kinds of messages. Each body is a `google.protobuf.Any`.
 
-    An `Any` names what it holds. Here that name chooses among the registered classes, and among nothing else: it is
-    never looked up in a descriptor pool. Only its part after the last "/" counts, which is the message's full name.
+    An `Any` has the name of its message's type. The name chooses among the registered classes only, and is never looked
+    up in a descriptor pool. The part after the last "/" counts, which is the type's full name.
 
     Args:
-        *classes: Generated message classes, at least one, each with another full name.
+        *classes: Generated message classes, at least one, with different full names.
 
     Attributes:
         by_name: The classes by their full names.
 
     Raises:
-        ConfigurationError: There is no class, something is not a generated message class, or two have one name;
-            `option` is `"model"`.
+        ConfigurationError: There is no class, an argument is not a generated message class, or two have the same full
+            name; `option` is `"model"`.
 
     Example:
         >>> from google.protobuf.timestamp_pb2 import Timestamp
@@ -77,26 +77,26 @@ class MessageTypes:
 class ProtobufSerializer:
     """Protocol Buffers in their binary form.
 
-    Equal messages have equal bytes within one program, because maps are written in the order of their keys. That does
-    not hold between versions of protobuf, languages or schemas: do not sign or compare bodies across them.
+    Within one program equal messages have equal bytes, because maps are written in the order of their keys. Other
+    versions of protobuf, languages or schemas may write other bytes, so do not sign or compare bodies across them.
     """
 
     @staticmethod
     def encode(value: Any, /) -> bytes:
         """Encodes a generated message.
 
-        protobuf does not count levels here: what is nested more than 100 deep is written, and no decoder takes it.
+        protobuf does not limit the depth here, but decoders refuse messages that are nested more than 100 deep.
 
         Args:
             value: The message.
 
         Returns:
-            Its bytes, without a length in front.
+            The message's bytes, without a length before them.
 
         Raises:
-            TypeError: It is no protobuf message.
-            InvalidMessage: It lacks required fields.
-            google.protobuf.message.EncodeError: protobuf cannot write it, for example because it is too large.
+            TypeError: The value is not a protobuf message.
+            InvalidMessage: The message lacks required fields.
+            google.protobuf.message.EncodeError: protobuf cannot encode it, for example because it is too large.
         """
         if not isinstance(value, Message):
             raise TypeError(f"the protobuf serializer takes generated protobuf messages, not {type(value).__name__}")
@@ -105,21 +105,22 @@ class ProtobufSerializer:
         except EncodeError:
             if value.IsInitialized():
                 raise
-        # Outside of the handler: protobuf's text quotes the keys of maps, and must not hang on to this error.
+        # Outside of the handler, so that the error does not refer to protobuf's, whose text quotes keys of maps.
         raise _incomplete(value)
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
-        """Makes the function that decodes bodies into one message class, or those of `MessageTypes`.
+        """Makes the function that decodes bodies into a message class, or into the classes of `MessageTypes`.
 
         Args:
             model: A generated message class, or `MessageTypes`.
 
         Returns:
-            The function. It raises `google.protobuf.message.DecodeError` for bodies that are malformed, cut off or
-            nested more than 100 deep, and `InvalidMessage` for those that lack required fields or are not registered.
+            The function. It raises `google.protobuf.message.DecodeError` for bodies that are malformed, truncated or
+            nested more than 100 deep, and `InvalidMessage` for messages that lack required fields or are not
+            registered.
 
         Raises:
-            ConfigurationError: The model is something else, or None; `option` is `"model"`.
+            ConfigurationError: The model is None or has another type; `option` is `"model"`.
         """
         if isinstance(model, MessageTypes):
             return _any_decoder(model)
@@ -132,7 +133,7 @@ class ProtobufSerializer:
 
 
 def _is_message_class(model: object) -> TypeGuard[type[Message]]:
-    # The base class of all messages has no descriptor.
+    # The base class Message itself has no descriptor.
     return isinstance(model, type) and issubclass(model, Message) and model.DESCRIPTOR is not None
 
 
@@ -143,7 +144,7 @@ def _body_decoder(model: type[Message]) -> Callable[[bytes], Message]:
 
     def decode(body: bytes) -> Message:
         message = parse(body)
-        # Parsing does not ask for required fields.
+        # Parsing does not check required fields.
         if not message.IsInitialized():
             raise _incomplete(message)
         return message
@@ -161,7 +162,7 @@ def _any_decoder(types: MessageTypes) -> Callable[[bytes], Message]:
         _, slash, name = message.type_url.rpartition("/")
         decode_value = decoders.get(name) if slash else None
         if decode_value is None:
-            # What it names instead is part of the body, and bodies are not quoted.
+            # Without the name in the body, because bodies are not quoted.
             raise InvalidMessage(expected)
         return decode_value(message.value)
 
@@ -169,12 +170,12 @@ def _any_decoder(types: MessageTypes) -> Callable[[bytes], Message]:
 
 
 def _has_required(model: type[Message]) -> bool:
-    """Tells whether a message, or one that it may hold, can lack a required field. Checking each would cost a walk."""
+    """Returns whether a message, or one in it, has required fields. Others need no check for each body."""
     waiting = [model.DESCRIPTOR]
     seen = {model.DESCRIPTOR.full_name}
     while waiting:
         each = waiting.pop()
-        # Extensions may be defined anywhere and later, with required fields in them.
+        # Extensions may be defined later, and may have required fields.
         if each.is_extendable:
             return True
         for field in each.fields:
@@ -188,10 +189,10 @@ def _has_required(model: type[Message]) -> bool:
 
 
 def _incomplete(message: Message) -> InvalidMessage:
-    # protobuf's own list of what is missing walks everything and quotes the keys of maps.
+    # Not protobuf's own list of missing fields, which walks the whole message and quotes keys of maps.
     descriptor = message.DESCRIPTOR
     missing = [field.name for field in descriptor.fields if field.is_required and not message.HasField(field.name)]
-    what = f"missing are {', '.join(missing)}" if missing else "a message in it lacks some"
+    what = f"missing are {', '.join(missing)}" if missing else "a nested message lacks some"
     return InvalidMessage(f"Expected all required fields of {descriptor.full_name}: {what}")
 
 
@@ -206,5 +207,5 @@ SERIALIZER: Final = SerializerSpec(
 
 @hookimpl
 def leveret_serializers() -> Iterable[SerializerSpec]:
-    """The serializer "protobuf"."""
+    """Returns the serializer "protobuf"."""
     return [SERIALIZER]

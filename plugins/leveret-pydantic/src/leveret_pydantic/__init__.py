@@ -1,9 +1,9 @@
 """pydantic models for Leveret: the serializer "pydantic".
 
     client.producer(serializer="pydantic")  # takes models
-    client.consumer("orders", Order)  # Order is a BaseModel: decoded by pydantic, without naming it
+    client.consumer("orders", Order)  # Order is a BaseModel, so pydantic decodes without being named
 
-It writes and reads JSON, with the content type that the core's own JSON has. Other models stay with that.
+The serializer writes and reads JSON with the content type of the core's own JSON, which decodes all other models.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
 __all__ = ["SERIALIZER", "PydanticSerializer", "SerializationFailed", "ValidationFailed", "leveret_serializers"]
 
-#: Serializes by the types of values: lists of models, for example, and what is no model.
+#: Serializes values that are not models, for example lists of models.
 _ANYTHING: Final = TypeAdapter(Any).serializer
-#: How pydantic begins a text that names a type and quotes nothing.
+#: The beginning of pydantic's text for an unknown type, which quotes no value.
 _UNKNOWN_TYPE: Final = "Unable to serialize unknown type: "
 
 
 class SerializationFailed(ValueError):
-    """pydantic has no JSON for something in a value. Its text has types and never values."""
+    """pydantic cannot serialize a part of a value. The text has types and never values."""
 
 
 class PydanticSerializer:
     """JSON by pydantic.
 
-    A value comes back equal when its model allows that: it has the same aliases for validation and serialization, and
-    its serializers write what its validators take.
+    A decoded value equals the encoded one if the model has the same aliases for validation and serialization, and its
+    validators accept the output of its serializers.
     """
 
     @staticmethod
     def encode(value: Any, /) -> bytes:
-        """Encodes a model, or a list, dict or plain value that may hold some, as pydantic writes JSON.
+        """Encodes a model, or a list, dict or plain value that may contain models, to JSON.
 
-        Fields get their aliases, computed fields are left out, and `Json` fields are written as JSON in a string
-        (pydantic's `by_alias` and `round_trip`). Values are not validated again: those that were put into a model past
-        its validation are written as they are.
+        Fields have their aliases, computed fields are left out, and `Json` fields are written as JSON in a string
+        (pydantic's `by_alias` and `round_trip`). Values are not validated again, also if they were set without
+        validation.
 
         Args:
             value: The value.
@@ -55,19 +55,19 @@ class PydanticSerializer:
             JSON as UTF-8.
 
         Raises:
-            TypeError: It is or holds something that pydantic has no JSON for; names its type.
-            SerializationFailed: It cannot be written for another reason: a serializer of the model failed, bytes or a
-                string are no UTF-8, or something holds itself.
+            TypeError: The value has a type in it that pydantic cannot serialize. The text names the type.
+            SerializationFailed: The value cannot be serialized for another reason: a serializer of the model failed,
+                bytes or a string are not UTF-8, or the value contains itself.
         """
         serializer = getattr(type(value), "__pydantic_serializer__", _ANYTHING)
         try:
-            # pydantic's warnings about values of other types than their fields quote the values.
+            # No warnings: pydantic's warnings about values of the wrong type quote the values.
             body: bytes = serializer.to_json(value, by_alias=True, round_trip=True, warnings=False)
         except PydanticSerializationError as error:
             text = str(error)
         else:
             return body
-        # Out here nothing holds on to pydantic's error, whose text may quote values.
+        # Outside of the handler, so that no error refers to pydantic's, whose text may quote values.
         if text.startswith(_UNKNOWN_TYPE):
             raise TypeError(f"pydantic has no JSON for {text.removeprefix(_UNKNOWN_TYPE)}")
         raise SerializationFailed(f"pydantic has no JSON for something in this {type(value).__name__}")
@@ -76,11 +76,11 @@ class PydanticSerializer:
         """Makes the function that decodes bodies into a model, with its schema built once.
 
         Args:
-            model: Whatever `pydantic.TypeAdapter` takes; None for plain values.
+            model: Any type for `pydantic.TypeAdapter`; None for plain values.
 
         Returns:
-            The function. It raises `ValidationFailed` for bodies that are no JSON or not the model. Validation is lax
-            or strict as the model says, which by default is lax.
+            The function. It raises `ValidationFailed` for bodies that are not JSON or do not fit the model. Validation
+            is strict only if the model says so.
 
         Raises:
             ConfigurationError: pydantic cannot make a schema for the model, for example because a name in it is not
@@ -89,7 +89,7 @@ class PydanticSerializer:
         try:
             adapter: TypeAdapter[Any] = TypeAdapter(Any if model is None else model)
             if not adapter.pydantic_complete:
-                # Later it would fail for each message instead of here.
+                # Without this check, each message would fail.
                 adapter.rebuild(raise_errors=True)
         except Exception as error:
             reason = str(error).partition("\n")[0]
@@ -102,7 +102,7 @@ class PydanticSerializer:
                 return validate(body)
             except ValidationError as error:
                 failure = validation_failed(error, words)
-            # Out here nothing holds on to pydantic's error, whose text quotes the body.
+            # Outside of the handler, so that the error does not refer to pydantic's, whose text quotes the body.
             raise failure
 
         return decode
@@ -120,5 +120,5 @@ SERIALIZER: Final = SerializerSpec(
 
 @hookimpl
 def leveret_serializers() -> Iterable[SerializerSpec]:
-    """The serializer "pydantic"."""
+    """Returns the serializer "pydantic"."""
     return [SERIALIZER]

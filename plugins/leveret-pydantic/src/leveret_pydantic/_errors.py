@@ -1,4 +1,4 @@
-"""What went wrong in a body, without the body."""
+"""Describes pydantic's errors without quoting the body."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ValidationFailed", "schema_words", "validation_failed"]
 
-#: How many errors a text lists.
+#: The most errors in a text.
 _SHOWN: Final = 5
-#: pydantic makes all details of an error, or none; those of a million would take hundreds of megabytes.
+#: With more errors than this no details are read: pydantic makes all of them at once, which takes much memory.
 _MAX_DETAILED: Final = 1000
-#: Parts of a schema that can hold anything, and nothing that appears in the path of an error.
+#: Parts of a schema that can have any value, and do not occur in paths of errors.
 _SKIPPED: Final = frozenset({"default", "metadata"})
 
 
 class ValidationFailed(DecodeFailed):
-    """A body is not what the model says.
+    """A body does not fit the model.
 
-    Its text has paths and error types, such as "Expected a valid Order: items.0.price: decimal_parsing". It never has
-    values, and in paths `*` stands for the keys of dicts and whatever else came from the body.
+    The text has paths and error types, such as "Expected a valid Order: items.0.price: decimal_parsing". It never has
+    values. In paths `*` stands for keys of dicts and other parts that come from the body.
 
     Attributes:
-        error_count: How many errors pydantic found.
-        errors: Path and pydantic's error type of the first five, or of none when there are more than a thousand.
+        error_count: The number of errors that pydantic found.
+        errors: Path and pydantic's error type of the first five errors; empty when there are more than a thousand.
     """
 
     def __init__(self, title: str, error_count: int, errors: tuple[tuple[str, str], ...]) -> None:
@@ -40,11 +40,11 @@ class ValidationFailed(DecodeFailed):
 
 
 def validation_failed(error: ValidationError, words: frozenset[str]) -> ValidationFailed:
-    """Describes a `ValidationError`, whose own text quotes what it refuses.
+    """Describes a `ValidationError` without its text, which quotes the body.
 
     Args:
-        error: The error. The result holds no reference to it.
-        words: What may appear in paths; see `schema_words`.
+        error: The error. The result does not refer to it.
+        words: The words that may appear in paths; see `schema_words`.
 
     Returns:
         The error to raise.
@@ -60,7 +60,7 @@ def validation_failed(error: ValidationError, words: frozenset[str]) -> Validati
 
 
 def schema_words(schema: Any) -> frozenset[str]:
-    """Collects the words of a core schema: names, aliases and tags, and more that does no harm.
+    """Collects the words of a core schema: names, aliases and tags, among others.
 
     Args:
         schema: A model's core schema.

@@ -1,4 +1,4 @@
-"""Which models are pydantic's."""
+"""Tells pydantic's models from other types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing_inspection.introspection import is_union_origin
 
 __all__ = ["is_pydantic_model"]
 
-#: What can hold models in JSON. Other generic classes are somebody else's, and iterators are validated too late.
+#: Containers of models in JSON. Other generic classes are unknown, and iterators are validated lazily.
 _CONTAINERS: Final = frozenset(
     {
         list,
@@ -36,25 +36,25 @@ _CONTAINERS: Final = frozenset(
 
 
 def is_pydantic_model(model: object) -> bool:
-    """Tells whether something is a pydantic model, or a type that holds one.
+    """Returns whether an object is a pydantic model, or a type that contains one.
 
     Args:
-        model: Anything.
+        model: Any object.
 
     Returns:
         True for subclasses of `BaseModel` (`RootModel` is one), pydantic dataclasses, and containers, unions,
-        `Annotated`, `NewType` and type aliases with one of them in it. False for everything else, whatever it is.
+        `Annotated`, `NewType` and type aliases that contain one of them; otherwise False.
     """
     try:
         return _holds_model(model)
     except Exception:
-        # Consumers are given all kinds of objects. What cannot even be looked at is not ours.
+        # A consumer's model may be any object, also one whose attributes raise.
         return False
 
 
 def _holds_model(model: Any) -> bool:
     waiting = [model]
-    aliases: list[Any] = []  # Those that were followed: an alias may hold itself.
+    aliases: list[Any] = []  # the visited ones, because an alias may contain itself
     while waiting:
         each = waiting.pop()
         if isinstance(each, type):
@@ -74,5 +74,5 @@ def _holds_model(model: Any) -> bool:
             aliases.append(each)
             waiting.append(each.__value__)
         elif isinstance(origin, type) and is_pydantic_dataclass(origin):
-            return True  # A generic one with its arguments; generic BaseModels are classes again.
+            return True  # a generic dataclass with arguments; a generic BaseModel with arguments is a class
     return False

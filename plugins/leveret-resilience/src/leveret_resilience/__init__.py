@@ -1,4 +1,4 @@
-"""Retry, backoff and circuit breaker policies for Leveret, which work around any other call, too.
+"""Retry, backoff and circuit breaker policies for Leveret. They also work around any other asynchronous call.
 
 from leveret_resilience import CircuitBreaker, ExponentialRetry, retrying
 
@@ -52,7 +52,7 @@ __all__ = [
 
 @hookimpl
 def leveret_policies() -> Iterable[PolicySpec]:
-    """The policies by name, each with its default options; every producer that names one gets one of its own."""
+    """Returns the policies with their default options. Each producer that names one gets its own object."""
     return [
         PolicySpec(kind="retry", name="exponential", factory=ExponentialRetry),
         PolicySpec(kind="retry", name="linear", factory=LinearRetry),

@@ -1,4 +1,4 @@
-"""Checks of options: what is wrong is refused when an object is made, not when something fails at night."""
+"""Checks of options. They run when an object is made, so that a wrong option does not show only after a failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def check_number(option: str, value: object, lowest: float, highest: float, unit: str = "") -> None:
-    """Refuses what is not a number within bounds; NaN is within none."""
+    """Raises ConfigurationError unless a value is a number within bounds. NaN is never within bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(f"{option} must be a number, not {type(value).__name__}", option=option)
     try:
@@ -28,7 +28,7 @@ def check_number(option: str, value: object, lowest: float, highest: float, unit
 
 
 def check_count(option: str, value: object, lowest: int, highest: int) -> None:
-    """Refuses what is not a whole number within bounds."""
+    """Raises ConfigurationError unless a value is a whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigurationError(f"{option} must be a whole number, not {type(value).__name__}", option=option)
     if not lowest <= value <= highest:
@@ -36,13 +36,13 @@ def check_count(option: str, value: object, lowest: int, highest: int) -> None:
 
 
 def check_flag(option: str, value: object) -> None:
-    """Refuses what is neither True nor False."""
+    """Raises ConfigurationError unless a value is True or False."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{option} must be True or False, not {type(value).__name__}", option=option)
 
 
 def check_callable(option: str, value: object) -> None:
-    """Refuses what cannot be called, or would only make a coroutine that nobody awaits."""
+    """Raises ConfigurationError unless a value is a plain function. A coroutine would never be awaited."""
     if not callable(value):
         raise ConfigurationError(f"{option} must be a function, not {type(value).__name__}", option=option)
     if _is_coroutine_function(value):
@@ -50,7 +50,7 @@ def check_callable(option: str, value: object) -> None:
 
 
 def check_coroutine_function(option: str, value: object) -> None:
-    """Refuses what is not an `async def`: it would have run, with all it does, before anybody saw what it returned."""
+    """Raises ConfigurationError unless a value is an `async def`. A plain function would run before it is checked."""
     if not _is_coroutine_function(value):
         raise ConfigurationError(f"{option} must be an `async def` function, not {value!r}", option=option)
 
@@ -59,7 +59,7 @@ def started(function: Callable[..., Awaitable[T]], *args: object, **kwargs: obje
     """Calls a function that returns an awaitable.
 
     Raises:
-        ConfigurationError: It returned something else. No policy retries this.
+        ConfigurationError: The function did not return an awaitable. No policy retries this error.
     """
     pending: object = function(*args, **kwargs)
     if not isinstance(pending, Awaitable):

@@ -1,4 +1,4 @@
-"""Counts over a sliding window, in memory that does not grow."""
+"""Counts calls in a sliding window of constant size in memory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Final
 
 __all__ = ["Window"]
 
-#: How many steps the window slides in. More would be finer and slower to add up.
+#: The number of steps in which the window slides. More would be more exact and slower to add up.
 BUCKETS: Final = 10
 
 
 class Window:
-    """Successes and failures of the last `seconds`, to a tenth of them.
+    """Successes and failures of the last `seconds`, exact to a tenth of that time.
 
     Args:
-        seconds: How long they count.
+        seconds: The length of the window.
     """
 
     def __init__(self, seconds: float) -> None:
         self._width = seconds / BUCKETS
-        #: Bucket `n` holds what happened from `n * width` on, in place `n % BUCKETS`.
+        #: Bucket `n` counts the calls from `n * width` on. It has the index `n % BUCKETS`.
         self._newest = 0
         self._successes = [0.0] * BUCKETS
         self._failures = [0] * BUCKETS
@@ -30,9 +30,9 @@ class Window:
 
         Args:
             now: The time.
-            successes: How many calls succeeded, evenly over the last `seconds`.
-            failures: How many failed just now.
-            seconds: See `successes`; 0 for just now.
+            successes: How many calls succeeded in the last `seconds`. They are spread evenly over that time.
+            failures: How many calls failed now.
+            seconds: The time of the successes; 0 for now.
         """
         self._slide(math.floor(now / self._width))
         self._failures[self._newest % BUCKETS] += failures
@@ -46,13 +46,13 @@ class Window:
                 self._successes[number % BUCKETS] += successes * shared / seconds
 
     def totals(self) -> tuple[float, int]:
-        """How many calls there were as of the last `add`, and how many of them failed."""
+        """Returns how many calls the window had at the last `add`, and how many of them failed."""
         failures = sum(self._failures)
-        # Parts of successes do not add up exactly, and 4.9999999999 calls are 5.
+        # Rounded, because fractions of successes do not add up exactly.
         return round(sum(self._successes) + failures, 6), failures
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Clears all counts."""
         self._successes = [0.0] * BUCKETS
         self._failures = [0] * BUCKETS
 

@@ -1,4 +1,4 @@
-"""How long to wait: the delays of all policies, and the backoff policies, which are nothing else."""
+"""The backoff policies. Retry policies use the same delays."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 __all__ = ["BaseBackoff", "ExponentialBackoff", "FixedBackoff", "LinearBackoff"]
 
 _DAY: Final = 86_400.0
-#: Larger attempt numbers do not fit a float, and no delay grows for so long.
+#: Attempt numbers are limited to this, because larger ones do not fit a float.
 _LAST_ATTEMPT: Final = 2**53
-#: tenacity's strategies take the state of a call; there is none here, so it is nobody's.
-_NOBODY: Final = AsyncRetrying()
+#: tenacity's strategies need the state of a retried call; this one is never run.
+_NO_CALL: Final = AsyncRetrying()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseBackoff(abc.ABC):
-    """What all delays have in common: they depend on the number of failed attempts and on nothing that was before."""
+    """The base of all backoffs. A delay depends only on the number of failed attempts, and on chance."""
 
     def __post_init__(self) -> None:  # noqa: B027 - the end of the chain, which each class calls with super()
         """Checks the options."""
 
     @abc.abstractmethod
     def delay(self, attempt: int, /) -> float:
-        """Seconds to wait after `attempt` failed attempts (1 after the first)."""
+        """Returns the seconds to wait after `attempt` failed attempts (1 after the first)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExponentialBackoff(BaseBackoff):
     """Waits up to `initial`, `initial * factor`, `initial * factor**2` and so on, never longer than `maximum`.
 
-    With `jitter` each delay is drawn evenly from 0 to that bound ("full jitter"), so that clients which failed together
-    do not come back together. The bound is applied first, so no delay is longer than `maximum`.
+    With `jitter` each delay is drawn uniformly from 0 to that bound ("full jitter"), so that clients that failed at the
+    same time do not all try again at the same time. No delay is longer than `maximum`.
 
     Attributes:
-        initial: Seconds, 0.001 to 86400: the bound after the first failure.
-        maximum: Seconds, `initial` to 86400: the largest bound.
-        factor: What the bound is multiplied with after each failure, 1 to 100.
-        jitter: False waits for exactly the bound.
-        random: Returns numbers evenly from 0 to 1; for tests.
+        initial: The bound after the first failure in seconds, 0.001 to 86400.
+        maximum: The largest bound in seconds, `initial` to 86400.
+        factor: The factor of the bound after each failure, 1 to 100.
+        jitter: False: waits for exactly the bound.
+        random: Returns uniform numbers from 0 to 1; for tests.
 
     Example:
         >>> backoff = ExponentialBackoff(jitter=False)
@@ -72,7 +72,7 @@ class ExponentialBackoff(BaseBackoff):
         check_callable("random", self.random)
 
     def delay(self, attempt: int, /) -> float:  # noqa: D102
-        # As floats: a whole number to the power of a large attempt would be worked out digit by digit.
+        # A float, because an int to the power of a large attempt number would have billions of digits.
         strategy = wait_exponential(multiplier=self.initial, max=self.maximum, exp_base=float(self.factor))
         bound = _wait(strategy, attempt)
         return bound * self.random() if self.jitter else bound
@@ -105,7 +105,7 @@ class LinearBackoff(BaseBackoff):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedBackoff(BaseBackoff):
-    """Always waits equally long.
+    """Always waits for the same time.
 
     Attributes:
         interval: Seconds, 0 to 86400.
@@ -122,6 +122,6 @@ class FixedBackoff(BaseBackoff):
 
 
 def _wait(strategy: wait_base, attempt: int) -> float:
-    state = RetryCallState(_NOBODY, None, (), {})
+    state = RetryCallState(_NO_CALL, None, (), {})
     state.attempt_number = min(max(attempt, 1), _LAST_ATTEMPT)
     return float(strategy(state))

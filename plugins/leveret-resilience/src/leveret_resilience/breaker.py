@@ -43,7 +43,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _DAY: Final = 86_400.0
-#: Mistakes of the caller, which say nothing about what it called, and refusals that came from a broker that works.
+#: Errors of the caller, and refusals of a working broker. They do not show that the called service fails.
 _NOT_COUNTED: Final = (
     AccessRefused,
     BackpressureError,
@@ -61,42 +61,39 @@ _NOT_COUNTED: Final = (
 
 
 def is_failure(error: BaseException) -> bool:
-    """Says whether an error counts against what was called. It is what `counts=None` stands for.
+    """Returns whether an error counts as a failure of the called service. `counts=None` stands for this function.
 
-    Not counted are mistakes of the caller and refusals by a broker that works: `ConfigurationError`, `EncodeFailed` and
-    the other `CodecError`, `MessageReturned`, `NotFound`, `AccessRefused`, `ResourceLocked`, `PreconditionFailed`,
+    Errors of the caller and refusals of a working broker do not count: `ConfigurationError`, `EncodeFailed` and other
+    `CodecError`s, `MessageReturned`, `NotFound`, `AccessRefused`, `ResourceLocked`, `PreconditionFailed`,
     `BackpressureError`, `WrongLoopError`, `LocalProtocolError`, `PluginError`, and `CircuitOpen` of another breaker.
 
     Args:
-        error: What a call raised.
-
-    Returns:
-        True when it counts.
+        error: The exception of a call.
     """
     return isinstance(error, Exception) and not isinstance(error, _NOT_COUNTED)
 
 
 class BreakerState(enum.Enum):
-    """What a circuit breaker does with calls."""
+    """The states of a circuit breaker."""
 
     CLOSED = "closed"
-    """They are let through and counted."""
+    """Calls are allowed and counted."""
     OPEN = "open"
-    """They are refused."""
+    """Calls are refused."""
     HALF_OPEN = "half-open"
-    """A few are let through as trials; the others are refused."""
+    """A few calls are allowed as trials. Others are refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerChange:
-    """What `on_change` gets.
+    """A change of state. `on_change` gets these.
 
     Attributes:
         breaker: The circuit breaker's name.
-        old: The state that it left.
-        new: The state that it has now.
-        reason: Why, as text that is safe to print.
-        time: When, in seconds of the breaker's clock.
+        old: The earlier state.
+        new: The new state.
+        reason: The reason, as text that is safe to print.
+        time: The time in seconds of the breaker's clock.
     """
 
     breaker: str
@@ -107,43 +104,43 @@ class BreakerChange:
 
 
 class _Trial:
-    """A call that was let through while half-open."""
+    """A call that was allowed in the half-open state."""
 
     __slots__ = ("anonymous", "started")
 
     def __init__(self, started: float, *, anonymous: bool) -> None:
         self.started = started
-        #: Made by `before_call`, so that the next `record` ends it; those of `call` end only themselves.
+        #: True for a trial of `before_call`, which the next `record` ends. A trial of `call` is ended by its call.
         self.anonymous = anonymous
 
 
 class CircuitBreaker:
-    """Stops calls to something that fails too often, and lets a few through after a while to see whether it works.
+    """Refuses calls to a service while too many fail, and after a while allows trial calls.
 
-    *Closed*, it lets everything through. When a call fails, and of at least `minimum_calls` calls of the last `window`
-    seconds a share of `threshold` or more has failed, it opens. *Open*, it refuses everything for `open_time` seconds.
-    The first call after that makes it *half-open*: `half_open_calls` trials may run at once, and the others are
-    refused. It closes, with nothing counted, when as many trials have succeeded, and one that fails opens it again.
-    The `retry_after` of each refusal is the time until a call may be let through; while trials run it is the latest
-    moment, and it may be earlier.
+    *Closed*, it allows all calls. It opens when a call fails and the last `window` seconds have at least
+    `minimum_calls` calls, of which a share of `threshold` or more failed. *Open*, it refuses all calls for `open_time`
+    seconds. The first call after that makes it *half-open*: `half_open_calls` trials may run at once, and other calls
+    are refused. When that many trials have succeeded it closes, with all counts cleared. A trial that fails opens it
+    again. The `retry_after` of a refusal is the time until a call may be allowed; while trials run, it is an upper
+    bound.
 
-    A trial that ends without a result, by cancellation or with an error that is not counted, gives its place back. One
-    that runs for longer than `open_time` has lost its place. Results of calls that were let through before the last
-    change of state count for nothing: a late success does not close the breaker.
+    A trial that ends without a result, by cancellation or with an error that does not count, makes room for another. So
+    does a trial that runs for longer than `open_time`. Results of calls that were allowed before the last change of
+    state are ignored: a late success does not close the breaker.
 
-    The window has a fixed number of buckets, so memory does not grow with the calls, and calls leave it in steps of a
-    tenth of `window`. There is no timer: an open breaker becomes half-open when it is asked.
+    The window has a fixed number of buckets, so memory does not grow with the calls, and calls leave the window in
+    steps of a tenth of `window`. There is no timer: an open breaker becomes half-open at the next call.
 
-    One breaker belongs to one event loop, whose tasks may share it. It is not safe to use from several threads.
+    A breaker belongs to one event loop, whose tasks may share it. It is not safe to use from several threads.
 
-    It has the interface `leveret.plugins.BreakerPolicy`, for producers; use `call` or `wrap` around everything else.
-    A producer's results come without the call that they belong to, so while it is half-open `record` takes the oldest
-    trial's place, and a failure from before the opening may open it once more.
+    It has the interface `leveret.plugins.BreakerPolicy`, for producers. For other calls use `call` or `wrap`. A
+    producer's results do not tell which call they belong to. In the half-open state `record` therefore ends the oldest
+    trial, and a failure from before the opening may open the breaker once more.
 
     Attributes:
-        name: Its name in errors, logs and events.
-        state: What it does now. Read it only.
-        closed: True when `state` is `BreakerState.CLOSED`. Read it only.
+        name: The name in errors, logs and events.
+        state: The state. Read-only.
+        closed: True when `state` is `BreakerState.CLOSED`. Read-only.
 
     Example:
         >>> breaker = CircuitBreaker(name="stock", minimum_calls=2)
@@ -168,17 +165,18 @@ class CircuitBreaker:
         """Makes a closed circuit breaker.
 
         Args:
-            name: Its name in errors, logs and events.
-            window: Seconds over which calls are counted, 0.001 to 86400.
+            name: The name in errors, logs and events.
+            window: The length of the window in seconds, 0.001 to 86400.
             threshold: The share of failed calls at which it opens, above 0 and up to 1.
-            minimum_calls: How many calls the window must have before it may open, 1 to 1000000.
+            minimum_calls: The least calls in the window for the breaker to open, 1 to 1000000.
             open_time: Seconds for which it stays open, 0.001 to 86400.
-            half_open_calls: How many trials may run at once, and must succeed to close it, 1 to 1000.
-            counts: Says of an error whether it counts as a failure. None stands for `is_failure`. Not asked for what
-                is no `Exception`, such as cancellation: that never counts. When it raises, the error counts.
-            on_change: Called after each change of state, in the task that caused it; it must not block. What it
-                raises is logged and changes nothing.
-            clock: Seconds that never go back; for tests.
+            half_open_calls: The most trials at once, and the successful trials that close it, 1 to 1000.
+            counts: Returns whether an error counts as a failure. None stands for `is_failure`. It is not called for
+                exceptions that are not an `Exception`, such as cancellation, which never count. When it raises, the
+                error counts.
+            on_change: Called after each change of state, in the task that caused it. It must not block. Its exceptions
+                are logged and have no other effect.
+            clock: A monotonic clock in seconds; for tests.
 
         Raises:
             ConfigurationError: An option is out of bounds or of the wrong type.
@@ -208,7 +206,7 @@ class CircuitBreaker:
         self._on_change = on_change
         self._clock = clock
         self._window = Window(window)
-        #: Grows with each change of state: what was let through in another period is late.
+        #: Grows with each change of state. Results of calls from an earlier period are ignored.
         self._period = 0
         self._opened_at = 0.0
         self._reason = ""
@@ -221,7 +219,7 @@ class CircuitBreaker:
     # ------------------------------------------------------------------ around any call
 
     async def call(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls a function and counts how it ended.
+        """Calls a function and counts its result.
 
         Args:
             function: An `async def`, or another function that returns an awaitable.
@@ -229,11 +227,12 @@ class CircuitBreaker:
             **kwargs: Its keyword arguments.
 
         Returns:
-            What it returned.
+            The function's result.
 
         Raises:
-            CircuitOpen: Not now: the function was not called. Its `retry_after` says when to ask again.
-            Exception: What the function raised, unchanged.
+            CircuitOpen: The call is not allowed now, and the function was not called. `retry_after` tells when to try
+                again.
+            Exception: The function's exception, unchanged.
         """
         trial = None if self.closed else self._admit(anonymous=False)
         period = self._period
@@ -246,7 +245,7 @@ class CircuitBreaker:
         return result
 
     def wrap(self, function: Callable[P, Awaitable[T]], /) -> Callable[P, Coroutine[Any, Any, T]]:
-        """Makes a function whose calls go through `call`; it may be used as a decorator.
+        """Returns a function whose calls go through `call`. It may be used as a decorator.
 
         Args:
             function: An `async def`.
@@ -255,7 +254,7 @@ class CircuitBreaker:
             The coroutine function.
 
         Raises:
-            ConfigurationError: It is not an `async def`.
+            ConfigurationError: The function is not an `async def`.
         """
         check_coroutine_function("function", function)
 
@@ -268,10 +267,10 @@ class CircuitBreaker:
     # ------------------------------------------------------------------ leveret.plugins.BreakerPolicy
 
     def before_call(self) -> None:
-        """Allows a call, which one `record` must follow unless it was allowed while closed.
+        """Allows a call. Unless the breaker is closed, one `record` must follow.
 
         Raises:
-            CircuitOpen: Not now. Its `retry_after` says when to ask again.
+            CircuitOpen: The call is not allowed now. `retry_after` tells when to try again.
         """
         if not self.closed:
             self._admit(anonymous=True)
@@ -281,14 +280,14 @@ class CircuitBreaker:
     ) -> None:
         """Counts results; see `leveret.plugins.BreakerPolicy`.
 
-        Successes are spread evenly over the time in which they happened, so those from before the window do not count.
-        Failures that are not counted, going by `error`, are as if they had not been.
+        Successes are spread evenly over `seconds`, so that those from before the window do not count. Failures are
+        ignored if `error` does not count.
 
         Args:
             successes: How many calls succeeded.
-            failures: How many failed.
-            seconds: The time over which the successes happened, before now.
-            error: What one of the failed calls raised; all of them are judged by it. None counts.
+            failures: How many calls failed.
+            seconds: The length of the time before now in which the successes happened.
+            error: The exception of one of the failed calls, which decides for all of them. With None they count.
         """
         counted = failures if error is None or self._is_failure(error) else 0
         if self.closed:
@@ -296,7 +295,7 @@ class CircuitBreaker:
         elif self.state is BreakerState.HALF_OPEN:
             trial = next((trial for trial in self._trials if trial.anonymous), None)
             if trial is not None:
-                # A trial succeeds with all it did: reports of calls from before the opening always have a failure.
+                # A success counts only in a report without failures: reports of calls from before the opening have one.
                 self._end(self._period, trial, successes=0 if failures else successes, failures=counted)
 
     # ------------------------------------------------------------------ inside

@@ -38,28 +38,28 @@ async def retrying(
     timeout: float | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> T:
-    """Calls a function until it succeeds, the policy gives up or the time is over.
+    """Calls a function until it succeeds, the policy gives up or the timeout passes.
 
-    Attempts are counted for this call alone. Cancellation ends it at once, in an attempt as well as between two.
+    Attempts are counted for this call only. Cancellation ends it at once, during an attempt or between two.
 
     Args:
-        policy: Asked after each failure.
+        policy: Decides after each failure.
         function: An `async def`, or another function that returns an awaitable. For keyword arguments use
             `functools.partial`.
         *args: Its arguments.
-        breaker: Asked before each attempt, and told how it ended. When it is open, `CircuitOpen` ends the retries.
-        timeout: Seconds for everything, 0.001 to 2678400; None sets no limit. An attempt that runs when it is over is
-            cancelled and fails with `TimeoutError`, and no wait is begun that would end after it.
+        breaker: Allows each attempt, and counts its result. When it is open, `CircuitOpen` ends the retries.
+        timeout: Seconds for all attempts, 0.001 to 2678400; None sets no limit. An attempt that is still running then
+            is cancelled and fails with `TimeoutError`. A wait that would end later is not begun.
         sleep: Waits for some seconds; for tests.
 
     Returns:
-        What the function returned.
+        The function's result.
 
     Raises:
-        RetriesExhausted: The policy gave up after several attempts, or the time was over. Its cause is the last
-            failure, and its `attempts` counts them all.
-        CircuitOpen: The breaker let nothing through.
-        Exception: An error that the policy does not try again after, as the function raised it.
+        RetriesExhausted: The policy gave up after several attempts, or the timeout passed. Its cause is the last
+            failure, and `attempts` is the number of attempts.
+        CircuitOpen: The breaker refused the call.
+        Exception: The function's exception, unchanged, after which the policy does not try again.
         ConfigurationError: An argument is of the wrong type or out of bounds.
     """
     _check(policy, breaker, timeout, sleep)
@@ -73,19 +73,20 @@ def retry(
     timeout: float | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
-    """Makes a decorator for `async def` functions whose calls shall be retried; see `retrying`.
+    """Makes a decorator for `async def` functions that retries their calls; see `retrying`.
 
     Args:
-        policy: Asked after each failure. It may be shared: each call counts its own attempts.
-        breaker: Asked before each attempt, and told how it ended.
-        timeout: Seconds for everything in one call, 0.001 to 2678400; None sets no limit.
+        policy: Decides after each failure. It may be shared: each call counts its own attempts.
+        breaker: Allows each attempt, and counts its result.
+        timeout: Seconds for all attempts of one call, 0.001 to 2678400; None sets no limit.
         sleep: Waits for some seconds; for tests.
 
     Returns:
         The decorator.
 
     Raises:
-        ConfigurationError: An argument is of the wrong type or out of bounds, or what is decorated is no `async def`.
+        ConfigurationError: An argument is of the wrong type or out of bounds, or the decorated function is not an
+            `async def`.
     """
     _check(policy, breaker, timeout, sleep)
 
@@ -111,25 +112,24 @@ def guard(
     timeout: float | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Callable[[Value, Incoming], Coroutine[Any, Any, bool | None]]:
-    """Puts a retry policy and a circuit breaker around a consumer's handler.
+    """Wraps a consumer's handler with a retry policy and a circuit breaker.
 
-    The handler is tried again in the same delivery, before the message goes back to its queue: its worker is taken for
-    as long as that lasts. A result is no failure, False neither. A handler that settles its message itself must do it
-    last.
+    The handler is tried again within the same delivery, before the message returns to its queue, and occupies its
+    worker meanwhile. Any result is a success, also False. A handler that settles its message itself must do so last.
 
-    When the breaker is open the handler is not run, and the consumer gets `CircuitOpen`: it gives the message back and
-    waits for up to a second. With `retry`, that is also how a failure ends that opened the breaker, unless it was the
-    last attempt; otherwise the consumer gets the failure.
+    When the breaker is open, the handler is not called, and the consumer gets `CircuitOpen`. It releases the message
+    and waits for up to a second. With `retry`, a failure that opens the breaker ends in the same way, unless it was the
+    last attempt; then the consumer gets the failure.
 
     Args:
         handler: `async def handler(value, message)`.
-        retry: Asked after each failure; None tries once.
-        breaker: Asked before each attempt, and told how it ended.
+        retry: Decides after each failure; None: one attempt.
+        breaker: Allows each attempt, and counts its result.
         timeout: Seconds for all attempts at one message, 0.001 to 2678400; None sets no limit.
         sleep: Waits for some seconds; for tests.
 
     Returns:
-        A handler for `Consumer.run`. It returns what `handler` returned, and raises what `retrying` raises.
+        A handler for `Consumer.run`. It returns the result of `handler`, and raises like `retrying`.
 
     Raises:
         ConfigurationError: An argument is of the wrong type or out of bounds.
@@ -146,7 +146,7 @@ def guard(
 
 
 def _check(policy: object, breaker: object, timeout: object, sleep: object) -> None:
-    # A class has its instances' methods, too.
+    # isinstance of a runtime-checkable Protocol accepts a class as well as its instances.
     if isinstance(policy, type) or not isinstance(policy, RetryPolicy):
         raise ConfigurationError(
             f"retry must be a policy such as ExponentialRetry(), with next_delay(), not {policy!r}", option="retry"
@@ -180,12 +180,12 @@ async def _attempts(
     while True:
         attempt += 1
         try:
-            # The time limit is inside, so that the breaker takes what hangs for a failure and not for a cancellation.
+            # The timeout is inside the breaker's call, so that an attempt that hangs counts as a failure.
             return await (once() if breaker is None else breaker.call(once))
         except Exception as error:
             delay = policy.next_delay(attempt, error)
             if delay is None:
-                # An error that the policy would not even try again once is not one that it ran out of attempts for.
+                # An error that the policy never retries is raised itself, not as RetriesExhausted.
                 if attempt == 1 or policy.next_delay(1, error) is None:
                     raise
                 raise _exhausted(attempt, error, "") from error
@@ -196,7 +196,7 @@ async def _attempts(
 
 
 def _exhausted(attempts: int, error: Exception, within: str) -> RetriesExhausted:
-    # Not the error's text, which may show what the function was called with.
+    # Without the error's text, which may show arguments of the function.
     return RetriesExhausted(
         f"gave up after {attempts} attempt{'s' if attempts > 1 else ''}{within}; the last one failed with "
         f"{type(error).__name__}",

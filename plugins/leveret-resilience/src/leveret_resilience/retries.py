@@ -1,4 +1,4 @@
-"""Whether to try again: which errors, and how often."""
+"""The retry policies: they decide after which errors to try again, and how often."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from leveret_resilience.backoffs import BaseBackoff, ExponentialBackoff, FixedBa
 
 __all__ = ["BaseRetry", "ExponentialRetry", "FixedRetry", "LinearRetry", "NoRetry", "RetryOn", "is_transient"]
 
-#: Exception types, or a function that says of an error whether to try again.
+#: Exception types, or a function that returns whether to try again after an error.
 RetryOn: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
 
 _MOST_RETRIES: Final = 1_000_000
-#: No `retry_on` makes these worth trying again: another policy has decided, or the same call would fail the same way.
+#: Never retried, whatever `retry_on` says: another policy has decided, or the same call would fail in the same way.
 _FINAL: Final = (ConfigurationError, EncodeFailed, PolicyError)
-#: After these the broker may have done what it was asked for, or not.
+#: After these errors it is unknown whether the broker has done what was requested.
 _UNCERTAIN: Final = (ConnectionClosed, ConnectionLost, OperationTimeout)
 
 
 def is_transient(error: BaseException, *, retry_unknown: bool = False) -> bool:
-    """Says whether trying again may help and does no harm. It is what `retry_on=None` stands for.
+    """Returns whether trying again may help and is safe. `retry_on=None` stands for this function.
 
     | error | |
     |---|---|
@@ -48,12 +48,12 @@ def is_transient(error: BaseException, *, retry_unknown: bool = False) -> bool:
     | `ConnectFailed`, `ResourceLocked` | yes, but not `TLSVerificationError` |
     | every other error of Leveret, such as `ConfigurationError`, `EncodeFailed`, `NotFound`, `CircuitOpen` | no |
     | every other `Exception` | yes: nothing is known about it |
-    | what is no `Exception`, such as `CancelledError` and `KeyboardInterrupt` | no |
+    | other `BaseException`s, such as `CancelledError` and `KeyboardInterrupt` | no |
 
     Args:
         error: The error.
-        retry_unknown: Whether to try again where the first attempt may have worked, so that a message may be
-            published twice.
+        retry_unknown: Whether to try again when the first attempt may have succeeded. A message may then be published
+            twice.
 
     Returns:
         True when it should be tried again.
@@ -73,18 +73,18 @@ def is_transient(error: BaseException, *, retry_unknown: bool = False) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRetry(BaseBackoff):
-    """What the retry policies have in common; its subclasses say how long to wait.
+    """The base of the retry policies. Subclasses choose the delays.
 
-    A policy keeps nothing between two questions, so any number of calls may share one: each counts its own attempts.
-    Cancellation, `KeyboardInterrupt` and everything else that is no `Exception` is never retried, and neither are
+    A policy has no state, so any number of calls may share one; each call counts its own attempts. Cancellation,
+    `KeyboardInterrupt` and other exceptions that are not an `Exception` are never retried, nor are
     `ConfigurationError`, `EncodeFailed`, `CircuitOpen` and `RetriesExhausted`, whatever `retry_on` says.
 
     Attributes:
-        retries: How many further attempts may follow the first one, 0 to 1000000.
-        retry_on: Which errors to try again after: exception types, or a function that gets the error. None stands for
+        retries: The most attempts after the first one, 0 to 1000000.
+        retry_on: The errors to try again after: exception types, or a function that gets the error. None stands for
             `is_transient`.
-        retry_unknown: True also tries again after a publishing with outcome UNKNOWN, which may then arrive twice. It
-            is needed for those whatever `retry_on` says.
+        retry_unknown: True: also tries again after a publishing with outcome UNKNOWN, which may then arrive twice.
+            Without it such publishings are not retried, whatever `retry_on` says.
     """
 
     retries: int = 3
@@ -102,19 +102,16 @@ class BaseRetry(BaseBackoff):
             for each in chosen:
                 if not (isinstance(each, type) and issubclass(each, Exception)):
                     raise ConfigurationError(
-                        f"retry_on must name types of Exception; {each!r} is none", option="retry_on"
+                        f"retry_on must name types of Exception; {each!r} is not one", option="retry_on"
                     )
         else:
             check_callable("retry_on", chosen)
 
     def retries_error(self, error: BaseException) -> bool:
-        """Says whether this policy tries again after an error, when attempts are left.
+        """Returns whether this policy tries again after an error, if attempts are left.
 
         Args:
-            error: What an attempt raised.
-
-        Returns:
-            True when it does.
+            error: The exception of an attempt.
         """
         if not isinstance(error, Exception) or isinstance(error, _FINAL):
             return False
