@@ -352,7 +352,7 @@ def test_check_plugin_says_what_it_cannot_check_when_only_the_author_knows() -> 
 
 
 def test_check_plugin_names_what_is_there_when_the_plugin_is_not() -> None:
-    with pytest.raises(ConfigurationError, match=r"no plugin 'other' in use; this registry has builtin \(built in\)"):
+    with pytest.raises(ConfigurationError, match=r"no active plugin 'other'; this registry has builtin \(built in\)"):
         check_plugin(PluginRegistry.from_plugins(), "other")
 
 

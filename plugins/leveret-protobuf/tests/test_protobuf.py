@@ -345,7 +345,7 @@ def test_decode_raises_when_unknown_groups_are_nested_deeply() -> None:
         (Strict, b"", "shop.Strict: missing are id, name"),
         (Strict, b"\x08\x01", "shop.Strict: missing are name"),
         (Strict, b"\x08\x01\x12\x00\x1a\x00", "shop.Strict: a nested message lacks some"),
-        (Strict, b"\x08\x01\x12\x00\x22\x0c\x0a\x08" + b"secret-1" + b"\x12\x00", "shop.Strict: a message in it"),
+        (Strict, b"\x08\x01\x12\x00\x22\x0c\x0a\x08" + b"secret-1" + b"\x12\x00", "shop.Strict: a nested message"),
         (Holder, b"\x12\x02\x0a\x00", "shop.Holder: a nested message lacks some"),
     ],
     ids=["all", "one", "in a field", "in a map", "deep in a list"],

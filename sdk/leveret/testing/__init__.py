@@ -1,6 +1,8 @@
-"""Conformance kits for plugin authors: abstract pytest classes that check what the plugin interfaces promise.
+"""Conformance kits for plugin authors: abstract pytest classes that check plugins against the plugin interfaces.
 
-Subclass the kit of what the plugin brings, in a class named `Test...`, and override its fixture:
+This package may use all others but `cli`, and needs pytest. A kit makes the plugin's objects through a registry of its
+own, calls them as the core does, and publishes and consumes with them through a real client on an embedded broker.
+Subclass a kit in a class named `Test...`, and override its fixture:
 
     import pytest
     import leveret_upper
@@ -11,7 +13,7 @@ Subclass the kit of what the plugin brings, in a class named `Test...`, and over
         def spec(self):
             return leveret_upper.UPPER
 
-Everything here needs pytest; nothing else of Leveret does. Names are loaded when they are first used.
+Names are loaded when they are first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the kits share: their base class, how they fail, and how they compare and describe values."""
+"""Shared by the kits: the base class, failing, comparing and describing values, threads and deadlines."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: The name of the plugin object through which a kit registers what it checks.
+#: The name of the plugin object with which a kit registers the descriptor that it checks.
 KIT_PLUGIN = "conformance"
-#: Seconds after which something that should have ended long ago is taken for hanging.
+#: Seconds after which a call counts as hanging.
 DEADLINE = 60.0
 
 
@@ -50,7 +50,7 @@ class Conformance:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__test__" not in vars(cls):
-            # The kits themselves, and what authors derive from them to derive from again, are no tests.
+            # Kits, and base classes that authors derive from them, are not collected.
             cls.__test__ = cls.__name__.startswith("Test")
 
 
@@ -58,12 +58,12 @@ class Conformance:
 
 
 def fail(text: str) -> NoReturn:
-    """Fails the check with this text and no traceback: what matters is the plugin's code, not the kit's."""
+    """Fails the check with a text, without a traceback of the kit's code."""
     pytest.fail(text, pytrace=False)
 
 
 def require(condition: object, text: str) -> None:
-    """Fails the check with this text unless the condition holds."""
+    """Fails the check with a text unless the condition is true."""
     if not condition:
         fail(text)
 
@@ -74,7 +74,7 @@ def override(kit: type, fixture: str, what: str) -> NoReturn:
     Args:
         kit: The subclass.
         fixture: The fixture's name.
-        what: What it should return.
+        what: A description of its result.
     """
     fail(
         f"{kit.__name__} must override the fixture `{fixture}`:\n\n"
@@ -83,7 +83,7 @@ def override(kit: type, fixture: str, what: str) -> NoReturn:
 
 
 def describe(value: object) -> str:
-    """A short text that tells a developer which value of a table is meant."""
+    """Returns a short description of a value for failures."""
     try:
         text = repr(value)
     except Exception:
@@ -92,12 +92,12 @@ def describe(value: object) -> str:
 
 
 def ordinary(error: BaseException, what: str, *, recursion: bool = False) -> None:
-    """Fails unless an error is one that code which calls plugins can be expected to catch.
+    """Fails unless an exception is an ordinary `Exception`, which the core catches.
 
     Args:
-        error: What was raised.
-        what: What raised it, as the beginning of a sentence.
-        recursion: A RecursionError is fine: the interpreter's limit is a limit.
+        error: The exception.
+        what: The call that raised it, as the beginning of a sentence.
+        recursion: True: RecursionError is allowed.
     """
     if isinstance(error, KeyboardInterrupt | pytest.fail.Exception):
         raise error
@@ -115,7 +115,7 @@ def ordinary(error: BaseException, what: str, *, recursion: bool = False) -> Non
 
 
 def same(one: Any, other: Any) -> bool:
-    """Compares with types: True is not 1, and 1 is not 1.0, in containers neither."""
+    """Compares values and their types, also in containers: True differs from 1, and 1 from 1.0."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -129,7 +129,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def in_threads(*functions: Callable[[], None]) -> None:
-    """Runs functions in a thread each, at once, and raises what the first of them raised."""
+    """Runs each function in a thread of its own, all at once. Raises the first exception."""
     barrier = threading.Barrier(len(functions))
 
     def run(function: Callable[[], None]) -> None:
@@ -137,7 +137,7 @@ def in_threads(*functions: Callable[[], None]) -> None:
         function()
 
     interval = sys.getswitchinterval()
-    # Threads that change places often meet more often, too.
+    # Frequent switches between threads make races more likely.
     sys.setswitchinterval(1e-5)
     try:
         with ThreadPoolExecutor(len(functions)) as pool:
@@ -148,15 +148,15 @@ def in_threads(*functions: Callable[[], None]) -> None:
 
 
 def with_deadline(function: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
-    """Runs a function in a thread, and fails when it does not end in time.
+    """Runs a function in a thread. Fails when it does not end in time.
 
     Args:
-        function: What to run.
-        what: What it is, for the text.
-        seconds: How long to wait.
+        function: The function.
+        what: Its description, for the failure.
+        seconds: The seconds that it may take.
 
     Returns:
-        What it returns; what it raises is raised.
+        The function's result. Its exception is raised.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -167,7 +167,7 @@ def with_deadline(function: Callable[[], T], what: str, seconds: float = DEADLIN
         except BaseException as error:
             errors.append(error)
 
-    # Not a pool: it would wait for a thread that hangs when the process ends.
+    # Not a pool, which would wait at exit for a thread that hangs.
     thread = threading.Thread(target=run, daemon=True, name=f"conformance: {what}")
     thread.start()
     thread.join(seconds)
@@ -182,27 +182,24 @@ def with_deadline(function: Callable[[], T], what: str, seconds: float = DEADLIN
 
 
 class _Hooks:
-    """A plugin that brings one thing, for a registry of its own."""
+    """A plugin with one descriptor."""
 
     __name__ = KIT_PLUGIN
 
     def __init__(self, hook: str, spec: object) -> None:
-        # The other hooks must not be there at all: a plugin that has them is asked for more.
+        # Set on the object, because a class with all hooks would be called for all of them.
         setattr(self, hook, hookimpl(lambda: [spec]))
 
 
 def registry_of(hook: str, spec: SerializerSpec | CompressorSpec | MetricsSpec | PolicySpec) -> PluginRegistry:
-    """Makes a registry in which this descriptor wins over what the core brings.
+    """Makes a registry in which a descriptor takes precedence over the core's own.
 
     Args:
         hook: The hook that returns such descriptors.
         spec: The descriptor.
 
-    Returns:
-        The registry.
-
     Raises:
-        PluginError: The descriptor is wrong.
+        PluginError: The descriptor is not valid.
     """
     keys: list[Any] = [spec.name, getattr(spec, "content_type", None), getattr(spec, "content_encoding", None)]
     with suppress(TypeError):

@@ -1,4 +1,4 @@
-"""Runs hostile checks in a forked process, where a crash, a hang or an allocation of gigabytes harms nobody else."""
+"""Runs hostile checks in a forked process, so that a crash, a hang or a huge allocation stays without effect here."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["MiB", "in_child", "peak_memory"]
 
 MiB: Final = 1 << 20
-#: What a child may map in addition to what it has when it begins: enough for everything that is asked of it.
+#: The bytes that a child may map in addition to those at its start; enough for all checks.
 _ADDRESS_SPACE: Final = 1024 * MiB
 _DEADLINE: Final = 120.0
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that this process has had in use."""
+    """Returns the peak of this process's resident memory in bytes."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -39,14 +39,14 @@ def peak_memory() -> int:
 
 
 def in_child(function: Callable[[], None], what: str, *, seconds: float = _DEADLINE) -> None:
-    """Runs a function in a copy of this process, with bounded address space where the system can bound it.
+    """Runs a function in a fork of this process, with limited address space where the system supports it.
 
-    A fork, because a new process could not make what closures and test classes make.
+    It forks, because closures and test classes cannot be passed to a new process.
 
     Args:
-        function: What to run. It fails as checks do; what else it raises is a failure, too.
-        what: What it does, as the beginning of a sentence.
-        seconds: How long it may take.
+        function: The function. It fails as checks do; other exceptions are failures, too.
+        what: Its description, as the beginning of a sentence.
+        seconds: The seconds that it may take.
     """
     if not hasattr(os, "fork"):
         pytest.skip("needs fork: run the conformance kit on Linux or macOS as well")
@@ -73,20 +73,20 @@ def in_child(function: Callable[[], None], what: str, *, seconds: float = _DEADL
 
 
 def _give_back_free_memory() -> None:
-    """Has the C library give free memory back to the system.
+    """Returns free memory of the C library to the system.
 
-    The child could use it again, and what it takes would not show in its peak.
+    Otherwise the child could reuse it, and its allocations would not raise its peak.
     """
     gc.collect()
     with suppress(AttributeError, OSError, TypeError):
-        # glibc's; others have none, and keep less.
+        # Only glibc has malloc_trim; other libraries keep less free memory.
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _be_the_child(function: Callable[[], None], writing: int) -> None:
     status = 1
     try:
-        # A crash is an expected result here, and needs no core file.
+        # A crash is an expected result, so no core file is written.
         _limit_resources()
         text = ""
         try:
@@ -115,7 +115,7 @@ def _limit_resources() -> None:
 
 
 def _read(file: int, seconds: float) -> tuple[str, bool]:
-    """Reads until the other side closes; returns the text and whether it did in time."""
+    """Reads until the other side closes; returns the text, and whether that happened in time."""
     end = time.monotonic() + seconds
     parts: list[bytes] = []
     while True:

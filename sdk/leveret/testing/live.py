@@ -1,4 +1,4 @@
-"""Runs checks with a real client, on an embedded broker in this process."""
+"""Runs checks with a real client and an embedded broker in this process."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = ["QUEUE", "take", "with_client"]
 
 T = TypeVar("T")
 
-#: The queue that is there for the check.
+#: The queue that exists for the check.
 QUEUE = "conformance"
 
 
 def with_client(registry: PluginRegistry, work: Callable[[Client], Awaitable[T]], what: str) -> T:
-    """Runs a coroutine function with a client, in an event loop and thread of its own.
+    """Runs a coroutine function with a client, in its own event loop and thread.
 
     Args:
-        registry: The plugins that the client uses.
-        work: What to do. The queue `QUEUE` is there.
-        what: What it does, as the beginning of a sentence.
+        registry: The plugins of the client.
+        work: The coroutine function. The queue `QUEUE` exists.
+        what: Its description, as the beginning of a sentence.
 
     Returns:
-        What it returns.
+        The function's result.
     """
 
     async def main() -> T:
-        # Whatever the environment says of metrics is not for a check.
+        # Without the sinks that the environment names.
         monitoring = MonitoringSettings()
         async with EmbeddedBroker() as broker, connect(broker.url, plugins=registry, monitoring=monitoring) as client:
             await client.declare(Topology().queue(QUEUE))
@@ -51,7 +51,7 @@ def with_client(registry: PluginRegistry, work: Callable[[Client], Awaitable[T]]
 
 
 async def take(consumer: Consumer[T]) -> Message:
-    """Takes and acknowledges the next message, which must be there."""
+    """Returns the next message and acknowledges it. Fails when the queue is empty."""
     message = await consumer.get()
     if message is None:
         fail("a message that was confirmed is not in its queue")

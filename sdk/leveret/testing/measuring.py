@@ -1,4 +1,4 @@
-"""Measures what decompressing a body takes, in a process that has done nothing else."""
+"""Measures the memory of decompressing a body, in a new process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 __all__ = ["Measured", "measure_decompression"]
 
-# Resident memory, not tracemalloc, which does not see what libraries take with malloc. Not ru_maxrss, where the system
-# has better: it begins with what the parent had before exec, and cannot be set back. The body is in a file, so that
-# nothing that was needed to make it counts. Three rounds, because malloc changes its ways after large frees.
+# Resident memory, because tracemalloc does not see malloc of libraries. On Linux not ru_maxrss, which begins with the
+# memory of the parent before exec and cannot be reset. The body is in a file, so that memory for making it does not
+# count. Three rounds, because malloc behaves differently after large frees.
 _PROGRAM = """
 import ctypes, importlib, pathlib, re, resource, sys
 
@@ -41,11 +41,11 @@ print(outcome, peak() - baseline, sep=", ")
 
 
 class Measured(NamedTuple):
-    """What decompressing came to.
+    """The result of a measurement.
 
     Attributes:
-        outcome: The type's name of what was raised, or for example "100 bytes".
-        memory: By how many bytes it raised the process's peak memory.
+        outcome: The name of the exception's type, or the size, for example "100 bytes".
+        memory: The bytes by which the process's peak memory grew.
     """
 
     outcome: str
@@ -56,17 +56,17 @@ def measure_decompression(spec: str, data: bytes, max_size: int, *, timeout: flo
     """Decompresses a body with a compressor's default level, in a new process.
 
     Args:
-        spec: Where the `CompressorSpec` is, for example `"leveret_lz4:COMPRESSOR"`.
+        spec: The place of the `CompressorSpec`, for example `"leveret_lz4:COMPRESSOR"`.
         data: The compressed body.
-        max_size: The most bytes that it may become.
-        timeout: Seconds that it may take.
+        max_size: The limit for the decompressed body in bytes.
+        timeout: Seconds that the process may take.
 
     Returns:
-        What it came to, and what it took. A sound compressor takes at most `max_size` bytes and 1 MiB.
+        Outcome and memory. A correct compressor takes at most `max_size` bytes and 1 MiB.
 
     Raises:
-        AssertionError: The process failed; the text is what it wrote.
-        subprocess.TimeoutExpired: It took too long, and was killed.
+        AssertionError: The process failed. The text has its output.
+        subprocess.TimeoutExpired: The process took too long and was killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         body = Path(folder, "body")

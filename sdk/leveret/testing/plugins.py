@@ -1,4 +1,4 @@
-"""Runs the kits for everything that a plugin brings, outside of its own tests; `leveret plugins check` prints this."""
+"""Runs the kits for everything that a plugin provides, outside of its own tests, for `leveret plugins check`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _KITS: Final[dict[str, type[Conformance]]] = {
     "backoff": BackoffConformance,
     "circuit_breaker": CircuitBreakerConformance,
 }
-#: Why a fixture is not there: only the author can write it.
+#: The fixtures that only a plugin's author can write, and why.
 _UNKNOWN: Final = {
     "read": "how to read what the sink exports cannot be guessed",
     "make_breaker": "how to give the breaker another clock cannot be guessed",
@@ -44,14 +44,14 @@ _UNKNOWN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """How one check of one thing ended.
+    """The result of one check.
 
     Attributes:
         kind: "serializer", "compressor", "metrics", "retry", "backoff" or "circuit_breaker".
-        name: The thing's name among its kind.
-        check: What was checked, in words.
-        passed: Whether it passed; None when it was not checked.
-        message: What is wrong, or why it was not checked; empty when it passed.
+        name: The name of the serializer, compressor, sink or policy.
+        check: The check, in words.
+        passed: Whether it passed; None when it did not run.
+        message: The failure, or why the check did not run; empty when it passed.
     """
 
     kind: str
@@ -64,21 +64,21 @@ class CheckResult:
 def check_plugin(
     registry: PluginRegistry, plugin_name: str, on_result: Callable[[CheckResult], None] | None = None
 ) -> list[CheckResult]:
-    """Runs the conformance kits for everything that a loaded plugin brings. It takes seconds.
+    """Runs the conformance kits for everything that a loaded plugin provides. It takes seconds.
 
-    Some checks need what only a plugin's author can write, for example how to read what a sink exports: those are
-    reported as not checked, with the reason. In the plugin's own tests a subclass of the kit runs them.
+    Some checks need a fixture that only the plugin's author can write, for example to read the exports of a sink. These
+    are reported as not checked, with the reason. In the plugin's own tests a subclass of the kit runs them.
 
     Args:
-        registry: Where the plugin was loaded.
+        registry: The registry that has the plugin.
         plugin_name: The plugin's name.
-        on_result: Called with each result as soon as it is there.
+        on_result: Called with each result as soon as it is known.
 
     Returns:
-        All results, in the order in which the checks ran; empty when the plugin brings nothing that has a kit.
+        All results, in the order of the checks; empty when the plugin provides nothing that has a kit.
 
     Raises:
-        ConfigurationError: The registry has no such plugin in use.
+        ConfigurationError: The registry has no active plugin of this name.
     """
     results = []
     for provided in _find(registry, plugin_name).provides:
@@ -95,7 +95,7 @@ def _find(registry: PluginRegistry, name: str) -> PluginInfo:
             return info
     found = [f"{info.name} ({info.status})" for info in registry.plugins]
     raise ConfigurationError(
-        f"there is no plugin {printable(name, 64)!r} in use; this registry has {', '.join(found)}", option="plugin_name"
+        f"there is no active plugin {printable(name, 64)!r}; this registry has {', '.join(found)}", option="plugin_name"
     )
 
 
@@ -132,10 +132,10 @@ def _checks_of(kit: type[Conformance]) -> Iterator[tuple[str, Callable[..., None
 
 
 def _run(check: Callable[..., None], kit: type[Conformance], fixtures: dict[str, Any]) -> tuple[bool | None, str]:
-    """Runs a check as pytest would, and returns whether it passed, and what it said."""
+    """Runs a check as pytest would; returns whether it passed, and its message."""
     passed, text = _attempt(check, kit(), fixtures)
     if passed is False and "prefixes_are_refused" in text:
-        # In this format the beginning of a body may be a whole body; only its author knows.
+        # Only the author knows whether, in this format, the beginning of a body can be a complete body.
         lenient = kit()
         vars(lenient)["prefixes_are_refused"] = False
         if _attempt(check, lenient, fixtures)[0]:
@@ -161,7 +161,7 @@ def _attempt(check: Callable[..., None], instance: Conformance, fixtures: dict[s
 
 
 def _values(spec: SerializerSpec) -> tuple[list[tuple[Any, Any]], str]:
-    """Those of the usual values that a serializer takes, and what it does not take, or why there are none."""
+    """Returns the default values that a serializer accepts, and a text about the others or about why there are none."""
     if spec.models is not None:
         return [], "it is for certain models only, which cannot be guessed"
     taken: list[tuple[Any, Any]] = []
@@ -178,7 +178,7 @@ def _values(spec: SerializerSpec) -> tuple[list[tuple[Any, Any]], str]:
     if not refused:
         return taken, ""
     if not taken:
-        # A serializer of bytes takes nothing else. Others may take bytes and give text back, as JSON's do.
+        # A serializer for bytes only. Other serializers may accept bytes and decode them to text, as JSON's do.
         taken = [(value, None) for value in (b"", b"\x00\xffbytes", bytes(5000)) if _takes(serializer, value, None)]
     kinds = ", ".join(dict.fromkeys(refused))
     if not taken:

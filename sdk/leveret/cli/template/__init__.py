@@ -1,8 +1,7 @@
-"""The files of a new plugin, as `leveret plugins new` writes them.
+"""The files that `leveret plugins new` writes.
 
-Beside this module lies a real module for each kind of plugin, which is linted and type-checked as everything here is.
-It becomes the new package's `__init__.py`. Nothing imports it: it is read as text, in which `$name` and the like are
-replaced.
+Beside this module is a module for each kind of plugin, which is linted and type-checked like all others. It becomes the
+`__init__.py` of the new package. It is not imported but read as text, in which `$name` and others are replaced.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from $module import $hook, read
 
 
 class TestConformance($kit):
-    counters_go_on = False  # a client that was closed is not there any more
+    counters_go_on = False  # counters of closed clients are dropped
 
     @pytest.fixture
     def spec(self) -> $spec:
@@ -63,18 +62,18 @@ class TestConformance($kit):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What differs between the kinds of plugins.
+    """The texts that differ between the kinds of plugins.
 
     Attributes:
-        what: What its users call it.
-        hook: Its hook.
-        spec: What the hook returns.
-        kit: Its conformance kit.
-        dependencies: What it needs beside Leveret.
-        test: Its test.
-        settings: How the README's program makes the client's settings.
-        connect: How its client uses it.
-        producer: How its producer uses it.
+        what: The name of the kind for users.
+        hook: The hook.
+        spec: The descriptor that the hook returns.
+        kit: The conformance kit.
+        dependencies: The dependencies beside Leveret.
+        test: The test module.
+        settings: The line of the README's program that makes the client's settings.
+        connect: The arguments of `leveret.connect` in that program.
+        producer: The arguments of the producer in that program.
     """
 
     what: str
@@ -122,7 +121,7 @@ KINDS: Final = {
     ),
 }
 
-#: What Leveret's own linting needs: here `leveret` is our own package, there it is not.
+#: Comments for Leveret's own linting only, for which `leveret` is a first-party package.
 _NOQA: Final = re.compile(r"  # noqa: .*$", re.MULTILINE)
 
 _PYPROJECT: Final = """\
@@ -212,13 +211,13 @@ pytest
 leveret plugins check $name
 ```
 
-The tests run Leveret's conformance kit: what every $what must do, tried out. `leveret plugins check` runs it as well,
-and looks at the metadata.
+The tests run Leveret's conformance kit, which checks what every $what must do. `leveret plugins check` runs the kit as
+well, and checks the metadata.
 """
 
 
 def module_name(name: str) -> str:
-    """The module of the plugin with this name."""
+    """Returns the module name of a plugin."""
     return "leveret_" + name.replace("-", "_")
 
 
@@ -259,6 +258,6 @@ def files(name: str, kind: str) -> dict[str, str]:
 
 
 def _leveret() -> str:
-    """The requirement of the versions that promise to work with a plugin that was made with this one."""
+    """Returns the requirement for the versions of Leveret that are compatible with this one."""
     major, minor = (int(part) for part in __version__.split(".")[:2])
     return f"leveret>={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"

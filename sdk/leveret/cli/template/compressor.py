@@ -1,8 +1,8 @@
 """$distribution: a compressor for Leveret.
 
-It writes zlib streams (RFC 1950) under a content encoding of its own. Put your own
-format in its place: what the two functions must do, and which bodies they must refuse,
-is said in `leveret.plugins.Compressor`.
+It writes zlib streams (RFC 1950) with its own content encoding. Replace this format by
+yours. `leveret.plugins.Compressor` tells what the two functions must do, and which
+bodies they must refuse.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ class StreamCompressor:
         """Decompresses a body that came from the network.
 
         Args:
-            data: One stream, and nothing behind it.
-            max_size: The most bytes to return; about twice that is allocated at most.
+            data: One stream, with nothing after it.
+            max_size: The most bytes to return. At most about twice that is allocated.
 
         Returns:
             The body.
 
         Raises:
-            BodyTooLarge: It has more than `max_size` bytes.
-            ValueError: It is cut off, or has something behind it.
-            zlib.error: It is no such stream, or its checksum is wrong.
+            BodyTooLarge: The body has more than `max_size` bytes.
+            ValueError: The stream is truncated, or other bytes follow it.
+            zlib.error: The data is not a zlib stream, or its checksum is wrong.
         """
         stream = zlib.decompressobj()
-        # One byte more than is allowed tells "exactly full" from "too large".
+        # With one byte above the limit, a body that is too large shows.
         body = stream.decompress(data, max_size + 1)
         if len(body) > max_size:
             raise BodyTooLarge(f"the body decompresses to more than {max_size} bytes")
         if not stream.eof:
-            raise ValueError("the stream is cut off")
+            raise ValueError("the stream is truncated")
         if stream.unused_data:
             raise ValueError(f"{len(stream.unused_data)} bytes follow the stream")
         return body
@@ -62,7 +62,7 @@ class StreamCompressor:
 
 @hookimpl
 def leveret_compressors() -> list[CompressorSpec]:
-    """Called once, when plugins are discovered."""
+    """Returns the plugin's compressors. Called once, when plugins are discovered."""
     return [
         CompressorSpec(
             name="$name",

@@ -1,8 +1,8 @@
 """$distribution: a metrics sink for Leveret.
 
-It gives the numbers of all clients to whoever calls `read`, for example a status page.
-Bring them to your own system in its place: what the functions must do is said in
-`leveret.plugins.MetricsSink`.
+`read` returns the numbers of all clients, for example for a status page. Replace it by
+an export to your monitoring system. `leveret.plugins.MetricsSink` tells what the
+methods must do.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _sources: dict[StatusSink, MetricsSource] = {}
 
 
 def read() -> dict[tuple[str, tuple[str, ...]], int]:
-    """Reads the numbers as they are now; safe to call from any thread.
+    """Reads the current numbers. Any thread may call it.
 
     Returns:
-        Each number, by its metric's name and the values of its labels. Clients of one
-        name are added up, and those that are closed are not there any more.
+        Each number, by its metric's name and the values of its labels. Clients with the
+        same name are added up; closed clients are dropped.
     """
     with _lock:
         sources = list(_sources.values())
@@ -38,7 +38,7 @@ def read() -> dict[tuple[str, tuple[str, ...]], int]:
         try:
             samples = list(source.snapshot())
         except Exception:
-            logger.exception("a client's numbers could not be read")
+            logger.exception("cannot read the numbers of a client")
             continue
         for sample in samples:
             key = (sample.metric.name, sample.labels)
@@ -47,22 +47,22 @@ def read() -> dict[tuple[str, tuple[str, ...]], int]:
 
 
 class StatusSink:
-    """Shows the numbers of one client to `read`, from `start` to `close`."""
+    """Makes the numbers of one client available to `read`, from `start` to `close`."""
 
     def start(self, source: MetricsSource, /) -> None:
-        """Keeps the source; nothing is read before somebody asks."""
+        """Keeps the source. `read` reads it."""
         with _lock:
             _sources[self] = source
 
     def close(self) -> None:
-        """Forgets the source."""
+        """Drops the source."""
         with _lock:
             _sources.pop(self, None)
 
 
 @hookimpl
 def leveret_metrics() -> list[MetricsSpec]:
-    """Called once, when plugins are discovered."""
+    """Returns the plugin's metrics sinks. Called once, when plugins are discovered."""
     return [
         MetricsSpec(
             name="$name",

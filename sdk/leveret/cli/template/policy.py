@@ -1,7 +1,7 @@
 """$distribution: a retry policy for Leveret.
 
-It tries three times more, after 0.1, 0.2 and 0.4 seconds. Decide by your own rules in
-its place: what the function must do is said in `leveret.plugins.RetryPolicy`.
+It allows three more attempts, after 0.1, 0.2 and 0.4 seconds. Replace this by your own
+rules. `leveret.plugins.RetryPolicy` tells what the method must do.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _FIRST_DELAY = 0.1  # seconds
 
 
 class ThreeRetries:
-    """Three retries, each after twice the time.
+    """Three retries, each after twice the delay of the one before.
 
-    It keeps nothing between calls, so calls at the same time do not disturb each other.
+    It has no state, so concurrent calls may share it.
     """
 
     def next_delay(self, attempt: int, error: BaseException, /) -> float | None:
-        """Decides.
+        """Decides about the next attempt.
 
         Args:
-            attempt: How many attempts have failed: 1 after the first.
-            error: What the last one raised.
+            attempt: The number of failed attempts: 1 after the first.
+            error: The exception of the last attempt.
 
         Returns:
             Seconds to wait before the next attempt, or None to give up.
@@ -38,7 +38,7 @@ class ThreeRetries:
 
 
 def _worth_another(error: BaseException) -> bool:
-    # A publishing whose outcome is unknown may have arrived: again would make it two.
+    # A publishing with an unknown outcome may have arrived; another attempt could duplicate it.
     if isinstance(error, PublishError):
         return error.outcome in (Outcome.NACKED, Outcome.NOT_SENT)
     return isinstance(error, BackpressureError | TransportError)
@@ -46,7 +46,7 @@ def _worth_another(error: BaseException) -> bool:
 
 @hookimpl
 def leveret_policies() -> list[PolicySpec]:
-    """Called once, when plugins are discovered."""
+    """Returns the plugin's policies. Called once, when plugins are discovered."""
     return [
         PolicySpec(
             kind="retry",

@@ -1,8 +1,8 @@
 """$distribution: a serializer for Leveret.
 
-It writes JSON, by the standard library. Put your own format in the place of `_dumps` and
-`_loads`; msgspec turns models into the plain values that such formats know, and back.
-What the two functions must do is said in `leveret.plugins.Serializer`.
+It writes JSON with the standard library. Replace `_dumps` and `_loads` by your format.
+msgspec converts models into plain values, and back. `leveret.plugins.Serializer` tells
+what the two functions must do.
 """
 
 from __future__ import annotations  # noqa: I001
@@ -21,31 +21,31 @@ __all__ = ["PlainSerializer", "leveret_serializers"]
 
 
 class PlainSerializer:
-    """Plain values, and models that msgspec knows, as text.
+    """Plain values, and models that msgspec supports, as text.
 
     One object serves one producer or one consumer, in one thread.
     """
 
     def encode(self, value: Any, /) -> bytes:
-        """Encodes a value; raises TypeError when it is of a type that it does not know."""
+        """Encodes a value. Raises TypeError for a type that msgspec does not support."""
         return _dumps(msgspec.to_builtins(value, str_keys=True))
 
     def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
         """Makes the function that decodes a body.
 
         Args:
-            model: A Struct, dataclass, TypedDict or the like; None for plain values.
+            model: A Struct, dataclass, TypedDict or similar; None for plain values.
 
         Returns:
-            The function. It raises ValueError for a body that is not the model.
+            The function. It raises ValueError for a body that does not fit the model.
 
         Raises:
-            ConfigurationError: The model is nothing that msgspec knows.
+            ConfigurationError: msgspec does not support the model.
         """
         if model is None:
             return _loads
         try:
-            # This looks at the whole model; `convert` would find out at the first body.
+            # This checks the whole model. `convert` would fail at the first body.
             msgspec.json.Decoder(model)
         except TypeError as error:
             problem = f"$name cannot decode into {model!r}: {error}"
@@ -63,7 +63,7 @@ def _loads(body: bytes) -> Any:
 
 @hookimpl
 def leveret_serializers() -> list[SerializerSpec]:
-    """Called once, when plugins are discovered."""
+    """Returns the plugin's serializers. Called once, when plugins are discovered."""
     return [
         SerializerSpec(
             name="$name",
