@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Brings the lists of tests in docs/promises.md up to date: adds tests of a promise that are missing there.
+"""Updates the lists of tests in docs/promises.md: adds the tests of a promise that are missing there.
 
-Tests of a promise are those whose names begin with `test_s` and its number. Names of tests that are gone are printed
-and taken out; where such a test held a promise under a name of its own, name the one that holds it now.
+The names of a promise's tests begin with `test_s` and its number. Names of deleted tests are removed and printed. If
+such a test had a name without the number, add the test that replaces it by hand.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ PAGE = ROOT / "docs" / "promises.md"
 
 
 def names_of_tests() -> set[str]:
-    """The names of all tests."""
+    """Returns the names of all tests."""
     files = [*(ROOT / "tests").rglob("test_*.py"), *ROOT.glob("plugins/*/tests/test_*.py")]
     return {name for file in files for name in re.findall(r"^\s*(?:async )?def (test_\w+)\(", file.read_text(), re.M)}
 
 
 def updated(page: str, tests: set[str]) -> tuple[str, list[str]]:
-    """The page with lists that are right, and the names that were taken out."""
+    """Returns the page with correct lists, and the names that were removed."""
     gone: list[str] = []
     parts = re.split(r"(?m)^(?=## S\d+: )", page)
     for index, part in enumerate(parts):
@@ -41,4 +41,4 @@ def updated(page: str, tests: set[str]) -> tuple[str, list[str]]:
 if __name__ == "__main__":
     text, taken_out = updated(PAGE.read_text(), names_of_tests())
     PAGE.write_text(text)
-    print("\n".join(taken_out) or "no test is gone")
+    print("\n".join(taken_out) or "no test was removed")
