@@ -20,7 +20,7 @@ PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/leveret-*/pypro
 
 
 def test_core_carries_its_licence(built: Built) -> None:
-    assert "LICENSE" in built.sdist_names
+    assert "LICENSE" in built.sdist
     with zipfile.ZipFile(built.wheel_file) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
         assert archive.read(name).decode() == LICENSE
