@@ -15,7 +15,8 @@ from pathlib import Path
 from .support import need
 from .workloads import WORKLOADS
 
-COUNT = 2000
+#: So many that what start-up takes, which differs by a few 100,000 instructions from run to run, does not show.
+COUNT = 20_000
 
 
 def _instructions(name: str, total: int, count: int) -> int:
