@@ -77,3 +77,8 @@ cdef class ConfirmWindow:
     cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0
     cdef void advance(self) noexcept
     cdef list take_finished(self)
+
+
+# Functions of the module that has the classes: from another module Cython makes objects in a slower way.
+cdef Ticket new_ticket(object owner)
+cdef Receipt new_receipt(uint64_t delivery_tag)

@@ -102,6 +102,19 @@ cdef class Ticket:
         return f"<Ticket delivery_tag={self.delivery_tag} pending={self.pending} of {self.count}>"
 
 
+cdef Ticket new_ticket(object owner):
+    cdef Ticket ticket = Ticket.__new__(Ticket)
+    ticket.owner = owner
+    return ticket
+
+
+cdef Receipt new_receipt(uint64_t delivery_tag):
+    cdef Receipt receipt = Receipt.__new__(Receipt)
+    receipt.delivery_tag = delivery_tag
+    receipt.ended = CONFIRMED
+    return receipt
+
+
 cdef bint _same_properties(bytes raw_properties, Message message) except -1:
     if raw_properties == message.raw_properties:
         return True

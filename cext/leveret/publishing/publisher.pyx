@@ -11,7 +11,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from leveret.publishing.confirms cimport CONFIRMED, FREE, ConfirmWindow, Receipt, Slot, Ticket
+from leveret.publishing.confirms cimport FREE, ConfirmWindow, Receipt, Slot, Ticket, new_receipt, new_ticket
 from leveret.publishing.template cimport PublishTemplate, Template
 from leveret.transport.waiting cimport Waiter
 from leveret.wire.buffers cimport SendBuffer
@@ -329,8 +329,7 @@ cdef class Publisher:
             body = self.encode(value)
             if not self.has_room(window, limit):
                 return None  # the serializer published or closed something itself
-        ticket = Ticket.__new__(Ticket)
-        ticket.owner = self
+        ticket = new_ticket(self)
         self._batch.put(template, <bytes>body, ticket, 0)
         if self._timer is None:
             self._start_clock()
@@ -442,7 +441,6 @@ cdef class Publisher:
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
         """
         cdef Ticket ticket
-        cdef Receipt receipt
         cdef Waiter waiter
         # Callers that wait already go first.
         if options or self._waiting or (ticket := self.send(value, routing_key)) is None:
@@ -456,10 +454,7 @@ cdef class Publisher:
             raise self._outcome_error(ticket)
         if not self._confirms:
             return NO_RECEIPT
-        receipt = Receipt.__new__(Receipt)
-        receipt.delivery_tag = ticket.delivery_tag
-        receipt.ended = CONFIRMED
-        return receipt
+        return new_receipt(ticket.delivery_tag)
 
     def publish_nowait(self, value, routing_key="", **options):
         """Publishes one value without waiting; it leaves with the next write.

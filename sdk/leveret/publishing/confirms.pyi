@@ -10,6 +10,7 @@ from leveret.wire.message import Message
 from leveret.wire.runs import SettlementRun
 
 __test__: dict[str, str]
+__pyx_capi__: dict[str, object]
 
 # tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
 
