@@ -209,7 +209,7 @@ def test_broker_command_serves_until_it_is_stopped(stop: signal.Signals) -> None
     with running("broker", "--port", "0") as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        assert "nothing on disk" in process.stdout.readline()
+        assert "in memory only" in process.stdout.readline()
         leveret("demo", "--count", "100", "--broker", url)
         process.send_signal(stop)
         _, error = process.communicate(timeout=TIMEOUT)

@@ -76,7 +76,7 @@ async def test_the_defaults_that_the_page_names(rabbitmq: RabbitMQNode) -> None:
 # ---------------------------------------------------------------------- messages that come back
 
 
-@pytest.mark.parametrize("settle", ["retry", "release"])
+@pytest.mark.parametrize("settle", ["requeue", "release"])
 async def test_how_often_a_message_of_a_quorum_queue_comes_back_without_a_delivery_limit(
     client: leveret.Client, broker: Broker, name: Callable[[str], str], settle: str
 ) -> None:
@@ -85,7 +85,7 @@ async def test_how_often_a_message_of_a_quorum_queue_comes_back_without_a_delive
         Topology().queue(dead).queue(queue, Quorum(dead_letter_exchange="", dead_letter_routing_key=dead))
     )
     await publish(client, queue, 1)
-    counted = broker.version >= (4,) and (settle == "retry" or broker.version < (4, 3))
+    counted = broker.version >= (4,) and (settle == "requeue" or broker.version < (4, 3))
     counts = []
     async with contextlib.aclosing(deliveries(client, queue)) as coming:
         async for message in coming:
@@ -99,7 +99,7 @@ async def test_how_often_a_message_of_a_quorum_queue_comes_back_without_a_delive
     if broker.version < (4, 3):
         assert counts[1:] == [(number, None) for number in range(1, len(counts))]
     else:
-        assert counts[1:] == [(number if settle == "retry" else None, number) for number in range(1, len(counts))]
+        assert counts[1:] == [(number if settle == "requeue" else None, number) for number in range(1, len(counts))]
     letters = await taken(client, dead)
     assert letters == ([1] if counted else [])
 
@@ -123,7 +123,7 @@ async def test_whether_it_counts_that_a_consumer_ends_before_it_has_begun_with_a
     assert len(left) < 2 if counted else sorted(left) == [1, 2]
 
 
-@pytest.mark.parametrize("settle", ["retry", "release"])
+@pytest.mark.parametrize("settle", ["requeue", "release"])
 async def test_a_delivery_limit_of_a_billion_is_none(
     client: leveret.Client, name: Callable[[str], str], settle: str
 ) -> None:
