@@ -86,6 +86,9 @@ class Subscription:
         self._begun = 0
         # The tag whose basic.consume was not answered yet.
         self._asked: str | None = None
+        self._backoff = link.new_backoff()
+        # When the last attempt to subscribe again ended, by the loop's clock.
+        self._tried_at = 0.0
         self._reopening: asyncio.Task[None] | None = None
         # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
@@ -154,7 +157,13 @@ class Subscription:
                 return
             self._life.become(ConsumerState.CONSUMING)
             if not self.tags and self.channel is not None and self.channel.is_open:
-                await self._consume(self.channel, self.prefetch)
+                try:
+                    await self._consume(self.channel, self.prefetch)
+                except BaseException:
+                    # Nothing was asked for, and nothing else will: `resume` may be called again.
+                    if not self.tags and self._reopening is None:
+                        self._life.become(ConsumerState.PAUSED)
+                    raise
 
     async def end(self) -> None:
         """Stops the deliveries, and becomes ENDING."""
@@ -297,7 +306,10 @@ class Subscription:
 
     async def _reopen(self) -> None:
         """Subscribes again, in as many attempts as that takes."""
-        backoff = self._link.new_backoff()
+        # A consumer that is lost right after it began continues the sequence, as a link does.
+        clock = asyncio.get_running_loop().time
+        backoff = self._backoff
+        backoff.ran_for(clock() - self._tried_at)
         error: LeveretError | None = None
         try:
             while True:
@@ -318,6 +330,12 @@ class Subscription:
                     )
                     if not may_mend(failure):
                         return
+                except Exception as failure:
+                    # A defect in this code must not leave `run` waiting.
+                    logger.exception("the consumer of queue %r could not subscribe again", self._queue)
+                    error = ChannelClosed(f"not subscribed again: {type(failure).__name__}")
+                    error.__cause__ = failure
+                    return
                 else:
                     if self.tags or self._life.state is not ConsumerState.CONSUMING:
                         if self._life.may_go_on:
@@ -325,6 +343,7 @@ class Subscription:
                         error = None
                         return
         finally:
+            self._tried_at = clock()
             self._reopening = None
             if error is not None:
                 self._life.fail(error, ConsumerState.LOST)

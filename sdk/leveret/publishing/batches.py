@@ -181,14 +181,16 @@ class BatchPublisher:
         size = 1
         index = 0
         chunk: list[Any] = []
+        waited = False
         while True:
             if not chunk:
+                waited = False
                 chunk = await source.take(size)
                 if not chunk:
                     break
             until = source.taken_at + settings.publish_timeout if deadline is None else deadline
             try:
-                waited = await self._wait_for_room(len(chunk), until)
+                waited = await self._wait_for_room(len(chunk), until) or waited
                 before, published = batch.published_bytes, batch.published
                 first = self._window.next_delivery_tag
                 done = self._put_chunk(template, routing_key, options, chunk, index, ticket, failures)

@@ -39,6 +39,8 @@ class Deadlines:
 
     def __init__(self, publish_timeout: float, confirm_timeout: float) -> None:
         self.step = min(publish_timeout, confirm_timeout) / CLOCK_STEPS
+        # When the broker could begin to confirm on this channel, by the loop's clock; None while there is no channel.
+        self.confirming_since: float | None = 0.0
         self._publish_timeout = publish_timeout
         # Of each: (time, the highest tag that was called or written by then).
         self._called: deque[tuple[float, int]] = deque()
@@ -87,10 +89,12 @@ class Deadlines:
 
     def lost(self) -> None:
         """Stops `confirm_timeout` until `resent`, because the channel is lost."""
+        self.confirming_since = None
         self._written.clear()
 
     def resent(self, now: float, last: int) -> None:
         """Starts `confirm_timeout` anew: publishings up to this delivery tag were just written to another channel."""
+        self.confirming_since = now
         self._written.clear()
         self._written.append((now, last))
 

@@ -152,4 +152,9 @@ class Reopening:
                 logger.exception("a producer could not open another channel")
                 self._give_up(ChannelClosed(f"no other channel could be opened: {type(error).__name__}"))
                 return
-        await self._take_over(channel)
+        try:
+            await self._take_over(channel)
+        except Exception as error:
+            logger.exception("a producer could not go on with another channel")
+            channel.abandon()
+            self._give_up(ChannelClosed(f"no other channel could be used: {type(error).__name__}"))

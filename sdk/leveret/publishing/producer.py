@@ -616,6 +616,7 @@ class Producer(Publisher):
             self._timer.cancel()
             self._timer = None
         self._reopening.cancel()
+        self._room.close(self._loop.time())
         self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
         self._deadlines.clear()
         self._wake()

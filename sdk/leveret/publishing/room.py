@@ -161,11 +161,12 @@ class Room:
         for flow in self._flows:
             if not flow.expired():
                 flow.reschedule(now)
+        self.wake()
 
     def wake(self) -> None:
         """Wakes the callers that may write now, and all of them when the producer will never publish again."""
         life = self._life
-        over = life.error is not None
+        over = life.over
         outstanding = self._window.outstanding
         too_many = self.has_too_many_bytes()
         waiting = self.waiting

@@ -169,12 +169,21 @@ class MessageWriter:
 
     async def _wait_confirmed(self, seconds: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
         """Waits for the outcome with a `confirm_timeout` of the message's own."""
-        try:
-            async with asyncio.timeout(seconds):
-                await future
-        except TimeoutError:
+        deadlines = self.deadlines
+        written = self._loop.time()
+        until = written + seconds
+        while not future.done() and (left := until - self._loop.time()) > 0:
+            # `wait` does not cancel the future.
+            await asyncio.wait([future], timeout=left)
+            since = deadlines.confirming_since
+            if since is None:  # no channel: look again
+                until = self._loop.time() + deadlines.step
+            elif since > written:  # it was sent again
+                written, until = since, since + seconds
+        if not future.done():
             self._hand_out(self.window.give_up(ticket.delivery_tag, late("confirm_timeout", seconds)))
             self.room.wake()
+            self.tickets.wake()
 
     def publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """Publishes one message without waiting; see `Producer.publish_nowait`."""
