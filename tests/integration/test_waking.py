@@ -153,6 +153,7 @@ async def test_a_consumer_that_is_cancelled_again_and_again_subscribes_more_and_
             peer.send(ANSWERS[method.name](method), channel)
             if isinstance(method, Basic.Consume):
                 asked += 1
+                await asyncio.sleep(0.002)  # the consumer goes on, and is lost right behind
                 peer.send(Basic.Cancel(method.consumer_tag, True), channel)
 
     async def handle(body: object, message: leveret.Message) -> None: ...
