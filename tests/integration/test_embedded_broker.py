@@ -520,7 +520,7 @@ def reject_publish(c: Conversation) -> None:
     channel.confirm_delivery()
     for _ in range(4):
         c.try_(lambda: channel.basic_publish(c.name, "", b"body"))
-    c.note(c.depth(queue), c.depth(other))
+    c.note(c.depth(queue, 2), c.depth(other, 4))
     c.channel.basic_get(queue, auto_ack=True)
     c.try_(lambda: channel.basic_publish("", queue, b"body"))
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.consuming.states import ConsumerLife
+    from leveret.protocol.recovery import Backoff
     from leveret.settings import ConsumerSettings
 
 __all__ = ["Subscription"]
@@ -86,7 +87,8 @@ class Subscription:
         self._begun = 0
         # The tag whose basic.consume was not answered yet.
         self._asked: str | None = None
-        self._backoff = link.new_backoff()
+        # Made with the first loss.
+        self._backoff: Backoff | None = None
         # When the last attempt to subscribe again ended, by the loop's clock.
         self._tried_at = 0.0
         self._reopening: asyncio.Task[None] | None = None
@@ -308,7 +310,7 @@ class Subscription:
         """Subscribes again, in as many attempts as that takes."""
         # A consumer that is lost right after it began continues the sequence, as a link does.
         clock = asyncio.get_running_loop().time
-        backoff = self._backoff
+        backoff = self._backoff = self._backoff or self._link.new_backoff()
         backoff.ran_for(clock() - self._tried_at)
         error: LeveretError | None = None
         try:
