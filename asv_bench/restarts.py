@@ -160,7 +160,7 @@ def child(loop: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], last_line: str) -> tuple[dict[str, Any], list[str]]:
-    """What a process found, and what was wrong with it."""
+    """Returns the findings of an ended process, and the problems among them."""
     if process.returncode:
         return {}, [f"a process ended with status {process.returncode}"]
     found = json.loads(last_line)

@@ -54,7 +54,7 @@ cdef class ChannelDeliveries:
         return self.settler(self, message, verb)
 
     def adopt_one(self, Message message not None, double received_at):
-        """As `adopt`, for a single message."""
+        """Takes over one message, as `adopt` does for the messages of a run."""
         message.owner = self
         message.received_at = received_at
         return message

@@ -15,7 +15,7 @@ cdef enum:
 
 
 cdef class DeliveryBuffer:
-    """What a consumer does for each message: the buffer of what was delivered, and the workers that wait for it.
+    """The compiled base of `Consumer`: buffers delivered messages, and hands them to the workers that wait for them.
 
     `Consumer` derives from it, so that no Python function runs for an ordinary delivery, and has the rest: what happens
     once, at a read with unusual settings, or when something fails. The names with an underscore are for `Consumer`.

@@ -34,7 +34,7 @@ cdef enum:
 @cython.final
 @cython.freelist(512)
 cdef class Receipt:
-    """What `publish` returns: the broker has confirmed the message.
+    """The result of `publish`: the broker has confirmed the message.
 
     Attributes:
         delivery_tag: The publishing's sequence number in its producer, from 1 (RabbitMQ: publisher confirms).

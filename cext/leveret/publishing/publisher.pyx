@@ -265,7 +265,7 @@ if hasattr(os, "register_at_fork"):
 
 
 cdef class Publisher:
-    """What a producer does for an ordinary message: the compiled way of `publish` and `publish_nowait`.
+    """The compiled base of `Producer`: `publish` and `publish_nowait` of an ordinary message.
 
     `Producer` is its only subclass. It sets the attributes, and has the long way for options, waiting, several forms of
     bodies and policies.
