@@ -167,3 +167,24 @@ async def test_a_consumer_that_is_cancelled_again_and_again_subscribes_more_and_
         await consumer.close()
     # Delays of up to 0.1, 0.2, 0.4, 0.8 ... s; without their growth there would be about 50.
     assert 2 < asked < 16
+
+
+async def test_a_producer_whose_channels_are_closed_at_once_opens_them_more_and_more_seldom() -> None:
+    opened = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal opened
+        await peer.handshake()
+        while True:
+            channel, method = await peer.receive()
+            if method.name in ANSWERS:
+                peer.send(ANSWERS[method.name](method), channel)
+            if isinstance(method, Confirm.Select):
+                opened += 1
+                await asyncio.sleep(0.002)  # the producer goes on, and is lost right behind
+                peer.send(Channel.Close(506, "RESOURCE_ERROR", 0, 0), channel)
+
+    async with producing(script):
+        await asyncio.sleep(2)
+    # Delays of up to 0.1, 0.2, 0.4, 0.8 ... s; without them there would be hundreds.
+    assert 2 < opened < 20

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from leveret.connection.channel import Channel
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
+    from leveret.protocol.recovery import Backoff
 
 __all__ = ["PRODUCER_TRANSITIONS", "ProducerLife", "ProducerState", "Reopening"]
 
@@ -111,17 +112,26 @@ class Reopening:
         self._take_over = take_over
         self._give_up = give_up
         self._task: asyncio.Task[None] | None = None
+        # Made with the first loss; when the last attempt began, by the loop's clock.
+        self._backoff: Backoff | None = None
+        self._tried_at = 0.0
 
     @property
     def task(self) -> asyncio.Task[None] | None:
         """The task that opens another channel, while there is one."""
         return self._task
 
-    def begin(self) -> None:
-        """Starts to open another channel; an attempt that is under way is cancelled."""
+    def begin(self, *, paced: bool) -> None:
+        """Starts to open another channel; an attempt that is under way is cancelled.
+
+        Args:
+            paced: Something else sets the pace of repeated losses: the link, for a lost connection, or the caller, who
+                published what the broker closed the channel for. Otherwise a channel that is closed right after it
+                was opened is opened again after a growing delay, as a connection is.
+        """
         if self._task is not None:
             self._task.cancel()
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="leveret producer: reopen")
+        self._task = asyncio.get_running_loop().create_task(self._run(paced), name="leveret producer: reopen")
 
     def cancel(self) -> None:
         """Ends the attempt, unless it is the caller."""
@@ -132,8 +142,10 @@ class Reopening:
         """Notes that the channel is taken over."""
         self._task = None
 
-    async def _run(self) -> None:
+    async def _run(self, paced: bool) -> None:
         channel = None
+        if not paced:
+            await self._wait_for_turn()
         while channel is None:
             connection: Connection | None = None
             try:
@@ -158,3 +170,15 @@ class Reopening:
             logger.exception("a producer could not go on with another channel")
             channel.abandon()
             self._give_up(ChannelClosed(f"no other channel could be used: {type(error).__name__}"))
+
+    async def _wait_for_turn(self) -> None:
+        """Waits when the channel before was lost right after it was opened; the first loss costs no time."""
+        clock = asyncio.get_running_loop().time
+        if self._backoff is None:
+            self._backoff = self._link.new_backoff()
+        else:
+            self._backoff.ran_for(clock() - self._tried_at)
+        if self._backoff.attempts:
+            await asyncio.sleep(self._backoff.delay())
+        self._backoff.count_attempt()
+        self._tried_at = clock()

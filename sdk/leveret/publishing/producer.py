@@ -25,7 +25,7 @@ from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening
 from leveret.publishing.options import refuse_confirm_timeout
-from leveret.publishing.outcomes import TicketBook, error_of, expire_blamed, not_sent
+from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, expire_blamed, not_sent
 from leveret.publishing.packing import Packer
 from leveret.publishing.publisher import NO_RECEIPT, PublishBatch, Publisher
 from leveret.publishing.room import Room
@@ -585,7 +585,7 @@ class Producer(Publisher):
             self._hand_out(expire_blamed(self._window, error))
         else:
             self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
-        self._reopening.begin()
+        self._reopening.begin(paced=connection.error is not None or closed_by_publishing(error))
         self._wake()
 
     async def _take_over(self, channel: Channel) -> None:
