@@ -58,6 +58,8 @@ class Room:
         self._confirms = settings.confirms
         self._calls = 0
         self._connection: Connection
+        # Unconfirmed publishings and their bytes when the last callers were given up.
+        self._at_deadline = (0, 0)
         # The deadlines of callers that wait for the broker or the socket.
         self._flows: set[asyncio.Timeout] = set()
 
@@ -77,8 +79,13 @@ class Room:
         """Whether the bodies without an outcome have `max_outstanding_bytes`."""
         return self._window.outstanding_bytes >= self._max_bytes
 
-    def obstacle(self, limit: int) -> tuple[str, str]:
-        """The stage in which a message is held up, and a text. The stage is empty when it will never be written."""
+    def obstacle(self, limit: int, held_up_by: tuple[int, int] | None = None) -> tuple[str, str]:
+        """The stage in which a message is held up, and a text. The stage is empty when it will never be written.
+
+        Args:
+            limit: The most unconfirmed publishings, for the text.
+            held_up_by: Unconfirmed publishings and their bytes when the wait ended; those of now by default.
+        """
         life = self._life
         if life.over:
             return "", "the producer is closed"
@@ -89,11 +96,8 @@ class Room:
         obstacle = self._connection.obstacle()
         if obstacle is not None:
             return obstacle
-        window = self._window
-        return (
-            "buffer",
-            f"{window.outstanding} publishings of {window.outstanding_bytes} bytes wait for confirms (limit {limit})",
-        )
+        count, size = held_up_by or (self._window.outstanding, self._window.outstanding_bytes)
+        return "buffer", f"{count} publishings of {size} bytes wait for confirms (limit {limit})"
 
     def refusal(self) -> PublishError:
         """The error of a message when the producer will never publish again."""
@@ -115,6 +119,7 @@ class Room:
         """
         life = self._life
         in_time = True
+        held_up_by = None
         self._calls += 1
         number = self._calls
         try:
@@ -133,6 +138,7 @@ class Room:
                     insort(self.waiting, (number, low, deadline, waiter))
                     self._start_clock()
                     in_time = await waiter
+                    held_up_by = self._at_deadline
                 else:
                     return
         except BaseException:
@@ -140,7 +146,7 @@ class Room:
             self.wake()
             raise
         self.wake()
-        stage, text = self.obstacle(limit)
+        stage, text = self.obstacle(limit, held_up_by)
         raise not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s", stage, life.error)
 
     async def _wait_flowing(self, deadline: float) -> bool:
@@ -190,6 +196,8 @@ class Room:
             # In place: the compiled publisher looks at this deque.
             waiting.clear()
             waiting.extend(left)
+            # What holds them up now: the same tick of the clock may end it, and they go on after that.
+            self._at_deadline = (self._window.outstanding, self._window.outstanding_bytes)
             for *_, waiter in ended:
                 if not waiter.done():
                     waiter.set_result(False)
