@@ -15,7 +15,6 @@ import random
 import socket
 import ssl
 from collections import deque
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +75,14 @@ def set_socket_options(sock: Any, settings: ConnectionSettings) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(settings.tcp_keepalive_interval))
 
 
-@dataclass(frozen=True, slots=True)
 class _Step:
     """Something to try: a host whose name is not resolved yet, one of its addresses, or the unix socket."""
 
-    endpoint: Endpoint | None
-    address: str | None = None
+    __slots__ = ("address", "endpoint")
+
+    def __init__(self, endpoint: Endpoint | None, address: str | None = None) -> None:
+        self.endpoint = endpoint
+        self.address = address
 
     def where(self, settings: ConnectionSettings) -> str:
         if self.endpoint is None:
