@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pamqp import commands
+from tests.support.handling import until
 from tests.support.loops import every_loop
 from tests.support.peers import FakeServer, Peer, silent_address
 from tests.support.rabbitmq import free_ports
@@ -24,7 +25,7 @@ from leveret.errors import ConnectFailed, ConnectionClosed, OperationTimeout
 from leveret.settings import ConnectionSettings, Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Iterable
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -38,13 +39,6 @@ async def embedded() -> AsyncIterator[EmbeddedBroker]:
 def settings(ports: Iterable[int], **options: float) -> ConnectionSettings:
     """Settings for brokers at these ports."""
     return ConnectionSettings(endpoints=[Endpoint("127.0.0.1", port) for port in ports], **options)  # type: ignore[arg-type]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Waits for something that no event tells of."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def reached(settings: ConnectionSettings, first: int | None = None) -> int:
