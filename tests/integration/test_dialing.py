@@ -8,9 +8,12 @@ import gc
 import os
 import socket
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pamqp import commands
+from tests.support.handling import until
 from tests.support.loops import every_loop
 from tests.support.peers import FakeServer, Peer, silent_address
 from tests.support.rabbitmq import free_ports
@@ -18,11 +21,11 @@ from tests.support.rabbitmq import free_ports
 import leveret
 from leveret.broker import EmbeddedBroker
 from leveret.connection.connection import Connection
-from leveret.errors import ConnectFailed, OperationTimeout
+from leveret.errors import ConnectFailed, ConnectionClosed, OperationTimeout
 from leveret.settings import ConnectionSettings, Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Iterable
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -36,13 +39,6 @@ async def embedded() -> AsyncIterator[EmbeddedBroker]:
 def settings(ports: Iterable[int], **options: float) -> ConnectionSettings:
     """Settings for brokers at these ports."""
     return ConnectionSettings(endpoints=[Endpoint("127.0.0.1", port) for port in ports], **options)  # type: ignore[arg-type]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Waits for something that no event tells of."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def reached(settings: ConnectionSettings, first: int | None = None) -> int:
@@ -142,6 +138,23 @@ async def test_the_next_host_is_used_when_one_is_silent_in_the_handshake(embedde
         assert await reached(dialed, first=server.port) == embedded.port
         with pytest.raises(OperationTimeout, match=f"127.0.0.1:{server.port}"):
             await Connection.open(settings([server.port], handshake_timeout=0.2))
+
+
+@every_loop
+async def test_no_timer_is_left_when_a_connection_ends_in_the_read_that_opened_it() -> None:
+    async def open_and_close(peer: Peer) -> None:
+        await peer.handshake(heartbeat=60)
+        peer.send(commands.Connection.Close(320, "shutdown", 0, 0))
+
+    async with FakeServer(open_and_close) as server:
+        connection = await Connection.open(settings([server.port], close_timeout=60))
+        assert isinstance(connection.error, ConnectionClosed)
+        await connection.close()
+        ended = weakref.ref(connection)
+        del connection
+        # A timer that the loop holds would keep the connection until it runs.
+        gc.collect()
+        assert ended() is None
 
 
 @every_loop

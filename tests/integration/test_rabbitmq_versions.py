@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.handling import until
 from tests.support.queues import taken
 
 import leveret
@@ -171,9 +172,7 @@ async def test_whether_a_dead_letter_is_marked_redelivered_when_it_was_rejected(
         raise ValueError
 
     running = asyncio.create_task(consumer.run(handler))
-    async with asyncio.timeout(10):
-        while not consumer.counters()["dead_lettered"]:  # noqa: ASYNC110 - a counter has no event
-            await asyncio.sleep(0.01)
+    await until(lambda: consumer.counters()["dead_lettered"])
     consumer.stop()
     await running
     marked = broker.version >= (4, 3) or (broker.version >= (4,) and source is Quorum and target is Quorum)

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from leveret import Classic, Topology
+from tests.support.queues import taken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -39,12 +40,7 @@ class Queues:
 
     async def remaining(self, queue: str | None = None) -> list[Any]:
         """The values that are ready in a queue, in order; takes them out."""
-        values = []
-        async with self.client.consumer(queue or self.work) as consumer:
-            while message := await consumer.get():
-                values.append(message.value)
-                message.ack()
-        return values
+        return await taken(self.client, queue or self.work)
 
     async def dead_letters(self, count: int) -> list[Any]:
         """Waits for so many dead letters: brokers move them in their own time."""

@@ -209,9 +209,6 @@ class Connection:
         except BaseException:
             self._give_up()
             raise
-        negotiated = self.negotiated
-        if negotiated.heartbeat:
-            self._timer = self._loop.call_later(negotiated.heartbeat / 2, self._tick)
 
     def _give_up(self) -> None:
         """Ends a connection that its caller will not get, also when it was opened in this very turn of the loop."""
@@ -496,6 +493,8 @@ class Connection:
             self.transport.reader.frame_max = event.negotiated.frame_max
         elif isinstance(event, protocol.Opened):
             self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.OPEN)
+            # Not in `_dial`, which resumes later: `_end` may have set `_timer` by then.
+            self._schedule_tick()
             if not self._opened.done():
                 self._opened.set_result(None)
             self._tell(ConnectionEventKind.OPENED)
@@ -560,6 +559,10 @@ class Connection:
         if self._on_event is not None:
             self._on_event(ConnectionEvent(kind=kind, connection_name=self.name, reason=printable(reason), error=error))
 
+    def _schedule_tick(self) -> None:
+        if self.negotiated.heartbeat:
+            self._timer = self._loop.call_later(self.negotiated.heartbeat / 2, self._tick)
+
     def _tick(self) -> None:
         transport = self.transport
         event = self._state.tick(
@@ -568,4 +571,4 @@ class Connection:
         if event is not None:
             self._handle(event)
         if self.error is None:
-            self._timer = self._loop.call_later(self.negotiated.heartbeat / 2, self._tick)
+            self._schedule_tick()
