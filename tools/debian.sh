@@ -42,6 +42,7 @@ bootstrap() {
     printf '#!/bin/sh\nexit 101\n' >"$2/usr/sbin/policy-rc.d" # packages start no services
     chmod +x "$2/usr/sbin/policy-rc.d"
     cp /etc/resolv.conf "$2/etc/resolv.conf"
+    [ -e "$2/etc/hosts" ] || printf '127.0.0.1 localhost\n::1 localhost\n' >"$2/etc/hosts" # or a node asks the network who localhost is
     write_enter "$2"
     "$2/enter" / apt-get update >>"$log" 2>&1 || { tail -n 5 "$log" >&2; exit 1; }
     touch "$2/.complete"
@@ -68,14 +69,29 @@ ENTER
     chmod +x "$1/enter"
 }
 
+# Runs a command in a system, and ends what it leaves running: an epmd would stay behind and listen on all addresses.
+# $1: the system, then the command
+run_and_end_all() {
+    inside=$1
+    shift
+    unshare --pid --fork --kill-child --mount-proc "$inside/enter" / "$@"
+}
+
+# $1: the system, $2: a log file, then packages
+install() {
+    system=$1 log=$2
+    shift 2
+    run_and_end_all "$system" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" \
+        >"$log" 2>&1 </dev/null || { tail -n 5 "$log" >&2; exit 1; }
+}
+
 rabbitmq() { # $1: suite
     root=$cache/debian-$1 programs=$cache/rabbitmq-$1
     if [ ! -x "$programs/rabbitmq-server" ]; then
         bootstrap "$1" "$root"
         log=$cache/rabbitmq-$1.log
         echo "installing RabbitMQ there (output: $log)" >&2
-        "$root/enter" / env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends rabbitmq-server \
-            >"$log" 2>&1 </dev/null || { tail -n 5 "$log" >&2; exit 1; }
+        install "$root" "$log" rabbitmq-server
         mkdir -p "$programs"
         for program in rabbitmqctl epmd rabbitmq-server; do # the last one last: it says that all are there
             inside=/usr/lib/rabbitmq/bin/$program
@@ -84,7 +100,8 @@ rabbitmq() { # $1: suite
             chmod +x "$programs/$program"
         done
     fi
-    [ -s "$programs/version" ] || "$programs/rabbitmqctl" version >"$programs/version" # what tests ask for at every start
+    # What tests ask for at every start. rabbitmqctl starts an epmd, too.
+    [ -s "$programs/version" ] || run_and_end_all "$root" /usr/lib/rabbitmq/bin/rabbitmqctl version >"$programs/version"
     echo "$programs"
 }
 
@@ -95,8 +112,7 @@ python() { # $1: a version as 3.14
         bootstrap sid "$root"
         log=$cache/python-$1.log
         echo "installing Python $1 there (output: $log)" >&2
-        "$root/enter" / env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "python$1" "python$1-dev" \
-            >"$log" 2>&1 </dev/null || { tail -n 5 "$log" >&2; exit 1; }
+        install "$root" "$log" "python$1" "python$1-dev"
         loader=$(patchelf --print-interpreter "$root/usr/bin/python$1")
         libraries=$(dirname "$(find "$root/usr/lib" -maxdepth 2 -name libexpat.so.1)")
         rm -rf "$prefix"

@@ -100,16 +100,28 @@ def _version_of(folder: Path) -> tuple[int, ...]:
     if known.exists():
         text = known.read_text()
     else:
-        done = subprocess.run([folder / "rabbitmqctl", "version"], capture_output=True, text=True, timeout=60)
-        text = done.stdout
-        if done.returncode != 0:
-            raise RabbitMQUnavailableError(f"`{folder}/rabbitmqctl version` failed: {done.stderr.strip()}")
+        text = ask_version(folder)
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", text.strip())
     if match is None:
         raise RabbitMQUnavailableError(
             f"{folder} has a RabbitMQ server of version {text.strip()!r}, which is no version"
         )
     return tuple(map(int, match.groups()))
+
+
+def ask_version(folder: Path) -> str:
+    """Returns what the server's own program prints as its version."""
+    port = str(free_ports(1)[0])
+    # rabbitmqctl starts an epmd, which would stay behind and listen on all addresses.
+    environment = os.environ | {"ERL_EPMD_PORT": port, "ERL_EPMD_ADDRESS": "127.0.0.1"}
+    done = subprocess.run(
+        [folder / "rabbitmqctl", "version"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.run(["epmd", "-port", port, "-kill"], env=environment, capture_output=True, timeout=60)
+    if done.returncode != 0:
+        raise RabbitMQUnavailableError(f"`{folder}/rabbitmqctl version` failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support import rabbitmq
 from tests.support.rabbitmq import RabbitMQServer, RabbitMQUnavailableError, find_servers
 
 if TYPE_CHECKING:
@@ -134,3 +136,11 @@ def test_which_tests_run_on_which_server(
                 if short == "late":
                     assert ("rabbitmq-4.3.6" in line) is ("cancels" in name)
     assert collected == expected
+
+
+def test_no_epmd_is_left_behind_when_a_server_is_asked_for_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = rabbitmq.free_ports(1)
+    monkeypatch.setattr(rabbitmq, "free_ports", lambda count: [port])
+    assert rabbitmq.ask_version(find_servers()[0].programs)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
