@@ -32,8 +32,8 @@ assert strategies  # its import loads the hypothesis profile
 #: Seconds: the two deadlines of a message, and how late a busy machine may be.
 PUBLISH_TIMEOUT, CONFIRM_TIMEOUT, LATE = 0.1, 5.0, 1.0
 
-#: Where one message's deadline makes room for another whose deadline is due too, either may come first, whichever way the
-#: message takes. A difference between the two ways comes with each attempt.
+#: Where one message's deadline makes room for another whose deadline is due too, either may come first, whichever way
+#: the message takes. A difference between the two ways comes with each attempt.
 ATTEMPTS = 4
 
 

@@ -97,10 +97,7 @@ def _has_programs(folder: Path) -> bool:
 
 def _version_of(folder: Path) -> tuple[int, ...]:
     known = folder / "version"  # tools/debian.sh writes it: asking takes half a second in every process of pytest-xdist
-    if known.exists():
-        text = known.read_text()
-    else:
-        text = ask_version(folder)
+    text = known.read_text() if known.exists() else ask_version(folder)
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", text.strip())
     if match is None:
         raise RabbitMQUnavailableError(
