@@ -133,7 +133,9 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
                     subscription._reopening = asyncio.ensure_future(asyncio.sleep(0))  # type: ignore[assignment]
                     consumer.channel_lost(leveret.errors.ConnectionLost("lost"))
                     subscription._reopening = None
-                    given_back += [tag for tag in delivered if tag not in begun and tag not in given_back]
+                    # The broker has forgotten what was acknowledged, or was sent without acknowledgements.
+                    forgotten = set(delivered) if ack == "none" else settled
+                    given_back += [tag for tag in delivered if tag not in {*begun, *given_back, *forgotten}]
                     begin(consumer)
                     delivered_now.clear()
             check_settlements()

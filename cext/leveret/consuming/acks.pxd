@@ -19,6 +19,7 @@ cdef class AckWindow:
     cdef int grow(self, uint64_t tag) except -1
     cpdef bint delivered(self, ContentRun run) except -1
     cpdef bint track(self, uint64_t delivery_tag) except -1
+    cpdef bint is_pending(self, uint64_t delivery_tag) noexcept
     cpdef Py_ssize_t finish(self, uint64_t delivery_tag) noexcept
     cdef bint finish_alone(self, uint64_t delivery_tag) noexcept
     cdef int write_alone(self, SendBuffer out, uint64_t delivery_tag) except -1

@@ -104,6 +104,11 @@ cdef class AckWindow:
         return (self.first <= delivery_tag < self.next_delivery_tag
                 and self.states[delivery_tag & self.mask] == UNSETTLED)
 
+    cpdef bint is_pending(self, uint64_t delivery_tag) noexcept:
+        """True while the broker waits for this delivery's settlement, because none was written yet."""
+        return (self.first <= delivery_tag < self.next_delivery_tag
+                and self.states[delivery_tag & self.mask] != SETTLED)
+
     def ack(self, uint64_t delivery_tag):
         """Marks a delivery as acknowledged; `flush` writes it.
 

@@ -111,10 +111,19 @@ cdef class DeliveryBuffer:
         return message
 
     def _put_back(self, list messages not None):
-        """Puts messages back that were taken last, but for those whose channel is gone."""
-        cdef Message message
-        self.buffer[:self.head] = [message for message in messages if (<ChannelDeliveries>message.owner).alive]
+        """Puts messages back that were taken last, but for those that the broker delivers again."""
+        self.buffer[:self.head] = self._kept(messages)
         self.head = 0
+
+    def _kept(self, list messages not None):
+        """Returns the messages that the broker does not deliver again.
+
+        When a channel is gone, the broker delivers again what it waits for the settlement of. What it sent without
+        acknowledgements, or has got the acknowledgement of, is lost unless it is handled here.
+        """
+        cdef Message message
+        return [message for message in messages if (<ChannelDeliveries>message.owner).alive
+                or not (<ChannelDeliveries>message.owner).acks.is_pending(message.delivery_tag)]
 
     def _take_unstarted(self):
         """Takes the messages that no worker has begun with, in the order in which they came."""
@@ -129,7 +138,7 @@ cdef class DeliveryBuffer:
         messages += self.buffer[self.head:]
         self.buffer.clear()
         self.head = 0
-        messages.sort(key=_tag)
+        messages.sort(key=_arrival)
         return messages
 
     @property
@@ -299,5 +308,6 @@ cdef class DeliveryBuffer:
             self.wake(len(self.idle))
 
 
-def _tag(Message message):
-    return message.delivery_tag
+def _arrival(Message message):
+    # Delivery tags begin anew on each channel.
+    return message.received_at, message.delivery_tag

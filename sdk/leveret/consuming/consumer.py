@@ -447,8 +447,10 @@ class Consumer(Generic[T], DeliveryBuffer):
                 raise
             finally:
                 timer.cancel()
+            # Their channel may have been lost meanwhile.
+            messages = self._kept(messages)
         self._wake_more()
-        return messages
+        return messages or await self.take(size, wait)
 
     async def get(self) -> Message | None:
         """Takes one message, if there is one (basic.get). Slow: each call is a round trip.
@@ -595,11 +597,13 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._subscription.cancelled_by_broker(consumer_tag)
 
     def channel_lost(self, error: LeveretError) -> None:
-        """Notes that the channel is gone, and with it every unsettled delivery."""
+        """Notes that the channel is gone; the broker delivers again what was not settled."""
         self._end_deliveries()
         if self._handoff is not None:
             self._handoff.forget()
-        self._take_unstarted()
+        # What the broker has forgotten, with `ack` "none" and "handoff", is handled all the same.
+        self._put_back(self._take_unstarted())
+        self._wake_more()
         self._read_at_once()
         self._subscription.channel_lost(error)
 
