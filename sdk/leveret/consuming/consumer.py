@@ -225,9 +225,13 @@ class Consumer(Generic[T], DeliveryBuffer):
             ChannelClosed: The channel is closed.
         """
         self._life.check()
-        await self._subscription.stop_deliveries(ConsumerState.PAUSED)
-        self._give_back_unstarted()
-        self._wake_all()
+        try:
+            await self._subscription.stop_deliveries(ConsumerState.PAUSED)
+        finally:
+            # Whether or not the broker answers.
+            if self._life.state is ConsumerState.PAUSED:
+                self._give_back_unstarted()
+                self._wake_all()
 
     async def resume(self) -> None:
         """Starts the deliveries again after `pause`.
@@ -289,7 +293,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             self.stop()
             if not complete:
                 self._workers.cancel()
-            self._acks.flush(stragglers=True)
+            self._give_back_unstarted()
         return complete
 
     def _is_at_work(self) -> bool:
