@@ -182,7 +182,12 @@ class Channel:
             raise
 
     def abandon(self) -> None:
-        """Closes an unowned channel without waiting; one that is being opened is closed right after that."""
+        """Closes an unowned channel without waiting; one that is being opened is closed right after that.
+
+        Its consumers get no more deliveries, and are not told that it is lost.
+        """
+        self.consumers.clear()
+        self.consumer = None
         unread: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         unread.cancel()
         self._state.abandon(unread)

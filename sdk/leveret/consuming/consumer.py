@@ -134,6 +134,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             opened=self._channel_opened,
             changed=self._note_state,
             answer_needed=self._resume_reading,
+            settle=lambda: acks.flush(stragglers=True),
         )
         self._note_state()
 
@@ -193,6 +194,8 @@ class Consumer(Generic[T], DeliveryBuffer):
         Messages that come before the first handler or `async for` wait here, up to the prefetch.
 
         Raises:
+            OperationTimeout: The broker did not answer. Where basic.consume was sent, the consumer subscribes again by
+                itself, on another channel; without `resubscribe` it has ended.
             ChannelClosed: The queue cannot be consumed.
         """
         await self._subscription.begin()
@@ -209,6 +212,7 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         Raises:
             ConfigurationError: The number is out of range, or the consumer is exclusive: two cannot be.
+            OperationTimeout: The broker did not answer; the old consumer goes on.
             ChannelClosed: The queue cannot be consumed any more.
         """
         self.settings.replace(prefetch=prefetch)  # raises when it is out of range
@@ -237,6 +241,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         """Starts the deliveries again after `pause`.
 
         Raises:
+            OperationTimeout: As `subscribe`.
             ChannelClosed: The queue cannot be consumed any more.
         """
         self._life.check()
@@ -381,7 +386,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             LeveretError: As `run`.
         """
         try:
-            await self.subscribe()
+            await self._subscription.start()
             await self._workers.share(work)
             if self._life.state in (ConsumerState.LOST, ConsumerState.FAILED):
                 self._life.check()
@@ -396,7 +401,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         if self._is_ordered:
             raise ConfigurationError("ordered_by is of use with `run` only", option="ordered_by")
         if self._life.state is ConsumerState.NEW:
-            await self.subscribe()
+            await self._subscription.start()
         while not self._stopping:
             message = self._pop()
             if message is not None:

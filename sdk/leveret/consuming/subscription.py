@@ -15,6 +15,8 @@ from leveret.errors import (
     DeliveryTimeout,
     EncodeFailed,
     LeveretError,
+    OperationTimeout,
+    again,
 )
 from leveret.protocol.recovery import may_mend
 from leveret.wire.numbers import PRECONDITION_FAILED
@@ -50,6 +52,7 @@ class Subscription:
         opened: Called with each channel before the first delivery on it.
         changed: Called when the prefetch or the consumer tags have changed.
         answer_needed: Called before the answer to a request is awaited: the connection has to be read.
+        settle: Called before a channel is closed: writes the acknowledgements that are ready.
 
     Attributes:
         channel: The channel, or None before it was opened and after `detach`.
@@ -69,6 +72,7 @@ class Subscription:
         opened: Callable[[Channel], None],
         changed: Callable[[], None],
         answer_needed: Callable[[], None],
+        settle: Callable[[], None],
     ) -> None:
         self.channel: Channel | None = None
         self.prefetch = prefetch
@@ -81,12 +85,14 @@ class Subscription:
         self._opened = opened
         self._changed = changed
         self._answer_needed = answer_needed
+        self._settle = settle
         self._no_ack = settings.ack == "none"
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
         # How often the consumer began on this channel.
         self._begun = 0
-        # The tag whose basic.consume was not answered yet.
-        self._asked: str | None = None
+        # The tags whose basic.consume was not answered, and the tasks that wait for the answers.
+        self._unanswered: set[str] = set()
+        self._asking: set[asyncio.Task[None]] = set()
         # Made with the first loss.
         self._backoff: Backoff | None = None
         # When the last attempt to subscribe again ended, by the loop's clock.
@@ -98,9 +104,12 @@ class Subscription:
 
     @property
     def is_live(self) -> bool:
-        """True when the broker has the consumer, as far as this side knows."""
-        has_tag = any(tag != self._asked for tag in self.tags)
-        return has_tag and self.channel is not None and self.channel.is_open
+        """True when the broker has answered basic.consume, and has the consumer as far as this side knows."""
+        return self._has_channel and any(tag not in self._unanswered for tag in self.tags)
+
+    @property
+    def _has_channel(self) -> bool:
+        return self.channel is not None and self.channel.is_open
 
     @property
     def has_begun(self) -> bool:
@@ -110,7 +119,7 @@ class Subscription:
     @property
     def wants_deliveries(self) -> bool:
         """True when deliveries come on the channel, or may come again."""
-        return self.channel is not None and self.channel.is_open and not self._life.is_over
+        return self._has_channel and not self._life.is_over
 
     # ------------------------------------------------------------------ changes that a user asks for
 
@@ -131,6 +140,14 @@ class Subscription:
             if self._life.state is ConsumerState.NEW:
                 await self._consume(channel, self.prefetch)
 
+    async def start(self) -> None:
+        """As `begin`, but returns, too, when the broker did not answer and the consumer subscribes again by itself."""
+        try:
+            await self.begin()
+        except OperationTimeout:
+            if self._reopening is None:
+                raise
+
     async def change_prefetch(self, prefetch: int) -> None:
         """Changes the prefetch; see `Consumer.set_prefetch`."""
         if self._settings.exclusive and self.tags:
@@ -138,8 +155,13 @@ class Subscription:
         async with self._changing:
             channel = self.channel
             if self.tags and channel is not None and not self._no_ack:
+                before = self.prefetch
                 try:
                     await self._consume(channel, prefetch)
+                except OperationTimeout:
+                    if self.tags:
+                        self._use_prefetch(before)  # the old consumer goes on
+                    raise
                 finally:
                     # Cancels the old consumer, and tags left behind by an interrupted change.
                     await self._cancel_tags(keep=1)
@@ -182,15 +204,19 @@ class Subscription:
             The channel, for its last acknowledgements.
         """
         channel, self.channel = self.channel, None
-        if self._reopening is not None:
-            self._reopening.cancel()
-            await asyncio.wait([self._reopening])
+        tasks = [*self._asking] if self._reopening is None else [*self._asking, self._reopening]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         return channel
 
     # ------------------------------------------------------------------ requests
 
     async def _open_channel(self, connection: Connection) -> None:
         channel = await connection.channel()
+        if channel.error is not None:
+            raise again(channel.error)  # it was closed in the read that opened it
         try:
             self._life.check()
         except BaseException:
@@ -206,19 +232,35 @@ class Subscription:
 
     async def _consume(self, channel: Channel, prefetch: int) -> None:
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
-        settings = self._settings
         await channel.basic_qos(prefetch)
         # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
         # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
         tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
         self._begun += 1
-        arguments = None if settings.priority is None else {"x-priority": settings.priority}
         # From here on the request is on its way, whether or not its caller waits for the answer.
         was_new = self._life.state is ConsumerState.NEW
         self._life.become(ConsumerState.CONSUMING)
         self.tags.append(tag)
-        self._asked = tag
+        self._unanswered.add(tag)
         self._use_prefetch(prefetch)
+        # A task of its own, so that the answer has a deadline when the caller gives up before.
+        task = asyncio.create_task(self._ask(channel, tag), name=f"leveret: consume {self._queue}")
+        self._asking.add(task)
+        task.add_done_callback(self._asked)
+        await asyncio.wait([task])
+        if task.cancelled():
+            self._life.check()  # the consumer was closed meanwhile
+        try:
+            task.result()
+        except EncodeFailed:
+            if was_new:
+                self._life.become(ConsumerState.NEW)
+            raise
+
+    async def _ask(self, channel: Channel, tag: str) -> None:
+        """Sends basic.consume, and gives the channel up when the answer does not come."""
+        settings = self._settings
+        arguments = None if settings.priority is None else {"x-priority": settings.priority}
         try:
             await channel.basic_consume(
                 self._queue,
@@ -228,29 +270,48 @@ class Subscription:
                 exclusive=settings.exclusive,
                 arguments=arguments,
             )
-        except BaseException as error:
-            is_unsent = isinstance(error, EncodeFailed)
-            if tag in self.tags and (is_unsent or not channel.is_open):
-                self.tags.remove(tag)
-            if was_new and is_unsent:
-                self._life.become(ConsumerState.NEW)
+        except LeveretError as error:
+            # On another channel, the same tag is another consumer's.
+            if tag in self.tags and channel is self.channel:
+                if not isinstance(error, OperationTimeout):
+                    self._forget(tag)  # it was not sent, or the channel is closed
+                elif self.is_live:
+                    # The consumer that it was to replace goes on. This one is the next to be cancelled.
+                    self.tags.remove(tag)
+                    self.tags.insert(0, tag)
+                else:
+                    self._give_up(channel, error)
             raise
-        finally:
-            self._asked = None
+        if channel is self.channel:
+            self._unanswered.discard(tag)
             self._changed()
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            # Marks the exception as retrieved: the caller may have given up.
+            task.exception()
+
+    def _give_up(self, channel: Channel, error: LeveretError) -> None:
+        """Closes a channel on which the broker does not answer, and goes on as after a loss."""
+        self._settle()
+        channel.abandon()
+        self._sink.channel_lost(error)
+
+    def _forget(self, tag: str) -> None:
+        self.tags.remove(tag)
+        self._unanswered.discard(tag)
+        self._changed()
 
     async def _cancel_tags(self, keep: int = 0) -> None:
         """Sends basic.cancel; deliveries that are on their way arrive before this returns."""
         channel = self.channel
-        try:
-            while len(self.tags) > keep and channel is not None and channel.is_open:
-                self._answer_needed()
-                # For the broker it is done once it is sent, whether or not the caller waits for the answer.
-                tag = self.tags.pop(0)
-                self._changed()
-                await channel.basic_cancel(tag)
-        finally:
-            self._changed()
+        while len(self.tags) > keep and channel is not None and channel.is_open:
+            self._answer_needed()
+            # For the broker it is done once it is sent, whether or not the caller waits for the answer.
+            tag = self.tags[0]
+            self._forget(tag)
+            await channel.basic_cancel(tag)
 
     def _use_prefetch(self, prefetch: int) -> None:
         self.prefetch = prefetch
@@ -261,7 +322,7 @@ class Subscription:
     def cancelled_by_broker(self, consumer_tag: str) -> None:
         """Notes that the broker has cancelled one of the tags; subscribes again if it may."""
         if consumer_tag in self.tags:
-            self.tags.remove(consumer_tag)
+            self._forget(consumer_tag)
         self._lost(
             ConsumerCancelled(
                 f"the broker cancelled the consumer of queue {self._queue!r}: the queue was deleted, its node is "
@@ -274,6 +335,7 @@ class Subscription:
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; subscribes again if it may."""
         self.tags.clear()
+        self._unanswered.clear()
         if (
             isinstance(error, ChannelClosed)
             and error.reply_code == PRECONDITION_FAILED
@@ -295,7 +357,7 @@ class Subscription:
         self._changed()
         if self._life.error is not None or self._reopening is not None:
             return
-        possible = isinstance(error, (ChannelClosed, ConsumerCancelled)) or (
+        possible = isinstance(error, (ChannelClosed, ConsumerCancelled, OperationTimeout)) or (
             self.channel is not None and self.channel.connection.settings.auto_recovery
         )
         if self._settings.resubscribe and self._life.may_go_on and possible and may_mend(error):
@@ -339,7 +401,10 @@ class Subscription:
                     error.__cause__ = failure
                     return
                 else:
-                    if self.tags or self._life.state is not ConsumerState.CONSUMING:
+                    # Otherwise what was opened is lost already.
+                    if not self._life.may_go_on or (
+                        self._has_channel and (self.tags or self._life.state is not ConsumerState.CONSUMING)
+                    ):
                         if self._life.may_go_on:
                             logger.info("the consumer of queue %r goes on", self._queue)
                         error = None
@@ -353,8 +418,14 @@ class Subscription:
     async def _subscribe_again(self, connection: Connection) -> None:
         if not self._life.may_go_on:
             return  # it was cancelled or stopped meanwhile
-        if self.channel is None or not self.channel.is_open:
+        if not self._has_channel:
             await self._open_channel(connection)
         if self._life.state is ConsumerState.CONSUMING and not self.tags:
-            assert self.channel is not None
-            await self._consume(self.channel, self.prefetch)
+            channel = self.channel
+            assert channel is not None
+            try:
+                await self._consume(channel, self.prefetch)
+            except OperationTimeout as error:
+                if channel is self.channel and channel.is_open:
+                    self._give_up(channel, error)  # basic.qos was not answered
+                raise

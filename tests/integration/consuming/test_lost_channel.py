@@ -50,8 +50,9 @@ class Slow:
 
 
 async def lost_and_subscribed_again(broker: Scripted, consumer: leveret.Consumer[Any]) -> None:
+    before = len(broker.got("Basic.Consume"))
     lose_channel(broker)
-    await until(lambda: not consumer.health().live)
+    await until(lambda: len(broker.got("Basic.Consume")) > before)
     await until(lambda: consumer.health().live)
 
 
