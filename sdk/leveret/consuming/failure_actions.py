@@ -135,7 +135,7 @@ class FailureActions:
     def without_key(self, message: Message, error: BaseException) -> None:
         """Dead-letters a message that has no key, so that it cannot be handled in order."""
         self._meter.undecodable += 1
-        self._log("ordered_by raised %s for %r, which was dead-lettered", type(error).__name__, message)
+        self._log("ordered_by raised %s for %r, which %s", type(error).__name__, message, self._fate(DeadLetter()))
         self._unless_settled(message, "dead_letter")
 
     def failed(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
