@@ -328,16 +328,18 @@ class Consumer(Generic[T], DeliveryBuffer):
             if self._tuner is not None:
                 await self._tuner.close()
         finally:
-            if channel is not None:
-                if channel.is_open:
-                    self._acks.flush(stragglers=True)
-                self._read_at_once()
-                self._end_deliveries()
-                await channel.close()
-            self._subscription.tags.clear()
-            self._note_state()
-            self._take_unstarted()
-            await self._failures.close()
+            try:
+                if channel is not None:
+                    if channel.is_open:
+                        self._acks.flush(stragglers=True)
+                    self._read_at_once()
+                    self._end_deliveries()
+                    await channel.close()
+            finally:
+                self._subscription.tags.clear()
+                self._note_state()
+                self._take_unstarted()
+                await self._failures.close()
 
     async def __aenter__(self) -> Self:
         await self._subscription.open()
