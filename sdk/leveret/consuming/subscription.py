@@ -360,7 +360,10 @@ class Subscription:
         possible = isinstance(error, (ChannelClosed, ConsumerCancelled, OperationTimeout)) or (
             self.channel is not None and self.channel.connection.settings.auto_recovery
         )
-        if self._settings.resubscribe and self._life.may_go_on and possible and may_mend(error):
+        may_try = self._settings.resubscribe and possible and may_mend(error)
+        if may_try and self._life.state is ConsumerState.NEW:
+            self.channel = None  # the next use opens another one
+        elif may_try and self._life.may_go_on:
             logger.warning("the consumer of queue %r subscribes again: %s", self._queue, error)
             self._reopening = asyncio.get_running_loop().create_task(
                 self._reopen(), name=f"leveret: consume {self._queue} again"
