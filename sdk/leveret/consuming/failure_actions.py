@@ -204,10 +204,10 @@ class FailureActions:
                 then = "ack"
         except (BodyTooLarge, EncodeFailed, TableSyntaxError) as failure:
             # No attempt can succeed, so giving it back would repeat this for ever.
-            self._log("%r cannot be published again and was dead-lettered: %s", message, failure)
+            self._log("%r cannot be published again and %s: %s", message, self._fate(DeadLetter()), failure)
             then = "dead_letter"
         except LeveretError as failure:
-            self._log("%r goes back to the queue, because its copy was not published: %s", message, failure)
+            self._log("the copy of %r was not published, and it %s: %s", message, self._fate(Requeue()), failure)
             self._unless_settled(message, "release")
             await asyncio.sleep(_BREAKER_PAUSE)
             return

@@ -190,3 +190,22 @@ async def test_a_batch_is_taken_when_its_time_ends_as_a_message_comes(broker: Sc
                 tag += 1
                 broker.deliver(tag)
                 taken += len(await anext(batches))
+
+
+@pytest.mark.parametrize("ack", ["handoff", "none"])
+async def test_the_log_says_that_a_message_is_lost_when_its_copy_is_not_published(
+    broker: Scripted, client: leveret.Client, ack: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.instead["Basic.Publish"] = lambda peer, channel, _: peer.send(Basic.Nack(1), channel)
+    consumer = client.consumer("q", ack=ack, on_error=Park())
+
+    async def handler(value: Any, message: leveret.Message) -> None:
+        raise ValueError
+
+    async with running(consumer, handler):
+        await until(lambda: consumer.health().live)
+        broker.deliver(1)
+        await until(lambda: any("copy" in record.getMessage() for record in caplog.records))
+    (text,) = [text for record in caplog.records if "copy" in (text := record.getMessage())]
+    assert "is lost" in text
+    assert "goes back" not in text
