@@ -24,7 +24,7 @@ cdef class PublishBatch:
     cdef void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept
 
 
-cdef class Publisher:
+cdef class CompiledPublisher:
     cdef public ConfirmWindow _window
     cdef public PublishBatch _batch
     cdef public object _encoder

@@ -1,7 +1,7 @@
 """The compiled way of a message: from the call to the send buffer, and from the confirm to its caller.
 
-`PublishBatch` appends frames and takes delivery tags. `Publisher` is the base of `Producer`: it has the ordinary calls,
-and passes all others on to its subclass.
+`PublishBatch` appends frames and takes delivery tags. `CompiledPublisher` is the base of `Producer`: it has the ordinary
+calls, and passes all others on to its subclass.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -264,7 +264,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-cdef class Publisher:
+cdef class CompiledPublisher:
     """The compiled base of `Producer`: `publish` and `publish_nowait` of an ordinary message.
 
     `Producer` is its only subclass. It sets the attributes, and has the long way for options, waiting, several forms of

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from leveret.publishing.template import PublishTemplate, Template
     from leveret.publishing.writing import MessageWriter
 
-    #: `Publisher._put_values`: frames, values, start, ticket, index, most bytes, the type that ends it.
+    #: `CompiledPublisher._put_values`: frames, values, start, ticket, index, most bytes, the type that ends it.
     PutValues = Callable[[PublishTemplate, list[Any], int, Ticket, int, int, type], int]
 
 __all__ = ["Batch", "BatchPublisher", "Source"]

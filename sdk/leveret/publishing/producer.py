@@ -27,7 +27,7 @@ from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening
 from leveret.publishing.options import refuse_confirm_timeout
 from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, expire_blamed, not_sent
 from leveret.publishing.packing import Packer
-from leveret.publishing.publisher import NO_RECEIPT, PublishBatch, Publisher
+from leveret.publishing.publisher import NO_RECEIPT, CompiledPublisher, PublishBatch
 from leveret.publishing.room import Room
 from leveret.publishing.template import Template
 from leveret.publishing.transaction import Transaction
@@ -60,7 +60,7 @@ _RESEND: Final = 100
 _FIRST_WINDOW: Final = 200
 
 
-class Producer(Publisher):
+class Producer(CompiledPublisher):
     """Publishes values on a channel of its own. Made by `Client.producer`; use it with `async with`.
 
     Every publishing ends in exactly one `Outcome`. With `confirms` (the default) a message that ends CONFIRMED was
