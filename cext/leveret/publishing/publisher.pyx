@@ -302,12 +302,16 @@ cdef class CompiledPublisher:
 
     # Writes a message and returns its ticket. Returns None for whatever needs the long way, which also finds errors.
     cdef Ticket offer(self, value, routing_key, Py_ssize_t limit):
+        return self.put(value, routing_key, limit) if self.at_home() else None
+
+    # As offer, called in the event loop.
+    cdef Ticket put(self, value, routing_key, Py_ssize_t limit):
         cdef ConfirmWindow window = self._window
         cdef PublishTemplate template
         cdef PyObject* found
         cdef Ticket ticket
         cdef object body
-        if not self.has_room(window, limit) or not self.at_home():
+        if not self.has_room(window, limit):
             return None
         if routing_key is self._last_key and self._last_template is not None:  # a key of None is not the last key
             template = self._last_template
@@ -341,15 +345,17 @@ cdef class CompiledPublisher:
     cdef Ticket send(self, value, routing_key):
         cdef SendBuffer out
         cdef Ticket ticket
+        if not self.at_home():
+            return None  # another thread must not touch the send buffer
         if self._batch is None or self._window.outstanding or self._batch.out.attended:
-            return self.offer(value, routing_key, self._limit)
+            return self.put(value, routing_key, self._limit)
         out = self._batch.out
         out.attended = True
         try:
-            ticket = self.offer(value, routing_key, self._limit)
+            ticket = self.put(value, routing_key, self._limit)
         finally:
             out.attended = False
-            if out.used:
+            if out.used or out.in_pieces:
                 self._transport.flush()
         return ticket
 
