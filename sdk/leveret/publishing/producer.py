@@ -24,7 +24,7 @@ from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening
-from leveret.publishing.options import refuse_confirm_timeout
+from leveret.publishing.options import keep, refuse_confirm_timeout
 from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, expire_blamed, not_sent
 from leveret.publishing.packing import Packer
 from leveret.publishing.publisher import NO_RECEIPT, CompiledPublisher, PublishBatch
@@ -331,7 +331,7 @@ class Producer(CompiledPublisher):
             PublishError: The producer is not open; the outcome is NOT_SENT.
         """
         refuse_confirm_timeout(options)
-        template = Template(routing_key, options)
+        template = Template(routing_key, keep(options))
         frames = self._packer.check(template, {})
         if frames is not None:
             template.pack(self._encoder, frames)
@@ -360,9 +360,7 @@ class Producer(CompiledPublisher):
         guard = self._guard
         if guard is None:
             return await self._writer.publish(value, routing_key, options)
-        return await guard.publish(
-            lambda deadline: self._writer.publish(value, routing_key, options, deadline, reporting=guard.reporting)
-        )
+        return await guard.publish(self._writer.attempts(value, routing_key, options, guard.reporting))
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
@@ -421,7 +419,7 @@ class Producer(CompiledPublisher):
         Returns:
             The batch, to be used with `async with`. When its block raises nothing is published.
         """
-        return Batch(self.publish_batch, routing_key, options, self._max_buffered)
+        return Batch(self.publish_batch, routing_key, keep(options), self._max_buffered)
 
     async def publish_batch(
         self,
@@ -455,6 +453,7 @@ class Producer(CompiledPublisher):
             Exception: What the iterable itself raised; what came before is in flight, and `flush` reports its failures.
         """
         refuse_confirm_timeout(options)
+        options = keep(options)
         guard = self._guard
         async with Source(values) as source:
             if guard is None:
@@ -490,7 +489,7 @@ class Producer(CompiledPublisher):
         """Waits until everything published before this call has its outcome.
 
         Args:
-            timeout: Seconds; `confirm_timeout` by default, after which everything is UNKNOWN anyway.
+            timeout: Seconds; by default `confirm_timeout`, which is enough unless the channel is lost meanwhile.
 
         Raises:
             OperationTimeout: Not everything has an outcome yet; it goes on being waited for.

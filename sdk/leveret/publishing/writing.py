@@ -101,28 +101,34 @@ class MessageWriter:
         if self.batch.add(frames, body, ticket, index):
             self.start_clock()
 
-    async def publish(
-        self,
-        value: Any,
-        routing_key: str | Template,
-        options: PublishOptions,
-        deadline: float | None = None,
-        *,
-        reporting: set[Ticket] | None = None,
-    ) -> Receipt:
-        """Publishes one message and waits for its outcome; see `Producer.publish`.
+    async def publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
+        """Publishes one message and waits for its outcome; see `Producer.publish`."""
+        patience = confirm_timeout_of(options, self.settings.confirm_timeout)
+        started = self._loop.time()
+        frames, body = self.packer.pack(value, routing_key, options)
+        return await self._publish_frames(frames, body, patience, started, None, None)
+
+    def attempts(
+        self, value: Any, routing_key: str | Template, options: PublishOptions, reporting: set[Ticket]
+    ) -> Callable[[float], Coroutine[Any, Any, Receipt]]:
+        """Returns what makes one attempt to publish a message, with the deadline that it is given.
 
         Args:
             value: What the serializer takes.
             routing_key: The routing key or a template.
             options: The options.
-            deadline: When to give up, if the call began some time ago; by default `publish_timeout` from now.
             reporting: The ticket is added to this set while its outcome is waited for.
         """
         patience = confirm_timeout_of(options, self.settings.confirm_timeout)
-        started = self._loop.time()
-        frames, body = self.packer.pack(value, routing_key, options)
-        return await self._publish_frames(frames, body, patience, started, deadline, reporting)
+        packed: tuple[PublishTemplate, bytes] | None = None
+
+        async def attempt(deadline: float) -> Receipt:
+            # The first attempt packs the message for all: between two of them the caller may change the value.
+            nonlocal packed
+            packed = packed or self.packer.pack(value, routing_key, options)
+            return await self._publish_frames(*packed, patience, 0.0, deadline, reporting)
+
+        return attempt
 
     async def publish_raw(self, body: bytes, routing_key: str, raw_properties: bytes) -> Receipt:
         """Publishes a body as it is, with properties that are packed already; see `Producer.publish_raw`."""
