@@ -489,7 +489,7 @@ class Producer(CompiledPublisher):
         """Waits until everything published before this call has its outcome.
 
         Args:
-            timeout: Seconds; by default `confirm_timeout`, which is enough unless the channel is lost meanwhile.
+            timeout: Seconds; by default `confirm_timeout`, enough unless the socket is slow or the channel is lost.
 
         Raises:
             OperationTimeout: Not everything has an outcome yet; it goes on being waited for.
@@ -596,7 +596,7 @@ class Producer(CompiledPublisher):
                 await self._transport.drain()
                 await self._connection.wait_unblocked()
             self._hand_out(self._window.expire(0))  # what did not fit
-            self._deadlines.resent(self._loop.time(), self._window.next_delivery_tag - 1)
+            self._deadlines.resent(self._loop.time())
             self._wake()
         logger.info("a producer goes on with a new channel on connection %r", self._connection.name)
         self._reopening.end()
@@ -640,7 +640,8 @@ class Producer(CompiledPublisher):
             deadlines.clear()
             return
         connected = self._reopening.task is None
-        deadlines.tick(now, window.first, window.next_delivery_tag - 1, connected=connected)
+        sent = self._transport.progress if connected else None
+        deadlines.tick(now, window.first, window.next_delivery_tag - 1, sent)
         for finished in deadlines.expire(now, window, connected=connected):
             self._hand_out(finished)
             self._wake()

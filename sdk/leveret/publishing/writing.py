@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.errors import BackpressureError
 from leveret.publishing.confirms import Receipt, Ticket
+from leveret.publishing.deadlines import CLOCK_STEPS
 from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
 from leveret.publishing.outcomes import error_of, late
 from leveret.publishing.publisher import NO_RECEIPT
@@ -174,18 +175,23 @@ class MessageWriter:
         return Receipt(ticket.delivery_tag)
 
     async def _wait_confirmed(self, seconds: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
-        """Waits for the outcome with a `confirm_timeout` of the message's own."""
+        """Waits for the outcome with a `confirm_timeout` of the message's own, which begins when the socket took it."""
         deadlines = self.deadlines
-        written = self._loop.time()
-        until = written + seconds
-        while not future.done() and (left := until - self._loop.time()) > 0:
+        since = deadlines.confirming_since
+        appended, _ = self._connection.transport.progress
+        until = 0.0  # not known yet
+        while not future.done():
+            now = self._loop.time()
+            if deadlines.confirming_since != since:  # the channel is lost, or it was sent again on another one
+                since = deadlines.confirming_since
+                appended, _ = self._connection.transport.progress
+                until = 0.0
+            if not until and since is not None and self._connection.transport.progress[1] >= appended:
+                until = now + seconds
+            if 0.0 < until <= now:
+                break
             # `wait` does not cancel the future.
-            await asyncio.wait([future], timeout=left)
-            since = deadlines.confirming_since
-            if since is None:  # no channel: look again
-                until = self._loop.time() + deadlines.step
-            elif since > written:  # it was sent again
-                written, until = since, since + seconds
+            await asyncio.wait([future], timeout=until - now if until else min(deadlines.step, seconds / CLOCK_STEPS))
         if not future.done():
             self._hand_out(self.window.give_up(ticket.delivery_tag, late("confirm_timeout", seconds)))
             self.room.wake()
