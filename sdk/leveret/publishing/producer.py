@@ -364,10 +364,12 @@ class Producer(CompiledPublisher):
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
+        return self._guarded(lambda: self._writer.publish_nowait(value, routing_key, options))
+
+    def _guarded(self, publish: Callable[[], Ticket]) -> Ticket:
+        """Publishes without waiting, if the circuit breaker allows it."""
         guard = self._guard
-        if guard is not None and guard.ask():
-            return guard.publish_trial(lambda: self._writer.publish_nowait(value, routing_key, options), self._loop)
-        return self._writer.publish_nowait(value, routing_key, options)
+        return guard.publish_trial(publish, self._loop) if guard is not None and guard.ask() else publish()
 
     async def enqueue(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Ticket:
         """Publishes one value as `publish_nowait` does, but waits while there is no room.
@@ -390,19 +392,9 @@ class Producer(CompiledPublisher):
         """
         self._packer.check_open()
         self._connection.check_loop()
-        limit = self._max_buffered
-        deadline = 0.0
-        if self._waiting or self._room.is_full(limit):
-            deadline = self._loop.time() + self.settings.publish_timeout
-            await self._room.wait(limit, limit - 1, deadline)
-        try:
-            ticket = self.publish_nowait(value, routing_key, **options)
-        except BaseException:
-            self._wake()  # the turn passes to the next caller
-            raise
-        if deadline and ticket.pending:
-            self._deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
-        return ticket
+        if self._waiting or self._room.is_full(self._max_buffered):
+            return await self._writer.enqueue(value, routing_key, options, self._guarded)
+        return self.publish_nowait(value, routing_key, **options)
 
     def batch(self, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Batch:
         """Collects values, and publishes them when its block ends.

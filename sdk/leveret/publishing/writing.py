@@ -200,7 +200,38 @@ class MessageWriter:
     def publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """Publishes one message without waiting; see `Producer.publish_nowait`."""
         refuse_confirm_timeout(options)
-        frames, body = self.packer.pack(value, routing_key, options)
+        return self._put_nowait(*self.packer.pack(value, routing_key, options))
+
+    async def enqueue(
+        self,
+        value: Any,
+        routing_key: str | Template,
+        options: PublishOptions,
+        guarded: Callable[[Callable[[], Ticket]], Ticket],
+    ) -> Ticket:
+        """Packs one message, waits for room and appends it; see `Producer.enqueue`.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key or a template.
+            options: The options.
+            guarded: Calls what appends the message, if the circuit breaker allows it.
+        """
+        refuse_confirm_timeout(options)
+        deadline = self._loop.time() + self.settings.publish_timeout
+        limit = self.settings.max_buffered
+        packed = self.packer.pack(value, routing_key, options)
+        await self.room.wait(limit, limit - 1, deadline)
+        try:
+            ticket = guarded(lambda: self._put_nowait(*packed))
+        except BaseException:
+            self.room.wake()  # the turn passes to the next caller
+            raise
+        if ticket.pending:
+            self.deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
+        return ticket
+
+    def _put_nowait(self, frames: PublishTemplate, body: bytes) -> Ticket:
         if _get_running_loop() is not self._loop:
             self.check_loop()
         limit = self.settings.max_buffered
