@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.confirming import served
 
 import leveret
 from leveret.broker import EmbeddedBroker
-from leveret.errors import EncodeFailed, PublishError
+from leveret.errors import CircuitOpen, EncodeFailed, PublishError
 from leveret.message import Outcome
 
 if TYPE_CHECKING:
@@ -123,6 +125,61 @@ async def test_all_attempts_send_the_same_message_when_the_caller_changes_the_va
     message = await channel.basic_get("full", no_ack=True)
     assert message is not None
     assert (message.body, message.headers) == (b'{"n":1}', {"n": 1})
+
+
+async def test_a_value_is_packed_before_it_waits_for_room() -> None:
+    limits = {"max_outstanding": 1, "max_buffered": 1}
+    async with served(**limits) as (server, producer):
+        first = producer.publish_nowait("first", "q")
+        value = {"n": 1}
+        waiting = asyncio.create_task(producer.enqueue(value, "q"))
+        await asyncio.sleep(0)  # it runs up to its wait
+        with pytest.raises(EncodeFailed):
+            await producer.enqueue(object(), "q")  # no wait for room
+        value["n"] = 2
+        server.ack(1)
+        await first
+        ticket = await waiting
+        assert await server.publishings() == [b'"first"', b'{"n":1}']
+        server.ack(2)
+        await ticket
+
+
+async def test_enqueue_asks_the_breaker_when_there_is_room() -> None:
+    class Open:
+        closed = False
+
+        def before_call(self) -> None:
+            raise CircuitOpen("open")
+
+        def record(self, successes: int, failures: int, **_: Any) -> None:
+            """Counts nothing."""
+
+    breaker = Open()
+    async with served(max_buffered=1, circuit_breaker=breaker) as (server, producer):
+        breaker.closed = True
+        first = producer.publish_nowait("first", "q")
+        waiting = asyncio.create_task(producer.enqueue("second", "q"))
+        await asyncio.sleep(0)
+        breaker.closed = False
+        server.ack(1)
+        await first
+        with pytest.raises(CircuitOpen):
+            await waiting
+        assert await server.publishings() == [b'"first"']
+
+
+@pytest.mark.parametrize("compressor", [None, "gzip"])
+async def test_large_headers_are_not_kept(client: leveret.Client, compressor: str | None) -> None:
+    async with client.producer(compressor=compressor, compression_threshold=0) as producer:
+        tracemalloc.start()
+        try:
+            for n in range(100):
+                await producer.publish("value" * 1000, "q", headers={"large": str(n) * 20_000})
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert kept < 8_000_000  # the queue has some 4 MB of them, and the frames of all would be as much again
 
 
 async def test_a_batch_refuses_values_outside_its_block(client: leveret.Client) -> None:
