@@ -1,7 +1,7 @@
 """The compiled way of a message: from the call to the send buffer, and from the confirm to its caller.
 
-`PublishBatch` appends frames and takes delivery tags. `CompiledPublisher` is the base of `Producer`: it has the ordinary
-calls, and passes all others on to its subclass.
+`PublishBatch` appends frames and takes delivery tags. `CompiledPublisher` is the base of `Producer`: it has the
+ordinary calls, and passes all others on to its subclass.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
