@@ -59,13 +59,25 @@ class DecodeLargeBody:
             self.reader.feed(piece)
 
 
+#: The largest size of each, in bytes; docs/memory.md has a table of them.
+_BODIES = {
+    "64 KiB": 65_536,
+    "256 KiB": 262_144,
+    "166 to 256 KiB": 262_144,
+    "1 MiB": 1_048_576,
+    "0.65 to 1 MiB": 1_048_576,
+    "4 MiB": 4_194_304,
+    "2.6 to 4 MiB": 4_194_304,
+}
+
+
 class DecodeBodyViews:
-    """Bodies of a mebibyte, or from 0.65 of one to one, as bytes or as views of pooled memory; the latest are held.
+    """Bodies of one size, or from 0.65 of it to all of it, as bytes or as views of pooled memory; the latest are held.
 
     One reader is fed for all samples, as on a connection: what malloc has learned from bodies before is part of it.
     """
 
-    params = (["bytes", "views"], ["1 MiB", "0.65 to 1 MiB"], [0, 8])
+    params = (["bytes", "views"], list(_BODIES), [0, 8])
     param_names = ("form", "body", "held")
     operation = "message"
     operations = 8
@@ -76,8 +88,8 @@ class DecodeBodyViews:
             if not hasattr(self.reader, "view_bodies"):
                 raise NotImplementedError("this version has no views of bodies")
             self.reader.view_bodies(1, 1)
-        mebibyte = 1024 * 1024
-        sizes = [mebibyte - (i * mebibyte // 20 if "to" in body else 0) for i in range(self.operations)]
+        largest = _BODIES[body]
+        sizes = [largest - (i * largest // 20 if "to" in body else 0) for i in range(self.operations)]
         self.pieces: list[bytes] = []
         for data in (corpus.deliveries(1, size) for size in sizes):
             self.pieces += [data[at : at + 262_144] for at in range(0, len(data), 262_144)]

@@ -256,8 +256,8 @@ async def test_each_error_has_its_action_when_the_policy_has_rules(failing: Queu
         {"retry": 3, "park": 1, "drop": 1, "dead": 1, "again": 2, "fine": 1}
     )
     counters = consumer.counters()
-    assert {name: counters[name] for name in ("delayed", "parked", "dropped", "dead_lettered", "requeued")} == {
-        "delayed": 2,
+    assert {name: counters[name] for name in ("retried", "parked", "dropped", "dead_lettered", "requeued")} == {
+        "retried": 2,
         "parked": 1,
         "dropped": 1,
         "dead_lettered": 1,

@@ -379,17 +379,17 @@ async def test_a_value_has_options_of_its_own_when_they_are_given() -> None:
 
 
 async def test_a_batch_is_bounded() -> None:
-    batch = Batch(Published(), "key", {}, 2)
-    batch.add(1)
-    batch.add(2)
-    with pytest.raises(BackpressureError, match="holds 2 values"):
-        batch.add(3)
-    assert len(batch) == 2
+    async with Batch(Published(), "key", {}, 2) as batch:
+        batch.add(1)
+        batch.add(2)
+        with pytest.raises(BackpressureError, match="holds 2 values"):
+            batch.add(3)
+        assert len(batch) == 2
 
 
 async def test_options_beside_a_publishing_are_refused() -> None:
-    batch = Batch(Published(), "key", {}, 2)
-    with pytest.raises(ConfigurationError) as refused:
-        batch.add(MessageBuilder(1), "key")
-    assert refused.value.option == "routing_key"
-    assert len(batch) == 0
+    async with Batch(Published(), "key", {}, 2) as batch:
+        with pytest.raises(ConfigurationError) as refused:
+            batch.add(MessageBuilder(1), "key")
+        assert refused.value.option == "routing_key"
+        assert len(batch) == 0

@@ -32,6 +32,9 @@ class Clock:
     tickets: list[Ticket] = field(default_factory=list)
     given_up: dict[int, tuple[float, ConfirmTimeout]] = field(default_factory=dict)
     connected: bool = True
+    #: Bytes that were appended, and those that wait for the socket; a message has one.
+    appended: int = 0
+    queued: int = 0
 
     def __post_init__(self) -> None:
         self.window = ConfirmWindow()
@@ -43,6 +46,7 @@ class Clock:
         ticket = Ticket()
         tag = self.batch.add(self.template, b"x", ticket)
         self.tickets.append(ticket)
+        self.appended += 1
         if deadline is not None:
             self.deadlines.limit(deadline, tag, tag)
         return tag
@@ -51,7 +55,8 @@ class Clock:
         for _ in range(ticks):
             self.now += self.deadlines.step
             last = self.window.next_delivery_tag - 1
-            self.deadlines.tick(self.now, self.window.first, last, connected=self.connected)
+            sent = (self.appended, self.appended - self.queued) if self.connected else None
+            self.deadlines.tick(self.now, self.window.first, last, sent)
             for finished in self.deadlines.expire(self.now, self.window, connected=self.connected):
                 for ticket in finished:
                     (error,) = ticket.failures.values() if ticket.failures else [None]
@@ -86,11 +91,30 @@ def test_confirm_timeout_stands_still_without_a_channel_and_begins_anew() -> Non
     clock.connected = False
     clock.advance(5 * CLOCK_STEPS)
     assert not clock.given_up
-    clock.deadlines.resent(clock.now, tag)
+    clock.deadlines.resent(clock.now)
     clock.connected = True
     resent = clock.now
     clock.advance(2 * CLOCK_STEPS)
     assert 1.0 <= clock.given_up[tag][0] - resent <= 1.05 + 1e-6
+
+
+def test_confirm_timeout_begins_when_the_socket_took_the_message() -> None:
+    clock = Clock(20.0, 1.0)
+    clock.queued = 2
+    first, second = clock.publish(), clock.publish()
+    clock.advance(2 * CLOCK_STEPS)
+    assert not clock.given_up
+    clock.queued = 0
+    taken = clock.now
+    clock.advance(CLOCK_STEPS // 2)
+    clock.queued = 1
+    third = clock.publish()
+    clock.advance(3 * CLOCK_STEPS)
+    assert clock.given_up.keys() == {first, second}
+    assert all(1.0 <= when - taken <= 1.05 + 1e-6 for when, _ in clock.given_up.values())
+    clock.queued, taken = 0, clock.now
+    clock.advance(2 * CLOCK_STEPS)
+    assert 1.0 <= clock.given_up[third][0] - taken <= 1.05 + 1e-6
 
 
 def test_publish_timeout_goes_on_without_a_channel() -> None:
@@ -152,4 +176,4 @@ def test_nothing_is_kept_of_messages_that_have_their_outcome() -> None:
         clock.window.settle(SettlementRun.of(1, [(first + 1, True, False, False)]))
         clock.advance()
     kept = clock.deadlines
-    assert len(kept._called) + len(kept._written) + len(kept._waited) <= 3
+    assert len(kept._called) + len(kept._written) + len(kept._unwritten) + len(kept._waited) <= 3

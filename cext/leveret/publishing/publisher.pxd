@@ -24,7 +24,7 @@ cdef class PublishBatch:
     cdef void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept
 
 
-cdef class Publisher:
+cdef class CompiledPublisher:
     cdef public ConfirmWindow _window
     cdef public PublishBatch _batch
     cdef public object _encoder
@@ -56,4 +56,5 @@ cdef class Publisher:
     cdef bint at_home(self) except -1
     cdef Ticket send(self, value, routing_key)
     cdef Ticket offer(self, value, routing_key, Py_ssize_t limit)
+    cdef Ticket put(self, value, routing_key, Py_ssize_t limit)
     cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept

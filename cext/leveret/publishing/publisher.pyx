@@ -1,7 +1,7 @@
 """The compiled way of a message: from the call to the send buffer, and from the confirm to its caller.
 
-`PublishBatch` appends frames and takes delivery tags. `Publisher` is the base of `Producer`: it has the ordinary calls,
-and passes all others on to its subclass.
+`PublishBatch` appends frames and takes delivery tags. `CompiledPublisher` is the base of `Producer`: it has the
+ordinary calls, and passes all others on to its subclass.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -264,7 +264,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-cdef class Publisher:
+cdef class CompiledPublisher:
     """The compiled base of `Producer`: `publish` and `publish_nowait` of an ordinary message.
 
     `Producer` is its only subclass. It sets the attributes, and has the long way for options, waiting, several forms of
@@ -302,12 +302,16 @@ cdef class Publisher:
 
     # Writes a message and returns its ticket. Returns None for whatever needs the long way, which also finds errors.
     cdef Ticket offer(self, value, routing_key, Py_ssize_t limit):
+        return self.put(value, routing_key, limit) if self.at_home() else None
+
+    # As offer, called in the event loop.
+    cdef Ticket put(self, value, routing_key, Py_ssize_t limit):
         cdef ConfirmWindow window = self._window
         cdef PublishTemplate template
         cdef PyObject* found
         cdef Ticket ticket
         cdef object body
-        if not self.has_room(window, limit) or not self.at_home():
+        if not self.has_room(window, limit):
             return None
         if routing_key is self._last_key and self._last_template is not None:  # a key of None is not the last key
             template = self._last_template
@@ -341,15 +345,17 @@ cdef class Publisher:
     cdef Ticket send(self, value, routing_key):
         cdef SendBuffer out
         cdef Ticket ticket
+        if not self.at_home():
+            return None  # another thread must not touch the send buffer
         if self._batch is None or self._window.outstanding or self._batch.out.attended:
-            return self.offer(value, routing_key, self._limit)
+            return self.put(value, routing_key, self._limit)
         out = self._batch.out
         out.attended = True
         try:
-            ticket = self.offer(value, routing_key, self._limit)
+            ticket = self.put(value, routing_key, self._limit)
         finally:
             out.attended = False
-            if out.used:
+            if out.used or out.in_pieces:
                 self._transport.flush()
         return ticket
 

@@ -200,7 +200,7 @@ class FailureActions:
                 self._meter.parked += 1
                 then = "ack"
             elif then == "retried":
-                self._meter.delayed += 1
+                self._meter.retried += 1
                 then = "ack"
         except (BodyTooLarge, EncodeFailed, TableSyntaxError) as failure:
             # No attempt can succeed, so giving it back would repeat this for ever.

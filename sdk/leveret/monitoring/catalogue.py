@@ -34,7 +34,7 @@ CATALOGUE: Final = {
     "requeued": Metric("deliveries_requeued", "counter", "messages", "Failed deliveries given back.", _CONSUMER),
     "released": Metric("deliveries_released", "counter", "messages", "Deliveries given back untried.", _CONSUMER),
     "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries rejected.", _CONSUMER),
-    "delayed": Metric("deliveries_delayed", "counter", "messages", "Failed deliveries to be retried later.", _CONSUMER),
+    "retried": Metric("deliveries_retried", "counter", "messages", "Failed deliveries to be retried later.", _CONSUMER),
     "parked": Metric("deliveries_parked", "counter", "messages", "Failed deliveries that were parked.", _CONSUMER),
     "dropped": Metric("deliveries_dropped", "counter", "messages", "Failed deliveries that were dropped.", _CONSUMER),
     "undecodable": Metric(

@@ -65,7 +65,6 @@ class ConsumerMeter:
     __slots__ = (
         "_now",
         "dead_lettered",
-        "delayed",
         "delivered",
         "dropped",
         "expected",
@@ -75,6 +74,7 @@ class ConsumerMeter:
         "prefetch",
         "released",
         "requeued",
+        "retried",
         "stale",
         "undecodable",
     )
@@ -89,7 +89,7 @@ class ConsumerMeter:
         self.requeued = 0
         self.released = 0
         self.dead_lettered = 0
-        self.delayed = 0
+        self.retried = 0
         self.parked = 0
         self.dropped = 0
         # Settlements that came after their channel was gone.
@@ -118,7 +118,7 @@ class ConsumerMeter:
             "requeued": self.requeued,
             "released": self.released,
             "dead_lettered": self.dead_lettered,
-            "delayed": self.delayed,
+            "retried": self.retried,
             "parked": self.parked,
             "dropped": self.dropped,
             "acked": acked + acks.acked,

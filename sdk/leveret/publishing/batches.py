@@ -13,8 +13,8 @@ from leveret.errors import BackpressureError, CodecError, ConfigurationError, Pu
 from leveret.message import BatchResult
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import Ticket
-from leveret.publishing.options import refuse_confirm_timeout
-from leveret.publishing.outcomes import failure
+from leveret.publishing.options import keep, refuse_confirm_timeout
+from leveret.publishing.outcomes import failure, not_sent
 from leveret.publishing.packing import joined
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from leveret.publishing.template import PublishTemplate, Template
     from leveret.publishing.writing import MessageWriter
 
-    #: `Publisher._put_values`: frames, values, start, ticket, index, most bytes, the type that ends it.
+    #: `CompiledPublisher._put_values`: frames, values, start, ticket, index, most bytes, the type that ends it.
     PutValues = Callable[[PublishTemplate, list[Any], int, Ticket, int, int, type], int]
 
 __all__ = ["Batch", "BatchPublisher", "Source"]
@@ -327,6 +327,8 @@ class Batch:
         self._options = options
         self._limit = limit
         self._values: list[Any] = []
+        #: Values are taken: its block was entered and has not ended.
+        self._open = False
 
     def __len__(self) -> int:
         return len(self._values)
@@ -344,7 +346,10 @@ class Batch:
 
         Raises:
             BackpressureError: There are `max_buffered` values already. `publish_batch` takes an iterable of any length.
+            PublishError: Its block was not entered or has ended; the outcome is NOT_SENT.
         """
+        if not self._open:
+            raise not_sent("the batch is not open; add values inside its `async with` block")
         if len(self._values) >= self._limit:
             raise BackpressureError(
                 f"not added: the batch holds {len(self._values)} values (max_buffered); publish_batch takes an "
@@ -354,17 +359,19 @@ class Batch:
             if isinstance(value, MessageBuilder):
                 raise ConfigurationError("a MessageBuilder has its own routing key and options", option="routing_key")
             message = MessageBuilder(value)
-            message.key, message.options = routing_key or "", options
+            message.key, message.options = routing_key or "", keep(options)
             value = message
         self._values.append(value)
         return len(self._values) - 1
 
     async def __aenter__(self) -> Self:
+        self._open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._open = False
         values, self._values = self._values, []
         if kind is None:
             self.result = await self._publish_batch(values, self._routing_key, **self._options)

@@ -22,10 +22,11 @@ CLOCK_STEPS: Final = 40
 class Deadlines:
     """The deadlines of the publishings of one producer, by ranges of delivery tags.
 
-    A message has `publish_timeout` from its call to its outcome, and `confirm_timeout` from the moment it is written
-    to its confirm, not counting the time without a channel. Most messages are written during their call and get tags
-    in the order of their calls, so it is enough to note at each tick of the producer's clock which tag was the highest
-    by then. Only messages that waited before they were written have their deadline noted themselves.
+    A message has `publish_timeout` from its call to its outcome, and `confirm_timeout` from the moment when the socket
+    took it to its confirm, not counting the time without a channel. Most messages are appended during their call and
+    get tags in the order of their calls, so it is enough to note at each tick of the producer's clock which tag was the
+    highest by then, and behind how many bytes the socket will have taken it. Only messages that waited before they were
+    appended have their deadline noted themselves.
 
     It reads no clock: time is passed in.
 
@@ -45,6 +46,8 @@ class Deadlines:
         # Of each: (time, the highest tag that was called or written by then).
         self._called: deque[tuple[float, int]] = deque()
         self._written: deque[tuple[float, int]] = deque()
+        # What waits for the socket: (the bytes that it has to take first, the highest tag among them).
+        self._unwritten: deque[tuple[int, int]] = deque()
         self._timeouts = [
             ("publish_timeout", publish_timeout, self._called),
             ("confirm_timeout", confirm_timeout, self._written),
@@ -54,20 +57,30 @@ class Deadlines:
         # (earliest deadline, latest deadline, first tag, last tag) of messages that waited before they were written.
         self._waited: deque[tuple[float, float, int, int]] = deque()
 
-    def tick(self, now: float, first: int, last: int, *, connected: bool) -> None:
+    def tick(self, now: float, first: int, last: int, sent: tuple[int, int] | None) -> None:
         """Notes the time of a tick.
 
         Args:
             now: Seconds of a monotonic clock.
             first: The lowest delivery tag without an outcome.
             last: The highest delivery tag.
-            connected: Whether there is a channel that may bring confirms.
+            sent: `FrameTransport.progress`; None while there is no channel that may bring confirms.
         """
-        for marks in (self._called, self._written):
+        called, written, unwritten = self._called, self._written, self._unwritten
+        for marks in (called, written):
             while marks and marks[0][1] < first:
                 marks.popleft()
-            if (marks is self._called or connected) and last >= first and (not marks or marks[-1][1] < last):
-                marks.append((now, last))
+        if last >= first and (not called or called[-1][1] < last):
+            called.append((now, last))
+        if sent is not None:
+            newest = unwritten or written
+            if last >= first and (not newest or newest[-1][1] < last):
+                unwritten.append((sent[0], last))
+            tag = 0
+            while unwritten and unwritten[0][0] <= sent[1]:
+                _, tag = unwritten.popleft()
+            if tag >= first:
+                written.append((now, tag))
         while self._waited and self._waited[0][3] < first:
             self._waited.popleft()
 
@@ -91,12 +104,11 @@ class Deadlines:
         """Stops `confirm_timeout` until `resent`, because the channel is lost."""
         self.confirming_since = None
         self._written.clear()
+        self._unwritten.clear()
 
-    def resent(self, now: float, last: int) -> None:
-        """Starts `confirm_timeout` anew: publishings up to this delivery tag were just written to another channel."""
+    def resent(self, now: float) -> None:
+        """Starts `confirm_timeout` anew: all publishings without an outcome were appended for another channel."""
         self.confirming_since = now
-        self._written.clear()
-        self._written.append((now, last))
 
     def expire(self, now: float, window: ConfirmWindow, *, connected: bool) -> Iterator[list[Ticket]]:
         """Ends the publishings whose deadline has passed as UNKNOWN.
@@ -104,7 +116,7 @@ class Deadlines:
         Args:
             now: As for `tick`.
             window: The publishings without an outcome.
-            connected: As for `tick`; the errors say it.
+            connected: Whether there is a channel that may bring confirms; the errors say it.
 
         Yields:
             The finished tickets, as `ConfirmWindow.settle` returns them.
@@ -127,4 +139,5 @@ class Deadlines:
         """Forgets all deadlines: nothing is in flight."""
         self._called.clear()
         self._written.clear()
+        self._unwritten.clear()
         self._waited.clear()

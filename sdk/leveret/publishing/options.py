@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from leveret.errors import ConfigurationError, EncodeFailed, printable
+from leveret.wire.encoding import FieldValue
 from leveret.wire.properties import Properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["OPTIONS", "PublishOptions", "confirm_timeout_of", "pack_properties", "refuse_confirm_timeout", "repeats"]
+__all__ = [
+    "OPTIONS",
+    "PublishOptions",
+    "confirm_timeout_of",
+    "keep",
+    "pack_properties",
+    "refuse_confirm_timeout",
+    "repeats",
+]
 
 #: Options that are not properties of the message.
 _NO_PROPERTIES: Final = frozenset({"exchange", "mandatory", "confirm_timeout"})
@@ -19,6 +28,8 @@ _NO_PROPERTIES: Final = frozenset({"exchange", "mandatory", "confirm_timeout"})
 _UNIQUE: Final = frozenset({"message_id", "correlation_id", "timestamp", "confirm_timeout"})
 #: Types of values that cannot change.
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
+#: Tables are copied so deep. Deeper ones are refused when they are packed.
+_DEEPEST: Final = 32
 
 
 class PublishOptions(TypedDict, total=False):
@@ -99,6 +110,27 @@ def repeats(routing_key: str, options: PublishOptions) -> tuple[object, ...] | N
     if not _PLAIN.issuperset(kinds) or float in kinds[len(values) :]:
         return None
     return (routing_key, tuple(options), values, tuple(headers) if headers is not None else None, headed, kinds)
+
+
+def keep(options: PublishOptions) -> PublishOptions:
+    """Copies the headers of options that are used after the call that took them: its caller may change them then."""
+    headers = options.get("headers")
+    return {**options, "headers": _copied(headers)} if headers else options
+
+
+def _copied(value: Any, depth: int = 0) -> Any:
+    """Copies a value of a field table; see `leveret.encode_table` for the values."""
+    if type(value) in _PLAIN or depth > _DEEPEST:
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, FieldValue):
+        return FieldValue(value.type, _copied(value.value, depth))
+    if isinstance(value, list | tuple):
+        return [_copied(item, depth + 1) for item in value]
+    if hasattr(value, "items"):
+        return {key: _copied(item, depth + 1) for key, item in dict(value).items()}
+    return value
 
 
 def refuse_confirm_timeout(options: PublishOptions) -> None:

@@ -211,13 +211,18 @@ class TicketBook:
         self._loop = loop
         self._confirm_timeout = confirm_timeout
         self._unobserved: dict[Ticket, None] = {}
+        # How many more there are, and the last of them.
         self._unobserved_more = 0
+        self._last_unobserved: Ticket | None = None
 
     def observe(self, ticket: Ticket) -> asyncio.Future[None] | None:
         """Marks the ticket observed, so that `flush` does not report it; returns its future unless it is finished."""
-        ticket.observed = True
+        seen, ticket.observed = ticket.observed, True
         if not ticket.pending:
-            self._unobserved.pop(ticket, None)
+            if ticket in self._unobserved:
+                del self._unobserved[ticket]
+            elif ticket.failures and not seen and self._unobserved_more:
+                self._unobserved_more -= 1
             return None
         future: asyncio.Future[None] | None = ticket.future
         if future is None:
@@ -230,6 +235,7 @@ class TicketBook:
             self._unobserved[ticket] = None
         else:
             self._unobserved_more += 1
+            self._last_unobserved = ticket
 
     async def flush(self, seconds: float) -> None:
         """Waits until everything published before this call has its outcome.
@@ -244,17 +250,22 @@ class TicketBook:
                 if self._window.outstanding and self._window.first < target:
                     future: asyncio.Future[None] = self._loop.create_future()
                     self.flushing.append((target, future))
-                    await future
+                    try:
+                        await future
+                    finally:
+                        self.wake()  # takes the call off the list
         except TimeoutError:
             raise OperationTimeout(
                 f"{self._window.outstanding} publishings have no outcome after {seconds:g} s"
             ) from None
         unobserved, self._unobserved = self._unobserved, {}
         more, self._unobserved_more = self._unobserved_more, 0
-        if unobserved:
-            error = error_of(next(iter(unobserved)), self._confirm_timeout)
-            count = len(unobserved) + more
-            error.args = (f"{count} publishings that were not awaited failed; the first: {error}",)
+        last, self._last_unobserved = self._last_unobserved, None
+        count = len(unobserved) + more
+        which, ticket = ("first", next(iter(unobserved))) if unobserved else ("last", last)
+        if count and ticket is not None:
+            error = error_of(ticket, self._confirm_timeout)
+            error.args = (f"{count} publishings that were not awaited failed; the {which}: {error}",)
             raise error
 
     def wake(self) -> None:

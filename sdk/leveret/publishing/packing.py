@@ -25,6 +25,8 @@ __all__ = ["Packer", "joined"]
 
 #: How many routing keys, templates and repeated options keep their frames.
 _KEPT: Final = 1024
+#: Larger properties are packed for each message, so what is kept takes a few MiB at the most.
+_LARGEST_KEPT: Final = 4096
 
 
 class Packer:
@@ -65,7 +67,7 @@ class Packer:
             PublishError: The producer is not open.
         """
         if self._encoder.form is None:
-            return self._pack_form(self._forms_of(routing_key, options), value, routing_key, options)
+            return self._pack_form(value, routing_key, options)
         return self._frames_of(routing_key, options, self._encoder.form), self._encode(value)
 
     def check(self, routing_key: str | Template, options: PublishOptions) -> PublishTemplate | None:
@@ -108,38 +110,33 @@ class Packer:
         frames = self.frames.get(key) if key is not None else None
         if frames is None:
             frames = self._make(*joined(routing_key, options), form)
-            if key is not None:
+            if key is not None and len(frames.raw_properties) <= _LARGEST_KEPT:
                 _keep(self.frames, key, frames)
         return frames
 
     # ------------------------------------------------------------------ bodies of several forms
 
-    def _forms_of(self, routing_key: str | Template, options: PublishOptions) -> FramesByForm:
-        key = _key(routing_key, options)
-        if key is None:
-            return {}
-        forms = self._frames_by_form.get(key)
-        if forms is None:
-            forms = {}
-            _keep(self._frames_by_form, key, forms)
-        return forms
-
     def _pack_form(
-        self, forms: FramesByForm, value: Any, routing_key: str | Template, options: PublishOptions
+        self, value: Any, routing_key: str | Template, options: PublishOptions
     ) -> tuple[PublishTemplate, bytes]:
-        """Packs a message whose body has one of several forms; keeps its frames in `forms`."""
+        """Packs a message whose body has one of several forms; keeps its frames by that form."""
+        kept_under = _key(routing_key, options)
+        forms = self._frames_by_form.get(kept_under) if kept_under is not None else None
         key, options = joined(routing_key, options)
         body, form, original_size = self._encoder.pack(value, compress=options.get("content_encoding") is None)
-        packed = forms.get(form)
-        if packed is None:
-            if original_size < 0:
-                packed = self._make(key, options, form)
-            else:
-                packed = OriginalSize(lambda size: self._properties(options, form, size))
-            forms[form] = packed
-        if isinstance(packed, OriginalSize):
-            return self._make(key, options, form, packed.of(original_size)), body
-        return packed, body
+        kept = forms.get(form) if forms is not None else None
+        if isinstance(kept, PublishTemplate):
+            return kept, body
+        if kept is not None:
+            return self._make(key, options, form, kept.of(original_size)), body
+        sized = original_size >= 0
+        frames = self._make(key, options, form, self._properties(options, form, original_size) if sized else None)
+        if kept_under is not None and len(frames.raw_properties) <= _LARGEST_KEPT:
+            if forms is None:
+                forms = {}
+                _keep(self._frames_by_form, kept_under, forms)
+            forms[form] = OriginalSize(lambda size: self._properties(options, form, size)) if sized else frames
+        return frames, body
 
     # ------------------------------------------------------------------ making frames
 

@@ -24,10 +24,10 @@ from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening
-from leveret.publishing.options import refuse_confirm_timeout
+from leveret.publishing.options import keep, refuse_confirm_timeout
 from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, expire_blamed, not_sent
 from leveret.publishing.packing import Packer
-from leveret.publishing.publisher import NO_RECEIPT, PublishBatch, Publisher
+from leveret.publishing.publisher import NO_RECEIPT, CompiledPublisher, PublishBatch
 from leveret.publishing.room import Room
 from leveret.publishing.template import Template
 from leveret.publishing.transaction import Transaction
@@ -60,7 +60,7 @@ _RESEND: Final = 100
 _FIRST_WINDOW: Final = 200
 
 
-class Producer(Publisher):
+class Producer(CompiledPublisher):
     """Publishes values on a channel of its own. Made by `Client.producer`; use it with `async with`.
 
     Every publishing ends in exactly one `Outcome`. With `confirms` (the default) a message that ends CONFIRMED was
@@ -331,7 +331,7 @@ class Producer(Publisher):
             PublishError: The producer is not open; the outcome is NOT_SENT.
         """
         refuse_confirm_timeout(options)
-        template = Template(routing_key, options)
+        template = Template(routing_key, keep(options))
         frames = self._packer.check(template, {})
         if frames is not None:
             template.pack(self._encoder, frames)
@@ -360,16 +360,16 @@ class Producer(Publisher):
         guard = self._guard
         if guard is None:
             return await self._writer.publish(value, routing_key, options)
-        return await guard.publish(
-            lambda deadline: self._writer.publish(value, routing_key, options, deadline, reporting=guard.reporting)
-        )
+        return await guard.publish(self._writer.attempts(value, routing_key, options, guard.reporting))
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
+        return self._guarded(lambda: self._writer.publish_nowait(value, routing_key, options))
+
+    def _guarded(self, publish: Callable[[], Ticket]) -> Ticket:
+        """Publishes without waiting, if the circuit breaker allows it."""
         guard = self._guard
-        if guard is not None and guard.ask():
-            return guard.publish_trial(lambda: self._writer.publish_nowait(value, routing_key, options), self._loop)
-        return self._writer.publish_nowait(value, routing_key, options)
+        return guard.publish_trial(publish, self._loop) if guard is not None and guard.ask() else publish()
 
     async def enqueue(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Ticket:
         """Publishes one value as `publish_nowait` does, but waits while there is no room.
@@ -392,19 +392,9 @@ class Producer(Publisher):
         """
         self._packer.check_open()
         self._connection.check_loop()
-        limit = self._max_buffered
-        deadline = 0.0
-        if self._waiting or self._room.is_full(limit):
-            deadline = self._loop.time() + self.settings.publish_timeout
-            await self._room.wait(limit, limit - 1, deadline)
-        try:
-            ticket = self.publish_nowait(value, routing_key, **options)
-        except BaseException:
-            self._wake()  # the turn passes to the next caller
-            raise
-        if deadline and ticket.pending:
-            self._deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
-        return ticket
+        if self._waiting or self._room.is_full(self._max_buffered):
+            return await self._writer.enqueue(value, routing_key, options, self._guarded)
+        return self.publish_nowait(value, routing_key, **options)
 
     def batch(self, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Batch:
         """Collects values, and publishes them when its block ends.
@@ -421,7 +411,7 @@ class Producer(Publisher):
         Returns:
             The batch, to be used with `async with`. When its block raises nothing is published.
         """
-        return Batch(self.publish_batch, routing_key, options, self._max_buffered)
+        return Batch(self.publish_batch, routing_key, keep(options), self._max_buffered)
 
     async def publish_batch(
         self,
@@ -455,6 +445,7 @@ class Producer(Publisher):
             Exception: What the iterable itself raised; what came before is in flight, and `flush` reports its failures.
         """
         refuse_confirm_timeout(options)
+        options = keep(options)
         guard = self._guard
         async with Source(values) as source:
             if guard is None:
@@ -490,7 +481,7 @@ class Producer(Publisher):
         """Waits until everything published before this call has its outcome.
 
         Args:
-            timeout: Seconds; `confirm_timeout` by default, after which everything is UNKNOWN anyway.
+            timeout: Seconds; by default `confirm_timeout`, enough unless the socket is slow or the channel is lost.
 
         Raises:
             OperationTimeout: Not everything has an outcome yet; it goes on being waited for.
@@ -597,7 +588,7 @@ class Producer(Publisher):
                 await self._transport.drain()
                 await self._connection.wait_unblocked()
             self._hand_out(self._window.expire(0))  # what did not fit
-            self._deadlines.resent(self._loop.time(), self._window.next_delivery_tag - 1)
+            self._deadlines.resent(self._loop.time())
             self._wake()
         logger.info("a producer goes on with a new channel on connection %r", self._connection.name)
         self._reopening.end()
@@ -641,7 +632,8 @@ class Producer(Publisher):
             deadlines.clear()
             return
         connected = self._reopening.task is None
-        deadlines.tick(now, window.first, window.next_delivery_tag - 1, connected=connected)
+        sent = self._transport.progress if connected else None
+        deadlines.tick(now, window.first, window.next_delivery_tag - 1, sent)
         for finished in deadlines.expire(now, window, connected=connected):
             self._hand_out(finished)
             self._wake()

@@ -48,7 +48,7 @@ class PublishBatch:
 
 @type_check_only
 class PublisherUpcalls(Protocol):
-    """The methods of `Producer` that `Publisher` calls."""
+    """The methods of `Producer` that `CompiledPublisher` calls."""
 
     async def _publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt: ...
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket: ...
@@ -59,19 +59,19 @@ class PublisherUpcalls(Protocol):
 
 @type_check_only
 class Encoder(Protocol):
-    """`Publisher._encoder`, which turns a serializer's failure into an error: `BodyEncoder`."""
+    """`CompiledPublisher._encoder`, which turns a serializer's failure into an error: `BodyEncoder`."""
 
     def failed(self, error: BaseException, value: object) -> EncodeFailed: ...
     def not_bytes(self, body: object) -> EncodeFailed: ...
 
 @type_check_only
 class Flushing(Protocol):
-    """`Publisher._transport`: `FrameTransport`."""
+    """`CompiledPublisher._transport`: `FrameTransport`."""
 
     def flush(self) -> None: ...
 
 @disjoint_base
-class Publisher:
+class CompiledPublisher:
     _window: ConfirmWindow
     _batch: PublishBatch
     _encoder: BodyEncoder

@@ -201,7 +201,8 @@ class Transaction:
 
     def returned(self, run: ContentRun) -> None:
         """Notes mandatory messages that came back; they come before tx.commit-ok."""
-        self.returned_messages.extend(run.messages)
+        # No more than were published: otherwise a faulty broker could fill the memory.
+        self.returned_messages += run.messages[: self.count - len(self.returned_messages)]
 
     def channel_lost(self, error: LeveretError) -> None:
         """The transaction is lost, unless it has ended or the commit will tell."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.errors import BackpressureError
 from leveret.publishing.confirms import Receipt, Ticket
+from leveret.publishing.deadlines import CLOCK_STEPS
 from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
 from leveret.publishing.outcomes import error_of, late
 from leveret.publishing.publisher import NO_RECEIPT
@@ -101,28 +102,34 @@ class MessageWriter:
         if self.batch.add(frames, body, ticket, index):
             self.start_clock()
 
-    async def publish(
-        self,
-        value: Any,
-        routing_key: str | Template,
-        options: PublishOptions,
-        deadline: float | None = None,
-        *,
-        reporting: set[Ticket] | None = None,
-    ) -> Receipt:
-        """Publishes one message and waits for its outcome; see `Producer.publish`.
+    async def publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
+        """Publishes one message and waits for its outcome; see `Producer.publish`."""
+        patience = confirm_timeout_of(options, self.settings.confirm_timeout)
+        started = self._loop.time()
+        frames, body = self.packer.pack(value, routing_key, options)
+        return await self._publish_frames(frames, body, patience, started, None, None)
+
+    def attempts(
+        self, value: Any, routing_key: str | Template, options: PublishOptions, reporting: set[Ticket]
+    ) -> Callable[[float], Coroutine[Any, Any, Receipt]]:
+        """Returns what makes one attempt to publish a message, with the deadline that it is given.
 
         Args:
             value: What the serializer takes.
             routing_key: The routing key or a template.
             options: The options.
-            deadline: When to give up, if the call began some time ago; by default `publish_timeout` from now.
             reporting: The ticket is added to this set while its outcome is waited for.
         """
         patience = confirm_timeout_of(options, self.settings.confirm_timeout)
-        started = self._loop.time()
-        frames, body = self.packer.pack(value, routing_key, options)
-        return await self._publish_frames(frames, body, patience, started, deadline, reporting)
+        packed: tuple[PublishTemplate, bytes] | None = None
+
+        async def attempt(deadline: float) -> Receipt:
+            # The first attempt packs the message for all: between two of them the caller may change the value.
+            nonlocal packed
+            packed = packed or self.packer.pack(value, routing_key, options)
+            return await self._publish_frames(*packed, patience, 0.0, deadline, reporting)
+
+        return attempt
 
     async def publish_raw(self, body: bytes, routing_key: str, raw_properties: bytes) -> Receipt:
         """Publishes a body as it is, with properties that are packed already; see `Producer.publish_raw`."""
@@ -168,18 +175,23 @@ class MessageWriter:
         return Receipt(ticket.delivery_tag)
 
     async def _wait_confirmed(self, seconds: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
-        """Waits for the outcome with a `confirm_timeout` of the message's own."""
+        """Waits for the outcome with a `confirm_timeout` of the message's own, which begins when the socket took it."""
         deadlines = self.deadlines
-        written = self._loop.time()
-        until = written + seconds
-        while not future.done() and (left := until - self._loop.time()) > 0:
+        since = deadlines.confirming_since
+        appended, _ = self._connection.transport.progress
+        until = 0.0  # not known yet
+        while not future.done():
+            now = self._loop.time()
+            if deadlines.confirming_since != since:  # the channel is lost, or it was sent again on another one
+                since = deadlines.confirming_since
+                appended, _ = self._connection.transport.progress
+                until = 0.0
+            if not until and since is not None and self._connection.transport.progress[1] >= appended:
+                until = now + seconds
+            if 0.0 < until <= now:
+                break
             # `wait` does not cancel the future.
-            await asyncio.wait([future], timeout=left)
-            since = deadlines.confirming_since
-            if since is None:  # no channel: look again
-                until = self._loop.time() + deadlines.step
-            elif since > written:  # it was sent again
-                written, until = since, since + seconds
+            await asyncio.wait([future], timeout=until - now if until else min(deadlines.step, seconds / CLOCK_STEPS))
         if not future.done():
             self._hand_out(self.window.give_up(ticket.delivery_tag, late("confirm_timeout", seconds)))
             self.room.wake()
@@ -188,7 +200,38 @@ class MessageWriter:
     def publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """Publishes one message without waiting; see `Producer.publish_nowait`."""
         refuse_confirm_timeout(options)
-        frames, body = self.packer.pack(value, routing_key, options)
+        return self._put_nowait(*self.packer.pack(value, routing_key, options))
+
+    async def enqueue(
+        self,
+        value: Any,
+        routing_key: str | Template,
+        options: PublishOptions,
+        guarded: Callable[[Callable[[], Ticket]], Ticket],
+    ) -> Ticket:
+        """Packs one message, waits for room and appends it; see `Producer.enqueue`.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key or a template.
+            options: The options.
+            guarded: Calls what appends the message, if the circuit breaker allows it.
+        """
+        refuse_confirm_timeout(options)
+        deadline = self._loop.time() + self.settings.publish_timeout
+        limit = self.settings.max_buffered
+        packed = self.packer.pack(value, routing_key, options)
+        await self.room.wait(limit, limit - 1, deadline)
+        try:
+            ticket = guarded(lambda: self._put_nowait(*packed))
+        except BaseException:
+            self.room.wake()  # the turn passes to the next caller
+            raise
+        if ticket.pending:
+            self.deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
+        return ticket
+
+    def _put_nowait(self, frames: PublishTemplate, body: bytes) -> Ticket:
         if _get_running_loop() is not self._loop:
             self.check_loop()
         limit = self.settings.max_buffered

@@ -218,6 +218,13 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
         queued = 0 if self._transport is None or self.closed else self._transport.get_write_buffer_size()
         return queued + len(self.out)
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many bytes were appended so far, and how many of them do not wait for the socket."""
+        appended = self.out.sent_bytes + len(self.out)
+        queued = 0 if self._transport is None or self.closed else self._transport.get_write_buffer_size()
+        return appended, self.out.sent_bytes - queued if queued else appended
+
     def socket_options(self) -> dict[str, int]:
         """Asks the kernel for the options of the socket, by the names of `ConnectionSettings`."""
         sock = self.extra_info("socket")

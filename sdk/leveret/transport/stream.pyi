@@ -38,7 +38,7 @@ class DeliverySink(Protocol):
 
 @type_check_only
 class ConfirmSink(Protocol):
-    """`StreamChannel.publisher`: `Publisher`, the base of `Producer`."""
+    """`StreamChannel.publisher`: `CompiledPublisher`, the base of `Producer`."""
 
     def settled(self, run: SettlementRun) -> None: ...
 
