@@ -60,9 +60,9 @@ class DecodeLargeBody:
 
 
 class DecodeBodyViews:
-    """Bodies of a mebibyte, or from 0.65 of one to one, as bytes or as views of pooled memory; the latest are held.
+    """Bodies of 1 MiB, or of 0.65 to 1 MiB, as bytes or as views of pooled memory; the latest are held.
 
-    One reader is fed for all samples, as on a connection: what malloc has learned from bodies before is part of it.
+    One reader serves all samples, as on a connection, so the state of malloc after earlier bodies counts.
     """
 
     params = (["bytes", "views"], ["1 MiB", "0.65 to 1 MiB"], [0, 8])

@@ -335,7 +335,7 @@ class TestBrokenByModelsThatRaises(BrokenSerializer):
     make = JSONSerializer
     options: ClassVar[dict[str, Any]] = {"models": lambda model: model is None or issubclass(model, msgspec.Struct)}
     caught_by = "test_models_answers_for_every_object"
-    because = "it must return False for models that are not its own"
+    because = "it must return False for other models"
 
     @pytest.fixture
     def values(self) -> list[tuple[Any, Any]]:
