@@ -61,7 +61,7 @@ class RegisteredSerializer:
         return time.perf_counter() - started
 
     def track_cost_ratio(self, how: str) -> float:
-        """Ratio to the time of the direct call, measured in turn. It must not exceed 1.05."""
+        """Ratio to the time of the direct call, measured in turn. It may be at most 1.05."""
         timings: dict[str, float] = {}
         for _ in range(ROUNDS):
             for each in ("direct", how):
@@ -72,7 +72,7 @@ class RegisteredSerializer:
 
 
 class HookCall:
-    """One hook call through pluggy, with one implementation; its cost is the reason why no message makes a hook call."""
+    """One hook call through pluggy, with one implementation. Because of its cost, Leveret calls no hook per message."""
 
     operation = "call"
     operations = 1
