@@ -187,7 +187,7 @@ class _Hooks:
     __name__ = KIT_PLUGIN
 
     def __init__(self, hook: str, spec: object) -> None:
-        # Set on the object, because pluggy calls every hook that the class defines.
+        # Set on the object, because the registry would call every hook that a class defines.
         setattr(self, hook, hookimpl(lambda: [spec]))
 
 

@@ -176,7 +176,7 @@ class CompressorConformance(Conformance):
     # ------------------------------------------------------------------ in the core
 
     def test_bodies_travel_from_a_producer_to_a_consumer(self, spec: CompressorSpec) -> None:
-        """Bodies of every level pass a real client and broker. The consumer knows only the content encoding."""
+        """Bodies pass a real client and broker. The consumer knows only the content encoding, not the level."""
         registry = registry_of("leveret_compressors", spec)
         value = " ".join(str(number) for number in range(5000))
 
