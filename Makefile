@@ -17,7 +17,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
     rabbitmq4 rabbitmq-c asan coverage clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, build the extension modules, install the plugins
 	@:
@@ -25,13 +25,13 @@ setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, bui
 demo: setup ## publish and consume typed orders on the embedded broker
 	@$(BIN)/leveret demo
 
-test: setup rabbitmq ## run all tests, on every RabbitMQ here and on the embedded broker; a skipped test fails
+test: setup rabbitmq ## run all tests, on every RabbitMQ server found and on the embedded broker; a skipped test fails
 	@$(BIN)/python -m pytest -q -ra --no-skips -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-pythons: setup rabbitmq ## run all tests on each Python from 3.11 to 3.14 that is found, the unit tests on 3.14t and 3.15
 	@$(BIN)/python tools/versions.py pythons $(if $(VERSIONS),--only $(VERSIONS)) $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
 
-test-floors: setup rabbitmq ## run tests with the oldest versions of all dependencies that are declared to work
+test-floors: setup rabbitmq ## run tests with the oldest versions of dependencies that the distributions allow
 	@$(BIN)/python tools/versions.py floors $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
 
 check: setup ## lint, types, stubs of the extension modules, layers, dead code
@@ -46,28 +46,28 @@ check: setup ## lint, types, stubs of the extension modules, layers, dead code
 bench: setup ## run the benchmarks quickly and print them
 	@$(BIN)/python -m asv_bench.quick $(ARGS)
 
-compare: setup rabbitmq rabbitmq-c ## Leveret beside seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
+compare: setup rabbitmq rabbitmq-c ## compare Leveret with seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
 	@$(BIN)/python -m asv_bench.compare.run $(ARGS)
 
-soak: setup ## 5 million messages on the embedded broker, watching memory (see docs/long-runs.md); under a minute
+soak: setup ## watch memory during 5 million messages on the embedded broker (see docs/long-runs.md); under a minute
 	@$(BIN)/python -m asv_bench.soak $(ARGS)
 
-killed: setup rabbitmq ## a consumer's process killed 100 times on RabbitMQ: nothing lost, duplicates marked; about two minutes
+killed: setup rabbitmq ## kill a consumer's process 100 times on RabbitMQ; check that nothing is lost and duplicates are marked; about two minutes
 	@$(BIN)/python -m asv_bench.killed $(ARGS)
 
-restarts: setup rabbitmq ## connections reset and a broker restarted under 100 clients, 20 times each (see docs/long-runs.md); half an hour
+restarts: setup rabbitmq ## reset connections, and restart the broker of 100 clients, 20 times each (see docs/long-runs.md); half an hour
 	@$(BIN)/python -m asv_bench.restarts $(ARGS)
 
-ordered: setup ## ordered_by with 1,000 keys and 64 workers: in order, and what it costs; under a minute
+ordered: setup ## check the order and measure the cost of ordered_by with 1,000 keys and 64 workers; under a minute
 	@$(BIN)/python -m asv_bench.ordered $(ARGS)
 
-costs: setup ## client CPU per confirmed message by channels, window and body size (see docs/costs.md); two minutes
+costs: setup ## measure client CPU per confirmed message by channels, window and body size (see docs/costs.md); two minutes
 	@$(BIN)/python -m asv_bench.costs $(ARGS)
 
-prefetch: setup rabbitmq ## fixed prefetches and "auto" beside each other on RabbitMQ (see docs/prefetch.md); about nine minutes
+prefetch: setup rabbitmq ## compare fixed prefetches with "auto" on RabbitMQ (see docs/prefetch.md); about nine minutes
 	@$(BIN)/python -m asv_bench.prefetch $(ARGS)
 
-blocked: setup ## memory of publishers that are held back for a minute in 12 ways; ARGS="--seconds 5" takes two minutes
+blocked: setup ## client memory while the broker takes no publishings for a minute, in 12 runs; ARGS="--seconds 5" takes two minutes
 	@$(BIN)/python -m asv_bench.blocked $(ARGS)
 
 asan: setup ## unit tests with the compiled modules under gcc's address and undefined-behaviour sanitizers; ten to thirty minutes (ARGS: other tests)
@@ -76,7 +76,7 @@ asan: setup ## unit tests with the compiled modules under gcc's address and unde
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:quarantine_size_mb=64 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    $(BIN)/python -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider \
-	    $(or $(ARGS),tests/unit -k 'not conformance_kits') # those measure memory, which is another here
+	    $(or $(ARGS),tests/unit -k 'not conformance_kits') # these tests measure memory, which differs under the sanitizers
 
 # Python's own modules are traced as well as Cython's, so each test takes a few times as long.
 coverage: setup ## unit tests with line tracing: how many lines of Python and Cython they run (ARGS="tests plugins": all tests)
@@ -90,7 +90,7 @@ coverage: setup ## unit tests with line tracing: how many lines of Python and Cy
 rabbitmq: ## install the RabbitMQ server that the tests need
 	@tools/rabbitmq.sh ensure
 
-rabbitmq4: ## RabbitMQ 4 into a cache, where the tests find it (Debian, as root); ARGS=trixie takes that suite and not sid
+rabbitmq4: ## install RabbitMQ 4 into a cache, where the tests find it (Debian, as root); ARGS=trixie takes trixie instead of sid
 	@tools/debian.sh rabbitmq $(ARGS)
 
 rabbitmq-c: ## install the C client's headers, which the comparison compiles its C program against
@@ -102,7 +102,7 @@ clean: ## remove what was built, and caches (the installed tools in .venv stay)
 	@rm -f sdk/leveret/*.so sdk/leveret/*/*.so
 	@find sdk plugins tests asv_bench examples cext -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-# Builds as well; when only sources changed, building is enough.
+# Installs the dependencies and builds. When only files in cext/ changed, .built runs a build instead.
 define INSTALL
 set -e; \
 echo "installing dependencies and building the extension modules (about a minute)"; \
@@ -111,7 +111,7 @@ $(BIN)/python -m pip install -qq --group dev; \
 $(BIN)/python -m pip install -qq --no-build-isolation --editable '.[cli]'
 endef
 
-# As wheels, because that is what their users get; what a removed module left in build/ would get into them.
+# Installs wheels, as users do. Files that a removed module left in build/ would get into the wheels, so build/ is removed.
 define INSTALL_PLUGINS
 set -e; \
 echo "installing the plugins"; \

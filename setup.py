@@ -2,7 +2,7 @@
 
 Environment:
     LEVERET_BUILD: `release` (default), `trace` (line tracing for coverage) or `asan` (address and undefined-behaviour
-        sanitizers; run with libasan preloaded). `make coverage` and `make asan` build them apart from the others.
+        sanitizers; run with libasan preloaded). `make coverage` and `make asan` build these modes under build/.
     LEVERET_ANNOTATE: `1` writes Cython's annotated HTML beside the C files in build/.
 """
 
@@ -16,7 +16,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 HARDENING = ["-fvisibility=hidden", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
-# What generated C cannot help doing; the rest of -Wall -Wextra is meant for ours.
+# Without the warnings that generated C cannot avoid; the rest of -Wall -Wextra is for our own code.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-Wno-cast-function-type"]
 SANITIZE = ["-fsanitize=address,undefined"]
 MODES = {
@@ -35,7 +35,7 @@ DIRECTIVES = {
     "initializedcheck": False,
 }
 
-#: Every source is a module of the same name: cext/leveret/wire/buffers.pyx is leveret.wire.buffers.
+#: Each source is built into the module of the same name: cext/leveret/wire/buffers.pyx is leveret.wire.buffers.
 NAMES = sorted(".".join(path.with_suffix("").parts[2:]) for path in Path("cext/leveret").rglob("*.pyx"))
 
 mode = os.environ.get("LEVERET_BUILD", "release")
@@ -54,7 +54,7 @@ extensions = [
 modules = cythonize(
     extensions,
     include_path=["cext"],
-    # Generated C stays out of the tree. With line tracing it is other C, which the next release build must not find.
+    # Generated C stays out of the tree. Line tracing generates other C, which the next release build must not find.
     build_dir="build/trace/cython" if mode == "trace" else "build/cython",
     compiler_directives=DIRECTIVES | {"linetrace": mode == "trace"},
     annotate=os.environ.get("LEVERET_ANNOTATE") == "1",

@@ -1,8 +1,8 @@
-"""Holds back publishers for a minute while they go on at full rate, and watches the client's memory: `make blocked`.
+"""Measures the client's memory while the broker takes no publishings for a minute: `make blocked`.
 
-Once the broker blocks them (connection.blocked), and once it stops reading without a word. The embedded broker is in a
-process of its own. Fails when the client's resident memory grows by more than what the settings allow to wait
-(`max_outstanding_bytes` + `write_high_watermark`) + 10 %.
+Publishers go on at full rate. In some runs the broker blocks them (connection.blocked), in the others it stops reading
+the socket. The embedded broker runs in a process of its own. Fails when the client's resident memory grows by more than
+the settings allow (`max_outstanding_bytes` + `write_high_watermark`) plus 10 %.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
 
 MEBIBYTE: Final = 1024 * 1024
-#: Bytes of bodies without a confirm. Less than the default, so that growth beyond it would be seen early.
+#: `max_outstanding_bytes` of producers. Less than the default, so that growth beyond it shows early.
 OUTSTANDING: Final = 16 * MEBIBYTE
 WATERMARK: Final = MEBIBYTE
 #: By how much resident memory may grow.
 ALLOWED: Final = round((OUTSTANDING + WATERMARK) * 1.1)
-#: What comes together for one write.
+#: Bytes that the client collects for one write.
 WRITE: Final = 64 * 1024
-#: What `publish_batch` encodes and writes before it looks again whether it may.
+#: Bytes that `publish_batch` encodes and writes before it checks again whether it may write.
 CHUNK: Final = MEBIBYTE
 #: Tasks that await `publish`.
 TASKS: Final = 1000
-#: No queue is bound to it: what the broker takes, it drops.
+#: No queue is bound to this exchange, so the broker drops every message.
 EXCHANGE: Final = "leveret.blocked"
-#: Seconds until what is unconfirmed, or waits for its turn, fails; then publishers try again.
+#: `confirm_timeout` in seconds. Publishings fail after it, and publishers try again.
 PATIENCE: Final = 2.0
-#: How often memory that waits is looked at, in seconds.
+#: Seconds between two looks at the bytes that wait for the socket.
 INTERVAL: Final = 0.01
 
 
@@ -54,7 +54,7 @@ INTERVAL: Final = 0.01
 
 
 def serve(pipe: Pipe) -> None:
-    """Runs an embedded broker; sends its URL and its process's number, then blocks publishers when it is told to."""
+    """Runs an embedded broker. Sends its URL on the pipe, and blocks publishers after a message from the pipe."""
 
     async def run() -> None:
         from leveret.broker import EmbeddedBroker
@@ -78,7 +78,7 @@ class Peer:
     """A broker in a process of its own. Use it with `with`.
 
     Attributes:
-        url: Where it listens.
+        url: The broker's URL.
     """
 
     def __enter__(self) -> Peer:
@@ -91,16 +91,16 @@ class Peer:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._process.kill()  # it may be stopped
+        self._process.kill()  # SIGKILL also ends a stopped process
         self._process.join()
 
     def block(self) -> None:
-        """Blocks publishers: they are told with connection.blocked, and are not read any more."""
+        """Blocks publishers: the broker sends connection.blocked and stops reading from them."""
         self._pipe.send("block")
         self._pipe.recv()
 
     def fall_silent(self) -> None:
-        """Does nothing any more, and reads nothing. The connection stays."""
+        """Stops the broker's process: it reads nothing any more, and the connection stays open."""
         assert self._process.pid is not None
         os.kill(self._process.pid, signal.SIGSTOP)
 
@@ -112,10 +112,10 @@ OBSTACLES: Final[dict[str, Callable[[Peer], None]]] = {"blocked": Peer.block, "s
 
 
 class Publisher:
-    """Publishes new bodies for as long as it is allowed to, whatever becomes of them.
+    """Publishes bodies without end, and ignores failed publishings.
 
     Attributes:
-        tries: Calls so far.
+        tries: Bodies offered so far.
     """
 
     def __init__(self, producer: leveret.Producer, size: int) -> None:
@@ -126,24 +126,24 @@ class Publisher:
         self._own = self._new()
 
     def start(self) -> None:
-        """Lets `keep_trying` go on."""
+        """Lets `keep_trying` begin."""
         self._go.set()
 
     def _new(self) -> bytes:
         return b"x" * self._size
 
     def same_body(self) -> bytes:
-        """The same body each time: that of a caller who tries again, and holds it meanwhile."""
+        """Returns the same body each time, as a caller that tries again does."""
         self.tries += 1
         return self._own
 
     def new_body(self) -> bytes:
-        """A body that nobody else holds."""
+        """Returns a new body."""
         self.tries += 1
         return self._new()
 
     def new_bodies(self) -> Iterator[bytes]:
-        """No end of them."""
+        """Yields new bodies without end."""
         while True:
             yield self.new_body()
 
@@ -156,7 +156,7 @@ class Publisher:
 
 
 async def nowait(publisher: Publisher) -> None:
-    """Does not wait, but for its turn on the loop."""
+    """Calls `publish_nowait` until it refuses, then yields to the event loop once."""
     try:
         while True:
             publisher.producer.publish_nowait(publisher.new_body(), "blocked")
@@ -165,7 +165,7 @@ async def nowait(publisher: Publisher) -> None:
 
 
 async def one(publisher: Publisher) -> None:
-    """Waits for its confirm."""
+    """Publishes one body and waits for its confirm."""
     await publisher.producer.publish(publisher.same_body(), "blocked")
 
 
@@ -179,10 +179,10 @@ class Kind:
     """A way to publish.
 
     Attributes:
-        title: For the table.
-        once: What is called again and again.
-        tasks: By how many tasks.
-        step: Bytes that it may write beyond the watermark, and a body.
+        title: The name in the table.
+        once: The function that each task calls again and again.
+        tasks: The number of tasks.
+        step: Bytes that it may write beyond the watermark, besides one body.
     """
 
     title: str
@@ -203,15 +203,15 @@ KINDS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What was found.
+    """The result of one run.
 
     Attributes:
         obstacle: `blocked` or `silent`.
         kind: One of `KINDS`.
         size: Bytes of a body.
-        tries: How many bodies were offered while publishers were held back.
-        growth: By how many bytes resident memory grew, at most.
-        pending: Bytes that waited for the socket, at most.
+        tries: Bodies that were offered while the broker took none.
+        growth: The most bytes by which resident memory grew.
+        pending: The most bytes that waited for the socket.
     """
 
     obstacle: str
@@ -223,7 +223,7 @@ class Result:
 
     @property
     def problem(self) -> str | None:
-        """What does not hold; None when everything does."""
+        """The limit that was exceeded; None when all limits were kept."""
         if self.growth > ALLOWED:
             return f"memory grew by {self.growth / MEBIBYTE:.1f} MiB; {ALLOWED / MEBIBYTE:.1f} are allowed"
         most = WATERMARK + KINDS[self.kind].step + self.size
@@ -255,7 +255,7 @@ async def hold_back(peer: Peer, obstacle: str, kind: str, size: int, seconds: fl
         publishers = [Publisher(producer, size) for _ in range(KINDS[kind].tasks)]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(publisher.keep_trying(KINDS[kind].once)) for publisher in publishers]
-            # Once without an obstacle, so that what is only made once is there.
+            # Publish once before the obstacle, so that objects that are made only once exist.
             await producer.publish_batch([b"", b""], "blocked")
             await producer.publish(b"", "blocked")
             await producer.publish_nowait(b"", "blocked")
@@ -281,13 +281,13 @@ async def hold_back(peer: Peer, obstacle: str, kind: str, size: int, seconds: fl
 
 def run(obstacle: str, kind: str, size: int, seconds: float) -> Result:
     """Starts a broker, and lets publishers run against an obstacle for so many seconds."""
-    logging.getLogger("leveret").setLevel(logging.CRITICAL)  # blocked and lost connections are what it is about
+    logging.getLogger("leveret").setLevel(logging.CRITICAL)  # blocked and lost connections are expected
     with Peer() as peer:
         return leveret.run(hold_back(peer, obstacle, kind, size, seconds))
 
 
 def measure(obstacle: str, kind: str, size: int, seconds: float) -> Result:
-    """Does `run` in a process of its own, so that nothing is left in its memory that others made."""
+    """Calls `run` in a process of its own, so that earlier runs leave nothing in its memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(run, obstacle, kind, size, seconds).result()
 
@@ -296,7 +296,7 @@ def measure(obstacle: str, kind: str, size: int, seconds: float) -> Result:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """For the console."""
+    """Makes the table for the console."""
     shown = Table(
         title=f"max_outstanding_bytes {OUTSTANDING // MEBIBYTE} MiB, write_high_watermark {WATERMARK // MEBIBYTE} MiB: "
         f"{ALLOWED / MEBIBYTE:.1f} MiB more are allowed"

@@ -1,7 +1,7 @@
-"""What a confirmed message costs the client, by channels, window and body size: `make costs`; see docs/costs.md.
+"""Measures the client's CPU time per confirmed message, by channels, window and body size: `make costs`.
 
-The broker is by default the embedded one, in its own process, so that it runs anywhere: only the client's own CPU time
-counts.
+See docs/costs.md. The default broker is the embedded one, in its own process, so that the program runs anywhere. Only
+the client's CPU time counts.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ MEBIBYTE: Final = 1024 * 1024
 CHANNELS: Final = (1, 10, 100, 1000)
 WINDOWS: Final = (100, 1000, 10_000, 100_000)
 SIZES: Final = (64, KIBIBYTE, 4 * KIBIBYTE, 16 * KIBIBYTE, 64 * KIBIBYTE, 256 * KIBIBYTE, MEBIBYTE)
-#: Messages of a batch where producers share a load: the settings' own `batch_size`.
+#: Messages of a batch where producers share a load: the default of `batch_size`.
 BATCH: Final = 1000
 #: Messages of a chunk where only the window differs: half of the smallest window.
 CHUNK: Final = min(WINDOWS) // 2
-#: An exchange to which no queue is bound: the broker confirms and drops, and its memory stays small.
+#: No queue is bound to this exchange: the broker confirms and drops messages, and its memory stays small.
 EXCHANGE: Final = "leveret.costs"
 #: Seconds for a confirm. The machine may be busy with something else.
 PATIENCE: Final = 60.0
-#: What is measured beside an axis.
+#: The yardstick that is measured beside an axis.
 YARDSTICKS: Final = {"size": "copying", "window": "bare"}
 _KINDS_OF_WINDOWS: Final = {"tickets": " full of tickets", "bare": ", ready-made frames"}
 OUTPUTS: Final = Outputs("costs", "CPU per message")
@@ -56,7 +56,7 @@ OUTPUTS: Final = Outputs("costs", "CPU per message")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One thing that is measured.
+    """A measurement.
 
     Attributes:
         axis: `channels`, `window`, `bare`, `tickets`, `size` or `copying`.
@@ -70,7 +70,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """For tables and charts."""
+        """The name in tables and charts."""
         if self.axis in ("size", "copying"):
             return size_text(self.value) + (" copied and written" if self.axis == "copying" else "")
         if self.axis == "channels":
@@ -80,10 +80,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was found.
+    """The result of a point.
 
     Attributes:
-        point: Where.
+        point: The point.
         cpu_us: User and system CPU time, microseconds per message: the median of the rounds.
         ratio: To the first point of its axis, or to copying where that was measured: the median of the rounds' ratios.
         rounds: Microseconds per message of each round.
@@ -96,10 +96,10 @@ class Row:
 
 
 def plan(axes: Sequence[str], scale: float) -> list[Point]:
-    """What is run in each round."""
+    """Returns the points that each round measures."""
     points = []
     if "channels" in axes:
-        # One batch for each of the most channels, at least.
+        # At least one batch for each channel, also of the most channels.
         points += [Point("channels", n, round(max(1, 2 * scale) * max(CHANNELS)) * BATCH) for n in CHANNELS]
     if "window" in axes:
         for n in WINDOWS:
@@ -123,7 +123,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Adds what is used meanwhile."""
+        """Adds the CPU time that the `with` block uses."""
         gc.collect()
         began = cpu_seconds()
         yield
@@ -131,7 +131,7 @@ class Stopwatch:
 
 
 async def share(url: str, point: Point, watch: Stopwatch) -> None:
-    """So many producers, each with a channel and a task of its own, publish batches until all are confirmed."""
+    """`point.value` producers, each with a channel and a task, publish batches until all are confirmed."""
     body = bytes(KIBIBYTE)
     batches = iter(range(point.count // BATCH))
     async with AsyncExitStack() as stack:
@@ -153,7 +153,7 @@ async def share(url: str, point: Point, watch: Stopwatch) -> None:
             for _ in batches:
                 (await producer.publish_batch(repeat(body, BATCH), "costs")).raise_for_failures()
 
-        # What each producer needs only once, such as room for its window, is no cost of a message.
+        # A first batch, because costs that a producer has only once, such as memory for its window, do not count.
         for producer in producers:
             await producer.publish_batch(repeat(body, BATCH), "costs")
         with watch.running():
@@ -163,7 +163,7 @@ async def share(url: str, point: Point, watch: Stopwatch) -> None:
 
 
 async def slide_window(url: str, point: Point, watch: Stopwatch) -> None:
-    """Publishes one batch in small chunks, with a window that lets so many be unconfirmed."""
+    """Publishes one batch in small chunks, with a confirm window of `point.value`."""
     body = bytes(KIBIBYTE)
     async with (
         leveret.connect(url) as client,
@@ -186,7 +186,7 @@ async def slide_window(url: str, point: Point, watch: Stopwatch) -> None:
 async def fill_window(url: str, point: Point, watch: Stopwatch) -> None:
     """Publishes until the window is full, waits until it is empty, and so on."""
     body = bytes(SIZES[0])
-    # The window is to be what stops it, and not the socket.
+    # A high watermark, so that the window limits publishing, and not the socket.
     async with (
         leveret.connect(f"{url}?write_high_watermark={1024 * MEBIBYTE}") as client,
         client.producer(
@@ -230,7 +230,7 @@ def bare(address: Address, point: Point, watch: Stopwatch) -> None:
     with wire.Connection(address.host, address.port) as connection:
         channel = connection.open_channel(confirms=True)
         with watch.running():
-            # Through the default exchange, to a queue that does not exist: dropped as well.
+            # The default exchange has no such queue, so the broker drops these messages as well.
             wire.publish(connection, channel, EXCHANGE, bytes(KIBIBYTE), point.count, point.value, CHUNK)
 
 
@@ -240,7 +240,7 @@ def copy(point: Point, watch: Stopwatch, send_buffer: int, port: int) -> None:
     size = point.value
     block = bytearray(max(64 * KIBIBYTE // size, 1) * size)
     with socket.socket() as sock:
-        # As the client does it.
+        # The same options as the client's.
         if send_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -255,7 +255,7 @@ def copy(point: Point, watch: Stopwatch, send_buffer: int, port: int) -> None:
 
 
 def swallow(listener: socket.socket) -> None:
-    """Reads and drops what connections send, one after another, until it is ended: the other side of `copy`."""
+    """The other side of `copy`: accepts one connection after another, and drops the bytes that they send."""
     room = bytearray(256 * KIBIBYTE)
     while True:
         connection, _ = listener.accept()
@@ -276,14 +276,14 @@ def measure(
     """Runs all points in turn, round by round; the first round is not counted.
 
     Args:
-        points: What is measured.
-        broker: On which of `BROKERS`.
-        rounds: How often.
-        send_buffer: The setting `socket_send_buffer_size` where bodies grow.
+        points: The points to measure.
+        broker: The name of one of `BROKERS`.
+        rounds: The number of counted rounds.
+        send_buffer: The setting `socket_send_buffer_size` for the axes `size` and `copying`.
         progress: Called before each run.
 
     Returns:
-        What the broker says it is, and microseconds per message, by point and round.
+        The broker's product and version, and microseconds per message, by point and round.
     """
     ways = {
         "channels": share,
@@ -335,7 +335,7 @@ def summarize(found: Mapping[Point, Sequence[float]]) -> list[Row]:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """What the figures say, in a sentence for each axis."""
+    """Returns a sentence about the figures of each axis."""
     said = []
     for axis, what in AXES.items():
         ratios = {row.point.value: row.ratio for row in rows if row.point.axis == axis}
@@ -367,7 +367,7 @@ def cells(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str]]:
         yield row.point.label, cpu_text(row.cpu_us), spread, f"{row.ratio:.2f} of {to}" if to else ""
 
 
-#: The axes on which the cost should be flat, and what grows there.
+#: The axes on which the cost should be flat, and the quantity that grows on each.
 AXES: Final = {
     "channels": "channels",
     "window": "unconfirmed publishings of a batch",
@@ -378,7 +378,7 @@ HEADINGS: Final = ("confirmed messages", "CPU us/message", "lowest to highest", 
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For the console."""
+    """Makes the table for the console."""
     shown = Table(title="CPU of the client, user and system")
     for heading in HEADINGS:
         shown.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
@@ -388,7 +388,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def panels(rows: Sequence[Row]) -> list[chart.Panel]:
-    """For the chart: an axis in each panel, and its yardstick beside it."""
+    """Makes the chart's panels: one for each axis, with its yardstick."""
     headings = {
         "channels": f"channels that share the load: publish_batch, {BATCH:,} bodies of 1 KiB each",
         "window": f"confirm window: publish_batch in chunks of {CHUNK}, bodies of 1 KiB; beside it ready-made frames",

@@ -1,7 +1,8 @@
 """Consumes without and with a `GcPolicy`, in turns, and compares CPU and the longest pauses of the event loop.
 
-The broker is the embedded one in a process of its own. The client holds objects, as a service does, and has a handler
-that keeps the latest orders. What `cycles` means: each order refers to itself, so that only the collector frees it.
+The broker is the embedded one in a process of its own. The client holds objects, as a service does, and its handler
+keeps a record of each of the latest orders. In the scenario `cycles` each record refers to itself, so that only the
+collector frees it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ QUEUE: Final = "gc-policy"
 KEPT: Final = 2000
 #: Seconds between two looks at how late the event loop is.
 TICK: Final = 0.001
-#: Seconds that the loop is left alone before a round, so that it is not the publishing that is measured.
+#: Seconds without work before the measurement, so that the publishing does not count.
 REST: Final = 0.2
 SCENARIOS: Final = ("plain", "cycles")
 
@@ -45,7 +46,7 @@ class Line(Struct):
 
 
 class Order(Struct):
-    """What is sent."""
+    """An order: the value of a message."""
 
     id: int
     customer: str
@@ -53,7 +54,7 @@ class Order(Struct):
 
 
 class Record:
-    """What the handler makes of an order."""
+    """The object that the handler makes of an order."""
 
     def __init__(self, order: Order, *, cycle: bool) -> None:
         self.order = order
@@ -63,14 +64,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round took.
+    """The measurements of one round.
 
     Attributes:
         cpu_us: User and system time of the client per message.
         pause_ms: The longest time for which the event loop came late.
         gc_ms: Time in garbage collections.
         gc_longest_ms: The longest collection.
-        collections: How many there were, by generation.
+        collections: The number of collections, by generation.
     """
 
     cpu_us: float
@@ -97,7 +98,7 @@ class Collections:
 
 
 class Lateness:
-    """Looks every millisecond how late the loop is."""
+    """Measures every millisecond how late the event loop is."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -116,7 +117,7 @@ class Lateness:
 
 
 async def consume(client: leveret.Client, count: int, scenario: str, policy: leveret.GcPolicy | None) -> Round:
-    """One round: fills the queue, then consumes and measures that."""
+    """Runs one round: fills the queue, then consumes and measures."""
     lines = [Line(f"sku-{number}", number) for number in range(4)]
     async with client.producer() as producer:
         orders = (Order(number, "somebody", lines) for number in range(count))
@@ -156,7 +157,7 @@ async def consume(client: leveret.Client, count: int, scenario: str, policy: lev
 
 
 async def measure(url: str, count: int, rounds: int, freeze: bool) -> dict[tuple[str, bool], list[Round]]:
-    """Runs all rounds, the first of each kind uncounted; off and on take turns at being first."""
+    """Runs all rounds. The first of each scenario does not count. Off and on take turns at being first."""
     found: dict[tuple[str, bool], list[Round]] = {(name, on): [] for name in SCENARIOS for on in (False, True)}
     async with leveret.connect(url) as client:
         await client.declare(leveret.Topology().queue(QUEUE))

@@ -1,9 +1,8 @@
-"""Kills a consumer's process at random moments, again and again, and counts what became of the messages: `make killed`.
+"""Kills a consumer's process at random moments, again and again, and looks for lost messages: `make killed`.
 
 The broker is a private RabbitMQ node; see docs/long-runs.md. A handler writes the number of its message to a file as
-the last thing that it does. Fails when a message was acknowledged that no handler had finished with (its number is not
-in the file, and it is not in the queue), and when one that had been handled before came again without the mark
-`redelivered`.
+the last thing that it does. Fails when a message was acknowledged before a handler had finished with it (its number
+is not in the file, and it is not in the queue), or when a handled message came again without the mark `redelivered`.
 """
 
 from __future__ import annotations
@@ -36,13 +35,14 @@ WORKERS: Final = 10
 PREFETCH: Final = 100
 #: The longest time in seconds that a handler sleeps.
 LONGEST: Final = 0.003
-#: So many messages are ready when a consumer begins, for each second that it may live: more than its workers can do.
+#: Messages that are ready for each second that a consumer may live: more than its workers can handle.
 RATE: Final = 8000
-#: What a handler writes: the message's number, that of the process, and whether it was marked `redelivered`.
+#: A handler's record: the numbers of the message and the process, and 1 for a message marked `redelivered`.
 RECORD: Final = b"%010d %05d %d\n"
 RECORD_SIZE: Final = len(RECORD % (0, 0, 0))
-#: Seconds in which a process has to begin or end, and after which nothing more is expected of one.
+#: Seconds in which a process must begin or end.
 PATIENCE: Final = 30.0
+#: Seconds without a handled message after which the last process counts as stalled.
 STALLED: Final = 5.0
 
 Ack = Literal["coalesced", "each", "handoff"]
@@ -53,13 +53,13 @@ Ack = Literal["coalesced", "each", "handoff"]
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """What a process is to do.
+    """The task of a process.
 
     Attributes:
-        number: Which process it is, from 0.
-        url: The broker.
-        queue: The queue.
-        file: Where handlers write.
+        number: The process's number, from 0.
+        url: The broker's URL.
+        queue: The queue's name.
+        file: The file to which handlers write.
         ack: When messages are acknowledged.
     """
 
@@ -71,7 +71,7 @@ class Life:
 
 
 async def consume(life: Life, pipe: Pipe) -> bool:
-    """Consumes until SIGTERM, then drains; says on the pipe when it begins. Returns whether nothing was cut off."""
+    """Consumes until SIGTERM, then drains. Sends on the pipe when it begins. Returns False if a handler was cut off."""
     chance = random.Random(life.number)
     file = os.open(life.file, os.O_WRONLY | os.O_APPEND)
     enough = asyncio.Event()
@@ -92,12 +92,12 @@ async def consume(life: Life, pipe: Pipe) -> bool:
 
 
 def live(life: Life, pipe: Pipe) -> None:
-    """Does `consume`; the exit status is 1 when something was cut off."""
+    """Runs `consume`; the exit status is 1 when a handler was cut off."""
     sys.exit(0 if leveret.run(consume(life, pipe)) else 1)
 
 
 class Process:
-    """A consumer in a process of its own. Use it with `with`; at the end it is killed, if it is still there."""
+    """A consumer in a process of its own. Use it with `with`; the end of the block kills it if it still runs."""
 
     def __init__(self, life: Life) -> None:
         context = multiprocessing.get_context("spawn")
@@ -124,14 +124,14 @@ class Process:
         raise RuntimeError("a consumer ended before it began")
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Sends SIGKILL."""
         self._process.kill()
         self._process.join()
         if self._process.exitcode != -signal.SIGKILL:
             raise RuntimeError(f"a consumer ended by itself, with status {self._process.exitcode}")
 
     async def drain(self) -> int | None:
-        """SIGTERM. Returns the exit status, None when it has none in time."""
+        """Sends SIGTERM. Returns the exit status, or None when the process does not end in time."""
         self._process.terminate()
         await asyncio.to_thread(self._process.join, PATIENCE)
         return self._process.exitcode
@@ -141,16 +141,16 @@ class Process:
 
 
 class Ledger:
-    """What the handlers wrote down.
+    """Reads the handlers' records.
 
     Attributes:
-        published: How many messages there are; their numbers are below it.
-        handled: How many of them are in the file.
-        records: How often handlers wrote: more, where messages came again after they had been handled.
-        redelivered: How often they wrote that a message was marked so.
+        published: The number of published messages, which are numbered from 0.
+        handled: The number of messages with a record.
+        records: The number of records: more than `handled` when handled messages came again.
+        redelivered: The number of records with the mark `redelivered`.
         unmarked: Messages that came again without the mark.
         repeated: Messages that came again to the process that had handled them.
-        again: How many messages came again that a process had handled last, by its number.
+        again: Handled messages that came again, counted by the number of the process that had handled them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -162,21 +162,21 @@ class Ledger:
 
     @property
     def duplicates(self) -> int:
-        """How often a message was handled that had been handled before."""
+        """The number of records of messages that had been handled before."""
         return self.records - self.handled
 
     def missing(self) -> Iterator[int]:
-        """The messages that no handler has finished with."""
+        """Yields the numbers of messages without a record."""
         return (number for number, life in enumerate(self._by) if life < 0)
 
     def publish(self, count: int) -> Iterator[bytes]:
-        """The bodies of so many more messages."""
+        """Yields the bodies of `count` more messages."""
         begin, self.published = self.published, self.published + count
         self._by += [-1] * count
         return (b"%d" % number for number in range(begin, self.published))
 
     def read(self) -> int:
-        """Reads what is new; returns how many messages no handler has finished with."""
+        """Reads new records; returns the number of messages without a record."""
         written = self._file.read()
         if len(written) % RECORD_SIZE:
             raise RuntimeError("a handler wrote a part of its record")
@@ -203,15 +203,15 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What was found.
+    """The result of a run.
 
     Attributes:
-        ledger: What handlers wrote.
-        kills: How many processes were killed.
-        dry: How many of them when the queue had nothing more for them.
+        ledger: The handlers' records.
+        kills: The number of killed processes.
+        dry: The number of kills at which the queue may have been empty.
         queued: Messages that are in the queue at the end.
         status: The exit status of the last process, which drained the queue.
-        seconds: How long all of it took.
+        seconds: The duration of the run.
     """
 
     ledger: Ledger
@@ -223,11 +223,11 @@ class Found:
 
     @property
     def lost(self) -> int:
-        """Messages that were acknowledged, and that no handler had finished with."""
+        """Messages that were acknowledged although no handler had finished with them."""
         return self.ledger.published - self.ledger.handled - self.queued
 
     def problems(self) -> list[str]:
-        """Says what does not hold."""
+        """Returns a sentence for each rule that was broken."""
         ledger, found = self.ledger, []
         if self.lost:
             some = ", ".join(str(number) for number, _ in zip(ledger.missing(), range(5), strict=False))
@@ -252,14 +252,14 @@ class Found:
 async def torment(
     life: Callable[[int], Life], ledger: Ledger, kills: int, longest: float, seed: int, progress: Callable[[], None]
 ) -> Found:
-    """Kills so many processes, and lets a last one handle the rest.
+    """Kills processes, one after another, and lets a last one handle the rest.
 
     Args:
-        life: What the process of a number is to do.
-        ledger: Reads what handlers write.
-        kills: How many.
-        longest: Seconds that one of them lives at most, once its consumer has begun.
-        seed: Of the moments.
+        life: Returns the task of the process with a number.
+        ledger: Reads the handlers' records.
+        kills: The number of processes to kill.
+        longest: The most seconds that a consumer runs before its process is killed.
+        seed: The seed of the random moments.
         progress: Called after each kill.
     """
     chance = random.Random(seed)
@@ -294,7 +294,7 @@ async def torment(
 
 
 def show(found: Found) -> Table:
-    """For the console."""
+    """Makes the table for the console."""
     ledger = found.ledger
     shown = Table(title=f"{WORKERS} workers, prefetch {PREFETCH}, handlers of 0 to {1000 * LONGEST:g} ms")
     again = ledger.again.values()

@@ -1,8 +1,8 @@
-"""Handles messages in the order of their keys, and asks what that costs: `make ordered`; see docs/long-runs.md.
+"""Measures the cost of handling messages in the order of their keys: `make ordered`; see docs/long-runs.md.
 
-The broker is the embedded one, in a process of its own. One queue gets what a fanout exchange is sent, and the routing
-key is what keeps the order. Consumers with `ordered_by` and without take turns. Fails when messages of a key were
-handled out of order or two at once, or when the throughput with `ordered_by` is less than 0.75 of that without.
+The broker is the embedded one, in a process of its own. One queue gets all messages of a fanout exchange. Messages
+with the same routing key keep their order. Consumers with and without `ordered_by` take turns. Fails when messages of a
+key were handled out of order or two at once, or when the throughput with `ordered_by` is below 0.75 of that without.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ PREFETCH: Final = 500
 #: The lowest ratio of the throughput with an order to that without.
 BOUND: Final = 0.75
 EXCHANGE: Final = "leveret.ordered"
-#: The key's number, and which of its messages this is.
+#: The key's number, and the message's number among the messages of its key.
 BODY: Final = struct.Struct("!II")
-#: Seconds in which a part has to be handled.
+#: Seconds in which a part must be handled.
 DEADLINE: Final = 120.0
 
 
 class Witness:
-    """A handler that looks at what others do at the same time.
+    """A handler that counts messages out of order, and calls that overlap.
 
     Attributes:
         handled: Messages so far.
-        most: The most handlers that were at work at once.
-        disorder: Messages that were finished when another one of their key was next.
-        overlaps: Messages that a handler began with while another had one of the same key.
+        most: The most calls that ran at once.
+        disorder: Messages that were finished out of the order of their key.
+        overlaps: Messages whose call began while another message of the same key was being handled.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Witness:
         self._done = asyncio.Event()
 
     def expect(self, count: int) -> asyncio.Event:
-        """Returns what is set when so many more messages are handled."""
+        """Returns an event that is set when `count` more messages are handled."""
         self._due = self.handled + count
         self._done.clear()
         return self._done
@@ -87,11 +87,11 @@ class Witness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What one consumer did.
+    """The measurements of one consumer.
 
     Attributes:
-        handled: How many messages.
-        seconds: How long that took, without the time in which its queue was filled.
+        handled: The number of messages.
+        seconds: The time that this took, without the time in which the queue was filled.
         cpu: User and system time of this process, in seconds.
         most: The most handlers that were at work at once.
         disorder: Messages out of the order of their key.
@@ -117,7 +117,7 @@ class Result:
 
 
 class Source:
-    """Fills a queue with messages of all keys, by chance, the same for every consumer."""
+    """Fills a queue with messages of random keys, the same for every consumer."""
 
     def __init__(self, producer: leveret.Producer) -> None:
         self._producer = producer
@@ -125,7 +125,7 @@ class Source:
         self._next = [0] * KEYS
 
     async def fill(self, count: int) -> None:
-        """Publishes so many; returns when all are confirmed."""
+        """Publishes `count` messages; returns when all are confirmed."""
         for _ in range(count):
             key = self._chance.randrange(KEYS)
             body = BODY.pack(key, self._next[key])
@@ -140,7 +140,7 @@ class Source:
 
 @contextlib.asynccontextmanager
 async def new_queue(client: leveret.Client) -> AsyncIterator[str]:
-    """A queue that gets everything that is published."""
+    """Declares a queue that gets every message of the exchange, and deletes it at the end."""
     name = "ordered"
     await client.declare(leveret.Topology().exchange(EXCHANGE, "fanout").queue(name).bind(name, EXCHANGE))
     try:
@@ -156,7 +156,7 @@ async def measure(client: leveret.Client, ordered: bool, count: int, part: int, 
         client: Makes the consumer.
         ordered: Whether it keeps the order of each routing key.
         count: Messages in all.
-        part: How many are in the queue at most.
+        part: The most messages in the queue.
         progress: Called after each part.
     """
     witness = Witness()
@@ -201,11 +201,11 @@ async def measure(client: leveret.Client, ordered: bool, count: int, part: int, 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found: pairs of results without an order and with one.
+    """The result of a run. Each pair is a result without an order and one with an order.
 
     Attributes:
-        rounds: Of each round.
-        whole: Of the consumers that handled all messages.
+        rounds: The pair of each round.
+        whole: The pair of the consumers that handled all messages.
     """
 
     rounds: Sequence[tuple[Result, Result]]
@@ -213,11 +213,11 @@ class Found:
 
     @property
     def ratio(self) -> float:
-        """The median of the rounds' ratios: a machine drifts, and the two of a round stand beside each other."""
+        """The median of the rounds' ratios. The speed of a machine drifts less within a round than between rounds."""
         return statistics.median(ordered.rate / plain.rate for plain, ordered in self.rounds)
 
     def problems(self, bound: float) -> list[str]:
-        """Says what does not hold."""
+        """Returns a sentence for each rule that was broken."""
         found = []
         pairs = [*self.rounds, self.whole]
         ordered = [pair[1] for pair in pairs]
@@ -235,7 +235,7 @@ class Found:
 
 
 async def compare(url: str, count: int, part: int, rounds: int, progress: Callable[[], None]) -> Found:
-    """Runs all consumers in turn; a first round is not counted, and in each round another one is first."""
+    """Runs all consumers in turn. A first round does not count; with and without an order take turns at being first."""
     pairs: list[tuple[Result, Result]] = []
     async with leveret.connect(url) as client:
         for number in range(rounds + 1):
@@ -249,7 +249,7 @@ async def compare(url: str, count: int, part: int, rounds: int, progress: Callab
 
 
 def show(found: Found) -> Table:
-    """For the console."""
+    """Makes the table for the console."""
     shown = Table(title=f"{KEYS:,} keys, {WORKERS} workers, prefetch {PREFETCH}")
     shown.add_column("ordered_by")
     for heading in ("messages", "messages/s", "lowest to highest", "CPU us/message", "out of order", "two at once"):

@@ -24,7 +24,7 @@ class Outputs:
 
     Attributes:
         name: The name in the marks `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
-        drawn: What the chart shows, for the help.
+        drawn: The content of the chart, for the help.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Outputs:
         Args:
             options: The options.
             rows: The results, dataclasses that become objects in JSON.
-            about: Where and how they were measured.
+            about: Facts about the measurement, by name.
             title: The chart's title.
             panels: The chart's panels.
             markdown: The text for the marked place.

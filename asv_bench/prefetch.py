@@ -1,6 +1,6 @@
-"""What a fixed prefetch reaches and holds, and what "auto" makes of it: `make prefetch`; see docs/prefetch.md.
+"""Compares "auto" with fixed prefetches, by rate and unfinished deliveries: `make prefetch`; see docs/prefetch.md.
 
-The broker is a private RabbitMQ node on the same machine. Handlers sleep, so it is time that counts, and not CPU.
+The broker is a private RabbitMQ node on the same machine. Handlers only sleep, so CPU time does not matter.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ CONCURRENCY: Final = 10
 SIZE: Final = 1024
 AUTO: Final = "auto"
 FIXED: Final = (1, 5, 10, 20, 50, 100, 200, 1000)
-#: Seconds that each handler sleeps, one of them by chance.
+#: Seconds that a handler sleeps; it chooses at random among several.
 HANDLERS: Final[dict[str, tuple[float, ...]]] = {
     "1ms": (0.001,),
     "20ms": (0.02,),
     "100ms": (0.1,),
     "mix": (0.001, 0.02, 0.1),
 }
-#: So many seconds are measured. Handlers of 100 ms finish ten at a time, so one second would be off by a tenth.
+#: Seconds that are measured. Handlers of 100 ms finish ten at a time, so one second would be off by a tenth.
 MEASURED: Final = {"1ms": 1.0, "20ms": 1.0, "100ms": 2.0, "mix": 2.0}
-#: Seconds before that, of a fixed prefetch and of one that has to find its size.
+#: Seconds before the measurement, for a fixed prefetch and for "auto", which must find its size.
 WARM: Final = 0.3
 WARM_AUTO: Final = 4.0
-#: Seconds between two looks at what is not finished.
+#: Seconds between two looks at the unfinished deliveries.
 LOOK: Final = 0.005
-#: A prefetch that reaches this share of the best rate is as good.
+#: A prefetch that reaches this share of the best rate counts as good.
 GOOD: Final = 0.9
 OUTPUTS: Final = Outputs("prefetch", "unfinished deliveries")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One thing that is measured: a handler and a prefetch."""
+    """A measurement: a handler and a prefetch."""
 
     handler: str
     prefetch: int | str
@@ -61,7 +61,7 @@ class Point:
 
     @property
     def messages(self) -> int:
-        """More than can be finished in a run."""
+        """Messages in the queue: more than a run can finish."""
         seconds = self.warm + MEASURED[self.handler]
         unfinished = 1000 if self.prefetch == AUTO else int(self.prefetch)
         return round(1.1 * seconds * CONCURRENCY / statistics.fmean(HANDLERS[self.handler])) + unfinished
@@ -69,12 +69,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one run found.
+    """The result of one run.
 
     Attributes:
         rate: Messages finished per second.
         held: Deliveries that were not finished, on average over time.
-        prefetch: The prefetch in the end.
+        prefetch: The prefetch at the end.
     """
 
     rate: float
@@ -84,14 +84,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was found: medians of the runs.
+    """The result of a point: medians of its runs.
 
     Attributes:
-        point: Where.
+        point: The point.
         rate: Messages finished per second.
         share: The rate as a share of the best fixed prefetch's.
         held: Deliveries that were not finished, on average over time.
-        prefetch: The prefetch in the end.
+        prefetch: The prefetch at the end.
         samples: Each run.
     """
 
@@ -107,7 +107,7 @@ class Row:
 
 
 async def consume(url: str, queue: str, point: Point) -> Sample:
-    """Runs a consumer for a while, and measures the end of it."""
+    """Runs a consumer, and measures after the warm-up."""
     loop = asyncio.get_running_loop()
     # Every run meets the same messages in the same order.
     chance = random.Random(1)
@@ -147,12 +147,12 @@ def measure(
     """Runs all points in turn, round by round, each with a full queue of its own.
 
     Args:
-        points: What is measured.
-        rounds: How often.
+        points: The points to measure.
+        rounds: The number of rounds.
         progress: Called before each run.
 
     Returns:
-        What the broker is, and what was found by point and round.
+        The broker's product and version, and the samples by point and round.
     """
     found: dict[Point, list[Sample]] = {point: [] for point in points}
     with rabbitmq() as address, Queues(address) as queues:
@@ -183,7 +183,7 @@ def summarize(found: Mapping[Point, Sequence[Sample]]) -> list[Row]:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """What the figures say, in a sentence for each handler."""
+    """Returns a sentence about the figures of each handler."""
     said = []
     for auto in (row for row in rows if row.point.prefetch == AUTO):
         fixed = [row for row in rows if row.point.handler == auto.point.handler and row.point.prefetch != AUTO]
@@ -223,7 +223,7 @@ def cells(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For the console."""
+    """Makes the table for the console."""
     shown = Table(title=f"Consumers with {CONCURRENCY} workers")
     for heading in HEADINGS:
         shown.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
@@ -233,7 +233,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def panels(rows: Sequence[Row]) -> list[chart.Panel]:
-    """For the chart: a handler in each panel, faint where the rate is not good."""
+    """Makes the chart's panels: one for each handler. Bars are faint where the rate is not good."""
     found = []
     for handler in HANDLERS:
         bars = [

@@ -91,7 +91,7 @@ def facts(broker: str, clients: str, rounds: int, scale: float = 1.0) -> dict[st
 
 
 def resident_mib(pid: int | str = "self") -> float:
-    """Returns the resident memory of a process; where there is no /proc, the most that this process ever had."""
+    """Returns the resident memory of a process; without /proc, the peak of this process."""
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

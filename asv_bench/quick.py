@@ -1,7 +1,7 @@
 """Runs the benchmarks quickly in this environment, without asv, and prints them: `make bench`.
 
     python asv_bench/quick.py                 all
-    python asv_bench/quick.py -k decode       those whose name or parameters match
+    python asv_bench/quick.py -k decode       benchmarks whose name or parameters match
     python asv_bench/quick.py --json FILE     the results as well
 
 Times are the best of five samples. They show orders of magnitude; to compare two versions use asv, or the instruction
@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 KINDS = ("time_", "timeraw_", "track_")
 SAMPLES = 5
-#: A sample calls as often as it takes to last this long, in seconds.
+#: A sample repeats its call until it lasts this many seconds.
 SAMPLE_SECONDS = 0.03
 
 
@@ -96,7 +96,7 @@ class Benchmark:
         instance = self._instance()
         operations = 1
         number = getattr(instance, "number", 0)
-        # With a fixed number the benchmark uses up what setup made, so each sample has its own.
+        # With a fixed number the benchmark uses up what setup made, so setup runs before each sample.
         rounds = SAMPLES if number else 1
         for _ in range(rounds):
             try:

@@ -1,8 +1,8 @@
 """Dials a server that resets each connection, and restarts the broker of a hundred clients: `make restarts`.
 
 Both once ended in SIGABRT on uvloop, because a socket was closed by two owners; see docs/long-runs.md. Fails when a
-process ends by a signal, when a call raises what is no `LeveretError`, when a client does not publish again within a
-minute of a restart, and when descriptors or memory are left behind.
+process ends by a signal, when a call raises another exception than a `LeveretError`, when a client does not publish
+again within a minute of a restart, or when descriptors or memory are left behind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TASKS: Final = 50
 LOOPS: Final = ("uvloop", "asyncio")
 #: Seconds after a restart within which every client has to have published again.
 PATIENCE: Final = 60.0
-#: How much more memory there may be at the end than before the first restart.
+#: The highest ratio of the memory at the end to the memory before the first restart.
 MORE_MEMORY: Final = 1.10
 
 
@@ -72,7 +72,7 @@ def resetting_server() -> Iterator[int]:
 
 
 async def dial(port: int, seconds: float) -> dict[str, Any]:
-    """Has `TASKS` tasks connect again and again; returns how often each kind of error came."""
+    """`TASKS` tasks connect again and again. Returns the number of errors of each kind."""
     seen: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
     until = time.monotonic() + seconds
@@ -95,7 +95,7 @@ async def dial(port: int, seconds: float) -> dict[str, Any]:
 
 
 def descriptors() -> int:
-    """How many files this process has open."""
+    """Returns the number of files that this process has open."""
     return len(os.listdir("/dev/fd"))
 
 
@@ -110,7 +110,7 @@ async def publish_again(producer: leveret.Producer, queue: str) -> None:
 
 
 async def outlive(url: str, clients: int, restarts: int, max_delay: float) -> dict[str, Any]:
-    """Publishes with so many clients after each restart, which is asked for on stdout and announced on stdin."""
+    """Publishes with all clients after each restart. Asks for a restart on stdout; stdin says when it is done."""
     found: dict[str, Any] = {"seconds": [], "descriptors": [], "mib": []}
     queue = f"restarts-{os.getpid()}"
 
@@ -169,7 +169,7 @@ def ended(process: subprocess.Popen[str], last_line: str) -> tuple[dict[str, Any
 
 
 def resets(loop: str, seconds: float) -> tuple[dict[str, Any], list[str]]:
-    """Dials a server that resets, for so long, in a process of its own."""
+    """Dials a server that resets connections, in a process of its own."""
     with resetting_server() as port:
         process = child(loop, "--dial", str(port), "--seconds", str(seconds))
         printed, _ = process.communicate(timeout=seconds + PATIENCE)
@@ -221,7 +221,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = argparse.ArgumentParser(prog="make restarts", description=__doc__)
     add = parser.add_argument
-    add("--times", type=int, default=20, help="how often each is done (default %(default)s)")
+    add("--times", type=int, default=20, help="runs of the server, and restarts (default %(default)s)")
     add("--seconds", type=float, default=8.0, help="how long the resetting server is dialed (default %(default)s)")
     add("--clients", type=int, default=100, help="clients whose broker is restarted (default %(default)s)")
     add("--max-delay", type=float, default=30.0, help="their recovery_max_delay in seconds (default %(default)s)")
@@ -240,14 +240,14 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the options, runs, prints, judges.
 
     Returns:
-        The exit status: 1 when something does not hold.
+        The exit status: 1 when there are problems.
     """
     options = parse(arguments)
     if options.dial:
         print(json.dumps(run(options.loop, dial(options.dial, options.seconds))))
         return 0
     if options.outlive:
-        logging.getLogger("leveret").setLevel(logging.ERROR)  # each client tells of each attempt
+        logging.getLogger("leveret").setLevel(logging.ERROR)  # each client logs each attempt
         print(
             json.dumps(run(options.loop, outlive(options.outlive, options.clients, options.times, options.max_delay)))
         )

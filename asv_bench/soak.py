@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 LEAD: Final = 50_000
 BATCH: Final = 1000
 PREFETCH: Final = 500
-#: So often it looks at memory.
+#: Samples of the memory in a run.
 SAMPLES: Final = 20
 
 
 class Order(Struct):
-    """What is sent."""
+    """An order: the value of a message."""
 
     id: int
     customer: str
@@ -47,14 +47,14 @@ class Order(Struct):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen on the way, in a handler.
+    """A sample that the handler takes during the run.
 
     Attributes:
         seen: Messages so far.
         client_mib: Resident memory of this process.
-        broker_mib: That of the broker.
+        broker_mib: Resident memory of the broker's process.
         objects: Objects of this process that the garbage collector knows.
-        alive: How many of them are messages. The handler has one in hand, so 0 means that they cannot be counted.
+        alive: Messages among these objects. The handler holds one, so 0 means that messages cannot be counted.
     """
 
     seen: int
@@ -66,15 +66,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remains:
-    """What is left at the end.
+    """The state at the end.
 
     Attributes:
-        counters: The consumer's.
+        counters: The consumer's counters.
         first: The lowest delivery tag that is not settled.
         next_delivery_tag: The tag of the delivery that did not come any more.
-        queued: Messages that the broker has: what was not acknowledged came back when the consumer closed its channel.
+        queued: Messages in the queue. Unacknowledged ones came back when the consumer closed its channel.
         alive: Messages in this process once the consumer has ended.
-        tasks: Tasks once the client is closed that were not there before it was opened.
+        tasks: Tasks that exist after the client is closed, and did not exist before it was opened.
     """
 
     counters: Mapping[str, int]
@@ -86,12 +86,12 @@ class Remains:
 
 
 def count_messages(objects: Sequence[object]) -> int:
-    """How many of some objects are messages."""
+    """Returns the number of messages among some objects."""
     return sum(type(one) is leveret.Message for one in objects)
 
 
 async def soak(url: str, broker_pid: int, count: int, console: Console) -> tuple[list[Sample], Remains]:
-    """Sends `count` orders through the broker; returns what it saw after each twentieth, and what was left."""
+    """Sends `count` orders through the broker; returns a sample after each twentieth, and the state at the end."""
     samples: list[Sample] = []
     seen = 0
     acks: AckWindow | None = None
@@ -113,7 +113,7 @@ async def soak(url: str, broker_pid: int, count: int, console: Console) -> tuple
                 memory = resident_mib(os.getpid()), resident_mib(broker_pid)
                 samples.append(Sample(seen, *memory, len(objects), count_messages(objects)))
             if seen == count:
-                acks = consumer.meter.acks  # at its end the consumer has none
+                acks = consumer.meter.acks  # a consumer that has ended has no ack window
                 consumer.stop()
 
         with Progress(console=console, speed_estimate_period=1) as progress:  # it keeps an object for each update
@@ -129,9 +129,9 @@ async def soak(url: str, broker_pid: int, count: int, console: Console) -> tuple
                     progress.update(task, completed=seen)
             await running
             progress.update(task, completed=seen)
-        alive = count_messages(gc.get_objects())  # without a collection: nothing waits for one
+        alive = count_messages(gc.get_objects())  # no collection before: messages must be freed without one
         queued = await client.delete_queue("soak")
-    await asyncio.sleep(0)  # what only needs its turn to end is not left behind
+    await asyncio.sleep(0)  # lets tasks end that need only one more turn of the loop
     assert acks is not None
     return samples, Remains(
         counters=consumer.counters(),
@@ -144,7 +144,7 @@ async def soak(url: str, broker_pid: int, count: int, console: Console) -> tuple
 
 
 def problems(count: int, samples: Sequence[Sample], remains: Remains) -> list[str]:
-    """Says what does not hold."""
+    """Returns a sentence for each rule that was broken."""
     found = []
     early, late = samples[1].client_mib, samples[-1].client_mib
     if late > early * 1.05 + 4:
@@ -172,7 +172,7 @@ def problems(count: int, samples: Sequence[Sample], remains: Remains) -> list[st
 
 
 def show(samples: Sequence[Sample], count: int, seconds: float) -> Table:
-    """For the console."""
+    """Makes the table for the console."""
     shown = Table(title=f"{count:,} messages, published, confirmed, consumed, acknowledged in {seconds:,.0f} s")
     for heading in ("messages", "client RSS MiB", "broker RSS MiB", "client's tracked objects", "of them messages"):
         shown.add_column(heading, justify="right")

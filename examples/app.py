@@ -1,4 +1,4 @@
-"""An app of two consumers: orders are billed, and what was billed is shipped.
+"""An app of two consumers: orders are billed, and billed orders are shipped.
 
 Run it for ever with `leveret run examples.app:app --processes 2`, or once:
 
@@ -20,21 +20,21 @@ app.topology = leveret.Topology().queue("shop.billing").queue("shop.shipping")
 
 
 class Order(Struct):
-    """What is sold."""
+    """An order to bill."""
 
     id: int
     amount: float
 
 
 class Parcel(Struct):
-    """What is sent."""
+    """A parcel to ship."""
 
     order_id: int
 
 
 @app.consumer("shop.billing", concurrency=8, prefetch=50)
 async def bill(order: Order, message: leveret.Message) -> bool:
-    """Confirmed before the order is acknowledged: a crash in between bills it twice, and never loses it."""
+    """Publishes the parcel before the order is acknowledged: a crash in between bills twice, and loses no order."""
     if order.amount <= 0:
         return False  # to the dead-letter exchange, if the queue has one
     await app.client.message(Parcel(order.id)).routing_key("shop.shipping").publish()

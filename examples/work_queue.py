@@ -1,4 +1,4 @@
-"""A work queue: typed jobs, four at a time, with a dead-letter queue for those that cannot be done.
+"""A work queue: typed jobs, four at a time, with a dead-letter queue for jobs that cannot be done.
 
 Run it against a broker of your own, or against `leveret broker` in another terminal:
 
@@ -36,7 +36,7 @@ TOPOLOGY = (
 
 
 async def main() -> None:
-    """Publishes a hundred jobs and works them off."""
+    """Publishes a hundred jobs and handles them."""
     async with leveret.connect(URL, client_name="work-queue") as client:
         await client.declare(TOPOLOGY)
         async with client.producer(exchange="pictures", mandatory=True) as producer:

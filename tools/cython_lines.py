@@ -1,6 +1,7 @@
-"""A plugin of coverage.py for `make coverage`: Cython's own, which looks for the generated C beside the sources.
+"""A plugin of coverage.py for `make coverage`: it adapts Cython's own plugin.
 
-Here the C lies in build/trace/cython, so that the tree stays clean and other builds do not find it.
+Cython's plugin looks for generated C beside the sources. Here the C lies in build/trace/cython, so that the tree stays
+clean and other builds do not find it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def coverage_init(registry: Any, options: dict[str, str]) -> None:
     """Called by coverage.py.
 
     Args:
-        registry: Where plugins are added.
-        options: Those of this plugin in the configuration; it has none.
+        registry: The registry to add the plugin to.
+        options: The plugin's options in the configuration; there are none.
     """
     lines = Lines()
     registry.add_configurer(lines)

@@ -93,14 +93,14 @@ rabbitmq() { # $1: suite
         echo "installing RabbitMQ there (output: $log)" >&2
         install "$root" "$log" rabbitmq-server
         mkdir -p "$programs"
-        for program in rabbitmqctl epmd rabbitmq-server; do # the last one last: it says that all are there
+        for program in rabbitmqctl epmd rabbitmq-server; do # rabbitmq-server last: it marks the folder as complete
             inside=/usr/lib/rabbitmq/bin/$program
             [ $program = epmd ] && inside=/usr/bin/epmd
             printf '#!/bin/sh\nexec %s "${HOME:-/}" %s "$@"\n' "'$root/enter'" $inside >"$programs/$program"
             chmod +x "$programs/$program"
         done
     fi
-    # What tests ask for at every start. rabbitmqctl starts an epmd, too.
+    # Tests read the version at every start. rabbitmqctl starts an epmd, too.
     [ -s "$programs/version" ] || run_and_end_all "$root" /usr/lib/rabbitmq/bin/rabbitmqctl version >"$programs/version"
     echo "$programs"
 }
@@ -124,7 +124,7 @@ python() { # $1: a version as 3.14
         # It runs outside with the libraries that it was built for. An RPATH, not a RUNPATH: that counts for its modules, too.
         cp "$root/usr/bin/python$1" "$prefix/bin/.python$1"
         patchelf --set-interpreter "$root$loader" --force-rpath --set-rpath "$libraries" "$prefix/bin/.python$1"
-        mv "$prefix/bin/.python$1" "$prefix/bin/python$1" # the last step: it says that all is there
+        mv "$prefix/bin/.python$1" "$prefix/bin/python$1" # the last step: it marks the folder as complete
     fi
     echo "$prefix/bin/python$1"
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the list of all options into docs/settings.md, from the classes of `leveret.settings` and their docstrings.
 
-Run it in the environment that has Leveret: `.venv/bin/python tools/options.py`. A test holds that the page is up to
-date.
+Run it in the environment that has Leveret: `.venv/bin/python tools/options.py`. A test checks that the page is up
+to date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from leveret import settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 MARKED = re.compile(r"(<!-- options -->\n).*?(<!-- options:end -->)", re.DOTALL)
-#: The classes, and where else than in code their options can be set.
+#: The classes, and the places besides code where their options can be set.
 CLASSES: dict[type, str] = {
     settings.ConnectionSettings: "URL, `LEVERET_<OPTION>`, `[leveret.connection]`",
     settings.TLSSettings: "`LEVERET_TLS_<OPTION>`, `[leveret.connection.tls]`, and some in an `amqps` URL",
@@ -32,7 +32,7 @@ CLASSES: dict[type, str] = {
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """What the docstring of a settings class says of each of its attributes."""
+    """Returns the description of each attribute from the docstring of a settings class."""
     text = inspect.getdoc(cls) or ""
     part = re.search(r"^Attributes:\n(.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", part[1] if part else "", re.MULTILINE)
@@ -40,7 +40,7 @@ def descriptions(cls: type) -> dict[str, str]:
 
 
 def default_of(field: dataclasses.Field[Any], made: object) -> str:
-    """The default of an option as one writes it."""
+    """Returns the default of an option as text for the page."""
     value = getattr(made, field.name)
     if isinstance(value, settings.Secret):
         value = value.reveal()
@@ -56,7 +56,7 @@ def default_of(field: dataclasses.Field[Any], made: object) -> str:
 
 
 def table(cls: type, where: str) -> str:
-    """A heading, where the options of a class can be set, and a row for each of them."""
+    """Returns a heading, the places where options of a class can be set, and a row for each option."""
     said = descriptions(cls)
     made = cls()
     lines = [f"### {cls.__name__}", "", f"Set by: code, {where}." if where != "code only" else "Set by: code only.", ""]
@@ -68,7 +68,7 @@ def table(cls: type, where: str) -> str:
 
 
 def filled(page: str) -> str:
-    """A page with the list between its markers."""
+    """Returns the page with the list between its markers."""
     text = "\n\n".join(table(cls, where) for cls, where in CLASSES.items())
     page, count = MARKED.subn(lambda match: f"{match[1]}{text}\n{match[2]}", page)
     if count != 1:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Makes sure that a RabbitMQ server is installed; the tests start nodes of their own from it (tests/support/rabbitmq.py).
-# Usage: tools/rabbitmq.sh ensure    installs the distribution's package where it is missing and we may
+# Usage: tools/rabbitmq.sh ensure    installs the distribution's package if it is missing and the user may
 #        tools/rabbitmq.sh find      prints the folders of all servers' programs, or fails
-#        tools/rabbitmq.sh headers   the same as ensure for the C client's headers, which only the comparison needs
+#        tools/rabbitmq.sh headers   installs the C client's headers in the same way; only the comparison needs them
 set -eu
 
 has_programs() {
@@ -81,7 +81,7 @@ ensure)
     fi
     ;;
 headers)
-    # The comparison runs without the C client as well, and says in its tables why.
+    # The comparison also runs without the C client, and gives the reason in its tables.
     if ! printf '#include <amqp.h>\n' | ${CC:-cc} -E - >/dev/null 2>&1; then
         install_or_say "To compare with the C client its headers are needed." librabbitmq-dev || true
     fi

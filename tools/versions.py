@@ -1,11 +1,11 @@
-"""Runs the tests with other Pythons, and with the oldest dependencies that the distributions say they work with.
+"""Runs the tests with other Python versions, and with the oldest dependencies that the distributions allow.
 
     python tools/versions.py pythons [--only VERSION ...] [--tests PATH ...] [-- PYTEST ARGUMENTS]
     python tools/versions.py floors [--tests PATH ...] [-- PYTEST ARGUMENTS]
 
-Each has an environment of its own in .venvs/, where Leveret and its plugins are installed as wheels, built from a copy:
-nothing of it gets into the tree or into .venv. Interpreters are looked for on PATH, among those of pyenv, and where
-tools/debian.sh puts them. It is run with .venv's Python, whose virtualenv makes the environments.
+Each run has an environment of its own in .venvs/. Leveret and its plugins are installed there as wheels, built from a
+copy, so neither the tree nor .venv changes. Interpreters are looked for on PATH, in pyenv's folder, and where
+tools/debian.sh puts them. Run this program with .venv's Python: its virtualenv makes the environments.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ENVIRONMENTS = ROOT / ".venvs"
 BIN = Path(sys.executable).parent
 PLUGINS = sorted((ROOT / "plugins").glob("leveret-*"))
 
-#: What is run where nothing else is said; nothing at all is everything.
+#: The tests for each version without `--tests`; an empty list stands for all tests.
 PYTHONS: dict[str, list[str]] = {
     "3.11": [],
     "3.12": [],
@@ -46,7 +46,7 @@ PYTHONS: dict[str, list[str]] = {
     "3.15": ["tests/unit"],
 }
 FLOORS = ["tests/unit", "tests/packaging", "plugins"]
-#: The free-threaded one has another name for the same version.
+#: Prints an interpreter's version; a free-threaded one gets the suffix "t".
 IDENTITY = """
 import sys, sysconfig
 print("%d.%d" % sys.version_info[:2] + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
@@ -62,11 +62,11 @@ class Result:
 
 
 def interpreters(version: str) -> Iterator[Path]:
-    """Where an interpreter of this version may be."""
+    """Yields the paths where an interpreter of this version may be."""
     if found := shutil.which(f"python{version}"):
         yield Path(found)
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    # The newest first, though sorted as text: which of them is used matters little.
+    # Sorted as text, so not always the newest first; which patch version is used matters little.
     yield from sorted(pyenv.glob(f"versions/{version.removesuffix('t')}.*/bin/python"), reverse=True)
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = Path(os.environ.get("LEVERET_CACHE") or caches / "leveret")
@@ -74,7 +74,7 @@ def interpreters(version: str) -> Iterator[Path]:
 
 
 def find(version: str) -> Path | None:
-    """An interpreter that runs and is of this version: pyenv's on PATH often do not, or are of another."""
+    """Returns an interpreter that runs and has this version: those of pyenv on PATH may fail or have another one."""
     for python in interpreters(version):
         with contextlib.suppress(OSError):
             done = subprocess.run([python, "-c", IDENTITY], capture_output=True, text=True)
@@ -88,7 +88,7 @@ def project(folder: Path) -> dict[str, Any]:
 
 
 def requirements() -> list[Requirement]:
-    """Everything that the distributions, their extras, their builds and their tests require."""
+    """Returns all requirements of the distributions, their extras, their builds and their tests."""
     texts: list[str] = []
     for folder in (ROOT, *PLUGINS):
         data = project(folder)
@@ -101,10 +101,10 @@ def requirements() -> list[Requirement]:
 
 
 def floors() -> list[str]:
-    """The oldest versions of everything that is required, and the newest of what those require.
+    """Returns the oldest allowed versions of direct requirements, and the newest of indirect ones.
 
     Raises:
-        SystemExit: A floor is one in name only: no such version exists, or others do not allow it.
+        SystemExit: A floor cannot be installed: no such version exists, or other requirements exclude it.
     """
     compile_ = [BIN / "uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--python", sys.executable]
     done = subprocess.run(
@@ -130,7 +130,7 @@ def floors() -> list[str]:
 
 
 def sources() -> list[str]:
-    """The files of the tree that belong to it, which a build sees nothing beside."""
+    """Returns the files that belong to the repository. Builds see no other files."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     return [name for name in names if name and (ROOT / name).is_file()]
@@ -165,7 +165,7 @@ def prepare(name: str, python: Path, wanted: list[str]) -> Path:
             shutil.copy2(ROOT / each, copy / each)
         packages = [copy, *(copy / plugin.relative_to(ROOT) for plugin in PLUGINS)]
         wheels = Path(folder, "wheels")
-        # With the build requirements that are installed: for the floors those are floors, too.
+        # Without isolation, so that a build uses the installed build requirements: with floors, these are floors, too.
         run(*pip, "wheel", "-qq", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, *packages)
         run(*pip, "install", "-qq", "--no-deps", "--force-reinstall", *wheels.glob("*.whl"))
     run(*pip, "check")
@@ -178,7 +178,7 @@ def run(*command: object) -> None:
 
 
 def test(name: str, python: Path, wanted: list[str], tests: Sequence[str], arguments: Sequence[str]) -> Result:
-    """Runs the tests in an environment, which is made first; its time counts."""
+    """Makes an environment and runs the tests in it. The time of the result includes both."""
     print(f"== {name} ({python}): {' '.join(tests) or 'all tests'}", flush=True)
     started = time.monotonic()
     try:
@@ -201,7 +201,7 @@ def test(name: str, python: Path, wanted: list[str], tests: Sequence[str], argum
         "loadfile",
     ]
     environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
-    # Programs that tests start by name are the environment's.
+    # Tests that start a program by name get the environment's program.
     environment["PATH"] = f"{inside.parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run([*map(str, command), *tests, *arguments], cwd=ROOT, env=environment)
     result = "passed" if done.returncode == 0 else f"failed (exit code {done.returncode})"
@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("what", choices=["pythons", "floors"])
     parser.add_argument("--only", nargs="*", metavar="VERSION", help="these Pythons and no others")
     parser.add_argument("--tests", nargs="*", metavar="PATH", help="these tests and no others")
-    # Split here: argparse, as some Pythons have it, refuses a -- behind options that take several values.
+    # Splits here, because argparse of some Python versions refuses a -- behind options that take several values.
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = sys.argv[end + 1 :]
     options = parser.parse_args(sys.argv[1:end])

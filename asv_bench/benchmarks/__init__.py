@@ -1,6 +1,6 @@
 """The benchmarks of Leveret.
 
-Every benchmark says what one operation of it is: `operation` names it, and `operations` is how many one call does.
-asv reports seconds per call; `quick.py` divides. What the installed version cannot do raises NotImplementedError in
-`setup`, and the benchmark is left out.
+`operation` of a benchmark names the unit that it counts, and `operations` is the number of units in one call. asv
+reports seconds per call; `quick.py` divides. A benchmark that the installed version cannot run raises
+NotImplementedError in `setup`, and is left out.
 """

@@ -95,7 +95,7 @@ class PublishAndConfirm:
 
 
 class Acks:
-    """Deliveries noted, acknowledged one by one as handlers do, and written; setup makes new ones for each sample."""
+    """Tracks deliveries, acknowledges them one by one, and writes basic.ack; setup makes new ones for each sample."""
 
     params = ("in order", "backwards", "one is slow")
     param_names = ("order",)

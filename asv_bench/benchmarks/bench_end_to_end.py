@@ -63,7 +63,7 @@ class PublishBatch(_EndToEnd):
 
     def setup(self) -> None:
         super().setup()
-        self.runner.run(self._publish())  # caches are filled, the broker's memory is grown
+        self.runner.run(self._publish())  # fills caches, and lets the broker's memory grow
         self.runner.run(self.client.purge(QUEUE))
 
     def time_publish_batch(self) -> None:

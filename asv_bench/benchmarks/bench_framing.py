@@ -74,7 +74,7 @@ _BODIES = {
 class DecodeBodyViews:
     """Bodies of one size, or from 0.65 of it to all of it, as bytes or as views of pooled memory; the latest are held.
 
-    One reader is fed for all samples, as on a connection: what malloc has learned from bodies before is part of it.
+    One reader serves all samples, as on a connection, so the state of malloc after earlier bodies counts.
     """
 
     params = (["bytes", "views"], list(_BODIES), [0, 8])

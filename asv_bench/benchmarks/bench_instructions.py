@@ -1,6 +1,6 @@
 """Instructions for each message, counted by callgrind: they do not drift with the load and heat of the machine.
 
-Compare them between versions of Leveret on one machine and compiler; they are no measure between machines.
+Compare them between versions of Leveret on one machine and compiler, never between machines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from .support import need
 from .workloads import WORKLOADS
 
-#: So many that what start-up takes, which differs by a few 100,000 instructions from run to run, does not show.
+#: Enough to hide the instructions of start-up, which differ by a few 100,000 from run to run.
 COUNT = 20_000
 
 
@@ -28,7 +28,7 @@ def _instructions(name: str, total: int, count: int) -> int:
         sys.executable,
         *("-m", f"{__package__}.workloads", name, str(total), str(count)),
     ]
-    # Hashing is made repeatable. The paths: this suite is not installed, and Leveret may not be either.
+    # Makes hashing repeatable. The paths are needed because this suite, and perhaps Leveret, is not installed.
     paths = [Path(__file__).parents[1], Path(need("leveret").__file__).parents[1]]
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Fixed input. Append only: a changed entry would make old and new results differ for no reason of the code's.
+"""Fixed input. Append only: after a change of an entry, old and new results could not be compared.
 
 Frames are built with `struct`, so that the input does not depend on the version that is measured.
 """
@@ -9,9 +9,9 @@ import struct
 from datetime import UTC, datetime
 from decimal import Decimal
 
-#: How many messages one call handles: what fits a few socket reads.
+#: Messages that one call handles: as many as a few socket reads bring.
 MESSAGES = 1000
-#: Without overhead: the body of each message.
+#: Bytes of a message's body.
 BODY_SIZES = {"100 B": 100, "1 KiB": 1024, "16 KiB": 16 * 1024}
 FRAME_MAX = 131_072
 
@@ -57,7 +57,7 @@ def confirms(count: int) -> bytes:
     return b"".join(_frame(1, 1, struct.pack(">HHQB", 60, 80, tag, 0)) for tag in range(1, count + 1))
 
 
-#: The guide's order.
+#: An order.
 ORDER = {
     "order_id": 1234567,
     "customer_id": 7654321,

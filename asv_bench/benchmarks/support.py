@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def need(name: str) -> ModuleType:
     """Imports a module of Leveret, or leaves the benchmark out when this version does not have it.
 
-    An error inside the module is no such case, and passes.
+    An error inside the module is raised.
     """
     parts = name.split(".")
     for n in range(1, len(parts) + 1):
@@ -52,7 +52,7 @@ def channel_deliveries() -> Any:
 
 
 class Broker:
-    """An embedded broker in its own process, as applications meet it: its CPU time is not ours."""
+    """An embedded broker in its own process, so that its CPU time does not count."""
 
     def __init__(self) -> None:
         need("leveret.broker")

@@ -1,7 +1,7 @@
 """The programs that `bench_instructions` runs under callgrind: python -m benchmarks.workloads NAME TOTAL COUNT.
 
-Prepares TOTAL messages and handles COUNT of them, so that the instructions of two runs with different COUNT and the
-same TOTAL differ by those messages and by nothing else.
+Prepares TOTAL messages and handles COUNT of them. Two runs with the same TOTAL and a different COUNT therefore differ
+only by the instructions of the messages that one run handles more.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def decode(total: int) -> Callable[[int], None]:
 class _Confirming:
     """A client's socket that drops publishings, and confirms each write in the next turn of the event loop.
 
-    Until `producer` is set it is the socket itself, so that a broker answers what comes before the publishings.
+    Until `producer` is set it writes to the real socket, so that a broker answers the handshake.
     """
 
     def __init__(self, socket: asyncio.Transport, protocol: Any) -> None:
@@ -78,7 +78,7 @@ class _Confirming:
 
 
 def _with_producer(workload: Callable[[Any, int], Awaitable[None]]) -> Callable[[int], Callable[[int], None]]:
-    """A workload that is given a producer, which has the default options, and how many messages to publish."""
+    """A workload that gets a producer with default options, except `confirm_timeout`, and a number of messages."""
 
     def prepare(total: int) -> Callable[[int], None]:
         import leveret
@@ -96,7 +96,7 @@ def _with_producer(workload: Callable[[Any, int], Awaitable[None]]) -> Callable[
             # Loading plugins takes more instructions than all messages.
             plugins = leveret.PluginSettings(allow=[])
             client = await leveret.connect(broker.url, plugins=plugins, heartbeat=0)
-            # Without the clock of the deadline, which goes by time and not by messages.
+            # A distant deadline, because the timer of deadlines runs by time, not by messages.
             producer = await client.producer(exchange="orders", serializer="bytes", confirm_timeout=86400).open()
             sockets[-1].producer = producer
             return producer

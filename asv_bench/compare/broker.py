@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pika.adapters.blocking_connection import BlockingChannel
 
-#: Seconds until messages that were sent have to be in their queue.
+#: Seconds in which published messages must arrive in their queue.
 ARRIVAL: Final = 15.0
 _LOOK_AGAIN: Final = 0.02
 _FILL_WINDOW: Final = 1000
@@ -110,7 +110,7 @@ class Queues:
         if not self._channel.is_open:
             self._close()
             self._channel = self._open()
-        # The process's number keeps several comparisons on one broker apart; names are equally long, as frames are.
+        # The process's number separates comparisons on one broker. Names, and so frames, have the same size.
         name = f"compare-{os.getpid() % 10**7:07}-{next(self._numbers):05}"
         self._channel.queue_declare(name, durable=True)
         self._made.append(name)
@@ -134,11 +134,11 @@ class Queues:
         """Waits until a queue holds exactly `count` messages and has no consumer.
 
         Raises:
-            WrongCountError: That is not so within `ARRIVAL` seconds.
+            WrongCountError: The queue has another count, or a consumer, after `ARRIVAL` seconds.
         """
         deadline = time.monotonic() + ARRIVAL
         while True:
-            # Unacknowledged messages return to the queue when their consumer ends, so both are looked at together.
+            # Unacknowledged messages return to the queue when their consumer ends, so both are checked together.
             found = self._channel.queue_declare(queue, passive=True).method
             if found.message_count == count and found.consumer_count == 0:
                 return

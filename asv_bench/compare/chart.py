@@ -48,9 +48,9 @@ class Bar:
     """A bar.
 
     Attributes:
-        label: Whose.
-        value: How long; None when it was not measured.
-        note: What stands in place of a bar that has no value.
+        label: The text before the bar.
+        value: The bar's value; None when it was not measured.
+        note: The text in place of a bar without a value.
         style: `bar`, `leveret` or `ceiling`.
     """
 
@@ -69,7 +69,7 @@ class Panel:
 
 
 def panels(report: Report) -> list[Panel]:
-    """CPU per message of each client, case by case, at one size; the cheapest first, what is missing last."""
+    """CPU per message of each client, case by case, at one size; the cheapest first, missing values last."""
     size = summary_size(report)
     found = []
     for rows in report.cells():
@@ -101,8 +101,8 @@ def draw(panels: Sequence[Panel], title: str) -> str:
     """Draws bars on a common logarithmic scale, with the values written behind them.
 
     Args:
-        panels: What to draw; values must be above 0.
-        title: What it shows, with the unit.
+        panels: The panels; values must be above 0.
+        title: The chart's title, with the unit.
 
     Returns:
         An SVG document.

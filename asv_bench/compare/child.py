@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def describe(driver: ModuleType) -> dict[str, Any]:
-    """Tells what a driver can do."""
+    """Returns the description of a driver."""
     return {
         "event": "described",
         "title": driver.TITLE,
@@ -58,7 +58,7 @@ async def _run_async(driver: ModuleType, function: Any, task: Task, jobs: list[J
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say, and says what came of it.
+    """Runs the command of the arguments, and prints its outcome.
 
     Returns:
         The exit status.
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    # The first of a group says what happened; the others are mostly what followed from it.
+    # The first exception of a group is the cause; the others mostly follow from it.
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"[:500]

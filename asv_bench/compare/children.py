@@ -1,4 +1,4 @@
-"""Runs drivers as processes of their own, and listens to them. The protocol is in `asv_bench.compare.drivers`."""
+"""Runs drivers as processes of their own, and reads their output. The protocol is in `asv_bench.compare.drivers`."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ _DESCRIBE_TIMEOUT: Final = 30.0
 
 
 class ChildError(Exception):
-    """A driver did not do what it was asked to; the text is its reason, or what it said."""
+    """A driver failed; the text is its reason, or its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """How a driver is started.
+    """The command that starts a driver.
 
     Attributes:
         command: The program and its first arguments.
-        environment: Variables it needs beside those of this process.
+        environment: Variables that it needs in addition to those of this process.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """Asks what the driver can do."""
+        """Returns the driver's description."""
         return self._ask(["describe"], "described", _DESCRIBE_TIMEOUT)
 
     def measure(self, arguments: Sequence[str], timeout: float) -> dict[str, Any]:
-        """Has the driver do a task.
+        """Runs a task with the driver.
 
         Args:
-            arguments: The task's.
-            timeout: Seconds until it is killed.
+            arguments: The task's arguments.
+            timeout: Seconds until the driver is killed.
 
         Returns:
             The figures.
 
         Raises:
-            ChildError: It failed, hung, or said something else.
+            ChildError: The driver failed, hung, or printed something unexpected.
         """
         return self._ask(["run", *arguments], "measured", timeout)
 
@@ -87,10 +87,10 @@ class Program:
 
 
 def _last_event(said: str) -> dict[str, Any] | None:
-    """The last JSON object of what a driver said.
+    """Returns the last JSON object of a driver's output.
 
     Raises:
-        ChildError: Something there is no event.
+        ChildError: A line is not an event.
     """
     outcome = None
     for line in said.splitlines():

@@ -1,6 +1,6 @@
-"""Makes ready what the peers need, under build/compare: a virtual environment, Node's modules, a compiled program.
+"""Installs what the peers need, under build/compare: a virtual environment, Node's modules, a compiled program.
 
-What cannot be had is a `MissingError` with the reason; the comparison goes on without that peer and says so.
+`MissingError` says why something cannot be installed. The comparison then leaves that peer out, and reports it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).parent
 DRIVERS: Final = HERE / "drivers"
 FOLDER: Final = ROOT / "build" / "compare"
-#: Run with the Python of this process: they need the Leveret that is being measured, or nothing.
+#: Peers that run with this process's Python: they need the Leveret that is measured, or no package.
 _IN_THIS_PYTHON: Final = frozenset({"leveret", "ready-made"})
-#: Where they stand in tables; the others come between them, by name.
+#: The first and last peers of tables; the others stand between them, by name.
 _FIRST: Final = ("leveret", "rabbitmq-c")
 _LAST: Final = ("ready-made",)
 _INSTALL_TIMEOUT: Final = 600.0
 
 
 class MissingError(Exception):
-    """Something that a peer needs cannot be had; the text says what, and how to get it."""
+    """Something that a peer needs is not available; the text names it, and says how to get it."""
 
 
 def driver_files(folder: Path = DRIVERS) -> dict[str, Path]:
@@ -45,10 +45,10 @@ def driver_files(folder: Path = DRIVERS) -> dict[str, Path]:
 
 
 def prepare(name: str, path: Path) -> Program:
-    """Makes ready what a driver needs.
+    """Installs what a driver needs.
 
     Raises:
-        MissingError: It cannot be had.
+        MissingError: Something is not available.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     return _STARTERS[path.suffix](name, path)
@@ -60,7 +60,7 @@ def _python(name: str, path: Path) -> Program:
 
 
 def _virtual_environment() -> Path:
-    """Returns the Python of the peers' environment, which is made when it is not there or the pins changed."""
+    """Returns the Python of the peers' environment. Makes it when it is missing or the requirements changed."""
     requirements = HERE / "requirements.txt"
     folder = FOLDER / "venv"
     python = folder / "bin" / "python"
@@ -74,11 +74,11 @@ def _virtual_environment() -> Path:
     try:
         _run([*install, "--requirement", str(requirements)], "pip")
     except MissingError:
-        # One by one, so that one which cannot be had takes no other with it; its driver fails to import and says so.
+        # One by one, so that a package that fails stops no other. Its own driver then reports that it cannot import.
         for line in requirements.read_text().splitlines():
             if line.strip() and not line.startswith("#"):
                 _try([*install, line.strip()])
-        return python  # without the stamp: the next time may have more luck
+        return python  # without the stamp, so that the next run tries again
     stamp.write_text(digest)
     return python
 
@@ -109,7 +109,7 @@ def _c(name: str, path: Path) -> Program:
     return Program((str(program),))
 
 
-#: How a driver is made ready, by the suffix of its file.
+#: The functions that prepare a driver, by the suffix of its file.
 _STARTERS: Final[Mapping[str, Callable[[str, Path], Program]]] = {".py": _python, ".js": _node, ".c": _c}
 
 
@@ -130,6 +130,6 @@ def _try(command: Sequence[str], cwd: Path = ROOT) -> str | None:
     if done.returncode == 0:
         return None
     said = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines()]
-    # The first line that speaks of an error says what it was; what follows mostly is advice.
+    # The first line with the word "error" names the cause; later lines are mostly advice.
     errors = [line for line in said if "error" in line.lower()] or [line for line in said if line]
     return (errors[0] if errors else f"status {done.returncode}")[:300]

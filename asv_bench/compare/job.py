@@ -40,12 +40,12 @@ PUBLISH, CONFIRMED, ONE_BY_ONE, CONSUME = KINDS = ("publish", "confirmed", "one-
 CONTENT_TYPE: Final = "application/octet-stream"
 
 
-#: An order in JSON; its note is made as long as the body needs.
+#: An order in JSON; the note fills the body up to its size.
 _ORDER: Final = b'{"id":100000,"customer":"C00","amount":1.5,"note":"%s"}'
 
 
 def order(size: int) -> bytes:
-    """Returns a body for consumers: an order in JSON of `size` bytes, or any bytes where an order is longer."""
+    """Returns a body for consumers: an order in JSON of `size` bytes, or `size` other bytes when an order is longer."""
     note = size - len(_ORDER % b"")
     return _ORDER % (b"n" * note) if note >= 0 else b"x" * size
 
@@ -171,7 +171,7 @@ class Job:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Measures its context. Connections and channels are opened before; docs/comparison.md tells where it ends."""
+        """Measures the `with` block. Connections and channels are opened before; docs/comparison.md has its end."""
         if self.figures is not None:
             raise RuntimeError("a job is measured once")
         measure.reset_peak_rss()

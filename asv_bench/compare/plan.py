@@ -1,4 +1,4 @@
-"""What is run, in which order and how often."""
+"""The plan of a comparison: cases, sizes, clients, and their order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SIZES: Final = (64, 1024, 16 * 1024, 1024 * 1024)
-#: The size at which everything is run; the other sizes have the main cases only, unless sizes are asked for.
+#: The size at which all cases are run. Other sizes have only the main cases, unless `--sizes` names them.
 COMMON_SIZE: Final = 1024
 #: Unconfirmed publishings; fewer of large bodies.
 WINDOW: Final = 1000
@@ -21,22 +21,22 @@ _WINDOW_BYTES: Final = 16 * 1024 * 1024
 #: Bodies of one run, in all.
 _RUN_BYTES: Final = 96 * 1024 * 1024
 _LEAST_COUNT: Final = 10
-#: The share of a run's messages, whatever its scale, that each child sends or takes before it measures.
+#: The share of a run's unscaled messages that each child publishes or consumes before it measures.
 _WARM_UP_SHARE: Final = 0.1
-#: The share of the messages that the first round has, which is not counted.
+#: The share of the messages that the first round has. The first round does not count.
 _FIRST_ROUND_SHARE: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One thing that all clients do.
+    """Something that all clients do.
 
     Attributes:
-        name: For the command line.
-        title: For tables.
+        name: The name on the command line.
+        title: The title in tables.
         kind: One of `job.KINDS`.
-        count: Messages of a run, when they are small.
-        prefetch: Of a consumer.
+        count: Messages of a run with small bodies.
+        prefetch: A consumer's prefetch.
         every_size: Whether it is run with all sizes, or only at `COMMON_SIZE`.
     """
 
@@ -48,11 +48,11 @@ class Case:
     every_size: bool = True
 
     def messages(self, size: int, scale: float = 1.0) -> int:
-        """How many messages of this size a run has."""
+        """Returns the number of messages of a run with this size."""
         return max(_LEAST_COUNT, round(min(self.count, _RUN_BYTES // max(1, size)) * scale))
 
     def window(self, size: int) -> int:
-        """How many publishings may be unconfirmed; 0 where there are no confirms."""
+        """Returns the most unconfirmed publishings; 0 without confirms."""
         if self.kind == CONFIRMED:
             return max(1, min(WINDOW, _WINDOW_BYTES // max(1, size)))
         return 1 if self.kind == ONE_BY_ONE else 0
@@ -79,8 +79,8 @@ class Way:
 
     Attributes:
         kind: One of `job.KINDS`.
-        how: What of its API it uses.
-        share: How much of the messages it gets, up to 1.
+        how: The parts of the client's API that it uses.
+        share: Its share of the messages, up to 1.
         best: Whether it is the client's best; the others are variants.
     """
 
@@ -95,10 +95,10 @@ class Peer:
     """A client and what it can do.
 
     Attributes:
-        name: For the command line.
-        title: For tables.
-        version: Its version, and those of what it stands on.
-        ways: What it can do.
+        name: The name on the command line.
+        title: The title in tables.
+        version: Its version, and the versions of its dependencies.
+        ways: Its ways to do cases.
         not_possible: Kinds that it has no way to do, and why.
         problem: Why it cannot be run at all; None when it can.
     """
@@ -112,10 +112,10 @@ class Peer:
 
     @classmethod
     def described(cls, name: str, description: Mapping[str, Any]) -> Peer:
-        """Makes one of what its driver said.
+        """Makes a peer from its driver's description.
 
         Raises:
-            KeyError: It left something out.
+            KeyError: The description is not complete.
         """
         seen: set[str] = set()
         ways = []
@@ -130,8 +130,8 @@ class Runner:
     """A peer in one of its ways, in one cell of the plan.
 
     Attributes:
-        peer: Who.
-        way: How; None when it cannot do this, and `problem` says why.
+        peer: The peer.
+        way: The way; None when the peer cannot do the case, and `problem` says why.
         problem: Why it is not run; None when it is.
     """
 
@@ -147,12 +147,12 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A case at a size, with all who take part: what is compared with each other.
+    """A case at one size, with the runners that are compared.
 
     Attributes:
         case: The case.
         size: Bytes of each body.
-        runners: Who takes part or should, in the table's order.
+        runners: All runners in the table's order, also those with a problem.
     """
 
     case: Case
@@ -162,7 +162,7 @@ class Cell:
     def task(
         self, way: Way, *, first_round: bool, scale: float, host: str, port: int, queue: str, warm_up_queue: str
     ) -> Task:
-        """What a runner is asked to do in a round; the first one is not counted, and shorter."""
+        """Returns a runner's task in a round. The first round is shorter, and does not count."""
         scale *= _FIRST_ROUND_SHARE if first_round else 1.0
         return Task(
             kind=self.case.kind,
@@ -183,7 +183,7 @@ class Cell:
 def make_plan(
     peers: Sequence[Peer], cases: Iterable[Case], sizes: Sequence[int] | None, *, variants: bool = True
 ) -> list[Cell]:
-    """Says who does what.
+    """Makes the plan.
 
     Args:
         peers: The clients, in the tables' order.
@@ -212,6 +212,6 @@ def make_plan(
 
 
 def rotated(everyone: Sequence[T], turn: int) -> list[T]:
-    """The order of a round: each round begins with another one, so that none always follows the same one's load."""
+    """Returns the order of a round. It changes, so that no runner always follows the load of the same other one."""
     start = turn % len(everyone) if everyone else 0
     return [*everyone[start:], *everyone[:start]]

@@ -34,12 +34,12 @@ class MarkerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that a comparison found.
+    """The results of a comparison.
 
     Attributes:
         rows: The results, cell by cell.
-        peers: Who took part, and who could not.
-        facts: Where and how it was measured, as names and texts.
+        peers: All peers, also those that could not be run.
+        facts: Facts about the measurement, as names and texts.
     """
 
     rows: Sequence[Row]
@@ -54,7 +54,7 @@ class Report:
         yield from grouped.values()
 
     def failures(self) -> list[Row]:
-        """Rows of runs that were begun and went wrong."""
+        """Rows of runs that began and failed."""
         return [row for row in self.rows if row.problem is not None and row.how]
 
     def as_json(self) -> str:
@@ -68,7 +68,7 @@ class Report:
         return json.dumps(document, indent=1) + "\n"
 
 
-#: Heading, and what stands there; shared by the console and Markdown.
+#: The headings of the console's tables and of Markdown.
 _COLUMNS: Final = (
     "client",
     "messages/s",
@@ -140,7 +140,7 @@ def tables(report: Report) -> Iterator[Table]:
 
 
 def problems(report: Report) -> Table | None:
-    """A table of what is missing and why, or None when nothing is."""
+    """Returns a table of missing results with their reasons, or None when none is missing."""
     missing: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
         if row.problem is not None:
@@ -161,7 +161,7 @@ def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> s
 
 
 def full_markdown(report: Report) -> str:
-    """All tables, with what is missing and where it was measured."""
+    """Returns facts and all tables, with the reasons for missing results."""
     parts = [_facts(report)]
     for rows in report.cells():
         with_latency = _with_latency(rows)
@@ -249,5 +249,5 @@ def fill(path: Path, report: Report) -> None:
     path.write_text(_MARKER.sub(replaced, path.read_text()))
 
 
-#: What fills the places: between `<!-- comparison:NAME -->` and `<!-- comparison:end -->`.
+#: The functions that fill the places between `<!-- comparison:NAME -->` and `<!-- comparison:end -->`.
 _WRITERS: Final = {"summary": summary_markdown, "full": full_markdown}

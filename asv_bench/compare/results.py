@@ -1,4 +1,4 @@
-"""Figures of runs, and what follows from them: medians, and ratios of runs that were made in the same round."""
+"""Figures of runs, their medians, and ratios of runs that were made in the same round."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ REFERENCES: Final = {"rabbitmq_c": "rabbitmq-c", "ceiling": "ready-made"}
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one run found.
+    """The figures of one run.
 
     Attributes:
         rate: Messages per second.
         cpu_us: User and system CPU time of the client's process, microseconds per message.
-        peak_rss_bytes: The most memory it had meanwhile.
+        peak_rss_bytes: The peak of the process's resident memory.
         latency_p50_s: Median seconds from publishing to confirm; None unless messages went one by one.
-        latency_p99_s: What 99 % do not exceed.
+        latency_p99_s: The same, but the 99th percentile.
     """
 
     rate: float
@@ -35,10 +35,10 @@ class Sample:
 
     @classmethod
     def of(cls, figures: Mapping[str, Any], count: int) -> Sample:
-        """Reads what a driver measured.
+        """Reads the figures of a driver.
 
         Raises:
-            ValueError: It measured another number of messages than were asked for, or something impossible.
+            ValueError: The number of messages is not `count`, or a figure is impossible.
             KeyError: A figure is missing.
         """
         if figures["messages"] != count:
@@ -60,9 +60,9 @@ class Series:
     """The runs of one runner in one cell.
 
     Attributes:
-        runner: Who.
-        samples: By round; the warm-up is not among them.
-        problem: Why there are none, or no more; None when there are as many as rounds.
+        runner: The runner.
+        samples: The samples by round, without the warm-up.
+        problem: The reason for missing samples; None when no sample is missing.
     """
 
     runner: Runner
@@ -92,7 +92,7 @@ def ratio(ours: Series, theirs: Series, figure: Callable[[Sample], float]) -> fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A row of a table, and of the JSON report. Figures are medians; None is what is not known.
+    """A row of a table, and of the JSON report. Figures are medians, or None if unknown.
 
     Attributes:
         case: The case's name.
@@ -100,7 +100,7 @@ class Row:
         size: Bytes of each body.
         peer: The peer's name.
         label: The row's name.
-        how: What of its API it uses.
+        how: The parts of the client's API that it uses.
         best: Whether it is its client's best way.
         problem: Why there are no figures; None when there are.
         rounds: How many runs were counted.
@@ -108,7 +108,7 @@ class Row:
         cpu_us: CPU microseconds per message.
         cpu_us_low: The lowest of the rounds.
         cpu_us_high: The highest of the rounds.
-        peak_rss_bytes: Memory.
+        peak_rss_bytes: Peak of the resident memory.
         latency_p50_s: Seconds.
         latency_p99_s: Seconds.
         cpu_to_rabbitmq_c: `cpu_us` to that of rabbitmq-c, in the same rounds; the others likewise.
@@ -142,7 +142,7 @@ class Row:
 
 
 def summarize(cell: Cell, found: Sequence[Series]) -> list[Row]:
-    """The rows of a cell, in the order of its runners. What failed has its problem in place of figures."""
+    """The rows of a cell, in the order of its runners. The row of a failed runner has its problem and no figures."""
     references = {
         key: series
         for key, name in REFERENCES.items()
@@ -154,7 +154,7 @@ def summarize(cell: Cell, found: Sequence[Series]) -> list[Row]:
 
 def _row(case: Case, size: int, series: Series, references: Mapping[str, Series]) -> Row:
     runner = series.runner
-    # A part of the rounds is no result: what failed may have failed because of what the other rounds show.
+    # Figures of a part of the rounds would not be comparable, so a failed runner has none.
     counted = Series(runner) if series.problem is not None else series
     ratios = {
         f"{figure}_to_{key}": ratio(counted, references[key], read) if key in references else None

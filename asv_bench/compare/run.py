@@ -41,8 +41,8 @@ class Comparison:
     Args:
         address: The broker.
         queues: Its queues.
-        programs: How the drivers are started, by the names of their peers.
-        rounds: Rounds that are counted; one more comes before.
+        programs: The drivers' programs, by the names of their peers.
+        rounds: Rounds that are counted, after one that is not.
         scale: Factor of all counts.
         timeout: Seconds until a child is killed.
     """
@@ -65,11 +65,11 @@ class Comparison:
         self._timeout = timeout
 
     def run(self, cell: Cell, progress: Callable[[Runner], None] = lambda runner: None) -> list[Row]:
-        """Runs all of a cell in turn, round by round. Who fails takes no part any more.
+        """Runs all runners of a cell in turn, round by round. A runner that failed is left out of later rounds.
 
         Args:
-            cell: Who does what.
-            progress: Called before each run, and for those that are left out.
+            cell: The case, the size and the runners.
+            progress: Called before each run, and for runners that are left out.
 
         Returns:
             The rows, in the order of the cell's runners.
@@ -90,7 +90,7 @@ class Comparison:
         return summarize(cell, all_series)
 
     def _measure(self, cell: Cell, runner: Runner, *, first_round: bool) -> Sample:
-        """One run, from new queues to the proof that everything arrived."""
+        """Runs a runner once on new queues, and checks that every message arrived."""
         assert runner.way is not None
         queues, consuming = self._queues, cell.case.kind == CONSUME
         queue, warm_up_queue = queues.make(), queues.make()
@@ -118,7 +118,7 @@ class Comparison:
 
 
 def find_peers(names: Sequence[str], say: Callable[[str], None]) -> tuple[list[Peer], dict[str, Program]]:
-    """Makes the drivers ready and asks what they can do; who cannot take part is among the peers, with the reason."""
+    """Prepares the drivers and reads their descriptions. A peer that cannot be run is returned with the reason."""
     files = driver_files()
     peers, programs = [], {}
     for name in names:
@@ -147,7 +147,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--rounds", type=int, help=f"counted rounds (default {ROUNDS})")
     add("--count-scale", type=float, help="factor of all message counts (default 1)")
-    add("--variants", action=argparse.BooleanOptionalAction, help="run what is not its client's best, too (default)")
+    add("--variants", action=argparse.BooleanOptionalAction, help="run each client's other ways, too (default)")
     add("--broker", choices=sorted(BROKERS), default="rabbitmq", help="a private one of these (default rabbitmq)")
     add("--timeout", type=float, default=TIMEOUT, help="seconds until a client is killed (default %(default)g)")
     add(
@@ -180,7 +180,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--count-scale is above 0 and at most 100, not {options.count_scale:g}")
     if options.timeout <= 0:
         parser.error(f"--timeout is above 0, not {options.timeout:g}")
-    # What is wrong with a file is said now, and not when the work is done.
+    # Reports problems with files now, and not after the comparison.
     require_folders(parser, (options.json, options.chart, *options.markdown))
     for path in options.markdown:
         try:
@@ -191,7 +191,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace, console: Console) -> reports.Report:
-    """Does all that was asked for."""
+    """Runs the comparison that the options ask for."""
     peers, programs = find_peers(options.peers, console.print)
     for peer in peers:
         if peer.problem:

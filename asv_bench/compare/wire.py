@@ -1,7 +1,7 @@
 """AMQP from a plain socket: a handshake, and frames that are made once and sent again and again.
 
-Nothing is encoded per message and next to nothing is decoded, so what this costs is what the kernel and the broker ask
-of any client: the ceiling of the comparison. The harness fills queues with it, too.
+Nothing is encoded per message and almost nothing is decoded. So its cost is the cost that any client has for the kernel
+and the broker: the ceiling of the comparison. The comparison also fills queues with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-#: So many bytes go to the socket at once.
+#: Bytes of one write to the socket.
 WRITE_BYTES: Final = 65_536
 _READ_BYTES: Final = 262_144
 _FRAME_OVERHEAD: Final = 8
@@ -32,21 +32,21 @@ _ACK_CONSTANTS: Final = (1, 13, 60, 80, _FRAME_END)
 
 
 class WireError(Exception):
-    """The broker said something else than what was due."""
+    """The broker sent something unexpected."""
 
 
 class Connection:
-    """A connection that is open when it was made. Use it with `with`.
+    """A connection, which the constructor opens. Use it with `with`.
 
     Args:
         host: The broker's address.
         port: The broker's port.
-        timeout: Seconds that the broker may take for anything.
+        timeout: Seconds that the broker may take for each answer.
 
     Attributes:
         socket: The socket.
         frame_max: Bytes of a frame at most.
-        identity: The product and version that the broker says it is.
+        identity: The product and version that the broker names.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
@@ -79,7 +79,7 @@ class Connection:
         """Reads one frame and not a byte more.
 
         Raises:
-            WireError: It is no method of this kind.
+            WireError: The frame is not a method of this kind.
         """
         head = self._read(_HEADER.size)
         size: int = _HEADER.unpack(head)[2]
@@ -113,7 +113,7 @@ class Connection:
         self.call(commands.Channel.Close(200, "", 0, 0), commands.Channel.CloseOk, channel=channel)
 
     def close(self) -> None:
-        """Closes the connection in order, as far as that goes."""
+        """Closes the connection with connection.close. Errors are ignored."""
         with self.socket, contextlib.suppress(OSError, WireError):
             self.call(commands.Connection.Close(200, "", 0, 0), commands.Connection.CloseOk, channel=0)
 
@@ -139,7 +139,7 @@ def publishing(channel: int, queue: str, content: bytes, frame_max: int) -> byte
 
 
 def delivery_size(queue: str, size: int, frame_max: int) -> int:
-    """Bytes of the delivery of such a message; they are the same for all of them."""
+    """Returns the bytes of the delivery of such a message; all deliveries have the same size."""
     published = frame.marshal(commands.Basic.Publish(routing_key=queue), 1)
     return len(publishing(1, queue, bytes(size), frame_max)) - len(published) + _deliver_size(queue)
 
@@ -161,10 +161,10 @@ class Confirms:
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Takes what came from the broker, cut anywhere.
+        """Takes bytes from the broker, in pieces of any size.
 
         Raises:
-            WireError: It is not basic.ack.
+            WireError: A frame is not basic.ack.
         """
         data = self._rest + data
         whole = len(data) - len(data) % _ACK.size
@@ -191,11 +191,11 @@ def publish(
     Args:
         connection: The connection.
         channel: A channel of it, in confirm mode when there is a window.
-        queue: Where to.
-        content: The body of all of them.
-        count: How many.
-        window: How many may be unconfirmed; 0 without confirms.
-        at_once: How many are written at once; 0: as many as fit `WRITE_BYTES` and the window.
+        queue: The queue's name.
+        content: The body of each message.
+        count: The number of messages.
+        window: The most unconfirmed messages; 0 without confirms.
+        at_once: Messages of one write; 0: as many as fit `WRITE_BYTES` and the window.
     """
     one = publishing(channel, queue, content, connection.frame_max)
     at_once = at_once or max(1, min(WRITE_BYTES // len(one), window or count))
@@ -214,7 +214,7 @@ def publish(
 
 
 def publish_one_by_one(connection: Connection, channel: int, queue: str, content: bytes, count: int) -> list[float]:
-    """Publishes messages of which each waits for the confirm of the one before; returns seconds of each."""
+    """Publishes each message after the confirm of the last one; returns the seconds of each."""
     one = publishing(channel, queue, content, connection.frame_max)
     confirms = Confirms()
     sock = connection.socket
@@ -236,7 +236,7 @@ def consume(
     What is delivered must have been published by `publish`, to the same queue.
 
     Returns:
-        The bytes that came, which are `count` times `delivery_size` when nothing else came.
+        The bytes received: `count` times `delivery_size`, unless the broker sent something else.
     """
     connection.call(commands.Basic.Qos(0, prefetch, False), commands.Basic.QosOk, channel=channel)
     connection.call(
@@ -246,7 +246,7 @@ def consume(
     sock = connection.socket
     buffer = bytearray(_READ_BYTES)
     done = acked = 0
-    # The first frame is read as one, so that nothing else is taken for deliveries.
+    # Decodes the first frame, so that nothing else is taken for deliveries.
     connection.expect(commands.Basic.Deliver)
     received = _deliver_size(queue)
     while done < count:

@@ -158,7 +158,7 @@ class Exits(JSONSerializer):
 class TestBrokenByExiting(BrokenSerializer):
     make = Exits
     caught_by = "test_random_bodies_raise_ordinary_exceptions"
-    because = "raised SystemExit, which is no Exception"
+    because = "raised SystemExit, which is not an Exception"
 
 
 class SortsItsValue(JSONSerializer):
@@ -264,7 +264,7 @@ class BelievesSizes(JSONSerializer):
 class TestBrokenByBelievingSizes(BrokenSerializer):
     make = BelievesSizes
     caught_by = "test_bodies_that_claim_large_sizes_allocate_little"
-    because = "MemoryError: it allocates by what foreign data claims"
+    because = "MemoryError: it allocates as much as the data claims"
 
 
 class OverflowsItsStack(JSONSerializer):
@@ -335,7 +335,7 @@ class TestBrokenByModelsThatRaises(BrokenSerializer):
     make = JSONSerializer
     options: ClassVar[dict[str, Any]] = {"models": lambda model: model is None or issubclass(model, msgspec.Struct)}
     caught_by = "test_models_answers_for_every_object"
-    because = "it must answer False for what is not its own"
+    because = "it must return False for other models"
 
     @pytest.fixture
     def values(self) -> list[tuple[Any, Any]]:
@@ -630,7 +630,7 @@ class RaisesBaseException(Zlib):
 class TestBrokenByCancelling(BrokenCompressor):
     make = RaisesBaseException
     caught_by = "test_random_bytes_are_refused"
-    because = "raised CancelledError, which is no Exception"
+    because = "raised CancelledError, which is not an Exception"
 
 
 class ReadsOnlyItsOwnLevel(Zlib):
@@ -755,7 +755,7 @@ class Pushes(SoundSink):
 class TestBrokenByPushing(BrokenSink):
     make = Pushes
     caught_by = "test_pulls_only_when_asked"
-    because = "nobody asked for the numbers"
+    because = "nothing read the export"
 
 
 class RemovesItselfTwice(SoundSink):
@@ -948,7 +948,7 @@ class RetriesCancellation(SoundRetry):
 class TestBrokenByRetryingCancellation(BrokenRetry):
     make = RetriesCancellation
     caught_by = "test_cancellation_is_never_retried"
-    because = "who cancels wants an end"
+    because = "a caller that cancels wants no"
 
 
 class Overflows(SoundRetry):
@@ -1018,7 +1018,7 @@ class ReRaises(SoundRetry):
 class TestBrokenByRaisingTheError(BrokenRetry):
     make = ReRaises
     caught_by = "test_never_raises_whatever_the_error"
-    because = "raised _Base, which is no Exception"
+    because = "raised _Base, which is not an Exception"
 
 
 class IsNegative(SoundRetry):
@@ -1231,7 +1231,7 @@ class IgnoresOpen(SoundBreaker):
 class TestBrokenByIgnoringOpen(BrokenBreaker):
     make = IgnoresOpen
     caught_by = "test_refuses_calls_while_open"
-    because = "it is open and no time has passed, but before_call allowed a call"
+    because = "the breaker is open and no time has passed, but before_call allowed a call"
 
 
 class RefusesOtherwise(SoundBreaker):
@@ -1257,7 +1257,7 @@ class NeverOpens(SoundBreaker):
 class TestBrokenByNeverOpening(BrokenBreaker):
     make = NeverOpens
     caught_by = "test_opens_after_many_failures"
-    because = "failures in a row did not open it"
+    because = "failures in a row did not open the breaker"
 
 
 class CountsBatchesAsOne(SoundBreaker):
@@ -1290,7 +1290,7 @@ class OpensOnSuccess(SoundBreaker):
 class TestBrokenByOpeningOnSuccess(BrokenBreaker):
     make = OpensOnSuccess
     caught_by = "test_stays_closed_while_calls_succeed"
-    because = "it opened although no call ever failed"
+    because = "the breaker opened although no call failed"
 
 
 class StartsOpen(SoundBreaker):
@@ -1354,7 +1354,7 @@ class NeverCloses(SoundBreaker):
 class TestBrokenByNeverClosing(BrokenBreaker):
     make = NeverCloses
     caught_by = "test_closes_when_trials_succeed"
-    because = "it is still not closed"
+    because = "the breaker is still not closed"
 
 
 class ForgivesFailedTrials(SoundBreaker):
@@ -1380,7 +1380,7 @@ class ClosesOnFailedTrials(SoundBreaker):
 class TestBrokenByClosingOnFailedTrials(BrokenBreaker):
     make = ClosesOnFailedTrials
     caught_by = "test_opens_again_when_a_trial_fails"
-    because = "a trial failed, and it closed"
+    because = "a trial failed, and the breaker closed"
 
 
 class KeepsCancelledTrials(SoundBreaker):

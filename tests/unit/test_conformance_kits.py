@@ -346,7 +346,7 @@ def test_check_plugin_says_what_it_cannot_check_when_only_the_author_knows() -> 
     assert of["both"] == {"conformance": "it encodes nothing itself; its parts are json, empty"}
     assert "subclass MetricsConformance" in of["sink"]["counters never fall"]
     assert "pulls only when asked" not in of["sink"]
-    assert of["breaker"]["is closed at first"].startswith("how to give the breaker another clock")
+    assert of["breaker"]["is closed at first"].startswith("the kit cannot know how to give the breaker another clock")
     assert "descriptor is accepted by the registry" not in of["breaker"]
     assert of["retry"] == of["backoff"] == {}
 

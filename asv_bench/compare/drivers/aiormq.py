@@ -1,4 +1,4 @@
-"""aiormq on uvloop: `basic_publish` with one `Basic.Properties`, which does not wait until the socket has taken it."""
+"""aiormq on uvloop: `basic_publish(wait=False)`, which does not wait for the socket, with one `Basic.Properties`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def connect(address: Address) -> AsyncIterator[AbstractConnection]:
 
 
 def properties() -> aiormq.spec.Basic.Properties:
-    """One for all publishings of a job: aiormq then makes up a message_id only once."""
+    """The properties of all publishings of a job, so that aiormq makes a message_id only once."""
     return aiormq.spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=2)
 
 

@@ -31,7 +31,7 @@ def connect(address: Address) -> Any:
 
 
 def producer(client: leveret.Client, job: Job, serializer: str = "bytes") -> leveret.Producer:
-    """In confirm mode; never has more than the window unconfirmed."""
+    """A producer in confirm mode with at most `window` unconfirmed publishings."""
     window = job.task.window
     return client.producer(
         serializer=serializer,
@@ -64,7 +64,7 @@ async def confirmed(client: leveret.Client, job: Job) -> None:
 
 
 class Order(msgspec.Struct):
-    """What the typed entry sends."""
+    """The value of the typed entries."""
 
     id: int
     customer: str
@@ -73,7 +73,7 @@ class Order(msgspec.Struct):
 
 
 def orders(size: int) -> list[Order]:
-    """A hundred different orders whose JSON has this many bytes each, if they can be so short."""
+    """A hundred different orders whose JSON has this many bytes each, or more when an order cannot be so short."""
     found = [Order(100_000 + i, f"C{i:02}", 1 + i / 128, "") for i in range(100)]
     for order in found:
         order.note = "n" * (size - len(msgspec.json.encode(order)))

@@ -1,6 +1,6 @@
-"""pika: SelectConnection where callbacks pay, BlockingConnection where they do not.
+"""pika: SelectConnection where callbacks cost less, BlockingConnection where they do not.
 
-What a function does on a SelectConnection it does in callbacks; its loop runs until the connection is closed.
+On a SelectConnection a function works in callbacks; the loop runs until the connection is closed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 TITLE = "pika"
 DISTRIBUTIONS = ("pika",)
 PROPERTIES = pika.BasicProperties(content_type=CONTENT_TYPE, delivery_mode=2)
-#: What a turn of the loop publishes without confirms: nothing else bounds what pika buffers.
+#: Messages of one turn of the loop without confirms: pika's buffer has no other limit.
 TURN_COUNT, TURN_BYTES = 64, 256 * 1024
 
 
 @contextlib.contextmanager
 def connect(address: Address) -> Iterator[pika.ConnectionParameters]:
-    """The connections themselves are made by the functions: there are two kinds."""
+    """Returns the address. The functions make their connections, because there are two kinds."""
     yield pika.ConnectionParameters(address.host, address.port, heartbeat=0)
 
 
@@ -52,7 +52,7 @@ def work(parameters: pika.ConnectionParameters, begin: Callable[[Channel], None]
 
 
 class Stopwatch:
-    """Begins and ends what is measured in different callbacks."""
+    """Begins and ends the measurement in different callbacks."""
 
     def __init__(self, job: Job) -> None:
         self._stack = contextlib.ExitStack()

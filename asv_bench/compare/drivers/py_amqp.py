@@ -1,4 +1,4 @@
-"""py-amqp: one `Message` that is published again and again; confirms as events, as its own way waits for each."""
+"""py-amqp: one `Message` that is published again and again; confirms as events, as `confirm_publish` waits for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISTRIBUTIONS = ("amqp",)
 
 @contextlib.contextmanager
 def connect(address: Address) -> Iterator[Address]:
-    """The connections themselves are made by the functions: confirms are an option of theirs."""
+    """Returns the address. The functions make their connections, because confirms are an option of a connection."""
     yield address
 
 

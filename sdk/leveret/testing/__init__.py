@@ -1,7 +1,7 @@
 """Conformance kits for plugin authors: abstract pytest classes that check plugins against the plugin interfaces.
 
-This package may use all others but `cli`, and needs pytest. A kit makes the plugin's objects through a registry of its
-own, calls them as the core does, and publishes and consumes with them through a real client on an embedded broker.
+This package may import every other one except `cli`, and needs pytest. A kit makes the plugin's objects through a
+registry of its own, calls them as the core does, and uses them in a real client on an embedded broker.
 Subclass a kit in a class named `Test...`, and override its fixture:
 
     import pytest

@@ -1,4 +1,4 @@
-"""Shared by the kits: the base class, failing, comparing and describing values, threads and deadlines."""
+"""Base class and helpers of the kits: failures, comparing and describing values, threads and deadlines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DEADLINE = 60.0
 
 
 class Conformance:
-    """The base of all kits. Only subclasses named `Test...` are collected, unless they set `__test__` themselves."""
+    """The base of all kits. pytest collects only subclasses named `Test...`, or those that set `__test__ = True`."""
 
     __test__ = False
 
@@ -102,13 +102,13 @@ def ordinary(error: BaseException, what: str, *, recursion: bool = False) -> Non
     if isinstance(error, KeyboardInterrupt | pytest.fail.Exception):
         raise error
     if isinstance(error, MemoryError):
-        fail(f"{what} raised MemoryError: it allocates by what foreign data claims; allocate by what is there")
+        fail(f"{what} raised MemoryError: it allocates as much as the data claims; allocate only for what is there")
     if isinstance(error, RecursionError) and not recursion:
         fail(
             f"{what} raised RecursionError on data that is not nested deeply; the interface wants an ordinary Exception"
         )
     if not isinstance(error, Exception):
-        fail(f"{what} raised {type(error).__name__}, which is no Exception: it would end the program that calls it")
+        fail(f"{what} raised {type(error).__name__}, which is not an Exception: it would end the program that calls it")
 
 
 # ---------------------------------------------------------------------- comparing
@@ -156,7 +156,7 @@ def with_deadline(function: Callable[[], T], what: str, seconds: float = DEADLIN
         seconds: The seconds that it may take.
 
     Returns:
-        The function's result. Its exception is raised.
+        The function's result. An exception of the function is raised here.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -187,7 +187,7 @@ class _Hooks:
     __name__ = KIT_PLUGIN
 
     def __init__(self, hook: str, spec: object) -> None:
-        # Set on the object, because a class with all hooks would be called for all of them.
+        # Set on the object, because the registry would call every hook that a class defines.
         setattr(self, hook, hookimpl(lambda: [spec]))
 
 

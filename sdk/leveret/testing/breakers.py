@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CircuitBreakerConformance", "KitClock"]
 
-#: Failures in a row after which every breaker should have opened, and trials after which it should have decided.
+#: Failures in a row after which a breaker must be open.
 _MANY: Final = 10_000
+#: Trials with the same result after which a breaker must have closed or opened.
 _TRIALS: Final = 1000
 #: Seconds within which an open breaker must allow a trial.
 _PATIENCE: Final = 3600
@@ -28,18 +29,18 @@ _DESCRIPTOR_CHECK: Final = "test_descriptor_is_accepted_by_the_registry"
 
 
 class KitClock:
-    """A monotonic clock that stands still until it is told to go on.
+    """A monotonic clock that shows `now`, which only the kit changes.
 
     Attributes:
-        now: What it shows, in seconds.
+        now: The time in seconds.
     """
 
     def __init__(self) -> None:
-        # Not 0, which monotonic clocks may show and code may take for "never".
+        # Not 0, because a breaker may use 0 for "never".
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Reads it."""
+        """Returns the time in seconds."""
         return self.now
 
 
@@ -49,7 +50,7 @@ class CircuitBreakerConformance(Conformance):
     Subclass it in a class named `Test...` and override the fixture `make_breaker`, which returns a function that takes
     a clock (a function that returns seconds as a float, like `time.monotonic`) and returns a new, closed breaker that
     reads no other clock. The breaker must open after at most 10,000 failures in a row, and allow a trial after an hour
-    at the latest. Overriding the fixture `spec`, which returns the `PolicySpec`, has the descriptor checked as well.
+    at the latest. To have the descriptor checked as well, override the fixture `spec`, which returns the `PolicySpec`.
 
     Example:
         >>> import pytest
@@ -64,7 +65,7 @@ class CircuitBreakerConformance(Conformance):
         if _DESCRIPTOR_CHECK not in vars(cls):
             kit = vars(CircuitBreakerConformance)
             given = inspect.getattr_static(cls, "spec") is not kit["spec"]
-            # Without a descriptor the check is not collected, rather than passed.
+            # Without a descriptor this check is left out, so that it does not count as passed.
             setattr(cls, _DESCRIPTOR_CHECK, kit[_DESCRIPTOR_CHECK] if given else None)
 
     @pytest.fixture
@@ -74,7 +75,7 @@ class CircuitBreakerConformance(Conformance):
 
     @pytest.fixture
     def make_breaker(self) -> Callable[[Callable[[], float]], BreakerPolicy]:
-        """Makes a breaker for a clock; override it."""
+        """A function that makes a breaker for a clock; override it."""
         override(type(self), "make_breaker", "a function that takes a clock and returns your breaker")
 
     @pytest.fixture
@@ -104,7 +105,7 @@ class CircuitBreakerConformance(Conformance):
     # ------------------------------------------------------------------ closed
 
     def test_is_closed_at_first(self, breaker: BreakerPolicy) -> None:
-        """A new breaker lets everything through."""
+        """A new breaker allows every call."""
         require(breaker.closed is True, f"`closed` of a new breaker is {breaker.closed!r}, not True")
         for _ in range(_TRIALS):
             require(_allowed(breaker), "a new breaker refused a call with CircuitOpen")
@@ -123,15 +124,15 @@ class CircuitBreakerConformance(Conformance):
         )
 
     def test_stays_closed_while_calls_succeed(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """Successes alone never open it, however many and however fast."""
+        """Successes alone never open a breaker, in any number and at any rate."""
         for step in (0.0, 0.001, 1.0, 100.0):
             for _ in range(_TRIALS):
                 clock.now += step
                 breaker.record(10, 0, seconds=step)
-        require(breaker.closed is True, "it opened although no call ever failed")
+        require(breaker.closed is True, "the breaker opened although no call failed")
 
     def test_takes_every_error(self, breaker: BreakerPolicy) -> None:
-        """`record` never raises, whatever the error is, or when there is none."""
+        """`record` takes every error, and None, and never raises."""
         for error in (None, *some_errors()):
             try:
                 breaker.record(1, 1, error=error)
@@ -142,7 +143,7 @@ class CircuitBreakerConformance(Conformance):
     def test_two_breakers_do_not_share_state(
         self, make_breaker: Callable[[Callable[[], float]], BreakerPolicy], clock: KitClock
     ) -> None:
-        """One that opens leaves the other closed."""
+        """When one breaker opens, another stays closed."""
         one, other = make_breaker(clock), make_breaker(clock)
         require(one is not other, "make_breaker returned one object twice")
         _open(one)
@@ -152,18 +153,18 @@ class CircuitBreakerConformance(Conformance):
     # ------------------------------------------------------------------ opening
 
     def test_opens_after_many_failures(self, breaker: BreakerPolicy) -> None:
-        """At most 10,000 failures in a row open it."""
+        """A breaker opens after at most 10,000 failures in a row."""
         _open(breaker)
 
     def test_opens_after_failures_that_come_at_once(self, breaker: BreakerPolicy) -> None:
-        """Failures may be recorded many at a time, as those of a batch are."""
+        """One `record` may report many failures, as it does for a batch."""
         breaker.record(0, _MANY, error=OSError())
-        require(breaker.closed is False, f"record(0, {_MANY}) did not open it: count all failures of one call")
+        require(breaker.closed is False, f"record(0, {_MANY}) did not open the breaker: count all failures of one call")
 
     def test_opens_although_old_successes_are_recorded_late(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """Successes are told together with the next failure, and `seconds` says over what time they happened.
+        """The core reports successes with the next failure; `seconds` is the time over which they happened.
 
-        A million of them, one every ten seconds, do not hide ten thousand failures that happen now.
+        A million old successes, one every ten seconds, must not hide ten thousand failures that happen now.
         """
         clock.now += 1e7
         breaker.record(1_000_000, 1, seconds=1e7, error=OSError())
@@ -172,22 +173,23 @@ class CircuitBreakerConformance(Conformance):
                 return
             breaker.record(0, 1, error=OSError())
         fail(
-            f"after record(1_000_000, 1, seconds=1e7), {_MANY} failures in a row did not open it: the successes "
-            "happened over 10,000,000 seconds, so all but a few are older than any window"
+            f"after record(1_000_000, 1, seconds=1e7), {_MANY} failures in a row did not open the breaker: the "
+            "successes happened over 10,000,000 seconds, so all but a few are older than any window"
         )
 
     def test_refuses_calls_while_open(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """`before_call` raises CircuitOpen, and goes on doing so while no time passes; nothing else is raised."""
+        """While no time passes, `before_call` of an open breaker raises CircuitOpen each time, and nothing else."""
         _open(breaker)
         for _ in range(_TRIALS):
             require(
                 not _allowed(breaker),
-                "it is open and no time has passed, but before_call allowed a call; raise leveret.errors.CircuitOpen",
+                "the breaker is open and no time has passed, but before_call allowed a call; raise "
+                "leveret.errors.CircuitOpen",
             )
-            require(breaker.closed is False, "a call that was refused closed it")
+            require(breaker.closed is False, "a call that was refused closed the breaker")
 
     def test_stays_open_until_a_trial_succeeds(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """Time alone does not close it: `closed` stays False, so that the next call asks."""
+        """Time alone does not close a breaker: `closed` stays False, so that the core asks before the next call."""
         _open(breaker)
         clock.now += _PATIENCE
         require(
@@ -198,54 +200,54 @@ class CircuitBreakerConformance(Conformance):
     # ------------------------------------------------------------------ trials
 
     def test_allows_a_trial_after_some_time(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """Within an hour of being open, a call is allowed."""
+        """An open breaker allows a call after an hour at the latest."""
         _half_open(breaker, clock)
 
     def test_limits_how_many_trials_run_at_once(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """While trials run and have no result, further calls are refused at some number."""
+        """A breaker that is not closed allows only so many trials at once, and refuses further calls."""
         _half_open(breaker, clock)
         _take_all_trials(breaker)
 
     def test_closes_when_trials_succeed(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """A trial that succeeds, or several, closes it; then calls need not ask, and it can open again."""
+        """One or several successful trials close the breaker. Then it allows calls, and can open again."""
         _half_open(breaker, clock)
         breaker.record(1, 0)
         _succeed_until_closed(breaker, clock)
-        require(_allowed(breaker), "it closed, but before_call still refuses")
+        require(_allowed(breaker), "the breaker closed, but before_call still refuses")
         breaker.record(1, 0)
         _open(breaker)
-        require(not _allowed(breaker), "it opened for the second time, and before_call allowed a call")
+        require(not _allowed(breaker), "the breaker opened for the second time, but before_call allowed a call")
 
     def test_opens_again_when_a_trial_fails(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """A trial that fails, or several, makes it refuse again, and after some time it allows another."""
+        """One or several failed trials open the breaker again. After some time it allows another trial."""
         for _ in range(3):
             _half_open(breaker, clock)
             for _ in range(_TRIALS):
                 breaker.record(0, 1, error=OSError())
-                require(breaker.closed is False, "a trial failed, and it closed")
+                require(breaker.closed is False, "a trial failed, and the breaker closed")
                 if not _allowed(breaker):
                     break
             else:
-                fail(f"{_TRIALS} trials failed one after the other, and it allows still more: open it again")
+                fail(f"{_TRIALS} trials failed one after the other, and the breaker allows still more: open it again")
 
     def test_a_trial_without_result_is_given_back(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """`record(0, 0)` ends an allowed call that has no result, and its place is free for another at once."""
+        """`record(0, 0)` ends a trial without a result. Another trial may take its place at once."""
         _half_open(breaker, clock)
         _take_all_trials(breaker)
         for _ in range(_TRIALS):
             breaker.record(0, 0)
             require(
                 breaker.closed is False,
-                "a trial that ended without a result (record(0, 0)) closed it: only a success may",
+                "a trial that ended without a result (record(0, 0)) closed the breaker: only a success may",
             )
             require(
                 _allowed(breaker),
                 "a trial ended without a result (record(0, 0)), and the next call was refused: give its place back, or "
-                "a cancelled trial blocks it for ever",
+                "a cancelled trial blocks the breaker for ever",
             )
 
     def test_recovers_after_cancelled_trials(self, breaker: BreakerPolicy, clock: KitClock) -> None:
-        """Trials that are cancelled, again and again, do not keep it from closing when one succeeds at last."""
+        """After many cancelled trials, a trial that succeeds still closes the breaker."""
         _half_open(breaker, clock)
         for _ in range(_TRIALS):
             breaker.record(0, 0)
@@ -259,7 +261,7 @@ class CircuitBreakerConformance(Conformance):
 
 
 def _allowed(breaker: BreakerPolicy) -> bool:
-    """Asks for a call; only CircuitOpen refuses one."""
+    """Returns whether the breaker allows a call. CircuitOpen is the only way to refuse it."""
     try:
         breaker.before_call()
     except CircuitOpen:
@@ -275,7 +277,7 @@ def _open(breaker: BreakerPolicy) -> None:
         breaker.record(0, 1, error=OSError())
         if breaker.closed is False:
             return
-    fail(f"{_MANY} failures in a row did not open it: `closed` is still {breaker.closed!r}")
+    fail(f"{_MANY} failures in a row did not open the breaker: `closed` is still {breaker.closed!r}")
 
 
 def _advance_until_allowed(breaker: BreakerPolicy, clock: KitClock, when: str) -> None:
@@ -284,24 +286,27 @@ def _advance_until_allowed(breaker: BreakerPolicy, clock: KitClock, when: str) -
             return
         clock.now += 1
     fail(
-        f"{when} it refused every call for {_PATIENCE} seconds: allow a trial after some time, or it stays open for "
-        "ever"
+        f"{when} the breaker refused every call for {_PATIENCE} seconds: allow a trial after some time, or it "
+        "stays open for ever"
     )
 
 
 def _half_open(breaker: BreakerPolicy, clock: KitClock) -> None:
-    """Opens it and waits until it allows a trial, which is then running."""
+    """Opens the breaker and moves the clock until a trial is allowed. That trial is running afterwards."""
     if breaker.closed:
         _open(breaker)
-    _advance_until_allowed(breaker, clock, "after it opened")
-    require(breaker.closed is False, "it allowed a trial and is closed at once; it must close when the trial succeeded")
+    _advance_until_allowed(breaker, clock, "after the breaker opened")
+    require(
+        breaker.closed is False,
+        "the breaker allowed a trial and is closed at once; it must close when the trial succeeded",
+    )
 
 
 def _take_all_trials(breaker: BreakerPolicy) -> None:
     for _ in range(_MANY):
         if not _allowed(breaker):
             return
-    fail(f"it is not closed, and allowed {_MANY} calls at once without a result of any: limit the trials")
+    fail(f"the breaker is not closed, and allowed {_MANY} calls at once without a result of any: limit the trials")
 
 
 def _succeed_until_closed(breaker: BreakerPolicy, clock: KitClock) -> None:
@@ -310,4 +315,4 @@ def _succeed_until_closed(breaker: BreakerPolicy, clock: KitClock) -> None:
             return
         _advance_until_allowed(breaker, clock, "after a trial succeeded")
         breaker.record(1, 0)
-    fail(f"{_TRIALS} trials succeeded one after the other, and it is still not closed")
+    fail(f"{_TRIALS} trials succeeded one after the other, and the breaker is still not closed")

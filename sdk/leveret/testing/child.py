@@ -1,4 +1,4 @@
-"""Runs hostile checks in a forked process, so that a crash, a hang or a huge allocation stays without effect here."""
+"""Runs hostile checks in a forked process, so that a crash, a hang or a huge allocation does not harm this one."""
 
 from __future__ import annotations
 

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["CompressorConformance"]
 
-#: The seed of everything that looks random here, so that a failure comes back.
+#: The seed of all random data here, so that a failure can be repeated.
 _SEED: Final = 20_091_119
 _BOMB_SIZE: Final = 64 * MiB
 _SMALL_BOMB_SIZE: Final = 1 << 16
-#: The shortest random body that no format should take for its own by chance.
+#: From this length on, no random body should be a valid frame by chance.
 _TELLING: Final = 16
 
 
 def _random(size: int) -> bytes:
-    return random.Random(_SEED).randbytes(size)  # noqa: S311 - must come back the same
+    return random.Random(_SEED).randbytes(size)  # noqa: S311 - must be the same each time
 
 
 def _bodies() -> dict[str, bytes]:
@@ -79,7 +79,7 @@ class CompressorConformance(Conformance):
     # ------------------------------------------------------------------ round trips
 
     def test_bodies_come_back_whole_at_every_level(self, spec: CompressorSpec) -> None:
-        """What the lowest, default and highest level write, a compressor of the default level reads."""
+        """A compressor of the default level reads the frames of the lowest, default and highest level."""
         reader = spec.factory(None)
         for level in _levels(spec):
             writer = spec.factory(level)
@@ -103,7 +103,7 @@ class CompressorConformance(Conformance):
             )
 
     def test_repetitive_bodies_become_smaller(self, spec: CompressorSpec) -> None:
-        """At its default level it makes text that repeats itself less than half as large."""
+        """The default level compresses repetitive text to less than half its size."""
         body = b'{"id": 1, "name": "leveret"}' * 4000
         size = len(_compress(spec.factory(None), body))
         require(size < len(body) / 2, f"{len(body)} bytes of repeating text became {size}: it does not compress")
@@ -136,23 +136,23 @@ class CompressorConformance(Conformance):
                 )
 
     def test_bombs_are_refused_within_bounded_memory(self, spec: CompressorSpec) -> None:
-        """64 MiB of zeros raise BodyTooLarge with `max_size` 512 KiB, and take that and 1 MiB of memory at most.
+        """64 MiB of zeros with `max_size` 512 KiB raise BodyTooLarge, and take at most 1.5 MiB of memory.
 
-        The compressed data and one copy of it come on top. Measured in a process of its own, as the growth of its peak
-        resident memory after a first bomb of 64 KiB. A frame that says how large its body is may be refused by that:
-        test one that does not say, or lies, in your own tests.
+        The compressed data and one copy of it may be added to that. The kit measures by how much the peak resident
+        memory of a forked process grows after a first bomb of 64 KiB. A compressor may refuse a frame because of the
+        size that the frame claims: test frames that claim no size, or a wrong one, in your own tests.
         """
-        # Half of a MiB: Python's own zlib takes `max_size` twice, and what the kernel counts is not exact.
+        # Half of a MiB, because Python's own zlib needs `max_size` twice, and the kernel does not count exactly.
         max_size = MiB // 2
         bombs = [spec.factory(level).compress(bytes(_BOMB_SIZE)) for level in _levels(spec)]
-        # The first is the default level's. Others may hardly compress, and are no bombs.
+        # The first comes from the default level. Other levels may hardly compress; their frames are no bombs.
         bombs = [bomb for bomb in bombs if bomb is bombs[0] or len(bomb) <= MiB]
         small_bomb = spec.factory(None).compress(bytes(_SMALL_BOMB_SIZE))
 
         def check() -> None:
             for bomb in bombs:
                 compressor = spec.factory(None)
-                # Everything that is loaded on first use is loaded now, and does not count.
+                # Loads everything that is loaded at first use, so that it does not count.
                 _expect_too_large(compressor, small_bomb, 1024)
                 baseline = peak_memory()
                 _expect_too_large(compressor, bomb, max_size)
@@ -163,8 +163,8 @@ class CompressorConformance(Conformance):
                     "memory: decompress piece by piece and stop, instead of decompressing all of it first",
                 )
 
-        # The kernel counts resident memory in lumps, so one measurement may be a little too high. What decompresses a
-        # bomb as a whole is too high each time.
+        # The kernel counts resident memory in lumps, so one measurement may be a little too high. A compressor that
+        # decompresses the whole bomb is too high each time.
         for left in reversed(range(3)):
             try:
                 in_child(check, "decompressing a bomb")
@@ -176,7 +176,7 @@ class CompressorConformance(Conformance):
     # ------------------------------------------------------------------ in the core
 
     def test_bodies_travel_from_a_producer_to_a_consumer(self, spec: CompressorSpec) -> None:
-        """Through a real client and broker, at every level; the consumer goes by the content encoding alone."""
+        """Bodies pass a real client and broker. The consumer knows only the content encoding, not the level."""
         registry = registry_of("leveret_compressors", spec)
         value = " ".join(str(number) for number in range(5000))
 
@@ -192,7 +192,7 @@ class CompressorConformance(Conformance):
                 async with client.consumer(QUEUE, str) as consumer:
                     message = await take(consumer)
                     encoding = message.content_encoding
-                    # Level 0 of some formats only wraps, and what does not become smaller is sent as it is.
+                    # Level 0 of some formats does not compress, and a body that stays as large is sent as it is.
                     require(
                         encoding == spec.content_encoding or (encoding is None and level == spec.levels[0]),
                         f"a body arrived with the content encoding {encoding!r} (level {level})",
@@ -202,7 +202,7 @@ class CompressorConformance(Conformance):
         with_client(registry, work, "publishing and consuming")
 
     def test_bad_bodies_are_refused_by_a_consumer(self, spec: CompressorSpec) -> None:
-        """A consumer raises DecodeFailed for what is no frame, and BodyTooLarge for a bomb, and then goes on."""
+        """A consumer raises DecodeFailed for a bad frame and BodyTooLarge for a bomb, and takes the next body."""
         registry = registry_of("leveret_compressors", spec)
         compressor = spec.factory(None)
         good, bomb = _compress(compressor, b"hello, hare"), _compress(compressor, bytes(4 * MiB))
@@ -243,7 +243,7 @@ class CompressorConformance(Conformance):
     # ------------------------------------------------------------------ bad data
 
     def test_cut_off_frames_are_refused(self, spec: CompressorSpec) -> None:
-        """Everything that is shorter than what `compress` returned raises, down to nothing at all."""
+        """A frame that is cut off anywhere raises, and so does an empty body."""
 
         def check() -> None:
             compressor = spec.factory(None)
@@ -256,7 +256,7 @@ class CompressorConformance(Conformance):
         in_child(check, "decompressing frames that are cut off")
 
     def test_bytes_behind_the_frame_are_refused(self, spec: CompressorSpec) -> None:
-        """Anything behind the frame raises, even a second frame: the length of the body says where it ends."""
+        """Bytes behind the frame raise, even if they are a second frame: a body is exactly one frame."""
         compressor = spec.factory(None)
         for body in (b"", b"hello, hare" * 3, _random(300)):
             frame = _compress(compressor, body)
@@ -266,15 +266,15 @@ class CompressorConformance(Conformance):
                     frame + behind,
                     10_000,
                     f"decompressing a frame with {what} behind it",
-                    "a body is one complete frame and nothing else; take a decompressor that tells where it ended",
+                    "a body is one complete frame and nothing else; use a decompressor that tells where a frame ends",
                 )
 
     def test_random_bytes_are_refused(self, spec: CompressorSpec) -> None:
-        """Random bytes raise ordinary exceptions; up to 15 bytes, which may mean something by chance, may be taken."""
+        """Random bytes raise ordinary exceptions. Up to 15 bytes may pass: by chance they are a valid frame."""
 
         def check() -> None:
             compressor = spec.factory(None)
-            source = random.Random(_SEED)  # noqa: S311 - must come back the same
+            source = random.Random(_SEED)  # noqa: S311 - must be the same each time
             for size in (*(number % 200 for number in range(2000)), 65_536, MiB):
                 data = source.randbytes(size)
                 what = f"decompressing {size} random bytes"
@@ -313,7 +313,7 @@ class CompressorConformance(Conformance):
         """Two compressors used in turns do what each would do alone."""
         bodies = list(_bodies().values())
         lowest, highest = spec.levels
-        # Sizes, not bytes: a format may hold a time.
+        # Compares sizes, not bytes, because a frame may hold the time.
         alone = [[len(spec.factory(level).compress(body)) for body in bodies] for level in (lowest, highest)]
         one, other = spec.factory(lowest), spec.factory(highest)
         require(one is not other, "the factory returned one object twice; each producer and consumer gets its own")
@@ -348,7 +348,7 @@ class CompressorConformance(Conformance):
         in_threads(work(bodies), work(bodies[::-1]))
 
     def test_works_as_before_after_an_error(self, spec: CompressorSpec) -> None:
-        """Data that was refused, for whatever reason, does not spoil what comes next."""
+        """After data that was refused for any reason, the compressor works as before."""
 
         def check() -> None:
             compressor = spec.factory(None)
@@ -391,7 +391,7 @@ def _decompress(compressor: Compressor, data: bytes, max_size: int, what: str) -
 
 
 def _attempt(compressor: Compressor, data: bytes, max_size: int, what: str) -> bytes | None:
-    """Decompresses what may raise, but only what is ordinary; returns what it gave, or None."""
+    """Decompresses data that may raise an ordinary exception. Returns the body, or None after an exception."""
     try:
         found = compressor.decompress(data, max_size)
     except BaseException as error:

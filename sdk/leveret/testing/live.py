@@ -40,7 +40,7 @@ def with_client(registry: PluginRegistry, work: Callable[[Client], Awaitable[T]]
     """
 
     async def main() -> T:
-        # Without the sinks that the environment names.
+        # Default settings, because the environment may name sinks.
         monitoring = MonitoringSettings()
         async with EmbeddedBroker() as broker, connect(broker.url, plugins=registry, monitoring=monitoring) as client:
             await client.declare(Topology().queue(QUEUE))

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 __all__ = ["Measured", "measure_decompression"]
 
-# Resident memory, because tracemalloc does not see malloc of libraries. On Linux not ru_maxrss, which begins with the
-# memory of the parent before exec and cannot be reset. The body is in a file, so that memory for making it does not
-# count. Three rounds, because malloc behaves differently after large frees.
+# Resident memory, because tracemalloc does not see malloc of libraries. Linux has ru_maxrss, too, but it begins
+# with the memory of the parent before exec and cannot be reset. The body is in a file, so that memory for making it
+# does not count. Three rounds, because malloc behaves differently after large frees.
 _PROGRAM = """
 import ctypes, importlib, pathlib, re, resource, sys
 

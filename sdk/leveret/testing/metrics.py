@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     #: Returns what is exported: (metric name, label values) to value.
     ReadMetrics = Callable[[], Mapping[tuple[str, tuple[str, ...]], float]]
 
-_SENT: Final = Metric("conformance_sendings", "counter", "messages", "What the kit counts.", ("client", "outcome"))
-_BYTES: Final = Metric("conformance_volume", "counter", "bytes", "How much the kit counts.", ("client",))
-_WAITING: Final = Metric("conformance_waiting", "gauge", "messages", "What the kit has waiting.", ("client", "queue"))
-_UP: Final = Metric("conformance_up", "gauge", "", "Whether the kit is up.", ("client",))
+_SENT: Final = Metric("conformance_sendings", "counter", "messages", "Messages of the kit.", ("client", "outcome"))
+_BYTES: Final = Metric("conformance_volume", "counter", "bytes", "Bytes of the kit.", ("client",))
+_WAITING: Final = Metric("conformance_waiting", "gauge", "messages", "Messages that wait.", ("client", "queue"))
+_UP: Final = Metric("conformance_up", "gauge", "", "1 while the kit is up.", ("client",))
 
-#: How often a sink may read the numbers while nobody asks for them: when it starts, and once more.
+#: How often a sink may call `snapshot` while nothing reads its export; `start` may need some of these calls.
 _UNASKED: Final = 3
-#: Seconds for which a sink that nobody asks is watched.
+#: Seconds for which the kit counts these calls.
 _WATCHED: Final = 0.5
-#: Seconds that `start` and `close` may take; the core does not wait longer.
+#: Seconds that `start` and `close` may take. The core waits for `sink_timeout`, 5 s by default.
 _PROMPT: Final = 10.0
 
 _clients = itertools.count(1)
@@ -59,11 +59,11 @@ class KitSource:
         broken: True makes `snapshot` raise.
         calls: How often `snapshot` was called.
         too_often: Set when `snapshot` was called more than three times.
-        step: What the counters are multiples of.
+        step: The factor of all counters.
     """
 
     def __init__(self, client: str = "") -> None:
-        # Exports may be shared by a whole process, where no two tests may mean the same numbers.
+        # All sinks of a process may share one export, so each source needs labels of its own.
         self.client = client or f"conformance-{next(_clients)}"
         self.broken = False
         self.calls = 0
@@ -88,7 +88,7 @@ class KitSource:
         ]
 
     def snapshot(self) -> Iterable[Sample]:
-        """Reads the numbers, and counts that."""
+        """Returns the samples, and counts the call."""
         self.calls += 1
         if self.calls > _UNASKED:
             self.too_often.set()
@@ -101,15 +101,14 @@ class MetricsConformance(Conformance):
     """Checks a metrics sink against `leveret.plugins.MetricsSink`.
 
     Subclass it in a class named `Test...` and override two fixtures. `spec` returns the `MetricsSpec`. `read` returns a
-    function without arguments that asks for the numbers as whoever they are exported to would, and returns them:
-    `{(metric name, label values): value}`. Names may have a prefix and a suffix and other signs between the words;
-    label values may stand in any order, and there may be more of them. It returns what all sinks of the factory export.
+    function without arguments that reads the export as a monitoring system would, and returns
+    `{(metric name, label values): value}` for all sinks of the factory. Names may have a prefix and a suffix, and other
+    characters between the words; label values may stand in any order, and there may be more of them.
 
     Attributes:
-        counters_go_on: All sinks export to one place, such as the metrics page of a process, where a counter must not
-            fall when a client is closed and another of the same name begins at zero: what closed clients counted is
-            added. Set it to False for a sink that exports each client apart, where nobody takes the second for the
-            first.
+        counters_go_on: True: all sinks export to one place, such as the metrics page of a process. A counter must not
+            fall there when a client closes and another client of the same name begins at zero, so the sink adds the
+            counts of closed clients. False: the sink exports each client separately, under a name of its own.
 
     Example:
         >>> import pytest
@@ -139,7 +138,7 @@ class MetricsConformance(Conformance):
 
     @pytest.fixture
     def read(self) -> ReadMetrics:
-        """Reads what is exported; override it. Without it half of the interface could not be checked."""
+        """A function that reads what is exported; override it."""
         override(type(self), "read", "a function that returns {(metric name, label values): value} as exported")
 
     # ------------------------------------------------------------------ the descriptor
@@ -155,7 +154,7 @@ class MetricsConformance(Conformance):
     # ------------------------------------------------------------------ starting and closing
 
     def test_starts_and_closes(self, spec: MetricsSpec) -> None:
-        """Both end within seconds and raise nothing."""
+        """`start` and `close` return within 10 s and raise nothing."""
         sink = spec.factory()
         _start(sink, KitSource())
         _close(sink)
@@ -168,7 +167,7 @@ class MetricsConformance(Conformance):
         _close(sink, "close, called a second time,")
 
     def test_closes_without_start(self, spec: MetricsSpec) -> None:
-        """A sink that was never started can be closed: its client may not have got so far."""
+        """A sink that was never started can be closed."""
         _close(spec.factory(), "close without start")
 
     def test_two_sinks_live_side_by_side(self, spec: MetricsSpec) -> None:
@@ -181,7 +180,7 @@ class MetricsConformance(Conformance):
         _close(other)
 
     def test_many_sinks_start_and_close_at_once(self, spec: MetricsSpec) -> None:
-        """`start` and `close` run in threads; those of several clients may meet."""
+        """The core calls `start` and `close` in threads, for several clients at once."""
 
         def live() -> None:
             for _ in range(10):
@@ -194,7 +193,7 @@ class MetricsConformance(Conformance):
     # ------------------------------------------------------------------ pulling
 
     def test_pulls_only_when_asked(self, spec: MetricsSpec) -> None:
-        """In `start` and the half second after it, while nobody asks, `snapshot` is called three times at most."""
+        """Without a reader, `start` and the half second after it call `snapshot` three times at most."""
         source = KitSource()
         sink = spec.factory()
         _start(sink, source)
@@ -204,13 +203,12 @@ class MetricsConformance(Conformance):
             _close(sink)
         require(
             not often,
-            f"nobody asked for the numbers, and the sink called snapshot more than {_UNASKED} times within "
-            f"{_WATCHED} s: keep the source, and call its snapshot when somebody wants the numbers, or every "
-            "few seconds",
+            f"nothing read the export, and the sink called snapshot more than {_UNASKED} times within {_WATCHED} s: "
+            "keep the source, and call its snapshot when the export is read, or every few seconds",
         )
 
     def test_reads_nothing_after_close(self, spec: MetricsSpec, read: ReadMetrics) -> None:
-        """After `close` the source may be gone: it is not asked again."""
+        """After `close` the sink does not call `snapshot`, because the source may be gone."""
         source = KitSource()
         sink = spec.factory()
         _start(sink, source)
@@ -223,7 +221,7 @@ class MetricsConformance(Conformance):
     # ------------------------------------------------------------------ what is exported
 
     def test_exports_every_sample(self, spec: MetricsSpec, read: ReadMetrics) -> None:
-        """Every number of the source arrives, under a name that contains its metric's and with its label values."""
+        """Every sample is exported with its value and labels, under a name that contains the metric's name."""
         source = KitSource()
         sink = spec.factory()
         _start(sink, source)
@@ -234,7 +232,7 @@ class MetricsConformance(Conformance):
             _close(sink)
 
     def test_exports_both_of_two_sinks(self, spec: MetricsSpec, read: ReadMetrics) -> None:
-        """The numbers of two clients are exported beside each other, and those of one go on when the other closes."""
+        """The numbers of two clients are exported together. When one client closes, those of the other stay."""
         sources = KitSource(), KitSource()
         sinks = spec.factory(), spec.factory()
         for sink, source in zip(sinks, sources, strict=True):
@@ -254,7 +252,7 @@ class MetricsConformance(Conformance):
     def test_counters_never_fall(self, spec: MetricsSpec, read: ReadMetrics) -> None:
         """A counter does not fall, even when its client was closed and another of the same name begins at zero.
 
-        With `counters_go_on = False` the second client is compared with itself.
+        With `counters_go_on = False` the numbers of each client are compared separately.
         """
         first, second = KitSource(), None
         sink = spec.factory()
@@ -282,14 +280,14 @@ class MetricsConformance(Conformance):
                 all(run == sorted(run) for run in runs),
                 f"the counter {sample.metric.name} {sample.labels} was exported as {found}, one after the other. The "
                 "fourth comes from a second client of the same name, which begins at 0: a counter never falls, so add "
-                "the last numbers of sources that were closed, or, if clients are exported apart, set "
+                "the last numbers of sources that were closed, or, if clients are exported separately, set "
                 "`counters_go_on = False`",
             )
 
     # ------------------------------------------------------------------ bad sources
 
     def test_survives_a_source_that_raises(self, spec: MetricsSpec, read: ReadMetrics) -> None:
-        """While one source raises, others are exported; when it works again, so is it."""
+        """While one source raises, the others are exported. A source that works again is exported again."""
         bad, good = KitSource(), KitSource()
         sinks = spec.factory(), spec.factory()
         bad.broken = True

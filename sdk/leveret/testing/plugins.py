@@ -36,9 +36,9 @@ _KITS: Final[dict[str, type[Conformance]]] = {
 }
 #: The fixtures that only a plugin's author can write, and why.
 _UNKNOWN: Final = {
-    "read": "how to read what the sink exports cannot be guessed",
-    "make_breaker": "how to give the breaker another clock cannot be guessed",
-    "breaker": "how to give the breaker another clock cannot be guessed",
+    "read": "the kit cannot know how to read what the sink exports",
+    "make_breaker": "the kit cannot know how to give the breaker another clock",
+    "breaker": "the kit cannot know how to give the breaker another clock",
 }
 
 
@@ -161,9 +161,9 @@ def _attempt(check: Callable[..., None], instance: Conformance, fixtures: dict[s
 
 
 def _values(spec: SerializerSpec) -> tuple[list[tuple[Any, Any]], str]:
-    """Returns the default values that a serializer accepts, and a text about the others or about why there are none."""
+    """Returns the default values that a serializer accepts, and a text: which it refuses, or why there are none."""
     if spec.models is not None:
-        return [], "it is for certain models only, which cannot be guessed"
+        return [], "it is for certain models only, which the kit cannot know"
     taken: list[tuple[Any, Any]] = []
     refused: list[str] = []
     try:
@@ -182,7 +182,7 @@ def _values(spec: SerializerSpec) -> tuple[list[tuple[Any, Any]], str]:
         taken = [(value, None) for value in (b"", b"\x00\xffbytes", bytes(5000)) if _takes(serializer, value, None)]
     kinds = ", ".join(dict.fromkeys(refused))
     if not taken:
-        return [], f"it takes none of the usual values ({kinds}), and others cannot be guessed"
+        return [], f"it takes none of the usual values ({kinds}), and the kit cannot know others"
     mine = ", ".join(dict.fromkeys(type(value).__name__ for value, _ in taken))
     return taken, f"it does not take {kinds}; checked with {mine} alone"
 

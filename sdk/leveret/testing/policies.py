@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BackoffConformance", "RetryConformance", "require_kind", "some_errors"]
 
-#: Attempts from the first to one that no process reaches, and where numbers of 32 and 64 bits end.
+#: Attempts from the first to more than a process reaches, with the limits of 32-bit numbers.
 _ATTEMPTS: Final = sorted(
     {
         *range(1, 200),
@@ -28,7 +28,7 @@ _ATTEMPTS: Final = sorted(
         *(2**power + extra for power in (31, 32) for extra in (0, -1)),
     }
 )
-#: How many delays tell what a policy with jitter may answer.
+#: How many delays show the range of a policy with jitter.
 _SAMPLES: Final = 200
 
 
@@ -44,7 +44,7 @@ class _Base(BaseException):
 
 
 def some_errors() -> list[BaseException]:
-    """One error of every kind that a policy or breaker may be given, and some strange ones."""
+    """Errors of every kind that a policy or breaker may get, and some unusual ones."""
     found: list[BaseException] = [
         Exception("the kit's error"),
         OSError(111, "refused"),
@@ -83,9 +83,9 @@ class RetryConformance(Conformance):
     Subclass it in a class named `Test...` and override the fixture `spec`, which returns the `PolicySpec`.
 
     Attributes:
-        longest_delay: The longest delay in seconds that the policy may answer; a day unless you say so.
-        most_attempts: Attempts after which it must have given up.
-        retried: An error that it retries at least once. None, the default, has the kit look for one among the usual.
+        longest_delay: The longest delay in seconds that the policy may return; a day by default.
+        most_attempts: From this number of failed attempts on, the policy must give up.
+        retried: An error that the policy retries at least once. None: the kit uses several common errors.
 
     Example:
         >>> import pytest
@@ -114,11 +114,11 @@ class RetryConformance(Conformance):
         require_kind(spec, "retry", RetryPolicy)
 
     def test_delays_are_finite_and_bounded(self, spec: PolicySpec) -> None:
-        """For attempts 1 to a thousand million and every kind of error: None, or 0 to `longest_delay` seconds."""
+        """For attempts 1 to 2**32 and common errors: None, or 0 to `longest_delay` seconds."""
         policy = _retry(spec)
         if self.retried is not None:
             delay = policy.next_delay(1, self.retried)
-            require(delay is not None, f"next_delay(1, {type(self.retried).__name__}) is None, yet `retried` says it")
+            require(delay is not None, f"next_delay(1, {type(self.retried).__name__}) is None, yet it is `retried`")
         for attempt in _ATTEMPTS:
             for error in self._errors():
                 what = f"next_delay({attempt}, {type(error).__name__})"
@@ -127,7 +127,7 @@ class RetryConformance(Conformance):
                     _require_delay(delay, self.longest_delay, what)
 
     def test_never_raises_whatever_the_error(self, spec: PolicySpec) -> None:
-        """It is asked about every error, also those that are no Exception or cannot be printed, and answers."""
+        """The policy takes every error, even one that is not an Exception or cannot be printed."""
         policy = _retry(spec)
         for error in some_errors():
             for attempt in (1, 2, 3, 100):
@@ -135,17 +135,18 @@ class RetryConformance(Conformance):
                 _ask(lambda attempt=attempt, error=error: policy.next_delay(attempt, error), what)  # type: ignore[misc]
 
     def test_cancellation_is_never_retried(self, spec: PolicySpec) -> None:
-        """asyncio.CancelledError means that nobody wants the result any more."""
+        """After asyncio.CancelledError the policy returns None: the caller wants no result any more."""
         policy = _retry(spec)
         for attempt in (1, 2, 3):
             delay = policy.next_delay(attempt, asyncio.CancelledError())
             require(
                 delay is None,
-                f"next_delay({attempt}, CancelledError) is {delay!r}; it must be None: who cancels wants an end",
+                f"next_delay({attempt}, CancelledError) is {delay!r}; it must be None: a caller that cancels wants no "
+                "further attempt",
             )
 
     def test_gives_up_in_the_end(self, spec: PolicySpec) -> None:
-        """After `most_attempts` it answers None for every error, and never changes its mind."""
+        """The policy returns None from `most_attempts` on, and after its first None for an error."""
         policy = _retry(spec)
         for error in self._errors():
             given_up = 0
@@ -165,7 +166,7 @@ class RetryConformance(Conformance):
                 )
 
     def test_keeps_no_state_between_calls(self, spec: PolicySpec) -> None:
-        """What it answers depends on its arguments, and chance: not on what it was asked before."""
+        """The result depends on the arguments, and on chance, and not on earlier calls."""
         policy = _retry(spec)
         for error in self._errors():
             _require_stateless(
@@ -174,7 +175,7 @@ class RetryConformance(Conformance):
             )
 
     def test_callers_at_once_do_not_disturb_each_other(self, spec: PolicySpec) -> None:
-        """Two callers with one policy, one ahead of the other, each get as many attempts as they would alone."""
+        """Two callers that share a policy each get as many attempts as a single caller."""
         policy = _retry(spec)
         for error in self._errors():
 
@@ -187,8 +188,8 @@ class RetryConformance(Conformance):
                 for _ in range(20):
                     require(
                         sequence() == alone,
-                        "callers that use one policy at once get other numbers of attempts than one alone: it counts "
-                        "calls. Go by the argument `attempt`",
+                        "callers that share a policy get other numbers of attempts than a single caller: it counts "
+                        "calls. Use the argument `attempt`",
                     )
 
             in_threads(compare, compare)
@@ -212,7 +213,7 @@ class BackoffConformance(Conformance):
     Subclass it in a class named `Test...` and override the fixture `spec`, which returns the `PolicySpec`.
 
     Attributes:
-        longest_delay: The longest delay in seconds that the policy may answer; a day unless you say so.
+        longest_delay: The longest delay in seconds that the policy may return; a day by default.
 
     Example:
         >>> import pytest
@@ -239,16 +240,16 @@ class BackoffConformance(Conformance):
         require_kind(spec, "backoff", BackoffPolicy)
 
     def test_delays_are_finite_and_bounded(self, spec: PolicySpec) -> None:
-        """For attempts 1 to a thousand million: a number of seconds from 0 to `longest_delay`, never None."""
+        """For attempts 1 to 2**32: a number of seconds from 0 to `longest_delay`, never None."""
         policy = _backoff(spec)
         for attempt in _ATTEMPTS:
             what = f"delay({attempt})"
             delay = _ask(lambda attempt=attempt: policy.delay(attempt), what)  # type: ignore[misc]
-            require(delay is not None, f"{what} is None; a backoff policy never gives up: answer seconds")
+            require(delay is not None, f"{what} is None; a backoff policy never gives up: return seconds")
             _require_delay(delay, self.longest_delay, what)
 
     def test_keeps_no_state_between_calls(self, spec: PolicySpec) -> None:
-        """What it answers depends on `attempt`, and chance: not on what it was asked before."""
+        """The delay depends on `attempt`, and on chance, and not on earlier calls."""
         _require_stateless(_backoff(spec).delay, "delay(...)")
 
     def test_callers_at_once_do_not_disturb_each_other(self, spec: PolicySpec) -> None:
@@ -267,7 +268,7 @@ class BackoffConformance(Conformance):
 
 
 def require_kind(spec: PolicySpec, kind: str, interface: type) -> None:
-    """Fails unless the core takes a descriptor of this kind, and its factory makes what has this interface."""
+    """Fails unless the core takes a descriptor of this kind, and its factory makes an object of this interface."""
     require(isinstance(spec, PolicySpec), f"`spec` is a {type(spec).__name__}, not a PolicySpec")
     require(spec.kind == kind, f"the kind of this PolicySpec is {spec.kind!r}; this kit checks {kind!r}")
     try:
@@ -323,12 +324,12 @@ def _require_stateless(ask: Callable[[int], float | None], what: str) -> None:
         old, new = before[attempt], _samples(ask, attempt)
         text = (
             f"{what} for attempt {attempt} was {_range(old)} at first and {_range(new)} after other calls: it keeps "
-            "state. One policy serves all operations at once, so it must go by its arguments alone"
+            "state. One policy serves all operations at once, so its result may depend only on its arguments"
         )
         require((None in old) == (None in new) and (set(old) == {None}) == (set(new) == {None}), text)
         first, second = _numbers(old), _numbers(new)
         if first and second:
-            # Means, which of so many samples of one distribution lie within a few hundredths of its width.
+            # Compares means: for so many samples of one distribution they differ by a few hundredths of its width.
             slack = 0.25 * max(max(first) - min(first), max(second) - min(second)) + 1e-9
             require(abs(statistics.fmean(first) - statistics.fmean(second)) <= slack, text)
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SampleRecord", "SampleStruct", "SerializerConformance", "plain_values"]
 
-#: The seed of everything that looks random here, so that a failure comes back.
+#: The seed of all random data here, so that a failure can be repeated.
 _SEED: Final = 20_091_119
 #: Deep enough to overflow the stack of a parser that recurses in C without counting.
 _NESTED: Final = 250_000
-#: What must not be seen in errors: it stands for what messages say.
+#: Stands for the content of messages, which errors must not show.
 _HIDDEN: Final = "the-hidden-5f1d"
 _SCALARS: Final = (str, bytes, bytearray, int, float, complex, type(None))
 
@@ -57,7 +57,7 @@ class SampleRecord:
 
 
 def plain_values() -> list[tuple[Any, Any]]:
-    """The default value table: what JSON can say, and one Struct and one dataclass with their models."""
+    """The default value table: values that JSON has, a Struct and a dataclass, each with its model or None."""
     numbers = [0, 1, -1, 127, 128, 255, 256, 65_535, 65_536, 2**31, -(2**31), 2**53, -(2**53)]
     floats = [0.5, -0.1, 1.0, 1e300, -1.7976931348623157e308, 5e-324]
     texts = ["", "a", "Grüße", "日本語", "\N{LEVEL SLIDER}\U0001f407", '\x00\x1f"\\/\u2028', "leveret " * 20_000]
@@ -76,7 +76,7 @@ def plain_values() -> list[tuple[Any, Any]]:
 
 
 class Unencodable:
-    """What no serializer can encode."""
+    """An object that no serializer can encode."""
 
     __slots__ = ()
 
@@ -85,7 +85,7 @@ class Unencodable:
 
 
 class Hidden(Unencodable):
-    """What no serializer can encode, and must not be seen in errors."""
+    """An object that no serializer can encode, with a repr that errors must not show."""
 
     __slots__ = ()
 
@@ -98,13 +98,13 @@ class SerializerConformance(Conformance):
 
     Subclass it in a class named `Test...` and override the fixture `spec`, which returns the `SerializerSpec`. A
     serializer that does not take plain values, such as one for protobuf messages or for text alone, overrides `values`
-    as well: a list of (value, model) pairs, where the model is what `decoder` gets to make an equal value of the same
-    type. Values are compared with `==` and by type.
+    as well: a list of (value, model) pairs. `decoder(model)` must decode the encoded value to an equal value of the
+    same type. Values are compared with `==` and by type.
 
     Attributes:
-        prefixes_are_refused: What is encoded from lists, dicts and objects says where it ends, so that every body that
-            is cut off is refused. Set it to False for a format in which the beginning of a body can be a whole body,
-            such as protobuf or YAML.
+        prefixes_are_refused: True: bodies of lists, dicts and objects show where they end, so every body that is cut
+            off is refused. Set it to False for a format in which the beginning of a body can be a whole body, such as
+            protobuf or YAML.
 
     Example:
         >>> import pytest
@@ -128,7 +128,7 @@ class SerializerConformance(Conformance):
 
     @pytest.fixture
     def values(self) -> list[tuple[Any, Any]]:
-        """The values to check with, and their models; override it when yours takes other values."""
+        """The values to check with, and their models; override it when your serializer takes others."""
         return plain_values()
 
     # ------------------------------------------------------------------ the descriptor
@@ -143,20 +143,20 @@ class SerializerConformance(Conformance):
             fail(f"the core does not take this SerializerSpec: {error}")
 
     def test_models_answers_for_every_object(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
-        """`models` says True for each model of `values`, and answers for any other object without raising."""
+        """`models` returns True for each model of `values`, and a bool for any other object, without raising."""
         if spec.models is None:
             return
         for _, model in values:
             require(
                 model is None or spec.models(model) is True,
-                f"models({model!r}) is not True, yet `values` has a value of this model",
+                f"models({model!r}) is not True, although `values` has a value of this model",
             )
         for model in (None, int, str, dict, list[int], object(), "text", 1, SampleStruct, lambda: None):
             try:
                 answer = spec.models(model)
             except BaseException as error:
                 ordinary(error, f"models({model!r})")
-                fail(f"models({model!r}) raised {type(error).__name__}; it must answer False for what is not its own")
+                fail(f"models({model!r}) raised {type(error).__name__}; it must return False for other models")
             require(isinstance(answer, bool), f"models({model!r}) returned {answer!r}; it must return a bool")
 
     # ------------------------------------------------------------------ round trips
@@ -172,7 +172,7 @@ class SerializerConformance(Conformance):
             require(
                 same(value, decoded),
                 f"{describe(value)} came back as {describe(decoded)} (model {model!r}); a round trip must give an "
-                "equal value of the same type. Values that yours cannot carry do not belong into `values`",
+                "equal value of the same type. Remove values that your serializer cannot carry from `values`",
             )
 
     def test_encode_returns_bytes(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
@@ -208,7 +208,7 @@ class SerializerConformance(Conformance):
     # ------------------------------------------------------------------ models
 
     def test_unknown_models_are_refused_with_configuration_error(self, spec: SerializerSpec) -> None:
-        """`decoder` raises ConfigurationError with option "model" for a model that it cannot make, and nothing else."""
+        """For a model that it cannot make, `decoder` raises ConfigurationError with option "model", nothing else."""
         serializer = spec.factory()
         for model in (object(), 1.5, "no model", Unencodable, lambda: None, [1]):
             try:
@@ -234,7 +234,7 @@ class SerializerConformance(Conformance):
     def test_cut_off_bodies_are_refused(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
         """A body that is cut off anywhere raises an ordinary exception, unless `prefixes_are_refused` is False.
 
-        Whatever is returned for it is of the model, never None or half a value.
+        If the decoder returns a value instead, it is an instance of the model.
         """
 
         def check() -> None:
@@ -256,7 +256,7 @@ class SerializerConformance(Conformance):
         in_child(check, "decoding bodies that are cut off")
 
     def test_random_bodies_raise_ordinary_exceptions(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
-        """Random bytes, up to 1 MiB, are decoded or refused; nothing else happens, and a model's decoder returns it."""
+        """Up to 1 MiB of random bytes are decoded or refused. A decoder with a model returns only instances of it."""
         if not spec.safe:
             _skip_unsafe()
 
@@ -331,7 +331,7 @@ class SerializerConformance(Conformance):
     def test_values_travel_from_a_producer_to_a_consumer(
         self, spec: SerializerSpec, values: list[tuple[Any, Any]]
     ) -> None:
-        """Through a real client and broker: by the serializer's name, and by the content type alone."""
+        """Values pass a real client and broker. The consumer gets the serializer's name, or only the content type."""
         registry = registry_of("leveret_serializers", spec)
 
         async def work(client: Client) -> None:
@@ -356,9 +356,11 @@ class SerializerConformance(Conformance):
         with_client(registry, work, "publishing and consuming")
 
     def test_values_do_not_show_in_errors(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
-        """What cannot be encoded raises EncodeFailed, and what cannot be decoded DecodeFailed, without its value.
+        """The EncodeFailed of a bad value, and the DecodeFailed of a bad body, do not show any of it.
 
-        The core passes on the text of a TypeError, and texts that begin with "Expected" or "Object missing".
+        The core quotes the text of a CodecError. When encoding it also quotes a PluginError; when decoding, a
+        `msgspec.ValidationError` that begins with "Expected" or "Object missing". It quotes no other exception of a
+        plugin.
         """
         registry = registry_of("leveret_serializers", spec)
 
@@ -394,7 +396,7 @@ class SerializerConformance(Conformance):
         expected = [_encode(alone, value) for value, _ in values]
         one, other = spec.factory(), spec.factory()
         require(one is not other, "the factory returned one object twice; each producer and consumer gets its own")
-        # All decoders are made before any is used: what one remembers must not be another's model.
+        # All decoders are made before any is used, which shows a serializer that remembers only the last model.
         pairs = [(_decoder(one, model), _decoder(other, model)) for _, model in values]
         order = list(range(len(values)))
         for first, second in zip(order, reversed(order), strict=True):
@@ -436,7 +438,7 @@ class SerializerConformance(Conformance):
         in_threads(work(values), work(values[::-1]))
 
     def test_works_as_before_after_an_error(self, spec: SerializerSpec, values: list[tuple[Any, Any]]) -> None:
-        """A value that cannot be encoded, or a body that cannot be decoded, does not spoil the next."""
+        """After a value that cannot be encoded, or a body that cannot be decoded, the next call works as before."""
 
         def check() -> None:
             serializer = spec.factory()
@@ -505,7 +507,7 @@ def _decoders(serializer: Serializer, values: list[tuple[Any, Any]]) -> Iterator
 
 
 def _attempt(function: Callable[[Any], Any], argument: Any, what: str, *, recursion: bool = False) -> tuple[bool, Any]:
-    """Calls a function that may raise, but only what is ordinary; returns whether it returned, and what."""
+    """Calls a function that may raise an ordinary exception. Returns (True, its result), or (False, None)."""
     try:
         return True, function(argument)
     except BaseException as error:
@@ -529,13 +531,13 @@ def _require_discreet(error: Exception, wanted: type[CodecError], what: str) -> 
     )
     require(
         _HIDDEN not in str(error) and _HIDDEN not in repr(error),
-        f"{what} raised {wanted.__name__} with the value in its text: name types, places and sizes, and never what a "
-        "message says",
+        f"{what} raised {wanted.__name__} with the value in its text: name types, places and sizes, and never the "
+        "content of a message",
     )
 
 
 def _skip_unsafe() -> None:
-    pytest.skip("the serializer says that it is not safe: a body that nobody encoded could run code")
+    pytest.skip("the serializer has safe=False: decoding a body of unknown origin could run code")
 
 
 # ---------------------------------------------------------------------- bad bodies
@@ -554,7 +556,7 @@ def _telling_bodies(spec: SerializerSpec, values: list[tuple[Any, Any]]) -> Iter
         {_HIDDEN: _HIDDEN},
     ):
         with suppress(Exception):
-            # Whole bodies of the wrong kind, from a serializer that takes plain values, and cut off ones.
+            # Bodies of the wrong kind, whole and cut off, from a serializer that takes plain values.
             body = serializer.encode(bad)
             bodies += [body, body[:-1], body + hidden]
     for model, _ in _decoders(serializer, values):
@@ -570,7 +572,7 @@ def _cuts(size: int) -> list[int]:
 
 
 def _random_bodies(*, count: int = 1000, large: bool = True) -> Iterator[bytes]:
-    source = random.Random(_SEED)  # noqa: S311 - must come back the same
+    source = random.Random(_SEED)  # noqa: S311 - must be the same each time
     yield b""
     for number in range(count):
         yield source.randbytes(number % 64 + 1)
@@ -581,18 +583,18 @@ def _random_bodies(*, count: int = 1000, large: bool = True) -> Iterator[bytes]:
 
 
 def _mutations(body: bytes) -> Iterator[bytes]:
-    """The body with 1, 2, 4 or 8 bytes set to 255, anywhere; sizes are written in as many, in most formats."""
+    """The body with 1, 2, 4 or 8 bytes set to 255, in many places: most formats have sizes of so many bytes."""
     for width in (1, 2, 4, 8):
         for start in _cuts(max(len(body) - width + 1, 1)):
             yield body[:start] + b"\xff" * width + body[start + width :]
-    source = random.Random(_SEED)  # noqa: S311 - must come back the same
+    source = random.Random(_SEED)  # noqa: S311 - must be the same each time
     for tag in range(256):
         yield bytes([tag]) + b"\x7f" + b"\xff" * 7 + source.randbytes(8)
         yield bytes([tag]) + b"\xff" * 4
 
 
 def _nested_bodies(serializer: Serializer) -> list[bytes]:
-    """Deeply nested bodies of formats that write what is inside between an opening and a closing part."""
+    """Deeply nested bodies of formats that write inner values between an opening and a closing part."""
     found = []
     for wrap in (lambda inner: [inner], lambda inner: {"a": inner}):
         try:

@@ -92,7 +92,7 @@ class LZ4Compressor:
         size = frame.content_size
         if size is not None and size > max_size:
             raise BodyTooLarge(f"the body claims {size} bytes, more than {max_size}")
-        # The claimed size is limited by the size that so many compressed bytes can have.
+        # Limits a claimed size to what so many compressed bytes can become.
         most = min(max_size if size is None else size, len(data) * _MAX_RATIO)
         if most <= _SMALL:
             return b"".join(frame.chunks(most, _SMALL))
@@ -175,7 +175,7 @@ class _Frame:
         lz4.frame.reset_decompression_context(context)
         view = memoryview(self._data)
         position = 0
-        # Not needed if the data is too short to fill a larger block.
+        # The header keeps its block size if the data is too short to fill a larger block.
         smaller = block_size < min(self.block_size, len(view) * _MAX_RATIO)
         if smaller:
             lz4.frame.decompress_chunk(context, self._header_with(block_size))

@@ -127,7 +127,7 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 #: Checks that a body is one complete object, without decoding it.
 _check: Final = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
-#: It limits the lengths of strings, binaries, arrays, maps and extensions by the length of the body.
+#: `unpackb` limits the lengths of strings, binaries, arrays, maps and extensions by the length of the body.
 _unpack: Final = partial(
     msgpack.unpackb, raw=False, timestamp=_AS_DATETIME, strict_map_key=True, ext_hook=_refuse_extension
 )

@@ -64,7 +64,7 @@ def traced(
         handler: A handler for `Consumer.run`: `async def handler(value, message)`, or an object with such a `__call__`.
         tracer_provider: The tracer provider; by default that of the process.
         propagator: The propagator that reads the context; by default that of the process.
-        queue: The consumer's queue for the span's name, as messages do not tell it.
+        queue: The consumer's queue for the span's name. `leveret.plugins.Delivery` does not have it.
         linked: True: the span is not a child of the publishing's span. It begins a trace of its own, or is a child of
             the current span, and is linked to the publishing's span. For batches of thousands of messages, and for
             messages that wait for hours.

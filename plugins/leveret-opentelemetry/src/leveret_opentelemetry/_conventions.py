@@ -1,4 +1,4 @@
-"""The names that are used of OpenTelemetry's semantic conventions for RabbitMQ, version 1.44.
+"""The names from OpenTelemetry's semantic conventions for RabbitMQ, version 1.44, that this plugin uses.
 
 The package with these names keeps them in a private module and changes them in minor releases, so they are repeated
 here. A test compares them with the package.

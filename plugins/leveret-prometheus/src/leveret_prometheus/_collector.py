@@ -88,7 +88,7 @@ class Collector:
         self._lock = threading.Lock()
         self._sums: MetricsSums[Family] = MetricsSums(family_of, logger, most_closed=MOST_CLOSED)
         # The metrics that the registry knows. The lock does not guard it, because `add` holds the lock while the
-        # registry asks.
+        # registry calls `describe`.
         self._described: dict[str, Family] = {}
 
     def add(self, source: MetricsSource, registry: CollectorRegistry) -> MetricsFeed[Family]:
@@ -126,7 +126,7 @@ class Collector:
             self._sums.remove(feed)
 
     def describe(self) -> Iterable[ExportedMetric]:
-        """Returns the metrics that it claims. prometheus_client calls this when it is registered."""
+        """Returns the metrics that the collector claims. prometheus_client calls this during the registration."""
         return [family.empty() for family in self._described.values()]
 
     def collect(self) -> Iterable[ExportedMetric]:

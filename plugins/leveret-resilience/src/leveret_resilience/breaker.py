@@ -1,4 +1,4 @@
-"""The circuit breaker: it opens when too large a share of the calls of the last minute failed."""
+"""The circuit breaker: it opens when too large a share of the calls in a sliding window failed."""
 
 from __future__ import annotations
 

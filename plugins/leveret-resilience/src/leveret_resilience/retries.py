@@ -45,7 +45,7 @@ def is_transient(error: BaseException, *, retry_unknown: bool = False) -> bool:
     | `PublishError` with outcome NACKED or NOT_SENT, `BackpressureError` | yes: the broker does not have the message |
     | outcome UNKNOWN, `OperationTimeout`, `ConnectionLost`, `ConnectionClosed` | only with `retry_unknown` |
     | `PublishError` with outcome RETURNED | no: there is no binding for it |
-    | `ConnectFailed`, `ResourceLocked` | yes, but not `TLSVerificationError` |
+    | `ConnectFailed`, `ResourceLocked` | yes, but not `TLSVerificationError` and `AuthenticationError` |
     | every other error of Leveret, such as `ConfigurationError`, `EncodeFailed`, `NotFound`, `CircuitOpen` | no |
     | every other `Exception` | yes: nothing is known about it |
     | other `BaseException`s, such as `CancelledError` and `KeyboardInterrupt` | no |
@@ -131,7 +131,7 @@ class BaseRetry(BaseBackoff):
 
 @dataclass(frozen=True, kw_only=True)
 class ExponentialRetry(BaseRetry, ExponentialBackoff):
-    """Tries again after delays that double, with full jitter; see `ExponentialBackoff` and `Retry` for the options.
+    """Tries again after delays that double, with full jitter; see `ExponentialBackoff` and `BaseRetry` for the options.
 
     Example:
         >>> policy = ExponentialRetry(retries=2, jitter=False)
@@ -142,12 +142,12 @@ class ExponentialRetry(BaseRetry, ExponentialBackoff):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRetry(BaseRetry, LinearBackoff):
-    """Tries again after 1, 2, 3 and so on seconds; see `LinearBackoff` and `Retry` for the options."""
+    """Tries again after 1, 2, 3 and so on seconds; see `LinearBackoff` and `BaseRetry` for the options."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedRetry(BaseRetry, FixedBackoff):
-    """Tries again after always the same time; see `FixedBackoff` and `Retry` for the options."""
+    """Always waits for the same time before it tries again; see `FixedBackoff` and `BaseRetry` for the options."""
 
 
 @dataclass(frozen=True)
