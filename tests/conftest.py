@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.brokers import IMITATED
+from tests.support.leftovers import nothing_left_behind
 from tests.support.loops import DEFAULT_LOOP, LOOP_FACTORIES
 from tests.support.rabbitmq import RabbitMQNode, RabbitMQServer
 from tests.support.servers import ON_EVERY_SERVER, node_of
@@ -87,6 +88,13 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, object]:
     if marker is not None and "loop_factories" in marker.kwargs:  # @every_loop
         return LOOP_FACTORIES
     return {DEFAULT_LOOP: LOOP_FACTORIES[DEFAULT_LOOP]}
+
+
+@pytest.fixture
+async def no_leftovers() -> AsyncIterator[None]:
+    """Fails a test that leaves tasks or errors that nobody looked at. Modules ask for it with `pytestmark`."""
+    async with nothing_left_behind():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the integration tests share: a broker, a client, names that are cleaned up, and a look at what is left."""
+"""What the integration tests share: a broker, a client, and names that are cleaned up."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.brokers import Broker, Embedded, RabbitMQ
-from tests.support.leftovers import nothing_left_behind
 from tests.support.servers import ON_EVERY_SERVER, node_of
 
 import leveret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-
-@pytest.fixture
-async def no_leftovers() -> AsyncIterator[None]:
-    """Fails a test that leaves tasks or errors that nobody looked at. Modules ask for it with `pytestmark`."""
-    async with nothing_left_behind():
-        yield
 
 
 @pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])

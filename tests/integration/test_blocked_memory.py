@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.paths import ROOT
 
 from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
 from leveret.message import Outcome
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
-ROOT = Path(__file__).parents[2]
 KiB = 1024
 WATERMARK = 256 * KiB
 BODY = 16 * KiB

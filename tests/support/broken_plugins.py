@@ -1,7 +1,8 @@
 """Sound plugins, each broken in one way, with the conformance kits as their tests.
 
-`tests/unit/test_conformance_kits.py` runs this file with pytest, and expects each `TestBroken...` to be caught by the
-check that its `caught_by` names, with a text that has its `because` in it, and each `TestSound...` to pass everything.
+`tests/functional/test_conformance_kits.py` runs this file with pytest, and expects each `TestBroken...` to be caught by
+the check that its `caught_by` names, with a text that has its `because` in it, and each `TestSound...` to pass
+everything.
 """
 
 from __future__ import annotations

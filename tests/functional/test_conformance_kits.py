@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
 from tests.support import broken_plugins
+from tests.support.paths import ROOT
 
 from leveret import testing
 from leveret.errors import ConfigurationError
@@ -25,8 +25,8 @@ from leveret.testing.child import MiB, in_child, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "support" / "broken_plugins.py"
 KITS = [
     testing.SerializerConformance,

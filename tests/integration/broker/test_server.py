@@ -12,25 +12,15 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from tests.support.leftovers import nothing_left_behind
 from tests.support.loops import every_loop
 
 from leveret.broker import EmbeddedBroker, serve_forever
 from leveret.broker.__main__ import main
 from leveret.errors import ConfigurationError, TransportError
 from leveret.protocol.commands import PROTOCOL_HEADER, Connection, encode, make
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-@pytest.fixture
-async def no_leftovers() -> AsyncIterator[None]:
-    async with nothing_left_behind():
-        yield
 
 
 def path_for(folder: Path) -> str:

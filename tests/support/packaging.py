@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SOURCES = ROOT / "cext" / "leveret"
 EXTENSIONS = sorted(str(path.relative_to(SOURCES).with_suffix("")) for path in SOURCES.rglob("*.pyx"))
 

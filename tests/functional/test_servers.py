@@ -6,17 +6,16 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.support import rabbitmq
+from tests.support.paths import ROOT
 from tests.support.rabbitmq import RabbitMQServer, RabbitMQUnavailableError, find_servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-ROOT = Path(__file__).parents[2]
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ def test_which_tests_run_on_which_server(
     }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", f"--other-servers={others}",
-         "tests/integration/test_consumer_changes.py"],
+         "tests/integration/consuming/test_consumer_changes.py"],
         cwd=ROOT,
         env={**os.environ, "LEVERET_RABBITMQ_BIN": f"{server('3.10.8')}{os.pathsep}{server('4.3.6')}"},
         capture_output=True,

@@ -20,8 +20,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),

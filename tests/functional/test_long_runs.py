@@ -6,18 +6,17 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from asv_bench import killed, ordered, soak
+from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-ROOT = Path(__file__).parents[2]
 
 
 async def run(program: str, *arguments: str, status: int = 0) -> str:

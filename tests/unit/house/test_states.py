@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.paths import ROOT
 
-PAGE = (Path(__file__).parents[2] / "docs" / "states.md").read_text()
+PAGE = (ROOT / "docs" / "states.md").read_text()
 MACHINES = {
     heading: (table, module)
     for heading, table, module in re.findall(

@@ -11,11 +11,14 @@ import subprocess
 import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PACKAGE = ROOT / "sdk" / "leveret"
 SOURCES = ROOT / "cext" / "leveret"
 

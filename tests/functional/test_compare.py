@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -24,9 +23,11 @@ from asv_bench.compare.job import KINDS, Task
 from asv_bench.compare.plan import CASES, SIZES, Cell, Peer, Runner, Way, make_plan, rotated
 from asv_bench.compare.report import MarkerError, Report
 from asv_bench.compare.results import Sample, Series, ratio, summarize
+from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from asv_bench.compare.job import Address
     from asv_bench.compare.results import Row
@@ -422,7 +423,7 @@ def test_the_summary_has_six_clients_at_most_each_at_its_best() -> None:
 
 
 def test_the_readme_has_one_short_table_of_figures_and_the_page_has_all() -> None:
-    root = Path(__file__).parents[2]
+    root = ROOT
     readme = (root / "README.md").read_text()
     assert report.places(root / "README.md") == ["summary"]
     assert report.places(root / "docs" / "comparison.md") == ["full"]

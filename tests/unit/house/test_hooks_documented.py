@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from pathlib import Path
 
 import pytest
+from tests.support.paths import ROOT
 
 from leveret.plugins import hookspecs
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "plugins" / "hooks.md"
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.paths import ROOT
 
 from leveret import settings
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

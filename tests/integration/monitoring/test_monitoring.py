@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.paths import ROOT
 from tests.support.plugins import plugin
 
 import leveret
@@ -254,6 +254,6 @@ async def test_plugins_are_told_what_happens_to_connections(broker: EmbeddedBrok
 
 
 def test_the_page_lists_every_metric_as_it_is() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    page = (ROOT / "docs" / "monitoring.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert rows == [f"| `{metric.name}` | {metric.kind} | {metric.unit} | `{metric.labels[1]}` |" for metric in METRICS]

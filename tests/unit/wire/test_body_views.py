@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import frames, malformed, strategies
-from tests.unit.test_framing_fuzz import mutated
+from tests.unit.wire.test_framing_fuzz import mutated
 
 from leveret.codecs.decoding import BodyDecoder
 from leveret.errors import ConfigurationError, DecodeFailed, RemoteProtocolError

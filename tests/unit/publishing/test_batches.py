@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import strategies
-from tests.support.leftovers import nothing_left_behind
 
 from leveret import BatchResult
 from leveret.errors import BackpressureError, ConfigurationError
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
 assert strategies  # its import loads the hypothesis profile
 
 
-@pytest.fixture(autouse=True)
-async def no_leftovers() -> AsyncIterator[None]:
-    async with nothing_left_behind():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 async def turns(count: int = 10) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from pamqp import commands as pamqp_commands
 from pamqp import exceptions as pamqp_exceptions
+from tests.support.paths import ROOT
 
 from leveret import errors
 from leveret.protocol import commands
 from leveret.wire import numbers
 
-SOURCES = Path(__file__).parents[2] / "cext" / "leveret"
+SOURCES = ROOT / "cext" / "leveret"
 #: How the enums of the compiled modules begin: class ids, and method ids with the name of their class in front.
 ENUM_MEMBER = re.compile(r"^    ((?:CONNECTION|CHANNEL|BASIC)(?:_[A-Z_]+)?) = ([0-9]+)$", re.MULTILINE)
 

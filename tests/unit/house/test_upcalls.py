@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "cext" / "leveret"
 PACKAGE = ROOT / "sdk" / "leveret"
 
