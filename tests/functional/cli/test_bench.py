@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.command_line import TIMEOUT, ended, leveret, running, start
 from tests.support.servers import ON_EVERY_SERVER, node_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.rabbitmq import RabbitMQNode
 
-COMMAND = [sys.executable, "-m", "leveret.cli"]
-TIMEOUT = 40.0
 # The guide's, and concurrent-publish.
 NAMES = ["basic-publish", "batch-publish", "concurrent-publish", "basic-consume", "concurrent-consume", "serialization"]
 COMMON = {
@@ -32,12 +28,6 @@ COMMON = {
     "broker_cpu_us_per_msg",
     "peak_rss_mib",
 }
-
-
-def leveret(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == status, f"status {done.returncode}:\n{done.stdout}{done.stderr}"
-    return done
 
 
 def latency(name: str) -> set[str]:
@@ -69,23 +59,6 @@ def check_figures(report: dict[str, Any], *, count: int, repeat: int) -> None:
 def left_on(node: RabbitMQNode) -> list[str]:
     names = [*node.ctl("list_queues", "name").split(), *node.ctl("list_exchanges", "name").split()]
     return [name for name in names if name.startswith(("benchmark-", "demo-"))]
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@contextlib.contextmanager
-def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def running(*arguments: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-    return ended(start(*arguments))
 
 
 def test_bench_on_the_embedded_broker_reports_all_figures() -> None:

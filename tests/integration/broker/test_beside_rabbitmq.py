@@ -20,7 +20,6 @@ import pika.exceptions
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
-from leveret.broker import EmbeddedBroker
 from leveret.protocol.commands import (
     PROTOCOL_HEADER,
     Basic,
@@ -39,9 +38,11 @@ from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun, MethodFrame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from tests.support.rabbitmq import RabbitMQNode
+
+    from leveret.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.integration, pytest.mark.server_version]
 
@@ -921,12 +922,6 @@ NEWER: dict[str, list[tuple[tuple[int, ...], Callable[[Seen, str], Seen]]]] = {
 
 
 # ---------------------------------------------------------------------- the tests
-
-
-@pytest.fixture
-async def embedded() -> AsyncIterator[EmbeddedBroker]:
-    async with EmbeddedBroker() as broker:
-        yield broker
 
 
 def _converse(url: str, name: str, what: str) -> list[object]:

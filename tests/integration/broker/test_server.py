@@ -16,16 +16,12 @@ from typing import Any
 
 import pytest
 from tests.support.loops import every_loop
+from tests.support.paths import path_for
 
 from leveret.broker import EmbeddedBroker, serve_forever
 from leveret.broker.__main__ import main
 from leveret.errors import ConfigurationError, TransportError
 from leveret.protocol.commands import PROTOCOL_HEADER, Connection, encode, make
-
-
-def path_for(folder: Path) -> str:
-    # A unix socket's path has some 100 bytes at the most; pytest's folders may be longer.
-    return os.path.relpath(folder / "b")
 
 
 def exists(path: str) -> bool:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import msgspec
 import pytest
+from tests.support.bodies import decoded, publish_raw, sent, taken_raw
 from tests.support.plugins import compressor_plugin, plugin, serializer_plugin
 
 import leveret
-from leveret.broker import EmbeddedBroker
 from leveret.errors import (
     BodyTooLarge,
     CodecError,
@@ -27,9 +27,8 @@ from leveret.errors import (
 from leveret.plugins import CompositeSpec, PluginRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from leveret import Message
+    from leveret.broker import EmbeddedBroker
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -38,44 +37,9 @@ SECRET = "do-not-tell-7731"
 
 
 @dataclasses.dataclass
-class Order:
+class Shipment:
     id: int
     text: str
-
-
-async def sent(client: leveret.Client, queue: str, value: Any, **options: Any) -> Message:
-    """Publishes a value and takes its message back, undecoded."""
-    async with client.producer(**options) as producer:
-        await producer.publish(value, queue)
-    return await taken(client, queue)
-
-
-async def taken(client: leveret.Client, queue: str) -> Message:
-    async with client.consumer(queue, serializer="bytes") as consumer:
-        message = await consumer.get()
-        assert message is not None
-        message.ack()
-        return message
-
-
-async def decoded(client: leveret.Client, queue: str, model: Any = None, **options: Any) -> Any:
-    """Takes the queue's message and its value."""
-    async with client.consumer(queue, model, **options) as consumer:
-        message = await consumer.get()
-        assert message is not None
-        message.ack()
-        return message.value
-
-
-async def publish_raw(client: leveret.Client, queue: str, body: bytes, **options: Any) -> None:
-    async with client.producer(serializer="bytes") as producer:
-        await producer.publish(body, queue, **options)
-
-
-@pytest.fixture
-async def embedded() -> AsyncIterator[EmbeddedBroker]:
-    async with EmbeddedBroker() as broker:
-        yield broker
 
 
 # ---------------------------------------------------------------------- compression
@@ -99,7 +63,7 @@ async def test_headers_of_the_caller_are_kept_beside_the_original_size(client: l
         for size in (2000, 70_000):
             text = "".join(str(i) for i in range(size))
             await producer.publish(text, queue, headers=headers, message_id=str(size), priority=3)
-            message = await taken(client, queue)
+            message = await taken_raw(client, queue)
             assert message.headers == {"tenant": 7, "original-size": len(text) + 2}
             assert (message.message_id, message.priority) == (str(size), 3)
         assert headers == {"tenant": 7}
@@ -183,9 +147,9 @@ async def test_a_mandatory_compressed_message_that_no_queue_takes_is_tied_to_its
         assert caught.value.outcome is leveret.Outcome.RETURNED
 
 
-@pytest.mark.parametrize("model", [None, Order])
+@pytest.mark.parametrize("model", [None, Shipment])
 async def test_consumers_decompress_without_being_told(client: leveret.Client, queue: str, model: Any) -> None:
-    order = Order(7, "carrots " * 1000)
+    order = Shipment(7, "carrots " * 1000)
     async with client.producer(compressor="gzip") as producer:
         for _ in range(3):
             await producer.publish(order, queue)
@@ -214,7 +178,7 @@ async def test_hybrid_says_with_the_content_type_what_it_chose(
 ) -> None:
     async with client.producer(serializer="hybrid") as producer:
         await producer.publish_batch([value, value], queue)
-    message = await taken(client, queue)
+    message = await taken_raw(client, queue)
     assert (message.content_type, message.body) == (content_type, body)
     # Nothing is tried and nothing guessed: 7 in JSON would be 55 in MessagePack.
     assert await decoded(client, queue) == value
@@ -475,7 +439,7 @@ async def test_an_option_that_names_nothing_is_an_error(
     [
         ({"accept": ["text/x-none"]}, "accept", "no serializer reads 'text/x-none'"),
         ({"serializer": "yaml"}, "serializer", "there is no serializer 'yaml'"),
-        ({"model": Order, "accept": ["text/plain"]}, "model", "text decodes into str"),
+        ({"model": Shipment, "accept": ["text/plain"]}, "model", "text decodes into str"),
     ],
 )
 async def test_a_consumer_that_could_never_decode_is_an_error(

@@ -8,7 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.brokers import Embedded, RabbitMQ
+from tests.support.brokers import open_channels
 from tests.support.conversation import method
 from tests.support.loops import every_loop
 from tests.support.proxy import Proxy
@@ -30,7 +30,7 @@ from leveret.protocol.commands import Basic
 from leveret.protocol.commands import Channel as ChannelMethods
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from tests.support.brokers import Broker
 
@@ -38,25 +38,6 @@ if TYPE_CHECKING:
     from leveret.connection.channel import Channel
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-async def open_channels(broker: Broker, connection: leveret.Connection) -> int:
-    """How many channels the broker has for a connection."""
-    here = connection.transport.extra_info("sockname")
-    if isinstance(broker, Embedded):
-        (session,) = (s for s in broker.broker.sessions if s.transport.extra_info("peername") == here)
-        return len(session._channels)
-    assert isinstance(broker, RabbitMQ)
-    listed = await asyncio.to_thread(broker.node.ctl, "list_connections", "peer_port", "channels")
-    (line,) = (line for line in listed.splitlines() if line.split("\t")[0] == str(here[1]))
-    return int(line.split("\t")[1])
-
-
-@pytest.fixture
-async def dedicated(client: leveret.Client) -> AsyncIterator[DedicatedConnection]:
-    """A dedicated connection with few channels."""
-    async with client.dedicated_connection("dedicated", max_channels=3) as connection:
-        yield connection
 
 
 # ---------------------------------------------------------------------- what it is

@@ -25,15 +25,9 @@ from leveret.errors import ConnectFailed, ConnectionClosed, OperationTimeout
 from leveret.settings import ConnectionSettings, Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Iterable
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-@pytest.fixture
-async def embedded() -> AsyncIterator[EmbeddedBroker]:
-    async with EmbeddedBroker() as broker:
-        yield broker
 
 
 def settings(ports: Iterable[int], **options: float) -> ConnectionSettings:

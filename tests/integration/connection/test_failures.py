@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.brokers import publish_until_blocked
 from tests.support.loops import every_loop
-from tests.support.proxy import Proxy
+from tests.support.outcomes import AT_ONCE, awaited, failure_at_once
 
 import leveret
 from leveret import Classic, Outcome, Topology
@@ -26,37 +26,12 @@ from leveret.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Callable
 
     from tests.support.brokers import Broker
+    from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-#: Seconds that a call may take which is told at once.
-AT_ONCE = 2
-
-
-@pytest.fixture
-async def proxy(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[Proxy]:
-    """Stands between the clients of a test and the broker; names are cleaned up without it."""
-    async with Proxy(broker.url) as running:
-        yield running
-
-
-@pytest.fixture
-async def proxied(proxy: Proxy) -> AsyncIterator[leveret.Client]:
-    """A client that reaches the broker through the proxy."""
-    async with leveret.connect(proxy.url, close_timeout=0.5) as client:
-        yield client
-
-
-async def failure(awaitable: Awaitable[Any]) -> BaseException | Any:
-    """The error that something ends with, or its result, soon."""
-    try:
-        async with asyncio.timeout(AT_ONCE):
-            return await awaitable
-    except leveret.LeveretError as error:
-        return error
 
 
 class Waiters:
@@ -101,7 +76,7 @@ class Waiters:
         assert not any(task.done() for task in self.tasks.values())
 
     async def outcomes(self) -> dict[str, Any]:
-        return {name: await failure(task) for name, task in self.tasks.items()}
+        return {name: await failure_at_once(task) for name, task in self.tasks.items()}
 
     async def _handler(self, value: Any, message: leveret.Message) -> None:
         message.release()
@@ -153,21 +128,21 @@ async def refuse_what_was_open(proxy: Proxy, proxied: leveret.Client, queue: str
     assert await consumer.get() is None
     getattr(proxy, how)()
     for call in (anext(consumer), channel.basic_qos(1)):
-        assert type(await failure(call)) is ConnectionLost  # from here on both connections know
+        assert type(await failure_at_once(call)) is ConnectionLost  # from here on both connections know
 
     with pytest.raises(PublishError) as at_once:
         producer.publish_nowait(1, queue)
     for refused in (
         at_once.value,
-        await failure(producer.publish(1, queue)),
-        (await failure(producer.publish_batch([1], queue))).failures[0],
+        await failure_at_once(producer.publish(1, queue)),
+        (await failure_at_once(producer.publish_batch([1], queue))).failures[0],
     ):
         assert isinstance(refused, PublishError)
         assert refused.outcome is Outcome.NOT_SENT
         assert isinstance(refused.__cause__, ConnectionLost)
-    assert await failure(producer.flush()) is None
+    assert await failure_at_once(producer.flush()) is None
     for call in (consumer.get(), anext(consumer), proxied.connection.update_secret("guest")):
-        assert type(await failure(call)) is ConnectionLost
+        assert type(await failure_at_once(call)) is ConnectionLost
     await producer.close()
     await consumer.close()
 
@@ -183,7 +158,7 @@ async def test_a_producer_goes_on_when_its_connection_was_lost(
         waiting = asyncio.create_task(producer.publish("under way, too", queue))
         await asyncio.sleep(0)
         getattr(proxy, how)()
-        for lost in (await failure(producer.wait_for(ticket)), await failure(waiting)):
+        for lost in (await failure_at_once(producer.wait_for(ticket)), await failure_at_once(waiting)):
             assert isinstance(lost, PublishError)
             assert lost.outcome is Outcome.UNKNOWN
             assert isinstance(lost.__cause__, ConnectionLost)
@@ -204,7 +179,7 @@ async def test_new_producers_and_consumers_get_a_new_connection_when_the_old_one
     lost = proxied.connection
     channel = await proxied.channel()
     proxy.reset()
-    assert type(await failure(channel.basic_qos(1))) is ConnectionLost
+    assert type(await failure_at_once(channel.basic_qos(1))) is ConnectionLost
 
     async with proxied.producer() as producer:
         assert await producer.publish("after the loss", queue)
@@ -222,9 +197,9 @@ async def test_new_producers_and_consumers_get_a_new_connection_when_the_old_one
 async def test_the_reason_is_told_when_no_new_connection_can_be_made(proxy: Proxy, proxied: leveret.Client) -> None:
     channel = await proxied.channel()
     await proxy.stop()
-    assert type(await failure(channel.basic_qos(1))) is ConnectionLost
+    assert type(await failure_at_once(channel.basic_qos(1))) is ConnectionLost
 
-    assert type(await failure(proxied.channel())) is ConnectFailed
+    assert type(await failure_at_once(proxied.channel())) is ConnectFailed
 
 
 async def test_the_reason_is_told_when_the_broker_closes_the_connection(
@@ -238,7 +213,7 @@ async def test_the_reason_is_told_when_the_broker_closes_the_connection(
 
     await broker.close_connections()
 
-    error = await failure(publishing)
+    error = await failure_at_once(publishing)
     assert isinstance(error, PublishError)
     assert error.outcome in (Outcome.UNKNOWN, Outcome.NOT_SENT)
     outcomes = await waiters.outcomes()
@@ -272,9 +247,9 @@ async def test_a_message_comes_again_when_the_connection_is_lost_while_it_is_han
     task = asyncio.create_task(consumer.run(handler))
     await started.wait()
     proxy.reset()
-    assert isinstance(await failure(proxied.consumer(queue).get()), ConnectionLost)
+    assert isinstance(await failure_at_once(proxied.consumer(queue).get()), ConnectionLost)
     lost.set()
-    assert isinstance(await failure(task), ConnectionLost)
+    assert isinstance(await failure_at_once(task), ConnectionLost)
     assert settled == [False]
     async with asyncio.timeout(5), client.consumer(queue) as again:
         message = await anext(again)
@@ -353,7 +328,7 @@ async def test_the_connection_lives_when_both_sides_close_a_channel_at_once(clie
         await asyncio.sleep(0)
         await asyncio.gather(*(channel.close() for channel in channels))
         for task in refused:
-            assert isinstance(await failure(task), leveret.errors.ChannelClosed)
+            assert isinstance(await failure_at_once(task), leveret.errors.ChannelClosed)
     assert client.connection.is_open
 
 
@@ -438,13 +413,6 @@ async def test_closing_ends_when_the_broker_does_not_answer(proxy: Proxy, queue:
 # ---------------------------------------------------------------------- the broker blocks
 
 
-@pytest.fixture
-async def blockable(broker: Broker) -> AsyncIterator[Broker]:
-    """A broker that is not blocked any more after the test, whatever happened."""
-    yield broker
-    await broker.unblock()
-
-
 async def test_publishing_waits_and_acknowledging_goes_on_when_the_broker_is_short_of_memory(
     blockable: Broker, client: leveret.Client, queue: str
 ) -> None:
@@ -488,14 +456,6 @@ async def test_publishing_waits_and_acknowledging_goes_on_when_the_broker_is_sho
         assert client.connection.blocked is None
 
 
-async def publish_until_blocked(client: leveret.Client, producer: leveret.Producer, queue: str) -> None:
-    """The broker says that it blocks to who publishes, and may or may not take that message before."""
-    async with asyncio.timeout(5):
-        while client.connection.blocked is None:
-            with contextlib.suppress(ConfirmTimeout):
-                await producer.publish("the first", queue)
-
-
 async def test_closing_ends_when_the_broker_blocks(blockable: Broker, queue: str) -> None:
     client = await leveret.connect(blockable.url, close_timeout=0.3)
     producer = await client.producer(confirm_timeout=0.3).open()
@@ -506,7 +466,7 @@ async def test_closing_ends_when_the_broker_blocks(blockable: Broker, queue: str
     started = time.monotonic()
     await client.close()
     assert time.monotonic() - started < 2
-    error = await failure(waiting)
+    error = await failure_at_once(waiting)
     assert isinstance(error, PublishError)
     assert error.outcome is Outcome.NOT_SENT
 
@@ -557,13 +517,9 @@ async def test_the_outcome_is_nacked_when_the_broker_refuses_a_message(
         tickets = [producer.publish_nowait(number, queue) for number in range(50)]
         outcomes = []
         for ticket in tickets:
-            result = await failure(wait(ticket))
+            result = await failure_at_once(awaited(ticket))
             outcomes.append(result.outcome)
     assert outcomes == [Outcome.CONFIRMED] + [Outcome.NACKED] * 49
-
-
-async def wait(ticket: leveret.Ticket) -> leveret.Receipt:
-    return await ticket
 
 
 # ---------------------------------------------------------------------- cancelled

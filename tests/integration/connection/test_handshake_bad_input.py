@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pamqp.commands import Basic, Channel, Confirm, Connection, Queue
+from tests.corpus.frames import frame
 from tests.support.conversation import content, nested_table, raw_method
 from tests.support.loops import every_loop
-from tests.support.peers import FakeServer, Peer, silent_address
+from tests.support.outcomes import refusal
+from tests.support.peers import FakeServer, Peer, silent_address, start_with, two_connections
 from tests.support.rabbitmq import free_ports
 from tests.support.secrets import PASSWORD, assert_not_shown
 
@@ -39,19 +39,6 @@ if TYPE_CHECKING:
     from tests.support.brokers import Broker
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-FRAME_END = b"\xce"
-
-
-async def refusal(awaitable: Awaitable[Any], *, within: float = 5) -> LeveretError:
-    """The error that something ends with, in time, and without a secret in it."""
-    started = time.monotonic()
-    with pytest.raises(LeveretError) as refused:
-        async with asyncio.timeout(within + 5):
-            await awaitable
-    assert time.monotonic() - started < within
-    assert_not_shown(refused.value)
-    return refused.value
 
 
 def with_credentials(url: str, user: str = "guest", password: str = PASSWORD) -> str:
@@ -298,10 +285,6 @@ async def test_the_attempt_ends_when_the_server_hangs_up_in_the_handshake(
     assert type(error) is kind
 
 
-def start_with(properties: bytes) -> bytes:
-    return raw_method(0, 10, 10, b"\0\x09" + properties + b"\0\0\0\5PLAIN\0\0\0\5en_US")
-
-
 NONSENSE = {
     "table nested 600 deep": (start_with(nested_table(600)), TableSyntaxError, ["connection.start", "32"]),
     # 1,000 levels do not fit the frames that may come before tune, and are refused for that.
@@ -327,7 +310,7 @@ NONSENSE = {
     "wrong frame end": (b"\1\0\0\0\0\0\4\0\x0a\0\x0aX", FrameError, ["0x58", "0xce"]),
     "method of two bytes": (b"\1\0\0\0\0\0\2\0\x0a\xce", FrameError, ["2 bytes"]),
     "heartbeat on a channel": (b"\x08\0\1\0\0\0\0\xce", FrameError, ["heartbeat", "channel 1"]),
-    "content header": (b"\2\0\1\0\0\0\x0e" + bytes(14) + FRAME_END, RemoteProtocolError, ["channel 1"]),
+    "content header": (b"\2\0\1\0\0\0\x0e" + bytes(14) + b"\xce", RemoteProtocolError, ["channel 1"]),
 }
 
 
@@ -389,15 +372,11 @@ async def test_a_server_text_cannot_forge_a_log_line_when_it_refuses() -> None:
 HEADER = b"\0\x3c\0\0" + (10).to_bytes(8, "big") + b"\0\0"
 
 
-def frame(kind: int, channel: int, payload: bytes, end: bytes = FRAME_END) -> bytes:
-    return bytes([kind]) + channel.to_bytes(2, "big") + len(payload).to_bytes(4, "big") + payload + end
-
-
 DELIVER = raw_method(1, 60, 60, b"\3tag" + (1).to_bytes(8, "big") + b"\0\0\1q")
 
 CORRUPT = {
     "unknown frame type": (b"\x09\0\1\0\0\0\0\xce", FrameError, 501),
-    "wrong frame end": (frame(1, 1, b"\0\x14\0\x0b\0\0\0\0", b"\xcd"), FrameError, 501),
+    "wrong frame end": (frame(1, 1, b"\0\x14\0\x0b\0\0\0\0", end=0xCD), FrameError, 501),
     "frame over frame_max": (b"\3\0\1\0\1\xff\xf9", FrameError, 501),
     "frame of 4 GiB": (b"\3\0\1\xff\xff\xff\xff", FrameError, 501),
     "method of three bytes": (frame(1, 1, b"\0\x3c\0"), FrameError, 501),
@@ -489,24 +468,6 @@ async def test_nothing_is_delivered_when_the_connection_ends_inside_a_message(si
         error = await refusal(anext(consumer), within=1)
         assert type(error) is ConnectionLost
         assert consumer.counters()["delivered"] == 0
-
-
-@contextlib.asynccontextmanager
-async def two_connections(consuming: Callable[[Peer], Awaitable[None]]) -> Any:
-    """A server whose first connection, for publishing, is a good one; the second runs the script."""
-    count = 0
-
-    async def script(peer: Peer) -> None:
-        nonlocal count
-        count += 1
-        if count == 1:
-            await peer.handshake()
-            await peer.linger()
-        else:
-            await consuming(peer)
-
-    async with FakeServer(script) as server:
-        yield server.url
 
 
 async def test_the_consumer_goes_on_when_a_message_has_properties_that_are_malformed() -> None:

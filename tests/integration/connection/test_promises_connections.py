@@ -12,7 +12,7 @@ from tests.support.brokers import Embedded, RabbitMQ
 from tests.support.loops import every_loop
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
-from tests.support.rabbitmq import RabbitMQNode
+from tests.support.rabbitmq import RabbitMQNode, listed
 from tests.support.servers import ON_EVERY_SERVER, server_of
 
 import leveret
@@ -38,14 +38,6 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads options as Linux has them")
 
 FRAME_MAX = 1_048_576
-
-
-async def listed(node: RabbitMQNode, name: str, *columns: str) -> list[list[str]]:
-    """What the broker lists of the connections with this name."""
-    arguments = ("list_connections", "--no-table-headers", "client_properties", *columns)
-    table = await asyncio.to_thread(node.ctl, *arguments)
-    rows = [line.split("\t") for line in table.splitlines()]
-    return [row[1:] or row for row in rows if f'{{"connection_name","{name}"}}' in row[0]]
 
 
 # ---------------------------------------------------------------------- the client

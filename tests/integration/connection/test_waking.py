@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from pamqp.commands import Basic, Channel, Confirm, Connection
+from tests.support.confirming import mute, producing
 from tests.support.peers import ANSWERS, FakeServer, Peer
 
 import leveret
@@ -16,27 +16,9 @@ from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfirmTimeout, PublishError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-async def mute(peer: Peer) -> None:
-    """A server that takes publishings and never confirms."""
-    await peer.handshake()
-    await peer.answer(Channel.Open, Confirm.Select)
-    await peer.linger()
-
-
-@asynccontextmanager
-async def producing(script: Callable[[Peer], Awaitable[None]], **options: Any) -> AsyncIterator[leveret.Producer]:
-    """A producer of the default exchange on a server with this script."""
-    async with (
-        FakeServer(script) as server,
-        leveret.connect(server.url) as client,
-        client.producer(serializer="bytes", **options) as producer,
-    ):
-        yield producer
 
 
 async def seconds_of(awaitable: Awaitable[object]) -> float:

@@ -21,8 +21,6 @@ import leveret
 from leveret.errors import AccessRefused, ConfigurationError, ConsumerCancelled, DecodeFailed, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.support.brokers import Broker
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -30,11 +28,6 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 class Order(msgspec.Struct):
     id: int
-
-
-@pytest.fixture
-async def queues(client: leveret.Client, name: Callable[[str], str]) -> Queues:
-    return await Queues(client, name).declare()
 
 
 # ---------------------------------------------------------------------- what a handler's result does

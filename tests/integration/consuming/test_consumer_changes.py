@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from pamqp.commands import Basic
-from tests.support.handling import Queues, running, until
+from tests.support.handling import Queues, broken_off, running, until
 from tests.support.peers import ANSWERS, FakeServer, Peer
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
@@ -24,20 +24,6 @@ if TYPE_CHECKING:
     from tests.support.rabbitmq import RabbitMQNode
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-@pytest.fixture
-async def queues(client: leveret.Client, name: Callable[[str], str]) -> Queues:
-    return await Queues(client, name).declare()
-
-
-async def broken_off(call: Any, turns: int) -> None:
-    """Cancels a call after so many turns of the event loop."""
-    task = asyncio.ensure_future(call)
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task])
 
 
 # ---------------------------------------------------------------------- without acknowledgements

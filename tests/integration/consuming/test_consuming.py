@@ -19,16 +19,11 @@ from leveret import Outcome, Quorum, Topology
 from leveret.errors import CodecError, ConfigurationError, ConsumerCancelled, WrongLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from tests.support.brokers import Broker
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-@pytest.fixture
-async def queues(client: leveret.Client, name: Callable[[str], str]) -> Queues:
-    return await Queues(client, name).declare()
 
 
 # ---------------------------------------------------------------------- when messages are acknowledged
@@ -211,14 +206,6 @@ async def test_all_workers_are_busy_when_handlers_wait(queues: Queues) -> None:
 
 class Flaky(Exception):
     pass
-
-
-@pytest.fixture
-async def failing(queues: Queues) -> AsyncIterator[Queues]:
-    """A queue whose retry and parking queues are removed."""
-    yield queues
-    for suffix in ("retry.100", "retry.200", "parked"):
-        await queues.client.delete_queue(f"{queues.work}.{suffix}")
 
 
 async def test_each_error_has_its_action_when_the_policy_has_rules(failing: Queues) -> None:

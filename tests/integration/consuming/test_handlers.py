@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.handling import Queues, running, until
+from tests.support.handling import Queues, ends, running, until
 from tests.support.loops import every_loop
 from tests.support.unconnected import worker_of
 
@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-@pytest.fixture
-async def queues(client: leveret.Client, name: Callable[[str], str]) -> Queues:
-    return await Queues(client, name).declare()
-
-
-async def ends(task: asyncio.Task[None]) -> None:
-    """Waits for a task, which ends soon."""
-    done, _ = await asyncio.wait([task], timeout=5)
-    assert done, "it goes on"
 
 
 # ---------------------------------------------------------------------- cancellations that are the handler's own

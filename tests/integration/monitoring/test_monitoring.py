@@ -8,37 +8,26 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.metrics import values
 from tests.support.paths import ROOT
 from tests.support.plugins import plugin
 
 import leveret
-from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, PluginError
 from leveret.monitoring.catalogue import METRICS
 from leveret.monitoring.monitor import Monitor
-from leveret.plugins import ConnectionEventKind, MetricsSpec, PluginRegistry, Sample
+from leveret.plugins import ConnectionEventKind, MetricsSpec, PluginRegistry
 from leveret.settings import MonitoringSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
-
+    from leveret.broker import EmbeddedBroker
     from leveret.plugins import ConnectionEvent, MetricsSource
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
-def values(samples: Iterable[Sample]) -> dict[tuple[str, str], int]:
-    return {(sample.metric.name, sample.labels[1]): sample.value for sample in samples}
-
-
-@pytest.fixture
-async def broker() -> AsyncIterator[EmbeddedBroker]:
-    async with EmbeddedBroker() as embedded:
-        yield embedded
-
-
-async def test_everything_is_counted_and_stays_counted_when_its_owner_is_gone(broker: EmbeddedBroker) -> None:
-    async with leveret.connect(broker.url, client_name="billing") as client:
+async def test_everything_is_counted_and_stays_counted_when_its_owner_is_gone(embedded: EmbeddedBroker) -> None:
+    async with leveret.connect(embedded.url, client_name="billing") as client:
         await client.declare(leveret.Topology().queue("orders"))
         async with client.producer() as producer:
             await producer.publish_batch(range(100), "orders")
@@ -118,9 +107,9 @@ def registry_of(sink: Any) -> PluginRegistry:
 MONITORING = MonitoringSettings(sinks=["test"], sink_timeout=0.2)
 
 
-async def test_a_sink_reads_the_live_counters_until_it_is_closed(broker: EmbeddedBroker) -> None:
+async def test_a_sink_reads_the_live_counters_until_it_is_closed(embedded: EmbeddedBroker) -> None:
     sink = Sink()
-    async with leveret.connect(broker.url, plugins=registry_of(sink), monitoring=MONITORING) as client:
+    async with leveret.connect(embedded.url, plugins=registry_of(sink), monitoring=MONITORING) as client:
         assert sink.source is not None
         await client.declare(leveret.Topology().queue("q"))
         async with client.producer() as producer:
@@ -178,11 +167,11 @@ class RaisesAtStart(Sink):
     ],
 )
 async def test_connecting_fails_and_leaves_nothing_when_a_sink_does_not_start(
-    broker: EmbeddedBroker, kind: type[Sink], text: str
+    embedded: EmbeddedBroker, kind: type[Sink], text: str
 ) -> None:
     sink = kind()
     with pytest.raises(PluginError) as caught:
-        await leveret.connect(broker.url, plugins=registry_of(sink), monitoring=MONITORING)
+        await leveret.connect(embedded.url, plugins=registry_of(sink), monitoring=MONITORING)
     assert str(caught.value) == text
     assert (caught.value.plugin, caught.value.distribution) == ("gauges", "")
     if isinstance(sink, HangsAtClose):
@@ -197,10 +186,10 @@ async def test_connecting_fails_and_leaves_nothing_when_a_sink_does_not_start(
     ],
 )
 async def test_closing_goes_on_when_a_sink_does_not(
-    broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture, kind: type[Sink], text: str
+    embedded: EmbeddedBroker, caplog: pytest.LogCaptureFixture, kind: type[Sink], text: str
 ) -> None:
     sink = kind()
-    async with leveret.connect(broker.url, plugins=registry_of(sink), monitoring=MONITORING) as client:
+    async with leveret.connect(embedded.url, plugins=registry_of(sink), monitoring=MONITORING) as client:
         await client.declare(leveret.Topology().queue("q"))
     assert not client.connection.is_open
     assert f"the metrics sink 'test' of the plugin object 'gauges' {text}" in caplog.text
@@ -211,7 +200,7 @@ async def test_closing_goes_on_when_a_sink_does_not(
 # ---------------------------------------------------------------------- connection events
 
 
-async def test_plugins_are_told_what_happens_to_connections(broker: EmbeddedBroker) -> None:
+async def test_plugins_are_told_what_happens_to_connections(embedded: EmbeddedBroker) -> None:
     told: list[ConnectionEvent] = []
 
     def tell(event: ConnectionEvent) -> None:
@@ -223,23 +212,23 @@ async def test_plugins_are_told_what_happens_to_connections(broker: EmbeddedBrok
         return found
 
     registry = PluginRegistry.from_plugins(plugin(connection_event=tell))
-    async with leveret.connect(broker.url, client_name="billing", plugins=registry) as client:
+    async with leveret.connect(embedded.url, client_name="billing", plugins=registry) as client:
         await client.declare(leveret.Topology().queue("q"))
         assert kinds() == [("opened", "billing (publish)")]
         await client.consumer("q").get()
         assert kinds() == [("opened", "billing (consume)")]
 
-        broker.block("low on memory")
+        embedded.block("low on memory")
         async with client.producer() as producer:
             ticket = producer.publish_nowait(1, "q")
             await asyncio.sleep(0.05)
             assert [(event.kind, event.reason) for event in told] == [(ConnectionEventKind.BLOCKED, "low on memory")]
-            broker.unblock()
+            embedded.unblock()
             await ticket
         assert kinds() == [("blocked", "billing (publish)"), ("unblocked", "billing (publish)")]
 
         channel = await client.channel()
-        broker.close_connections(320, "maintenance")
+        embedded.close_connections(320, "maintenance")
         with pytest.raises(leveret.LeveretError):
             await channel.basic_qos(1)
         lost = next(event for event in told if event.connection_name == "billing (publish)")

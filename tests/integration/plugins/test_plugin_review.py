@@ -12,11 +12,12 @@ import pytest
 from pamqp import frame
 from pamqp.commands import Basic, Channel, Confirm, Connection
 from tests.support.distributions import Installed
+from tests.support.handling import until
 from tests.support.peers import FakeServer, Peer
 from tests.support.plugins import plugin, serializer_plugin
+from tests.support.policies import NeverRetries, RetriesOnce
 
 import leveret
-from leveret.broker import EmbeddedBroker
 from leveret.errors import (
     CircuitOpen,
     ConfigurationError,
@@ -33,27 +34,18 @@ from leveret.plugins import CompressorSpec, ConnectionEvent, MetricsSource, Metr
 from leveret.settings import ConnectionSettings, MonitoringSettings, PluginSettings, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from leveret import Message
+    from leveret.broker import EmbeddedBroker
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 SECRET = "do-not-tell-7731"
 
 
-class NeverRetries:
-    def next_delay(self, attempt: int, error: BaseException, /) -> float | None:
-        return None
-
-
-class RetriesOnce:
-    def next_delay(self, attempt: int, error: BaseException, /) -> float | None:
-        return 0.0 if attempt == 1 else None
-
-
-class Breaker:
+class Noting:
     """Allows trials when it is not closed, and notes what it is told."""
 
     def __init__(self, *, closed: bool = True) -> None:
@@ -69,7 +61,7 @@ class Breaker:
         self.calls.append((successes, failures))
 
 
-class OpensForEver(Breaker):
+class OpensForEver(Noting):
     """Opens at the first failure."""
 
     def before_call(self) -> None:
@@ -79,34 +71,13 @@ class OpensForEver(Breaker):
         self.closed = False
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Lets others run until something is so, which a test has made sure will be."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.001)
-
-
-@pytest.fixture
-async def broker() -> AsyncIterator[EmbeddedBroker]:
-    async with EmbeddedBroker() as embedded:
-        yield embedded
-
-
-@pytest.fixture
-async def client(broker: EmbeddedBroker) -> AsyncIterator[leveret.Client]:
-    """A client with an empty queue "q", and a queue "full" that refuses all but one message."""
-    async with leveret.connect(broker.url, plugins=PluginRegistry.from_plugins()) as connected:
-        await connected.declare(
-            leveret.Topology().queue("q").queue("full", leveret.Classic(max_length=1, overflow="reject-publish"))
-        )
-        yield connected
-
-
 # ---------------------------------------------------------------------- outcomes
 
 
-async def test_the_connection_stays_when_a_cancelled_batch_with_a_policy_fails_in_part(client: leveret.Client) -> None:
-    async with client.producer(retry=NeverRetries()) as producer:
+async def test_the_connection_stays_when_a_cancelled_batch_with_a_policy_fails_in_part(
+    tight_client: leveret.Client,
+) -> None:
+    async with tight_client.producer(retry=NeverRetries()) as producer:
         # The queue takes the first value and refuses the others.
         task = asyncio.create_task(producer.publish_batch([1, 2, 3], "full"))
         await asyncio.sleep(0)
@@ -115,7 +86,7 @@ async def test_the_connection_stays_when_a_cancelled_batch_with_a_policy_fails_i
         with pytest.raises(asyncio.CancelledError):
             await task
         await until(lambda: not producer.outstanding)
-        assert client.connection.is_open
+        assert tight_client.connection.is_open
         assert producer.counters()["nacked"] == 2
         assert (await producer.publish(4, "q")).outcome is Outcome.CONFIRMED
 
@@ -150,9 +121,9 @@ async def test_other_producers_are_told_of_a_loss_when_a_cancelled_batch_was_hal
 
 
 async def test_a_batch_with_a_policy_is_not_true_when_the_producer_was_closed_before_its_next_part(
-    client: leveret.Client,
+    tight_client: leveret.Client,
 ) -> None:
-    producer = await client.producer(retry=NeverRetries(), batch_size=1).open()
+    producer = await tight_client.producer(retry=NeverRetries(), batch_size=1).open()
     task = asyncio.create_task(producer.publish_batch(list(range(50)), "q"))
     await asyncio.sleep(0)
     assert producer.outstanding == 10
@@ -168,36 +139,36 @@ async def test_a_batch_with_a_policy_is_not_true_when_the_producer_was_closed_be
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("breaker", [None, OpensForEver])
 async def test_the_outcome_is_unknown_when_an_earlier_attempt_may_be_in_the_broker(
-    broker: EmbeddedBroker, client: leveret.Client, breaker: type[Breaker] | None, batch: bool
+    embedded: EmbeddedBroker, tight_client: leveret.Client, breaker: type[Noting] | None, batch: bool
 ) -> None:
     circuit_breaker = None if breaker is None else breaker()
     times = {"confirm_timeout": 0.1, "publish_timeout": 0.1}
-    async with client.producer(retry=RetriesOnce(), circuit_breaker=circuit_breaker, **times) as producer:
-        broker.block()  # what is written now is read later
+    async with tight_client.producer(retry=RetriesOnce(), circuit_breaker=circuit_breaker, **times) as producer:
+        embedded.block()  # what is written now is read later
         if batch:
             outcome = (await producer.publish_batch([7], "q")).outcome(0)
         else:
             with pytest.raises(LeveretError) as caught:
                 await producer.publish(7, "q")
             outcome = getattr(caught.value, "outcome", Outcome.NOT_SENT)  # CircuitOpen says that nothing was sent
-        broker.unblock()
-        await until(lambda: broker.queue_depth("q") == 1)
+        embedded.unblock()
+        await until(lambda: embedded.queue_depth("q") == 1)
         assert outcome is Outcome.UNKNOWN
 
 
 async def test_an_endless_batch_with_a_policy_ends_when_there_is_no_room(
-    broker: EmbeddedBroker, client: leveret.Client
+    embedded: EmbeddedBroker, tight_client: leveret.Client
 ) -> None:
-    async with client.producer(
+    async with tight_client.producer(
         retry=NeverRetries(), batch_size=10, confirm_timeout=0.05, publish_timeout=0.05
     ) as producer:
-        broker.block()
+        embedded.block()
         producer.publish_nowait(1, "q")
-        await until(lambda: client.connection.blocked)
+        await until(lambda: tight_client.connection.blocked)
         async with asyncio.timeout(3):
             result = await producer.publish_batch(itertools.count(), "q")
         assert not result
-        broker.unblock()
+        embedded.unblock()
 
 
 def failing_after(count: int) -> Iterator[int]:
@@ -207,17 +178,17 @@ def failing_after(count: int) -> Iterator[int]:
 
 @pytest.mark.parametrize("retry", [None, NeverRetries()])
 async def test_what_came_before_is_published_when_the_iterable_of_a_batch_raises(
-    client: leveret.Client, retry: NeverRetries | None
+    tight_client: leveret.Client, retry: NeverRetries | None
 ) -> None:
-    async with client.producer(retry=retry) as producer:
+    async with tight_client.producer(retry=retry) as producer:
         with pytest.raises(RuntimeError):
             await producer.publish_batch(failing_after(150), "q")
         await producer.flush()
         assert producer.counters()["confirmed"] == 150
 
 
-async def test_flush_tells_of_failures_of_a_batch_whose_iterable_raised(client: leveret.Client) -> None:
-    async with client.producer() as producer:
+async def test_flush_tells_of_failures_of_a_batch_whose_iterable_raised(tight_client: leveret.Client) -> None:
+    async with tight_client.producer() as producer:
         await producer.publish(0, "full")
         with pytest.raises(RuntimeError):
             await producer.publish_batch(failing_after(100), "full")
@@ -226,14 +197,14 @@ async def test_flush_tells_of_failures_of_a_batch_whose_iterable_raised(client: 
 
 
 async def test_failures_that_nobody_awaited_are_logged_when_a_lost_producer_is_closed(
-    broker: EmbeddedBroker, client: leveret.Client, caplog: pytest.LogCaptureFixture
+    embedded: EmbeddedBroker, tight_client: leveret.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    producer = await client.producer().open()
-    broker.block()
+    producer = await tight_client.producer().open()
+    embedded.block()
     for number in range(3):
         producer.publish_nowait(number, "q")
-    await until(lambda: client.connection.blocked)
-    broker.close_connections()
+    await until(lambda: tight_client.connection.blocked)
+    embedded.close_connections()
     await until(lambda: producer.counters()["unknown"] == 3)
     await producer.close()
     assert "3 publishings that were not awaited failed" in caplog.text
@@ -271,9 +242,9 @@ async def test_what_is_in_flight_is_confirmed_when_a_client_is_closed_during_ano
 # ---------------------------------------------------------------------- policies
 
 
-async def test_one_record_follows_a_trial_when_it_is_cancelled_and_fails_later(client: leveret.Client) -> None:
-    breaker = Breaker(closed=False)
-    async with client.producer(circuit_breaker=breaker) as producer:
+async def test_one_record_follows_a_trial_when_it_is_cancelled_and_fails_later(tight_client: leveret.Client) -> None:
+    breaker = Noting(closed=False)
+    async with tight_client.producer(circuit_breaker=breaker) as producer:
         await producer.publish(0, "full")
         breaker.calls.clear()
         task = asyncio.create_task(producer.publish(1, "full"))
@@ -297,7 +268,7 @@ class Answers:
         return self.answer if attempt == 1 else None
 
 
-class CannotSay(Breaker):
+class CannotSay(Noting):
     """A circuit breaker with a defect."""
 
     def before_call(self) -> None:
@@ -314,11 +285,11 @@ class CannotSay(Breaker):
     ],
 )
 async def test_publishing_fails_with_errors_of_ours_only_when_a_policy_has_a_defect(
-    client: leveret.Client, policies: dict[str, Any], batch: bool
+    tight_client: leveret.Client, policies: dict[str, Any], batch: bool
 ) -> None:
-    async with client.producer() as producer:
+    async with tight_client.producer() as producer:
         await producer.publish(0, "full")
-    async with client.producer(**policies) as producer:
+    async with tight_client.producer(**policies) as producer:
 
         async def publish() -> None:
             if batch:
@@ -364,9 +335,9 @@ def compressor_whose_factory_raises(error: Exception) -> Any:
     ],
 )
 async def test_the_consumer_goes_on_when_a_plugin_cannot_decode_a_message(
-    broker: EmbeddedBroker, bad: Callable[[], Any]
+    embedded: EmbeddedBroker, bad: Callable[[], Any]
 ) -> None:
-    async with leveret.connect(broker.url, plugins=PluginRegistry.from_plugins(bad())) as client:
+    async with leveret.connect(embedded.url, plugins=PluginRegistry.from_plugins(bad())) as client:
         await client.declare(leveret.Topology().queue("q"))
         async with client.producer(serializer="bytes") as producer:
             await producer.publish(b"1", "q", content_type="text/x-bad", content_encoding=None)
@@ -389,10 +360,10 @@ async def test_the_consumer_goes_on_when_a_plugin_cannot_decode_a_message(
     "error", [ValueError(f"Expected a number, got {SECRET}"), TypeError(f"unexpected keyword argument {SECRET}")]
 )
 async def test_neither_error_nor_log_has_a_body_when_a_plugin_quotes_it(
-    broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture, error: Exception
+    embedded: EmbeddedBroker, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     bad = serializer_plugin("bad", encode=raising(error), decode=raising(error))
-    async with leveret.connect(broker.url, plugins=PluginRegistry.from_plugins(bad)) as client:
+    async with leveret.connect(embedded.url, plugins=PluginRegistry.from_plugins(bad)) as client:
         await client.declare(leveret.Topology().queue("q"))
         async with client.producer(serializer="bad") as producer:
             with pytest.raises(EncodeFailed) as encoding:
@@ -430,7 +401,7 @@ async def test_neither_error_nor_log_has_a_body_when_a_plugin_quotes_it(
     ],
 )
 async def test_case_and_parameters_do_not_matter_when_a_content_type_or_encoding_is_compared(
-    broker: EmbeddedBroker, properties: dict[str, Any], options: dict[str, Any]
+    embedded: EmbeddedBroker, properties: dict[str, Any], options: dict[str, Any]
 ) -> None:
     class Mixed:
         def __init__(self, level: int | None) -> None:
@@ -443,7 +414,7 @@ async def test_case_and_parameters_do_not_matter_when_a_content_type_or_encoding
     registry = PluginRegistry.from_plugins(
         serializer_plugin("mixed", content_type="Text/X-Mixed"), plugin("compressing", compressors=[spec])
     )
-    async with leveret.connect(broker.url, plugins=registry) as client:
+    async with leveret.connect(embedded.url, plugins=registry) as client:
         await client.declare(leveret.Topology().queue("q"))
         async with client.producer(serializer="bytes") as producer:
             await producer.publish(b"[1]", "q", **properties)
@@ -587,7 +558,7 @@ async def test_no_closing_is_told_when_a_client_was_closed_before_its_connection
     assert told in ([], ["opened", "closed"])
 
 
-class Sink:
+class NotingSink:
     """Notes what happens to it; it waits where a test says so."""
 
     def __init__(self, waits_in: str = "") -> None:
@@ -609,7 +580,7 @@ class Sink:
         self._do("close")
 
 
-def with_sinks(**sinks: Sink) -> dict[str, Any]:
+def with_sinks(**sinks: NotingSink) -> dict[str, Any]:
     specs = [MetricsSpec(name=name, factory=lambda sink=sink: sink) for name, sink in sinks.items()]  # type: ignore[misc]
     return {
         "plugins": PluginRegistry.from_plugins(plugin("sinks", metrics=specs)),
@@ -617,9 +588,9 @@ def with_sinks(**sinks: Sink) -> dict[str, Any]:
     }
 
 
-async def test_every_sink_is_closed_when_closing_is_cancelled_and_done_again(broker: EmbeddedBroker) -> None:
-    slow, other = Sink("close"), Sink()
-    client = await leveret.connect(broker.url, **with_sinks(slow=slow, other=other))
+async def test_every_sink_is_closed_when_closing_is_cancelled_and_done_again(embedded: EmbeddedBroker) -> None:
+    slow, other = NotingSink("close"), NotingSink()
+    client = await leveret.connect(embedded.url, **with_sinks(slow=slow, other=other))
     closing = asyncio.create_task(client.close())
     await until(lambda: "close" in slow.entered)
     closing.cancel()
@@ -630,10 +601,10 @@ async def test_every_sink_is_closed_when_closing_is_cancelled_and_done_again(bro
     assert other.done == ["start", "close"]
 
 
-async def test_a_sink_does_not_start_behind_its_end_when_it_starts_too_slowly(broker: EmbeddedBroker) -> None:
-    slow = Sink("start")
+async def test_a_sink_does_not_start_behind_its_end_when_it_starts_too_slowly(embedded: EmbeddedBroker) -> None:
+    slow = NotingSink("start")
     with pytest.raises(PluginError, match="did not start within"):
-        await leveret.connect(broker.url, **with_sinks(slow=slow))
+        await leveret.connect(embedded.url, **with_sinks(slow=slow))
     slow.go_on.set()
     await until(lambda: len(slow.done) == 2)
     assert slow.done == ["start", "close"]

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp import frame
 from pamqp.commands import Channel, Confirm
+from tests.support.outcomes import awaited
 from tests.support.peers import FakeServer, Peer
 from tests.support.queues import taken
+from tests.support.reopening import (
+    MISSING,
+    break_channel,
+    channels,
+    first_occurrences,
+    open_again,
+    outcome,
+    outcomes,
+)
 
 import leveret
 from leveret import Outcome, Topology
@@ -32,56 +42,12 @@ from leveret.errors import (
 from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
     from tests.support.brokers import Broker
     from tests.support.rabbitmq import RabbitMQNode
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-MISSING = "no such exchange"
-
-
-async def outcome(awaitable: Awaitable[Any]) -> Outcome:
-    """How a publishing ended, soon."""
-    async with asyncio.timeout(20):
-        try:
-            return (await awaitable).outcome
-        except PublishError as error:
-            return error.outcome
-
-
-async def outcomes(awaitables: Iterable[Awaitable[Any]]) -> list[Outcome]:
-    return await asyncio.gather(*map(outcome, awaitables))
-
-
-async def first_occurrences(client: leveret.Client, queue: str) -> list[Any]:
-    """The values in the queue without those that came again."""
-    return list(dict.fromkeys(await taken(client, queue)))
-
-
-def channels(producer: leveret.Producer) -> int:
-    """How many channels the producer's connection has, but for those that the client's pool keeps."""
-    return sum(channel.publisher is not None for channel in producer._connection._channels.values())
-
-
-async def break_channel(producer: leveret.Producer) -> None:
-    """Has the broker close the producer's channel; returns when that is known and no other one is open yet."""
-    with pytest.raises(ExchangeNotFound):
-        await producer.publish("offender", "key", exchange=MISSING)
-    assert not producer._alive
-
-
-async def open_again(producer: leveret.Producer) -> None:
-    """Returns when the producer has a channel again."""
-    async with asyncio.timeout(10):
-        while not producer._alive:  # noqa: ASYNC110 - there is no event for this
-            await asyncio.sleep(0)
-
-
-async def offend_while_closed(producer: leveret.Producer, queue: str) -> None:
-    """Publishes to a missing exchange without waiting; returns once its failure is known."""
-    await outcome(producer.publish_nowait("offender", queue, exchange=MISSING))
 
 
 # ---------------------------------------------------------------------- one exchange is missing
@@ -143,7 +109,7 @@ async def test_each_offender_fails_with_its_own_exchange_when_several_are_missin
                 tickets.append(producer.publish_nowait(number, queue, exchange=f"missing {number}"))
             else:
                 tickets.append(producer.publish_nowait(number, queue))
-        results = await asyncio.gather(*map(wait, tickets), return_exceptions=True)
+        results = await asyncio.gather(*map(awaited, tickets), return_exceptions=True)
         for number, result in enumerate(results):
             if number % 50 == 25:
                 assert isinstance(result, ExchangeNotFound)
@@ -153,10 +119,6 @@ async def test_each_offender_fails_with_its_own_exchange_when_several_are_missin
                 assert result == leveret.Receipt(number + 1)
     expected = [number for number in range(300) if number % 50 != 25]
     assert await first_occurrences(client, queue) == expected
-
-
-async def wait(ticket: leveret.Ticket) -> leveret.Receipt:
-    return await ticket
 
 
 async def test_all_that_went_to_the_missing_exchange_fails_at_once(client: leveret.Client, queue: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 import pytest
@@ -15,9 +15,6 @@ from leveret.broker import EmbeddedBroker
 from leveret.errors import CircuitOpen, EncodeFailed, MessageNacked, MessageReturned, PublishError
 from leveret.message import Outcome
 from leveret.plugins import PluginRegistry, PolicySpec
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -64,15 +61,6 @@ class Breaker:
             self.failures = 0
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[leveret.Client]:
-    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as connected:
-        await connected.declare(
-            leveret.Topology().queue("q").queue("full", leveret.Classic(max_length=1, overflow="reject-publish"))
-        )
-        yield connected
-
-
 async def fill(client: leveret.Client) -> None:
     async with client.producer() as producer:
         await producer.publish(0, "full")
@@ -115,7 +103,7 @@ class NeverCalled:
 
 
 async def test_no_policy_and_no_hook_is_called_when_10000_messages_succeed(
-    client: leveret.Client, monkeypatch: pytest.MonkeyPatch
+    tight_client: leveret.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook_calls = 0
 
@@ -132,8 +120,8 @@ async def test_no_policy_and_no_hook_is_called_when_10000_messages_succeed(
 
     retry, breaker = NeverCalled(), NeverCalled()
     seen = 0
-    async with client.producer(retry=retry, circuit_breaker=breaker, serializer="json") as producer:
-        consumer = client.consumer("q", prefetch=1000, concurrency=4)
+    async with tight_client.producer(retry=retry, circuit_breaker=breaker, serializer="json") as producer:
+        consumer = tight_client.consumer("q", prefetch=1000, concurrency=4)
         await consumer.subscribe()
         # From here on a call of any hook, by whatever way, would be noticed.
         monkeypatch.setattr(pluggy.HookCaller, "__call__", counted_if_ours)
@@ -161,10 +149,10 @@ async def test_no_policy_and_no_hook_is_called_when_10000_messages_succeed(
 # ---------------------------------------------------------------------- retry
 
 
-async def test_publish_is_tried_again_as_often_as_the_policy_allows(client: leveret.Client) -> None:
-    await fill(client)
+async def test_publish_is_tried_again_as_often_as_the_policy_allows(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
     policy = Retries(3)
-    async with client.producer(retry=policy) as producer:
+    async with tight_client.producer(retry=policy) as producer:
         with pytest.raises(MessageNacked) as caught:
             await producer.publish(1, "full")
         assert policy.asked == [(attempt, Outcome.NACKED) for attempt in (1, 2, 3, 4)]
@@ -172,18 +160,18 @@ async def test_publish_is_tried_again_as_often_as_the_policy_allows(client: leve
         assert producer.counters()["nacked"] == 4
 
 
-async def test_publish_succeeds_when_a_later_attempt_does(client: leveret.Client) -> None:
-    await fill(client)
-    policy = Unfilling(client)
-    async with client.producer(retry=policy) as producer:
+async def test_publish_succeeds_when_a_later_attempt_does(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
+    policy = Unfilling(tight_client)
+    async with tight_client.producer(retry=policy) as producer:
         assert (await producer.publish(1, "full")).delivery_tag == 3
     assert [attempt for attempt, _ in policy.asked] == [1, 2]
     await asyncio.gather(*policy.tasks)
 
 
-async def test_what_the_policy_does_not_retry_is_raised_at_once(client: leveret.Client) -> None:
+async def test_what_the_policy_does_not_retry_is_raised_at_once(tight_client: leveret.Client) -> None:
     policy = Retries()
-    async with client.producer(retry=policy, mandatory=True) as producer:
+    async with tight_client.producer(retry=policy, mandatory=True) as producer:
         with pytest.raises(MessageReturned):
             await producer.publish(1, "nowhere")
         with pytest.raises(EncodeFailed):
@@ -191,10 +179,10 @@ async def test_what_the_policy_does_not_retry_is_raised_at_once(client: leveret.
     assert policy.asked == [(1, Outcome.RETURNED)]
 
 
-async def test_only_what_failed_of_a_batch_is_tried_again(client: leveret.Client) -> None:
-    await fill(client)
-    policy = Unfilling(client)
-    async with client.producer(retry=policy) as producer:
+async def test_only_what_failed_of_a_batch_is_tried_again(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
+    policy = Unfilling(tight_client)
+    async with tight_client.producer(retry=policy) as producer:
         result = await producer.publish_batch([1, object(), 2], "full")
         await asyncio.gather(*policy.tasks)
         counted = producer.counters()
@@ -206,8 +194,8 @@ async def test_only_what_failed_of_a_batch_is_tried_again(client: leveret.Client
     assert counted["published"] == 2 + 2 + 2 + 1
 
 
-async def test_batch_indexes_are_those_of_the_iterable_when_it_goes_in_parts(client: leveret.Client) -> None:
-    async with client.producer(retry=Retries(1), batch_size=10) as producer:
+async def test_batch_indexes_are_those_of_the_iterable_when_it_goes_in_parts(tight_client: leveret.Client) -> None:
+    async with tight_client.producer(retry=Retries(1), batch_size=10) as producer:
         values = (object() if i in (0, 99, 100, 249) else i for i in range(250))
         result = await producer.publish_batch(values, "q")
     assert (result.count, result.confirmed) == (250, 246)
@@ -233,24 +221,24 @@ async def test_a_lost_producer_is_not_tried_again() -> None:
         await producer.close()
 
 
-async def test_a_missing_exchange_is_tried_again_when_the_policy_says_so(client: leveret.Client) -> None:
+async def test_a_missing_exchange_is_tried_again_when_the_policy_says_so(tight_client: leveret.Client) -> None:
     class DeclaresIt(Retries):
         def next_delay(self, attempt: int, error: BaseException) -> float | None:
             assert isinstance(error, leveret.errors.ExchangeNotFound)
             self.asked.append((attempt, error.outcome))
-            tasks.append(asyncio.create_task(client.declare(leveret.Topology().exchange("late"))))
+            tasks.append(asyncio.create_task(tight_client.declare(leveret.Topology().exchange("late"))))
             return 0.2
 
     tasks: list[asyncio.Task[object]] = []
     policy = DeclaresIt()
-    async with client.producer(exchange="late", retry=policy) as producer:
+    async with tight_client.producer(exchange="late", retry=policy) as producer:
         assert (await producer.publish(1)).outcome is Outcome.CONFIRMED
     assert policy.asked == [(1, Outcome.UNKNOWN)]
     await asyncio.gather(*tasks)
 
 
-async def test_a_publisher_that_waits_for_its_next_attempt_can_be_cancelled(client: leveret.Client) -> None:
-    await fill(client)
+async def test_a_publisher_that_waits_for_its_next_attempt_can_be_cancelled(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
     asked = asyncio.Event()
 
     class Slow(Retries):
@@ -258,7 +246,7 @@ async def test_a_publisher_that_waits_for_its_next_attempt_can_be_cancelled(clie
             asked.set()
             return 20.0  # within publish_timeout
 
-    async with client.producer(retry=Slow()) as producer:
+    async with tight_client.producer(retry=Slow()) as producer:
         for publishing in (producer.publish(1, "full"), producer.publish_batch([1], "full")):
             asked.clear()
             task = asyncio.create_task(publishing)
@@ -270,14 +258,14 @@ async def test_a_publisher_that_waits_for_its_next_attempt_can_be_cancelled(clie
 
 
 async def test_the_error_is_raised_when_the_policy_itself_fails(
-    client: leveret.Client, caplog: pytest.LogCaptureFixture
+    tight_client: leveret.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Retries):
         def next_delay(self, attempt: int, error: BaseException) -> float | None:
             raise ZeroDivisionError("oops")
 
-    await fill(client)
-    async with client.producer(retry=Broken()) as producer:
+    await fill(tight_client)
+    async with tight_client.producer(retry=Broken()) as producer:
         with pytest.raises(MessageNacked):
             await producer.publish(1, "full")
     assert "the retry policy failed: ZeroDivisionError: oops" in caplog.text
@@ -286,10 +274,10 @@ async def test_the_error_is_raised_when_the_policy_itself_fails(
 # ---------------------------------------------------------------------- circuit breaker
 
 
-async def test_the_breaker_is_told_of_failures_and_of_the_successes_before(client: leveret.Client) -> None:
-    await fill(client)
+async def test_the_breaker_is_told_of_failures_and_of_the_successes_before(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
     breaker = Breaker(opens_after=100)
-    async with client.producer(circuit_breaker=breaker) as producer:
+    async with tight_client.producer(circuit_breaker=breaker) as producer:
         assert await producer.publish_batch(range(50), "q")
         await producer.publish(50, "q")
         assert breaker.calls == []
@@ -300,10 +288,10 @@ async def test_the_breaker_is_told_of_failures_and_of_the_successes_before(clien
         assert breaker.calls == [(51, 1), (0, 3)]
 
 
-async def test_nothing_is_sent_while_the_breaker_is_open(client: leveret.Client) -> None:
-    await fill(client)
+async def test_nothing_is_sent_while_the_breaker_is_open(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
     breaker = Breaker(opens_after=1)
-    async with client.producer(circuit_breaker=breaker) as producer:
+    async with tight_client.producer(circuit_breaker=breaker) as producer:
         with pytest.raises(MessageNacked):
             await producer.publish(1, "full")
         sent = producer.next_delivery_tag
@@ -316,11 +304,11 @@ async def test_nothing_is_sent_while_the_breaker_is_open(client: leveret.Client)
         assert producer.next_delivery_tag == sent
 
 
-async def test_a_trial_that_succeeds_closes_the_breaker(client: leveret.Client) -> None:
-    await fill(client)
+async def test_a_trial_that_succeeds_closes_the_breaker(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
     for batch in (False, True):
         breaker = Breaker(opens_after=1)
-        async with client.producer(circuit_breaker=breaker) as producer:
+        async with tight_client.producer(circuit_breaker=breaker) as producer:
             with pytest.raises(MessageNacked):
                 await producer.publish(1, "full")
             breaker.trial_allowed = True
@@ -333,10 +321,10 @@ async def test_a_trial_that_succeeds_closes_the_breaker(client: leveret.Client) 
             assert breaker.calls == []
 
 
-async def test_a_trial_without_a_result_is_given_back(client: leveret.Client) -> None:
+async def test_a_trial_without_a_result_is_given_back(tight_client: leveret.Client) -> None:
     breaker = Breaker()
     breaker.closed, breaker.trial_allowed = False, True
-    async with client.producer(circuit_breaker=breaker) as producer:
+    async with tight_client.producer(circuit_breaker=breaker) as producer:
         with pytest.raises(EncodeFailed):
             await producer.publish(object(), "q")
         task = asyncio.create_task(producer.publish(1, "q"))
@@ -347,10 +335,10 @@ async def test_a_trial_without_a_result_is_given_back(client: leveret.Client) ->
     assert breaker.calls == ["asked", (0, 0), "asked", (0, 0)]
 
 
-async def test_the_rest_of_a_batch_fails_when_the_breaker_opens_meanwhile(client: leveret.Client) -> None:
-    await fill(client)
+async def test_the_rest_of_a_batch_fails_when_the_breaker_opens_meanwhile(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
     breaker = Breaker(opens_after=1)
-    async with client.producer(circuit_breaker=breaker, batch_size=1) as producer:
+    async with tight_client.producer(circuit_breaker=breaker, batch_size=1) as producer:
         read = 0
 
         def values() -> Any:
@@ -365,10 +353,10 @@ async def test_the_rest_of_a_batch_fails_when_the_breaker_opens_meanwhile(client
     assert {type(error) for error in result.failures.values()} == {MessageNacked, CircuitOpen}
 
 
-async def test_failures_of_tickets_that_nobody_awaits_count(client: leveret.Client) -> None:
-    await fill(client)
+async def test_failures_of_tickets_that_nobody_awaits_count(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
     breaker = Breaker(opens_after=100)
-    async with client.producer(circuit_breaker=breaker) as producer:
+    async with tight_client.producer(circuit_breaker=breaker) as producer:
         awaited = producer.publish_nowait(1, "full")
         waiters = await asyncio.gather(*[asyncio.ensure_future(awaited) for _ in range(3)], return_exceptions=True)
         assert [type(error) for error in waiters] == [MessageNacked] * 3
@@ -378,11 +366,11 @@ async def test_failures_of_tickets_that_nobody_awaits_count(client: leveret.Clie
         assert breaker.calls == [(0, 1), (0, 1)]
 
 
-async def test_a_ticket_is_a_trial_when_the_breaker_allows_it(client: leveret.Client) -> None:
-    await fill(client)
+async def test_a_ticket_is_a_trial_when_the_breaker_allows_it(tight_client: leveret.Client) -> None:
+    await fill(tight_client)
     breaker = Breaker(opens_after=1)
     breaker.closed, breaker.trial_allowed = False, True
-    async with client.producer(circuit_breaker=breaker) as producer:
+    async with tight_client.producer(circuit_breaker=breaker) as producer:
         refused = producer.publish_nowait(1, "full")
         with pytest.raises(PublishError, match="1 publishings that were not awaited failed"):
             await producer.flush()
@@ -398,14 +386,14 @@ async def test_a_ticket_is_a_trial_when_the_breaker_allows_it(client: leveret.Cl
 
 
 async def test_publishing_goes_on_when_the_breaker_itself_fails(
-    client: leveret.Client, caplog: pytest.LogCaptureFixture
+    tight_client: leveret.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Breaker):
         def record(self, *_: Any, **__: Any) -> None:
             raise ZeroDivisionError("oops")
 
-    await fill(client)
-    async with client.producer(circuit_breaker=Broken()) as producer:
+    await fill(tight_client)
+    async with tight_client.producer(circuit_breaker=Broken()) as producer:
         with pytest.raises(MessageNacked):
             await producer.publish(1, "full")
         assert await producer.publish(1, "q")

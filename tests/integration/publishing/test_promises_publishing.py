@@ -22,11 +22,14 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic, Channel, Confirm
 from pamqp.header import ContentHeader
 from tests.support.confirming import served
+from tests.support.orders import Order, orders
+from tests.support.outcomes import awaited, failure
 from tests.support.peers import FakeServer, Peer
 from tests.support.proxy import Proxy
+from tests.support.queues import messages
 
 import leveret
-from leveret import Outcome, ProducerSettings, Topology
+from leveret import Outcome, ProducerSettings
 from leveret.errors import (
     BackpressureError,
     BodyTooLarge,
@@ -41,74 +44,11 @@ from leveret.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tests.support.brokers import Broker
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-class OrderItem(msgspec.Struct, rename="camel"):
-    """The guide's order, with its members."""
-
-    product_name: str
-    quantity: int
-    price: float
-
-
-class Order(msgspec.Struct, rename="camel"):
-    id: int
-    customer_name: str
-    amount: float
-    items: list[OrderItem]
-
-
-def orders(count: int) -> list[Order]:
-    return [Order(n, f"Customer {n}", n % 990 + 10, [OrderItem(f"Product {n}", 1, 9.5)]) for n in range(count)]
-
-
-@pytest.fixture
-async def other(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[leveret.Client]:
-    """A second client, which reads what the broker has."""
-    async with leveret.connect(broker.url) as connected:
-        yield connected
-
-
-@pytest.fixture
-async def proxy(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[Proxy]:
-    """Stands between the client of a test and the broker."""
-    async with Proxy(broker.url) as running:
-        yield running
-
-
-@pytest.fixture
-async def exchange(client: leveret.Client, name: Callable[[str], str], queue: str) -> str:
-    """A topic exchange, as the guide's "orders", that routes "order.created" to the queue and "order.lost" nowhere."""
-    made = name("orders")
-    await client.declare(Topology().exchange(made, "topic").bind(queue, made, "order.created"))
-    return made
-
-
-async def messages(client: leveret.Client, queue: str, model: Any = None) -> list[leveret.Message]:
-    """What is in a queue, which is empty then."""
-    found = []
-    async with client.consumer(queue, model) as consumer:
-        while (message := await consumer.get()) is not None:
-            assert message.ack()
-            found.append(message)
-    return found
-
-
-async def failure(awaitable: Awaitable[Any]) -> Any:
-    """The error that something ends with, or its result."""
-    try:
-        return await awaitable
-    except LeveretError as error:
-        return error
-
-
-async def awaited(ticket: leveret.Ticket) -> leveret.Receipt:
-    return await ticket
 
 
 # ---------------------------------------------------------------------- confirms

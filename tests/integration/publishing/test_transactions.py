@@ -10,7 +10,6 @@ import pytest
 from pamqp.commands import Channel, Confirm, Tx
 from tests.support.loops import every_loop
 from tests.support.peers import FakeServer, Peer
-from tests.support.proxy import Proxy
 from tests.support.queues import taken
 
 import leveret
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tests.support.brokers import Broker
+    from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -43,13 +43,6 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 async def producer(client: leveret.Client) -> AsyncIterator[leveret.Producer]:
     async with client.producer() as opened:
         yield opened
-
-
-@pytest.fixture
-async def other(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[leveret.Client]:
-    """A second client, which sees what the broker has."""
-    async with leveret.connect(broker.url) as connected:
-        yield connected
 
 
 @pytest.fixture
@@ -68,12 +61,6 @@ async def block(broker: Broker, producer: leveret.Producer, queue: str) -> None:
     while producer._connection.blocked is None:
         with contextlib.suppress(ConfirmTimeout):
             await producer.publish("tells that this connection publishes", queue, confirm_timeout=0.1)
-
-
-@pytest.fixture
-async def proxy(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[Proxy]:
-    async with Proxy(broker.url) as running:
-        yield running
 
 
 async def ready(client: leveret.Client, queue: str) -> int:

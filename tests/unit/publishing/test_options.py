@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpus import strategies
-from tests.support.leftovers import nothing_left_behind
+from tests.support.queues import taken
 
 import leveret
 from leveret import Outcome, Topology
@@ -254,31 +254,14 @@ def test_what_is_said_call_by_call_is_what_is_published() -> None:
 # ---------------------------------------------------------------------- who calls back
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[leveret.Client]:
-    """A client of an embedded broker that has the queue "q"; no task is left behind."""
-    async with nothing_left_behind(), EmbeddedBroker() as broker, leveret.connect(broker.url) as connected:
-        await connected.declare(Topology().queue("q"))
-        yield connected
-
-
-async def contents(client: leveret.Client) -> list[Any]:
-    values = []
-    async with client.consumer("q") as consumer:
-        while message := await consumer.get():
-            values.append(message.value)
-            message.ack()
-    return values
-
-
-def with_serializer(client: leveret.Client, encode: Callable[[Any], bytes], **options: Any) -> Producer:
+def with_serializer(tight_client: leveret.Client, encode: Callable[[Any], bytes], **options: Any) -> Producer:
     """A producer that encodes by this function."""
-    producer = client.producer(**options)
+    producer = tight_client.producer(**options)
     producer._encode = producer._encoder.encode = encode
     return producer
 
 
-async def test_a_serializer_may_publish_on_its_own_producer(client: leveret.Client) -> None:
+async def test_a_serializer_may_publish_on_its_own_producer(tight_client: leveret.Client) -> None:
     inner = False
 
     def encode(value: Any) -> bytes:
@@ -289,18 +272,18 @@ async def test_a_serializer_may_publish_on_its_own_producer(client: leveret.Clie
             inner = False
         return json.dumps(value).encode()
 
-    async with with_serializer(client, encode) as producer:
+    async with with_serializer(tight_client, encode) as producer:
         await producer.publish("first", "q")
         for number in range(600):  # the ring of publishings grows meanwhile
             producer.publish_nowait(number, "q")
         assert await producer.publish_batch(range(600, 1200), "q")
         await producer.publish(1200, "q")
-    values = await contents(client)
+    values = await taken(tight_client, "q")
     assert [value for value in values if isinstance(value, int)] == list(range(1201))
     assert len(values) == 1 + 2 * 1201
 
 
-async def test_headers_may_publish_on_the_producer_that_reads_them(client: leveret.Client) -> None:
+async def test_headers_may_publish_on_the_producer_that_reads_them(tight_client: leveret.Client) -> None:
     class Headers(Mapping[str, int]):
         def __len__(self) -> int:
             return 1
@@ -312,15 +295,17 @@ async def test_headers_may_publish_on_the_producer_that_reads_them(client: lever
         def __getitem__(self, name: str) -> int:
             return 1
 
-    async with client.producer() as producer:
+    async with tight_client.producer() as producer:
         for number in range(10):
             await producer.publish(number, "q", headers=Headers())
-    assert [value for value in await contents(client) if value != "inner"] == list(range(10))
+    assert [value for value in await taken(tight_client, "q") if value != "inner"] == list(range(10))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_an_iterable_may_close_the_producer_that_reads_it(client: leveret.Client, asynchronous: bool) -> None:
-    producer = await client.producer(batch_size=10).open()
+async def test_an_iterable_may_close_the_producer_that_reads_it(
+    tight_client: leveret.Client, asynchronous: bool
+) -> None:
+    producer = await tight_client.producer(batch_size=10).open()
     closing: list[asyncio.Task[None]] = []
 
     def values() -> Iterator[int]:
@@ -340,10 +325,10 @@ async def test_an_iterable_may_close_the_producer_that_reads_it(client: leveret.
         await asyncio.gather(*closing)
     assert {type(error) for error in result.failures.values()} == {PublishError}
     assert {result.outcome(index) for index in result.failures} == {Outcome.NOT_SENT}
-    assert len(await contents(client)) == result.confirmed
+    assert len(await taken(tight_client, "q")) == result.confirmed
 
 
-async def test_a_listener_may_publish_and_remove_itself(client: leveret.Client) -> None:
+async def test_a_listener_may_publish_and_remove_itself(tight_client: leveret.Client) -> None:
     done = asyncio.Event()
     count = 0
 
@@ -356,7 +341,7 @@ async def test_a_listener_may_publish_and_remove_itself(client: leveret.Client) 
         else:
             producer.publish_nowait(count, "q")
 
-    async with client.producer() as producer:
+    async with tight_client.producer() as producer:
         remove = producer.on_confirm(listen)
         await producer.publish(0, "q")
         async with asyncio.timeout(5):
@@ -365,7 +350,7 @@ async def test_a_listener_may_publish_and_remove_itself(client: leveret.Client) 
         await producer.flush()
         await producer.publish("unheard", "q")
     assert count == 30
-    assert await contents(client) == [*range(30), "unheard"]
+    assert await taken(tight_client, "q") == [*range(30), "unheard"]
 
 
 async def test_a_listener_that_fails_is_logged_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -383,13 +368,13 @@ async def test_a_listener_that_fails_is_logged_and_nothing_else(caplog: pytest.L
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["a confirm listener failed"]
 
 
-async def test_values_fail_alone_when_the_serializer_raises_stop_iteration(client: leveret.Client) -> None:
+async def test_values_fail_alone_when_the_serializer_raises_stop_iteration(tight_client: leveret.Client) -> None:
     def encode(value: Any) -> bytes:
         if value is None:
             return next(iter(()))
         return b"1"
 
-    async with with_serializer(client, encode) as producer:
+    async with with_serializer(tight_client, encode) as producer:
         async with asyncio.timeout(5):
             result = await producer.publish_batch([1, None, 2, None], "q")
         assert (sorted(result.failures), result.confirmed) == ([1, 3], 2)
@@ -398,8 +383,8 @@ async def test_values_fail_alone_when_the_serializer_raises_stop_iteration(clien
             await producer.publish(None, "q")
 
 
-async def test_every_call_is_refused_in_another_thread(client: leveret.Client) -> None:
-    async with client.producer() as producer:
+async def test_every_call_is_refused_in_another_thread(tight_client: leveret.Client) -> None:
+    async with tight_client.producer() as producer:
         await producer.publish(1, "q")
         calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: producer.publish(1, "q"),
@@ -424,7 +409,7 @@ async def test_every_call_is_refused_in_another_thread(client: leveret.Client) -
 
         await asyncio.to_thread(elsewhere)
         await producer.publish(2, "q")
-    assert await contents(client) == [1, 2]
+    assert await taken(tight_client, "q") == [1, 2]
 
 
 # ---------------------------------------------------------------------- names and bits
@@ -436,14 +421,14 @@ class Key(enum.StrEnum):
     QUEUE = "q"
 
 
-async def test_members_of_a_str_enum_are_text(client: leveret.Client) -> None:
-    async with client.producer() as producer:
+async def test_members_of_a_str_enum_are_text(tight_client: leveret.Client) -> None:
+    async with tight_client.producer() as producer:
         await producer.publish(1, Key.QUEUE)
         await producer.publish(2, Key.QUEUE, type=Key.QUEUE, headers={"a": Key.QUEUE})
         await producer.publish(3, "q", exchange=type("Name", (str,), {})(""))
         assert await producer.publish_batch([4], Key.QUEUE)
         await producer.publish(5, Key.QUEUE)
-    assert await contents(client) == [1, 2, 3, 4, 5]
+    assert await taken(tight_client, "q") == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -459,9 +444,9 @@ async def test_members_of_a_str_enum_are_text(client: leveret.Client) -> None:
     ],
 )
 async def test_a_name_or_bit_of_another_type_is_refused(
-    client: leveret.Client, routing_key: Any, options: Any, text: str
+    tight_client: leveret.Client, routing_key: Any, options: Any, text: str
 ) -> None:
-    async with client.producer() as producer:
+    async with tight_client.producer() as producer:
         for call in (
             lambda: producer.publish(1, routing_key, **options),
             lambda: producer.enqueue(1, routing_key, **options),
@@ -477,7 +462,7 @@ async def test_a_name_or_bit_of_another_type_is_refused(
         message.options.update(options)
         result = await producer.publish_batch([1, message, 3], "q")
         assert list(result.failures) == [1]
-    assert await contents(client) == [1, 3]
+    assert await taken(tight_client, "q") == [1, 3]
 
 
 # ---------------------------------------------------------------------- limits at their bounds
@@ -496,10 +481,10 @@ async def test_a_name_or_bit_of_another_type_is_refused(
     ids=str,
 )
 async def test_nobody_starves_when_everything_is_published_at_once(
-    client: leveret.Client, options: dict[str, Any]
+    tight_client: leveret.Client, options: dict[str, Any]
 ) -> None:
     dice = random.Random(5)
-    async with client.producer(**options) as producer:
+    async with tight_client.producer(**options) as producer:
         tasks: list[asyncio.Task[Any]] = []
         for number in range(300):
             call: Any = dice.choice(

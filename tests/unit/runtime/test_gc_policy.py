@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.loops import every_loop
+from tests.support.metrics import values
 
 import leveret
 from leveret.broker import EmbeddedBroker
@@ -27,7 +28,6 @@ from leveret.runtime.gc_policy import GcPolicy, GcStatistics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from leveret.plugins import Sample
 
 #: How long a test waits for a collection that never comes, in seconds.
 DEADLINE = 20
@@ -109,10 +109,6 @@ def garbage(count: int = 3000) -> weakref.ref[Node]:
     """Makes cycles that nobody holds; returns a reference to one."""
     nodes = [Node() for _ in range(count)]
     return weakref.ref(nodes[0])
-
-
-def values(samples: list[Sample]) -> dict[tuple[str, str], int]:
-    return {(sample.metric.name, sample.labels[1]): sample.value for sample in samples}
 
 
 class Attached:
