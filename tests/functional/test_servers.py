@@ -118,7 +118,7 @@ def test_which_tests_run_on_which_server(
     }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", f"--other-servers={others}",
-         "tests/integration/consuming/test_consumer_changes.py"],
+         "tests/integration/consuming"],
         cwd=ROOT,
         env={**os.environ, "LEVERET_RABBITMQ_BIN": f"{server('3.10.8')}{os.pathsep}{server('4.3.6')}"},
         capture_output=True,

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
     from tests.support.rabbitmq import RabbitMQNode
 
+
 # The guide's, and concurrent-publish.
 NAMES = ["basic-publish", "batch-publish", "concurrent-publish", "basic-consume", "concurrent-consume", "serialization"]
+
+
 COMMON = {
     "elapsed_s",
     "rate_msgs_per_s",
@@ -54,11 +57,6 @@ def check_figures(report: dict[str, Any], *, count: int, repeat: int) -> None:
                     values = [figures[f"{kind}_{share}_ms"] for share in ("p50", "p99", "p99_9", "max")]
                     assert values == sorted(values)
                     assert values[-1] < 60_000
-
-
-def left_on(node: RabbitMQNode) -> list[str]:
-    names = [*node.ctl("list_queues", "name").split(), *node.ctl("list_exchanges", "name").split()]
-    return [name for name in names if name.startswith(("benchmark-", "demo-"))]
 
 
 def test_bench_on_the_embedded_broker_reports_all_figures() -> None:
@@ -100,6 +98,17 @@ def test_bench_without_confirms_says_so(tmp_path: Path) -> None:
     assert "publish_to_confirm_p50_ms" not in report["benchmarks"][0]["median"]
     assert report["benchmarks"][1]["median"]["batches"] == 3
     assert "NO CONFIRMS" in done.stdout
+
+
+@pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])
+def node(request: pytest.FixtureRequest) -> RabbitMQNode | None:
+    """A RabbitMQ, and None for the embedded broker that `leveret demo` starts by itself."""
+    return None if request.param == "embedded" else node_of(request)
+
+
+def left_on(node: RabbitMQNode) -> list[str]:
+    names = [*node.ctl("list_queues", "name").split(), *node.ctl("list_exchanges", "name").split()]
+    return [name for name in names if name.startswith(("benchmark-", "demo-"))]
 
 
 @pytest.mark.integration
@@ -159,12 +168,6 @@ def test_wrong_password_is_one_line(rabbitmq: RabbitMQNode) -> None:
     assert "wrong" not in done.stderr
 
 
-@pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])
-def node(request: pytest.FixtureRequest) -> RabbitMQNode | None:
-    """A RabbitMQ, and None for the embedded broker that `leveret demo` starts by itself."""
-    return None if request.param == "embedded" else node_of(request)
-
-
 def test_demo_accounts_for_every_order(node: RabbitMQNode | None) -> None:
     done = leveret("demo", "--count", "2000", *(("--broker", node.url) if node else ()))
     lines = {line[:27].strip(): line[27:].strip() for line in done.stdout.splitlines() if line.strip()}
@@ -175,41 +178,6 @@ def test_demo_accounts_for_every_order(node: RabbitMQNode | None) -> None:
     assert done.stderr == ""
     if node:
         assert left_on(node) == []
-
-
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_broker_command_serves_until_it_is_stopped(stop: signal.Signals) -> None:
-    with running("broker", "--port", "0") as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert "in memory only" in process.stdout.readline()
-        leveret("demo", "--count", "100", "--broker", url)
-        process.send_signal(stop)
-        _, error = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0
-    assert error == ""
-
-
-def test_broker_command_serves_on_a_unix_socket(tmp_path: Path) -> None:
-    path = tmp_path / "broker.sock"
-    with running("broker", "--path", str(path)) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url.startswith("amqp+unix://")
-        leveret("demo", "--count", "100", "--broker", url)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0
-
-
-def test_broker_command_names_a_port_that_is_taken() -> None:
-    with running("broker", "--port", "0") as process:
-        assert process.stdout is not None
-        port = process.stdout.readline().strip().rsplit(":", 1)[1].partition("/")[0]
-        done = leveret("broker", "--port", port, status=1)
-        assert done.stderr.startswith("Error: ")
-        assert port in done.stderr
-        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="children are found in Linux's /proc")

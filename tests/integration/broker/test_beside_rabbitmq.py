@@ -1,7 +1,7 @@
 """The embedded broker beside RabbitMQ: the same conversations must get the same answers, reply texts included.
 
-Every conversation runs once against each broker, through pika or, where pika would not say such things, through a
-bare socket, and what it saw is compared. Differences that are meant are in docs/embedded-broker.md.
+Every conversation runs once against each broker, through pika, and what it saw is compared. Differences that are meant
+are in docs/embedded-broker.md.
 
 The embedded broker imitates RabbitMQ 3.10. Where a newer version answers otherwise, NEWER says what it must answer.
 """
@@ -10,132 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pika
 import pika.exceptions
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
-
-from leveret.protocol.commands import (
-    PROTOCOL_HEADER,
-    Basic,
-    Channel,
-    Confirm,
-    Connection,
-    Method,
-    Queue,
-    decode,
-    encode,
-    make,
-    spec_of,
-)
-from leveret.wire.encoding import encode_method
-from leveret.wire.reader import FrameReader
-from leveret.wire.runs import ContentRun, MethodFrame
+from tests.support.conversations import Conversation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pika.adapters.blocking_connection import BlockingChannel
     from tests.support.rabbitmq import RabbitMQNode
 
     from leveret.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.integration, pytest.mark.server_version]
-
-
-class Conversation:
-    """A pika client that notes what the broker answers."""
-
-    def __init__(self, url: str, name: str) -> None:
-        self.url = url
-        self.name = name
-        self.seen: list[object] = []
-        self._connections: list[BlockingConnection] = []
-        self._channel: BlockingChannel | None = None
-
-    def connect(self, **options: Any) -> BlockingConnection:
-        parameters = pika.URLParameters(self.url)
-        for option, value in options.items():
-            setattr(parameters, option, value)
-        connection = BlockingConnection(parameters)
-        self._connections.append(connection)
-        return connection
-
-    @property
-    def channel(self) -> BlockingChannel:
-        if self._channel is None or self._channel.is_closed:
-            connection = self._channel.connection if self._channel is not None else None
-            if connection is None or connection.is_closed:
-                connection = self.connect()
-            self._channel = connection.channel()
-        return self._channel
-
-    def try_(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Notes the answer, or the error with code and text."""
-        try:
-            result = call(*arguments, **options)
-        except pika.exceptions.ChannelClosedByBroker as error:
-            self.seen.append(("channel", error.reply_code, error.reply_text))
-            return None
-        except pika.exceptions.ConnectionClosedByBroker as error:
-            self.seen.append(("connection", error.reply_code, error.reply_text))
-            return None
-        except pika.exceptions.AMQPError as error:
-            self.seen.append(type(error).__name__)
-            return None
-        method = getattr(result, "method", None)
-        if method is None:
-            self.seen.append("done")
-        elif isinstance(method, pika.spec.Queue.DeclareOk):
-            self.seen.append(("declared", method.message_count, method.consumer_count))
-        else:
-            self.seen.append((type(method).__name__, getattr(method, "message_count", None)))
-        return result
-
-    def declare(self, suffix: str = "", **options: Any) -> str:
-        name = self.name + suffix
-        self.channel.queue_declare(name, **options)
-        return name
-
-    def note(self, *values: object) -> None:
-        self.seen.append(values)
-
-    def depth(self, queue: str, at_least: int = 0) -> int:
-        """The queue's depth, once it is what somebody waits for: RabbitMQ does much in the background."""
-        deadline = time.monotonic() + 5
-        while True:
-            count = int(self.channel.queue_declare(queue, passive=True).method.message_count)
-            if count >= at_least or time.monotonic() > deadline:
-                return count
-            time.sleep(0.02)
-
-    def get(self, queue: str, **options: Any) -> tuple[Any, Any, Any]:
-        """basic.get, once there is something."""
-        deadline = time.monotonic() + 5
-        while True:
-            answer = self.channel.basic_get(queue, **options)
-            if answer[0] is not None or time.monotonic() > deadline:
-                return answer
-            time.sleep(0.02)
-
-    def close(self) -> None:
-        for connection in self._connections:
-            if connection.is_open:
-                with contextlib.suppress(pika.exceptions.AMQPError):
-                    connection.close()
-        self._channel = None
-        with BlockingConnection(pika.URLParameters(self.url)) as connection:
-            channel = connection.channel()
-            for suffix in ("", ".a", ".b", ".c", ".d"):
-                with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
-                    channel.queue_delete(self.name + suffix)
-                if channel.is_closed:
-                    channel = connection.channel()
-                channel.exchange_delete(self.name + suffix)
 
 
 CONVERSATIONS: dict[str, Callable[[Conversation], None]] = {}
@@ -693,132 +584,6 @@ def handshake(c: Conversation) -> None:
     c.note(sorted(set(impl.server_capabilities) - {"direct_reply_to"}))
 
 
-# ---------------------------------------------------------------------- frames
-
-
-class Stranger:
-    """A client on a bare socket that may say anything."""
-
-    def __init__(self, url: str, *, frame_max: int = 131072, channel_max: int = 2047, vhost: str = "/") -> None:
-        parameters = pika.URLParameters(url)
-        self.socket = socket.create_connection((parameters.host, parameters.port), timeout=5)
-        self._reader = FrameReader(frame_max=1 << 24)
-        self._events: list[Any] = []
-        self.raw(PROTOCOL_HEADER)
-        self.next()
-        capabilities = {"authentication_failure_close": True, "consumer_cancel_notify": True}
-        self.send(0, Connection.StartOk, client_properties={"capabilities": capabilities}, response="\0guest\0guest")
-        self.next()
-        self.send(0, Connection.TuneOk, channel_max=channel_max, frame_max=frame_max, heartbeat=0)
-        self.send(0, Connection.Open, virtual_host=vhost)
-
-    def opened(self, *channels: int) -> Stranger:
-        assert self.next() == "connection.open-ok"
-        for channel in channels:
-            self.send(channel, Channel.Open)
-            assert self.next() == "channel.open-ok"
-        return self
-
-    def raw(self, data: bytes) -> Stranger:
-        self.socket.sendall(data)
-        return self
-
-    def send(self, channel: int, cls: type[Method], **values: object) -> Stranger:
-        return self.raw(encode(channel, make(cls, **values)))
-
-    def frame(self, kind: int, channel: int, payload: bytes) -> Stranger:
-        return self.raw(struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce")
-
-    def publish(self, channel: int, key: str, body: bytes = b"", bits: int = 0) -> Stranger:
-        self.raw(encode_method(channel, 60, 40, "hsso", (0, "", key, bits)))
-        self.frame(2, channel, struct.pack(">HHQH", 60, 0, len(body), 0))
-        return self.frame(3, channel, body) if body else self
-
-    def next(self) -> object:
-        while not self._events:
-            self._events += self._reader.feed(self.socket.recv(65536))
-        event = self._events.pop(0)
-        if isinstance(event, MethodFrame):
-            method = decode(event)
-            if isinstance(method, (Connection.Close, Channel.Close)):
-                return (type(method).name, method.reply_code, method.reply_text, method.class_id, method.method_id)
-            return spec_of(type(method)).name
-        return [message.body for message in event.messages] if isinstance(event, ContentRun) else list(event)
-
-
-STRANGE: dict[str, Callable[[Callable[..., Stranger]], object]] = {
-    "unopened channel": lambda s: s().opened().send(5, Queue.Declare, queue="q").next(),
-    "publish on unopened channel": lambda s: s().opened().publish(5, "q").next(),
-    "ack on unopened channel": lambda s: s().opened().send(5, Basic.Ack, delivery_tag=1).next(),
-    "close-ok on unopened channel": lambda s: s().opened().send(5, Channel.CloseOk).next(),
-    "channel opened twice": lambda s: s().opened(1).send(1, Channel.Open).next(),
-    "a server's method": lambda s: (
-        s().opened(1).send(1, Queue.DeclareOk, queue="q", message_count=0, consumer_count=0).next()
-    ),
-    "channel method on channel 0": lambda s: s().opened().send(0, Queue.Declare, queue="q").next(),
-    "ack on channel 0": lambda s: s().opened().send(0, Basic.Ack, delivery_tag=1).next(),
-    "publish on channel 0": lambda s: s().opened().publish(0, "q").next(),
-    "connection method on a channel": lambda s: (
-        s().opened(1).send(1, Connection.Close, reply_code=200, class_id=0, method_id=0).next()
-    ),
-    "handshake again": lambda s: s().opened().send(0, Connection.StartOk, client_properties={}, response="").next(),
-    "immediate": lambda s: s().opened(1).publish(1, "q", bits=2).next(),
-    "unknown delivery tag": lambda s: s().opened(1).send(1, Basic.Ack, delivery_tag=9).next(),
-    "unknown delivery tag in nack": lambda s: s().opened(1).send(1, Basic.Nack, delivery_tag=9).next(),
-    "prefetch size": lambda s: s().opened(1).send(1, Basic.Qos, prefetch_size=1).next(),
-    "update-secret": lambda s: s().opened().send(0, Connection.UpdateSecret, new_secret="s", reason="r").next(),
-    "missing vhost": lambda s: s(vhost="nowhere").next(),
-    "too many channels": lambda s: s(channel_max=2).opened(1, 2).send(3, Channel.Open).next(),
-    "a channel number above channel_max": lambda s: s(channel_max=2).opened().send(9, Channel.Open).next(),
-    "name with line breaks": lambda s: s().opened(1).send(1, Queue.Declare, queue="a\r\nb", exclusive=True).next(),
-    "close": lambda s: s().opened(1).send(0, Connection.Close, reply_code=200, class_id=0, method_id=0).next(),
-    "frame type": lambda s: s().opened(1).frame(7, 1, b"").next(),
-    "body without header": lambda s: s().opened(1).frame(3, 1, b"x").next(),
-    "oversized frame": lambda s: s().opened(1).raw(struct.pack(">BHI", 1, 1, 1 << 31)).next(),
-}
-#: Here the texts tell what the reader saw, each in its own words.
-OWN_WORDS = {"frame type", "body without header", "oversized frame"}
-
-
-def reuse_tag(s: Callable[..., Stranger]) -> object:
-    stranger = s().opened(1).send(1, Queue.Declare, queue="", exclusive=True)
-    stranger.next()
-    stranger.send(1, Basic.Consume, queue="", consumer_tag="t").send(1, Basic.Consume, queue="", consumer_tag="t")
-    return stranger.next(), stranger.next()
-
-
-def go_on_after_channel_close(s: Callable[..., Stranger]) -> object:
-    stranger = s().opened(1).send(1, Queue.Declare, queue="missing", passive=True)
-    seen = [stranger.next()]
-    stranger.send(1, Queue.Declare, queue="missing", passive=True).publish(1, "missing").send(1, Basic.Ack)
-    stranger.send(1, Channel.Close, reply_code=200, class_id=0, method_id=0)
-    seen.append(stranger.next())
-    stranger.send(1, Channel.CloseOk).send(1, Channel.Open)
-    return [*seen, stranger.next()]
-
-
-def go_on_after_connection_close(s: Callable[..., Stranger]) -> object:
-    stranger = s().opened(1).send(1, Basic.Qos, prefetch_size=1)
-    seen = stranger.next()
-    stranger.send(1, Queue.Declare, queue="missing", passive=True)
-    return seen, stranger.send(0, Connection.Close, reply_code=200, class_id=0, method_id=0).next()
-
-
-def confirm_and_return(s: Callable[..., Stranger]) -> object:
-    stranger = s().opened(1).send(1, Confirm.Select)
-    seen = [stranger.next()]
-    stranger.publish(1, "no such queue", b"body", bits=1)
-    return [*seen, stranger.next(), stranger.next()]
-
-
-STRANGE |= {
-    "consumer tag in use": reuse_tag,
-    "going on after channel.close": go_on_after_channel_close,
-    "going on after connection.close": go_on_after_connection_close,
-    "confirm after return": confirm_and_return,
-}
-
-
 # ---------------------------------------------------------------------- what newer versions of RabbitMQ answer
 
 Seen: TypeAlias = list[Any]
@@ -947,31 +712,3 @@ async def test_conversation_is_the_same_as_with_rabbitmq(
             expected = change(expected, name)
     assert theirs == expected
     assert ours
-
-
-def _stranger(url: str, what: str) -> object:
-    strangers: list[Stranger] = []
-
-    def make_one(**options: Any) -> Stranger:
-        strangers.append(Stranger(url, **options))
-        return strangers[-1]
-
-    try:
-        return STRANGE[what](make_one)
-    finally:
-        for stranger in strangers:
-            stranger.socket.close()
-
-
-@pytest.mark.parametrize("what", STRANGE)
-async def test_strange_behaviour_is_answered_as_rabbitmq_answers_it(
-    rabbitmq: RabbitMQNode, embedded: EmbeddedBroker, what: str
-) -> None:
-    ours: Any
-    theirs: Any
-    ours, theirs = await asyncio.gather(
-        asyncio.to_thread(_stranger, embedded.url, what), asyncio.to_thread(_stranger, rabbitmq.url, what)
-    )
-    if what in OWN_WORDS:
-        ours, theirs = ours[:2], theirs[:2]
-    assert ours == theirs

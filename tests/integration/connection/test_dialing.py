@@ -1,4 +1,4 @@
-"""How a client reaches a broker: all addresses of all hosts, each socket with one owner, and never for long."""
+"""All addresses of all hosts are dialed, each socket has one owner, and none is waited for for long."""
 
 from __future__ import annotations
 
@@ -27,23 +27,13 @@ from leveret.settings import ConnectionSettings, Endpoint
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 def settings(ports: Iterable[int], **options: float) -> ConnectionSettings:
     """Settings for brokers at these ports."""
     return ConnectionSettings(endpoints=[Endpoint("127.0.0.1", port) for port in ports], **options)  # type: ignore[arg-type]
-
-
-async def reached(settings: ConnectionSettings, first: int | None = None) -> int:
-    """Connects, beginning with the host at a port when one is given; returns the port of the one that answered."""
-    connection = await Connection.open(settings, first=None if first is None else Endpoint("127.0.0.1", first))
-    await connection.close()
-    assert connection.endpoint is not None
-    return connection.endpoint.port
-
-
-# ---------------------------------------------------------------------- one owner for each socket
 
 
 @every_loop
@@ -64,7 +54,12 @@ async def test_no_descriptor_is_left_when_hosts_refuse_hang_up_and_say_nothing()
     assert counts[-1] <= counts[1]
 
 
-# ---------------------------------------------------------------------- silent hosts
+async def reached(settings: ConnectionSettings, first: int | None = None) -> int:
+    """Connects, beginning with the host at a port when one is given; returns the port of the one that answered."""
+    connection = await Connection.open(settings, first=None if first is None else Endpoint("127.0.0.1", first))
+    await connection.close()
+    assert connection.endpoint is not None
+    return connection.endpoint.port
 
 
 @every_loop
@@ -109,9 +104,6 @@ async def test_each_host_is_named_when_all_are_silent() -> None:
     assert str(failed.value).count("within connect_timeout of 0.4 s") == 2
     assert f":{one} " in str(failed.value)
     assert f":{other} " in str(failed.value)
-
-
-# ---------------------------------------------------------------------- hosts that answer and are of no use
 
 
 @every_loop
@@ -167,9 +159,6 @@ async def test_only_one_of_the_hosts_hears_of_amqp_when_all_answer_at_once(monke
         for attempts in range(1, 21):
             assert await reached(settings(ports)) in ports
             assert heard == attempts
-
-
-# ---------------------------------------------------------------------- which host
 
 
 async def test_clients_are_spread_over_the_hosts_when_all_answer() -> None:

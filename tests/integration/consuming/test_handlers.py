@@ -1,4 +1,4 @@
-"""Handlers that are cancelled: by themselves, by what they wait for, by `processing_timeout`, or to end `run`."""
+"""Handlers are coroutines, functions or awaitables; one that is cancelled, hangs or is slow harms no other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import contextlib
 import gc
 import logging
 import threading
+import time
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,16 +18,111 @@ from tests.support.loops import every_loop
 from tests.support.unconnected import worker_of
 
 import leveret
-from leveret.errors import CircuitOpen
+from leveret.errors import WrongLoopError
 from leveret.wire.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
-# ---------------------------------------------------------------------- cancellations that are the handler's own
+async def test_a_plain_function_runs_in_a_thread_and_its_result_counts(queues: Queues) -> None:
+    await queues.publish(*range(20))
+    consumer = queues.client.consumer(queues.work, concurrency=4)
+    threads: set[str] = set()
+    seen: list[int] = []
+
+    def handler(value: int, message: leveret.Message) -> bool:
+        time.sleep(0.005)
+        threads.add(threading.current_thread().name)
+        assert message.routing_key == queues.work
+        with pytest.raises(WrongLoopError):
+            message.ack()
+        seen.append(value)
+        if len(seen) == 20:
+            consumer._loop.call_soon_threadsafe(consumer.stop)
+        return value != 7
+
+    await consumer.run(handler)
+    assert sorted(seen) == list(range(20))
+    assert threading.current_thread().name not in threads
+    assert 1 < len(threads) <= 4
+    assert await queues.dead_letters(1) == [7]
+    assert await queues.remaining() == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_a_handler_is_cancelled_and_has_failed_when_it_takes_too_long(
+    queues: Queues, concurrency: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    await queues.publish("hangs", *range(5))
+    consumer = queues.client.consumer(queues.work, processing_timeout=0.2, concurrency=concurrency)
+    ended: list[object] = []
+
+    async def handler(value: object, message: leveret.Message) -> None:
+        try:
+            if value == "hangs":
+                await asyncio.Event().wait()
+        finally:
+            ended.append(value)
+            if len(ended) == 7:
+                consumer.stop()
+
+    await consumer.run(handler)
+    assert Counter(ended) == Counter([*range(5), "hangs", "hangs"])
+    assert await queues.dead_letters(1) == ["hangs"]
+    assert await queues.remaining() == []
+    counters = consumer.counters()
+    assert (counters["handler_errors"], counters["acked"]) == (2, 5)
+    assert "processing_timeout of 0.2 s" in caplog.text
+
+
+async def test_a_handler_that_hides_its_cancellation_does_not_keep_run_from_ending(queues: Queues) -> None:
+    await queues.publish(1, 2, 3)
+    consumer = queues.client.consumer(queues.work)
+    began = asyncio.Event()
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(consumer.run(handler))
+    await began.wait()
+    task.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert await queues.remaining() == [2, 3]
+
+
+async def test_the_consumer_goes_on_when_a_handler_returns_nonsense(queues: Queues) -> None:
+    await queues.publish("nonsense", "good")
+    consumer = queues.client.consumer(queues.work)
+
+    async def handler(value: str, message: leveret.Message) -> Any:
+        if message.redelivered:
+            consumer.stop()
+        return "ok" if value == "nonsense" else None
+
+    await consumer.run(handler)
+    assert await queues.dead_letters(1) == ["nonsense"]
+
+
+async def test_the_consumer_goes_on_when_a_handler_cancels_itself(queues: Queues) -> None:
+    await queues.publish("cancelled", "good")
+    consumer = queues.client.consumer(queues.work)
+
+    async def handler(value: str, message: leveret.Message) -> None:
+        if message.redelivered:
+            consumer.stop()
+        if value == "cancelled":
+            raise asyncio.CancelledError
+
+    await consumer.run(handler)
+    assert await queues.dead_letters(1) == ["cancelled"]
 
 
 async def a_timeout_of_its_own() -> None:
@@ -100,9 +197,6 @@ async def test_the_consumer_goes_on_when_a_cancellation_was_its_handlers_own(
     assert await queues.remaining() == []
 
 
-# ---------------------------------------------------------------------- cancellations that end the consumer
-
-
 async def keeps_it() -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
@@ -156,9 +250,6 @@ async def test_run_ends_when_it_is_cancelled_whatever_its_handler_makes_of_that(
     assert await queues.remaining() == []
 
 
-# ---------------------------------------------------------------------- processing_timeout
-
-
 @pytest.mark.parametrize("how", ["while it cleans up", "at once"])
 async def test_run_ends_when_it_is_cancelled_and_its_handler_took_too_long(queues: Queues, how: str) -> None:
     await queues.publish(1)
@@ -204,9 +295,6 @@ async def test_a_handlers_own_timeout_counts_when_both_pass_at_once(queues: Queu
     async with running(consumer, handler) as task:
         await until(lambda: 2 in seen)
         assert not task.done()
-
-
-# ---------------------------------------------------------------------- things that can be awaited
 
 
 class Plain:
@@ -280,98 +368,6 @@ async def test_the_consumer_goes_on_when_a_library_cancels_its_task_and_never_ta
 
     async with running(consumer, handler):
         await until(lambda: consumer.counters()["acked"] == 4)
-
-
-# ---------------------------------------------------------------------- batches
-
-
-async def test_a_batch_has_failed_when_its_handler_takes_too_long(
-    queues: Queues, caplog: pytest.LogCaptureFixture
-) -> None:
-    await queues.publish("hangs", 1, 2)
-    batches = queues.client.batches(queues.work, size=1, processing_timeout=0.1)
-
-    async def handler(values: list[Any], batch: leveret.DeliveryBatch[Any]) -> None:
-        if values == ["hangs"]:
-            await asyncio.Event().wait()
-        elif values == [2]:
-            raise TimeoutError("the handler's own")
-
-    task = asyncio.create_task(batches.run(handler))
-    await until(lambda: batches.consumer.counters()["dead_lettered"] == 2)
-    task.cancel()
-    await ends(task)
-    assert sorted(map(str, await queues.dead_letters(2))) == ["2", "hangs"]
-    assert caplog.text.count("processing_timeout of 0.1 s") == 2
-    assert await queues.remaining() == []
-
-
-async def test_a_result_settles_no_batch_when_acknowledging_is_manual(queues: Queues) -> None:
-    await queues.publish(*range(6))
-    batches = queues.client.batches(queues.work, size=2, wait=0.1, ack="manual", prefetch=10)
-    seen: list[int] = []
-
-    async def handler(values: list[int], batch: leveret.DeliveryBatch[int]) -> bool | None:
-        seen.extend(values)
-        if 5 in values:
-            batches.consumer.stop()
-        return False if 0 in values else None
-
-    await batches.run(handler)
-    assert seen == list(range(6))
-    assert await queues.remaining() == list(range(6))
-
-
-async def test_a_batch_waits_once_when_its_handler_says_that_a_circuit_is_open(queues: Queues) -> None:
-    await queues.publish(*range(20))
-    batches = queues.client.batches(queues.work, size=20, wait=1)
-    calls: list[float] = []
-
-    async def handler(values: list[int], batch: leveret.DeliveryBatch[int]) -> None:
-        calls.append(asyncio.get_running_loop().time())
-        if len(calls) == 1:
-            raise CircuitOpen("try again", retry_after=0.1)
-        batches.consumer.stop()
-
-    await batches.run(handler)
-    assert 0.09 <= calls[1] - calls[0] < 1.5
-    assert batches.consumer.counters()["released"] == 20
-    assert await queues.remaining() == []
-
-
-async def test_a_batch_is_cut_off_when_draining_takes_too_long(queues: Queues) -> None:
-    await queues.publish(1)
-    batches = queues.client.batches(queues.work, size=1)
-    began = asyncio.Event()
-
-    async def handler(values: list[int], batch: leveret.DeliveryBatch[int]) -> None:
-        began.set()
-        await asyncio.Event().wait()
-
-    task = asyncio.create_task(batches.run(handler))
-    await began.wait()
-    assert not await batches.consumer.drain(0.1)
-    await ends(task)
-    assert await queues.remaining() == [1]
-
-
-# ---------------------------------------------------------------------- what ends the consumer, and what does not
-
-
-async def test_no_other_message_is_begun_with_when_the_policy_stops_the_consumer(queues: Queues) -> None:
-    await queues.publish(*range(200))
-    consumer = queues.client.consumer(queues.work, prefetch=50, on_error={MemoryError: leveret.Stop()})
-    seen: list[int] = []
-
-    async def handler(value: int, message: leveret.Message) -> None:
-        seen.append(value)
-        if value == 3:
-            raise MemoryError
-
-    with pytest.raises(MemoryError):
-        await consumer.run(handler)
-    assert seen == [0, 1, 2, 3]
-    assert sorted(await queues.remaining()) == list(range(3, 200))
 
 
 async def test_no_message_fails_untried_when_a_plain_function_hangs(queues: Queues) -> None:
@@ -459,9 +455,6 @@ async def test_run_ends_when_one_of_its_workers_cannot_go_on(queues: Queues) -> 
             await consumer.run(handler)
     assert ended.group_contains(Fatal)
     assert await queues.remaining() == [2]
-
-
-# ---------------------------------------------------------------------- nothing is kept
 
 
 @pytest.mark.parametrize("how", ["returns", "waits", "raises", "times out", "undecodable"])

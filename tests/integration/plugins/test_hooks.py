@@ -1,4 +1,4 @@
-"""Each hook: when it is called, and that what it returns arrives. The names of the tests contain the hook's name."""
+"""Each hook is called when it is due, and what it returns arrives; a test of a hook begins with the hook's name."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leveret.plugins import MetricsSource
-
-TIMEOUT = 10.0
 
 
 class Reversing:
@@ -160,6 +158,9 @@ def test_hooks_are_called_once_for_each_registry() -> None:
     first.make_sink("kept")
     first.retry_policy("once")
     assert plugin.calls == dict.fromkeys(DISCOVERED, 2)
+
+
+TIMEOUT = 10.0
 
 
 async def test_no_hook_is_called_for_messages() -> None:
@@ -362,6 +363,16 @@ def test_leveret_cli_is_called_when_commands_are_wanted() -> None:
     assert isinstance(found[0][1].load(), click.Command)
 
 
+class TextPlugin:
+    @hookimpl
+    def leveret_serializers(self) -> list[SerializerSpec]:
+        return [SerializerSpec(name="written", content_type="text/x-written", factory=TextSerializer)]
+
+    @hookimpl
+    def leveret_cli(self) -> list[CommandSpec]:
+        return [CommandSpec(name="write", help="Writes.", load=lambda: click.Command("write"))]
+
+
 def test_leveret_cli_that_fails_takes_nothing_else_with_it() -> None:
     class Failing(Plugin):
         @hookimpl
@@ -373,16 +384,6 @@ def test_leveret_cli_that_fails_takes_nothing_else_with_it() -> None:
     assert [spec.name for _, spec in found] == ["write"]
     assert ["no terminal" in str(error) for error in errors] == [True]
     assert "reversing" in registry.names("serializer")
-
-
-class TextPlugin:
-    @hookimpl
-    def leveret_serializers(self) -> list[SerializerSpec]:
-        return [SerializerSpec(name="written", content_type="text/x-written", factory=TextSerializer)]
-
-    @hookimpl
-    def leveret_cli(self) -> list[CommandSpec]:
-        return [CommandSpec(name="write", help="Writes.", load=lambda: click.Command("write"))]
 
 
 @pytest.mark.parametrize("name", [*DISCOVERED, "leveret_cli"])

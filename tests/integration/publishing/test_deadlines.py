@@ -10,23 +10,40 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp.commands import Basic, Channel, Confirm
 from pamqp.header import ContentHeader
-from tests.support.confirming import served
+from tests.support.confirming import producing, served
 from tests.support.peers import FakeServer, Peer
 
 import leveret
-from leveret import Outcome, Topology
+from leveret import Outcome, ProducerSettings, Topology
 from leveret.broker import EmbeddedBroker
 from leveret.errors import BackpressureError, ConfirmTimeout, ExchangeNotFound, PublishError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from tests.support.proxy import Proxy
+
     from leveret import Producer
+
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
+
 #: Seconds; what is measured may be late by this much on a busy machine.
 TIMEOUT, LATE = 0.5, 0.45
+
+
+async def nowait(producer: Producer) -> Any:
+    return await producer.publish_nowait("value", "q")
+
+
+async def nowait_with_template(producer: Producer) -> Any:
+    return await producer.publish_nowait("value", producer.template("q", headers={"a": 1}))
+
+
+async def flushed(producer: Producer) -> Any:
+    producer.publish_nowait("value", "q")
+    await producer.flush(timeout=10)
 
 
 async def plain(producer: Producer) -> Any:
@@ -78,19 +95,6 @@ async def block(producer: Producer) -> Any:
     collected.result.raise_for_failures()
 
 
-async def nowait(producer: Producer) -> Any:
-    return await producer.publish_nowait("value", "q")
-
-
-async def nowait_with_template(producer: Producer) -> Any:
-    return await producer.publish_nowait("value", producer.template("q", headers={"a": 1}))
-
-
-async def flushed(producer: Producer) -> Any:
-    producer.publish_nowait("value", "q")
-    await producer.flush(timeout=10)
-
-
 WAITING = [
     plain,
     with_headers,
@@ -104,6 +108,8 @@ WAITING = [
     batch_of_messages,
     block,
 ]
+
+
 EVERY = [*WAITING, nowait, nowait_with_template, flushed]
 
 
@@ -330,3 +336,88 @@ async def test_an_endless_iterable_ends_when_the_broker_blocks() -> None:
         assert time.monotonic() - started <= 2 * TIMEOUT + LATE
         outcomes = {result.outcome(index) for index in range(result.count)}
         assert outcomes == {Outcome.UNKNOWN, Outcome.NOT_SENT}
+
+
+async def test_the_time_without_a_channel_does_not_count_for_a_publishings_own_confirm_timeout() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.answer(Channel.Open, Confirm.Select)
+        for _ in range(6):  # two publishings without bodies take four frames; with bodies six
+            await peer.receive()
+        peer.send(Channel.Close(404, "NOT_FOUND - no exchange 'bad' in vhost '/'", 60, 40), 1)
+        await peer.expect(Channel.CloseOk)
+        channel, _ = await peer.receive()
+        await asyncio.sleep(0.8)
+        peer.send(Channel.OpenOk(), channel)
+        await peer.answer(Confirm.Select)
+        for _ in range(3):
+            await peer.receive()
+        peer.send(Basic.Ack(1), channel)
+        await peer.linger()
+
+    async with producing(script, confirm_timeout=5, publish_timeout=5) as producer:
+        bad = producer.publish_nowait(b"x", "q", exchange="bad")
+        receipt = await producer.publish(b"x", "q", confirm_timeout=0.4)
+        assert receipt.outcome is leveret.Outcome.CONFIRMED
+        with pytest.raises(PublishError):
+            await bad
+
+
+async def test_s11_a_publishing_is_given_up_after_five_seconds_when_nothing_is_said() -> None:
+    assert ProducerSettings().confirm_timeout == 5.0
+    async with served() as (server, producer):
+        with pytest.raises(ConfirmTimeout, match=r"no confirm within confirm_timeout of 5 s") as late:
+            await producer.publish(1, "key")
+        assert (late.value.outcome, late.value.stage, late.value.delivery_tag) == (Outcome.UNKNOWN, "confirm", 1)
+        # Its confirm may still come, and then belongs to nobody.
+        assert await server.publishings() == [b"1"]
+        server.ack(1)
+        publishing = asyncio.create_task(producer.publish(2, "key"))
+        await asyncio.sleep(0)
+        assert await server.publishings() == [b"2"]
+        assert not publishing.done()
+        server.ack(2)
+        assert (await publishing).delivery_tag == 2
+
+
+async def test_s11_a_single_publish_has_a_confirm_timeout_of_its_own() -> None:
+    async with served() as (server, producer):
+        with pytest.raises(ConfirmTimeout, match=r"confirm_timeout of 0\.05 s"):
+            await producer.publish(1, "key", confirm_timeout=0.05)
+        patient = asyncio.create_task(producer.publish(2, "key"))
+        await asyncio.sleep(0)
+        assert await server.publishings() == [b"1", b"2"]
+        server.ack(2)
+        assert (await patient).outcome is Outcome.CONFIRMED
+
+
+async def test_s11_the_outcome_is_unknown_when_no_confirm_comes_in_time(
+    proxy: Proxy, proxied: leveret.Client, queue: str
+) -> None:
+    assert leveret.ProducerSettings().confirm_timeout == 5.0
+    async with proxied.producer(confirm_timeout=0.4) as producer:
+        await producer.publish("confirmed", queue)
+        proxy.deaf = True
+        started = time.monotonic()
+        ticket = producer.publish_nowait("ticket", queue)
+        outcomes = await asyncio.gather(
+            producer.publish("one", queue), producer.publish_batch(range(10), queue), return_exceptions=True
+        )
+        elapsed = time.monotonic() - started
+        assert 0.35 <= elapsed <= 1
+        late, batch = outcomes
+        assert isinstance(late, ConfirmTimeout)
+        assert isinstance(late, TimeoutError)
+        assert (late.outcome, late.delivery_tag) == (Outcome.UNKNOWN, 3)
+        assert "0.4 s" in str(late)
+        assert isinstance(batch, leveret.BatchResult)
+        assert {batch.outcome(index) for index in range(10)} == {Outcome.UNKNOWN}
+        with pytest.raises(ConfirmTimeout):
+            await ticket
+        assert producer.counters()["unknown"] == 12
+
+        # The broker had them all: UNKNOWN is not "failed". And the producer goes on.
+        proxy.deaf = False
+        assert (await producer.publish("again", queue)).outcome is Outcome.CONFIRMED
+        assert producer.outstanding == 0
+    assert await proxied.purge(queue) == 14

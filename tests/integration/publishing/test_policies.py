@@ -4,85 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from typing import Any
 
 import pluggy
 import pytest
+from tests.support.handling import until
 from tests.support.plugins import plugin
+from tests.support.policies import NeverRetries, RetriesOnce
 
 import leveret
 from leveret.broker import EmbeddedBroker
-from leveret.errors import CircuitOpen, EncodeFailed, MessageNacked, MessageReturned, PublishError
+from leveret.errors import CircuitOpen, EncodeFailed, LeveretError, MessageNacked, MessageReturned, PublishError
 from leveret.message import Outcome
 from leveret.plugins import PluginRegistry, PolicySpec
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-class Retries:
-    """Tries again at once, this many times, what the broker refused."""
-
-    def __init__(self, retries: int = 3) -> None:
-        self.retries = retries
-        self.asked: list[tuple[int, Outcome]] = []
-
-    def next_delay(self, attempt: int, error: BaseException) -> float | None:
-        assert isinstance(error, PublishError)
-        self.asked.append((attempt, error.outcome))
-        return 0.0 if attempt <= self.retries and error.outcome is Outcome.NACKED else None
-
-
-class Breaker:
-    """Opens after this many failures, and closes when a trial succeeds. It notes what it is told."""
-
-    def __init__(self, opens_after: int = 2) -> None:
-        self.closed = True
-        self.trial_allowed = False
-        self.opens_after = opens_after
-        self.failures = 0
-        self.calls: list[Any] = []
-
-    def before_call(self) -> None:
-        self.calls.append("asked")
-        if not self.trial_allowed:
-            raise CircuitOpen("open")
-
-    def record(
-        self, successes: int, failures: int, *, seconds: float = 0.0, error: BaseException | None = None
-    ) -> None:
-        assert seconds >= 0
-        assert (error is None) == (failures == 0)
-        self.calls.append((successes, failures))
-        if not self.closed and successes and not failures:
-            self.closed = True
-        self.failures += failures
-        if self.failures >= self.opens_after:
-            self.closed = False
-            self.failures = 0
-
-
-async def fill(client: leveret.Client) -> None:
-    async with client.producer() as producer:
-        await producer.publish(0, "full")
-
-
-class Unfilling(Retries):
-    """Makes room in the full queue when it is asked the second time."""
-
-    def __init__(self, client: leveret.Client) -> None:
-        super().__init__()
-        self.client = client
-        self.tasks: list[asyncio.Task[int]] = []
-
-    def next_delay(self, attempt: int, error: BaseException) -> float | None:
-        delay = super().next_delay(attempt, error)
-        if attempt == 2:
-            self.tasks.append(asyncio.get_running_loop().create_task(self.client.purge("full")))
-            return 0.05
-        return delay
-
-
-# ---------------------------------------------------------------------- nothing while all goes well
 
 
 class NeverCalled:
@@ -146,7 +83,22 @@ async def test_no_policy_and_no_hook_is_called_when_10000_messages_succeed(
     assert (seen, hook_calls, retry.calls, breaker.calls) == (10_000, 0, 0, 0)
 
 
-# ---------------------------------------------------------------------- retry
+class Retries:
+    """Tries again at once, this many times, what the broker refused."""
+
+    def __init__(self, retries: int = 3) -> None:
+        self.retries = retries
+        self.asked: list[tuple[int, Outcome]] = []
+
+    def next_delay(self, attempt: int, error: BaseException) -> float | None:
+        assert isinstance(error, PublishError)
+        self.asked.append((attempt, error.outcome))
+        return 0.0 if attempt <= self.retries and error.outcome is Outcome.NACKED else None
+
+
+async def fill(client: leveret.Client) -> None:
+    async with client.producer() as producer:
+        await producer.publish(0, "full")
 
 
 async def test_publish_is_tried_again_as_often_as_the_policy_allows(tight_client: leveret.Client) -> None:
@@ -158,6 +110,22 @@ async def test_publish_is_tried_again_as_often_as_the_policy_allows(tight_client
         assert policy.asked == [(attempt, Outcome.NACKED) for attempt in (1, 2, 3, 4)]
         assert caught.value.__notes__ == ["it was tried 4 times"]
         assert producer.counters()["nacked"] == 4
+
+
+class Unfilling(Retries):
+    """Makes room in the full queue when it is asked the second time."""
+
+    def __init__(self, client: leveret.Client) -> None:
+        super().__init__()
+        self.client = client
+        self.tasks: list[asyncio.Task[int]] = []
+
+    def next_delay(self, attempt: int, error: BaseException) -> float | None:
+        delay = super().next_delay(attempt, error)
+        if attempt == 2:
+            self.tasks.append(asyncio.get_running_loop().create_task(self.client.purge("full")))
+            return 0.05
+        return delay
 
 
 async def test_publish_succeeds_when_a_later_attempt_does(tight_client: leveret.Client) -> None:
@@ -271,7 +239,33 @@ async def test_the_error_is_raised_when_the_policy_itself_fails(
     assert "the retry policy failed: ZeroDivisionError: oops" in caplog.text
 
 
-# ---------------------------------------------------------------------- circuit breaker
+class Breaker:
+    """Opens after this many failures, and closes when a trial succeeds. It notes what it is told."""
+
+    def __init__(self, opens_after: int = 2) -> None:
+        self.closed = True
+        self.trial_allowed = False
+        self.opens_after = opens_after
+        self.failures = 0
+        self.calls: list[Any] = []
+
+    def before_call(self) -> None:
+        self.calls.append("asked")
+        if not self.trial_allowed:
+            raise CircuitOpen("open")
+
+    def record(
+        self, successes: int, failures: int, *, seconds: float = 0.0, error: BaseException | None = None
+    ) -> None:
+        assert seconds >= 0
+        assert (error is None) == (failures == 0)
+        self.calls.append((successes, failures))
+        if not self.closed and successes and not failures:
+            self.closed = True
+        self.failures += failures
+        if self.failures >= self.opens_after:
+            self.closed = False
+            self.failures = 0
 
 
 async def test_the_breaker_is_told_of_failures_and_of_the_successes_before(tight_client: leveret.Client) -> None:
@@ -400,9 +394,6 @@ async def test_publishing_goes_on_when_the_breaker_itself_fails(
     assert "the circuit breaker failed: ZeroDivisionError: oops" in caplog.text
 
 
-# ---------------------------------------------------------------------- by name
-
-
 async def test_policies_are_found_by_name_and_made_for_each_producer() -> None:
     made: list[object] = []
 
@@ -425,3 +416,156 @@ async def test_policies_are_found_by_name_and_made_for_each_producer() -> None:
         settings = leveret.ProducerSettings(retry="at-once")
         async with client.producer(settings, circuit_breaker="simple"), client.producer(settings):
             assert [type(each) for each in made] == [Retries, Breaker, Retries]
+
+
+async def test_the_connection_stays_when_a_cancelled_batch_with_a_policy_fails_in_part(
+    tight_client: leveret.Client,
+) -> None:
+    async with tight_client.producer(retry=NeverRetries()) as producer:
+        # The queue takes the first value and refuses the others.
+        task = asyncio.create_task(producer.publish_batch([1, 2, 3], "full"))
+        await asyncio.sleep(0)
+        assert producer.outstanding == 3
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not producer.outstanding)
+        assert tight_client.connection.is_open
+        assert producer.counters()["nacked"] == 2
+        assert (await producer.publish(4, "q")).outcome is Outcome.CONFIRMED
+
+
+async def test_a_batch_with_a_policy_is_not_true_when_the_producer_was_closed_before_its_next_part(
+    tight_client: leveret.Client,
+) -> None:
+    producer = await tight_client.producer(retry=NeverRetries(), batch_size=1).open()
+    task = asyncio.create_task(producer.publish_batch(list(range(50)), "q"))
+    await asyncio.sleep(0)
+    assert producer.outstanding == 10
+    await producer.close()
+    result = await task
+    assert result.confirmed < 50
+    assert not result
+    # As without a policy: the values that are left end NOT_SENT.
+    assert result.count == 50
+    assert len(result.failures) == 50 - result.confirmed
+
+
+class Noting:
+    """Allows trials when it is not closed, and notes what it is told."""
+
+    def __init__(self, *, closed: bool = True) -> None:
+        self.closed = closed
+        self.calls: list[Any] = []
+
+    def before_call(self) -> None:
+        self.calls.append("asked")
+
+    def record(
+        self, successes: int, failures: int, /, *, seconds: float = 0.0, error: BaseException | None = None
+    ) -> None:
+        self.calls.append((successes, failures))
+
+
+class OpensForEver(Noting):
+    """Opens at the first failure."""
+
+    def before_call(self) -> None:
+        raise CircuitOpen("open")
+
+    def record(self, *_: Any, **__: Any) -> None:
+        self.closed = False
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("breaker", [None, OpensForEver])
+async def test_the_outcome_is_unknown_when_an_earlier_attempt_may_be_in_the_broker(
+    embedded: EmbeddedBroker, tight_client: leveret.Client, breaker: type[Noting] | None, batch: bool
+) -> None:
+    circuit_breaker = None if breaker is None else breaker()
+    times = {"confirm_timeout": 0.1, "publish_timeout": 0.1}
+    async with tight_client.producer(retry=RetriesOnce(), circuit_breaker=circuit_breaker, **times) as producer:
+        embedded.block()  # what is written now is read later
+        if batch:
+            outcome = (await producer.publish_batch([7], "q")).outcome(0)
+        else:
+            with pytest.raises(LeveretError) as caught:
+                await producer.publish(7, "q")
+            outcome = getattr(caught.value, "outcome", Outcome.NOT_SENT)  # CircuitOpen says that nothing was sent
+        embedded.unblock()
+        await until(lambda: embedded.queue_depth("q") == 1)
+        assert outcome is Outcome.UNKNOWN
+
+
+async def test_an_endless_batch_with_a_policy_ends_when_there_is_no_room(
+    embedded: EmbeddedBroker, tight_client: leveret.Client
+) -> None:
+    async with tight_client.producer(
+        retry=NeverRetries(), batch_size=10, confirm_timeout=0.05, publish_timeout=0.05
+    ) as producer:
+        embedded.block()
+        producer.publish_nowait(1, "q")
+        await until(lambda: tight_client.connection.blocked)
+        async with asyncio.timeout(3):
+            result = await producer.publish_batch(itertools.count(), "q")
+        assert not result
+        embedded.unblock()
+
+
+async def test_one_record_follows_a_trial_when_it_is_cancelled_and_fails_later(tight_client: leveret.Client) -> None:
+    breaker = Noting(closed=False)
+    async with tight_client.producer(circuit_breaker=breaker) as producer:
+        await producer.publish(0, "full")
+        breaker.calls.clear()
+        task = asyncio.create_task(producer.publish(1, "full"))
+        await asyncio.sleep(0)
+        assert producer.outstanding == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not producer.outstanding)
+    assert breaker.calls.count("asked") == 1
+    assert len(breaker.calls) == 2
+
+
+class Answers:
+    """A retry policy that returns what no retry policy may."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def next_delay(self, attempt: int, error: BaseException, /) -> Any:
+        return self.answer if attempt == 1 else None
+
+
+class CannotSay(Noting):
+    """A circuit breaker with a defect."""
+
+    def before_call(self) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize(
+    "policies",
+    [
+        {"retry": Answers("1")},
+        {"retry": Answers(float("nan"))},
+        {"circuit_breaker": CannotSay(closed=False)},
+    ],
+)
+async def test_publishing_fails_with_errors_of_ours_only_when_a_policy_has_a_defect(
+    tight_client: leveret.Client, policies: dict[str, Any], batch: bool
+) -> None:
+    async with tight_client.producer() as producer:
+        await producer.publish(0, "full")
+    async with tight_client.producer(**policies) as producer:
+
+        async def publish() -> None:
+            if batch:
+                (await producer.publish_batch([1], "full")).raise_for_failures()
+            else:
+                await producer.publish(1, "full")
+
+        with pytest.raises(LeveretError):
+            await asyncio.wait_for(publish(), 2)

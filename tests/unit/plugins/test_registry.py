@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,7 @@ import pytest
 from tests.support.distributions import PLUGIN, Installed
 from tests.support.plugins import plugin
 
-from leveret.errors import (
-    ConfigurationError,
-    PluginConflictError,
-    PluginError,
-    PluginLoadError,
-    PluginVersionError,
-)
+from leveret.errors import ConfigurationError, PluginConflictError, PluginError, PluginLoadError, PluginVersionError
 from leveret.plugins import (
     CompositeSpec,
     CompressorSpec,
@@ -40,15 +33,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
     return Installed(tmp_path, monkeypatch)
 
 
-def serializer(name: str = "reversing", **fields: Any) -> SerializerSpec:
-    return SerializerSpec(**{"name": name, "content_type": f"text/x-{name}", "factory": object, **fields})
-
-
 def status(registry: PluginRegistry) -> dict[str, str]:
     return {info.name: info.status for info in registry.plugins}
-
-
-# ---------------------------------------------------------------------- finding
 
 
 def test_core_things_are_there_when_nothing_is_installed(installed: Installed) -> None:
@@ -186,19 +172,6 @@ def test_a_plugin_that_is_allowed_but_not_installed_is_an_error(installed: Insta
     assert caught.value.option == "allow"
 
 
-def test_importing_leveret_imports_no_plugin() -> None:
-    code = (
-        "import sys, importlib.metadata as m, leveret, leveret.client, leveret.plugins\n"
-        "names = {e.value for e in m.entry_points(group='leveret.plugins')}\n"
-        "assert names, 'no plugin is installed beside the tests'\n"
-        "print(sorted(names & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
-# ---------------------------------------------------------------------- what goes wrong stays where it went wrong
-
 BROKEN = {
     "raises at import": ("raise RuntimeError('no such library')", "cannot be imported: RuntimeError: no such library"),
     "exits at import": ("raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
@@ -292,6 +265,10 @@ def test_asking_for_a_plugin_that_is_not_installed_says_what_to_install(installe
         PluginRegistry.load(PluginSettings()).provided("compressor", "zstd")
 
 
+def serializer(name: str = "reversing", **fields: Any) -> SerializerSpec:
+    return SerializerSpec(**{"name": name, "content_type": f"text/x-{name}", "factory": object, **fields})
+
+
 def test_one_object_registered_twice_is_refused() -> None:
     twice = plugin(serializers=[serializer()])
     with pytest.raises(PluginLoadError, match="is the object of plugin 'tested', registered twice"):
@@ -318,9 +295,6 @@ def test_a_descriptor_is_checked_when_it_is_returned(hooks: dict[str, Any], text
     with pytest.raises(PluginLoadError) as caught:
         PluginRegistry.from_plugins(plugin(**hooks))
     assert text in str(caught.value)
-
-
-# ---------------------------------------------------------------------- conflicts
 
 
 def test_two_plugins_with_one_name_are_an_error_that_names_both(installed: Installed) -> None:
@@ -396,9 +370,6 @@ def test_serializers_for_certain_models_share_a_content_type() -> None:
         registry.specific_serializer(Mine)
 
 
-# ---------------------------------------------------------------------- frozen and independent
-
-
 def test_a_registry_does_not_change() -> None:
     registry = PluginRegistry.from_plugins()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -410,9 +381,6 @@ def test_a_registry_does_not_change() -> None:
 def test_registries_are_independent_of_each_other() -> None:
     assert "reversing" in PluginRegistry.from_plugins(plugin(serializers=[serializer()])).names("serializer")
     assert "reversing" not in PluginRegistry.from_plugins().names("serializer")
-
-
-# ---------------------------------------------------------------------- making things
 
 
 @pytest.mark.parametrize(
@@ -447,9 +415,6 @@ def test_a_level_that_a_compressor_does_not_have_is_an_error(level: int) -> None
     assert caught.value.option == "compression_level"
 
 
-# ---------------------------------------------------------------------- connection events
-
-
 def test_a_plugin_that_fails_in_an_event_is_logged_and_the_next_is_told(caplog: pytest.LogCaptureFixture) -> None:
     told: list[ConnectionEvent] = []
 
@@ -467,3 +432,52 @@ def test_a_plugin_that_fails_in_an_event_is_logged_and_the_next_is_told(caplog: 
     assert told == [event]
     assert "plugin 'first'" in caplog.text
     assert "leveret_connection_event(opened): ValueError: not today" in caplog.text
+
+
+LINES = {
+    "is no Exception": "class Panic(BaseException): ...\nraise Panic",
+    "cannot be printed": "class E(Exception):\n  def __str__(self): raise RuntimeError\nraise E",
+    "has attributes that raise": (
+        "def __getattr__(name): raise RuntimeError(name)\n@hookimpl\ndef leveret_metrics(): return []"
+    ),
+    "ends the program in a hook": "@hookimpl\ndef leveret_serializers(): raise SystemExit",
+    "has a version that cannot be hashed": "@hookimpl\ndef leveret_serializers():\n  return [spec(api_version=[1])]",
+    "has aliases that raise": (
+        "def late():\n  yield 'text/y'\n  raise RuntimeError\n"
+        "@hookimpl\ndef leveret_serializers(): return [spec(aliases=late())]"
+    ),
+    "brings two for one content type": (
+        "@hookimpl\ndef leveret_serializers(): return [spec(), spec(name='y')]"  # which nobody could choose between
+    ),
+    "has aliases that can be read once": (
+        "@hookimpl\ndef leveret_serializers(): return [spec(aliases=(each for each in ['text/y']))]"
+    ),
+    "has two functions for one hook": (
+        "@hookimpl\ndef leveret_serializers(): return [spec()]\n"
+        "@hookimpl(specname='leveret_serializers')\ndef more(): return [spec(name='y', content_type='text/y')]"
+    ),
+    "has an event hook that has to be awaited": "@hookimpl\nasync def leveret_connection_event(event): ...",
+}
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_it_alone_is_left_out_when_a_plugin(installed: Installed, what: str) -> None:
+    head = (
+        "from leveret.plugins import SerializerSpec, hookimpl\n"
+        "def spec(name='x', content_type='text/x', **options):\n"
+        "  return SerializerSpec(name=name, content_type=content_type, factory=int, **options)\n"
+    )
+    installed.add("good")
+    installed.add("bad", head + LINES[what])
+    registry = PluginRegistry.load(PluginSettings())
+    assert {info.name: info.status for info in registry.plugins[1:]} == {"good": "active", "bad": "failed"}
+
+
+@pytest.mark.parametrize("name", ["my-good-plugin", "My_Good_Plugin", "my.good.plugin"])
+@pytest.mark.parametrize("option", ["allow", "block"])
+def test_a_distribution_is_meant_when_its_name_is_spelled_in_another_way(
+    installed: Installed, option: str, name: str
+) -> None:
+    installed.add("My-Good.Plugin", plugin="good", module="made_for_a_test_good")
+    registry = PluginRegistry.load(PluginSettings(**{option: [name]}))  # type: ignore[arg-type]
+    assert registry.plugins[1].status == ("active" if option == "allow" else "blocked")

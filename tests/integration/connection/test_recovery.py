@@ -1,19 +1,18 @@
-"""A connection: what is negotiated, what the broker and the kernel see of it, and whose it is."""
+"""A connection that is lost is dialed again, once for all who wait, as long as that may help."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.brokers import Embedded, RabbitMQ
 from tests.support.loops import every_loop
+from tests.support.outcomes import failure_at_once
 from tests.support.plugins import plugin
 from tests.support.proxy import Proxy
-from tests.support.servers import ON_EVERY_SERVER
 
 import leveret
 from leveret import Topology
@@ -37,187 +36,58 @@ from leveret.protocol.recovery import may_mend
 from leveret.settings import ConnectionSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable
 
     from tests.support.brokers import Broker
     from tests.support.rabbitmq import RabbitMQNode
 
+
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
-# ---------------------------------------------------------------------- what the broker sees
-
-
-async def test_publishing_and_consuming_have_their_own_connections_when_both_are_used(
-    client: leveret.Client, queue: str
-) -> None:
-    async with client.consumer(queue) as consumer:
-        await consumer.get()
-        publishing, consuming = client.connection, client.consuming_link.connection
-        assert consuming is not None
-        assert consuming is not publishing
-        assert (publishing.name, consuming.name) == ("leveret (publish)", "leveret (consume)")
-        assert repr(publishing).startswith("<Connection 'leveret (publish)' open")
-
-
-async def test_what_the_server_is_can_be_read_when_the_connection_is_open(client: leveret.Client) -> None:
-    negotiated = client.connection.negotiated
-    assert negotiated.channel_max >= 100
-    assert negotiated.server_properties["product"]
-    assert negotiated.server_properties["version"]
-    assert negotiated.capabilities["publisher_confirms"] is True
-
-
-async def test_everything_works_when_the_broker_listens_on_a_unix_socket(tmp_path: Any) -> None:
-    async with EmbeddedBroker(path=tmp_path / "broker") as broker, leveret.connect(broker.url) as client:
-        # It has no options of TCP.
-        assert {"tcp_nodelay", "tcp_keepalive_time"}.isdisjoint(client.connection.socket_options())
-        await client.declare(Topology().queue("q"))
-        async with client.producer() as producer:
-            await producer.publish("local", "q")
-        async with client.consumer("q") as consumer:
-            message = await consumer.get()
-            assert message is not None
-            assert message.value == "local"
-
-
-# ---------------------------------------------------------------------- channels
-
-
-async def test_channel_numbers_are_used_again_when_channels_are_closed(broker: Broker) -> None:
-    async with leveret.connect(broker.url, channel_max=3) as client:
-        for _ in range(5):
-            channels = [await client.channel() for _ in range(3)]
-            assert sorted(channel.number for channel in channels) == [1, 2, 3]
-            with pytest.raises(ConfigurationError, match="all 3 channels") as refused:
-                await client.channel()
-            assert refused.value.option == "channel_max"
-            await asyncio.gather(*(channel.close() for channel in channels))
-            await channels[0].close()  # again is no error
-        with pytest.raises(leveret.errors.ChannelClosed):
-            await channels[0].queue_declare("q")
-
-
-@pytest.mark.parametrize("broker", ON_EVERY_SERVER, indirect=True)
-async def test_every_method_of_a_channel_is_answered_when_the_broker_knows_it(
-    client: leveret.Client, queue: str
-) -> None:
-    channel = await client.channel()
-    await channel.tx_select()
-    await channel.tx_commit()
-    await channel.tx_rollback()
-    await channel.basic_qos(10, global_=True)
-    assert await channel.basic_get(queue) is None
-    await channel.basic_recover()
-    assert await channel.flow(True) is True
-    await channel.close()
-
-
-async def test_a_new_secret_is_taken_when_the_broker_knows_them(client: leveret.Client) -> None:
-    await client.connection.update_secret("guest", "rotation")
-    assert client.connection.is_open
-
-
-# ---------------------------------------------------------------------- whose it is
-
-
 @every_loop
-async def test_every_call_is_refused_when_it_comes_from_another_threads_loop(
-    client: leveret.Client, queue: str
+@pytest.mark.parametrize("auto_recovery", [True, False])
+async def test_s4_a_lost_connection_is_dialed_again_unless_auto_recovery_is_off(
+    broker: Broker, auto_recovery: bool
 ) -> None:
-    async with client.producer() as producer, client.consumer(queue) as consumer:
-        await producer.publish(1, queue)
-        message = await consumer.get()
-        assert message is not None
-        ticket = producer.publish_nowait(2, queue)
-
-        async def nowait() -> None:
-            producer.publish_nowait(3, queue)
-
-        async def ack() -> None:
-            message.ack()
-
-        async def await_ticket() -> None:
-            await ticket
-
-        calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
-            "publish": lambda: producer.publish(3, queue),
-            "publish_nowait": nowait,
-            "publish_batch": lambda: producer.publish_batch([3], queue),
-            "flush": producer.flush,
-            "ticket": await_ticket,
-            "close producer": producer.close,
-            "declare": lambda: client.declare(Topology().queue(queue)),
-            "channel": client.channel,
-            "purge": lambda: client.purge(queue),
-            "get": consumer.get,
-            "ack": ack,
-            "update_secret": lambda: client.connection.update_secret("guest"),
-        }
-        for name, call in calls.items():
-            with pytest.raises(WrongLoopError, match=r"run_coroutine_threadsafe"):
-                await asyncio.to_thread(asyncio.run, call())
-            assert client.connection.is_open, name
-        # Nothing was sent, and nothing was harmed.
-        assert (await ticket).delivery_tag == 2
-        assert producer.next_delivery_tag == 3
-        assert message.ack()
-        assert (await producer.publish(3, queue)).delivery_tag == 3
-    assert await client.purge(queue) == 2
+    assert ConnectionSettings().auto_recovery is True
+    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, auto_recovery=auto_recovery) as client:
+        link, lost = client.publishing_link, client.connection
+        assert await link.recovered() is lost
+        proxy.reset()
+        await lost._ended
+        if auto_recovery:
+            assert (await link.recovered()).is_open
+            assert client.connection is not lost
+        else:
+            for _ in range(2):
+                with pytest.raises(ConnectionLost) as caught:
+                    await link.recovered()
+                assert str(caught.value) == str(lost.error)
+            assert client.connection is lost
+        # What is asked for anew is no recovery: it has a connection in any case.
+        assert (await client.channel()).is_open
 
 
-@pytest.mark.parametrize("turns", [*range(12), 20, 40])
-async def test_nothing_is_left_when_connecting_is_cancelled(broker: Broker, turns: int) -> None:
-    async def connect() -> leveret.Client:
-        return await leveret.connect(broker.url)
+async def test_new_producers_and_consumers_get_a_new_connection_when_the_old_one_was_lost(
+    proxy: Proxy, proxied: leveret.Client, queue: str
+) -> None:
+    lost = proxied.connection
+    channel = await proxied.channel()
+    proxy.reset()
+    assert type(await failure_at_once(channel.basic_qos(1))) is ConnectionLost
 
-    task = asyncio.create_task(connect())
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await (await task).close()
+    async with proxied.producer() as producer:
+        assert await producer.publish("after the loss", queue)
+    message = await proxied.consumer(queue).get()
 
-
-async def test_producers_and_consumers_are_forgotten_when_they_were_closed(client: leveret.Client, queue: str) -> None:
-    for _ in range(20):
-        async with client.producer() as producer, client.consumer(queue) as consumer:
-            await producer.publish(1, queue)
-            message = await consumer.get()
-            assert message is not None
-            message.ack()
-    del producer, consumer, message
-    await asyncio.sleep(0)  # until its next turn the loop may hold what ended a wait, and frames with it
-    gc.collect()
-    assert len(client._producers) == len(client._consumers) == 0
-    # What is open lies in the pool: the queue was declared there.
-    assert set(client.connection._channels.values()) == client.channels._channels
-
-
-@every_loop
-async def test_the_socket_is_closed_when_the_client_was_closed(broker: Broker, queue: str) -> None:
-    async with leveret.connect(broker.url) as client:
-        async with client.consumer(queue) as consumer:
-            await consumer.get()
-        transports = [client.connection.transport, consumer._connection.transport]
-        assert not any(transport.closed for transport in transports)
-    assert all(transport.closed for transport in transports)
-    with pytest.raises(ConnectionClosed):
-        client.connection.socket_options()
-
-
-async def test_nothing_can_be_done_when_the_client_is_closed(broker: Broker, name: Callable[[str], str]) -> None:
-    async with leveret.connect(broker.url) as client:
-        producer = client.producer()
-        consumer = client.consumer(name())
-    for call in (client.channel(), client.declare(Topology()), producer.open(), client.purge("q")):
-        with pytest.raises((ConnectionClosed, leveret.LeveretError)):
-            await call
-    with pytest.raises(leveret.LeveretError):
-        await consumer.get()
-
-
-# ---------------------------------------------------------------------- lost connections that somebody waits for
+    assert message is not None
+    assert message.value == "after the loss"
+    assert proxied.connection is not lost
+    counted = {(s.metric.name, s.labels[1]): s.value for s in proxied.metrics()}
+    assert counted["connections_opened", "publish"] == 2
+    assert counted["connections_lost", "publish"] == 1
+    assert counted["connections_open", "publish"] == 1
 
 
 class Warnings(logging.Handler):
@@ -278,7 +148,6 @@ def counted(client: leveret.Client, name: str = "publish") -> dict[str, int]:
 
 
 QUICK: dict[str, Any] = {"recovery_initial_delay": 0.001, "recovery_max_delay": 0.02}
-SELDOM: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
 
 
 @every_loop
@@ -380,6 +249,9 @@ async def test_those_who_wait_are_told_when_the_client_is_closed(broker: Broker,
         assert link._recoveries == set()
         with pytest.raises(ConnectionClosed):
             await link.recovered()
+
+
+SELDOM: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
 
 
 async def test_those_who_wait_are_told_when_the_client_is_closed_long_before_the_next_attempt(broker: Broker) -> None:

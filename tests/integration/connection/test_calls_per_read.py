@@ -1,10 +1,4 @@
-"""The number of Python-level calls per read does not grow with the messages in it: the loops are compiled.
-
-A socket read of a busy consumer brings hundreds of messages. What lies between the event loop and the consumer's buffer
-must cost a few Python calls for all of them, not some for each; this is where other clients spend their time. The
-bounds are one and a half times what was counted when they were set, so that a call more here and there does not fail
-the test and a call for each message does.
-"""
+"""The number of Python-level calls per read does not grow with the messages in it: the loops are compiled."""
 
 from __future__ import annotations
 
@@ -26,6 +20,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from leveret.transport.frame_transport import FrameTransport
+
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
