@@ -164,3 +164,15 @@ async def test_unix_socket_of_somebody_else_is_left_alone_on_stop(tmp_path: Path
 async def test_missing_folder_is_named() -> None:
     with pytest.raises(TransportError, match="/nowhere/at/all"):
         await EmbeddedBroker(path="/nowhere/at/all").start()
+
+
+async def test_block_refuses_a_reason_that_does_not_fit() -> None:
+    async with EmbeddedBroker() as broker:
+        with pytest.raises(ConfigurationError, match="reason"):
+            broker.block("r" * 256)
+
+
+async def test_close_connections_refuses_a_code_that_amqp_does_not_have() -> None:
+    async with EmbeddedBroker() as broker:
+        with pytest.raises(ConfigurationError, match="999"):
+            broker.close_connections(999)

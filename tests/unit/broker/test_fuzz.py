@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpus import strategies
-from tests.unit.broker.test_session import Client, publishing
+from tests.support.session import Client, publishing
 
 from leveret.broker import EmbeddedBroker
 from leveret.broker.virtual_host import Scheduler, VirtualHost

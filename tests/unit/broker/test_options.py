@@ -80,15 +80,3 @@ def test_url_names_everything_that_a_client_needs(options: dict[str, Any], url: 
     broker = EmbeddedBroker(**options)
     assert broker.url == url
     assert "guest:guest" not in repr(broker)
-
-
-async def test_block_refuses_a_reason_that_does_not_fit() -> None:
-    async with EmbeddedBroker() as broker:
-        with pytest.raises(ConfigurationError, match="reason"):
-            broker.block("r" * 256)
-
-
-async def test_close_connections_refuses_a_code_that_amqp_does_not_have() -> None:
-    async with EmbeddedBroker() as broker:
-        with pytest.raises(ConfigurationError, match="999"):
-            broker.close_connections(999)

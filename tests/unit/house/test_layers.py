@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
@@ -19,11 +17,12 @@ from tests.support.paths import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-PACKAGE = ROOT / "sdk" / "leveret"
-SOURCES = ROOT / "cext" / "leveret"
 
 #: The lowest first. A compiled module may import from its own room and from those that stand before it.
 ROOMS = ["errors", "message", "settings", "wire", "transport", "publishing", "consuming"]
+
+
+SOURCES = ROOT / "cext" / "leveret"
 
 
 def module_of(path: Path, root: Path) -> str:
@@ -31,8 +30,17 @@ def module_of(path: Path, root: Path) -> str:
 
 
 COMPILED = sorted(module_of(path, SOURCES) for path in SOURCES.rglob("*.pyx"))
-TOP = {"__init__.py", "__main__.py", "cli", "testing"}
-NEVER = {"asyncio", "selectors", "socket", "ssl", "time", "uvloop", "pluggy", "posix.time", "libc.time"}
+
+
+def test_each_compiled_module_is_found_in_a_room() -> None:
+    assert len(COMPILED) >= 5
+    assert {module.split(".")[1] for module in COMPILED} <= set(ROOMS)
+
+
+def ours(edges: set[str]) -> set[str]:
+    return {edge for edge in edges if edge.split(".")[0] == "leveret"}
+
+
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<source>[\w.]+)\s+)?c?import\s+(?P<names>\([^)]*\)|[\w., *]+)", re.MULTILINE
 )
@@ -51,6 +59,42 @@ def imports_of_cython(text: str) -> set[str]:
         else:
             found.add(source)
     return found
+
+
+def edges_of_extensions() -> dict[str, set[str]]:
+    edges = defaultdict(set)
+    for path in SOURCES.rglob("*.p[yx][xd]"):
+        if path.stem != "__init__":
+            edges[module_of(path, SOURCES)] |= imports_of_cython(path.read_text())
+    return edges
+
+
+def test_headers_without_code_import_nothing_of_ours() -> None:
+    headers = {name: edges for name, edges in edges_of_extensions().items() if name not in COMPILED}
+    assert {name: ours(edges) for name, edges in headers.items() if ours(edges)} == {}
+
+
+NEVER = {"asyncio", "selectors", "socket", "ssl", "time", "uvloop", "pluggy", "posix.time", "libc.time"}
+
+
+def room_of(module: str) -> int:
+    return ROOMS.index(module.split(".")[1])
+
+
+@pytest.mark.parametrize("module", COMPILED)
+def test_extensions_import_downward_only(module: str) -> None:
+    edges = edges_of_extensions()[module]
+    assert {edge for edge in ours(edges) if room_of(edge) > room_of(module)} == set()
+    assert not edges & NEVER, "extension modules do no input or output and read no clock"
+
+
+def test_extensions_of_a_room_import_each_other_in_one_direction() -> None:
+    edges = edges_of_extensions()
+    graph = {module: {edge for edge in edges[module] if edge in COMPILED and edge != module} for module in COMPILED}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+PACKAGE = ROOT / "sdk" / "leveret"
 
 
 def imports_of_python(text: str) -> set[str]:
@@ -76,50 +120,14 @@ def imports_of_python(text: str) -> set[str]:
     return found
 
 
-def ours(edges: set[str]) -> set[str]:
-    return {edge for edge in edges if edge.split(".")[0] == "leveret"}
-
-
-def edges_of_extensions() -> dict[str, set[str]]:
-    edges = defaultdict(set)
-    for path in SOURCES.rglob("*.p[yx][xd]"):
-        if path.stem != "__init__":
-            edges[module_of(path, SOURCES)] |= imports_of_cython(path.read_text())
-    return edges
-
-
-def room_of(module: str) -> int:
-    return ROOMS.index(module.split(".")[1])
-
-
-def test_each_compiled_module_is_found_in_a_room() -> None:
-    assert len(COMPILED) >= 5
-    assert {module.split(".")[1] for module in COMPILED} <= set(ROOMS)
-
-
-def test_headers_without_code_import_nothing_of_ours() -> None:
-    headers = {name: edges for name, edges in edges_of_extensions().items() if name not in COMPILED}
-    assert {name: ours(edges) for name, edges in headers.items() if ours(edges)} == {}
-
-
-@pytest.mark.parametrize("module", COMPILED)
-def test_extensions_import_downward_only(module: str) -> None:
-    edges = edges_of_extensions()[module]
-    assert {edge for edge in ours(edges) if room_of(edge) > room_of(module)} == set()
-    assert not edges & NEVER, "extension modules do no input or output and read no clock"
-
-
-def test_extensions_of_a_room_import_each_other_in_one_direction() -> None:
-    edges = edges_of_extensions()
-    graph = {module: {edge for edge in edges[module] if edge in COMPILED and edge != module} for module in COMPILED}
-    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
-
-
 @pytest.mark.parametrize("room", ["errors", "message", "settings"])
 def test_words_that_all_share_do_not_need_extensions(room: str) -> None:
     found = PACKAGE.joinpath(room)
     for source in found.rglob("*.py") if found.is_dir() else [found.with_suffix(".py")]:
         assert not imports_of_python(source.read_text()) & set(COMPILED)
+
+
+TOP = {"__init__.py", "__main__.py", "cli", "testing"}
 
 
 def test_only_the_top_imports_the_package_itself() -> None:
@@ -176,15 +184,6 @@ def test_the_core_imports_no_plugin_distribution() -> None:
         assert not {edge.split(".")[0] for edge in imports_of_python(path.read_text())} & distributions, path
 
 
-def test_importing_leveret_loads_nothing_that_only_a_part_needs() -> None:
-    heavy = {"asyncio", "dataclasses", "inspect", "msgspec", "pluggy", "ssl", "uvloop", "leveret.message"}
-    program = f"import sys, leveret; print(sorted({heavy!r} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "[]\n"
-
-
-# ---------------------------------------------------------------------- private names
-
 #: Private names of others that a module may use, by module: what it uses, and why.
 USED_ANYWAY = {
     "leveret.app.process": {"os._exit": "the documented name of the function"},
@@ -196,6 +195,8 @@ USED_ANYWAY = {
         "handler._is_coroutine": "the mark of a coroutine function that Cython compiled; inspect does not know it",
     },
 }
+
+
 #: Methods of named tuples, which are private in name alone.
 PUBLIC = {"_replace", "_asdict", "_make", "_fields", "_field_defaults"}
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import frames, malformed, strategies
-from tests.unit.wire.test_framing_fuzz import mutated
+from tests.corpus.strategies import mutated
 
 from leveret.codecs.decoding import BodyDecoder
 from leveret.errors import ConfigurationError, DecodeFailed, RemoteProtocolError
@@ -531,14 +531,6 @@ def test_the_pool_is_emptied_when_the_stream_ends_with_an_error() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- memory
-
-
-@pytest.fixture
-def peak() -> Iterator[Callable[[], int]]:
-    tracemalloc.start()
-    start = tracemalloc.get_traced_memory()[0]
-    yield lambda: tracemalloc.get_traced_memory()[1] - start
-    tracemalloc.stop()
 
 
 def test_memory_follows_what_arrived_when_headers_of_views_declare_64_MiB(peak: Callable[[], int]) -> None:

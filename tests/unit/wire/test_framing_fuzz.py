@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.corpus import frames, malformed, strategies
+from tests.corpus.strategies import mutated
 
 from leveret.errors import FrameError, LeveretError, RemoteProtocolError, TableSyntaxError
 from leveret.protocol import commands
@@ -20,32 +20,10 @@ from leveret.wire.reader import FrameReader
 from leveret.wire.runs import MethodFrame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 both_sides = pytest.mark.parametrize("server", [False, True], ids=["client", "server"])
 STREAMS = {server: strategies.streams(server=server).map(lambda stream: stream[0]) for server in (False, True)}
-
-
-@st.composite
-def mutated(draw: Callable[..., object], originals: st.SearchStrategy[bytes]) -> bytes:
-    """Valid bytes with a few changed, cut out, doubled or put in: it goes deeper than random bytes do."""
-    data = bytearray(draw(originals))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(data)))
-        match draw(st.sampled_from(["set", "flip", "cut", "insert", "double", "truncate"])):
-            case "set" if at < len(data):
-                data[at] = draw(st.sampled_from([0, 1, 2, 3, 8, 0x7F, 0x80, 0xCE, 0xFE, 0xFF]))
-            case "flip" if at < len(data):
-                data[at] ^= 1 << draw(st.integers(0, 7))
-            case "cut":
-                del data[at : at + draw(st.integers(1, 12))]
-            case "insert":
-                data[at:at] = draw(st.binary(max_size=12))
-            case "double":
-                data[at:at] = data[at : at + draw(st.integers(1, 60))]
-            case "truncate":
-                del data[at:]
-    return bytes(data)
 
 
 def read_everything(reader: FrameReader, pieces: list[bytes]) -> None:
@@ -186,15 +164,6 @@ def test_encode_table_raises_only_our_errors_when_values_are_anything(value: obj
 
 
 # ---------------------------------------------------------------------------------------------- memory
-
-
-@pytest.fixture
-def peak() -> Iterator[Callable[[], int]]:
-    """Returns a function that says how many bytes were allocated at the most since the test began."""
-    tracemalloc.start()
-    start = tracemalloc.get_traced_memory()[0]
-    yield lambda: tracemalloc.get_traced_memory()[1] - start
-    tracemalloc.stop()
 
 
 MiB = 1024 * 1024

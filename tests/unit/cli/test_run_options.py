@@ -1,4 +1,4 @@
-"""`leveret run`, as far as it needs no other process: finding the app, and the line about it."""
+"""`leveret run` finds its app, refuses wrong options in one line, and says what it is doing."""
 
 from __future__ import annotations
 
