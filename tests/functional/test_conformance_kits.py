@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
-from tests.support import broken_plugins
+from tests.support.broken_plugins import breakers, compressors, policies, serializers, sinks
 from tests.support.paths import ROOT
 
 from leveret import testing
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PLUGINS = ROOT / "tests" / "support" / "broken_plugins.py"
+PLUGINS = (serializers, compressors, sinks, policies, breakers)
+CASES: dict[str, Any] = {name: each for module in PLUGINS for name, each in vars(module).items()}
 KITS = [
     testing.SerializerConformance,
     testing.CompressorConformance,
@@ -38,8 +39,8 @@ KITS = [
 ]
 SERIALIZERS = {spec.name: spec for spec in builtin.leveret_serializers() if isinstance(spec, SerializerSpec)}
 COMPRESSORS = {spec.name: spec for spec in builtin.leveret_compressors()}
-BROKEN: dict[str, Any] = {name: each for name, each in vars(broken_plugins).items() if name.startswith("TestBroken")}
-SOUND: dict[str, Any] = {name: each for name, each in vars(broken_plugins).items() if name.startswith("TestSound")}
+BROKEN: dict[str, Any] = {name: each for name, each in CASES.items() if name.startswith("TestBroken")}
+SOUND: dict[str, Any] = {name: each for name, each in CASES.items() if name.startswith("TestSound")}
 
 # ---------------------------------------------------------------------- what the core brings
 
@@ -100,6 +101,10 @@ class Outcome(NamedTuple):
     text: str
 
 
+def file_of(kit: type) -> str | None:
+    return sys.modules[kit.__module__].__file__
+
+
 def run_pytest(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -119,8 +124,8 @@ def read_report(path: Path) -> dict[tuple[str, str], Outcome]:
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Outcome]:
     """How the checks ended: all of what is sound, and of what is broken those that should catch it."""
     report = tmp_path_factory.mktemp("kits") / "report.xml"
-    wanted = [f"{PLUGINS}::{name}::{each.caught_by}" for name, each in BROKEN.items()]
-    wanted += [f"{PLUGINS}::{name}" for name in SOUND]
+    wanted = [f"{file_of(each)}::{name}::{each.caught_by}" for name, each in BROKEN.items()]
+    wanted += [f"{file_of(each)}::{name}" for name, each in SOUND.items()]
     done = run_pytest(f"--junitxml={report}", *wanted)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     return read_report(report)
@@ -159,7 +164,8 @@ def test_every_check_of_a_kit_catches_something(kit: type) -> None:
 
 
 def test_kits_are_not_collected_when_only_imported() -> None:
-    done = run_pytest("--collect-only", "-o", "python_classes=*Conformance Broken* Test*", PLUGINS)
+    files = [str(module.__file__) for module in PLUGINS]
+    done = run_pytest("--collect-only", "-o", "python_classes=*Conformance Broken* Test*", *files)
     classes = {line.split("::")[1] for line in done.stdout.splitlines() if line.count("::") == 2}
     assert classes == BROKEN.keys() | SOUND.keys()
 
@@ -286,10 +292,10 @@ def test_check_plugin_passes_what_the_core_brings() -> None:
 
 def test_check_plugin_fails_when_a_plugin_is_broken() -> None:
     serializer = SerializerSpec(
-        name="broken", content_type="application/x-broken", factory=broken_plugins.RefusesModelsWithTypeError
+        name="broken", content_type="application/x-broken", factory=serializers.RefusesModelsWithTypeError
     )
     compressor = CompressorSpec(
-        name="broken", content_encoding="x-broken", factory=broken_plugins.IgnoresTruncation, levels=(0, 9)
+        name="broken", content_encoding="x-broken", factory=compressors.IgnoresTruncation, levels=(0, 9)
     )
     seen: list[CheckResult] = []
     results = check(seen.append, serializers=[serializer], compressors=[compressor])
@@ -303,7 +309,7 @@ def test_check_plugin_fails_when_a_plugin_is_broken() -> None:
 
 
 def test_check_plugin_does_not_judge_prefixes_when_the_format_may_allow_them() -> None:
-    class Lines(broken_plugins.JSONSerializer):
+    class Lines(serializers.JSONSerializer):
         """A list is a line for each item, so that the first lines are a list, too."""
 
         def encode(self, value: Any) -> bytes:
@@ -325,16 +331,16 @@ def test_check_plugin_says_what_it_cannot_check_when_only_the_author_knows() -> 
             SerializerSpec(
                 name="special",
                 content_type="application/json",
-                factory=broken_plugins.JSONSerializer,
+                factory=serializers.JSONSerializer,
                 models=lambda model: False,
             ),
             CompositeSpec(name="both", parts=("json", "empty"), select=lambda value: "json"),
         ],
-        metrics=[MetricsSpec(name="sink", factory=lambda: broken_plugins.SoundSink(broken_plugins.Page()))],
+        metrics=[MetricsSpec(name="sink", factory=lambda: sinks.SoundSink(sinks.Page()))],
         policies=[
-            PolicySpec(kind="circuit_breaker", name="breaker", factory=broken_plugins.SoundBreaker),
-            PolicySpec(kind="retry", name="retry", factory=broken_plugins.SoundRetry),
-            PolicySpec(kind="backoff", name="backoff", factory=broken_plugins.SoundBackoff),
+            PolicySpec(kind="circuit_breaker", name="breaker", factory=breakers.SoundBreaker),
+            PolicySpec(kind="retry", name="retry", factory=policies.SoundRetry),
+            PolicySpec(kind="backoff", name="backoff", factory=policies.SoundBackoff),
         ],
     )
     assert failed(results) == set()
@@ -371,7 +377,7 @@ async def test_check_plugin_works_when_an_event_loop_runs() -> None:
     spec = SerializerSpec(
         name="sound",
         content_type="application/x-sound",
-        factory=broken_plugins.JSONSerializer,
+        factory=serializers.JSONSerializer,
         aliases=("text/x-sound",),
     )
     results = check(serializers=[spec])
