@@ -36,16 +36,25 @@ ENVIRONMENTS = ROOT / ".venvs"
 BIN = Path(sys.executable).parent
 PLUGINS = sorted((ROOT / "plugins").glob("leveret-*"))
 
+#: What needs no RabbitMQ, the tests of the event loop's tasks and of the app included.
+WITHOUT_RABBITMQ = [
+    "tests/unit",
+    "tests/integration/app",
+    "tests/integration/broker/test_server.py",
+    "tests/integration/plugins/test_hooks.py",
+    "tests/integration/publishing/test_callbacks.py",
+    "tests/integration/publishing/test_waiting_tasks.py",
+]
 #: What is run where nothing else is said; nothing at all is everything.
 PYTHONS: dict[str, list[str]] = {
     "3.11": [],
     "3.12": [],
     "3.13": [],
     "3.14": [],
-    "3.14t": ["tests/unit"],
-    "3.15": ["tests/unit"],
+    "3.14t": WITHOUT_RABBITMQ,
+    "3.15": WITHOUT_RABBITMQ,
 }
-FLOORS = ["tests/unit", "tests/packaging", "plugins"]
+FLOORS = [*WITHOUT_RABBITMQ, "tests/functional/cli", "tests/packaging", "plugins"]
 #: The free-threaded one has another name for the same version.
 IDENTITY = """
 import sys, sysconfig

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from tests.support.handling import until
 from tests.support.leftovers import nothing_left_behind
 
 import leveret
@@ -23,7 +24,7 @@ from leveret.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 
 def test_app_that_does_not_run_has_no_client() -> None:
@@ -130,12 +131,6 @@ async def test_app_may_run_again_but_not_twice_at_once(broker: EmbeddedBroker) -
             await app.serve()
         stop.set()
         assert await running
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - it looks at what no event tells
-            await asyncio.sleep(0.005)
 
 
 async def publish(broker: EmbeddedBroker, queue: str, count: int) -> None:

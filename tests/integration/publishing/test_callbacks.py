@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from leveret.publishing.producer import Producer
 
 
-pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
 def with_serializer(tight_client: leveret.Client, encode: Callable[[Any], bytes], **options: Any) -> Producer:
     """A producer that encodes by this function."""
     producer = tight_client.producer(**options)
@@ -31,6 +28,7 @@ def with_serializer(tight_client: leveret.Client, encode: Callable[[Any], bytes]
     return producer
 
 
+@pytest.mark.usefixtures("no_leftovers")
 async def test_a_serializer_may_publish_on_its_own_producer(tight_client: leveret.Client) -> None:
     inner = False
 
@@ -53,6 +51,7 @@ async def test_a_serializer_may_publish_on_its_own_producer(tight_client: levere
     assert len(values) == 1 + 2 * 1201
 
 
+@pytest.mark.usefixtures("no_leftovers")
 async def test_headers_may_publish_on_the_producer_that_reads_them(tight_client: leveret.Client) -> None:
     class Headers(Mapping[str, int]):
         def __len__(self) -> int:
@@ -71,6 +70,7 @@ async def test_headers_may_publish_on_the_producer_that_reads_them(tight_client:
     assert [value for value in await taken(tight_client, "q") if value != "inner"] == list(range(10))
 
 
+@pytest.mark.usefixtures("no_leftovers")
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_an_iterable_may_close_the_producer_that_reads_it(
     tight_client: leveret.Client, asynchronous: bool
@@ -98,6 +98,7 @@ async def test_an_iterable_may_close_the_producer_that_reads_it(
     assert len(await taken(tight_client, "q")) == result.confirmed
 
 
+@pytest.mark.usefixtures("no_leftovers")
 async def test_a_listener_may_publish_and_remove_itself(tight_client: leveret.Client) -> None:
     done = asyncio.Event()
     count = 0
@@ -138,6 +139,7 @@ async def test_a_listener_that_fails_is_logged_and_nothing_else(caplog: pytest.L
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["a confirm listener failed"]
 
 
+@pytest.mark.usefixtures("no_leftovers")
 async def test_values_fail_alone_when_the_serializer_raises_stop_iteration(tight_client: leveret.Client) -> None:
     def encode(value: Any) -> bytes:
         if value is None:

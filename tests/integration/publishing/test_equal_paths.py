@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pamqp import frame
 from pamqp.commands import Basic, Channel, Connection
 from tests.corpus import strategies
+from tests.support.outcomes import awaited
 from tests.support.peers import ANSWERS, FakeServer, Peer
 
 import leveret
@@ -160,10 +161,6 @@ def shown(result: object) -> object:
     return result
 
 
-async def wait_for(ticket: leveret.Ticket) -> leveret.Receipt:
-    return await ticket
-
-
 class Caller:
     """Calls one producer, and notes results and deadlines."""
 
@@ -209,7 +206,7 @@ class Caller:
 
     async def finish(self) -> None:
         started = time.monotonic()
-        ended = await asyncio.gather(*map(wait_for, self.tickets), return_exceptions=True)
+        ended = await asyncio.gather(*map(awaited, self.tickets), return_exceptions=True)
         assert time.monotonic() - started <= PUBLISH_TIMEOUT + LATE
         self.results += map(shown, ended)
 
