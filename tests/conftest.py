@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.brokers import IMITATED
+from tests.support.leftovers import nothing_left_behind
 from tests.support.loops import DEFAULT_LOOP, LOOP_FACTORIES
 from tests.support.rabbitmq import RabbitMQNode, RabbitMQServer
 from tests.support.servers import ON_EVERY_SERVER, node_of
@@ -50,10 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+def _servers_of(item: pytest.Item) -> list[RabbitMQServer]:
+    callspec = getattr(item, "callspec", None)
+    return [value for value in callspec.params.values() if isinstance(value, RabbitMQServer)] if callspec else []
+
+
 def _is_left_out(item: pytest.Item, others: str) -> bool:
     """Whether a test does not concern the server that it would run on, or not in this run."""
-    callspec = getattr(item, "callspec", None)
-    servers = [value for value in callspec.params.values() if isinstance(value, RabbitMQServer)] if callspec else []
+    servers = _servers_of(item)
     marker = item.get_closest_marker("server_version")
     if marker is not None:
         version = servers[0].version if servers else IMITATED
@@ -87,6 +92,20 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, object]:
     if marker is not None and "loop_factories" in marker.kwargs:  # @every_loop
         return LOOP_FACTORIES
     return {DEFAULT_LOOP: LOOP_FACTORIES[DEFAULT_LOOP]}
+
+
+@pytest.fixture
+def started_server(request: pytest.FixtureRequest) -> None:
+    """Starts the server of the test where it is the first one that needs it: that takes longer than a test may."""
+    for server in _servers_of(request.node):
+        request.getfixturevalue("rabbitmq_nodes")(server)
+
+
+@pytest.fixture
+async def no_leftovers(started_server: None) -> AsyncIterator[None]:
+    """Fails a test that leaves tasks or errors that nobody looked at. Modules ask for it with `pytestmark`."""
+    async with nothing_left_behind():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,17 +36,26 @@ ENVIRONMENTS = ROOT / ".venvs"
 BIN = Path(sys.executable).parent
 PLUGINS = sorted((ROOT / "plugins").glob("leveret-*"))
 
+#: The tests that need no RabbitMQ.
+WITHOUT_RABBITMQ = [
+    "tests/unit",
+    "tests/integration/app",
+    "tests/integration/broker/test_server.py",
+    "tests/integration/plugins/test_hooks.py",
+    "tests/integration/publishing/test_callbacks.py",
+    "tests/integration/publishing/test_waiting_tasks.py",
+]
 #: The tests for each version without `--tests`; an empty list stands for all tests.
 PYTHONS: dict[str, list[str]] = {
     "3.11": [],
     "3.12": [],
     "3.13": [],
     "3.14": [],
-    "3.14t": ["tests/unit"],
-    "3.15": ["tests/unit"],
+    "3.14t": WITHOUT_RABBITMQ,
+    "3.15": WITHOUT_RABBITMQ,
 }
-FLOORS = ["tests/unit", "tests/packaging", "plugins"]
-#: Prints an interpreter's version; a free-threaded one gets the suffix "t".
+FLOORS = [*WITHOUT_RABBITMQ, "tests/functional/cli", "tests/packaging", "plugins"]
+#: The free-threaded one has another name for the same version.
 IDENTITY = """
 import sys, sysconfig
 print("%d.%d" % sys.version_info[:2] + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))

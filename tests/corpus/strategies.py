@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -199,3 +200,25 @@ def streams(draw: Callable[..., object], server: bool) -> tuple[bytes, list[Even
         if event is not None:
             events.append(event)
     return b"".join(stream), events
+
+
+@st.composite
+def mutated(draw: Callable[..., object], originals: st.SearchStrategy[bytes]) -> bytes:
+    """Valid bytes with a few changed, cut out, doubled or put in: it goes deeper than random bytes do."""
+    data = bytearray(draw(originals))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.sampled_from(["set", "flip", "cut", "insert", "double", "truncate"])):
+            case "set" if at < len(data):
+                data[at] = draw(st.sampled_from([0, 1, 2, 3, 8, 0x7F, 0x80, 0xCE, 0xFE, 0xFF]))
+            case "flip" if at < len(data):
+                data[at] ^= 1 << draw(st.integers(0, 7))
+            case "cut":
+                del data[at : at + draw(st.integers(1, 12))]
+            case "insert":
+                data[at:at] = draw(st.binary(max_size=12))
+            case "double":
+                data[at:at] = data[at : at + draw(st.integers(1, 60))]
+            case "truncate":
+                del data[at:]
+    return bytes(data)

@@ -1,4 +1,4 @@
-"""What the integration tests share: a broker, a client, names that are cleaned up, and a look at what is left."""
+"""What the integration tests share: a broker, a client, and names that are cleaned up."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.brokers import Broker, Embedded, RabbitMQ
-from tests.support.leftovers import nothing_left_behind
+from tests.support.proxy import Proxy
 from tests.support.servers import ON_EVERY_SERVER, node_of
 
 import leveret
+from leveret.broker import EmbeddedBroker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-
-@pytest.fixture
-async def no_leftovers() -> AsyncIterator[None]:
-    """Fails a test that leaves tasks or errors that nobody looked at. Modules ask for it with `pytestmark`."""
-    async with nothing_left_behind():
-        yield
 
 
 @pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])
@@ -28,8 +22,6 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
     if request.param != "embedded":
         yield RabbitMQ(node_of(request))
         return
-    from leveret.broker import EmbeddedBroker
-
     async with EmbeddedBroker() as embedded:
         yield Embedded(embedded)
 
@@ -64,3 +56,38 @@ async def queue(client: leveret.Client, name: Callable[[str], str]) -> str:
     made = name("queue")
     await client.declare(leveret.Topology().queue(made))
     return made
+
+
+@pytest.fixture
+async def other(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[leveret.Client]:
+    """A second client, which reads what the broker has."""
+    async with leveret.connect(broker.url) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def proxy(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[Proxy]:
+    """Stands between the clients of a test and the broker; names are cleaned up without it."""
+    async with Proxy(broker.url) as running:
+        yield running
+
+
+@pytest.fixture
+async def proxied(proxy: Proxy) -> AsyncIterator[leveret.Client]:
+    """A client that reaches the broker through the proxy."""
+    async with leveret.connect(proxy.url, close_timeout=0.5) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def embedded() -> AsyncIterator[EmbeddedBroker]:
+    """An embedded broker, for what does not depend on the broker."""
+    async with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def blockable(broker: Broker) -> AsyncIterator[Broker]:
+    """A broker that is not blocked any more after the test, whatever happened."""
+    yield broker
+    await broker.unblock()

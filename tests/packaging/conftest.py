@@ -9,7 +9,7 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.packaging.support import ROOT, Built, Environment, run_or_fail
+from tests.support.packaging import ROOT, Built, Environment, run_or_fail
 
 if TYPE_CHECKING:
     from pathlib import Path

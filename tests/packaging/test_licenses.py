@@ -8,12 +8,12 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.packaging.support import ROOT, run_or_fail
+from tests.support.packaging import ROOT, run_or_fail
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.packaging.support import Built
+    from tests.support.packaging import Built
 
 LICENSE = (ROOT / "LICENSE").read_text()
 PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/leveret-*/pyproject.toml"))

@@ -8,7 +8,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
-from tests.packaging.support import EXTENSIONS, ROOT, Built, run
+from tests.support.packaging import EXTENSIONS, ROOT, Built, run
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

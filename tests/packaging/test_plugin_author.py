@@ -16,7 +16,7 @@ import lz4.frame
 import msgpack
 import pytest
 import zstandard
-from tests.packaging.support import ROOT, Environment, run_or_fail
+from tests.support.packaging import ROOT, Environment, run_or_fail
 
 from leveret.broker import EmbeddedBroker
 

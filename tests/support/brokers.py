@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final, Protocol
 
+from leveret.errors import ConfirmTimeout
+
 if TYPE_CHECKING:
+    import leveret
     from leveret.broker import EmbeddedBroker
     from tests.support.rabbitmq import RabbitMQNode
 
@@ -69,3 +73,23 @@ class Embedded:
 
     async def unblock(self) -> None:
         self.broker.unblock()
+
+
+async def publish_until_blocked(client: leveret.Client, producer: leveret.Producer, queue: str) -> None:
+    """The broker says that it blocks to who publishes, and may or may not take that message before."""
+    async with asyncio.timeout(5):
+        while client.connection.blocked is None:
+            with contextlib.suppress(ConfirmTimeout):
+                await producer.publish("the first", queue)
+
+
+async def open_channels(broker: Broker, connection: leveret.Connection) -> int:
+    """How many channels the broker has for a connection."""
+    here = connection.transport.extra_info("sockname")
+    if isinstance(broker, Embedded):
+        (session,) = (s for s in broker.broker.sessions if s.transport.extra_info("peername") == here)
+        return len(session._channels)
+    assert isinstance(broker, RabbitMQ)
+    listed = await asyncio.to_thread(broker.node.ctl, "list_connections", "peer_port", "channels")
+    (line,) = (line for line in listed.splitlines() if line.split("\t")[0] == str(here[1]))
+    return int(line.split("\t")[1])

@@ -14,7 +14,7 @@ import leveret
 from tests.support.peers import FakeServer, Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 class Server:
@@ -75,3 +75,21 @@ async def served(**options: Any) -> AsyncIterator[tuple[Server, leveret.Producer
             yield Server(await ready, client), producer
         finally:
             over.set()
+
+
+async def mute(peer: Peer) -> None:
+    """A server that takes publishings and never confirms."""
+    await peer.handshake()
+    await peer.answer(Channel.Open, Confirm.Select)
+    await peer.linger()
+
+
+@asynccontextmanager
+async def producing(script: Callable[[Peer], Awaitable[None]], **options: Any) -> AsyncIterator[leveret.Producer]:
+    """A producer of the default exchange on a server with this script."""
+    async with (
+        FakeServer(script) as server,
+        leveret.connect(server.url) as client,
+        client.producer(serializer="bytes", **options) as producer,
+    ):
+        yield producer

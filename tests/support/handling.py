@@ -83,3 +83,18 @@ async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> No
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what is looked at has no event
             await asyncio.sleep(0.002)
+
+
+async def broken_off(call: Any, turns: int) -> None:
+    """Cancels a call after so many turns of the event loop."""
+    task = asyncio.ensure_future(call)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def ends(task: asyncio.Task[None]) -> None:
+    """Waits for a task, which ends soon."""
+    done, _ = await asyncio.wait([task], timeout=5)
+    assert done, "it goes on"

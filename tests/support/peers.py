@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pamqp import base, frame, heartbeat
 from pamqp.commands import Basic, Channel, Confirm, Connection, Queue
 
-from tests.support.conversation import PROTOCOL_HEADER
+from tests.support.conversation import PROTOCOL_HEADER, raw_method
 from tests.support.secrets import PASSWORD
 
 if TYPE_CHECKING:
@@ -185,3 +185,26 @@ def silent_address(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
             filler.setblocking(False)
             filler.connect_ex(listening.getsockname())
         yield listening.getsockname()[1]
+
+
+def start_with(properties: bytes) -> bytes:
+    """connection.start with these bytes for the table of server properties."""
+    return raw_method(0, 10, 10, b"\0\x09" + properties + b"\0\0\0\5PLAIN\0\0\0\5en_US")
+
+
+@contextlib.asynccontextmanager
+async def two_connections(consuming: Callable[[Peer], Awaitable[None]]) -> Any:
+    """A server whose first connection, for publishing, is a good one; the second runs the script."""
+    count = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            await peer.handshake()
+            await peer.linger()
+        else:
+            await consuming(peer)
+
+    async with FakeServer(script) as server:
+        yield server.url

@@ -16,3 +16,13 @@ async def taken(client: leveret.Client, queue: str) -> list[Any]:
             values.append(message.value)
             assert message.ack()
     return values
+
+
+async def messages(client: leveret.Client, queue: str, model: Any = None) -> list[leveret.Message]:
+    """What is in a queue, which is empty then."""
+    found = []
+    async with client.consumer(queue, model) as consumer:
+        while (message := await consumer.get()) is not None:
+            assert message.ack()
+            found.append(message)
+    return found

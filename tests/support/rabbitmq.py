@@ -5,6 +5,7 @@ By hand, in the foreground, until Ctrl-C: ``python -m tests.support.rabbitmq``.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -360,6 +361,14 @@ class RabbitMQNode:
             return ready
         except OSError:
             return False
+
+
+async def listed(node: RabbitMQNode, name: str, *columns: str) -> list[list[str]]:
+    """What the broker lists of the connections with this name."""
+    arguments = ("list_connections", "--no-table-headers", "client_properties", *columns)
+    table = await asyncio.to_thread(node.ctl, *arguments)
+    rows = [line.split("\t") for line in table.splitlines()]
+    return [row[1:] or row for row in rows if f'{{"connection_name","{name}"}}' in row[0]]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from leveret.wire.runs import ContentRun
 
 __test__: dict[str, str]
 
-# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
+# tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
 
 @type_check_only
 class ConsumerUpcalls(Protocol):

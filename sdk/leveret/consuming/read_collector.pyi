@@ -6,7 +6,7 @@ from typing import Protocol, final, type_check_only
 
 __test__: dict[str, str]
 
-# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
+# tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
 
 @type_check_only
 class ByteCounter(Protocol):

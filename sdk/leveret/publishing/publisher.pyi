@@ -44,7 +44,7 @@ class PublishBatch:
     def add(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
     def resend(self, limit: int) -> bool: ...
 
-# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
+# tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
 
 @type_check_only
 class PublisherUpcalls(Protocol):

@@ -8,7 +8,7 @@ from leveret.wire.properties import Properties
 __test__: dict[str, str]
 __pyx_capi__: dict[str, object]
 
-# tests/unit/test_upcalls.py holds that the .pyx calls these names, and no others.
+# tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
 
 @type_check_only
 class MessageOwner(Protocol):

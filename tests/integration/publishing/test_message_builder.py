@@ -1,0 +1,81 @@
+"""A message may be put together call by call."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from tests.support.orders import Order, orders
+from tests.support.queues import messages
+
+import leveret
+from leveret import Outcome
+from leveret.errors import MessageReturned
+
+pytestmark = pytest.mark.usefixtures("no_leftovers")
+
+
+@pytest.mark.parametrize("maker", ["client", "producer"])
+async def test_s18_a_message_is_put_together_call_by_call(
+    client: leveret.Client, other: leveret.Client, exchange: str, queue: str, maker: str
+) -> None:
+    order = orders(1)[0]
+    at = datetime(2025, 7, 16, 12, 30, tzinfo=UTC)
+    async with client.producer() as producer:
+        message = (
+            (client if maker == "client" else producer)
+            .message(order)
+            .exchange(exchange)
+            .routing_key("order.created")
+            .headers({"tenant": 7, "source": "shop"})
+            .header("attempt", 1)
+            .persistent()
+            .priority(255)
+            .expiration(60.0)
+            .content_type("application/json")
+            .content_encoding("utf-8")
+            .correlation_id("correlation-1")
+            .reply_to("replies")
+            .message_id("message-1")
+            .timestamp(at)
+            .type("order.created")
+            .user_id("guest")
+            .app_id("shop")
+            .mandatory()
+            .confirm_timeout(5.0)
+        )
+        receipt = await message.publish()
+        assert receipt.outcome is Outcome.CONFIRMED
+        # The same again, with other options and without waiting.
+        del message.options["confirm_timeout"]
+        assert await message.transient().message_id("message-2").publish_nowait()
+        with pytest.raises(MessageReturned):
+            await message.routing_key("order.lost").publish()
+
+    first, second = await messages(other, queue, Order)
+    assert first.value == second.value == order
+    assert (first.exchange, first.routing_key) == (exchange, "order.created")
+    assert first.properties == leveret.Properties(
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers={"tenant": 7, "source": "shop", "attempt": 1},
+        delivery_mode=2,
+        priority=255,
+        correlation_id="correlation-1",
+        reply_to="replies",
+        expiration="60000",
+        message_id="message-1",
+        timestamp=int(at.timestamp()),
+        type="order.created",
+        user_id="guest",
+        app_id="shop",
+    )
+    assert (second.properties.delivery_mode, second.message_id) == (1, "message-2")
+
+
+async def test_s18_a_message_goes_straight_to_a_queue(
+    client: leveret.Client, other: leveret.Client, queue: str
+) -> None:
+    await client.message({"id": 1}).queue(queue).publish()
+    (message,) = await messages(other, queue)
+    assert (message.value, message.exchange, message.routing_key) == ({"id": 1}, "", queue)
