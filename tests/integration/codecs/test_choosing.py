@@ -18,7 +18,6 @@ from leveret.plugins import CompositeSpec, CompressorSpec, PluginRegistry
 if TYPE_CHECKING:
     from leveret.broker import EmbeddedBroker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -23,7 +23,6 @@ from leveret.plugins import PluginRegistry
 if TYPE_CHECKING:
     from leveret.broker import EmbeddedBroker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -16,7 +16,6 @@ from leveret.errors import BodyTooLarge, CodecError, ContentTypeNotAccepted, Dec
 if TYPE_CHECKING:
     from leveret import Message
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

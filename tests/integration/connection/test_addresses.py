@@ -18,7 +18,6 @@ from leveret.settings import ConnectionSettings, Endpoint, Secret
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from leveret.transport.frame_transport import FrameTransport
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

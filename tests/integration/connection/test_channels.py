@@ -15,7 +15,6 @@ from leveret.errors import ConfigurationError
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from leveret.client.client import DedicatedConnection
     from leveret.connection.channel import Channel
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -27,7 +27,6 @@ from leveret.settings import ConnectionSettings, Endpoint
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

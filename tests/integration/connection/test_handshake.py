@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from tests.support.brokers import Broker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from tests.support.brokers import Broker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

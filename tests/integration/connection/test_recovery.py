@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from tests.support.brokers import Broker
     from tests.support.rabbitmq import RabbitMQNode
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from tests.support.rabbitmq import RabbitMQNode
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tests.support.brokers import Broker
     from tests.support.proxy import Proxy
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

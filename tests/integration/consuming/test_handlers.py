@@ -24,7 +24,6 @@ from leveret.wire.message import Message
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

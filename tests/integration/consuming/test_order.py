@@ -14,7 +14,6 @@ from leveret import Topology
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -16,7 +16,6 @@ from leveret.broker import EmbeddedBroker
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -21,7 +21,6 @@ from leveret.plugins import PluginRegistry, PolicySpec
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

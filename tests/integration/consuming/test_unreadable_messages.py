@@ -21,7 +21,6 @@ from leveret.errors import CodecError, DecodeFailed
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -17,7 +17,6 @@ from leveret.monitoring.monitor import Monitor
 if TYPE_CHECKING:
     from leveret.broker import EmbeddedBroker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

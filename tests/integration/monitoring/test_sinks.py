@@ -20,7 +20,6 @@ from leveret.settings import MonitoringSettings
 if TYPE_CHECKING:
     from leveret.broker import EmbeddedBroker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

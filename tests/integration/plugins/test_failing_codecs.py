@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from leveret import Message
     from leveret.broker import EmbeddedBroker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

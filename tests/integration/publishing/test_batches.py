@@ -22,7 +22,6 @@ from leveret.errors import EncodeFailed, ExchangeNotFound, MessageNacked, Messag
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tests.support.brokers import Broker
     from tests.support.peers import Peer
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

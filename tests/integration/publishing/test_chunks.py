@@ -18,7 +18,6 @@ from leveret import ProducerSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from leveret.broker import EmbeddedBroker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tests.support.proxy import Proxy
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

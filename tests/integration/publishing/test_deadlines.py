@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from leveret import Producer
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

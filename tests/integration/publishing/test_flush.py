@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     import leveret
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -10,23 +10,13 @@ import pytest
 from tests.support.confirming import served
 
 import leveret
-from leveret.broker import EmbeddedBroker
 from leveret.errors import CircuitOpen, EncodeFailed, PublishError
 from leveret.message import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[leveret.Client]:
-    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as connected:
-        await connected.declare(
-            leveret.Topology().queue("q").queue("full", leveret.Classic(max_length=1, overflow="reject-publish"))
-        )
-        yield connected
 
 
 async def headers_of(client: leveret.Client, count: int) -> list[dict[str, Any]]:
@@ -40,10 +30,10 @@ async def headers_of(client: leveret.Client, count: int) -> list[dict[str, Any]]
     return headers
 
 
-async def test_a_template_keeps_its_headers_when_the_caller_changes_them(client: leveret.Client) -> None:
+async def test_a_template_keeps_its_headers_when_the_caller_changes_them(tight_client: leveret.Client) -> None:
     packed = leveret.FieldValue("F", {"b": [2]})
     headers: dict[str, Any] = {"a": {"list": [1]}, "raw": bytearray(b"1"), "typed": packed}
-    async with client.producer() as producer, client.producer() as other:
+    async with tight_client.producer() as producer, tight_client.producer() as other:
         template = producer.template("q", headers=headers)
         headers["a"]["list"].append(2)
         headers["raw"][:] = b"2"
@@ -53,22 +43,24 @@ async def test_a_template_keeps_its_headers_when_the_caller_changes_them(client:
         await producer.publish("frames of its own", template, message_id="1")
         await other.publish("frames of another producer", template)
     expected = {"a": {"list": [1]}, "raw": b"1", "typed": {"b": [2]}}
-    assert await headers_of(client, 3) == [expected] * 3
+    assert await headers_of(tight_client, 3) == [expected] * 3
 
 
-async def test_a_batch_keeps_the_headers_of_each_value_when_the_caller_uses_them_again(client: leveret.Client) -> None:
+async def test_a_batch_keeps_the_headers_of_each_value_when_the_caller_uses_them_again(
+    tight_client: leveret.Client,
+) -> None:
     headers = {"n": 0}
-    async with client.producer() as producer:
+    async with tight_client.producer() as producer:
         async with producer.batch("q", headers=headers) as batch:
             for n in range(1, 3):
                 headers["n"] = n
                 batch.add("with headers of its own", headers=headers)
             batch.add("with those of the batch")
         assert batch.result.confirmed == 3
-    assert await headers_of(client, 3) == [{"n": 1}, {"n": 2}, {"n": 0}]
+    assert await headers_of(tight_client, 3) == [{"n": 1}, {"n": 2}, {"n": 0}]
 
 
-async def test_publish_batch_keeps_its_headers_when_the_iterable_changes_them(client: leveret.Client) -> None:
+async def test_publish_batch_keeps_its_headers_when_the_iterable_changes_them(tight_client: leveret.Client) -> None:
     headers = {"n": 0}
 
     def values() -> Iterator[leveret.MessageBuilder]:
@@ -76,24 +68,24 @@ async def test_publish_batch_keeps_its_headers_when_the_iterable_changes_them(cl
             yield leveret.MessageBuilder("value").priority(n)
             headers["n"] = n
 
-    async with client.producer() as producer:
+    async with tight_client.producer() as producer:
         assert await producer.publish_batch(values(), "q", headers=headers)
-    assert await headers_of(client, 3) == [{"n": 0}] * 3
+    assert await headers_of(tight_client, 3) == [{"n": 0}] * 3
 
 
 @pytest.mark.parametrize("headers", [5, "text", [1], {"a": object()}, {1: 2}])
-async def test_headers_that_fit_no_table_are_refused_as_before(client: leveret.Client, headers: Any) -> None:
-    async with client.producer() as producer:
+async def test_headers_that_fit_no_table_are_refused_as_before(tight_client: leveret.Client, headers: Any) -> None:
+    async with tight_client.producer() as producer:
         with pytest.raises(EncodeFailed):
             producer.template("q", headers=headers)
         with pytest.raises(EncodeFailed):
             await producer.publish_batch(["value"], "q", headers=headers)
 
 
-async def test_a_table_in_itself_is_refused(client: leveret.Client) -> None:
+async def test_a_table_in_itself_is_refused(tight_client: leveret.Client) -> None:
     headers: dict[str, Any] = {}
     headers["itself"] = headers
-    async with client.producer() as producer:
+    async with tight_client.producer() as producer:
         with pytest.raises(EncodeFailed, match="nested deeper"):
             producer.template("q", headers=headers)
 
@@ -114,14 +106,16 @@ class Changing:
         return 0.1
 
 
-async def test_all_attempts_send_the_same_message_when_the_caller_changes_the_value(client: leveret.Client) -> None:
+async def test_all_attempts_send_the_same_message_when_the_caller_changes_the_value(
+    tight_client: leveret.Client,
+) -> None:
     value, headers = {"n": 1}, {"n": 1}
-    policy = Changing(client, value, headers)
-    async with client.producer(retry=policy) as producer:
-        await client.message("fills the queue").queue("full").publish()
+    policy = Changing(tight_client, value, headers)
+    async with tight_client.producer(retry=policy) as producer:
+        await tight_client.message("fills the queue").queue("full").publish()
         await producer.publish(value, "full", headers=headers)
         await policy.task
-    channel = await client.channel()
+    channel = await tight_client.channel()
     message = await channel.basic_get("full", no_ack=True)
     assert message is not None
     assert (message.body, message.headers) == (b'{"n":1}', {"n": 1})
@@ -170,8 +164,8 @@ async def test_enqueue_asks_the_breaker_when_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("compressor", [None, "gzip"])
-async def test_large_headers_are_not_kept(client: leveret.Client, compressor: str | None) -> None:
-    async with client.producer(compressor=compressor, compression_threshold=0) as producer:
+async def test_large_headers_are_not_kept(tight_client: leveret.Client, compressor: str | None) -> None:
+    async with tight_client.producer(compressor=compressor, compression_threshold=0) as producer:
         tracemalloc.start()
         try:
             for n in range(100):
@@ -182,8 +176,8 @@ async def test_large_headers_are_not_kept(client: leveret.Client, compressor: st
     assert kept < 8_000_000  # the queue has some 4 MB of them, and the frames of all would be as much again
 
 
-async def test_a_batch_refuses_values_outside_its_block(client: leveret.Client) -> None:
-    async with client.producer() as producer:
+async def test_a_batch_refuses_values_outside_its_block(tight_client: leveret.Client) -> None:
+    async with tight_client.producer() as producer:
         batch = producer.batch("q")
         with pytest.raises(PublishError, match="not open") as early:
             batch.add("before")

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tests.support.proxy import Proxy
     from tests.support.rabbitmq import RabbitMQNode
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

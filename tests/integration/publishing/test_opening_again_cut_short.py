@@ -20,7 +20,6 @@ from leveret.errors import ChannelClosed, ExchangeNotFound, PublishError
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -17,7 +17,6 @@ from leveret.errors import BodyTooLarge, ConfigurationError, EncodeFailed, Wrong
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -14,7 +14,6 @@ from leveret.errors import MessageReturned, PublishError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 assert strategies  # its import loads the hypothesis profile
 
-
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
