@@ -55,7 +55,7 @@ PYTHONS: dict[str, list[str]] = {
     "3.15": WITHOUT_RABBITMQ,
 }
 FLOORS = [*WITHOUT_RABBITMQ, "tests/functional/cli", "tests/packaging", "plugins"]
-#: The free-threaded one has another name for the same version.
+#: Prints an interpreter's version; a free-threaded one gets the suffix "t".
 IDENTITY = """
 import sys, sysconfig
 print("%d.%d" % sys.version_info[:2] + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))

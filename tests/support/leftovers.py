@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 #: Seconds after which a test that still runs is cancelled.
-TEST_DEADLINE = 30
+TEST_DEADLINE = 120
 
 
 class _Collector(logging.Handler):

@@ -169,17 +169,15 @@ async def test_all_who_wait_get_the_same_new_connection_when_the_broker_is_back(
         assert client.connection is not first
         assert await link.recovered() is client.connection
         after = counted(client)
-        assert (after["connections_opened"], after["connections_lost"], after["connections_open"]) == (2, 1, 1)
+        # A broker that is starting may take a connection and close it.
+        assert after["connections_opened"] == after["connections_lost"] + 1 >= 2
+        assert after["connections_open"] == 1
         assert after["connections_failed"] == len(warnings.texts)
         assert warnings.texts[1].startswith(
             "connection 'leveret (publish)': attempt 2 to recover it failed: cannot con"
         )
-        assert events == [
-            ConnectionEventKind.OPENED,
-            ConnectionEventKind.CLOSED,
-            ConnectionEventKind.OPENED,
-            ConnectionEventKind.RECOVERED,
-        ]
+        assert events[:2] == [ConnectionEventKind.OPENED, ConnectionEventKind.CLOSED]
+        assert events[-2:] == [ConnectionEventKind.OPENED, ConnectionEventKind.RECOVERED]
         await client.declare(Topology())
 
 

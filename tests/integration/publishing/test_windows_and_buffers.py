@@ -56,11 +56,16 @@ async def test_s12_auto_grows_on_a_long_line_and_stays_within_its_bound(
                 await producer.publish(number, queue)
                 most = max(most, producer.outstanding)
 
-        # Tasks that publish again and again, or that all wait from the beginning on.
-        await asyncio.gather(*(publish(10_000 // tasks) for _ in range(tasks)))
+        # Tasks that publish again and again, or that all wait from the beginning on. Where the machine is busy with
+        # other things, the line is not what holds them up, and the window grows later.
+        rounds = 0
+        async with asyncio.timeout(60):
+            while producer.max_outstanding == 200:
+                rounds += 1
+                await asyncio.gather(*(publish(10_000 // tasks) for _ in range(tasks)))
         assert 200 < producer.max_outstanding <= 1000
         assert 200 <= most <= 1000
-    assert await other.purge(queue) == 10_000
+    assert await other.purge(queue) == rounds * 10_000
 
 
 async def test_s16_10000_are_buffered_and_the_next_is_refused_or_waits(
