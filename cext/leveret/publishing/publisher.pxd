@@ -55,6 +55,5 @@ cdef class CompiledPublisher:
     cdef object encode(self, value)
     cdef bint at_home(self) except -1
     cdef Ticket send(self, value, routing_key)
-    cdef Ticket offer(self, value, routing_key, Py_ssize_t limit)
     cdef Ticket put(self, value, routing_key, Py_ssize_t limit)
     cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept

@@ -301,10 +301,7 @@ cdef class CompiledPublisher:
                 ticket.future.set_result(None)
 
     # Writes a message and returns its ticket. Returns None for whatever needs the long way, which also finds errors.
-    cdef Ticket offer(self, value, routing_key, Py_ssize_t limit):
-        return self.put(value, routing_key, limit) if self.at_home() else None
-
-    # As offer, called in the event loop.
+    # To be called only `at_home`.
     cdef Ticket put(self, value, routing_key, Py_ssize_t limit):
         cdef ConfirmWindow window = self._window
         cdef PublishTemplate template
@@ -339,7 +336,7 @@ cdef class CompiledPublisher:
             self._start_clock()
         return ticket
 
-    # As offer, for a caller that waits for the outcome. When nothing is in flight the message is written at once:
+    # As put, for a caller that waits for the outcome. When nothing is in flight the message is written at once:
     # waiting for others to share the write would gain nothing (Nagle's algorithm, RFC 896, does the same). During a
     # read the end of the read is soon enough.
     cdef Ticket send(self, value, routing_key):
@@ -484,6 +481,6 @@ cdef class CompiledPublisher:
             WrongLoopError: Called from another thread or event loop.
         """
         cdef Ticket ticket
-        if options or (ticket := self.offer(value, routing_key, self._max_buffered)) is None:
+        if options or not self.at_home() or (ticket := self.put(value, routing_key, self._max_buffered)) is None:
             return self._publish_nowait(value, routing_key, options)
         return ticket
