@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from asv_bench.compare import chart, wire
 from asv_bench.compare.broker import BROKERS
@@ -30,7 +30,7 @@ from rich.table import Table
 import leveret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
     from asv_bench.compare.job import Address
 
@@ -285,7 +285,7 @@ def measure(
     Returns:
         The broker's product and version, and microseconds per message, by point and round.
     """
-    ways = {
+    ways: dict[str, Callable[[str, Point, Stopwatch], Coroutine[Any, Any, None]]] = {
         "channels": share,
         "window": slide_window,
         "tickets": fill_window,

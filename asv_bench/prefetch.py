@@ -132,7 +132,7 @@ async def consume(url: str, queue: str, point: Point) -> Sample:
                 held += consumer.counters()["unsettled"] * (now - last)
                 last = now
             rate, held = (finished - before) / (last - began), held / (last - began)
-            prefetch = consumer.prefetch if point.prefetch == AUTO else point.prefetch
+            prefetch = point.prefetch if isinstance(point.prefetch, int) else consumer.prefetch
         finally:
             consumer.stop()
             await running

@@ -83,7 +83,9 @@ class Benchmark:
         return self.owner() if self.owner else None
 
     def _method(self, instance: Any) -> Callable[..., Any]:
-        return getattr(instance, self.name) if instance is not None else self.function
+        found: Callable[..., Any] | None = getattr(instance, self.name) if instance is not None else self.function
+        assert found is not None
+        return found
 
     @staticmethod
     def _call(instance: Any, name: str, params: tuple[Any, ...]) -> None:

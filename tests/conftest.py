@@ -19,6 +19,7 @@ from tests.support.servers import ON_EVERY_SERVER, node_of
 from tests.support.tls import TLSAuthority
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Callable, Iterator
 
 
@@ -87,7 +88,7 @@ def _skipped(config: pytest.Config) -> int:
     return len(reporter.stats.get("skipped", [])) if reporter else 0
 
 
-def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, object]:
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     marker = item.get_closest_marker("asyncio")
     if marker is not None and "loop_factories" in marker.kwargs:  # @every_loop
         return LOOP_FACTORIES
@@ -162,4 +163,8 @@ _numbers = itertools.count(1)
 @pytest.fixture
 def unique_name() -> Callable[[str], str]:
     """Returns a function that makes names of queues and exchanges that no other test uses."""
-    return lambda prefix="test": f"{prefix}-{os.getpid()}-{next(_numbers)}"
+
+    def name(prefix: str = "test") -> str:
+        return f"{prefix}-{os.getpid()}-{next(_numbers)}"
+
+    return name

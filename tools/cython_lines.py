@@ -16,7 +16,7 @@ SOURCES = ROOT / "cext"
 GENERATED = ROOT / "build" / "trace" / "cython" / "cext"
 
 
-class Lines(Plugin):  # type: ignore[misc] # Cython has no types
+class Lines(Plugin):
     """Cython's plugin, told where the generated C is."""
 
     def _find_source_files(self, filename: str) -> tuple[str | None, str | None]:

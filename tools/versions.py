@@ -31,6 +31,8 @@ from packaging.version import Version
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from packaging.utils import NormalizedName
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".venvs"
 BIN = Path(sys.executable).parent
@@ -115,16 +117,16 @@ def floors() -> list[str]:
     Raises:
         SystemExit: A floor cannot be installed: no such version exists, or other requirements exclude it.
     """
-    compile_ = [BIN / "uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--python", sys.executable]
+    options = ("--quiet", "--resolution", "lowest-direct", "--python", sys.executable, "--no-annotate", "--no-header")
     done = subprocess.run(
-        [*compile_, "--no-annotate", "--no-header", "-"],
+        [BIN / "uv", "pip", "compile", *options, "-"],
         input="\n".join(map(str, requirements())),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     found = {canonicalize_name(each.name): each for each in map(Requirement, done.stdout.splitlines())}
-    highest: dict[str, Version] = {}
+    highest: dict[NormalizedName, Version] = {}
     for requirement in requirements():
         for each in requirement.specifier:
             if each.operator == ">=":

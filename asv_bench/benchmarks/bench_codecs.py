@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 from . import corpus
 from .support import need
 
@@ -10,9 +12,10 @@ def _order_struct() -> type:
     import msgspec
 
     item = msgspec.defstruct("Item", [("sku", str), ("quantity", int), ("price", float)])
+    items = types.GenericAlias(list, item)
     return msgspec.defstruct(
         "Order",
-        [("order_id", int), ("customer_id", int), ("items", list[item]), ("total", float), ("currency", str)],
+        [("order_id", int), ("customer_id", int), ("items", items), ("total", float), ("currency", str)],
     )
 
 

@@ -12,5 +12,5 @@ def timeraw_import_and_connect() -> str:
     return "import leveret; leveret.connect, leveret.run"
 
 
-timeraw_import_leveret.operation = "import"
-timeraw_import_and_connect.operation = "import"
+timeraw_import_leveret.operation = "import"  # type: ignore[attr-defined] # asv reads it from the function
+timeraw_import_and_connect.operation = "import"  # type: ignore[attr-defined] # asv reads it from the function

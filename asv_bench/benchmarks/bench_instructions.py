@@ -29,7 +29,9 @@ def _instructions(name: str, total: int, count: int) -> int:
         *("-m", f"{__package__}.workloads", name, str(total), str(count)),
     ]
     # Makes hashing repeatable. The paths are needed because this suite, and perhaps Leveret, is not installed.
-    paths = [Path(__file__).parents[1], Path(need("leveret").__file__).parents[1]]
+    package = need("leveret").__file__
+    assert package is not None
+    paths = [Path(__file__).parents[1], Path(package).parents[1]]
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     found = re.search(r"Collected : (\d+)", done.stderr)
@@ -54,4 +56,4 @@ class Instructions:
         less, more = (_instructions(workload, 2 * COUNT, count) for count in (COUNT, 2 * COUNT))
         return round((more - less) / COUNT, 1)
 
-    track_instructions.unit = "instructions/message"
+    track_instructions.unit = "instructions/message"  # type: ignore[attr-defined] # asv reads it from the function

@@ -17,7 +17,7 @@ from . import corpus
 from .support import Broker, channel_deliveries, discarding_buffer, need, runner
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
 #: Messages in one read, in one batch, or tasks that publish at the same time.
 GROUP = 100
@@ -77,22 +77,23 @@ class _Confirming:
         self._protocol.buffer_updated(len(frame))
 
 
-def _with_producer(workload: Callable[[Any, int], Awaitable[None]]) -> Callable[[int], Callable[[int], None]]:
+def _with_producer(workload: Callable[[Any, int], Coroutine[Any, Any, None]]) -> Callable[[int], Callable[[int], None]]:
     """A workload that gets a producer with default options, except `confirm_timeout`, and a number of messages."""
 
     def prepare(total: int) -> Callable[[int], None]:
         import leveret
         from leveret.transport.frame_transport import FrameTransport
 
-        sockets = []
-        connected = FrameTransport.connection_made
+        sockets: list[Any] = []
+        transport: Any = FrameTransport
+        connected = transport.connection_made
 
         def connection_made(protocol: Any, socket: asyncio.Transport) -> None:
             sockets.append(_Confirming(socket, protocol))
             connected(protocol, sockets[-1])
 
         async def open_producer() -> Any:
-            FrameTransport.connection_made = connection_made
+            transport.connection_made = connection_made
             # Loading plugins takes more instructions than all messages.
             plugins = leveret.PluginSettings(allow=[])
             client = await leveret.connect(broker.url, plugins=plugins, heartbeat=0)

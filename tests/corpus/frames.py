@@ -6,7 +6,7 @@ Integers are big-endian. A frame is type (1), channel (2), size (4), payload, 0x
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
@@ -84,7 +84,7 @@ def reject(channel: int, delivery_tag: int, *, requeue: bool = False) -> bytes:
     return method(channel, 60, 90, struct.pack(">QB", delivery_tag, requeue))
 
 
-def delivery(channel: int, delivery_tag: int, data: bytes = b"x", **names: str) -> bytes:
+def delivery(channel: int, delivery_tag: int, data: bytes = b"x", **names: Any) -> bytes:
     """A whole small message: method, header and body frame."""
     return deliver(channel, delivery_tag, **names) + header(channel, len(data)) + (body(channel, data) if data else b"")
 
@@ -137,6 +137,21 @@ def content_event(channel: int, method_id: int, **fields: object) -> Event:
     """A message as `flatten` shows it; fields that are left out have the value of a message without them."""
     assert fields.keys() <= _FIELDS.keys()
     return ("content", channel, method_id, *({**_FIELDS, **fields}[name] for name in _FIELDS))
+
+
+def content_runs(events: Iterable[object]) -> list[ContentRun]:
+    """What a reader gave, which must be runs of messages."""
+    runs: list[ContentRun] = []
+    for event in events:
+        assert isinstance(event, ContentRun)
+        runs.append(event)
+    return runs
+
+
+def run_of(events: Iterable[object]) -> ContentRun:
+    """The one run of messages that a reader gave."""
+    (run,) = content_runs(events)
+    return run
 
 
 def feed_whole(reader: FrameReader, data: bytes) -> list[Event]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -20,11 +19,12 @@ from leveret.wire.encoding import FieldValue
 from tests.corpus import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.corpus.frames import Event
 
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
 settings.register_profile("ci", max_examples=100, derandomize=True, database=None, print_blob=True, **_COMMON)
 settings.register_profile("deep", max_examples=5_000, database=None, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -68,10 +68,15 @@ leaves = st.one_of(st.none(), st.booleans(), int64s, floats, text, escaped, st.b
 values = _nested(leaves, shortstrs)
 tables = st.dictionaries(shortstrs, values, max_size=5)
 
+
+def _typed(kind: str, strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[FieldValue, object]]:
+    return strategy.map(lambda v: (FieldValue(kind, v), v))
+
+
 #: Every wire type spelled out, with what comes back: (sent, received).
 typed_values: st.SearchStrategy[tuple[FieldValue, object]] = st.one_of(
     *(
-        strategy.map(lambda v, kind=kind: (FieldValue(kind, v), v))
+        _typed(kind, strategy)
         for kind, strategy in {
             "t": st.booleans(),
             "b": st.integers(-(2**7), 2**7 - 1),
@@ -124,8 +129,8 @@ _sizes = st.sampled_from([0, 1, 2, 17, 100, MAX_BODY, MAX_BODY + 1, 2 * MAX_BODY
 
 
 @st.composite
-def _content(draw: Callable[..., object], channel: int, server: bool) -> list[Step]:
-    fields: dict[str, object] = {"exchange": draw(_names), "routing_key": draw(_names)}
+def _content(draw: st.DrawFn, channel: int, server: bool) -> list[Step]:
+    fields: dict[str, Any] = {"exchange": draw(_names), "routing_key": draw(_names)}
     names = frames.shortstr(fields["exchange"]) + frames.shortstr(fields["routing_key"])
     if server:
         method_id = frames.PUBLISH
@@ -163,7 +168,7 @@ def _content(draw: Callable[..., object], channel: int, server: bool) -> list[St
 
 
 @st.composite
-def _settlement(draw: Callable[..., object], channel: int) -> list[Step]:
+def _settlement(draw: st.DrawFn, channel: int) -> list[Step]:
     tag, multiple, requeue = draw(st.integers(0, 2**64 - 1)), draw(st.booleans()), draw(st.booleans())
     data, entry = draw(
         st.sampled_from(
@@ -178,14 +183,14 @@ def _settlement(draw: Callable[..., object], channel: int) -> list[Step]:
 
 
 @st.composite
-def _method(draw: Callable[..., object], channel: int) -> list[Step]:
+def _method(draw: st.DrawFn, channel: int) -> list[Step]:
     class_id, method_id = draw(st.sampled_from([(10, 30), (20, 11), (50, 11), (60, 21), (85, 11), (999, 999)]))
     payload = draw(st.binary(max_size=20))
     return [(frames.method(channel, class_id, method_id, payload), ("method", channel, class_id, method_id, payload))]
 
 
 @st.composite
-def streams(draw: Callable[..., object], server: bool) -> tuple[bytes, list[Event]]:
+def streams(draw: st.DrawFn, server: bool) -> tuple[bytes, list[Event]]:
     """A valid stream of several channels whose frames are interleaved, and the events it must give."""
     queues: list[list[Step]] = []
     for channel in draw(st.lists(st.sampled_from([1, 2, 255, 65535]), min_size=1, max_size=4, unique=True)):
@@ -203,7 +208,7 @@ def streams(draw: Callable[..., object], server: bool) -> tuple[bytes, list[Even
 
 
 @st.composite
-def mutated(draw: Callable[..., object], originals: st.SearchStrategy[bytes]) -> bytes:
+def mutated(draw: st.DrawFn, originals: st.SearchStrategy[bytes]) -> bytes:
     """Valid bytes with a few changed, cut out, doubled or put in: it goes deeper than random bytes do."""
     data = bytearray(draw(originals))
     for _ in range(draw(st.integers(1, 4))):

@@ -135,7 +135,7 @@ def test_each_round_begins_with_another_one_and_has_everyone() -> None:
 def test_a_small_scale_makes_runs_shorter_and_leaves_warm_ups_as_they_are() -> None:
     cell = Cell(BY_NAME["consume-100"], 1024, ())
     way = Way("consume", "how", 1.0, best=True)
-    place = {"host": "h", "port": 1, "queue": "q", "warm_up_queue": "w"}
+    place: dict[str, Any] = {"host": "h", "port": 1, "queue": "q", "warm_up_queue": "w"}
     whole = cell.task(way, first_round=False, scale=1.0, **place)
     small = cell.task(way, first_round=False, scale=0.1, **place)
     first = cell.task(way, first_round=True, scale=1.0, **place)

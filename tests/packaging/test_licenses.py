@@ -8,7 +8,8 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.packaging import ROOT, run_or_fail
+from tests.support.packaging import run_or_fail
+from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,8 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
-from tests.support.packaging import EXTENSIONS, ROOT, Built, run
+from tests.support.packaging import EXTENSIONS, Built, run
+from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -30,7 +31,7 @@ def test_wheel_carries_types_and_no_sources_of_extensions(built: Built) -> None:
 
 def test_metadata_names_requirements_by_name_only(built: Built) -> None:
     metadata = HeaderParser().parsestr(built.metadata)
-    requirements = metadata.get_all("Requires-Dist")
+    requirements = metadata.get_all("Requires-Dist", [])
     assert {re.split(r"[^\w-]", line)[0] for line in requirements} == {
         "click", "msgspec", "pamqp", "pluggy", "pytest", "rich", "uvloop",
     }  # fmt: skip

@@ -16,7 +16,8 @@ import lz4.frame
 import msgpack
 import pytest
 import zstandard
-from tests.support.packaging import ROOT, Environment, run_or_fail
+from tests.support.packaging import Environment, run_or_fail
+from tests.support.paths import ROOT
 
 from leveret.broker import EmbeddedBroker
 

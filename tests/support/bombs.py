@@ -15,7 +15,6 @@ import os
 import random
 import resource
 import struct
-import sys
 import zlib
 from typing import TYPE_CHECKING
 
@@ -179,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -29,7 +29,7 @@ class Server:
         """The bodies of everything that the client wrote by now."""
         # What is written now comes behind it.
         marker = asyncio.create_task(self._client.channel())
-        bodies = []
+        bodies: list[bytes] = []
         while True:
             channel, value = await self._peer.receive()
             if isinstance(value, Channel.Open):

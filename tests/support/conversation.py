@@ -28,6 +28,7 @@ def frames_of(data: bytes) -> Iterator[tuple[int, Frame]]:
     """Yields channel and frame of each frame in `data`, which must hold whole frames."""
     while data:
         consumed, channel, value = frame.unmarshal(data)
+        assert not isinstance(value, header.ProtocolHeader)
         yield channel, value
         data = data[consumed:]
 

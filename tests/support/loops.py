@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
-LOOP_FACTORIES = {"asyncio": asyncio.new_event_loop}
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOOP_FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 try:
     import uvloop
 except ImportError:  # Windows, PyPy

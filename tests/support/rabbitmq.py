@@ -164,8 +164,11 @@ class RabbitMQNode:
         server = server or find_server()
         self.programs = server.programs
         self.version = server.version
-        self._temporary = tempfile.TemporaryDirectory(prefix="leveret-rabbitmq-") if folder is None else None
-        self.folder = folder or Path(self._temporary.name)
+        self._temporary = None
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="leveret-rabbitmq-")
+            folder = Path(self._temporary.name)
+        self.folder = folder
         self.port, self.tls_port, dist_port, epmd_port = free_ports(4)
         self.name = f"leveret-{self.port}@localhost"
         self.log_file = self.folder / "server.log"

@@ -89,9 +89,9 @@ class Client:
     def feed(self, data: bytes) -> None:
         while data and not self.wire.closed:
             assert self.wire.protocol is not None
-            buffer = self.wire.protocol.get_buffer(len(data))
+            buffer = memoryview(self.wire.protocol.get_buffer(len(data)))
             size = min(len(buffer), len(data))
-            memoryview(buffer)[:size] = data[:size]
+            buffer[:size] = data[:size]
             self.wire.protocol.buffer_updated(size)
             data = data[size:]
 
@@ -164,5 +164,5 @@ def content(template: PublishTemplate, body: bytes, channel: int) -> bytes:
     return out.take()
 
 
-def bodies(events: list[Any]) -> list[bytes]:
+def bodies(events: list[Any]) -> list[bytes | memoryview | None]:
     return [message.body for event in events if isinstance(event, ContentRun) for message in event.messages]

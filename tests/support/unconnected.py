@@ -68,6 +68,9 @@ class Task:
         return 0
 
 
+TASK: Any = Task()
+
+
 def made(**options: Any) -> Consumer[Any]:
     """A consumer whose deliveries come from the test."""
     ordered_by = options.pop("ordered_by", None)
@@ -103,6 +106,6 @@ def worker_of(
         consumer._failures,
         consumer._workers,
         handler,
-        Task() if task is None else task,
+        TASK if task is None else task,
         consumer.settings.ack in ("coalesced", "each"),
     )

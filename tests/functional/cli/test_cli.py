@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from leveret.cli import main, process
+from leveret.cli import main
 from leveret.cli.app import _BENCHMARKS, app
 from leveret.cli.bench import BENCHMARKS
 from leveret.cli.failures import reported, uninterrupted
@@ -135,7 +135,7 @@ def test_broker_that_cannot_be_used_is_one_line_without_traceback(command: str, 
 
 
 def test_serialization_needs_no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process.sys, "executable", "/nonexistent")
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
     result = run("bench", "serialization", "--count", "1234", "--size", "1024", "--repeat", "3", "--json", "-")
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
@@ -155,7 +155,7 @@ def test_quiet_json_on_stdout_is_alone() -> None:
 
 
 def test_broker_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(BrokerStartError, match="did not start"), BrokerProcess():
         pass
     result = run("bench", "--count", "10")

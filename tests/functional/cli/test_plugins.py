@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -66,7 +66,7 @@ def command(name: str = "trace", body: str = GREET) -> str:
     return COMMAND.format(name=name, body=body.strip())
 
 
-def rows(**environment: str) -> dict[str, dict[str, object]]:
+def rows(**environment: str) -> dict[str, dict[str, Any]]:
     result = run("plugins", "list", "--json", "-", **environment)
     assert result.exit_code == 0, result.output
     return {row["name"]: row for row in json.loads(result.stdout)["plugins"]}

@@ -72,7 +72,7 @@ class SoundBreaker:
 class BrokenBreaker(CircuitBreakerConformance):
     caught_by: ClassVar[str]
     because: ClassVar[str]
-    make: ClassVar[Callable[[Callable[[], float]], Any]]
+    make: ClassVar[type[Any]]
 
     @pytest.fixture
     def make_breaker(self) -> Any:
@@ -311,6 +311,10 @@ class TestBrokenByBeingShared(BrokenBreaker):
         return lambda clock: only
 
 
+def _make_a_dict() -> Any:
+    return {}
+
+
 class TestBrokenByMakingSomethingElse(BrokenBreaker):
     make = SoundBreaker
     caught_by = "test_descriptor_is_accepted_by_the_registry"
@@ -318,7 +322,7 @@ class TestBrokenByMakingSomethingElse(BrokenBreaker):
 
     @pytest.fixture
     def spec(self) -> PolicySpec:
-        return PolicySpec(kind="circuit_breaker", name="broken", factory=dict)
+        return PolicySpec(kind="circuit_breaker", name="broken", factory=_make_a_dict)
 
 
 class TestBrokenByMissingBreaker(CircuitBreakerConformance):

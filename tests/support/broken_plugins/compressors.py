@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,14 +16,11 @@ from leveret.testing import (
     CompressorConformance,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 class BrokenCompressor(CompressorConformance):
     caught_by: ClassVar[str]
     because: ClassVar[str]
-    make: ClassVar[Callable[[int | None], Any]]
+    make: ClassVar[type[Any]]
     levels: ClassVar[tuple[int, int]] = (0, 9)
 
     @pytest.fixture

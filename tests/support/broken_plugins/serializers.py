@@ -46,8 +46,8 @@ class BrokenSerializer(SerializerConformance):
 
     @pytest.fixture
     def spec(self) -> SerializerSpec:
-        options = {"name": "broken", "content_type": "application/x-broken", "factory": type(self).make} | self.options
-        return SerializerSpec(**options)
+        options: dict[str, Any] = {"name": "broken", "content_type": "application/x-broken"}
+        return SerializerSpec(**options | {"factory": type(self).make} | self.options)
 
 
 class TestSoundSerializer(BrokenSerializer):

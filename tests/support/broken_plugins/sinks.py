@@ -15,8 +15,6 @@ from leveret.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from leveret.plugins import MetricsSource
 
 
@@ -71,7 +69,7 @@ class SoundSink:
 class BrokenSink(MetricsConformance):
     caught_by: ClassVar[str]
     because: ClassVar[str]
-    make: ClassVar[Callable[[Page], Any]]
+    make: ClassVar[type[Any]]
 
     @pytest.fixture
     def page(self) -> Page:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-import lz4.frame  # type: ignore[import-untyped]
+import lz4.frame
 
 from leveret.errors import BodyTooLarge
 from leveret.plugins import CompressorSpec, hookimpl

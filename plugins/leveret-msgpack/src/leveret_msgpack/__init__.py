@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import msgspec
 
 from leveret.errors import ConfigurationError, EncodeFailed
