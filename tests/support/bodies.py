@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from leveret import Message
 
 
+def body_of(message: Message) -> bytes:
+    """The body of a message that has one, and no view of it."""
+    assert isinstance(message.body, bytes)
+    return message.body
+
+
 async def sent(client: leveret.Client, queue: str, value: Any, **options: Any) -> Message:
     """Publishes a value and takes its message back, undecoded."""
     async with client.producer(**options) as producer:

@@ -127,6 +127,7 @@ class Guest:
     def listen(self) -> None:
         for answer in self.client.answers():
             if isinstance(answer, Channel.Close):
+                assert answer.reply_code is not None
                 assert answer.reply_code < 500
                 # None when what waited while it was blocked brought connection.close as well.
                 for number in [n for n, c in self.client.session._channels.items() if c.closing]:

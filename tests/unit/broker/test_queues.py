@@ -51,7 +51,7 @@ class FakeHost:
         self.awake.append(queue)
 
     def dead_letter(self, queue: BrokerQueue, messages: list[Message], reason: str) -> None:
-        self.dead += [(reason, message.body or b"") for message in messages]
+        self.dead += [(reason, body_of(message)) for message in messages]
 
     def delete_queue(self, queue: BrokerQueue) -> None:
         self.deleted.append(queue)
@@ -69,6 +69,11 @@ class FakeHost:
                 callback()
                 self.run()
         self.now = end
+
+
+def body_of(message: Message) -> bytes:
+    assert not isinstance(message.body, memoryview)
+    return message.body or b""
 
 
 class FakeTimer:
@@ -92,7 +97,7 @@ class FakeChannel:
 
     @property
     def bodies(self) -> list[bytes]:
-        return [message.body or b"" for message in self.messages]
+        return [body_of(message) for message in self.messages]
 
     def capacity(self, consumer: BrokerConsumer) -> int:
         return self.room
@@ -100,7 +105,7 @@ class FakeChannel:
     def deliver(self, consumer: BrokerConsumer, messages: list[Message], sequences: Sequence[int]) -> None:
         assert 0 < len(messages) == len(sequences) <= self.room
         self.room -= len(messages)
-        self.slices.append([message.body or b"" for message in messages])
+        self.slices.append([body_of(message) for message in messages])
         self.messages += messages
         self.sequences += sequences
 

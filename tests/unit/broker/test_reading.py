@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 from tests.corpus import frames
@@ -20,7 +21,7 @@ def publishing(data: bytes = b"a body", channel: int = 1, properties: bytes = PE
     return publish(channel, exchange="e", bits=bits) + header(channel, len(data), properties) + body(channel, data)
 
 
-def read(pieces: list[bytes], **limits: int) -> tuple[list[frames.Event], str, int]:
+def read(pieces: list[bytes], **limits: Any) -> tuple[list[frames.Event], str, int]:
     """What comes of a stream: messages and methods, the error that ended it, and how many frames were whole."""
     reader = FrameReader(server=True, **limits)
     events = frames.feed_pieces(reader, pieces)
@@ -91,7 +92,7 @@ def test_publishing_after_a_channel_was_forgotten_is_read_as_any_other() -> None
     reader = FrameReader(server=True)
     reader.feed(publishing() + publish(1, exchange="e"))
     reader.forget(1)
-    (run,) = reader.feed(publishing() * 2)
+    run = frames.run_of(reader.feed(publishing() * 2))
     assert [message.body for message in run.messages] == [b"a body"] * 2
 
 
@@ -102,13 +103,15 @@ def test_body_over_the_limit_is_not_kept_on_either_way() -> None:
 
 
 def test_run_names_the_properties_that_all_its_messages_share() -> None:
-    (run,) = FrameReader(server=True).feed(publishing() * 3)
+    run = frames.run_of(FrameReader(server=True).feed(publishing() * 3))
     assert run.common_properties == PERSISTENT
     assert all(message.raw_properties is run.common_properties for message in run.messages)
-    (run,) = FrameReader(server=True).feed(publishing() * 2 + publishing(properties=TRANSIENT) + publishing())
+    run = frames.run_of(
+        FrameReader(server=True).feed(publishing() * 2 + publishing(properties=TRANSIENT) + publishing())
+    )
     assert run.common_properties is None
     for too_large in (publishing(b"x" * 20) + publishing(), publishing() + publishing(b"x" * 20)):
-        (run,) = FrameReader(server=True, max_body_size=10).feed(too_large)
+        run = frames.run_of(FrameReader(server=True, max_body_size=10).feed(too_large))
         assert run.common_properties is None
 
 
@@ -122,9 +125,9 @@ def test_messages_share_a_run_whatever_their_names_are() -> None:
 
 
 def test_publishings_are_no_burden_to_the_garbage_collector() -> None:
-    (run,) = FrameReader(server=True).feed(publishing() * 3)
+    run = frames.run_of(FrameReader(server=True).feed(publishing() * 3))
     assert not any(map(gc.is_tracked, run.messages))
     assert not gc.is_tracked(redelivered_copy(run.messages[0]))
     # A delivery can be part of a cycle: it knows its consumer.
-    (run,) = FrameReader().feed(delivery(1, 1))
+    run = frames.run_of(FrameReader().feed(delivery(1, 1)))
     assert all(map(gc.is_tracked, run.messages))

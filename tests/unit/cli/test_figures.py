@@ -91,9 +91,9 @@ def test_table_fits_and_has_dashes_for_what_does_not_apply(width: int) -> None:
         BenchmarkResult("concurrent-consume", 1_000_000, [figures(**latency, broker_cpu_us_per_msg=1.5)]),
         BenchmarkResult("serialization", 1_000_000, [figures()]),
     ]
-    console = Console(width=width, file=io.StringIO())
-    console.print(report.bench_table(results, width=width))
-    printed = console.file.getvalue()
+    file = io.StringIO()
+    Console(width=width, file=file).print(report.bench_table(results, width=width))
+    printed = file.getvalue()
     assert "…" not in printed
     assert printed.count("1,234") == 3
     (line,) = [line.split() for line in printed.splitlines() if "serialization" in line]

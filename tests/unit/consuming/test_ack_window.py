@@ -22,7 +22,9 @@ CHANNEL = 5
 
 
 def deliveries(tags: list[int]) -> ContentRun:
-    (run,) = FrameReader(frame_max=1 << 20).feed(b"".join(frames.delivery(CHANNEL, tag, b"") for tag in tags))
+    run = frames.run_of(
+        FrameReader(frame_max=1 << 20).feed(b"".join(frames.delivery(CHANNEL, tag, b"") for tag in tags))
+    )
     return run
 
 

@@ -44,14 +44,16 @@ def delivered(*bodies: bytes) -> tuple[Owner, ChannelDeliveries, list[Message]]:
         owner,
         owner.settle,  # type: ignore[arg-type]
     )
-    (run,) = FrameReader().feed(b"".join(frames.delivery(1, tag, body) for tag, body in enumerate(bodies, 1)))
+    run = frames.run_of(
+        FrameReader().feed(b"".join(frames.delivery(1, tag, body) for tag, body in enumerate(bodies, 1)))
+    )
     deliveries.acks.delivered(run)
     deliveries.adopt(run, 12.5)
     return owner, deliveries, run.messages
 
 
 def test_a_message_has_no_owner_when_it_was_only_read() -> None:
-    (run,) = FrameReader().feed(frames.delivery(1, 1, b"one"))
+    run = frames.run_of(FrameReader().feed(frames.delivery(1, 1, b"one")))
     (message,) = run.messages
     assert message.value == b"one", "without an owner the value is the body"
     assert message.queue is None

@@ -22,6 +22,7 @@ from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from leveret.consuming.consumer import Consumer
+    from leveret.consuming.worker import Worker
     from leveret.wire.message import Message
 
 S = ConsumerState
@@ -91,7 +92,7 @@ async def test_the_caches_follow_the_state(
 
 
 def deliver(consumer: Consumer[Any], *tags: int) -> None:
-    (run,) = FrameReader().feed(b"".join(frames.delivery(1, tag, b"x") for tag in tags))
+    run = frames.run_of(FrameReader().feed(b"".join(frames.delivery(1, tag, b"x") for tag in tags)))
     consumer.delivered(run)
 
 
@@ -111,6 +112,11 @@ class Cancellable:
         self.requests -= 1
 
 
+def state_of(worker: Worker) -> WorkerState:
+    """A call, so that mypy does not take the state for what it was before the worker went on."""
+    return worker.state
+
+
 async def test_a_worker_waits_handles_and_ends() -> None:
     consumer = made()
     seen: list[WorkerState] = []
@@ -122,12 +128,12 @@ async def test_a_worker_waits_handles_and_ends() -> None:
             await go
 
     worker = worker_of(consumer, handler)
-    assert worker.state is WorkerState.READY
+    assert state_of(worker) is WorkerState.READY
     worker.send(None)
-    assert worker.state is WorkerState.IDLE
+    assert state_of(worker) is WorkerState.IDLE
     deliver(consumer, 1)
     worker.send(None)
-    assert worker.state is WorkerState.IDLE
+    assert state_of(worker) is WorkerState.IDLE
     deliver(consumer, 2)
     worker.send(None)
     assert (worker.state, worker.is_handling) == (WorkerState.HANDLING, True)
@@ -135,7 +141,7 @@ async def test_a_worker_waits_handles_and_ends() -> None:
     consumer.stop()
     with pytest.raises(StopIteration):
         worker.send(None)
-    assert worker.state is WorkerState.ENDED
+    assert state_of(worker) is WorkerState.ENDED
     assert seen == [WorkerState.HANDLING, WorkerState.HANDLING]
     with pytest.raises(StopIteration):
         worker.send(None)
@@ -151,11 +157,11 @@ async def test_a_worker_acts_when_a_failure_needs_time() -> None:
     worker = worker_of(consumer, handler)
     deliver(consumer, 1)
     worker.send(None)  # the pause after CircuitOpen
-    assert worker.state is WorkerState.ACTING
+    assert state_of(worker) is WorkerState.ACTING
     assert not worker.is_handling
     with pytest.raises(asyncio.CancelledError):
         worker.throw(asyncio.CancelledError())
-    assert worker.state is WorkerState.ENDED
+    assert state_of(worker) is WorkerState.ENDED
     assert consumer.health().working == 0
 
 
@@ -211,6 +217,6 @@ async def test_a_cancelled_worker_ends_wherever_it_is(where: str) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         worker.throw(asyncio.CancelledError())
-    assert worker.state is WorkerState.ENDED
+    assert state_of(worker) is WorkerState.ENDED
     assert consumer.health().working == 0
     consumer._acks.stop()

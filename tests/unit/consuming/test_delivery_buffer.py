@@ -17,6 +17,7 @@ from tests.support.unconnected import begin, made, worker_of
 import leveret
 from leveret.consuming.states import WorkerState
 from leveret.wire.reader import FrameReader
+from leveret.wire.runs import SettlementRun
 
 if TYPE_CHECKING:
     from leveret.consuming.consumer import Consumer
@@ -71,7 +72,7 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
         delivered_now: list[int] = []
 
         async def handler(value: bytes, message: Message) -> bool | None:
-            number, key = message.delivery_tag, message.body[:1]
+            number, key = message.delivery_tag, value[:1]
             begun.append(number)
             if is_ordered:
                 assert key not in at_work, "two of one key at once"
@@ -96,6 +97,7 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
             """Each message is settled once, and none is acknowledged while a worker is at it."""
             transport = consumer._connection.transport
             for run in FrameReader(server=True).feed(transport.out.take()):
+                assert isinstance(run, SettlementRun)
                 for tag, multiple, is_refused, _ in run:
                     among = delivered_now if multiple else [tag]
                     covered = {each for each in among if each <= tag} - settled
@@ -113,7 +115,9 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
                     numbered = [(next(tags), body) for body in bodies]
                     delivered.update(numbered)
                     delivered_now += [tag for tag, _ in numbered]
-                    (run,) = FrameReader().feed(b"".join(frames.delivery(1, tag, body) for tag, body in numbered))
+                    run = frames.run_of(
+                        FrameReader().feed(b"".join(frames.delivery(1, tag, body) for tag, body in numbered))
+                    )
                     consumer.delivered(run)
                 case "step" if turns.ready():
                     turns.step(draw(st.sampled_from(turns.ready())))
@@ -130,7 +134,7 @@ def test_no_message_waits_while_a_worker_is_idle_and_each_is_handled_once(data: 
                         given_back += [tag for tag in delivered if tag not in begun and tag not in given_back]
                 case "lose" if draw(st.booleans()):
                     subscription = consumer._subscription
-                    subscription._reopening = asyncio.ensure_future(asyncio.sleep(0))  # type: ignore[assignment]
+                    subscription._reopening = asyncio.ensure_future(asyncio.sleep(0))
                     consumer.channel_lost(leveret.errors.ConnectionLost("lost"))
                     subscription._reopening = None
                     # The broker has forgotten what was acknowledged, or was sent without acknowledgements.
@@ -174,7 +178,7 @@ def test_a_worker_that_is_dropped_in_the_middle_ends_its_handler_and_is_freed() 
     async def play() -> None:
         ended: list[str] = []
         consumer = made()
-        (run,) = FrameReader().feed(frames.delivery(1, 1, b"one"))
+        run = frames.run_of(FrameReader().feed(frames.delivery(1, 1, b"one")))
         consumer.delivered(run)
         del run
 
@@ -212,7 +216,7 @@ def test_keys_may_be_anything_that_has_a_hash_and_what_has_none_is_dead_lettered
     async def play() -> None:
         keys: list[Any] = [None, float("nan"), 1, True, [], 1.0, "1"]
         consumer = made(concurrency=10, ordered_by=lambda message: keys[message.delivery_tag - 1])
-        (run,) = FrameReader().feed(b"".join(frames.delivery(1, tag + 1, b"x") for tag in range(len(keys))))
+        run = frames.run_of(FrameReader().feed(b"".join(frames.delivery(1, tag + 1, b"x") for tag in range(len(keys)))))
         consumer.delivered(run)
         begun: list[int] = []
         go = asyncio.Event()

@@ -377,7 +377,7 @@ def test_s26_garbage_decides_nothing_and_a_measurement_begins_anew(what: str, ba
     idle = 0.0 if backlog else 0.9
     for turn in range(60):
         now = 1000 + turn * prefetch.INTERVAL
-        call = {
+        call: dict[str, Any] = {
             "now": now,
             "finished": 100 * turn,
             "idle": idle * 10 * now,

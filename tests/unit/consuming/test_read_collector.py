@@ -59,7 +59,7 @@ class Socket:
         for _ in range(count):
             self.tag += 1
             data += frames.delivery(1, self.tag, bytes(BODY))
-        (run,) = self.reader.feed(data)
+        run = frames.run_of(self.reader.feed(data))
         self.consumer.delivered(run)
 
     def handle_all(self) -> None:

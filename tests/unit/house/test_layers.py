@@ -62,7 +62,7 @@ def imports_of_cython(text: str) -> set[str]:
 
 
 def edges_of_extensions() -> dict[str, set[str]]:
-    edges = defaultdict(set)
+    edges: defaultdict[str, set[str]] = defaultdict(set)
     for path in SOURCES.rglob("*.p[yx][xd]"):
         if path.stem != "__init__":
             edges[module_of(path, SOURCES)] |= imports_of_cython(path.read_text())
@@ -103,8 +103,8 @@ def imports_of_python(text: str) -> set[str]:
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
-            for child in node.orelse:
-                visit(child)
+            for other in node.orelse:
+                visit(other)
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -255,7 +255,7 @@ def private_names_of_others(text: str) -> list[tuple[int, str]]:
             targets = child.targets if isinstance(child, ast.Assign) else [getattr(child, "target", None)]
             own.update(target.id for target in targets if isinstance(target, ast.Name))
             if "__slots__" in {target.id for target in targets if isinstance(target, ast.Name)}:
-                own.update(text.value for text in ast.walk(child) if isinstance(text, ast.Constant))
+                own.update(str(text.value) for text in ast.walk(child) if isinstance(text, ast.Constant))
     found: list[tuple[int, str]] = []
 
     def visit(node: ast.AST, known: dict[str, str]) -> None:
@@ -269,9 +269,9 @@ def private_names_of_others(text: str) -> list[tuple[int, str]]:
             if value not in {"self", "cls", "super()", "type(self)"} and not is_own:
                 found.append((node.lineno, ast.unparse(node)))
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "setattr", "hasattr", "delattr"}:
-            value, name = node.args[0], node.args[1]
-            if isinstance(name, ast.Constant) and is_private(name.value) and ast.unparse(value) not in {"self", "cls"}:
-                found.append((node.lineno, f"{ast.unparse(value)}.{name.value}"))
+            value, name = ast.unparse(node.args[0]), node.args[1]
+            if isinstance(name, ast.Constant) and is_private(str(name.value)) and value not in {"self", "cls"}:
+                found.append((node.lineno, f"{value}.{name.value!s}"))
         for child in ast.iter_child_nodes(node):
             visit(child, known)
 

@@ -43,7 +43,7 @@ def test_methods_are_those_of_the_catalogue(name: str) -> None:
 
 
 def test_reply_codes_are_those_of_the_catalogue() -> None:
-    theirs = {code: error.name for code, error in pamqp_exceptions.CLASS_MAPPING.items()}
+    theirs = {code: vars(error)["name"] for code, error in pamqp_exceptions.CLASS_MAPPING.items()}
     ours = {code: name.replace("_", "-") for code, name in numbers.REPLY_CODES.items()}
     assert ours == theirs | {200: "REPLY-SUCCESS"}
     hard = {

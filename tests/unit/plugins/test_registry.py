@@ -27,6 +27,9 @@ from leveret.settings import PluginSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: A factory that nothing calls.
+REPR: Any = repr
+
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
@@ -285,8 +288,8 @@ def test_one_object_registered_twice_is_refused() -> None:
         ({"serializers": [serializer(aliases=["text"])]}, "'text' is not a content type"),
         ({"serializers": [serializer(models=7)]}, "its models is a int, which cannot be called"),
         ({"serializers": [CompositeSpec(name="c", parts=(), select=repr)]}, "its parts are ()"),
-        ({"compressors": [CompressorSpec(name="c", content_encoding="c c", factory=repr, levels=(1, 2))]}, "'c c' is"),
-        ({"compressors": [CompressorSpec(name="c", content_encoding="c", factory=repr, levels=(2, 1))]}, "its levels"),
+        ({"compressors": [CompressorSpec(name="c", content_encoding="c c", factory=REPR, levels=(1, 2))]}, "'c c' is"),
+        ({"compressors": [CompressorSpec(name="c", content_encoding="c", factory=REPR, levels=(2, 1))]}, "its levels"),
         ({"policies": [PolicySpec(kind="luck", name="c", factory=object)]}, "its kind is 'luck'"),  # type: ignore[arg-type]
         ({"metrics": [MetricsSpec(name="", factory=object)]}, "its name is ''"),  # type: ignore[arg-type]
     ],
@@ -332,7 +335,7 @@ def test_two_serializers_for_one_content_type_are_an_error_unless_the_settings_c
 def test_two_things_of_one_name_are_an_error_unless_the_settings_choose() -> None:
     fast, small = (
         plugin(
-            name, compressors=[CompressorSpec(name="gzip", content_encoding=f"x-{name}", factory=repr, levels=(1, 9))]
+            name, compressors=[CompressorSpec(name="gzip", content_encoding=f"x-{name}", factory=REPR, levels=(1, 9))]
         )
         for name in ("fast", "small")
     )

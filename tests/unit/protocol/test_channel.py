@@ -36,7 +36,7 @@ from leveret.errors import (
     TableSyntaxError,
 )
 from leveret.protocol.channel import CHANNEL_TRANSITIONS, CancelNotice, ChannelEnded, ChannelPhase, ChannelState, Reply
-from leveret.protocol.commands import make
+from leveret.protocol.commands import Method, make
 
 NUMBER = 3
 
@@ -48,7 +48,7 @@ class Client:
         self.out = memory()
         self.state = ChannelState(self.out, NUMBER)
 
-    def receive(self, value: commands.base.Frame) -> Any:
+    def receive(self, value: Method) -> Any:
         return self.state.receive(method(value, NUMBER))
 
     def advance(self, phase: ChannelPhase) -> Client:
@@ -207,7 +207,7 @@ def test_basic_consume_and_cancel_may_be_answered_after_what_was_asked_next() ->
         commands.Connection.Tune(),  # a connection's method on a channel
     ],
 )
-def test_a_method_is_a_protocol_error_when_nobody_asked_for_it(value: commands.base.Frame) -> None:
+def test_a_method_is_a_protocol_error_when_nobody_asked_for_it(value: Method) -> None:
     client = opened()
     with pytest.raises(RemoteProtocolError, match="nothing was due") as refused:
         client.receive(value)
@@ -247,6 +247,7 @@ def test_a_message_answers_the_request_when_the_queue_has_one() -> None:
     (reply,) = client.state.receive_get(content_run(Basic.GetOk(7, False, "", "q", 4), NUMBER, b"body"))
 
     assert (reply.token, reply.method) == ("get", None)
+    assert reply.message is not None
     assert (reply.message.delivery_tag, reply.message.body, reply.message.message_count) == (7, b"body", 4)
     assert client.receive(Queue.PurgeOk(4)).token == "purge"
 
@@ -288,6 +289,7 @@ def test_flow_is_answered_when_the_server_asks_for_it(active: bool) -> None:
     client = opened()
     assert client.receive(Channel.Flow(active)) is None
     (flow_ok,) = sent(client.out)
+    assert isinstance(flow_ok, Channel.FlowOk)
     assert (flow_ok.name, flow_ok.active) == ("Channel.FlowOk", active)
 
 
@@ -369,6 +371,7 @@ def test_closing_ends_without_error_when_the_server_agrees() -> None:
     client.out.take()
     client.state.close("close")
     (close,) = sent(client.out)
+    assert isinstance(close, Channel.Close)
     assert (close.name, close.reply_code) == ("Channel.Close", 200)
     assert client.receive(Channel.CloseOk()) == ChannelEnded(None, ("purge", "close"))
 
@@ -390,7 +393,7 @@ def test_close_ok_is_a_protocol_error_when_this_side_did_not_close(phase: Channe
     "value", [Queue.DeclareOk("q", 0, 0), Basic.Cancel("tag"), Channel.Flow(False), Basic.GetEmpty(), Channel.OpenOk()]
 )
 @pytest.mark.parametrize("phase", [ChannelPhase.CLOSING, ChannelPhase.CLOSED])
-def test_everything_but_the_end_is_ignored_when_closing(phase: ChannelPhase, value: commands.base.Frame) -> None:
+def test_everything_but_the_end_is_ignored_when_closing(phase: ChannelPhase, value: Method) -> None:
     client = Client().advance(phase)
     assert client.receive(value) is None
     assert client.out.take() == b""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ from leveret.wire.runs import MethodFrame
 if TYPE_CHECKING:
     from tests.corpus.malformed import Block
 
-EVERY_METHOD = sorted(INDEX_MAPPING.values(), key=lambda cls: cls.index)
+EVERY_METHOD: list[type[commands.Method]] = sorted(INDEX_MAPPING.values(), key=lambda cls: cls.index)
 every_method = pytest.mark.parametrize("cls", EVERY_METHOD, ids=lambda cls: commands.spec_of(cls).name)
 
 VALUES = {
@@ -46,8 +46,10 @@ def arguments(cls: type[commands.Method]) -> st.SearchStrategy[dict[str, object]
 def unchecked(method: commands.Method) -> commands.Method:
     """The same method with pamqp's checks of values off: they refuse much that RabbitMQ takes, such as spaces."""
     cls = type(method)
-    other = type(cls.__name__, (cls,), {"__slots__": [], "attributes": cls.attributes, "validate": lambda self: None})
-    copy = other.__new__(other)
+    other: Any = type(
+        cls.__name__, (cls,), {"__slots__": [], "attributes": cls.attributes, "validate": lambda self: None}
+    )
+    copy: commands.Method = other.__new__(other)
     for field in cls.attributes():
         setattr(copy, field, getattr(method, field))
     return copy
@@ -89,6 +91,7 @@ def test_pamqp_reads_the_same_when_we_wrote_it(cls: type[commands.Method], data:
     raw = commands.encode(3, commands.make(cls, **values))
     consumed, channel, method = pamqp_frame.unmarshal(raw)
     assert (consumed, channel, type(method)) == (len(raw), 3, cls)
+    assert isinstance(method, commands.Method)
     assert thawed(fields_of(method)) == thawed(values)
 
 
@@ -163,8 +166,9 @@ def test_bits_share_octets_and_others_end_the_octet_when_packed(bits: list[bool]
 def test_names_survive_when_they_are_no_utf8(raw: bytes) -> None:
     name = raw.decode("utf-8", "surrogateescape")
     data = commands.encode(0, commands.make(Channel.Close, reply_code=404, reply_text=name, class_id=1, method_id=2))
-    assert commands.decode(read(data)).reply_text == name
-    secret = commands.decode(read(commands.encode(0, commands.make(Connection.Secure, challenge=name))))
+    close: Any = commands.decode(read(data))
+    assert close.reply_text == name
+    secret: Any = commands.decode(read(commands.encode(0, commands.make(Connection.Secure, challenge=name))))
     assert secret.challenge == name
 
 
@@ -221,7 +225,8 @@ def test_error_is_typed_and_names_the_value_when_arguments_are_malformed(case: B
 
 def test_table_limits_are_arguments_when_decoding_a_method() -> None:
     data = commands.encode(0, commands.make(Queue.Declare, queue="q", arguments={"a": {"b": 1}}))
-    assert commands.decode(read(data), max_table_depth=2, max_table_entries=2).arguments == {"a": {"b": 1}}
+    declare: Any = commands.decode(read(data), max_table_depth=2, max_table_entries=2)
+    assert declare.arguments == {"a": {"b": 1}}
     with pytest.raises(TableSyntaxError, match=r"queue\.declare.*limit of 1"):
         commands.decode(read(data), max_table_depth=1)
     with pytest.raises(TableSyntaxError, match=r"queue\.declare.*limit of 1"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from pamqp import commands
 from pamqp.commands import Connection
@@ -40,6 +42,9 @@ from leveret.protocol.connection import (
 )
 from leveret.wire.numbers import HEARTBEAT_FRAME
 
+if TYPE_CHECKING:
+    from leveret.protocol.commands import Method
+
 LARGEST = 2**32 - 1
 
 
@@ -66,10 +71,10 @@ class Client:
             client_properties={"product": "Leveret", "capabilities": {"basic.nack": True}},
         )
 
-    def receive(self, value: commands.base.Frame) -> object:
+    def receive(self, value: Method) -> object:
         return self.state.receive(method(value))
 
-    def sent(self) -> list[commands.base.Frame]:
+    def sent(self) -> list[Any]:
         return sent(self.out)
 
     def advance(self, phase: ConnectionPhase) -> Client:
@@ -199,7 +204,8 @@ def test_the_server_is_refused_when_its_properties_are_nested_too_deep(depth: in
     ],
 )
 def test_the_smaller_limit_is_agreed_when_both_sides_have_one(name: str, ours: int, theirs: int, agreed: int) -> None:
-    client = Client(**{name: ours}).advance(ConnectionPhase.TUNE)
+    limits: dict[str, Any] = {name: ours}
+    client = Client(**limits).advance(ConnectionPhase.TUNE)
     tune = {"frame_max": 131_072, "channel_max": 2047, "heartbeat": 60} | {name: theirs}
 
     tuned = client.receive(Connection.Tune(**tune))
@@ -371,7 +377,7 @@ def test_closing_ends_without_error_when_both_sides_close_at_once() -> None:
     "value",
     [Connection.Blocked("memory"), Connection.Unblocked(), Connection.Tune(), Connection.Start(), Connection.OpenOk()],
 )
-def test_everything_but_the_end_is_ignored_when_closing(value: commands.base.Frame) -> None:
+def test_everything_but_the_end_is_ignored_when_closing(value: Method) -> None:
     client = Client().advance(ConnectionPhase.CLOSING)
     assert client.receive(value) is None
     assert client.state.phase is ConnectionPhase.CLOSING
@@ -379,7 +385,7 @@ def test_everything_but_the_end_is_ignored_when_closing(value: commands.base.Fra
 
 
 @pytest.mark.parametrize("value", [Connection.Close(200, "", 0, 0), Connection.CloseOk(), Connection.Start()])
-def test_everything_is_ignored_when_closed(value: commands.base.Frame) -> None:
+def test_everything_is_ignored_when_closed(value: Method) -> None:
     client = Client().advance(ConnectionPhase.CLOSED)
     assert client.receive(value) is None
     assert client.sent() == []
@@ -445,7 +451,7 @@ def test_the_credentials_are_suspected_when_the_server_hangs_up_on_them() -> Non
 
 
 @pytest.mark.parametrize("capabilities", [{"authentication_failure_close": True}, {}, None, "all"])
-def test_the_credentials_are_not_suspected_when_the_server_would_have_refused_them(capabilities: object) -> None:
+def test_the_credentials_are_not_suspected_when_the_server_would_have_refused_them(capabilities: Any) -> None:
     client = Client().advance(ConnectionPhase.START)
     client.receive(Connection.Start(mechanisms="PLAIN", server_properties={"capabilities": capabilities}))
     closed = client.state.lost(None)

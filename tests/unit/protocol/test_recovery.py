@@ -42,7 +42,12 @@ def test_a_wait_that_is_given_up_does_not_make_the_next_one_longer() -> None:
 
 def test_delays_are_random_from_zero_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     spans: list[tuple[float, float]] = []
-    monkeypatch.setattr("random.uniform", lambda low, high: spans.append((low, high)) or 0.25)
+
+    def uniform(low: float, high: float) -> float:
+        spans.append((low, high))
+        return 0.25
+
+    monkeypatch.setattr("random.uniform", uniform)
     assert Backoff(0.5, 30.0).delay() == 0.25
     assert spans == [(0, 0.5)]
 

@@ -6,7 +6,7 @@ import gc
 import sys
 import weakref
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -46,10 +46,12 @@ def nack(tag: int, *, multiple: bool = False) -> SettlementRun:
 
 def returned_message() -> Message:
     data = frames.method(1, 60, frames.RETURN, (312).to_bytes(2) + b"\x00\x00\x00") + frames.header(1, 0)
-    return FrameReader().feed(data)[0].messages[0]
+    return frames.run_of(FrameReader().feed(data)).messages[0]
 
 
 MESSAGE = returned_message()
+#: The window only looks whether a ticket has a future.
+SOMEBODY_WAITS: Any = "somebody waits"
 
 #: What templates are made of: few enough that publishings are alike, so that returns have to be told apart.
 EXCHANGES = ["", "orders", "missing"]
@@ -78,7 +80,7 @@ def returned_like(template: PublishTemplate, body: bytes, properties: bytes | No
     names = frames.shortstr("NO_ROUTE") + frames.shortstr(template.exchange) + frames.shortstr(template.routing_key)
     raw = template.raw_properties if properties is None else properties
     data = frames.method(1, 60, frames.RETURN, (312).to_bytes(2) + names) + frames.header(1, len(body), raw)
-    return FrameReader().feed(data + b"".join(frames.bodies(1, body, 4000)))[0].messages[0]
+    return frames.run_of(FrameReader().feed(data + b"".join(frames.bodies(1, body, 4000)))).messages[0]
 
 
 class TicketModel:
@@ -95,7 +97,7 @@ class Sent(NamedTuple):
     """An open publishing."""
 
     model: TicketModel | None
-    index: int
+    number: int
     template: PublishTemplate
     body: bytes
     returned: bool = False
@@ -141,7 +143,7 @@ class ConfirmModel(RuleBasedStateMachine):
             return data.draw(st.sampled_from(self.tickets))
         model = TicketModel()
         model.ticket.observed = data.draw(st.booleans())
-        model.ticket.future = data.draw(st.sampled_from([None, "somebody waits"]))
+        model.ticket.future = data.draw(st.sampled_from([None, SOMEBODY_WAITS]))
         self.tickets.append(model)
         return model
 
@@ -272,7 +274,7 @@ class ConfirmModel(RuleBasedStateMachine):
         sent = self.open[tag]
         self.open[tag] = sent._replace(returned=True)
         if sent.model is not None:
-            sent.model.failures[sent.index] = message
+            sent.model.failures[sent.number] = message
 
     def tie_return(self, message: Message, matches: list[int]) -> None:
         """Expects the first of these at or behind the last one that was returned, or else the first."""
@@ -295,7 +297,7 @@ class ConfirmModel(RuleBasedStateMachine):
     def broker_returns(self, data: st.DataObject, again: int) -> None:
         template, body = data.draw(st.sampled_from(TEMPLATES)), data.draw(st.sampled_from(BODIES))
         mandatory = [tag for tag, sent in sorted(self.open.items()) if sent.template.mandatory]
-        if mandatory and data.draw(st.integers(0, 4)):
+        if mandatory and data.draw(st.integers(0, 4)) > 0:
             sent = self.open[data.draw(st.sampled_from(mandatory[:20]))]
             template, body = sent.template, sent.body
         for _ in range(again):
@@ -316,7 +318,7 @@ class ConfirmModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), reason=st.sampled_from([None, "a reason"]))
-    def expire(self, data: st.DataObject, reason: object) -> None:
+    def expire(self, data: st.DataObject, reason: Any) -> None:
         near = st.sampled_from(sorted(self.open)[:6])
         upto = data.draw(st.one_of(near, near, near, st.integers(0, self.next_tag + 2)))
         for one in sorted(t for t in self.open if t <= upto):
@@ -324,7 +326,7 @@ class ConfirmModel(RuleBasedStateMachine):
         self.check_finished(self.window.expire(upto, reason))
 
     @rule(data=st.data(), reason=st.sampled_from([None, "a reason"]))
-    def give_up(self, data: st.DataObject, reason: object) -> None:
+    def give_up(self, data: st.DataObject, reason: Any) -> None:
         tag = data.draw(self.tags())
         if tag in self.open:
             self.ended(tag, Outcome.UNKNOWN, reason)
@@ -332,10 +334,11 @@ class ConfirmModel(RuleBasedStateMachine):
 
     @rule(exchange=st.sampled_from(EXCHANGES))
     def give_up_exchange(self, exchange: str) -> None:
+        reason: Any = "no such exchange"
         for tag, sent in sorted(self.open.items()):
             if sent.template.exchange == exchange:
-                self.ended(tag, Outcome.UNKNOWN, "no such exchange")
-        self.check_finished(self.window.give_up_exchange(exchange, "no such exchange"))
+                self.ended(tag, Outcome.UNKNOWN, reason)
+        self.check_finished(self.window.give_up_exchange(exchange, reason))
 
     @precondition(lambda self: len(self.open) > 1000)
     @rule()
@@ -454,7 +457,7 @@ def test_first_skips_what_is_settled_already_when_confirms_come_out_of_order() -
 
 def test_ticket_is_handed_out_once_when_the_last_of_its_batch_is_settled() -> None:
     window, ticket = ConfirmWindow(), Ticket()
-    ticket.future = "somebody waits"
+    ticket.future = SOMEBODY_WAITS
     for _ in range(3):
         publish(window, ticket)
     assert window.settle(ack(2, multiple=True)) is None
@@ -496,7 +499,7 @@ def test_outcome_is_returned_whatever_follows_a_return(how: str) -> None:
 
 def test_nothing_is_outstanding_when_everything_expired() -> None:
     window, ticket = ConfirmWindow(), Ticket()
-    ticket.future = "somebody waits"
+    ticket.future = SOMEBODY_WAITS
     for size in range(300):
         publish(window, ticket, size)
     assert window.expire(300) == [ticket]
@@ -538,7 +541,7 @@ def test_tickets_are_released_when_settled_or_when_the_window_goes() -> None:
         pass
 
     def tracked(window: ConfirmWindow) -> weakref.ref:
-        owner = Owner()
+        owner: Any = Owner()
         publish(window, Ticket(owner))
         return weakref.ref(owner)
 
@@ -557,7 +560,7 @@ def test_a_cycle_is_collected_when_a_producer_is_dropped_with_publishings_outsta
         def __init__(self) -> None:
             self.window = ConfirmWindow()
 
-    producer = Producer()
+    producer: Any = Producer()
     for _ in range(300):
         publish(producer.window, Ticket(producer))
     gone = weakref.ref(producer)
@@ -578,7 +581,8 @@ async def test_ticket_asks_its_owner_when_awaited() -> None:
         async def wait_for(self, ticket: Ticket) -> tuple:
             return ("waited for", ticket)
 
-    ticket = Ticket(Owner())
+    owner: Any = Owner()
+    ticket = Ticket(owner)
     assert await ticket == ("waited for", ticket)
 
 
@@ -748,12 +752,13 @@ def test_receipts_are_values() -> None:
     assert len({Receipt(7), Receipt(7), Receipt(8), Receipt(7, Outcome.UNKNOWN)}) == 3
     assert repr(Receipt(7)) == "Receipt(delivery_tag=7, outcome=<Outcome.CONFIRMED: 1>)"
     assert Receipt(2**64 - 1).delivery_tag == 2**64 - 1
+    receipt: Any = Receipt(7)
     with pytest.raises(AttributeError):
-        Receipt(7).delivery_tag = 8
+        receipt.delivery_tag = 8
 
 
 @pytest.mark.parametrize("tag", [-1, 2**64, "7", None])
-def test_a_receipt_is_refused_when_its_tag_is_none(tag: object) -> None:
+def test_a_receipt_is_refused_when_its_tag_is_none(tag: Any) -> None:
     with pytest.raises((OverflowError, TypeError)):
         Receipt(tag)
 

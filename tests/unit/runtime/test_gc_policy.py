@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import re
+import sysconfig
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ async def test_s33_it_refuses_when_collection_is_switched_off() -> None:
 
 
 async def test_s33_it_refuses_when_every_collection_would_be_a_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sysconfig, "get_config_var", lambda name: int(name == "Py_GIL_DISABLED"))
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: int(name == "Py_GIL_DISABLED"))
     with pytest.raises(ConfigurationError, match="needs CPython with the GIL"):
         GcPolicy().start()
 

@@ -73,7 +73,7 @@ def made(owner: Owner | None = None) -> tuple[FrameTransport, Session, Writer]:
 
 
 def receive(transport: FrameTransport, data: bytes) -> None:
-    transport.get_buffer(len(data))[: len(data)] = data
+    memoryview(transport.get_buffer(len(data)))[: len(data)] = data
     transport.buffer_updated(len(data))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.corpus import frames
@@ -25,7 +25,7 @@ BOUND = 5
 COUNT = 1000
 
 
-def calls_of(function: Callable[..., object], *args: object) -> tuple[int, object]:
+def calls_of(function: Callable[..., Any], *args: object) -> tuple[int, Any]:
     """Counts the Python and C calls that the interpreter sees while `function` runs."""
     seen: list[str] = []
     gc.disable()

@@ -71,6 +71,7 @@ def test_error_and_events_do_not_depend_on_splits_when_a_stream_is_mutated(serve
     assert frames.feed_whole(whole, raw) == frames.feed_pieces(split, pieces)
     assert type(whole.error) is type(split.error)
     if whole.error is not None:
+        assert split.error is not None
         assert whole.error.reply_code == split.error.reply_code
 
 
@@ -192,8 +193,10 @@ def test_memory_is_at_most_doubled_when_a_large_body_arrives(peak: Callable[[], 
     while arrived + 131_064 <= size:
         assert reader.feed(chunk) == []
         arrived += 131_064
-    (run,) = reader.feed(frames.body(1, bytes(size - arrived)))
-    assert len(run.messages[0].body) == size
+    run = frames.run_of(reader.feed(frames.body(1, bytes(size - arrived))))
+    arrived_body = run.messages[0].body
+    assert arrived_body is not None
+    assert len(arrived_body) == size
     # The body, half of it again while it moves, and the receive buffer.
     assert peak() < 2 * size + 2 * MiB
 

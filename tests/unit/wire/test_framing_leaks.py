@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import tracemalloc
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.corpus import frames, malformed
@@ -30,7 +31,19 @@ WARM_UP = 500
 #: What free lists and caches may take after the warm-up.
 ALLOWED = 64 * 1024
 
+NOTHING: Any = None
+SOMEBODY_WAITS: Any = "somebody waits"
+
 refused = contextlib.suppress(LeveretError, TypeError, ValueError)
+
+
+def anything() -> Any:
+    """A new object each time: one that is leaked takes memory. It stands for an owner or a message."""
+    return object()
+
+
+def table_with(value: object) -> bytes:
+    return encode_table({"some-key": [1.5, "text", value]})
 
 
 def bad_streams() -> Iterator[Callable[[], object]]:
@@ -47,14 +60,14 @@ def bad_blocks() -> Iterator[Callable[[], object]]:
     for decode, cases in ((decode_table, malformed.TABLES), (decode_properties, malformed.PROPERTIES)):
         for case in cases:
             if len(case.data) < 10_000:
-                yield lambda decode=decode, case=case: decode(case.data, **case.limits)
+                yield partial(decode, case.data, **case.limits)
     for case in malformed.ARGUMENTS:
-        yield lambda case=case: decode_arguments(case.types, case.data)
+        yield partial(decode_arguments, case.types, case.data)
 
 
 def bad_values() -> Iterator[Callable[[], object]]:
     for value in (2**64, object(), FieldValue("b", 200), FieldValue("D", 1), {"k": [object()]}, {5: 1}, "\ud800"):
-        yield lambda value=value: encode_table({"some-key": [1.5, "text", value]})
+        yield partial(table_with, value)
     yield lambda: Properties(priority=256, headers={"a": {"b": 1}}, message_id="m").encode()
     yield lambda: Properties(message_id="m" * 256, headers={"a": {"b": 1}}).encode()
     yield lambda: encode_method(1, 50, 10, "sT", ("q", {"k": object()}))
@@ -70,26 +83,26 @@ def publishing() -> Iterator[Callable[[], object]]:
     batch = PublishBatch(out, window, max_body_size=100)
     template = PublishTemplate("e", "r")
     yield lambda: batch.add(template, bytes(101), Ticket())
-    yield lambda: batch.add(template, None, Ticket())
+    yield lambda: batch.add(template, NOTHING, Ticket())
     yield lambda: batch.add(template, memoryview(b"abcd")[::2], Ticket())
 
     def dropped_ticket() -> None:
-        batch.add(template, b"x", Ticket(object()))
+        batch.add(template, b"x", Ticket(anything()))
         out.take()
         window.settle(SettlementRun.of(1, [(window.first, False, True, False)]))
 
     def returned_ticket() -> None:
-        batch.add(template, b"x", ticket := Ticket(object()))
-        ticket.future = "somebody waits"
+        batch.add(template, b"x", ticket := Ticket(anything()))
+        ticket.future = SOMEBODY_WAITS
         out.take()
-        window.mark_returned(window.first, object())
+        window.mark_returned(window.first, anything())
         window.settle(SettlementRun.of(1, [(0, True, False, False), (7, False, False, False)]))
 
     def dropped_window() -> None:
-        lost = ConfirmWindow()
+        lost: Any = ConfirmWindow()
         publishing = PublishBatch(out, lost)
         publishing.add(template, b"x", Ticket(lost))
-        publishing.add(template, b"x", Ticket(object()))
+        publishing.add(template, b"x", Ticket(anything()))
         out.take()
         lost.expire(1)
 
@@ -100,7 +113,7 @@ def publishing() -> Iterator[Callable[[], object]]:
         reader.feed(frames.deliver(1, 1) + frames.header(1, 200) + frames.body(1, b"x"))
 
     def impossible_deliveries() -> None:
-        (run,) = FrameReader().feed(frames.delivery(1, 0))
+        run = frames.run_of(FrameReader().feed(frames.delivery(1, 0)))
         acks = AckWindow(1)
         acks.delivered(run)
         acks.ack(5)

@@ -27,7 +27,7 @@ def valid_prefix(case: Stream) -> tuple[bytes, list[frames.Event]]:
     if case.first:
         return b"", []
     data = frames.HEARTBEAT_FRAME + frames.ack(9, 1) + frames.method(0, 10, 30, b"\x00")
-    events = [("settlement", 9, 1, False, False, False), ("method", 0, 10, 30, b"\x00")]
+    events: list[frames.Event] = [("settlement", 9, 1, False, False, False), ("method", 0, 10, 30, b"\x00")]
     if not case.server:
         data += frames.delivery(8, 7, b"before", consumer_tag="t")
         events.append(
@@ -149,7 +149,7 @@ def test_message_is_usable_when_only_its_properties_are_malformed() -> None:
     raw = b"\xff\xff"
     data = frames.deliver(1, 1) + frames.header(1, 2, raw) + frames.body(1, b"ok") + frames.delivery(1, 2)
     reader = FrameReader()
-    (run,) = reader.feed(data)
+    run = frames.run_of(reader.feed(data))
     message, following = run.messages
     assert (message.body, message.raw_properties, following.delivery_tag) == (b"ok", raw, 2)
     with pytest.raises(RemoteProtocolError, match="0xffff"):
@@ -158,7 +158,7 @@ def test_message_is_usable_when_only_its_properties_are_malformed() -> None:
 
 
 def test_message_refuses_to_settle_when_no_consumer_owns_it() -> None:
-    (run,) = FrameReader().feed(frames.delivery(1, 1))
+    run = frames.run_of(FrameReader().feed(frames.delivery(1, 1)))
     message: Message = run.messages[0]
     for settle in (message.ack, message.requeue, message.release, message.dead_letter):
         with pytest.raises(LeveretError, match="consumer"):

@@ -11,6 +11,7 @@ from tests.corpus.frames import (
     ack,
     body,
     content_event,
+    content_runs,
     deliver,
     delivery,
     feed_whole,
@@ -132,7 +133,7 @@ def test_one_event_holds_all_messages_when_they_follow_each_other_on_a_channel()
 def test_runs_are_parted_when_channel_or_consumer_changes() -> None:
     data = delivery(1, 1) + delivery(1, 2) + delivery(2, 1) + delivery(1, 3, consumer_tag="d") + delivery(1, 4)
     runs = FrameReader().feed(data)
-    assert [(run.channel, run.consumer_tag, len(run.messages)) for run in runs] == [
+    assert [(run.channel, run.consumer_tag, len(run.messages)) for run in content_runs(runs)] == [
         (1, "c", 2),
         (2, "c", 1),
         (1, "d", 1),
@@ -141,7 +142,9 @@ def test_runs_are_parted_when_channel_or_consumer_changes() -> None:
 
 
 def test_deliveries_share_a_run_when_only_exchange_and_routing_key_differ() -> None:
-    (run,) = FrameReader().feed(delivery(1, 1, exchange="a", routing_key="x") + delivery(1, 2, exchange="b"))
+    run = frames.run_of(
+        FrameReader().feed(delivery(1, 1, exchange="a", routing_key="x") + delivery(1, 2, exchange="b"))
+    )
     assert [(m.exchange, m.routing_key) for m in run.messages] == [("a", "x"), ("b", "q")]
 
 
@@ -149,7 +152,7 @@ def test_publishings_part_when_exchange_routing_key_or_bits_differ() -> None:
     one = publish(1, exchange="a") + header(1, 0)
     others = [publish(1, exchange="b"), publish(1, exchange="a", routing_key="r"), publish(1, exchange="a", bits=1)]
     runs = FrameReader(server=True).feed(one + one + b"".join(other + header(1, 0) for other in others))
-    assert [(run.exchange, run.routing_key, run.mandatory, len(run.messages)) for run in runs] == [
+    assert [(run.exchange, run.routing_key, run.mandatory, len(run.messages)) for run in content_runs(runs)] == [
         ("a", "q", False, 2),
         ("b", "q", False, 1),
         ("a", "r", False, 1),
@@ -177,8 +180,8 @@ def test_order_is_kept_when_messages_acks_and_methods_alternate() -> None:
 
 def test_runs_do_not_grow_when_the_next_read_continues_them() -> None:
     reader = FrameReader()
-    (first,) = reader.feed(delivery(1, 1))
-    (second,) = reader.feed(delivery(1, 2))
+    first = frames.run_of(reader.feed(delivery(1, 1)))
+    second = frames.run_of(reader.feed(delivery(1, 2)))
     assert (len(first.messages), len(second.messages)) == (1, 1)
 
 
@@ -203,7 +206,7 @@ def test_body_is_whole_when_a_frame_is_larger_than_all_before_it() -> None:
 
 def test_properties_are_those_of_each_message_when_of_one_length() -> None:
     raws = [b"\x10\x00\x01", b"\x10\x00\x02", b"\x08\x00\x02", b"\x10\x00\x02", b"\x10\x00\x02"]
-    (run,) = FrameReader().feed(b"".join(deliver(1, 1) + header(1, 0, raw) for raw in raws))
+    run = frames.run_of(FrameReader().feed(b"".join(deliver(1, 1) + header(1, 0, raw) for raw in raws)))
     assert [m.raw_properties for m in run.messages] == raws
 
 
@@ -269,6 +272,7 @@ def test_a_method_of_the_other_side_is_a_plain_method_when_read() -> None:
     assert isinstance(frame, MethodFrame)
     assert (frame.class_id, frame.method_id) == (60, 40)
     (frame,) = FrameReader(server=True).feed(deliver(1, 1))
+    assert isinstance(frame, MethodFrame)
     assert (frame.class_id, frame.method_id) == (60, 60)
 
 
@@ -279,28 +283,30 @@ def test_basic_methods_are_plain_methods_when_on_channel_0() -> None:
 
 def test_names_survive_when_they_are_no_utf8() -> None:
     name = b"\xff\xfe r".decode("utf-8", "surrogateescape")
-    (run,) = FrameReader().feed(delivery(1, 1, routing_key=name, consumer_tag=name))
+    run = frames.run_of(FrameReader().feed(delivery(1, 1, routing_key=name, consumer_tag=name)))
     assert run.messages[0].routing_key == name
     assert run.consumer_tag.encode("utf-8", "surrogateescape") == b"\xff\xfe r"
 
 
 def test_names_are_the_same_object_when_they_repeat() -> None:
     reader = FrameReader()
-    (one,) = reader.feed(delivery(1, 1, exchange="orders", routing_key="order.created"))
-    (two,) = reader.feed(delivery(1, 2, exchange="orders", routing_key="order.created"))
+    one = frames.run_of(reader.feed(delivery(1, 1, exchange="orders", routing_key="order.created")))
+    two = frames.run_of(reader.feed(delivery(1, 2, exchange="orders", routing_key="order.created")))
     for name in ("exchange", "routing_key", "consumer_tag"):
         assert getattr(one.messages[0], name) is getattr(two.messages[0], name)
 
 
 def test_names_are_right_when_there_are_more_than_the_cache_holds() -> None:
     names = [f"key.{i}" for i in range(3000)]
-    (run,) = FrameReader().feed(b"".join(delivery(1, i + 1, routing_key=name) for i, name in enumerate(names * 2)))
+    run = frames.run_of(
+        FrameReader().feed(b"".join(delivery(1, i + 1, routing_key=name) for i, name in enumerate(names * 2)))
+    )
     assert [m.routing_key for m in run.messages] == names * 2
 
 
 def test_properties_are_read_when_asked_for() -> None:
     raw = b"\x90\x00\x04text\x02"
-    (run,) = FrameReader().feed(deliver(1, 1) + header(1, 0, raw))
+    run = frames.run_of(FrameReader().feed(deliver(1, 1) + header(1, 0, raw)))
     message = run.messages[0]
     assert (message.content_type, message.properties.delivery_mode, message.message_id) == ("text", 2, None)
     assert message.headers == {}
@@ -322,7 +328,7 @@ def test_heartbeats_make_no_event_and_count_as_traffic_when_read() -> None:
 
 
 def test_message_says_what_it_is_without_its_body_when_printed() -> None:
-    (run,) = FrameReader().feed(delivery(1, 7, b"secret", routing_key="k" * 200))
+    run = frames.run_of(FrameReader().feed(delivery(1, 7, b"secret", routing_key="k" * 200)))
     text = repr(run.messages[0])
     assert "tag=7" in text
     assert "size=6" in text

@@ -6,7 +6,7 @@ import struct
 import traceback
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -110,7 +110,8 @@ def test_we_read_the_same_when_pamqp_wrote_it(values: dict) -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_only_its_flag_and_value_are_packed_when_one_property_is_set(name: str) -> None:
     value = {"headers": {}, "delivery_mode": 2, "priority": 9, "timestamp": 5}.get(name, "text")
-    raw = Properties(**{name: value}).encode()
+    values: dict[str, Any] = {name: value}
+    raw = Properties(**values).encode()
     wire = {"headers": bytes(4), "delivery_mode": b"\x02", "priority": b"\x09", "timestamp": (5).to_bytes(8)}
     assert raw == struct.pack(">H", FLAGS[name]) + wire.get(name, b"\x04text")
 
@@ -133,7 +134,7 @@ def test_an_empty_string_is_a_value_when_packed() -> None:
         (datetime(2026, 11, 23, 12, 0, 0, 999_999, tzinfo=UTC), 1795435200),
     ],
 )
-def test_timestamp_is_whole_seconds_and_stays_a_number_when_read(timestamp: object, seconds: int) -> None:
+def test_timestamp_is_whole_seconds_and_stays_a_number_when_read(timestamp: Any, seconds: int) -> None:
     assert decode_properties(Properties(timestamp=timestamp).encode()).timestamp == seconds
 
 
@@ -145,9 +146,11 @@ SECRET = "hunter2-secret"
 @pytest.mark.parametrize("name", STRINGS)
 @pytest.mark.parametrize("length", [128, 255])
 def test_string_is_refused_when_over_255_bytes_and_counts_bytes_and_not_characters(name: str, length: int) -> None:
+    long: dict[str, Any] = {name: "é" * length}
+    longest: dict[str, Any] = {name: "é" * 127}
     with pytest.raises(EncodeFailed, match=rf"{name}.*{2 * length} bytes.*255"):
-        Properties(**{name: "é" * length}).encode()
-    assert len(Properties(**{name: "é" * 127}).encode()) == 2 + 1 + 254
+        Properties(**long).encode()
+    assert len(Properties(**longest).encode()) == 2 + 1 + 254
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,7 @@ def test_string_is_refused_when_over_255_bytes_and_counts_bytes_and_not_characte
     ),
 )
 def test_refusal_names_property_and_limit_and_no_secret_when_a_value_does_not_fit(
-    values: dict[str, object], says: list[str]
+    values: dict[str, Any], says: list[str]
 ) -> None:
     with pytest.raises(EncodeFailed) as caught:
         Properties(**values).encode()
@@ -190,8 +193,9 @@ def test_refusal_names_property_and_limit_and_no_secret_when_a_value_does_not_fi
 
 
 def test_an_unknown_property_is_refused_when_constructed() -> None:
+    unknown: dict[str, Any] = {"correlationid": "x"}
     with pytest.raises(TypeError, match="correlationid"):
-        Properties(correlationid="x")
+        Properties(**unknown)
 
 
 @pytest.mark.parametrize("case", malformed.PROPERTIES, ids=lambda case: case.name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import array
 import struct
 import sys
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -45,13 +46,13 @@ class Publisher:
 
     def __init__(self, *, confirms: bool = True, **options: int) -> None:
         self.out = buffer()
-        self.window = ConfirmWindow() if confirms else None
-        self.batch = PublishBatch(self.out, self.window, **options)
+        self.window = ConfirmWindow()
+        self.batch = PublishBatch(self.out, self.window if confirms else None, **options)
 
 
-def pamqp_frames(data: bytes) -> list[tuple[int, object]]:
+def pamqp_frames(data: bytes) -> list[tuple[int, Any]]:
     """All frames in `data`, read by pamqp."""
-    found = []
+    found: list[tuple[int, Any]] = []
     while data:
         consumed, channel, frame = pamqp_frame.unmarshal(data)
         assert consumed
@@ -111,7 +112,9 @@ def test_pamqp_reads_the_same_when_we_published(
 def test_we_read_the_same_when_pamqp_wrote_a_message(
     exchange: str, routing_key: str, size: int, method_id: int, redelivered: bool, tag: int
 ) -> None:
-    names = {"exchange": exchange, "routing_key": routing_key}
+    names: dict[str, Any] = {"exchange": exchange, "routing_key": routing_key}
+    fields: dict[str, Any]
+    method: Basic.Deliver | Basic.GetOk | Basic.Return
     match method_id:
         case frames.DELIVER:
             fields = {"consumer_tag": "ctag", "delivery_tag": tag, "redelivered": redelivered}
@@ -138,7 +141,7 @@ def test_we_read_the_same_when_pamqp_wrote_a_message(
 @pytest.mark.parametrize(
     "kind", [bytes, bytearray, memoryview, lambda b: memoryview(bytearray(b)), type("B", (bytes,), {})]
 )
-def test_bytes_are_the_same_when_the_body_is_another_kind_of_bytes(size: int, kind: Callable[[bytes], object]) -> None:
+def test_bytes_are_the_same_when_the_body_is_another_kind_of_bytes(size: int, kind: Callable[[bytes], Any]) -> None:
     body = bytes(i & 0xFF for i in range(size))
     one, two = Publisher(frame_max=4096), Publisher(frame_max=4096)
     template = PublishTemplate("e", "r")
@@ -198,7 +201,7 @@ def test_nothing_is_left_when_a_body_is_too_large() -> None:
         publisher = Publisher(max_body_size=100)
         check_untouched(
             publisher,
-            lambda p=publisher, b=body: p.batch.add(template, b, Ticket()),
+            partial(publisher.batch.add, template, body, Ticket()),
             BodyTooLarge,
             rf"{len(body)} bytes.*100",
         )
@@ -208,7 +211,7 @@ def test_nothing_is_left_when_a_body_is_too_large() -> None:
 @pytest.mark.parametrize(
     "body", [None, "text", 5, [b"a"], memoryview(b"abcd")[::2]], ids=["None", "str", "int", "list", "strided"]
 )
-def test_nothing_is_left_when_a_body_is_no_bytes(body: object) -> None:
+def test_nothing_is_left_when_a_body_is_no_bytes(body: Any) -> None:
     publisher = Publisher()
     template = PublishTemplate("", "q")
     check_untouched(
@@ -218,7 +221,7 @@ def test_nothing_is_left_when_a_body_is_no_bytes(body: object) -> None:
 
 @pytest.mark.parametrize("frame_max", [0, 8, 4095])
 def test_frame_max_is_refused_when_below_the_protocols_minimum(frame_max: int) -> None:
-    message = FrameReader().feed(frames.delivery(1, 1))[0].messages[0]
+    message = frames.run_of(FrameReader().feed(frames.delivery(1, 1))).messages[0]
     for call in (
         lambda: PublishBatch(buffer(), None, frame_max=frame_max),
         lambda: append_deliveries(buffer(), 1, "c", 1, [message], frame_max=frame_max),
@@ -234,7 +237,7 @@ def test_frame_max_is_refused_when_below_the_protocols_minimum(frame_max: int) -
 @pytest.mark.parametrize("name", ["exchange", "routing_key"])
 @pytest.mark.parametrize("text", ["n" * 256, "é" * 128, "n" * 100_000])
 def test_template_is_refused_when_a_name_is_over_255_bytes(name: str, text: str) -> None:
-    names = {"exchange": "", "routing_key": ""}
+    names: dict[str, Any] = {"exchange": "", "routing_key": ""}
     with pytest.raises(EncodeFailed, match=rf"{name} is {len(text.encode())} bytes.*255"):
         PublishTemplate(**names | {name: text})
     longest = text[:127]
@@ -293,7 +296,7 @@ def published(*bodies: bytes, properties: bytes = b"\x10\x00\x02") -> list[Messa
         + b"".join(frames.bodies(1, body, 4000))
         for body in bodies
     )
-    (run,) = FrameReader(server=True).feed(data)
+    run = frames.run_of(FrameReader(server=True).feed(data))
     return run.messages
 
 
@@ -345,12 +348,13 @@ def test_a_client_reads_the_content_when_a_broker_returns_it() -> None:
 
 def test_a_message_is_refused_when_it_has_no_body_to_deliver() -> None:
     data = frames.publish(1) + frames.header(1, 20) + frames.body(1, bytes(20))
-    (run,) = FrameReader(server=True, max_body_size=10).feed(data)
+    run = frames.run_of(FrameReader(server=True, max_body_size=10).feed(data))
     out = buffer()
+    nothing: Any = None
     with pytest.raises(ValueError, match="without its body"):
         append_deliveries(out, 1, "c", 1, run.messages)
     with pytest.raises(ValueError, match="without its body"):
-        append_deliveries(out, 1, "c", 1, [None])
+        append_deliveries(out, 1, "c", 1, [nothing])
     with pytest.raises(ValueError, match="without its body"):
         append_content(out, b"", run.messages[0], channel=1)
     assert len(out) == 0

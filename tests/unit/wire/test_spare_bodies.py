@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus import frames, strategies
+from tests.support.bodies import body_of
 
 from leveret.wire.reader import FrameReader
 
@@ -27,7 +28,7 @@ def reader() -> FrameReader:
 
 
 def read(source: FrameReader, data: bytes) -> Message:
-    (run,) = source.feed(frames.delivery(1, 1, data))
+    run = frames.run_of(source.feed(frames.delivery(1, 1, data)))
     (message,) = run.messages
     return message
 
@@ -45,8 +46,8 @@ def test_the_next_body_gets_the_memory_of_one_without_references() -> None:
 def test_a_body_that_is_held_stays_as_it_is() -> None:
     source = reader()
     body = read(source, b"a" * 1000).body  # its message is gone
-    view = memoryview(read(source, b"b" * 1000).body)[10:20]
-    others = [read(source, bytes([number]) * 1000).body for number in range(200)]
+    view = memoryview(body_of(read(source, b"b" * 1000)))[10:20]
+    others = [body_of(read(source, bytes([number]) * 1000)) for number in range(200)]
     assert body == b"a" * 1000
     assert view == b"b" * 10
     assert [other[0] for other in others] == list(range(200))
@@ -55,7 +56,7 @@ def test_a_body_that_is_held_stays_as_it_is() -> None:
 def test_a_body_is_a_whole_bytes_object_whatever_was_in_its_memory() -> None:
     source = reader()
     for size in (1024, 1000, 1023, 1001):
-        body = read(source, b"k" * size).body
+        body = body_of(read(source, b"k" * size))
         assert (len(body), hash(body), body + b"!") == (size, hash(b"k" * size), b"k" * size + b"!")
         assert sys.getrefcount(body) <= 3  # ours, the argument's, and the last message's
 
@@ -70,7 +71,7 @@ def test_every_body_is_what_was_sent_while_it_is_held(plan: list[tuple[int, bool
     held: list[tuple[bytes, bytes]] = []
     for number, (size, keep) in enumerate(plan):
         sent = number.to_bytes(4, "big") * (size // 4 + 1)
-        body = read(source, sent[:size]).body
+        body = body_of(read(source, sent[:size]))
         assert body == sent[:size]
         if keep:
             held.append((body, sent[:size]))

@@ -11,7 +11,7 @@ import traceback
 import types
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -84,7 +84,7 @@ def test_pamqp_reads_it_as_it_was_when_we_wrote_it(table: dict) -> None:
     assert same(thawed(read), thawed(table))
 
 
-def pamqp_agrees(pair: tuple) -> bool:
+def pamqp_agrees(pair: tuple[FieldValue, Any]) -> bool:
     """False where pamqp reads something else: see strategies.pamqp_leaves, and L, which it takes for signed."""
     sent, received = pair
     match sent.type:
@@ -155,11 +155,11 @@ def test_wire_type_follows_from_the_python_type_when_not_spelled_out(value: obje
         collections.OrderedDict(a=1, b=collections.OrderedDict(c=2)),
         types.MappingProxyType({"a": 1, "b": types.MappingProxyType({"c": 2})}),
         collections.UserDict({"a": 1, "b": collections.UserDict({"c": 2})}),
-        collections.ChainMap({"a": 1}, {"b": {"c": 2}}),
+        collections.ChainMap[str, Any]({"a": 1}, {"b": {"c": 2}}),
     ],
     ids=lambda table: type(table).__name__,
 )
-def test_any_mapping_is_a_table_when_packed(table: object) -> None:
+def test_any_mapping_is_a_table_when_packed(table: Any) -> None:
     assert decode_table(encode_table(table)) == {"a": 1, "b": {"c": 2}}
 
 
@@ -267,7 +267,7 @@ def test_tables_and_arrays_are_read_when_nested_to_the_limit() -> None:
 
 
 def nested(depth: int, *, lists: bool) -> dict:
-    inner: object = {}
+    inner: Any = {}
     for _ in range(depth - 1):
         inner = [inner] if lists else {"k": inner}
     return inner if isinstance(inner, dict) else {"k": inner[0]}
@@ -326,7 +326,7 @@ def test_every_shorter_table_is_refused_when_a_valid_one_is_cut() -> None:
 SECRET = "hunter2-secret"
 
 
-def refusal(table: object) -> str:
+def refusal(table: Any) -> str:
     """The text of the refusal, after checking that no value is in it or in what caused it."""
     with pytest.raises(EncodeFailed) as caught:
         encode_table(table)
@@ -408,7 +408,7 @@ def test_key_is_refused_when_over_255_bytes_of_utf8(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", [1, None, b"k", ("k",)])
-def test_key_is_refused_when_it_is_no_string(key: object) -> None:
+def test_key_is_refused_when_it_is_no_string(key: Any) -> None:
     with pytest.raises(EncodeFailed, match=type(key).__name__):
         encode_table({key: 1})
 
@@ -416,14 +416,14 @@ def test_key_is_refused_when_it_is_no_string(key: object) -> None:
 @pytest.mark.parametrize(
     "table", [5, "text", b"bytes", [1], object(), (("a",),)], ids=lambda table: type(table).__name__
 )
-def test_table_is_refused_when_it_is_no_mapping(table: object) -> None:
+def test_table_is_refused_when_it_is_no_mapping(table: Any) -> None:
     with pytest.raises(EncodeFailed, match=f"mapping.*{type(table).__name__}"):
         encode_table(table)
 
 
 def test_errors_of_foreign_code_pass_unchanged_when_a_mapping_raises() -> None:
     class Broken(collections.UserDict):
-        def __iter__(self) -> object:
+        def __iter__(self) -> Any:
             raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine"):
@@ -434,7 +434,7 @@ def test_errors_of_foreign_code_pass_unchanged_when_a_mapping_raises() -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "Z", "SS", 5, None, b"S"])
-def test_field_value_is_refused_when_its_type_is_unknown(kind: object) -> None:
+def test_field_value_is_refused_when_its_type_is_unknown(kind: Any) -> None:
     with pytest.raises(EncodeFailed, match="t b B s u I i l L f d D S A T F V x"):
         FieldValue(kind, 1)
 
