@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, Self
 
-from pamqp import base, frame, heartbeat
+from pamqp import base, body, frame, header, heartbeat
 from pamqp.commands import Basic, Channel, Confirm, Connection, Queue
 
 from tests.support.conversation import PROTOCOL_HEADER, raw_method
@@ -63,7 +63,7 @@ class Peer:
             if not isinstance(value, heartbeat.Heartbeat):
                 return channel, value
 
-    async def expect(self, *kinds: type[base.Frame]) -> Any:
+    async def expect(self, *kinds: type[base.Frame | header.ContentHeader | body.ContentBody]) -> Any:
         """Receives these methods in this order, and nothing else; returns the last."""
         value = None
         for kind in kinds:

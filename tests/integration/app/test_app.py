@@ -99,7 +99,7 @@ async def plain(value, message):  # type: ignore[no-untyped-def]
 async def test_shutdown_hook_that_fails_does_not_keep_others_from_being_called(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    called = []
+    called: list[object] = []
     async with EmbeddedBroker() as broker:
         app = leveret.App(broker.url)
         app.topology = leveret.Topology().queue("a")
@@ -323,7 +323,7 @@ async def test_start_up_hook_that_fails_ends_the_app_without_shutdown_hooks(brok
     failing = leveret.App(broker.url)
     failing.consumer("a")(plain)
     failing.on_shutdown(called.append)
-    failing.on_startup(lambda client: {}["no such key"])
+    failing.on_startup(lambda client: dict[str, None]()["no such key"])
     with pytest.raises(KeyError):
         await failing.serve()
     assert called == []

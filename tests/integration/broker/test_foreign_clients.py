@@ -449,7 +449,12 @@ async def test_client_that_vanishes_in_the_middle_of_a_message_leaves_nothing(br
 async def test_stop_tells_clients_that_they_may_come_back(broker: EmbeddedBroker) -> None:
     async with await aio_pika.connect(broker.url) as connection:
         closed: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
-        connection.close_callbacks.add(lambda _, reason: closed.done() or closed.set_result(reason))
+
+        def say(_: object, reason: BaseException | None) -> None:
+            if not closed.done():
+                closed.set_result(reason)
+
+        connection.close_callbacks.add(say)
         await connection.channel()
         await broker.stop()
         reason = await asyncio.wait_for(closed, 5)

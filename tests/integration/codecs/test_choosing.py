@@ -91,11 +91,13 @@ async def test_an_unsafe_serializer_decodes_only_when_it_is_named(embedded: Embe
     unsafe = serializer_plugin("pickled", safe=False)
     async with leveret.connect(embedded.url, plugins=PluginRegistry.from_plugins(unsafe)) as client:
         await client.declare(leveret.Topology().queue("q"))
-        for options in ({}, {"accept": ["application/json"]}):
+        others: list[dict[str, Any]] = [{}, {"accept": ["application/json"]}]
+        for options in others:
             await publish_raw(client, "q", b"7", content_type="text/x-pickled")
             with pytest.raises(ContentTypeNotAccepted):
                 await decoded(client, "q", **options)
-        for options in ({"serializer": "pickled"}, {"accept": ["text/x-pickled"]}):
+        named: list[dict[str, Any]] = [{"serializer": "pickled"}, {"accept": ["text/x-pickled"]}]
+        for options in named:
             await publish_raw(client, "q", b"7", content_type="text/x-pickled")
             assert await decoded(client, "q", **options) == 7
 

@@ -44,7 +44,7 @@ def python_calls(function: Callable[..., object], *arguments: object) -> list[st
 
 def read(transport: FrameTransport, data: bytes) -> list[str]:
     """Hands bytes to a transport as the event loop does after one read; returns the names of the calls it made."""
-    memory = transport.get_buffer(len(data))
+    memory = memoryview(transport.get_buffer(len(data)))
     memory[: len(data)] = data
     return python_calls(transport.buffer_updated, len(data))
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.support.brokers import Broker
 
-    from leveret.client.client import DedicatedConnection
+    from leveret.client.dedicated_connection import DedicatedConnection
     from leveret.connection.channel import Channel
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")

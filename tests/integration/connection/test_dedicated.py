@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.support.brokers import Broker
 
-    from leveret.client.client import DedicatedConnection
+    from leveret.client.dedicated_connection import DedicatedConnection
     from leveret.connection.channel import Channel
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -55,8 +55,8 @@ async def test_s8_dedicated_connections_have_their_names_and_50_and_100_channels
 
         await asyncio.gather(*(work(number) for number in range(100)))
 
-        for name, limit in (("HighThroughputProducer", "50"), ("HighThroughputConsumer", "100")):
-            assert await listed(rabbitmq, name, "channels", "channel_max") == [[limit, limit]]
+        for name, channel_max in (("HighThroughputProducer", "50"), ("HighThroughputConsumer", "100")):
+            assert await listed(rabbitmq, name, "channels", "channel_max") == [[channel_max, channel_max]]
         counted = {(sample.metric.name, sample.labels[1]): sample.value for sample in client.metrics()}
         assert counted["connections_open", "HighThroughputProducer"] == 1
         assert counted["connections_open", "HighThroughputConsumer"] == 1

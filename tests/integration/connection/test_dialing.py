@@ -83,7 +83,7 @@ async def test_a_silent_address_costs_less_than_its_deadline_when_the_name_has_a
     with silent_address("127.0.0.2", embedded.port):
         began = time.monotonic()
         connection = await Connection.open(
-            ConnectionSettings(endpoints=[Endpoint("two.example", embedded.port)], connect_timeout=30)
+            ConnectionSettings(endpoints=(Endpoint("two.example", embedded.port),), connect_timeout=30)
         )
         await connection.close()
     assert time.monotonic() - began < 10

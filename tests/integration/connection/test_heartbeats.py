@@ -45,7 +45,7 @@ async def test_the_connection_is_given_up_when_the_broker_is_silent_for_two_hear
 
 
 async def test_the_connection_lives_when_it_is_idle_for_longer_than_its_heartbeats(
-    broker: Broker, name: Callable[[str], str]
+    broker: Broker, name: Callable[[], str]
 ) -> None:
     # Brokers give up on a client after two to three silent intervals, so both sides have to send them.
     async with leveret.connect(broker.url, heartbeat=1) as client:

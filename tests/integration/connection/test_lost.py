@@ -14,7 +14,7 @@ from leveret import Outcome, Topology
 from leveret.errors import ConnectFailed, ConnectionClosed, ConnectionLost, PublishError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from tests.support.brokers import Broker
     from tests.support.proxy import Proxy
@@ -118,8 +118,9 @@ async def refuse_what_was_open(proxy: Proxy, proxied: leveret.Client, queue: str
         assert refused.outcome is Outcome.NOT_SENT
         assert isinstance(refused.__cause__, ConnectionLost)
     assert await failure_at_once(producer.flush()) is None
-    for call in (consumer.get(), anext(consumer), proxied.connection.update_secret("guest")):
-        assert type(await failure_at_once(call)) is ConnectionLost
+    calls: list[Awaitable[Any]] = [consumer.get(), anext(consumer), proxied.connection.update_secret("guest")]
+    for each in calls:
+        assert type(await failure_at_once(each)) is ConnectionLost
     await producer.close()
     await consumer.close()
 

@@ -110,7 +110,7 @@ async def test_producers_and_consumers_are_forgotten_when_they_were_closed(clien
     assert set(client.connection._channels.values()) == client.channels._channels
 
 
-async def test_nothing_can_be_done_when_the_client_is_closed(broker: Broker, name: Callable[[str], str]) -> None:
+async def test_nothing_can_be_done_when_the_client_is_closed(broker: Broker, name: Callable[[], str]) -> None:
     async with leveret.connect(broker.url) as client:
         producer = client.producer()
         consumer = client.consumer(name())

@@ -37,7 +37,7 @@ async def send_and_take(
         consumer = client.consumer(queue, serializer="bytes", prefetch=100)
         taken: list[tuple[bytes, dict[str, Any]]] = []
 
-        async def handle(value: bytes, message: leveret.Message[bytes]) -> None:
+        async def handle(value: bytes, message: leveret.Message) -> None:
             taken.append((value, dict(message.headers or {})))
             if len(taken) == MESSAGES:
                 consumer.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -219,7 +219,7 @@ async def test_everything_arrives_when_a_consumer_without_acknowledgements_is_sl
 ) -> None:
     # More than ten times the prefetch in the buffer stops reading from the socket; it has to go on again.
     count = 300
-    values = [{"id": number} for number in range(count)]
+    values: list[dict[str, Any]] = [{"id": number} for number in range(count)]
     if way == "run_undecodable":
         values = [{"id": "wrong"}] * (count - 1) + [{"id": count - 1}]
     await queues.publish(*values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from tests.support.handling import Queues, running, until
@@ -79,7 +80,7 @@ class Flaky(Exception):
 async def test_each_error_has_its_action_when_the_policy_has_rules(failing: Queues) -> None:
     queues = failing
     await queues.publish("retry", "park", "drop", "dead", "again", "fine")
-    rules = {
+    rules: dict[type[BaseException], Any] = {
         Flaky: leveret.Retry(delay=0.1),
         ValueError: leveret.Park(),
         KeyError: leveret.Drop(),

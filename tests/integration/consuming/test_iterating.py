@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -69,7 +69,7 @@ async def test_each_message_goes_to_one_of_them_when_several_tasks_take_from_a_c
     async with queues.client.consumer(queues.work, prefetch=10) as consumer:
 
         async def take() -> list[int]:
-            values = []
+            values: list[int] = []
             while len(values) < 25:
                 message = await anext(consumer)
                 values.append(message.value)
@@ -94,7 +94,7 @@ async def test_no_message_is_lost_when_a_get_is_cancelled(queues: Queues) -> Non
         task.cancel()
         await asyncio.wait([task])
         async with asyncio.timeout(5):
-            rest = []
+            rest: list[tuple[Any, bool]] = []
             while len(rest) < 3:
                 if message := await consumer.get():
                     rest.append((message.value, message.redelivered))

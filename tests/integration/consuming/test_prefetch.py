@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,7 +61,7 @@ async def test_s25_the_prefetch_changes_while_messages_are_handled(
             await consumer.set_prefetch(prefetch)
             assert consumer.prefetch == prefetch
             more = len(seen) + 1
-            await until(lambda more=more: len(seen) >= more or task.done())
+            await until(partial(lambda more: len(seen) >= more or task.done(), more))
         async with asyncio.timeout(20):
             await task
     assert sorted(seen) == list(range(3000)), "none is lost, and none comes twice"

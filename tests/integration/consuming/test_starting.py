@@ -50,7 +50,8 @@ async def test_a_consumer_is_refused_at_once_when_it_cannot_work(client: leveret
     async def generator(value: Any, message: leveret.Message) -> Any:
         yield value
 
-    for handler in (None, "handler", generator):
+    no_handlers: list[Any] = [None, "handler", generator]
+    for handler in no_handlers:
         with pytest.raises(ConfigurationError, match="the handler must"):
             await client.consumer(queue).run(handler)
     with pytest.raises(ConfigurationError, match="no serializer reads 'application/xml'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,7 +48,7 @@ async def test_run_goes_on_with_another_channel_when_basic_consume_is_not_answer
 
     async with running(consumer, handler) as run:
         for count in (1, 2):
-            await until(lambda count=count: len(broker.got("Basic.Consume")) == count)
+            await until(partial(lambda count: len(broker.got("Basic.Consume")) == count, count))
             assert not consumer.health().live
         await until(lambda: consumer.health().live)
         broker.deliver(1)

@@ -48,7 +48,7 @@ async def test_a_body_is_dead_lettered_and_counted_when_it_cannot_be_decoded(que
     assert consumer.counters()["undecodable"] == 5
     assert consumer.counters()["dead_lettered"] == 5
     async with queues.client.consumer(queues.dead, serializer="bytes") as dead:
-        bodies = []
+        bodies: list[Any] = []
         async with asyncio.timeout(5):
             while len(bodies) < 5:
                 message = await anext(dead)

@@ -50,11 +50,12 @@ async def test_a_plugin_that_fails_to_encode_is_named_and_the_producer_goes_on(
     embedded: EmbeddedBroker, made: Any, text: str
 ) -> None:
     registry = PluginRegistry.from_plugins(made)
-    options = {"compressor": "bad", "serializer": "bytes"} if "bad" in registry.names("compressor") else {}
-    value: Any = b"x" * 4000 if options else [SECRET]
+    compresses = "bad" in registry.names("compressor")
+    options: dict[str, Any] = {"compressor": "bad", "serializer": "bytes"} if compresses else {"serializer": "bad"}
+    value: Any = b"x" * 4000 if compresses else [SECRET]
     async with leveret.connect(embedded.url, plugins=registry) as client:
         await client.declare(leveret.Topology().queue("q"))
-        async with client.producer(**(options or {"serializer": "bad"})) as producer:
+        async with client.producer(**options) as producer:
             with pytest.raises(EncodeFailed) as one:
                 await producer.publish(value, "q")
             with pytest.raises(EncodeFailed) as nowait:

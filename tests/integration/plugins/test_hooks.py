@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from tests.support.bodies import body_of
 
 import leveret
 from leveret.broker import EmbeddedBroker
@@ -209,7 +210,7 @@ async def test_leveret_serializers_brings_serializers_by_name_and_content_type()
             await producer.publish("doe", "q")
         found = []
         async for message in client.consumer("q"):
-            found.append((message.content_type, bytes(message.body), message.value))
+            found.append((message.content_type, body_of(message), message.value))
             message.ack()
             if len(found) == 3:
                 break
@@ -225,7 +226,7 @@ async def test_leveret_compressors_brings_compressors_by_name_and_content_encodi
     registry = PluginRegistry.from_plugins(plugin)
     async with EmbeddedBroker() as broker, leveret.connect(broker.url, plugins=registry) as client:
         await client.declare(leveret.Topology().queue("q"))
-        options = {"serializer": "text", "compressor": "quarter", "compression_threshold": 0}
+        options: dict[str, Any] = {"serializer": "text", "compressor": "quarter", "compression_threshold": 0}
         async with client.producer(**options, compression_level=3) as producer:
             await producer.publish("harehareharehare", "q")
         async for message in client.consumer("q"):

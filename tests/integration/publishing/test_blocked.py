@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pamqp.commands import Channel, Confirm, Connection
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 async def test_publishing_waits_and_acknowledging_goes_on_when_the_broker_is_short_of_memory(
     blockable: Broker, client: leveret.Client, queue: str
 ) -> None:
-    times = {"confirm_timeout": 0.4, "publish_timeout": 0.4}
+    times: dict[str, Any] = {"confirm_timeout": 0.4, "publish_timeout": 0.4}
     async with client.producer(**times) as producer, client.consumer(queue, prefetch=1) as consumer:
         assert await producer.publish_batch(range(20), queue)
         (await anext(consumer)).ack()

@@ -145,7 +145,7 @@ async def test_one_ticket_may_have_several_waiters_when_one_is_cancelled(client:
         waiters[0].cancel()
         results = await asyncio.gather(*waiters, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
-    assert [receipt.delivery_tag for receipt in results[1:]] == [1, 1]
+    assert [receipt.delivery_tag for receipt in results[1:] if isinstance(receipt, leveret.Receipt)] == [1, 1]
 
 
 async def test_a_thousand_publishes_are_confirmed_when_they_wait_at_once(client: leveret.Client, queue: str) -> None:

@@ -282,9 +282,8 @@ async def reopening(opened_after: float, **options: Any) -> list[Any]:
         client.producer(**options) as producer,
     ):
         async with asyncio.timeout(20):
-            return await asyncio.gather(
-                producer.publish(1, "key", exchange="missing"), producer.publish(2, "key"), return_exceptions=True
-            )
+            calls = (producer.publish(1, "key", exchange="missing"), producer.publish(2, "key"))
+            return list(await asyncio.gather(*calls, return_exceptions=True))
 
 
 async def test_confirm_timeout_stands_still_while_there_is_no_channel() -> None:

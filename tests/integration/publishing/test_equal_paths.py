@@ -42,10 +42,12 @@ class Long(Producer):
     """A producer that never takes the compiled way."""
 
     async def publish(self, value: Any, routing_key: Any = "", **options: Any) -> leveret.Receipt:
-        return await self._publish(value, routing_key, options)
+        chosen: Any = options
+        return await self._publish(value, routing_key, chosen)
 
     def publish_nowait(self, value: Any, routing_key: Any = "", **options: Any) -> leveret.Ticket:
-        return self._publish_nowait(value, routing_key, options)
+        chosen: Any = options
+        return self._publish_nowait(value, routing_key, chosen)
 
 
 class Counting(Producer):
@@ -140,6 +142,7 @@ class Recorder:
         fate = self.plan[self.published % len(self.plan)]
         if fate == "return":
             _, _, publish = frame.unmarshal(self.message[0])
+            assert isinstance(publish, Basic.Publish)
             peer.send(Basic.Return(312, "NO_ROUTE", publish.exchange, publish.routing_key), channel)
             peer.send_bytes(b"".join(self.message[1:]))
         if fate == "nack":
@@ -211,7 +214,7 @@ class Caller:
         self.results += map(shown, ended)
 
 
-calls = st.lists(
+calls: st.SearchStrategy[list[Any]] = st.lists(
     st.tuples(
         st.sampled_from(
             ["publish", "publish", "publish_nowait", "publish_nowait", "publish_nowait", "enqueue", "at once"]
@@ -279,7 +282,7 @@ settings_of = st.fixed_dictionaries(
 plans = st.lists(st.sampled_from(["ack", "ack", "multiple", "nack", "return", "ignore"]), min_size=1, max_size=5)
 states = st.sampled_from(["open"] * 6 + ["closed", "unopened", "blocked", "closing"])
 
-BASIC_CALLS = [
+BASIC_CALLS: list[Any] = [
     ("publish", b"x", "orders", {}),
     ("publish_nowait", b"x", "template", {}),
     ("enqueue", b"x", "orders", {}),
@@ -297,13 +300,13 @@ async def run(
         chosen = leveret.ProducerSettings(**{**defaults, **options})
         producer = kind(client.publishing_link, chosen, client.registry)
         headers = {"a": 1, "b": "text"}
-        specs = {
+        specs: dict[str, Any] = {
             "template": ("orders", {"priority": 5}),
             "template with headers": ("orders", {"headers": headers}),
             "mandatory template": ("orders", {"mandatory": True, "exchange": "amq.direct"}),
             "another producer's template": ("orders", {"priority": 6}),
         }
-        templates: dict[str, Template] = {name: Template(key, dict(of)) for name, (key, of) in specs.items()}
+        templates: dict[str, Template] = {name: Template(key, of.copy()) for name, (key, of) in specs.items()}
         if state != "unopened":
             await producer.open()
             templates = {name: producer.template(key, **of) for name, (key, of) in specs.items()}

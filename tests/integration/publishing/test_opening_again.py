@@ -94,6 +94,8 @@ async def test_only_the_offender_fails_when_others_are_in_flight(
 ) -> None:
     values = list(range(count))
     half = count // 2
+    tasks: list[Awaitable[Any]]
+    offender: Any
     async with client.producer() as producer:
         if how == "publish":
             tasks = [asyncio.create_task(producer.publish(value, queue)) for value in values[:half]]
@@ -279,6 +281,7 @@ async def test_publishing_goes_on_without_confirms_when_the_channel_was_closed(
                 await asyncio.sleep(0)
         assert not producer._alive
         # All of these wait for the next channel, and no confirm will ever wake those behind the first.
+        waiting: list[asyncio.Task[Any]]
         waiting = [asyncio.create_task(producer.publish(number, queue)) for number in range(10)]
         waiting += [asyncio.create_task(producer.enqueue(number, queue)) for number in range(10, 20)]
         async with asyncio.timeout(10):
@@ -383,7 +386,7 @@ async def test_confirms_are_told_by_the_tags_that_publishings_had_when_they_are_
 class Twice(RetryPolicy):
     """Tries a second time, at once."""
 
-    def next_delay(self, attempt: int, error: Exception) -> float | None:
+    def next_delay(self, attempt: int, error: BaseException) -> float | None:
         return 0.0 if attempt < 2 else None
 
 
@@ -472,7 +475,7 @@ async def test_what_was_confirmed_is_in_the_queue_when_2000_publishings_meet_ran
 
     async with client.producer(max_outstanding=50, batch_size=20, mandatory=True) as producer:
 
-        def options(number: int) -> dict[str, str]:
+        def options(number: int) -> dict[str, Any]:
             if dice.random() < 0.01:
                 offenders.add(number)
                 return {"exchange": f"missing {dice.randrange(3)}"}

@@ -483,7 +483,7 @@ async def test_the_outcome_is_unknown_when_an_earlier_attempt_may_be_in_the_brok
     embedded: EmbeddedBroker, tight_client: leveret.Client, breaker: type[Noting] | None, batch: bool
 ) -> None:
     circuit_breaker = None if breaker is None else breaker()
-    times = {"confirm_timeout": 0.1, "publish_timeout": 0.1}
+    times: dict[str, Any] = {"confirm_timeout": 0.1, "publish_timeout": 0.1}
     async with tight_client.producer(retry=RetriesOnce(), circuit_breaker=circuit_breaker, **times) as producer:
         embedded.block()  # what is written now is read later
         if batch:

@@ -194,7 +194,8 @@ async def test_a_name_or_bit_of_another_type_is_refused(
             producer.publish_nowait(1, routing_key, **options)
         with pytest.raises(EncodeFailed, match=text):
             producer.template(routing_key, **options)
-        message = producer.message(2).routing_key(5 if routing_key is None else routing_key)
+        no_text: Any = 5
+        message = producer.message(2).routing_key(no_text if routing_key is None else routing_key)
         message.options.update(options)
         result = await producer.publish_batch([1, message, 3], "q")
         assert list(result.failures) == [1]

@@ -195,6 +195,7 @@ async def test_an_exchange_type_that_the_broker_does_not_know_is_refused(
     client: leveret.Client, broker: Broker
 ) -> None:
     topology = Topology().exchange("x", "x-no-such-type")
+    refused: pytest.ExceptionInfo[ConnectionClosed | PreconditionFailed]
     if broker.version < (4,):
         with pytest.raises(ConnectionClosed) as refused:
             await client.declare(topology)

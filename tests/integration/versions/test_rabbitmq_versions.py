@@ -18,7 +18,7 @@ from leveret import Classic, Quorum, Topology
 from leveret.errors import PreconditionFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from tests.support.brokers import Broker
     from tests.support.rabbitmq import RabbitMQNode
@@ -35,7 +35,7 @@ async def publish(client: leveret.Client, queue: str, *values: Any, **options: A
         (await producer.publish_batch(values, queue, **options)).raise_for_failures()
 
 
-async def deliveries(client: leveret.Client, queue: str, *, quiet: float = 0.7) -> AsyncIterator[Message]:
+async def deliveries(client: leveret.Client, queue: str, *, quiet: float = 0.7) -> AsyncGenerator[Message]:
     """The deliveries of a queue one by one, until none comes for a while."""
     async with client.consumer(queue, prefetch=1) as consumer:
         with contextlib.suppress(TimeoutError):
