@@ -37,10 +37,12 @@ test-pythons: setup rabbitmq ## run all tests on each Python from 3.11 to 3.14 t
 test-floors: setup rabbitmq ## run tests with the oldest versions of dependencies that the distributions allow
 	@$(BIN)/python tools/versions.py floors $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
 
+# The tests of each plugin are checked apart, because several have a conftest.py and mypy takes one module of a name.
 check: setup ## lint, types, stubs of the extension modules, layers, dead code
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@for plugin in $(PLUGINS); do MYPYPATH=$$plugin/src $(BIN)/mypy $$plugin/tests || exit; done
 	@$(BIN)/python -m mypy.stubtest $(COMPILED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cext && echo "cython-lint: no problems"
 	@$(BIN)/lint-imports --no-logo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -76,7 +76,7 @@ def collect(
     """What a metric reader gets: values by metric name and the values of the attributes."""
 
     def read() -> dict[tuple[str, tuple[str, ...]], float]:
-        data = reader.get_metrics_data()
+        data: Any = reader.get_metrics_data()
         return {
             (metric.name, tuple(point.attributes.values())): point.value
             for resource in (data.resource_metrics if data else ())

@@ -17,6 +17,8 @@ from leveret.errors import ConfigurationError, TableSyntaxError
 from leveret_opentelemetry import traced
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
     import leveret
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -64,7 +66,9 @@ class Service:
     [result_of, Service(), Service().method, functools.partial(result_of), traced(result_of)],
     ids=["function", "object", "method", "partial", "traced already"],
 )
-async def test_result_is_the_handlers_own_whatever_kind_of_handler_it_is(handler, tracer_provider) -> None:
+async def test_result_is_the_handlers_own_whatever_kind_of_handler_it_is(
+    handler: Any, tracer_provider: TracerProvider
+) -> None:
     wrapped = traced(handler, tracer_provider)
     value = object()
 
@@ -80,7 +84,7 @@ def test_name_and_documentation_are_the_handlers_own() -> None:
     assert (charge.__name__, charge.__doc__) == ("charge", "Charges an order.")
 
 
-async def test_state_of_a_handler_object_is_not_copied(tracer_provider) -> None:
+async def test_state_of_a_handler_object_is_not_copied(tracer_provider: TracerProvider) -> None:
     service = Service()
     wrapped = traced(service, tracer_provider)
 
@@ -93,7 +97,7 @@ async def test_state_of_a_handler_object_is_not_copied(tracer_provider) -> None:
 @pytest.mark.parametrize(
     "handler", [lambda value, message: None, None, Service], ids=["plain function", "none", "class"]
 )
-def test_handler_is_refused_when_it_is_no_coroutine_function(handler) -> None:
+def test_handler_is_refused_when_it_is_no_coroutine_function(handler: Any) -> None:
     with pytest.raises(ConfigurationError, match="async def") as caught:
         traced(handler)
 
@@ -101,9 +105,10 @@ def test_handler_is_refused_when_it_is_no_coroutine_function(handler) -> None:
 
 
 @pytest.mark.parametrize("option", ["tracer_provider", "propagator"])
-def test_argument_is_refused_when_it_is_something_else(option) -> None:
+def test_argument_is_refused_when_it_is_something_else(option: str) -> None:
+    options: dict[str, Any] = {option: "console"}
     with pytest.raises(ConfigurationError, match=option) as caught:
-        traced(result_of, **{option: "console"})
+        traced(result_of, **options)
 
     assert caught.value.option == option
 
@@ -118,7 +123,9 @@ def test_argument_is_refused_when_it_is_something_else(option) -> None:
     ],
     ids=["queue", "queue like the key", "unknown queue", "server-named queue"],
 )
-async def test_span_is_named_after_the_queue(queue, name, destination, tracer_provider, spans) -> None:
+async def test_span_is_named_after_the_queue(
+    queue: str, name: str, destination: str, tracer_provider: TracerProvider, spans: Any
+) -> None:
     await traced(result_of, tracer_provider, queue=queue)(1, Letter())
 
     assert spans.one(name).attributes["messaging.destination.name"] == destination
@@ -127,7 +134,9 @@ async def test_span_is_named_after_the_queue(queue, name, destination, tracer_pr
 # ---------------------------------------------------------------------- errors
 
 
-async def test_exception_is_recorded_and_raised_again_when_the_handler_raises(tracer_provider, spans) -> None:
+async def test_exception_is_recorded_and_raised_again_when_the_handler_raises(
+    tracer_provider: TracerProvider, spans: Any
+) -> None:
     error = LookupError("no such order")
 
     async def fail(value: Any, message: Any) -> None:
@@ -146,7 +155,9 @@ async def test_exception_is_recorded_and_raised_again_when_the_handler_raises(tr
     assert "in fail" in event.attributes["exception.stacktrace"]
 
 
-async def test_only_the_type_is_told_when_exceptions_are_not_to_be_recorded(tracer_provider, spans) -> None:
+async def test_only_the_type_is_told_when_exceptions_are_not_to_be_recorded(
+    tracer_provider: TracerProvider, spans: Any
+) -> None:
     async def fail(value: Any, message: Any) -> None:
         raise LookupError("card 4111")
 
@@ -167,7 +178,9 @@ class Unspeakable(Exception):
 
 
 @pytest.mark.parametrize("error", [Unspeakable(), ValueError("caf\udce9")], ids=["no text", "not UTF-8"])
-async def test_handlers_error_is_raised_when_its_text_is_unfit(error, tracer_provider, spans) -> None:
+async def test_handlers_error_is_raised_when_its_text_is_unfit(
+    error: Exception, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async def fail(value: Any, message: Any) -> None:
         raise error
 
@@ -181,7 +194,7 @@ async def test_handlers_error_is_raised_when_its_text_is_unfit(error, tracer_pro
         assert all(str(value).encode() for value in event.attributes.values())
 
 
-async def test_span_ends_as_an_error_when_the_handler_is_cancelled(tracer_provider, spans) -> None:
+async def test_span_ends_as_an_error_when_the_handler_is_cancelled(tracer_provider: TracerProvider, spans: Any) -> None:
     entered = asyncio.Event()
 
     async def hang(value: Any, message: Any) -> None:
@@ -201,7 +214,7 @@ async def test_span_ends_as_an_error_when_the_handler_is_cancelled(tracer_provid
 
 
 async def test_handler_ends_and_message_comes_again_when_a_consumer_is_cancelled(
-    client, tracer_provider, spans
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
 ) -> None:
     entered = asyncio.Event()
 
@@ -250,7 +263,9 @@ async def test_handler_ends_and_message_comes_again_when_a_consumer_is_cancelled
         pytest.param([("traceparent", PARENT)], id="headers that are a list"),
     ],
 )
-async def test_message_is_handled_without_a_parent_when_headers_are_malformed(headers, tracer_provider, spans) -> None:
+async def test_message_is_handled_without_a_parent_when_headers_are_malformed(
+    headers: Any, tracer_provider: TracerProvider, spans: Any
+) -> None:
     assert await traced(result_of, tracer_provider)(5, Letter(headers)) == 5
 
     span = spans.one("process orders")
@@ -261,7 +276,9 @@ async def test_message_is_handled_without_a_parent_when_headers_are_malformed(he
 @pytest.mark.parametrize(
     "tracestate", ["=", "a" * 100_000, "k=v," * 1000, 17, b"\xff", ["a=b"], "Ü=1"], ids=lambda state: repr(state)[:20]
 )
-async def test_parent_is_kept_when_only_the_tracestate_is_malformed(tracestate, tracer_provider, spans) -> None:
+async def test_parent_is_kept_when_only_the_tracestate_is_malformed(
+    tracestate: Any, tracer_provider: TracerProvider, spans: Any
+) -> None:
     await traced(result_of, tracer_provider)(1, Letter({"traceparent": PARENT, "tracestate": tracestate}))
 
     span = spans.one("process orders")
@@ -269,13 +286,15 @@ async def test_parent_is_kept_when_only_the_tracestate_is_malformed(tracestate, 
     assert dict(span.context.trace_state) == {}
 
 
-async def test_parent_is_read_when_a_client_sent_bytes(tracer_provider, spans) -> None:
+async def test_parent_is_read_when_a_client_sent_bytes(tracer_provider: TracerProvider, spans: Any) -> None:
     await traced(result_of, tracer_provider)(1, Letter({"traceparent": PARENT.encode()}))
 
     assert f"{spans.one('process orders').parent.span_id:016x}" == "b7ad6b7169203331"
 
 
-async def test_message_is_handled_when_its_properties_cannot_be_decoded(tracer_provider, spans) -> None:
+async def test_message_is_handled_when_its_properties_cannot_be_decoded(
+    tracer_provider: TracerProvider, spans: Any
+) -> None:
     class Malformed(Letter):
         @property
         def message_id(self) -> str:
@@ -288,9 +307,9 @@ async def test_message_is_handled_when_its_properties_cannot_be_decoded(tracer_p
     assert spans.one("process orders").status.is_unset
 
 
-async def test_message_is_handled_when_the_propagator_fails(tracer_provider, spans) -> None:
+async def test_message_is_handled_when_the_propagator_fails(tracer_provider: TracerProvider, spans: Any) -> None:
     class Broken(TextMapPropagator):
-        fields = frozenset()
+        fields: Any = frozenset()
 
         def inject(self, *arguments: Any, **options: Any) -> None: ...
 
@@ -301,11 +320,13 @@ async def test_message_is_handled_when_the_propagator_fails(tracer_provider, spa
     assert spans.one("process orders").parent is None
 
 
-async def test_surrounding_span_is_the_parent_when_the_propagator_finds_an_invalid_one(tracer_provider, spans) -> None:
+async def test_surrounding_span_is_the_parent_when_the_propagator_finds_an_invalid_one(
+    tracer_provider: TracerProvider, spans: Any
+) -> None:
     class Nothing(TextMapPropagator):
         """As some formats' propagators do when they find nothing."""
 
-        fields = frozenset()
+        fields: Any = frozenset()
 
         def inject(self, *arguments: Any, **options: Any) -> None: ...
 
@@ -319,7 +340,9 @@ async def test_surrounding_span_is_the_parent_when_the_propagator_finds_an_inval
     assert spans.one("process orders").parent.span_id == spans.one("service").context.span_id
 
 
-async def test_attributes_can_be_exported_when_the_message_has_hostile_names(tracer_provider, spans) -> None:
+async def test_attributes_can_be_exported_when_the_message_has_hostile_names(
+    tracer_provider: TracerProvider, spans: Any
+) -> None:
     letter = Letter(exchange="\udcff", routing_key="a\nb\x1b[31m", message_id="\udcff" * 300, correlation_id="\x00")
 
     await traced(result_of, tracer_provider)(1, letter)
@@ -333,7 +356,7 @@ async def test_attributes_can_be_exported_when_the_message_has_hostile_names(tra
         assert str(value).encode()
 
 
-async def test_baggage_of_a_message_ends_with_its_handler(tracer_provider) -> None:
+async def test_baggage_of_a_message_ends_with_its_handler(tracer_provider: TracerProvider) -> None:
     seen = []
 
     async def look(value: Any, message: Any) -> None:
@@ -346,7 +369,9 @@ async def test_baggage_of_a_message_ends_with_its_handler(tracer_provider) -> No
     assert seen == ["seven", None]
 
 
-async def test_foreign_headers_are_no_context_when_sent_over_a_broker(client, tracer_provider, spans) -> None:
+async def test_foreign_headers_are_no_context_when_sent_over_a_broker(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     consumer = client.consumer("work")
 
     async def handler(value: int, message: leveret.Message) -> None:

@@ -21,6 +21,10 @@ from leveret_opentelemetry import OpenTelemetrySink, _metrics
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Start = Callable[["Numbers"], OpenTelemetrySink]
+    #: Values by metric name and the values of the attributes.
+    Collect = Callable[[], dict[tuple[str, tuple[str, ...]], float]]
+
 PUBLISHINGS = Metric("publishings", "counter", "messages", "Publishings that were written.", ("client", "exchange"))
 UNSETTLED = Metric("deliveries_unsettled", "gauge", "messages", "Deliveries being worked on.", ("client", "queue"))
 ORDERS = ("leveret.publishings", ("billing", "orders"))
@@ -54,8 +58,12 @@ def both(value: int) -> Numbers:
     return Numbers({(PUBLISHINGS, ("billing", "orders")): value, (UNSETTLED, ("billing", "work")): value})
 
 
+def collected(reader: InMemoryMetricReader) -> Any:
+    return reader.get_metrics_data()
+
+
 @pytest.fixture
-def start(meter_provider: MeterProvider) -> Callable[[Numbers], OpenTelemetrySink]:
+def start(meter_provider: MeterProvider) -> Start:
     """Starts a new sink with a source."""
 
     def begin(source: Numbers) -> OpenTelemetrySink:
@@ -74,8 +82,9 @@ def test_sink_is_found_when_the_wheel_is_installed() -> None:
 
 
 def test_meter_provider_is_refused_when_it_is_something_else() -> None:
+    console: Any = "console"
     with pytest.raises(ConfigurationError, match="get_meter") as caught:
-        OpenTelemetrySink("console")
+        OpenTelemetrySink(console)
 
     assert caught.value.option == "meter_provider"
 
@@ -83,10 +92,10 @@ def test_meter_provider_is_refused_when_it_is_something_else() -> None:
 # ---------------------------------------------------------------------- instruments
 
 
-def test_counters_are_monotonic_sums_and_gauges_are_not(start, reader) -> None:
+def test_counters_are_monotonic_sums_and_gauges_are_not(start: Start, reader: InMemoryMetricReader) -> None:
     start(both(3))
 
-    (resource,) = reader.get_metrics_data().resource_metrics
+    (resource,) = collected(reader).resource_metrics
     (scope,) = resource.scope_metrics
     counter, gauge = scope.metrics
     assert scope.scope.name == "leveret_opentelemetry"
@@ -97,7 +106,7 @@ def test_counters_are_monotonic_sums_and_gauges_are_not(start, reader) -> None:
     )
     assert isinstance(counter.data, Sum)
     assert counter.data.is_monotonic
-    assert dict(counter.data.data_points[0].attributes) == {"client": "billing", "exchange": "orders"}
+    assert dict(counter.data.data_points[0].attributes or {}) == {"client": "billing", "exchange": "orders"}
     assert gauge.name == "leveret.deliveries_unsettled"
     assert not gauge.data.is_monotonic
 
@@ -106,16 +115,16 @@ def test_counters_are_monotonic_sums_and_gauges_are_not(start, reader) -> None:
     ("unit", "ucum"),
     [("bytes", "By"), ("", "1"), ("messages", "{message}"), ("bodies", "{body}"), ("seconds", "s")],
 )
-def test_unit_is_ucums(unit, ucum, start, reader) -> None:
+def test_unit_is_ucums(unit: str, ucum: str, start: Start, reader: InMemoryMetricReader) -> None:
     start(Numbers({(Metric("things", "counter", unit, "", ()), ()): 1}))
 
     ((metric,),) = [
-        scope.metrics for resource in reader.get_metrics_data().resource_metrics for scope in resource.scope_metrics
+        scope.metrics for resource in collected(reader).resource_metrics for scope in resource.scope_metrics
     ]
     assert metric.unit == ucum
 
 
-def test_source_is_read_once_when_collected_and_at_no_other_time(start, collect) -> None:
+def test_source_is_read_once_when_collected_and_at_no_other_time(start: Start, collect: Collect) -> None:
     source = both(1)
     start(source)
     assert source.reads == 0
@@ -126,7 +135,7 @@ def test_source_is_read_once_when_collected_and_at_no_other_time(start, collect)
         assert source.reads == count
 
 
-def test_instruments_are_made_when_a_later_source_has_other_metrics(start, collect) -> None:
+def test_instruments_are_made_when_a_later_source_has_other_metrics(start: Start, collect: Collect) -> None:
     start(publishings(1))
     collect()
     start(Numbers({(UNSETTLED, ("billing", "work")): 5}))
@@ -134,7 +143,7 @@ def test_instruments_are_made_when_a_later_source_has_other_metrics(start, colle
     assert collect() == {ORDERS: 1, WORK: 5}
 
 
-def test_label_can_be_exported_when_it_is_not_utf_8(start, collect) -> None:
+def test_label_can_be_exported_when_it_is_not_utf_8(start: Start, collect: Collect) -> None:
     start(publishings(1, exchange="caf\udce9 é"))
 
     assert collect() == {("leveret.publishings", ("billing", r"caf\udce9 é")): 1}
@@ -143,14 +152,14 @@ def test_label_can_be_exported_when_it_is_not_utf_8(start, collect) -> None:
 # ---------------------------------------------------------------------- several clients, start and close
 
 
-def test_equal_labels_are_added_up_when_two_clients_have_them(start, collect) -> None:
+def test_equal_labels_are_added_up_when_two_clients_have_them(start: Start, collect: Collect) -> None:
     start(both(3))
     start(both(4))
 
     assert collect() == {ORDERS: 7, WORK: 7}
 
 
-def test_source_is_counted_once_when_started_twice(meter_provider, collect) -> None:
+def test_source_is_counted_once_when_started_twice(meter_provider: MeterProvider, collect: Collect) -> None:
     sink = OpenTelemetrySink(meter_provider)
     source = publishings(3)
     sink.start(source)
@@ -159,7 +168,7 @@ def test_source_is_counted_once_when_started_twice(meter_provider, collect) -> N
     assert collect() == {ORDERS: 3}
 
 
-def test_nothing_is_observed_when_all_clients_are_closed(start, collect) -> None:
+def test_nothing_is_observed_when_all_clients_are_closed(start: Start, collect: Collect) -> None:
     source = both(3)
     sink = start(source)
     collect()
@@ -171,7 +180,7 @@ def test_nothing_is_observed_when_all_clients_are_closed(start, collect) -> None
     assert source.reads == reads
 
 
-def test_only_the_closed_client_ends_when_another_goes_on(start, collect) -> None:
+def test_only_the_closed_client_ends_when_another_goes_on(start: Start, collect: Collect) -> None:
     closing = start(publishings(3, client="one"))
     start(publishings(4, client="two"))
     collect()
@@ -180,7 +189,7 @@ def test_only_the_closed_client_ends_when_another_goes_on(start, collect) -> Non
     assert collect() == {("leveret.publishings", ("two", "orders")): 4}
 
 
-def test_counters_go_on_from_their_sums_when_a_client_comes_again(start, collect) -> None:
+def test_counters_go_on_from_their_sums_when_a_client_comes_again(start: Start, collect: Collect) -> None:
     start(both(3)).close()
     start(both(4)).close()
     start(both(1))
@@ -188,7 +197,7 @@ def test_counters_go_on_from_their_sums_when_a_client_comes_again(start, collect
     assert collect() == {ORDERS: 8, WORK: 1}
 
 
-def test_counters_do_not_fall_when_one_of_two_clients_closes(start, collect) -> None:
+def test_counters_do_not_fall_when_one_of_two_clients_closes(start: Start, collect: Collect) -> None:
     closing = start(publishings(3))
     start(publishings(4))
     closing.close()
@@ -203,7 +212,7 @@ def test_differences_are_never_negative_when_a_reader_wants_those_and_clients_co
     for value in (5, 2, 9):
         sink = OpenTelemetrySink(provider)
         sink.start(publishings(value))
-        for resource in reader.get_metrics_data().resource_metrics:
+        for resource in collected(reader).resource_metrics:
             for scope in resource.scope_metrics:
                 differences += [point.value for metric in scope.metrics for point in metric.data.data_points]
         sink.close()
@@ -212,7 +221,7 @@ def test_differences_are_never_negative_when_a_reader_wants_those_and_clients_co
     assert differences == [5, 2, 9]
 
 
-def test_providers_are_apart_when_two_are_used(start, collect) -> None:
+def test_providers_are_apart_when_two_are_used(start: Start, collect: Collect) -> None:
     reader = InMemoryMetricReader()
     other = MeterProvider([reader], shutdown_on_exit=False)
     OpenTelemetrySink(other).start(publishings(5))
@@ -222,7 +231,7 @@ def test_providers_are_apart_when_two_are_used(start, collect) -> None:
     other.shutdown()
 
 
-def test_source_is_let_go_when_the_sink_is_closed(start, collect) -> None:
+def test_source_is_let_go_when_the_sink_is_closed(start: Start, collect: Collect) -> None:
     source = both(1)
     reference = weakref.ref(source)
     sink = start(source)
@@ -246,7 +255,9 @@ def test_provider_is_freed_when_nobody_else_holds_it() -> None:
     assert reference() is None
 
 
-def test_oldest_counters_are_dropped_when_closed_clients_left_too_many(start, collect, monkeypatch) -> None:
+def test_oldest_counters_are_dropped_when_closed_clients_left_too_many(
+    start: Start, collect: Collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_metrics, "MOST_CLOSED", 2)
     for number in range(5):
         start(publishings(1, client=f"client-{number}")).close()
@@ -259,7 +270,9 @@ def test_oldest_counters_are_dropped_when_closed_clients_left_too_many(start, co
 # ---------------------------------------------------------------------- failures
 
 
-def test_failing_source_is_left_out_and_logged_once_when_others_work(start, collect, caplog) -> None:
+def test_failing_source_is_left_out_and_logged_once_when_others_work(
+    start: Start, collect: Collect, caplog: pytest.LogCaptureFixture
+) -> None:
     broken = both(5)
     start(broken)
     start(publishings(2))
@@ -288,7 +301,9 @@ class Plugin:
         return [MetricsSpec(name="opentelemetry", factory=lambda: OpenTelemetrySink(self.provider))]
 
 
-async def test_all_metrics_of_a_client_are_observed_until_it_closes(meter_provider, collect) -> None:
+async def test_all_metrics_of_a_client_are_observed_until_it_closes(
+    meter_provider: MeterProvider, collect: Collect
+) -> None:
     async with EmbeddedBroker() as broker:
         connecting: Any = leveret.connect(
             broker.url,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import trace
@@ -24,6 +24,11 @@ from leveret.errors import (
     OperationTimeout,
 )
 from leveret_opentelemetry import TracingPublisher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -77,7 +82,7 @@ class Stub:
     ids=["exchange and key", "exchange", "queue", "neither", "predeclared exchange", "server-named queue"],
 )
 async def test_span_is_named_after_exchange_or_queue(
-    exchange, routing_key, name, destination, tracer_provider, spans
+    exchange: Any, routing_key: Any, name: str, destination: str, tracer_provider: TracerProvider, spans: Any
 ) -> None:
     await TracingPublisher(Stub(), tracer_provider).publish(1, routing_key, exchange=exchange)
 
@@ -87,7 +92,9 @@ async def test_span_is_named_after_exchange_or_queue(
     assert span.attributes.get("messaging.destination.anonymous", False) == routing_key.startswith("amq.gen-")
 
 
-async def test_exchange_is_the_producers_when_the_call_names_none(client, tracer_provider, spans) -> None:
+async def test_exchange_is_the_producers_when_the_call_names_none(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer(exchange="orders") as producer:
         publisher = TracingPublisher(producer, tracer_provider)
         await publisher.publish(1, "a")
@@ -96,13 +103,15 @@ async def test_exchange_is_the_producers_when_the_call_names_none(client, tracer
     assert spans.names == ["publish orders", "publish work"]
 
 
-async def test_exchange_can_be_told_when_the_publisher_has_no_settings(tracer_provider, spans) -> None:
+async def test_exchange_can_be_told_when_the_publisher_has_no_settings(
+    tracer_provider: TracerProvider, spans: Any
+) -> None:
     await TracingPublisher(Stub(), tracer_provider, exchange="orders").publish(1, "a")
 
     assert spans.names == ["publish orders"]
 
 
-async def test_attributes_can_be_exported_when_names_are_not_utf_8(tracer_provider, spans) -> None:
+async def test_attributes_can_be_exported_when_names_are_not_utf_8(tracer_provider: TracerProvider, spans: Any) -> None:
     await TracingPublisher(Stub(), tracer_provider).publish(1, "caf\udce9\n", message_id="\udcff")
 
     (span,) = spans.named(spans.names[0])
@@ -115,7 +124,7 @@ async def test_attributes_can_be_exported_when_names_are_not_utf_8(tracer_provid
 
 
 async def test_headers_are_kept_and_the_mapping_is_not_changed_when_the_context_is_added(
-    client, tracer_provider, spans
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
 ) -> None:
     headers = {"tenant": 7, "nested": {"a": [1, 2]}}
     async with client.producer() as producer:
@@ -133,7 +142,7 @@ async def test_headers_are_kept_and_the_mapping_is_not_changed_when_the_context_
 
 
 async def test_context_of_the_caller_stays_and_is_linked_when_the_headers_have_one(
-    client, tracer_provider, spans
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
 ) -> None:
     headers = {"traceparent": PARENT, "tracestate": "vendor=1"}
     async with client.producer() as producer:
@@ -147,7 +156,9 @@ async def test_context_of_the_caller_stays_and_is_linked_when_the_headers_have_o
     assert span.parent is None
 
 
-async def test_header_of_the_caller_wins_when_it_is_no_valid_context(client, tracer_provider, spans) -> None:
+async def test_header_of_the_caller_wins_when_it_is_no_valid_context(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer() as producer:
         publisher = TracingPublisher(producer, tracer_provider)
         await publisher.publish(1, "work", headers={"traceparent": "mine"})
@@ -156,7 +167,9 @@ async def test_header_of_the_caller_wins_when_it_is_no_valid_context(client, tra
     assert spans.one("publish work").kind is SpanKind.PRODUCER
 
 
-async def test_context_is_propagated_when_the_trace_is_not_sampled(client, exporter) -> None:
+async def test_context_is_propagated_when_the_trace_is_not_sampled(
+    client: leveret.Client, exporter: InMemorySpanExporter
+) -> None:
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
     async with client.producer() as producer:
         await TracingPublisher(producer, provider).publish(1, "work")
@@ -174,7 +187,9 @@ async def test_options_are_untouched_when_there_is_no_context_to_add() -> None:
     assert stub.options == {"priority": 3}
 
 
-async def test_headers_are_refused_by_the_producer_when_they_are_no_mapping(client, tracer_provider, spans) -> None:
+async def test_headers_are_refused_by_the_producer_when_they_are_no_mapping(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer() as producer:
         with pytest.raises(EncodeFailed):
             await TracingPublisher(producer, tracer_provider).publish(1, "work", headers=17)
@@ -185,17 +200,19 @@ async def test_headers_are_refused_by_the_producer_when_they_are_no_mapping(clie
 class OneHeader(TextMapPropagator):
     """A propagator of another format."""
 
-    fields = frozenset({"x-trace"})
+    fields: Any = frozenset({"x-trace"})
 
-    def inject(self, carrier, context=None, setter=default_setter) -> None:
+    def inject(self, carrier: Any, context: Any = None, setter: Any = default_setter) -> None:
         span = trace.get_current_span(context).get_span_context()
         setter.set(carrier, "x-trace", f"{span.trace_id:x}")
 
-    def extract(self, carrier, context=None, getter=default_getter):
+    def extract(self, carrier: Any, context: Any = None, getter: Any = default_getter) -> Any:
         return context
 
 
-async def test_headers_are_the_propagators_when_another_one_is_given(client, tracer_provider, spans) -> None:
+async def test_headers_are_the_propagators_when_another_one_is_given(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer() as producer:
         await TracingPublisher(producer, tracer_provider, OneHeader()).publish(1, "work")
 
@@ -205,7 +222,9 @@ async def test_headers_are_the_propagators_when_another_one_is_given(client, tra
 # ---------------------------------------------------------------------- outcomes and errors
 
 
-async def test_span_says_returned_when_no_queue_took_the_message(client, tracer_provider, spans) -> None:
+async def test_span_says_returned_when_no_queue_took_the_message(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer(mandatory=True) as producer:
         with pytest.raises(MessageReturned) as caught:
             await TracingPublisher(producer, tracer_provider).publish(1, "nowhere")
@@ -218,7 +237,9 @@ async def test_span_says_returned_when_no_queue_took_the_message(client, tracer_
     assert span.events == ()
 
 
-async def test_span_says_nacked_when_the_broker_refuses(client, tracer_provider, spans) -> None:
+async def test_span_says_nacked_when_the_broker_refuses(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     await client.declare(leveret.Topology().queue("full", leveret.Classic(max_length=1, overflow="reject-publish")))
     async with client.producer() as producer:
         publisher = TracingPublisher(producer, tracer_provider)
@@ -232,7 +253,9 @@ async def test_span_says_nacked_when_the_broker_refuses(client, tracer_provider,
     assert nacked.attributes["error.type"] == "leveret.errors.MessageNacked"
 
 
-async def test_span_says_unknown_when_the_producer_has_no_confirms(client, tracer_provider, spans) -> None:
+async def test_span_says_unknown_when_the_producer_has_no_confirms(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer(confirms=False) as producer:
         await TracingPublisher(producer, tracer_provider).publish(1, "work")
 
@@ -241,7 +264,9 @@ async def test_span_says_unknown_when_the_producer_has_no_confirms(client, trace
     assert span.status.is_unset
 
 
-async def test_batch_is_an_error_with_the_first_failure_when_some_fail(client, tracer_provider, spans) -> None:
+async def test_batch_is_an_error_with_the_first_failure_when_some_fail(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer() as producer:
         result = await TracingPublisher(producer, tracer_provider).publish_batch([1, object(), 3, object()], "work")
 
@@ -254,7 +279,9 @@ async def test_batch_is_an_error_with_the_first_failure_when_some_fail(client, t
     assert span.status.description == "2 of 4 publishings failed"
 
 
-async def test_batch_is_counted_when_it_has_no_messages(client, tracer_provider, spans) -> None:
+async def test_batch_is_counted_when_it_has_no_messages(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer() as producer:
         result = await TracingPublisher(producer, tracer_provider).publish_batch([], "work")
 
@@ -262,8 +289,10 @@ async def test_batch_is_counted_when_it_has_no_messages(client, tracer_provider,
     assert spans.one("publish work").attributes["messaging.batch.message_count"] == 0
 
 
-async def test_batch_span_tells_only_the_type_when_the_iterable_raises(client, tracer_provider, spans) -> None:
-    def values():
+async def test_batch_span_tells_only_the_type_when_the_iterable_raises(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
+    def values() -> Iterator[int]:
         yield 1
         raise LookupError("card 4111")
 
@@ -277,7 +306,7 @@ async def test_batch_span_tells_only_the_type_when_the_iterable_raises(client, t
     assert span.events == ()
 
 
-async def test_span_says_why_when_publish_nowait_is_refused(tracer_provider, spans) -> None:
+async def test_span_says_why_when_publish_nowait_is_refused(tracer_provider: TracerProvider, spans: Any) -> None:
     with pytest.raises(BackpressureError):
         TracingPublisher(Stub(), tracer_provider).publish_nowait(1, "work")
 
@@ -286,7 +315,9 @@ async def test_span_says_why_when_publish_nowait_is_refused(tracer_provider, spa
     assert "leveret.outcome" not in span.attributes
 
 
-async def test_no_part_of_a_value_is_in_the_span_when_it_cannot_be_encoded(client, tracer_provider, spans) -> None:
+async def test_no_part_of_a_value_is_in_the_span_when_it_cannot_be_encoded(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     class Card:
         def __repr__(self) -> str:
             return "card 4111"
@@ -306,7 +337,9 @@ async def test_no_part_of_a_value_is_in_the_span_when_it_cannot_be_encoded(clien
         assert span.status.status_code is StatusCode.ERROR
 
 
-async def test_span_ends_as_an_error_when_publish_is_cancelled(client, tracer_provider, spans) -> None:
+async def test_span_ends_as_an_error_when_publish_is_cancelled(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     entered = asyncio.Event()
 
     class Hanging(Stub):
@@ -326,7 +359,7 @@ async def test_span_ends_as_an_error_when_publish_is_cancelled(client, tracer_pr
     assert span.status.status_code is StatusCode.ERROR
 
 
-async def test_error_is_the_publishers_own_when_it_raises(tracer_provider) -> None:
+async def test_error_is_the_publishers_own_when_it_raises(tracer_provider: TracerProvider) -> None:
     error = MessageNacked("refused", outcome=leveret.Outcome.NACKED)
 
     with pytest.raises(MessageNacked) as caught:
@@ -336,7 +369,7 @@ async def test_error_is_the_publishers_own_when_it_raises(tracer_provider) -> No
     assert any(frame.name == "publish" for frame in traceback.extract_tb(caught.value.__traceback__))
 
 
-async def test_flush_is_passed_on_without_a_span(tracer_provider, spans) -> None:
+async def test_flush_is_passed_on_without_a_span(tracer_provider: TracerProvider, spans: Any) -> None:
     with pytest.raises(OperationTimeout, match="timeout 2"):
         await TracingPublisher(Stub(), tracer_provider).flush(2.0)
 
@@ -346,7 +379,9 @@ async def test_flush_is_passed_on_without_a_span(tracer_provider, spans) -> None
 # ---------------------------------------------------------------------- wrappers and arguments
 
 
-async def test_one_trace_is_made_when_a_tracing_publisher_wraps_another(client, tracer_provider, spans) -> None:
+async def test_one_trace_is_made_when_a_tracing_publisher_wraps_another(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any
+) -> None:
     async with client.producer() as producer:
         await TracingPublisher(TracingPublisher(producer, tracer_provider), tracer_provider, exchange="").publish(
             1, "work"
@@ -365,7 +400,7 @@ async def test_one_trace_is_made_when_a_tracing_publisher_wraps_another(client, 
         ({"publisher": Stub(), "propagator": "b3"}, "propagator"),
     ],
 )
-def test_argument_is_refused_when_it_is_something_else(arguments, option) -> None:
+def test_argument_is_refused_when_it_is_something_else(arguments: Any, option: str) -> None:
     with pytest.raises(ConfigurationError, match=option) as caught:
         TracingPublisher(**arguments)
 

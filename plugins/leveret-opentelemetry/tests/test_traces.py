@@ -16,6 +16,10 @@ from leveret_opentelemetry import TracingPublisher, traced
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from opentelemetry.sdk.trace import TracerProvider
+
+    Handle = Callable[..., Callable[[Any, Any], Awaitable[Any]]]
+
 Handler = Any
 
 
@@ -42,13 +46,13 @@ async def nothing(value: Any, message: leveret.Message) -> None:
 
 
 @pytest.fixture
-def handle(tracer_provider) -> Callable[..., Callable[[Any, Any], Awaitable[Any]]]:
+def handle(tracer_provider: TracerProvider) -> Handle:
     """Wraps a handler as a service would."""
     return lambda handler, **options: traced(handler, tracer_provider, queue="work", **options)
 
 
 async def test_trace_goes_from_outer_span_to_handler_when_one_message_is_published(
-    client, tracer_provider, spans, handle
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
 ) -> None:
     inside = []
 
@@ -94,7 +98,7 @@ async def test_trace_goes_from_outer_span_to_handler_when_one_message_is_publish
 
 
 async def test_all_messages_are_children_of_one_span_when_published_as_a_batch(
-    client, tracer_provider, spans, handle
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
 ) -> None:
     async with client.producer(exchange="orders") as producer:
         result = await TracingPublisher(producer, tracer_provider).publish_batch(iter(range(5)), "order.created")
@@ -109,7 +113,9 @@ async def test_all_messages_are_children_of_one_span_when_published_as_a_batch(
     assert [span.parent.span_id for span in spans.named("process work")] == [publish.context.span_id] * 5
 
 
-async def test_context_is_sent_when_published_without_waiting(client, tracer_provider, spans, handle) -> None:
+async def test_context_is_sent_when_published_without_waiting(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
+) -> None:
     async with client.producer() as producer:
         publisher = TracingPublisher(producer, tracer_provider)
         ticket = publisher.publish_nowait(1, "work")
@@ -125,7 +131,7 @@ async def test_context_is_sent_when_published_without_waiting(client, tracer_pro
 
 
 async def test_contexts_are_kept_apart_when_handlers_run_at_the_same_time(
-    client, tracer_provider, spans, handle
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
 ) -> None:
     everybody = asyncio.Barrier(3)
     seen: dict[int, list[Any]] = {}
@@ -156,7 +162,7 @@ async def test_contexts_are_kept_apart_when_handlers_run_at_the_same_time(
 
 
 async def test_contexts_are_kept_apart_when_many_tasks_publish_through_one_publisher(
-    client, tracer_provider, spans, handle
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
 ) -> None:
     async with client.producer() as producer:
         publisher = TracingPublisher(producer, tracer_provider)
@@ -172,7 +178,7 @@ async def test_contexts_are_kept_apart_when_many_tasks_publish_through_one_publi
 
 
 async def test_no_span_stays_current_when_publishing_and_handling_are_over(
-    client, tracer_provider, spans, handle
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
 ) -> None:
     handler = handle(nothing)
     async with client.producer() as producer:
@@ -188,7 +194,9 @@ async def test_no_span_stays_current_when_publishing_and_handling_are_over(
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
-async def test_handler_begins_a_trace_when_the_message_has_no_context(client, spans, handle) -> None:
+async def test_handler_begins_a_trace_when_the_message_has_no_context(
+    client: leveret.Client, spans: Any, handle: Handle
+) -> None:
     async with client.producer() as producer:
         await producer.publish(1, "work")
     await consume(client, handle(nothing), 1)
@@ -198,7 +206,9 @@ async def test_handler_begins_a_trace_when_the_message_has_no_context(client, sp
     assert process.links == ()
 
 
-async def test_handler_has_a_trace_of_its_own_when_linked(client, tracer_provider, spans, handle) -> None:
+async def test_handler_has_a_trace_of_its_own_when_linked(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
+) -> None:
     async with client.producer() as producer:
         await TracingPublisher(producer, tracer_provider).publish(1, "work")
     await consume(client, handle(nothing, linked=True), 1)
@@ -209,7 +219,9 @@ async def test_handler_has_a_trace_of_its_own_when_linked(client, tracer_provide
     assert [link.context.span_id for link in process.links] == [publish.context.span_id]
 
 
-async def test_surrounding_span_is_linked_when_the_consumer_runs_in_one(client, tracer_provider, spans, handle) -> None:
+async def test_surrounding_span_is_linked_when_the_consumer_runs_in_one(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
+) -> None:
     async with client.producer() as producer:
         await TracingPublisher(producer, tracer_provider).publish(1, "work")
     with tracer_provider.get_tracer("test").start_as_current_span("service"):
@@ -221,7 +233,7 @@ async def test_surrounding_span_is_linked_when_the_consumer_runs_in_one(client, 
 
 
 async def test_surrounding_span_is_the_parent_when_linked_and_the_consumer_runs_in_one(
-    client, tracer_provider, spans, handle
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
 ) -> None:
     async with client.producer() as producer:
         await TracingPublisher(producer, tracer_provider).publish(1, "work")
@@ -233,7 +245,9 @@ async def test_surrounding_span_is_the_parent_when_linked_and_the_consumer_runs_
     assert [link.context.span_id for link in process.links] == [publish.context.span_id]
 
 
-async def test_trace_goes_on_when_a_handler_publishes(client, tracer_provider, spans, handle) -> None:
+async def test_trace_goes_on_when_a_handler_publishes(
+    client: leveret.Client, tracer_provider: TracerProvider, spans: Any, handle: Handle
+) -> None:
     async with client.producer() as producer:
         publisher = TracingPublisher(producer, tracer_provider)
 
@@ -246,7 +260,9 @@ async def test_trace_goes_on_when_a_handler_publishes(client, tracer_provider, s
     assert spans.one("publish dead").parent.span_id == spans.one("process work").context.span_id
 
 
-async def test_baggage_and_tracestate_arrive_when_the_publisher_has_them(client, tracer_provider, handle) -> None:
+async def test_baggage_and_tracestate_arrive_when_the_publisher_has_them(
+    client: leveret.Client, tracer_provider: TracerProvider, handle: Handle
+) -> None:
     seen = []
 
     async def handler(value: int, message: leveret.Message) -> None:
@@ -267,7 +283,9 @@ async def test_baggage_and_tracestate_arrive_when_the_publisher_has_them(client,
     assert seen == [("seven", {"vendor": "x:1"})]
 
 
-async def test_message_is_settled_by_the_handlers_result_when_traced(client, spans, handle) -> None:
+async def test_message_is_settled_by_the_handlers_result_when_traced(
+    client: leveret.Client, spans: Any, handle: Handle
+) -> None:
     async def refuse(value: int, message: leveret.Message) -> bool:
         return False
 
@@ -281,7 +299,9 @@ async def test_message_is_settled_by_the_handlers_result_when_traced(client, spa
     assert spans.one("process work").status.is_unset
 
 
-async def test_message_is_given_back_and_dead_lettered_when_a_traced_handler_raises(client, spans, handle) -> None:
+async def test_message_is_given_back_and_dead_lettered_when_a_traced_handler_raises(
+    client: leveret.Client, spans: Any, handle: Handle
+) -> None:
     async def fail(value: int, message: leveret.Message) -> None:
         raise LookupError("no such order")
 

@@ -18,7 +18,9 @@ from leveret.plugins import MetricsSpec, PluginRegistry, hookimpl
 from leveret_prometheus import PrometheusSink
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+
+    Scrape = Callable[[], dict[str, float]]
 
 METRIC = re.compile(r"\bleveret_[a-z0-9_]+")
 
@@ -90,7 +92,9 @@ def expressions(value: Any) -> list[str]:
     return []
 
 
-async def test_counters_are_exported_when_a_client_publishes_and_consumes(broker, registry, scrape) -> None:
+async def test_counters_are_exported_when_a_client_publishes_and_consumes(
+    broker: EmbeddedBroker, registry: CollectorRegistry, scrape: Scrape
+) -> None:
     async with connect(broker, registry) as client:
         await publish_and_consume(client, 7)
         values = scrape()
@@ -102,7 +106,9 @@ async def test_counters_are_exported_when_a_client_publishes_and_consumes(broker
     assert values['leveret_connections_open{client="billing",connection="publish"}'] == 1
 
 
-async def test_counters_keep_their_values_when_the_client_is_closed(broker, registry, scrape) -> None:
+async def test_counters_keep_their_values_when_the_client_is_closed(
+    broker: EmbeddedBroker, registry: CollectorRegistry, scrape: Scrape
+) -> None:
     for _ in range(2):
         async with connect(broker, registry) as client:
             await publish_and_consume(client, 5)
@@ -112,7 +118,9 @@ async def test_counters_keep_their_values_when_the_client_is_closed(broker, regi
     assert not any(name.startswith("leveret_connections_open{") for name in values)
 
 
-async def test_clients_are_told_apart_when_they_have_names(broker, registry, scrape) -> None:
+async def test_clients_are_told_apart_when_they_have_names(
+    broker: EmbeddedBroker, registry: CollectorRegistry, scrape: Scrape
+) -> None:
     async with connect(broker, registry, "one") as one, connect(broker, registry, "two") as two:
         await publish_and_consume(one, 1)
         await publish_and_consume(two, 2)
@@ -122,7 +130,9 @@ async def test_clients_are_told_apart_when_they_have_names(broker, registry, scr
     assert values['leveret_publishings_messages_total{client="two",exchange=""}'] == 2
 
 
-async def test_s33_garbage_collections_are_exported_when_a_policy_is_attached(broker, registry, scrape) -> None:
+async def test_s33_garbage_collections_are_exported_when_a_policy_is_attached(
+    broker: EmbeddedBroker, registry: CollectorRegistry, scrape: Scrape
+) -> None:
     async with connect(broker, registry) as client:
         assert not any(name.startswith("leveret_gc_") for name in scrape())
         async with leveret.GcPolicy(interval=60) as policy:
@@ -135,7 +145,9 @@ async def test_s33_garbage_collections_are_exported_when_a_policy_is_attached(br
         assert f'leveret_gc_{name}_total{{client="billing",generation="0"}}' in values
 
 
-async def test_dashboard_names_only_metrics_that_a_client_exports(broker, registry) -> None:
+async def test_dashboard_names_only_metrics_that_a_client_exports(
+    broker: EmbeddedBroker, registry: CollectorRegistry
+) -> None:
     known = await exported(broker, registry)
     queries = expressions(json.loads(leveret_prometheus.dashboard()))
     named = {name for text in queries for name in METRIC.findall(text)}
@@ -144,7 +156,9 @@ async def test_dashboard_names_only_metrics_that_a_client_exports(broker, regist
     assert named <= known.keys()
 
 
-async def test_dashboard_takes_rates_of_counters_and_of_nothing_else(broker, registry) -> None:
+async def test_dashboard_takes_rates_of_counters_and_of_nothing_else(
+    broker: EmbeddedBroker, registry: CollectorRegistry
+) -> None:
     known = await exported(broker, registry)
     checked = 0
     for text in expressions(json.loads(leveret_prometheus.dashboard())):
@@ -156,7 +170,9 @@ async def test_dashboard_takes_rates_of_counters_and_of_nothing_else(broker, reg
     assert checked > 10
 
 
-async def test_dashboard_groups_by_labels_that_the_metrics_have(broker, registry) -> None:
+async def test_dashboard_groups_by_labels_that_the_metrics_have(
+    broker: EmbeddedBroker, registry: CollectorRegistry
+) -> None:
     known = await exported(broker, registry)
 
     for text in expressions(json.loads(leveret_prometheus.dashboard())):

@@ -7,6 +7,7 @@ import logging
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
@@ -15,6 +16,12 @@ import leveret_prometheus
 from leveret.errors import ConfigurationError
 from leveret.plugins import Metric, PluginRegistry
 from leveret_prometheus import PrometheusSink, _collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Scrape = Callable[[], dict[str, float]]
+    Sources = Callable[..., Any]
 
 ORDERS = 'leveret_publishings_messages_total{client="billing",exchange="orders"}'
 UNSETTLED = Metric("deliveries_unsettled", "gauge", "messages", "Deliveries being worked on.", ("client", "queue"))
@@ -28,7 +35,7 @@ def test_sink_is_found_when_the_wheel_is_installed() -> None:
     assert provided.origin == f"leveret-prometheus {leveret_prometheus.__version__}"
 
 
-def test_default_registry_is_used_when_none_is_given(publishings) -> None:
+def test_default_registry_is_used_when_none_is_given(publishings: Sources) -> None:
     sink = PrometheusSink()
     sink.start(publishings(4, client="default-registry"))
     try:
@@ -42,8 +49,9 @@ def test_default_registry_is_used_when_none_is_given(publishings) -> None:
 
 
 def test_registry_is_refused_when_it_is_something_else() -> None:
+    mapping: Any = {}
     with pytest.raises(ConfigurationError, match="not dict") as caught:
-        PrometheusSink(registry={})
+        PrometheusSink(registry=mapping)
 
     assert caught.value.option == "registry"
 
@@ -51,7 +59,9 @@ def test_registry_is_refused_when_it_is_something_else() -> None:
 # ---------------------------------------------------------------------- reading
 
 
-def test_source_is_read_when_scraped_and_at_no_other_time(registry, scrape, publishings) -> None:
+def test_source_is_read_when_scraped_and_at_no_other_time(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     source = publishings(1)
     PrometheusSink(registry).start(source)
     assert source.reads == 0
@@ -63,7 +73,9 @@ def test_source_is_read_when_scraped_and_at_no_other_time(registry, scrape, publ
     assert source.reads == 2
 
 
-def test_named_metric_is_returned_when_the_scrape_asks_for_it_alone(registry, numbers, publishings) -> None:
+def test_named_metric_is_returned_when_the_scrape_asks_for_it_alone(
+    registry: CollectorRegistry, numbers: Sources, publishings: Sources
+) -> None:
     PrometheusSink(registry).start(numbers({**publishings(1).values, (UNSETTLED, ("billing", "work")): 5}))
 
     page = generate_latest(registry.restricted_registry(["leveret_publishings_messages_total"])).decode()
@@ -72,7 +84,9 @@ def test_named_metric_is_returned_when_the_scrape_asks_for_it_alone(registry, nu
     assert "unsettled" not in page
 
 
-def test_scrape_succeeds_when_a_label_is_not_utf_8(registry, scrape, publishings) -> None:
+def test_scrape_succeeds_when_a_label_is_not_utf_8(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     exchange = b"caf\xe9 \xc3\xa9".decode("utf-8", "surrogateescape")
     PrometheusSink(registry).start(publishings(1, exchange=exchange))
 
@@ -85,14 +99,18 @@ def test_scrape_succeeds_when_a_label_is_not_utf_8(registry, scrape, publishings
 # ---------------------------------------------------------------------- several clients
 
 
-def test_equal_labels_are_added_up_when_two_clients_have_them(registry, scrape, numbers, publishings) -> None:
+def test_equal_labels_are_added_up_when_two_clients_have_them(
+    registry: CollectorRegistry, scrape: Scrape, numbers: Sources, publishings: Sources
+) -> None:
     for value in (3, 4):
         PrometheusSink(registry).start(numbers({**publishings(value).values, (UNSETTLED, ("billing", "work")): value}))
 
     assert scrape() == {ORDERS: 7.0, GAUGE: 7.0}
 
 
-def test_families_are_exported_once_when_clients_have_different_labels(registry, publishings) -> None:
+def test_families_are_exported_once_when_clients_have_different_labels(
+    registry: CollectorRegistry, publishings: Sources
+) -> None:
     for client in ("billing", "shipping"):
         PrometheusSink(registry).start(publishings(1, client=client))
 
@@ -102,7 +120,9 @@ def test_families_are_exported_once_when_clients_have_different_labels(registry,
     assert page.count("\nleveret_publishings_messages_total{") == 2
 
 
-def test_registries_are_apart_when_two_are_used(registry, scrape, publishings) -> None:
+def test_registries_are_apart_when_two_are_used(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     other = CollectorRegistry()
     PrometheusSink(other).start(publishings(1))
     PrometheusSink(registry).start(publishings(2))
@@ -110,7 +130,9 @@ def test_registries_are_apart_when_two_are_used(registry, scrape, publishings) -
     assert scrape() == {ORDERS: 2.0}
 
 
-def test_new_metrics_are_named_in_the_registry_when_a_later_source_brings_them(registry, numbers, publishings) -> None:
+def test_new_metrics_are_named_in_the_registry_when_a_later_source_brings_them(
+    registry: CollectorRegistry, numbers: Sources, publishings: Sources
+) -> None:
     PrometheusSink(registry).start(publishings(1))
     PrometheusSink(registry).start(numbers({(UNSETTLED, ("billing", "work")): 5}))
 
@@ -119,7 +141,9 @@ def test_new_metrics_are_named_in_the_registry_when_a_later_source_brings_them(r
     assert f"{GAUGE} 5.0" in page
 
 
-def test_first_kind_is_kept_when_sources_disagree_on_it(registry, scrape, numbers) -> None:
+def test_first_kind_is_kept_when_sources_disagree_on_it(
+    registry: CollectorRegistry, scrape: Scrape, numbers: Sources
+) -> None:
     for kind in ("gauge", "counter"):
         PrometheusSink(registry).start(numbers({(Metric("depth", kind, "messages", "", ("client",)), (kind,)): 1}))
 
@@ -129,7 +153,9 @@ def test_first_kind_is_kept_when_sources_disagree_on_it(registry, scrape, number
 # ---------------------------------------------------------------------- start and close
 
 
-def test_source_is_counted_once_when_started_twice(registry, scrape, publishings) -> None:
+def test_source_is_counted_once_when_started_twice(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     source = publishings(3)
     sink = PrometheusSink(registry)
 
@@ -140,7 +166,7 @@ def test_source_is_counted_once_when_started_twice(registry, scrape, publishings
 
 
 def test_second_source_takes_the_place_of_the_first_when_the_sink_is_started_with_it(
-    registry, scrape, publishings
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
 ) -> None:
     sink = PrometheusSink(registry)
     first = publishings(3)
@@ -152,7 +178,9 @@ def test_second_source_takes_the_place_of_the_first_when_the_sink_is_started_wit
     assert first.reads == reads
 
 
-def test_counters_stay_and_gauges_go_when_a_client_closes(registry, scrape, numbers, publishings) -> None:
+def test_counters_stay_and_gauges_go_when_a_client_closes(
+    registry: CollectorRegistry, scrape: Scrape, numbers: Sources, publishings: Sources
+) -> None:
     source = numbers({**publishings(3).values, (UNSETTLED, ("billing", "work")): 5})
     sink = PrometheusSink(registry)
     sink.start(source)
@@ -166,7 +194,9 @@ def test_counters_stay_and_gauges_go_when_a_client_closes(registry, scrape, numb
     assert scrape() == {ORDERS: 8.0}
 
 
-def test_counters_go_on_from_their_last_values_when_a_client_comes_again(registry, scrape, publishings) -> None:
+def test_counters_go_on_from_their_last_values_when_a_client_comes_again(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     for value in (3, 4):
         sink = PrometheusSink(registry)
         sink.start(publishings(value))
@@ -176,13 +206,13 @@ def test_counters_go_on_from_their_last_values_when_a_client_comes_again(registr
     assert scrape() == {ORDERS: 8.0}
 
 
-def test_close_does_nothing_when_the_sink_was_never_started(registry, scrape) -> None:
+def test_close_does_nothing_when_the_sink_was_never_started(registry: CollectorRegistry, scrape: Scrape) -> None:
     PrometheusSink(registry).close()
 
     assert scrape() == {}
 
 
-def test_source_is_let_go_when_the_sink_is_closed(registry, publishings) -> None:
+def test_source_is_let_go_when_the_sink_is_closed(registry: CollectorRegistry, publishings: Sources) -> None:
     source = publishings(1)
     reference = weakref.ref(source)
     sink = PrometheusSink(registry)
@@ -194,7 +224,7 @@ def test_source_is_let_go_when_the_sink_is_closed(registry, publishings) -> None
     assert reference() is None
 
 
-def test_registry_is_freed_when_nobody_else_holds_it(publishings) -> None:
+def test_registry_is_freed_when_nobody_else_holds_it(publishings: Sources) -> None:
     registry = CollectorRegistry()
     reference = weakref.ref(registry)
     PrometheusSink(registry).start(publishings(1))
@@ -204,7 +234,9 @@ def test_registry_is_freed_when_nobody_else_holds_it(publishings) -> None:
     assert reference() is None
 
 
-def test_start_fails_with_the_name_when_the_registry_has_such_a_metric(registry, scrape, publishings) -> None:
+def test_start_fails_with_the_name_when_the_registry_has_such_a_metric(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     Counter("leveret_publishings_messages", "Somebody else's.", registry=registry)
     sink = PrometheusSink(registry)
 
@@ -216,7 +248,9 @@ def test_start_fails_with_the_name_when_the_registry_has_such_a_metric(registry,
     assert scrape()["leveret_publishings_messages_total"] == 0
 
 
-def test_other_clients_are_exported_on_when_a_later_source_cannot_be(registry, scrape, numbers, publishings) -> None:
+def test_other_clients_are_exported_on_when_a_later_source_cannot_be(
+    registry: CollectorRegistry, scrape: Scrape, numbers: Sources, publishings: Sources
+) -> None:
     Counter("leveret_taken", "Somebody else's.", registry=registry)
     PrometheusSink(registry).start(publishings(1))
 
@@ -231,7 +265,11 @@ def test_other_clients_are_exported_on_when_a_later_source_cannot_be(registry, s
 
 
 def test_oldest_counters_are_dropped_when_closed_clients_left_too_many(
-    registry, scrape, publishings, monkeypatch, caplog
+    registry: CollectorRegistry,
+    scrape: Scrape,
+    publishings: Sources,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(_collector, "MOST_CLOSED", 2)
     for number in range(5):
@@ -244,7 +282,7 @@ def test_oldest_counters_are_dropped_when_closed_clients_left_too_many(
 
 
 def test_counters_that_an_open_client_shares_are_not_dropped_when_there_are_too_many(
-    registry, scrape, publishings, monkeypatch
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_collector, "MOST_CLOSED", 1)
     PrometheusSink(registry).start(publishings(10))
@@ -261,7 +299,11 @@ def test_counters_that_an_open_client_shares_are_not_dropped_when_there_are_too_
 
 
 def test_failing_source_is_left_out_and_logged_once_when_others_work(
-    registry, scrape, numbers, publishings, caplog
+    registry: CollectorRegistry,
+    scrape: Scrape,
+    numbers: Sources,
+    publishings: Sources,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     broken = numbers({(UNSETTLED, ("billing", "work")): 5})
     broken.error = RuntimeError("gone")
@@ -274,7 +316,9 @@ def test_failing_source_is_left_out_and_logged_once_when_others_work(
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_counter_does_not_fall_when_one_of_its_sources_fails(registry, scrape, publishings) -> None:
+def test_counter_does_not_fall_when_one_of_its_sources_fails(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     broken = publishings(5)
     sink = PrometheusSink(registry)
     sink.start(broken)
@@ -287,7 +331,9 @@ def test_counter_does_not_fall_when_one_of_its_sources_fails(registry, scrape, p
     assert scrape() == {ORDERS: 7.0}
 
 
-def test_source_is_included_again_when_it_recovers(registry, scrape, publishings) -> None:
+def test_source_is_included_again_when_it_recovers(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     source = publishings(5)
     source.error = RuntimeError("not yet")
     PrometheusSink(registry).start(source)
@@ -297,7 +343,9 @@ def test_source_is_included_again_when_it_recovers(registry, scrape, publishings
     assert scrape() == {ORDERS: 5.0}
 
 
-def test_source_is_left_out_when_its_samples_lack_labels(registry, scrape, numbers, publishings) -> None:
+def test_source_is_left_out_when_its_samples_lack_labels(
+    registry: CollectorRegistry, scrape: Scrape, numbers: Sources, publishings: Sources
+) -> None:
     PrometheusSink(registry).start(numbers({(UNSETTLED, ("billing",)): 5}))
     PrometheusSink(registry).start(publishings(2))
 
@@ -307,7 +355,9 @@ def test_source_is_left_out_when_its_samples_lack_labels(registry, scrape, numbe
 # ---------------------------------------------------------------------- threads
 
 
-def test_no_count_is_lost_or_doubled_when_clients_come_and_go_while_scraped(registry, scrape, publishings) -> None:
+def test_no_count_is_lost_or_doubled_when_clients_come_and_go_while_scraped(
+    registry: CollectorRegistry, scrape: Scrape, publishings: Sources
+) -> None:
     clients, rounds, scrapers = 8, 25, 2
     stop = threading.Event()
 

@@ -471,7 +471,7 @@ async def test_each_kind_arrives_as_its_class_when_the_consumer_names_message_ty
     sent = [order(), Invoice(id=1), order(id=8)]
     async with client.producer(serializer="protobuf") as producer:
         await producer.publish_batch(map(packed, sent), "q")
-    consumer: leveret.Consumer[Any] = client.consumer("q", MessageTypes(Order, Invoice))  # type: ignore[call-overload]
+    consumer: leveret.Consumer[Any] = client.consumer("q", MessageTypes(Order, Invoice))
     received = []
 
     async def handle(value: Any, message: leveret.Message) -> None:
@@ -557,7 +557,7 @@ async def test_bad_bodies_are_dead_lettered_without_quoting_and_the_next_is_hand
     async with client.producer(serializer="bytes") as producer:
         bodies = [*bad, encode(packed(Invoice(id=5)))]
         await producer.publish_batch(bodies, "q", content_type="application/x-protobuf")
-    consumer: leveret.Consumer[Any] = client.consumer("q", MessageTypes(Invoice))  # type: ignore[call-overload]
+    consumer: leveret.Consumer[Any] = client.consumer("q", MessageTypes(Invoice))
 
     async def handle(value: Any, message: leveret.Message) -> None:
         assert value == Invoice(id=5)
@@ -576,7 +576,7 @@ async def test_bad_bodies_are_dead_lettered_without_quoting_and_the_next_is_hand
 async def test_decode_failure_says_what_was_expected_when_the_type_is_not_registered(client: Client) -> None:
     async with client.producer(serializer="protobuf") as producer:
         await producer.publish(packed(Leaf(name=SENTINEL)), "q")
-    consumer: leveret.Consumer[Any] = client.consumer("q", MessageTypes(Order))  # type: ignore[call-overload]
+    consumer: leveret.Consumer[Any] = client.consumer("q", MessageTypes(Order))
     message = await consumer.get()
     assert message is not None
     with pytest.raises(

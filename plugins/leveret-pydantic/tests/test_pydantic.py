@@ -677,7 +677,7 @@ async def test_handlers_get_members_of_a_union_when_the_consumer_names_one(clien
     sent = [Dog(name="a"), Cat(), Dog(name="b")]
     async with client.producer(serializer="pydantic") as producer:
         await producer.publish_batch(sent, "q")
-    consumer: leveret.Consumer[Any] = client.consumer("q", Animal)  # type: ignore[call-overload]
+    consumer: leveret.Consumer[Any] = client.consumer("q", Animal)
     received = []
 
     async def handle(animal: Cat | Dog, message: leveret.Message) -> None:
