@@ -121,7 +121,7 @@ class _Supervisor:
         others = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._show(enabled))]
         try:
             # No deadline: this lasts until the command ends. Before that a keeper ends only when it failed.
-            await asyncio.wait((*keepers, others[0]), return_when=asyncio.FIRST_COMPLETED)
+            first, _ = await asyncio.wait((*keepers, others[0]), return_when=asyncio.FIRST_COMPLETED)
             self._stop()
             limit = max(worker.longest_shutdown for worker in self._workers)
             _, late = await asyncio.wait(keepers, timeout=limit + _GRACE)
@@ -133,7 +133,9 @@ class _Supervisor:
             for task in others:
                 task.cancel()
             await asyncio.wait(others, timeout=_GRACE)
-        failures = [error for task in keepers if task.done() and (error := task.exception()) is not None]
+        # What ended the command, before what other workers did while they were being stopped.
+        ended = sorted((task for task in keepers if task.done()), key=lambda task: task not in first)
+        failures = [error for task in ended if (error := task.exception()) is not None]
         if failures:
             raise failures[0]
         if late and not self._signals.second:

@@ -85,6 +85,20 @@ crashing = leveret.App(os.environ["SHOP_URL"])
 crashing.consumer(os.environ["SHOP_QUEUE"])(handle)
 crashing.on_startup(lambda client: note("started", os.getpid()))
 crashing.on_startup(lambda client: os._exit(3))
+
+half = leveret.App(os.environ["SHOP_URL"])
+half.consumer(os.environ["SHOP_QUEUE"])(handle)
+
+
+@half.on_startup
+def only_the_first(client):
+    try:
+        os.mkdir("first")
+    except FileExistsError:
+        os._exit(3)
+
+
+half.on_shutdown(lambda client: os._exit(4))
 """
 
 
@@ -287,6 +301,15 @@ async def test_worker_that_crashes_again_and_again_ends_the_command(local_shop: 
     assert error.endswith(last + "\n")
     assert "Traceback" not in error
     assert not any(map(alive, local_shop.lines("started")))
+
+
+async def test_the_error_is_the_one_that_ended_the_command(local_shop: Shop) -> None:
+    # The second worker crashes again and again; the first one only when it is stopped for that.
+    with local_shop.running("shop:half", "--processes", "2", "--quiet") as process:
+        status, error = await ended(process)
+    assert status == 1
+    [last] = [line for line in error.splitlines() if line.startswith("Error: ")]
+    assert last.startswith("Error: worker 2 crashed 5 times within 30 s; the last one ended with status 3")
 
 
 async def test_workers_drain_when_their_parent_is_killed(local_shop: Shop) -> None:
