@@ -8,9 +8,6 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard cext/leveret/* cext/leveret/*/*)
 # leveret.wire.buffers for cext/leveret/wire/buffers.pyx.
 COMPILED := $(subst /,.,$(patsubst cext/%.pyx,%,$(wildcard cext/leveret/*/*.pyx)))
-# What runs the compiled modules and needs no RabbitMQ: the unit tests, and some that use the embedded broker.
-WITHOUT_RABBITMQ := tests/unit tests/integration/app tests/integration/plugins/test_hooks.py tests/integration/broker/test_server.py \
-    tests/integration/publishing/test_callbacks.py tests/integration/publishing/test_waiting_tasks.py
 PLUGINS := $(sort $(wildcard plugins/leveret-*))
 PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcard $(plugin)/src/*/* $(plugin)/src/*/*/*))
 .DEFAULT_GOAL := help
@@ -81,7 +78,7 @@ asan: setup ## unit tests and more with the compiled modules under gcc's address
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:quarantine_size_mb=64 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    $(BIN)/python -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider \
-	    $(or $(ARGS),$(WITHOUT_RABBITMQ))
+	    $(or $(ARGS),@tests/without_rabbitmq.txt)
 
 # Python's own modules are traced as well as Cython's, so each test takes a few times as long.
 coverage: setup ## unit tests and more with line tracing: how many lines of Python and Cython they run (ARGS="tests plugins": all tests)
@@ -89,7 +86,7 @@ coverage: setup ## unit tests and more with line tracing: how many lines of Pyth
 	@rm -f build/trace/data*
 	@export COVERAGE_FILE="$(CURDIR)/build/trace/data" PYTHONPATH="$(CURDIR)/build/trace/lib:$(CURDIR)/cext:$(CURDIR)/tools"; \
 	status=0; $(BIN)/coverage run -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider \
-	    $(or $(ARGS),$(WITHOUT_RABBITMQ)) || status=$$?; \
+	    $(or $(ARGS),@tests/without_rabbitmq.txt) || status=$$?; \
 	$(BIN)/coverage combine -q && $(BIN)/coverage report && exit $$status
 
 rabbitmq: ## install the RabbitMQ server that the tests need

@@ -103,9 +103,10 @@ def started_server(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-async def no_leftovers(started_server: None) -> AsyncIterator[None]:
-    """Fails a test that leaves tasks or errors that nobody looked at. Modules ask for it with `pytestmark`."""
-    async with nothing_left_behind():
+async def no_leftovers(request: pytest.FixtureRequest, started_server: None) -> AsyncIterator[None]:
+    """Fails a test that leaves tasks running, or that makes asyncio or Leveret log an error."""
+    marker = request.node.get_closest_marker("time_limit")
+    async with nothing_left_behind(*(marker.args if marker else ())):
         yield
 
 

@@ -59,7 +59,7 @@ class DecodeLargeBody:
             self.reader.feed(piece)
 
 
-#: The largest size of each, in bytes; docs/memory.md has a table of them.
+#: The largest size of each, in bytes.
 _BODIES = {
     "64 KiB": 65_536,
     "256 KiB": 262_144,

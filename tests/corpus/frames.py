@@ -140,7 +140,7 @@ def content_event(channel: int, method_id: int, **fields: object) -> Event:
 
 
 def content_runs(events: Iterable[object]) -> list[ContentRun]:
-    """What a reader gave, which must be runs of messages."""
+    """Returns the runs of messages that a frame reader returned; fails when it returned other events too."""
     runs: list[ContentRun] = []
     for event in events:
         assert isinstance(event, ContentRun)

@@ -1,4 +1,4 @@
-"""What waits inside the client is bounded while a broker holds publishers back; `make blocked` takes a minute of it."""
+"""A client's memory stays bounded while the broker takes no publishings; `make blocked` measures it for a minute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decompressing a body may take is measured, with bodies that are made to hurt."""
+"""Decompressing a hostile body takes bounded memory; a child process decompresses many and reports what each took."""
 
 from __future__ import annotations
 

@@ -61,6 +61,25 @@ class Queues:
             await channel.close()
 
 
+class Held:
+    """A handler that waits for `go`, then notes the value.
+
+    Attributes:
+        began: Set when a message is being handled.
+        go: Lets the handler go on.
+        seen: The values that were handled, in order.
+    """
+
+    def __init__(self) -> None:
+        self.began, self.go = asyncio.Event(), asyncio.Event()
+        self.seen: list[Any] = []
+
+    async def __call__(self, value: Any, message: leveret.Message) -> None:
+        self.began.set()
+        await self.go.wait()
+        self.seen.append(value)
+
+
 @contextlib.asynccontextmanager
 async def _background(coroutine: Any) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(coroutine)

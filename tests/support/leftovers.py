@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-#: Seconds after which a test that still runs is cancelled.
-TEST_DEADLINE = 120
+#: Seconds after which a test that still runs is cancelled, unless it is marked with another `time_limit`.
+TEST_DEADLINE = 30
 
 
 class _Collector(logging.Handler):
@@ -25,7 +25,7 @@ class _Collector(logging.Handler):
 
 
 @asynccontextmanager
-async def nothing_left_behind() -> AsyncIterator[None]:
+async def nothing_left_behind(seconds: float = TEST_DEADLINE) -> AsyncIterator[None]:
     """Fails when tasks are left, or when asyncio or Leveret logged an error, for example "never retrieved"."""
     if not gc.get_freeze_count():
         # The modules and tests are alive until the end. Looking through all of them after each test would take longer
@@ -43,7 +43,7 @@ async def nothing_left_behind() -> AsyncIterator[None]:
         for task in asyncio.all_tasks() - before:
             task.cancel("the test took too long")
 
-    alarm = loop.call_later(TEST_DEADLINE, cancel_the_test)
+    alarm = loop.call_later(seconds, cancel_the_test)
     try:
         yield
         left = asyncio.all_tasks() - before - {asyncio.current_task()}

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pamqp import body, frame, header
 from pamqp.commands import Basic
 
-from tests.support.peers import ANSWERS, Peer
+import leveret
+from tests.support.peers import ANSWERS, FakeServer, Peer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from pamqp import base
 
@@ -77,3 +78,13 @@ class Scripted:
     def given_back(self) -> list[int]:
         """The delivery tags of basic.nack, in order."""
         return [nack.delivery_tag for _, nack in self.got("Basic.Nack")]
+
+
+@contextlib.asynccontextmanager
+async def connected(broker: Scripted, **settings: Any) -> AsyncIterator[leveret.Client]:
+    """Starts the broker and connects a client that comes back at once when its connection is lost."""
+    async with (
+        FakeServer(broker) as server,
+        leveret.connect(server.url, recovery_initial_delay=0.01, **settings) as client,
+    ):
+        yield client

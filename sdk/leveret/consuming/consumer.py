@@ -436,12 +436,16 @@ class Consumer(Generic[T], DeliveryBuffer):
         Raises:
             LeveretError: As `run`.
         """
-        try:
-            messages = [await anext(self)]
-        except StopAsyncIteration:
-            return []
-        deadline = self._loop.time() + wait
-        while len(messages) < size and not self._stopping:
+        messages: list[Message] = []
+        deadline = 0.0
+        while not messages or (len(messages) < size and not self._stopping):
+            if not messages:
+                try:
+                    messages.append(await anext(self))
+                except StopAsyncIteration:
+                    return []
+                deadline = self._loop.time() + wait
+                continue
             message = self._pop()
             if message is not None:
                 messages.append(message)
@@ -458,10 +462,10 @@ class Consumer(Generic[T], DeliveryBuffer):
                 raise
             finally:
                 timer.cancel()
-            # Their channel may have been lost meanwhile.
+            # Without those whose channel was lost meanwhile and that the broker delivers again: perhaps all of them.
             messages = self._kept(messages)
         self._wake_more()
-        return messages or await self.take(size, wait)
+        return messages
 
     async def get(self) -> Message | None:
         """Takes one message, if there is one (basic.get). Slow: each call is a round trip.

@@ -141,7 +141,12 @@ class Subscription:
                 await self._consume(channel, self.prefetch)
 
     async def start(self) -> None:
-        """As `begin`, but returns, too, when the broker did not answer and the consumer subscribes again by itself."""
+        """Subscribes like `begin`, for `run` and iteration, which wait for deliveries anyway.
+
+        Raises:
+            OperationTimeout: The broker did not answer, and the consumer does not subscribe again by itself.
+            LeveretError: As `begin`.
+        """
         try:
             await self.begin()
         except OperationTimeout:

@@ -28,8 +28,8 @@ _NO_PROPERTIES: Final = frozenset({"exchange", "mandatory", "confirm_timeout"})
 _UNIQUE: Final = frozenset({"message_id", "correlation_id", "timestamp", "confirm_timeout"})
 #: Types of values that cannot change.
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
-#: Tables are copied so deep. Deeper ones are refused when they are packed.
-_DEEPEST: Final = 32
+#: Deeper than any field table may be. What is deeper is not copied, and is refused when it is packed.
+_DEEPEST: Final = 100
 
 
 class PublishOptions(TypedDict, total=False):
@@ -115,21 +115,35 @@ def repeats(routing_key: str, options: PublishOptions) -> tuple[object, ...] | N
 def keep(options: PublishOptions) -> PublishOptions:
     """Copies the headers of options that are used after the call that took them: its caller may change them then."""
     headers = options.get("headers")
-    return {**options, "headers": _copied(headers)} if headers else options
+    return {**options, "headers": _copied(headers, {})} if headers else options
 
 
-def _copied(value: Any, depth: int = 0) -> Any:
-    """Copies a value of a field table; see `leveret.encode_table` for the values."""
+def _copied(value: Any, copies: dict[int, tuple[object, Any]], depth: int = 0) -> Any:
+    """Copies a value of a field table; see `leveret.encode_table` for the values.
+
+    Args:
+        value: The value.
+        copies: Tables and arrays with their copies, by the `id` of each: what stands in several places is copied once.
+        depth: In how many tables and arrays the value lies.
+    """
     if type(value) in _PLAIN or depth > _DEEPEST:
         return value
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
     if isinstance(value, FieldValue):
-        return FieldValue(value.type, _copied(value.value, depth))
+        return FieldValue(value.type, _copied(value.value, copies, depth))
+    if id(value) in copies:
+        return copies[id(value)][1]
     if isinstance(value, list | tuple):
-        return [_copied(item, depth + 1) for item in value]
+        array: list[Any] = []
+        copies[id(value)] = value, array
+        array += [_copied(item, copies, depth + 1) for item in value]
+        return array
     if hasattr(value, "items"):
-        return {key: _copied(item, depth + 1) for key, item in dict(value).items()}
+        table: dict[Any, Any] = {}
+        copies[id(value)] = value, table
+        table |= {key: _copied(item, copies, depth + 1) for key, item in dict(value).items()}
+        return table
     return value
 
 

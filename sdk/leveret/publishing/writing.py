@@ -105,9 +105,9 @@ class MessageWriter:
     async def publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
         """Publishes one message and waits for its outcome; see `Producer.publish`."""
         patience = confirm_timeout_of(options, self.settings.confirm_timeout)
-        started = self._loop.time()
+        deadline = self._loop.time() + self.settings.publish_timeout
         frames, body = self.packer.pack(value, routing_key, options)
-        return await self._publish_frames(frames, body, patience, started, None, None)
+        return await self._publish_frames(frames, body, patience, deadline, None)
 
     def attempts(
         self, value: Any, routing_key: str | Template, options: PublishOptions, reporting: set[Ticket]
@@ -127,30 +127,31 @@ class MessageWriter:
             # The first attempt packs the message for all: between two of them the caller may change the value.
             nonlocal packed
             packed = packed or self.packer.pack(value, routing_key, options)
-            return await self._publish_frames(*packed, patience, 0.0, deadline, reporting)
+            return await self._publish_frames(*packed, patience, deadline, reporting)
 
         return attempt
 
     async def publish_raw(self, body: bytes, routing_key: str, raw_properties: bytes) -> Receipt:
         """Publishes a body as it is, with properties that are packed already; see `Producer.publish_raw`."""
         frames = self.packer.raw(routing_key, raw_properties)
-        return await self._publish_frames(frames, body, self.settings.confirm_timeout, self._loop.time(), None, None)
+        deadline = self._loop.time() + self.settings.publish_timeout
+        return await self._publish_frames(frames, body, self.settings.confirm_timeout, deadline, None)
 
     async def _publish_frames(
         self,
         frames: PublishTemplate,
         body: bytes,
         patience: float,
-        started: float,
-        deadline: float | None,
+        deadline: float,
         reporting: set[Ticket] | None,
     ) -> Receipt:
         self.check_loop()
         room = self.room
         limit = room.limit
+        # An attempt of a retry policy is made some time after the call, too.
+        is_late = reporting is not None
         if room.waiting or room.is_full(limit):
-            if deadline is None:
-                deadline = started + self.settings.publish_timeout
+            is_late = True
             await room.wait(limit, -1, deadline)
         ticket = Ticket(self._owner)
         try:
@@ -160,7 +161,7 @@ class MessageWriter:
             raise
         if not self.settings.confirms:
             return NO_RECEIPT
-        if deadline is not None:
+        if is_late:
             self.deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
         future = self.tickets.observe(ticket)
         if future is not None:
@@ -177,21 +178,22 @@ class MessageWriter:
     async def _wait_confirmed(self, seconds: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
         """Waits for the outcome with a `confirm_timeout` of the message's own, which begins when the socket took it."""
         deadlines = self.deadlines
+        step = min(deadlines.step, seconds / CLOCK_STEPS)
         since = deadlines.confirming_since
         appended, _ = self._connection.transport.progress
-        until = 0.0  # not known yet
+        until: float | None = None  # known when the socket has taken the message
         while not future.done():
             now = self._loop.time()
             if deadlines.confirming_since != since:  # the channel is lost, or it was sent again on another one
                 since = deadlines.confirming_since
                 appended, _ = self._connection.transport.progress
-                until = 0.0
-            if not until and since is not None and self._connection.transport.progress[1] >= appended:
+                until = None
+            if until is None and since is not None and self._connection.transport.progress[1] >= appended:
                 until = now + seconds
-            if 0.0 < until <= now:
+            if until is not None and until <= now:
                 break
             # `wait` does not cancel the future.
-            await asyncio.wait([future], timeout=until - now if until else min(deadlines.step, seconds / CLOCK_STEPS))
+            await asyncio.wait([future], timeout=step if until is None else until - now)
         if not future.done():
             self._hand_out(self.window.give_up(ticket.delivery_tag, late("confirm_timeout", seconds)))
             self.room.wake()

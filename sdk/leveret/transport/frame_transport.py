@@ -215,15 +215,18 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
     @property
     def pending_bytes(self) -> int:
         """Bytes that the kernel has not taken yet."""
-        queued = 0 if self._transport is None or self.closed else self._transport.get_write_buffer_size()
-        return queued + len(self.out)
+        return self._queued_bytes + len(self.out)
 
     @property
     def progress(self) -> tuple[int, int]:
         """How many bytes were appended so far, and how many of them do not wait for the socket."""
         appended = self.out.sent_bytes + len(self.out)
-        queued = 0 if self._transport is None or self.closed else self._transport.get_write_buffer_size()
+        queued = self._queued_bytes
         return appended, self.out.sent_bytes - queued if queued else appended
+
+    @property
+    def _queued_bytes(self) -> int:
+        return 0 if self._transport is None or self.closed else self._transport.get_write_buffer_size()
 
     def socket_options(self) -> dict[str, int]:
         """Asks the kernel for the options of the socket, by the names of `ConnectionSettings`."""

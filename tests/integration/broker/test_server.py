@@ -1,4 +1,4 @@
-"""An embedded broker listens, starts again and stops, and tells whoever is connected."""
+"""How an embedded broker listens, starts again and stops, and ends connections whose clients do not answer."""
 
 from __future__ import annotations
 

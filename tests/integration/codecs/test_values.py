@@ -117,7 +117,7 @@ async def test_every_property_comes_back_when_it_was_set(client: leveret.Client,
             priority=9,
             expiration=60.5,
             correlation_id="correlation",
-            reply_to="amq.rabbitmq.reply-to.somebody",
+            reply_to="amq.rabbitmq.reply-to.client-1",
             message_id="message",
             timestamp=at,
             type="order.created",
@@ -138,7 +138,7 @@ async def test_every_property_comes_back_when_it_was_set(client: leveret.Client,
         delivery_mode=1,
         priority=9,
         correlation_id="correlation",
-        reply_to="amq.rabbitmq.reply-to.somebody",
+        reply_to="amq.rabbitmq.reply-to.client-1",
         expiration="60500",
         message_id="message",
         timestamp=int(at.timestamp()),
@@ -147,7 +147,7 @@ async def test_every_property_comes_back_when_it_was_set(client: leveret.Client,
         app_id="shop",
     )
     assert (message.priority, message.type, message.correlation_id) == (9, "order.created", "correlation")
-    assert (message.reply_to, message.message_id) == ("amq.rabbitmq.reply-to.somebody", "message")
+    assert (message.reply_to, message.message_id) == ("amq.rabbitmq.reply-to.client-1", "message")
     assert (message.timestamp, message.content_encoding) == (int(at.timestamp()), "utf-8")
 
 

@@ -448,6 +448,7 @@ async def test_no_credentials_are_logged_when_recovery_fails(warnings: Warnings)
 
 
 @pytest.mark.integration
+@pytest.mark.time_limit(120)  # rabbitmqctl runs eight times, a second or more each
 async def test_recovery_ends_when_the_password_or_the_virtual_host_is_no_longer_taken(
     rabbitmq: RabbitMQNode, unique_name: Callable[[str], str], warnings: Warnings
 ) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.handling import Queues
+from tests.support.scripted import Scripted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -25,3 +26,9 @@ async def failing(queues: Queues) -> AsyncIterator[Queues]:
     yield queues
     for suffix in ("retry.100", "retry.200", "parked"):
         await queues.client.delete_queue(f"{queues.work}.{suffix}")
+
+
+@pytest.fixture
+def scripted() -> Scripted:
+    """A broker that answers by a script."""
+    return Scripted()

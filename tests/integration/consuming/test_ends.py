@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp.commands import Basic, Channel
 from tests.support.handling import running, until
-from tests.support.peers import FakeServer
-from tests.support.scripted import Scripted
+from tests.support.scripted import Scripted, connected
 
-import leveret
 from leveret.consuming.error_policy import Park
 from leveret.consuming.states import ConsumerState
 from leveret.errors import PreconditionFailed
@@ -20,30 +18,26 @@ from leveret.errors import PreconditionFailed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import leveret
+
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 @pytest.fixture
-def broker() -> Scripted:
-    return Scripted()
+async def client(scripted: Scripted) -> AsyncIterator[leveret.Client]:
+    async with connected(scripted, operation_timeout=2, close_timeout=2) as client:
+        yield client
 
 
-@pytest.fixture
-async def client(broker: Scripted) -> AsyncIterator[leveret.Client]:
-    settings: dict[str, Any] = {"operation_timeout": 2, "close_timeout": 2, "recovery_initial_delay": 0.01}
-    async with FakeServer(broker) as server, leveret.connect(server.url, **settings) as connected:
-        yield connected
-
-
-def lose_channel(broker: Scripted) -> None:
-    channel, _ = broker.got("Channel.Open")[-1]
-    broker.peers[-1].send(Channel.Close(406, "lost", 0, 0), channel)
+def lose_channel(scripted: Scripted) -> None:
+    channel, _ = scripted.got("Channel.Open")[-1]
+    scripted.peers[-1].send(Channel.Close(406, "lost", 0, 0), channel)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("ack", ["coalesced", "handoff", "none"])
 async def test_run_returns_when_its_handler_closes_the_consumer(
-    broker: Scripted, client: leveret.Client, ack: Any, concurrency: int
+    scripted: Scripted, client: leveret.Client, ack: Any, concurrency: int
 ) -> None:
     consumer = client.consumer("q", ack=ack, concurrency=concurrency)
     begun: list[Any] = []
@@ -54,14 +48,14 @@ async def test_run_returns_when_its_handler_closes_the_consumer(
 
     async with running(consumer, handler) as run:
         await until(lambda: consumer.health().live)
-        broker.deliver(1, 2, 3)
+        scripted.deliver(1, 2, 3)
         async with asyncio.timeout(5):
             await asyncio.wait([run])
         run.result()
     assert begun == [1, 2][:concurrency] or begun == [1]
-    assert broker.got("Channel.Close")
+    assert scripted.got("Channel.Close")
     if ack == "coalesced":
-        assert not broker.got("Basic.Ack")
+        assert not scripted.got("Basic.Ack")
 
 
 class Unusual(BaseException):
@@ -69,7 +63,7 @@ class Unusual(BaseException):
 
 
 async def test_run_raises_what_is_no_exception_and_the_message_goes_back(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     consumer = client.consumer("q", concurrency=2)
 
@@ -78,7 +72,7 @@ async def test_run_raises_what_is_no_exception_and_the_message_goes_back(
 
     async with running(consumer, handler) as run:
         await until(lambda: consumer.health().live)
-        broker.deliver(1, 2)
+        scripted.deliver(1, 2)
         async with asyncio.timeout(5):
             await asyncio.wait([run])
         error = run.exception()
@@ -86,65 +80,65 @@ async def test_run_raises_what_is_no_exception_and_the_message_goes_back(
         assert isinstance(error.exceptions[0], Unusual)
     assert consumer.state is ConsumerState.CLOSED
     assert consumer.health().working == 0
-    assert not broker.got("Basic.Ack")
-    assert broker.got("Channel.Close")
+    assert not scripted.got("Basic.Ack")
+    assert scripted.got("Channel.Close")
 
 
 async def test_an_acknowledgement_of_a_lost_channel_does_not_go_to_the_next(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     async with client.consumer("q", ack="manual", ack_delay=0, resubscribe=True) as consumer:
         await consumer.subscribe()
-        broker.deliver(1)
+        scripted.deliver(1)
         old = await anext(consumer)
-        lose_channel(broker)
-        await until(lambda: len(broker.got("Basic.Consume")) == 2)
+        lose_channel(scripted)
+        await until(lambda: len(scripted.got("Basic.Consume")) == 2)
         await until(lambda: consumer.health().live)
-        broker.deliver(1, redelivered=True)
+        scripted.deliver(1, redelivered=True)
         new = await anext(consumer)
         assert not old.ack()
         assert not old.requeue()
         await asyncio.sleep(0.02)
-        assert not broker.got("Basic.Ack")
-        assert not broker.got("Basic.Reject")
+        assert not scripted.got("Basic.Ack")
+        assert not scripted.got("Basic.Reject")
         assert new.ack()
-        await until(lambda: len(broker.got("Basic.Ack")) == 1)
+        await until(lambda: len(scripted.got("Basic.Ack")) == 1)
 
 
-async def test_the_prefetch_is_the_last_one_on_the_next_channel(broker: Scripted, client: leveret.Client) -> None:
+async def test_the_prefetch_is_the_last_one_on_the_next_channel(scripted: Scripted, client: leveret.Client) -> None:
     async with client.consumer("q", prefetch=10, resubscribe=True) as consumer:
         await consumer.subscribe()
         await consumer.set_prefetch(20)
-        lose_channel(broker)
-        await until(lambda: len(broker.got("Basic.Consume")) == 3)
+        lose_channel(scripted)
+        await until(lambda: len(scripted.got("Basic.Consume")) == 3)
         await until(lambda: consumer.health().live)
-    assert [qos.prefetch_count for _, qos in broker.got("Basic.Qos")] == [10, 20, 20]
+    assert [qos.prefetch_count for _, qos in scripted.got("Basic.Qos")] == [10, 20, 20]
 
 
 async def test_a_channel_that_is_lost_before_the_consumer_subscribes_is_replaced(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     async with client.consumer("q", resubscribe=True) as consumer:
-        lose_channel(broker)
+        lose_channel(scripted)
         await asyncio.sleep(0.05)
         await consumer.subscribe()
         assert consumer.health().live
 
 
 async def test_a_channel_that_is_lost_before_the_consumer_subscribes_ends_it_without_resubscribe(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     async with client.consumer("q") as consumer:
-        lose_channel(broker)
+        lose_channel(scripted)
         await asyncio.sleep(0.05)
         with pytest.raises(PreconditionFailed):
             await consumer.subscribe()
 
 
 async def test_the_producer_of_copies_is_closed_when_close_is_cancelled(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
-    broker.instead["Basic.Publish"] = lambda peer, channel, _: peer.send(Basic.Ack(1), channel)
+    scripted.instead["Basic.Publish"] = lambda peer, channel, _: peer.send(Basic.Ack(1), channel)
     consumer = client.consumer("q", on_error=Park())
 
     async def handler(value: Any, message: leveret.Message) -> None:
@@ -152,21 +146,21 @@ async def test_the_producer_of_copies_is_closed_when_close_is_cancelled(
 
     async with running(consumer, handler) as run:
         await until(lambda: consumer.health().live)
-        broker.deliver(1)
+        scripted.deliver(1)
         await until(lambda: consumer.counters()["parked"] == 1)
-        closed = len(broker.got("Channel.Close"))
-        broker.unanswered["Channel.Close"] = 1
+        closed = len(scripted.got("Channel.Close"))
+        scripted.unanswered["Channel.Close"] = 1
         run.cancel()
-        await until(lambda: len(broker.got("Channel.Close")) == closed + 1)
+        await until(lambda: len(scripted.got("Channel.Close")) == closed + 1)
         run.cancel()
         # Without its consumer's channel being closed, the producer's is.
-        await until(lambda: len(broker.got("Channel.Close")) == closed + 2, seconds=1)
+        await until(lambda: len(scripted.got("Channel.Close")) == closed + 2, seconds=1)
     assert not consumer.health().live
 
 
 @pytest.mark.parametrize("ack", ["handoff", "none"])
 async def test_the_log_says_that_a_message_without_a_key_is_lost(
-    broker: Scripted, client: leveret.Client, ack: Any, caplog: pytest.LogCaptureFixture
+    scripted: Scripted, client: leveret.Client, ack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def key(message: leveret.Message) -> int:
         raise ValueError
@@ -174,13 +168,15 @@ async def test_the_log_says_that_a_message_without_a_key_is_lost(
     consumer = client.consumer("q", ack=ack, ordered_by=key)
     async with running(consumer, lambda value, message: None):
         await until(lambda: consumer.health().live)
-        broker.deliver(1)
+        scripted.deliver(1)
         await until(lambda: consumer.counters()["undecodable"] == 1)
     texts = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert not any("dead-lettered" in text for text in texts), texts
 
 
-async def test_a_batch_is_taken_when_its_time_ends_as_a_message_comes(broker: Scripted, client: leveret.Client) -> None:
+async def test_a_batch_is_taken_when_its_time_ends_as_a_message_comes(
+    scripted: Scripted, client: leveret.Client
+) -> None:
     async with client.batches("q", size=2, wait=0.001) as batches:
         await batches.consumer.subscribe()
         taken = 0
@@ -188,15 +184,15 @@ async def test_a_batch_is_taken_when_its_time_ends_as_a_message_comes(broker: Sc
         async with asyncio.timeout(10):
             while taken < 100:
                 tag += 1
-                broker.deliver(tag)
+                scripted.deliver(tag)
                 taken += len(await anext(batches))
 
 
 @pytest.mark.parametrize("ack", ["handoff", "none"])
 async def test_the_log_says_that_a_message_is_lost_when_its_copy_is_not_published(
-    broker: Scripted, client: leveret.Client, ack: Any, caplog: pytest.LogCaptureFixture
+    scripted: Scripted, client: leveret.Client, ack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broker.instead["Basic.Publish"] = lambda peer, channel, _: peer.send(Basic.Nack(1), channel)
+    scripted.instead["Basic.Publish"] = lambda peer, channel, _: peer.send(Basic.Nack(1), channel)
     consumer = client.consumer("q", ack=ack, on_error=Park())
 
     async def handler(value: Any, message: leveret.Message) -> None:
@@ -204,7 +200,7 @@ async def test_the_log_says_that_a_message_is_lost_when_its_copy_is_not_publishe
 
     async with running(consumer, handler):
         await until(lambda: consumer.health().live)
-        broker.deliver(1)
+        scripted.deliver(1)
         await until(lambda: any("copy" in record.getMessage() for record in caplog.records))
     (text,) = [text for record in caplog.records if "copy" in (text := record.getMessage())]
     assert "is lost" in text

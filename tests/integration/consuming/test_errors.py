@@ -211,23 +211,8 @@ async def test_a_message_is_released_and_handled_later_when_its_handler_raises_c
     async with asyncio.timeout(10):
         await consumer.run(handler)
     assert seen == [("value", False), ("value", True), ("value", True), ("value", True)]
-    assert consumer.counters() == {
-        "delivered": 4,
-        "acked": 1,
-        "unsettled": 0,
-        "undecodable": 0,
-        "handler_errors": 0,
-        "requeued": 0,
-        "released": 3,
-        "dead_lettered": 0,
-        "retried": 0,
-        "parked": 0,
-        "dropped": 0,
-        "stale_acks": 0,
-        "prefetch": 0,
-        "expected": 0,
-        "live": 0,
-    }
+    counted = {name: count for name, count in consumer.counters().items() if count}
+    assert counted == {"delivered": 4, "acked": 1, "released": 3}
     assert [record for record in caplog.records if record.name == "leveret.consuming"] == []
     assert await queues.remaining() == []
     # Dead letters keep their order, so what comes first shows that nothing was before it.

@@ -8,33 +8,28 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp.commands import Channel
 from tests.support.handling import running, until
-from tests.support.peers import FakeServer
-from tests.support.scripted import Scripted
+from tests.support.scripted import Scripted, connected
 
-import leveret
 from leveret.errors import PreconditionFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import leveret
+
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 @pytest.fixture
-def broker() -> Scripted:
-    return Scripted()
+async def client(scripted: Scripted) -> AsyncIterator[leveret.Client]:
+    async with connected(scripted) as client:
+        yield client
 
 
-@pytest.fixture
-async def client(broker: Scripted) -> AsyncIterator[leveret.Client]:
-    async with FakeServer(broker) as server, leveret.connect(server.url, recovery_initial_delay=0.01) as connected:
-        yield connected
-
-
-def lose_channel(broker: Scripted) -> None:
+def lose_channel(scripted: Scripted) -> None:
     """Closes the consumer's channel."""
-    channel, _ = broker.got("Basic.Consume")[-1]
-    broker.peers[-1].send(Channel.Close(406, "lost", 0, 0), channel)
+    channel, _ = scripted.got("Basic.Consume")[-1]
+    scripted.peers[-1].send(Channel.Close(406, "lost", 0, 0), channel)
 
 
 class Slow:
@@ -49,43 +44,43 @@ class Slow:
         await self.go.wait()
 
 
-async def lost_and_subscribed_again(broker: Scripted, consumer: leveret.Consumer[Any]) -> None:
-    before = len(broker.got("Basic.Consume"))
-    lose_channel(broker)
-    await until(lambda: len(broker.got("Basic.Consume")) > before)
+async def lost_and_subscribed_again(scripted: Scripted, consumer: leveret.Consumer[Any]) -> None:
+    before = len(scripted.got("Basic.Consume"))
+    lose_channel(scripted)
+    await until(lambda: len(scripted.got("Basic.Consume")) > before)
     await until(lambda: consumer.health().live)
 
 
 @pytest.mark.parametrize("ordered_by", [None, "routing_key"])
 @pytest.mark.parametrize("ack", ["none", "handoff"])
 async def test_what_the_broker_has_forgotten_is_handled_in_order_when_the_channel_is_lost(
-    broker: Scripted, client: leveret.Client, ack: Any, ordered_by: str | None
+    scripted: Scripted, client: leveret.Client, ack: Any, ordered_by: str | None
 ) -> None:
     consumer = client.consumer("q", ack=ack, ack_delay=0, resubscribe=True, ordered_by=ordered_by, concurrency=2)
     slow = Slow()
     async with running(consumer, slow):
         await until(lambda: consumer.health().live)
-        broker.deliver(1, 2, 3, 4)
+        scripted.deliver(1, 2, 3, 4)
         await until(lambda: consumer.health().waiting == (2 if ordered_by is None else 3))
         if ack == "handoff":
-            await until(lambda: broker.got("Basic.Ack"))
-        await lost_and_subscribed_again(broker, consumer)
-        broker.deliver(1, 2, bodies="1{}")
+            await until(lambda: scripted.got("Basic.Ack"))
+        await lost_and_subscribed_again(scripted, consumer)
+        scripted.deliver(1, 2, bodies="1{}")
         await until(lambda: consumer.counters()["delivered"] == 6)
         slow.go.set()
         await until(lambda: slow.begun == [1, 2, 3, 4, 11, 12])
 
 
 async def test_what_the_broker_has_forgotten_is_handled_before_run_raises(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     consumer = client.consumer("q", ack="none")
     slow = Slow()
     async with running(consumer, slow) as run:
         await until(lambda: consumer.health().live)
-        broker.deliver(1, 2, 3)
+        scripted.deliver(1, 2, 3)
         await until(lambda: consumer.health().waiting == 2)
-        lose_channel(broker)
+        lose_channel(scripted)
         await until(lambda: not consumer.health().live)
         slow.go.set()
         await asyncio.wait([run])
@@ -94,76 +89,76 @@ async def test_what_the_broker_has_forgotten_is_handled_before_run_raises(
 
 
 async def test_what_was_not_acknowledged_comes_again_with_handoff_when_the_channel_is_lost(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     consumer = client.consumer("q", ack="handoff", handoff_size=2, ack_delay=0, resubscribe=True)
     slow = Slow()
     async with running(consumer, slow):
         await until(lambda: consumer.health().live)
-        broker.deliver(1, 2, 3, 4)
+        scripted.deliver(1, 2, 3, 4)
         await until(lambda: consumer.health().waiting == 3)
-        await until(lambda: [ack.delivery_tag for _, ack in broker.got("Basic.Ack")] == [2])
-        await lost_and_subscribed_again(broker, consumer)
+        await until(lambda: [ack.delivery_tag for _, ack in scripted.got("Basic.Ack")] == [2])
+        await lost_and_subscribed_again(scripted, consumer)
         assert consumer.health().waiting == 1
-        broker.deliver(1, 2, bodies="1{}", redelivered=True)
+        scripted.deliver(1, 2, bodies="1{}", redelivered=True)
         await until(lambda: consumer.counters()["delivered"] == 6)
         slow.go.set()
         await until(lambda: slow.begun == [1, 2, 11, 12])
 
 
 async def test_an_acknowledgement_that_was_not_written_has_its_message_come_again(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     consumer = client.consumer("q", ack="handoff", ack_delay=1, prefetch=100, resubscribe=True)
     slow = Slow()
     async with running(consumer, slow):
         await until(lambda: consumer.health().live)
-        broker.deliver(1, 2)
+        scripted.deliver(1, 2)
         await until(lambda: consumer.health().waiting == 1)
-        await lost_and_subscribed_again(broker, consumer)
-        assert not broker.got("Basic.Ack")
+        await lost_and_subscribed_again(scripted, consumer)
+        assert not scripted.got("Basic.Ack")
         assert consumer.health().waiting == 0
 
 
 async def test_unbegun_deliveries_are_dropped_when_they_are_acknowledged_after_their_handlers(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     consumer = client.consumer("q", resubscribe=True)
     slow = Slow()
     async with running(consumer, slow):
         await until(lambda: consumer.health().live)
-        broker.deliver(1, 2, 3)
+        scripted.deliver(1, 2, 3)
         await until(lambda: consumer.health().waiting == 2)
-        await lost_and_subscribed_again(broker, consumer)
-        broker.deliver(1, 2, 3, bodies="1{}", redelivered=True)
+        await lost_and_subscribed_again(scripted, consumer)
+        scripted.deliver(1, 2, 3, bodies="1{}", redelivered=True)
         slow.go.set()
         await until(lambda: slow.begun == [1, 11, 12, 13])
 
 
-async def test_a_batch_has_no_message_of_a_lost_channel(broker: Scripted, client: leveret.Client) -> None:
+async def test_a_batch_has_no_message_of_a_lost_channel(scripted: Scripted, client: leveret.Client) -> None:
     async with client.batches("q", size=4, wait=5, resubscribe=True) as batches:
         batch = asyncio.create_task(anext(batches))
         await until(lambda: batches.consumer.health().live)
-        broker.deliver(1, 2)
+        scripted.deliver(1, 2)
         await until(lambda: batches.consumer.counters()["delivered"] == 2)
         await asyncio.sleep(0.01)
-        await lost_and_subscribed_again(broker, batches.consumer)
-        broker.deliver(1, 2, 3, 4, bodies="1{}", redelivered=True)
+        await lost_and_subscribed_again(scripted, batches.consumer)
+        scripted.deliver(1, 2, 3, 4, bodies="1{}", redelivered=True)
         async with asyncio.timeout(8):
             assert (await batch).values == [11, 12, 13, 14]
 
 
 async def test_a_batch_keeps_what_the_broker_has_forgotten_when_its_wait_is_cancelled(
-    broker: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client
 ) -> None:
     async with client.batches("q", size=4, wait=5, ack="none", resubscribe=True) as batches:
         waiting = asyncio.create_task(anext(batches))
         await until(lambda: batches.consumer.health().live)
-        broker.deliver(1, 2)
+        scripted.deliver(1, 2)
         await until(lambda: batches.consumer.counters()["delivered"] == 2)
         await asyncio.sleep(0.01)
-        await lost_and_subscribed_again(broker, batches.consumer)
+        await lost_and_subscribed_again(scripted, batches.consumer)
         waiting.cancel()
         await asyncio.wait([waiting])
-        broker.deliver(1, 2, bodies="1{}")
+        scripted.deliver(1, 2, bodies="1{}")
         assert (await anext(batches)).values == [1, 2, 11, 12]

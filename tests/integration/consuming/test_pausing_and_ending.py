@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.handling import Queues, broken_off, running, until
+from tests.support.handling import Held, Queues, broken_off, running, until
 from tests.support.loops import every_loop
 from tests.support.queues import taken
 
@@ -22,27 +22,20 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 async def test_others_get_the_messages_when_a_consumer_is_paused(queues: Queues) -> None:
     await queues.publish(*range(20))
     consumer = queues.client.consumer(queues.work, prefetch=10)
-    go, began = asyncio.Event(), asyncio.Event()
-    seen: list[int] = []
-
-    async def handler(value: int, message: leveret.Message) -> None:
-        began.set()
-        await go.wait()
-        seen.append(value)
-
+    handler = Held()
     async with running(consumer, handler) as task:
-        await began.wait()
+        await handler.began.wait()
         await consumer.pause()
         assert consumer.health()
         assert not consumer.health().expected
         assert await taken(queues.client, queues.work) == list(range(1, 20))
-        go.set()
+        handler.go.set()
         await until(lambda: consumer.counters()["acked"] == 1)
         await queues.publish("while paused")
         await asyncio.sleep(0.05)
-        assert seen == [0]
+        assert handler.seen == [0]
         await consumer.resume()
-        await until(lambda: seen == [0, "while paused"])
+        await until(lambda: handler.seen == [0, "while paused"])
         assert await consumer.drain(5)
         await task
     assert await queues.remaining() == []
@@ -51,22 +44,15 @@ async def test_others_get_the_messages_when_a_consumer_is_paused(queues: Queues)
 async def test_run_returns_when_everything_delivered_is_handled_after_cancel(queues: Queues) -> None:
     await queues.publish(*range(30))
     consumer = queues.client.consumer(queues.work, prefetch=10)
-    go, began = asyncio.Event(), asyncio.Event()
-    seen: list[int] = []
-
-    async def handler(value: int, message: leveret.Message) -> None:
-        began.set()
-        await go.wait()
-        seen.append(value)
-
+    handler = Held()
     async with running(consumer, handler) as task:
-        await began.wait()
+        await handler.began.wait()
         await consumer.cancel()
         delivered = consumer.counters()["delivered"]
-        go.set()
+        handler.go.set()
         async with asyncio.timeout(5):
             await task
-    assert seen == list(range(delivered))
+    assert handler.seen == list(range(delivered))
     assert delivered < 30
     assert await queues.remaining() == list(range(delivered, 30))
 

@@ -82,9 +82,10 @@ async def test_headers_that_fit_no_table_are_refused_as_before(tight_client: lev
             await producer.publish_batch(["value"], "q", headers=headers)
 
 
-async def test_a_table_in_itself_is_refused(tight_client: leveret.Client) -> None:
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_table_in_itself_is_refused(tight_client: leveret.Client, times: int) -> None:
     headers: dict[str, Any] = {}
-    headers["itself"] = headers
+    headers |= {str(n): headers for n in range(times)}  # copied by every path, three would be 3**100 tables
     async with tight_client.producer() as producer:
         with pytest.raises(EncodeFailed, match="nested deeper"):
             producer.template("q", headers=headers)
