@@ -25,6 +25,8 @@ from leveret.settings import (
     ProducerSettings,
     Settings,
 )
+from leveret.topology.declared import Declared
+from leveret.topology.restoring import Restorer
 from leveret.wire.numbers import REPLY_SUCCESS
 
 if TYPE_CHECKING:
@@ -59,14 +61,15 @@ class Client(ClientBase):
     connections that publish, and acknowledgements must still get through (RabbitMQ: connection.blocked). The
     publishing connection is opened by `connect`, the other with the first consumer.
 
-    When a connection is lost, calls that wait on it end with a typed error. With `auto_recovery` producers wait for the
-    next connection and go on; consumers go on with `resubscribe`, and end with the error without it.
+    When a connection is lost, producers and consumers wait for the next one and go on, and what was declared here is
+    declared again on it; `auto_recovery=False` ends them with the error instead.
 
     Attributes:
         settings: What it was made with.
         registry: The plugins it uses.
         publishing_link: Gives the connection that publishes, and recovers it.
         consuming_link: Gives the connection that consumes, and recovers it.
+        declared: What the client and its dedicated connections have declared and not deleted since.
     """
 
     def __init__(self, settings: Settings, registry: PluginRegistry) -> None:
@@ -77,6 +80,7 @@ class Client(ClientBase):
             Monitor(name),
             Link(settings.connection, f"{name} (publish)", registry),
             Link(settings.connection, f"{name} (consume)", registry),
+            Restorer(Declared()),
         )
         self._monitor.add(self.publishing_link, "connection", "publish", self.publishing_link.meter)
         self._monitor.add(self.consuming_link, "connection", "consume", self.consuming_link.meter)
@@ -180,7 +184,7 @@ class Client(ClientBase):
             if self._state is ClientState.CLOSED:
                 raise ConnectionClosed("the client is closed", reply_code=REPLY_SUCCESS)
             all_settings = dataclasses.replace(self._defaults, connection=settings)
-            dedicated = DedicatedConnection(all_settings, self.registry, self._monitor, forget)
+            dedicated = DedicatedConnection(all_settings, self.registry, self._monitor, self._restorer, forget)
             # Noted before it is open: its name is taken from now on, and closing the client closes it.
             self._dedicated[name] = dedicated
             try:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import Settings
+    from leveret.topology.restoring import Restorer
 
 __all__ = ["DedicatedConnection"]
 
@@ -33,14 +34,20 @@ class DedicatedConnection(ClientBase):
         registry: The plugins it uses.
         publishing_link: Gives the connection to producers and consumers, and recovers it.
         consuming_link: The same link.
+        declared: That of the client. Exclusive and server-named queues that were declared here can be used here only.
     """
 
     def __init__(
-        self, settings: Settings, registry: PluginRegistry, monitor: Monitor, on_close: Callable[[], object]
+        self,
+        settings: Settings,
+        registry: PluginRegistry,
+        monitor: Monitor,
+        restorer: Restorer,
+        on_close: Callable[[], object],
     ) -> None:
         connection = settings.connection
         link = Link(connection, connection.client_name, registry)
-        super().__init__(settings, registry, monitor, link, link)
+        super().__init__(settings, registry, monitor, link, link, restorer)
         self._on_close = on_close
 
     def __repr__(self) -> str:
@@ -55,6 +62,7 @@ class DedicatedConnection(ClientBase):
         """Flushes and closes its producers, closes its consumers and then the connection; never hangs."""
         ending = contextlib.AsyncExitStack()
         ending.callback(self._on_close)
+        ending.callback(self.declared.forget_home, self.publishing_link)
         await self._close(ending)
 
     async def __aenter__(self) -> DedicatedConnection:

@@ -18,7 +18,7 @@ from leveret.runtime.tasks import set_within
 from leveret.wire.numbers import REPLY_SUCCESS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConnectionSettings, Endpoint
@@ -61,6 +61,8 @@ class Link:
         meter: Counts its connections.
         connection: The last connection, open or not; None before the first.
         channels: The pool of its connection's channels.
+        prepare: Called with each new connection and the lost one that it replaces (None for the first), before anybody
+            uses the new one. When it raises, the attempt to connect has failed. Set by the client.
 
     Raises:
         ConfigurationError, PluginError: There is no backoff policy of this name, or it could not be made.
@@ -71,6 +73,7 @@ class Link:
         self.meter = ConnectionMeter()
         self.connection: Connection | None = None
         self.channels = ChannelPool(self, settings)
+        self.prepare: Callable[[Connection, Connection | None], Awaitable[object]] | None = None
         self._settings = settings
         self._registry = registry
         policy = settings.recovery_backoff
@@ -116,6 +119,8 @@ class Link:
                 return self.connection
             lost = self.connection
             connection = await self._dial(None if lost is None else lost.endpoint)
+            if self.prepare is not None:
+                await self._prepare(connection, lost)
             if self.state is LinkState.CLOSED:
                 # Closed while it was dialing: `close` has not seen this connection.
                 await connection.close()
@@ -182,6 +187,22 @@ class Link:
             return await Connection.open(self._settings, name=self.name, on_event=self._on_event, first=first)
         except LeveretError:
             self.meter.failed += 1
+            raise
+        finally:
+            self._tried_at = asyncio.get_running_loop().time()
+
+    async def _prepare(self, connection: Connection, lost: Connection | None) -> None:
+        assert self.prepare is not None
+        try:
+            await self.prepare(connection, lost)
+            if connection.error is not None:
+                raise again(connection.error)
+        except LeveretError:
+            self.meter.failed += 1
+            await connection.close()
+            raise
+        except BaseException:
+            await connection.close()
             raise
         finally:
             self._tried_at = asyncio.get_running_loop().time()
