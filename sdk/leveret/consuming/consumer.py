@@ -18,14 +18,17 @@ from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
 from leveret.consuming.delivery_buffer import DeliveryBuffer
 from leveret.consuming.error_policy import policy_of
 from leveret.consuming.failure_actions import FailureActions
+from leveret.consuming.keys import key_function
 from leveret.consuming.prefetch_tuner import Load, PrefetchTuner
 from leveret.consuming.read_collector import ReadCollector
 from leveret.consuming.settling import Handoff, Settler
 from leveret.consuming.states import ConsumerHealth, ConsumerLife, ConsumerState
+from leveret.consuming.streams import StreamPosition
 from leveret.consuming.subscription import Subscription
 from leveret.consuming.workers import Workers
 from leveret.errors import ChannelClosed, CircuitOpen, CodecError, ConfigurationError, LeveretError
 from leveret.monitoring.meters import ConsumerMeter
+from leveret.topology.declared import Declared
 from leveret.transport.waiting import Waiters
 from leveret.wire.numbers import REPLY_SUCCESS
 
@@ -52,8 +55,10 @@ T = TypeVar("T")
 #: Acknowledgements wait until this share of the prefetch is ready. RabbitMQ's own tests found 5 to 10 % to be
 #: near the best rate; a larger share means fewer and longer reads and writes.
 _ACK_SHARE: Final = 4
-#: Without acknowledgements reading pauses while more messages wait than this many times the prefetch.
+#: Without acknowledgements no deliveries are wanted while more messages wait than this many times the prefetch.
 _MOST_WAITING: Final = 10
+#: Why a consumer without acknowledgements wants no deliveries.
+_FULL: Final = "too many messages wait"
 #: Seconds between two looks at whether all is done, while a consumer is drained.
 _DRAIN_STEP: Final = 0.005
 #: The most seconds that `drain` may take.
@@ -83,6 +88,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         ordered_by: Callable[[Message], Hashable] | None = None,
         on_error: OnError = None,
         publishing: Link | None = None,
+        declared: Declared | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         meter = ConsumerMeter(AckWindow(0))
@@ -90,7 +96,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             meter, queue, settings, policy_of(on_error), publishing or connect, registry, self._stop_for
         )
         acks = Acknowledger(loop, meter, settings.ack_delay, settings.ack == "each")
-        keys = ordered_by or _key_function(settings.ordered_by)
+        keys = ordered_by or key_function(settings.ordered_by)
         is_tuned = settings.prefetch == "auto"
         no_ack, is_handed_off = settings.ack == "none", settings.ack == "handoff"
         super().__init__(
@@ -101,7 +107,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             waiters=Waiters(loop, asyncio.CancelledError),
             ordered_by=keys,
             no_ack=no_ack,
-            watched=no_ack or is_handed_off or is_tuned,
+            watched=True,
             measured=is_tuned,
         )
         self.queue = queue
@@ -110,11 +116,15 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._loop = loop
         self._decoder = BodyDecoder(registry, model, settings)
         self._is_ordered = keys is not None
+        self._is_watched = no_ack or is_handed_off or is_tuned
         self._no_ack = no_ack
-        self._reading_paused = False
         self._acks = acks
         self._failures = failures
-        self._settler = Settler(acks, meter, self._check_loop, no_ack=no_ack, each=settings.ack == "each")
+        memory = declared or Declared()
+        self._position = StreamPosition(queue, settings.stream_offset, lambda: memory.is_stream(queue))
+        self._settler = Settler(
+            acks, meter, self._check_loop, self._position, no_ack=no_ack, each=settings.ack == "each"
+        )
         self._handoff = Handoff(acks, settings.handoff_size) if is_handed_off else None
         self._life = ConsumerLife(self._note_state)
         self._workers = Workers(queue, settings, loop, self._life, failures)
@@ -130,10 +140,10 @@ class Consumer(Generic[T], DeliveryBuffer):
             settings,
             self._life,
             prefetch,
+            self._position,
             sink=self,
             opened=self._channel_opened,
             changed=self._note_state,
-            answer_needed=self._resume_reading,
             settle=lambda: acks.flush(stragglers=True),
         )
         self._note_state()
@@ -480,6 +490,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         """
         if self._subscription.has_begun or self._life.state is ConsumerState.CONSUMING:
             raise ConfigurationError("get is of no use while deliveries come", option="get")
+        self._position.check_takes_nothing_back("get", "get")
         channel = await self._subscription.open()
         message = await channel.basic_get(self.queue, no_ack=self._no_ack)
         if message is not None:
@@ -560,6 +571,8 @@ class Consumer(Generic[T], DeliveryBuffer):
         transport = channel.connection.transport
         deliveries = ChannelDeliveries(self.queue, channel.number, transport.out, self._decoder, self._settler.settle)
         self._acks.begin(deliveries, transport.flush)
+        self._position.opened(deliveries.acks)
+        self._watched = True
         self.meter.replace(deliveries.acks)
         if self.settings.read_delay:
             self._collector = ReadCollector(self._loop, transport.collect, transport.reader, self.settings.read_delay)
@@ -567,8 +580,7 @@ class Consumer(Generic[T], DeliveryBuffer):
     def _give_back_unstarted(self) -> None:
         """Gives messages back that no handler has begun with, and writes the acknowledgements that are ready."""
         if not self._no_ack and self._handoff is None:
-            for message in self._take_unstarted():
-                message.release()
+            self._settler.give_back(self._take_unstarted())
         self._acks.flush(stragglers=True)
 
     def _end_deliveries(self) -> None:
@@ -581,28 +593,27 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     def _delivered(self, run: ContentRun) -> None:
         """Notes the deliveries of a read, when the settings need that."""
+        if self._position.is_watching:
+            self._position.delivered(run.messages)
+            self._watched = self._is_watched or self._position.is_watching
         if self._tuner is not None:
             self._tuner.delivered(len(run.messages), self._subscription)
         if self._handoff is not None:
             self._handoff.take(run.messages, self._unstarted + self._running)
             self._pressed = self._handoff.is_full
-        elif (
-            self._no_ack
-            and self._buffered > _MOST_WAITING * self._prefetch
-            and self._subscription.tags
-            and not self._reading_paused
-        ):
-            # Without acknowledgements the broker knows no limit, so the socket has to be it.
-            self._reading_paused = self._pressed = True
-            self._connection.transport.pause_reading()
+        elif self._no_ack and not self._pressed and self._unstarted > _MOST_WAITING * self._prefetch:
+            # Without acknowledgements the broker knows no limit, and others need what comes on the connection.
+            self._pressed = True
+            self._subscription.withhold(_FULL)
 
     def _taken(self) -> None:
         """Notes that a message was taken from a buffer that was too full."""
-        if self._reading_paused and self._buffered <= self._prefetch:
-            self._resume_reading()
         if self._handoff is not None:
             self._handoff.acknowledge(self._unstarted + self._running)
-        self._pressed = self._reading_paused or (self._handoff is not None and self._handoff.is_full)
+            self._pressed = self._handoff.is_full
+        elif self._unstarted <= self._prefetch:
+            self._pressed = False
+            self._subscription.allow(_FULL)
 
     # ------------------------------------------------------------------ the channel calls these, and `delivered`
 
@@ -632,21 +643,4 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     def _resume_reading(self) -> None:
         if self._reading_paused:
-            self._reading_paused = False
             self._connection.transport.resume_reading()
-
-
-def _key_function(ordered_by: str | None) -> Callable[[Message], Hashable] | None:
-    """What `ConsumerSettings.ordered_by` says."""
-    if ordered_by is None:
-        return None
-    if ordered_by == "routing_key":
-        return lambda message: message.routing_key
-    header = ordered_by.partition(":")[2]
-
-    def key(message: Message) -> Hashable:
-        value = message.headers.get(header)
-        # Tables and arrays of AMQP have no hash.
-        return value if isinstance(value, (str, int, bytes, float, type(None))) else repr(value)
-
-    return key

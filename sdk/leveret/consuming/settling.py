@@ -6,12 +6,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from leveret.wire.content import append_settlement
-from leveret.wire.numbers import BASIC_NACK, BASIC_REJECT, NACK_REQUEUE, REJECT_REQUEUE
+from leveret.wire.numbers import BASIC_ACK, BASIC_NACK, BASIC_REJECT, NACK_REQUEUE, REJECT_REQUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
     from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
+    from leveret.consuming.streams import StreamPosition
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.wire.message import Message
 
@@ -51,15 +52,24 @@ class Settler:
         acks: Acknowledges them.
         meter: Counts them.
         check_loop: Raises when it is called in another thread or event loop than the connection's.
+        position: Says whether the queue is a stream.
         no_ack: Deliveries are not acknowledged, so there is nothing to settle.
         each: Write each acknowledgement at once.
     """
 
     def __init__(
-        self, acks: Acknowledger, meter: ConsumerMeter, check_loop: Callable[[], None], *, no_ack: bool, each: bool
+        self,
+        acks: Acknowledger,
+        meter: ConsumerMeter,
+        check_loop: Callable[[], None],
+        position: StreamPosition,
+        *,
+        no_ack: bool,
+        each: bool,
     ) -> None:
         self._acks = acks
         self._meter = meter
+        self._position = position
         self._check_loop = check_loop
         self._no_ack = no_ack
         self._each = each
@@ -79,6 +89,7 @@ class Settler:
             else:
                 self._acks.write_in_time()
             return _YES
+        self._position.check_takes_nothing_back(verb, verb)
         if not window.reject(tag):
             return _NO
         if verb == "dead_letter":
@@ -91,6 +102,24 @@ class Settler:
             append_settlement(deliveries.out, deliveries.channel, BASIC_NACK, tag, NACK_REQUEUE)
             self._meter.released += 1
         return _YES
+
+    def give_back(self, messages: list[Message]) -> None:
+        """Gives messages of the present channel back that no handler has begun with.
+
+        A stream takes nothing back: its deliveries are acknowledged, and the next subscription begins with them.
+        """
+        if not self._position.is_known:
+            for message in messages:
+                message.release()
+            return
+        deliveries = self._acks.current
+        messages = [message for message in messages if not message.is_settled]
+        self._position.put_back(messages)
+        for message in messages:
+            assert deliveries is not None  # it brought them
+            if deliveries.acks.reject(message.delivery_tag):
+                append_settlement(deliveries.out, deliveries.channel, BASIC_ACK, message.delivery_tag)
+                self._meter.released += 1
 
     def acknowledge(self, messages: list[Message]) -> int:
         """Acknowledges those of some messages that are not settled, and writes that at once.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.consuming.states import ConsumerLife
+    from leveret.consuming.streams import StreamPosition
     from leveret.protocol.recovery import Backoff
     from leveret.settings import ConsumerSettings
 
@@ -48,10 +49,10 @@ class Subscription:
         settings: The consumer's.
         life: The consumer's state.
         prefetch: How many deliveries the broker sends ahead.
+        position: Where the consumer is, when the queue is a stream.
         sink: Gets the deliveries and losses of the channel.
         opened: Called with each channel before the first delivery on it.
         changed: Called when the prefetch or the consumer tags have changed.
-        answer_needed: Called before the answer to a request is awaited: the connection has to be read.
         settle: Called before a channel is closed: writes the acknowledgements that are ready.
 
     Attributes:
@@ -67,11 +68,11 @@ class Subscription:
         settings: ConsumerSettings,
         life: ConsumerLife,
         prefetch: int,
+        position: StreamPosition,
         *,
         sink: ConsumerSink,
         opened: Callable[[Channel], None],
         changed: Callable[[], None],
-        answer_needed: Callable[[], None],
         settle: Callable[[], None],
     ) -> None:
         self.channel: Channel | None = None
@@ -81,10 +82,10 @@ class Subscription:
         self._queue = queue
         self._settings = settings
         self._life = life
+        self._position = position
         self._sink = sink
         self._opened = opened
         self._changed = changed
-        self._answer_needed = answer_needed
         self._settle = settle
         self._no_ack = settings.ack == "none"
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
@@ -143,6 +144,8 @@ class Subscription:
 
     async def begin(self) -> None:
         """Starts the deliveries of a consumer that is NEW."""
+        if self._no_ack:
+            self._position.check_takes_nothing_back('ack="none"', "ack")
         channel = await self.open()
         async with self._changing:
             if self._life.state is not ConsumerState.NEW:
@@ -174,7 +177,13 @@ class Subscription:
             if self.tags and channel is not None and not self._no_ack:
                 before = self.prefetch
                 try:
-                    await self._consume(channel, prefetch)
+                    if self._position.is_stream:
+                        # A second subscription would read the stream beside the first one.
+                        await self._cancel_tags()
+                        self._use_prefetch(prefetch)
+                        await self._consume_or_give_up(channel)
+                    else:
+                        await self._consume(channel, prefetch)
                 except OperationTimeout:
                     if self.tags:
                         self._use_prefetch(before)  # the old consumer goes on
@@ -369,7 +378,9 @@ class Subscription:
     async def _ask(self, channel: Channel, tag: str) -> None:
         """Sends basic.consume, and gives the channel up when the answer does not come."""
         settings = self._settings
-        arguments = None if settings.priority is None else {"x-priority": settings.priority}
+        arguments = self._position.arguments()
+        if settings.priority is not None:
+            arguments["x-priority"] = settings.priority
         try:
             await channel.basic_consume(
                 self._queue,
@@ -377,7 +388,7 @@ class Subscription:
                 consumer_tag=tag,
                 no_ack=self._no_ack,
                 exclusive=settings.exclusive,
-                arguments=arguments,
+                arguments=arguments or None,
             )
         except LeveretError as error:
             # On another channel, the same tag is another consumer's.
@@ -393,6 +404,7 @@ class Subscription:
             raise
         if channel is self.channel:
             self._unanswered.discard(tag)
+            self._position.begun()
             self._changed()
 
     def _asked(self, task: asyncio.Task[None]) -> None:
@@ -416,11 +428,16 @@ class Subscription:
         """Sends basic.cancel; deliveries that are on their way arrive before this returns."""
         channel = self.channel
         while len(self.tags) > keep and channel is not None and channel.is_open:
-            self._answer_needed()
             # For the broker it is done once it is sent, whether or not the caller waits for the answer.
             tag = self.tags[0]
             self._forget(tag)
-            await channel.basic_cancel(tag)
+            try:
+                await channel.basic_cancel(tag)
+            except OperationTimeout as error:
+                if self._position.is_stream and channel is self.channel:
+                    # Late deliveries would hide where the next subscription has to begin.
+                    self._give_up(channel, error)
+                raise
 
     def _use_prefetch(self, prefetch: int) -> None:
         self.prefetch = prefetch
@@ -443,6 +460,11 @@ class Subscription:
 
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; subscribes again if it may."""
+        self._position.lost()
+        if self._unanswered:
+            error = self._position.explained(error, no_ack=self._no_ack)
+            if isinstance(error, ConfigurationError):
+                self._life.fail(error, ConsumerState.LOST)
         self.tags.clear()
         self._unanswered.clear()
         if (
