@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.consuming.handlers import name_of
-from leveret.errors import LeveretError, OperationTimeout, PreconditionFailed
+from leveret.errors import ConsumerCancelled, LeveretError, OperationTimeout, PreconditionFailed
 from leveret.protocol.recovery import Backoff, may_mend
 from leveret.protocol.transitions import moved
 from leveret.runtime.tasks import cancel_all, done_before, set_within
@@ -80,10 +80,14 @@ class SupervisedConsumer:
     async def keep_running(self, client: Client, stopping: asyncio.Event) -> None:
         """Runs the consumer, and starts another one whenever it ends, until the app stops.
 
+        The consumer itself goes on after a loss. Another one is needed where its queue does not exist, or has been
+        missing for `queue_missing_timeout`.
+
         Raises:
-            LeveretError: An error that no further attempt would mend.
+            LeveretError: An error that no further attempt would mend, or after which the settings say that the consumer
+                ends: `auto_recovery=False`, `on_cancel="stop"`.
         """
-        backoff = restart_backoff()
+        backoff = client.consuming_link.new_backoff()
         loop = asyncio.get_running_loop()
         while not stopping.is_set():
             consumer = self.consumer or self.make(client)
@@ -92,7 +96,7 @@ class SupervisedConsumer:
             try:
                 await consumer.run(self.registration.handler)
             except LeveretError as error:
-                if not may_mend(error):
+                if not may_mend(error) or self._ends_with(error, consumer, client):
                     raise
                 reason = error
             finally:
@@ -107,6 +111,12 @@ class SupervisedConsumer:
             )
             await set_within(stopping, delay)
             backoff.count_attempt()
+
+    @staticmethod
+    def _ends_with(error: LeveretError, consumer: Consumer[Any], client: Client) -> bool:
+        if isinstance(error, ConsumerCancelled) and consumer.settings.on_cancel == "stop":
+            return True
+        return not client.settings.auto_recovery
 
     def _forget(self, consumer: Consumer[Any]) -> None:
         counted = consumer.counters()

@@ -209,7 +209,9 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._note_end(over=life.is_over, stopping=life.is_stopped)
         if life.is_over and self._held:
             self._failures.give_back(self._held.take())
-        self.meter.expected = life.state in (ConsumerState.CONSUMING, ConsumerState.LOST)
+        self.meter.expected = life.state is ConsumerState.LOST or (
+            life.state is ConsumerState.CONSUMING and not subscription.is_withheld
+        )
         self.meter.live = subscription.is_live
         if self._prefetch != subscription.prefetch:
             self._prefetch = self.meter.prefetch = subscription.prefetch
