@@ -17,6 +17,8 @@ cdef enum:
     UNSETTLED = 1
     ACKED = 2
     SETTLED = 3
+    # Unsettled, but only for the part that has reserved it: its copy is being published, or the consumer holds it.
+    RESERVED = 4
 
 
 @cython.final
@@ -156,6 +158,26 @@ cdef class AckWindow:
         self.unsettled -= 1
         self.acked += 1
         self.advance()
+        return True
+
+    def reserve(self, uint64_t delivery_tag):
+        """Keeps an unsettled delivery from being settled until `restore`.
+
+        Returns:
+            False when it is settled or reserved already, or was never made.
+        """
+        if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
+                or self.states[delivery_tag & self.mask] != UNSETTLED):
+            return False
+        self.states[delivery_tag & self.mask] = RESERVED
+        return True
+
+    def restore(self, uint64_t delivery_tag):
+        """Ends what `reserve` began. Returns False when the delivery is not reserved."""
+        if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
+                or self.states[delivery_tag & self.mask] != RESERVED):
+            return False
+        self.states[delivery_tag & self.mask] = UNSETTLED
         return True
 
     def reject(self, uint64_t delivery_tag):

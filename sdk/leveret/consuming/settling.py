@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from leveret.consuming.error_policy import checked_delay
 from leveret.wire.content import append_settlement
-from leveret.wire.numbers import BASIC_ACK, BASIC_NACK, BASIC_REJECT, NACK_REQUEUE, REJECT_REQUEUE
+from leveret.wire.numbers import BASIC_NACK, BASIC_REJECT, NACK_REQUEUE, REJECT_REQUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
     from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
+    from leveret.consuming.failure_actions import FailureActions
     from leveret.consuming.streams import StreamPosition
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.wire.message import Message
 
-__all__ = ["Handoff", "Settled", "Settler"]
+__all__ = ["Handoff", "Moved", "Settled", "Settler"]
 
 
 class Settled:
-    """The result of `ack`, `requeue`, `release` and `dead_letter`.
+    """The result of `ack`, `requeue`, `release` and `dead_letter`, and of `retry` and `park` that took nothing over.
 
     True when the call settled the message, false when it was settled before or its channel is gone. It may be awaited
     and then waits for nothing: the acknowledgement leaves with the next write, and AMQP does not answer it.
@@ -45,12 +48,38 @@ class Settled:
 _YES, _NO = Settled(True), Settled(False)
 
 
+class Moved:
+    """The result of `retry` and `park` that took a message over: true, and waits for the end when it is awaited.
+
+    Args:
+        task: Publishes the copy and acknowledges the message, or has the consumer hold it; None when that is done.
+    """
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[None] | None) -> None:
+        self._task = task
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        if self._task is not None:
+            # Not the task itself: cancelling one that waits must not break the move off.
+            yield from asyncio.wait((self._task,)).__await__()
+        return True
+
+    def __repr__(self) -> str:
+        return f"Moved({'done' if self._task is None or self._task.done() else 'under way'})"
+
+
 class Settler:
     """Settles messages of one consumer one by one.
 
     Args:
         acks: Acknowledges them.
         meter: Counts them.
+        failures: Moves those that are to be retried or parked, and notes those that are rejected.
         check_loop: Raises when it is called in another thread or event loop than the connection's.
         position: Says whether the queue is a stream.
         no_ack: Deliveries are not acknowledged, so there is nothing to settle.
@@ -61,6 +90,7 @@ class Settler:
         self,
         acks: Acknowledger,
         meter: ConsumerMeter,
+        failures: FailureActions,
         check_loop: Callable[[], None],
         position: StreamPosition,
         *,
@@ -69,13 +99,16 @@ class Settler:
     ) -> None:
         self._acks = acks
         self._meter = meter
+        self._failures = failures
         self._position = position
         self._check_loop = check_loop
         self._no_ack = no_ack
         self._each = each
 
-    def settle(self, deliveries: ChannelDeliveries, message: Message, verb: str) -> Settled:
+    def settle(self, deliveries: ChannelDeliveries, message: Message, verb: str, detail: Any) -> Settled | Moved:
         """Does what a verb of `Message` says; see there."""
+        if verb in ("retry", "park"):
+            return self._move(message, verb, detail)
         if not deliveries.alive or self._no_ack:
             self._meter.stale += not deliveries.alive
             return _NO
@@ -94,7 +127,7 @@ class Settler:
             return _NO
         if verb == "dead_letter":
             append_settlement(deliveries.out, deliveries.channel, BASIC_REJECT, tag)
-            self._meter.dead_lettered += 1
+            self._failures.note_rejected(message, detail)
         elif verb == "requeue":
             append_settlement(deliveries.out, deliveries.channel, BASIC_REJECT, tag, REJECT_REQUEUE)
             self._meter.requeued += 1
@@ -103,23 +136,15 @@ class Settler:
             self._meter.released += 1
         return _YES
 
-    def give_back(self, messages: list[Message]) -> None:
-        """Gives messages of the present channel back that no handler has begun with.
-
-        A stream takes nothing back: its deliveries are acknowledged, and the next subscription begins with them.
-        """
-        if not self._position.is_known:
-            for message in messages:
-                message.release()
-            return
-        deliveries = self._acks.current
-        messages = [message for message in messages if not message.is_settled]
-        self._position.put_back(messages)
-        for message in messages:
-            assert deliveries is not None  # it brought them
-            if deliveries.acks.reject(message.delivery_tag):
-                append_settlement(deliveries.out, deliveries.channel, BASIC_ACK, message.delivery_tag)
-                self._meter.released += 1
+    def _move(self, message: Message, verb: str, detail: Any) -> Settled | Moved:
+        delay = checked_delay("delay", detail) if verb == "retry" else None
+        self._check_loop()
+        if not self._failures.claim(message):
+            self._meter.stale += 1
+            return _NO
+        if delay is not None:
+            return Moved(self._failures.retry(message, delay))
+        return Moved(self._failures.park(message, detail))
 
     def acknowledge(self, messages: list[Message]) -> int:
         """Acknowledges those of some messages that are not settled, and writes that at once.

@@ -10,20 +10,38 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import ChannelClosed, ConfigurationError, ConnectionClosed, TableSyntaxError
+from leveret.wire.content import append_settlement
 from leveret.wire.encoding import FieldValue
-from leveret.wire.numbers import BASIC, BASIC_CONSUME, NOT_IMPLEMENTED, PRECONDITION_FAILED
+from leveret.wire.numbers import BASIC, BASIC_ACK, BASIC_CONSUME, NOT_IMPLEMENTED, PRECONDITION_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from leveret.consuming.acks import AckWindow
+    from leveret.consuming.channel_deliveries import ChannelDeliveries
     from leveret.errors import LeveretError
     from leveret.wire.message import Message
+    from leveret.wire.runs import ContentRun
 
-__all__ = ["StreamPosition", "offset_of"]
+__all__ = ["PROBE", "Probing", "StreamPosition", "offset_of"]
 
 #: The header of a delivery with its offset, and the argument of basic.consume with the offset to begin at.
 OFFSET: Final = "x-stream-offset"
+
+#: Arguments of basic.consume that a stream takes, and no other queue does.
+PROBE: Final = {OFFSET: "next"}
+
+
+class Probing:
+    """The sink of a consumer that only asks whether its queue is a stream: its deliveries are not wanted."""
+
+    def delivered(self, run: ContentRun) -> None:
+        """Drops deliveries: a stream keeps them."""
+
+    def cancelled(self, consumer_tag: str) -> None:
+        """Does nothing: the answer came before."""
+
+    def channel_lost(self, error: LeveretError) -> None:
+        """Does nothing: the error is raised where the answer is awaited."""
 
 
 def offset_of(message: Message) -> int | None:
@@ -39,8 +57,10 @@ class StreamPosition:
     """Knows whether a consumer's queue is a stream, and where its next subscription has to begin.
 
     A queue is a stream when the consumer has `stream_offset`, when the client has declared it as one, or when a
-    delivery says its offset. The next subscription begins behind the deliveries that are here. After a loss, it begins
-    at the lowest offset that was not handled, so each message is handled at least once.
+    delivery says its offset. A publisher can write that header, too, so the last has to be confirmed by the broker.
+
+    The next subscription begins behind the deliveries that are here. After a loss, it begins at the lowest offset that
+    was not handled, so each message is handled at least once.
 
     Args:
         queue: The queue.
@@ -48,32 +68,43 @@ class StreamPosition:
         is_declared: Returns whether the client has declared the queue as a stream.
 
     Attributes:
-        is_known: A delivery or the settings have said that the queue is a stream.
         is_watching: `delivered` has to be told of the next deliveries.
     """
 
     def __init__(self, queue: str, offset: int | str | None, is_declared: Callable[[], bool]) -> None:
-        self.is_known = offset is not None
         self.is_watching = True
         self._queue = queue
         self._offset = offset
         self._is_declared = is_declared
-        # The broker has said that the queue is no stream, whatever headers its messages have.
-        self._is_refuted = False
+        # What a delivery has said, and what the broker has said to that.
+        self._is_seen = False
+        self._is_confirmed: bool | None = None
         # The offset behind the last delivery, and the lowest one that was put back since the last subscription.
         self._next: int | None = None
         self._put_back: int | None = None
+        # Messages that were put back while the broker had not confirmed that this is a stream.
+        self._unsettled: list[Message] = []
         # When the first subscription began, for one that starts at the end of the stream.
         self._begun: dt.datetime | None = None
         # The deliveries of the present channel.
-        self._window: AckWindow | None = None
+        self._deliveries: ChannelDeliveries | None = None
         # First delivery tag, its offset, and how many follow with a tag and an offset one higher each.
         self._runs: deque[tuple[int, int, int]] = deque()
 
     @property
     def is_stream(self) -> bool:
         """True when the queue is a stream, as far as this side knows."""
-        return self.is_known or (not self._is_refuted and self._is_declared())
+        return self.is_certain or (self._is_seen and self._is_confirmed is None)
+
+    @property
+    def is_certain(self) -> bool:
+        """True when the queue is a stream, and that was not said by a delivery only."""
+        return self._is_confirmed or self._offset is not None or self._is_declared()
+
+    @property
+    def needs_confirmation(self) -> bool:
+        """True when a delivery has said that the queue is a stream, and nothing else has."""
+        return self._is_seen and self._is_confirmed is None and not self.is_certain
 
     def check_takes_nothing_back(self, what: str, option: str) -> None:
         """Refuses what RabbitMQ would end the connection for.
@@ -88,21 +119,34 @@ class StreamPosition:
                 option=option,
             )
 
+    def confirmed(self, is_stream: bool) -> None:
+        """Notes what the broker says: whether it takes an offset for this queue."""
+        self._is_confirmed = is_stream
+        if is_stream:
+            unsettled, self._unsettled = self._unsettled, []
+            self._settle(unsettled)
+        else:
+            self._next = self._put_back = None
+            self._unsettled.clear()
+            self._runs.clear()
+            self.is_watching = False
+
     # ------------------------------------------------------------------ deliveries
 
-    def opened(self, window: AckWindow) -> None:
+    def opened(self, deliveries: ChannelDeliveries) -> None:
         """Notes that the consumer has a channel, on which delivery tags begin anew."""
-        self._window = window
+        self._deliveries = deliveries
+        self._unsettled.clear()
         self._runs.clear()
-        self.is_watching = not self._is_refuted
+        self.is_watching = self._is_confirmed is not False
 
     def delivered(self, messages: list[Message]) -> None:
         """Notes the deliveries of a read; of a queue that is no stream, only the first ones on a channel."""
         first = offset_of(messages[0])
         if first is None:
-            self.is_watching = self.is_known
+            self.is_watching = self._is_seen
             return
-        self.is_known = True
+        self._is_seen = True
         last = offset_of(messages[-1])
         tag = messages[0].delivery_tag
         if last == first + len(messages) - 1 and messages[-1].delivery_tag == tag + len(messages) - 1:
@@ -115,32 +159,49 @@ class StreamPosition:
                     self._add(message.delivery_tag, offset, 1)
 
     def _add(self, tag: int, offset: int, count: int) -> None:
-        runs, window = self._runs, self._window
+        runs, deliveries = self._runs, self._deliveries
         if runs and runs[-1][0] + runs[-1][2] == tag and runs[-1][1] + runs[-1][2] == offset:
             runs[-1] = (*runs[-1][:2], runs[-1][2] + count)
         else:
             runs.append((tag, offset, count))
         self._next = offset + count
-        while window is not None and len(runs) > 1 and runs[0][0] + runs[0][2] <= window.first:
+        while deliveries is not None and len(runs) > 1 and runs[0][0] + runs[0][2] <= deliveries.acks.first:
             runs.popleft()
 
     def put_back(self, messages: list[Message]) -> None:
-        """Notes deliveries that nobody has begun with and that are dropped here: the next subscription brings them."""
+        """Takes messages that were not handled and are dropped here: the next subscription begins with them."""
+        messages = [message for message in messages if not message.is_settled]
         offsets = [offset for message in messages if (offset := offset_of(message)) is not None]
         if offsets:
             self._put_back = min(offsets if self._put_back is None else [self._put_back, *offsets])
+        if self.is_certain:
+            self._settle(messages)
+        else:
+            # For another queue, basic.ack would be the end of them.
+            self._unsettled += messages
+
+    def _settle(self, messages: list[Message]) -> None:
+        """Acknowledges messages that were not handled, as a stream keeps them anyway.
+
+        Unsettled ones would hold back the acknowledgement of those behind them, and RabbitMQ closes the channel for them
+        after some time.
+        """
+        deliveries = self._deliveries
+        for message in messages:
+            if deliveries is not None and deliveries.alive and deliveries.acks.reject(message.delivery_tag):
+                append_settlement(deliveries.out, deliveries.channel, BASIC_ACK, message.delivery_tag)
 
     def lost(self) -> None:
         """Notes that the channel is gone, and with it the deliveries that were not handled."""
-        if self._window is None or not self.is_known:
+        if self._deliveries is None or not self.is_stream:
             return
-        tag = self._window.first_unhandled()
+        tag = self._deliveries.acks.first_unhandled()
         for first, offset, count in self._runs:
             if tag < first + count:
                 # A tag between two runs was no delivery with an offset.
                 self._next = offset + max(0, tag - first)
                 break
-        self._window = None
+        self._deliveries = None
         self._runs.clear()
 
     # ------------------------------------------------------------------ subscriptions
@@ -150,10 +211,10 @@ class StreamPosition:
         if self._put_back is not None:
             self._next = self._put_back if self._next is None else min(self._next, self._put_back)
             self._put_back = None
-        if self._next is not None:
-            return {OFFSET: FieldValue("l", self._next)}
         if not self.is_stream:
             return {}
+        if self._next is not None:
+            return {OFFSET: FieldValue("l", self._next)}
         if self._begun is not None and self._offset in (None, "next"):
             # Nothing has come yet, so only the time says where the end of the stream was.
             return {OFFSET: self._begun}
@@ -185,7 +246,7 @@ class StreamPosition:
             )
         elif error.reply_code == PRECONDITION_FAILED and OFFSET in error.reply_text:
             if self._offset is None:
-                self._refute()
+                self.confirmed(is_stream=False)
             else:
                 explained = ConfigurationError(
                     f"queue {self._queue!r} is no stream, so it takes no stream_offset: {error}", option="stream_offset"
@@ -194,9 +255,3 @@ class StreamPosition:
             return error
         explained.__cause__ = error
         return explained
-
-    def _refute(self) -> None:
-        """Notes that the queue is no stream: a publisher wrote the header that says so."""
-        self._is_refuted, self.is_known, self.is_watching = True, False, False
-        self._next = self._put_back = None
-        self._runs.clear()

@@ -8,6 +8,7 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from leveret.consuming.states import ConsumerState
+from leveret.consuming.streams import PROBE, Probing
 from leveret.errors import (
     ChannelClosed,
     ConfigurationError,
@@ -102,6 +103,8 @@ class Subscription:
         # Why no deliveries may come although the consumer is CONSUMING, and the task that tells the broker.
         self._reasons: set[object] = set()
         self._adjusting: asyncio.Task[None] | None = None
+        # Asks the broker whether the queue is a stream.
+        self._confirming: asyncio.Task[None] | None = None
         # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
         self._changing = asyncio.Lock()
@@ -230,7 +233,8 @@ class Subscription:
             The channel, for its last acknowledgements.
         """
         channel, self.channel = self.channel, None
-        tasks = [*self._asking, *(task for task in (self._reopening, self._adjusting) if task is not None)]
+        others = (self._reopening, self._adjusting, self._confirming)
+        tasks = [*self._asking, *(task for task in others if task is not None)]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -318,6 +322,31 @@ class Subscription:
             error.__cause__ = failure
             return error
         return None
+
+    # ------------------------------------------------------------------ streams
+
+    def confirm_stream(self) -> None:
+        """Has the broker asked whether the queue is a stream, as one of its deliveries says."""
+        if self._confirming is None and self.channel is not None:
+            connection = self.channel.connection
+            self._confirming = asyncio.get_running_loop().create_task(
+                self._confirm_stream(connection), name=f"leveret: is {self._queue} a stream"
+            )
+
+    async def _confirm_stream(self, connection: Connection) -> None:
+        try:
+            channel = await connection.channel()
+            try:
+                await channel.basic_qos(1)
+                # No other queue takes this argument: RabbitMQ closes the channel, which is for this question only.
+                await channel.basic_consume(self._queue, Probing(), consumer_tag=self._tag, arguments=PROBE)
+                self._position.confirmed(is_stream=True)
+            finally:
+                await channel.close()
+        except LeveretError as error:
+            self._position.explained(error, no_ack=False)
+        finally:
+            self._confirming = None
 
     # ------------------------------------------------------------------ requests
 
