@@ -288,7 +288,7 @@ class ClientBase:
             on_error=on_error,
             refused=refused,
             publishing=self.publishing_link,
-            declared=self.declared,
+            restorer=self._restorer,
         )
         self._consumers.add(consumer)
         self._monitor.add(consumer, "consumer", queue, consumer.meter)

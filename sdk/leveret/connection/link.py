@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from leveret.connection.channel_pool import ChannelPool
 from leveret.connection.connection import Connection
-from leveret.errors import ConnectionClosed, LeveretError, again
+from leveret.errors import ConnectionClosed, LeveretError, OperationTimeout, again
 from leveret.monitoring.meters import ConnectionMeter
 from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol.recovery import Backoff, may_mend
@@ -58,6 +58,8 @@ class Link:
 
     Attributes:
         name: See above.
+        auto_recovery: The setting.
+        operation_timeout: The setting, in seconds.
         meter: Counts its connections.
         connection: The last connection, open or not; None before the first.
         channels: The pool of its connection's channels.
@@ -70,6 +72,8 @@ class Link:
 
     def __init__(self, settings: ConnectionSettings, name: str, registry: PluginRegistry) -> None:
         self.name = name
+        self.auto_recovery = settings.auto_recovery
+        self.operation_timeout = settings.operation_timeout
         self.meter = ConnectionMeter()
         self.connection: Connection | None = None
         self.channels = ChannelPool(self, settings)
@@ -99,6 +103,13 @@ class Link:
         if self._state is LinkState.OPEN and self.connection is not None and self.connection.error is not None:
             self._move(LinkState.LOST)
         return self._state
+
+    @property
+    def outage(self) -> LeveretError | None:
+        """Why there is no connection while one is being made again or should be; None when there is one or was none."""
+        if self.state not in (LinkState.LOST, LinkState.RECOVERING) or self.connection is None:
+            return None
+        return self.connection.error
 
     def new_backoff(self) -> Backoff:
         """Makes the delays of a sequence of attempts, as the settings and the backoff policy say."""
@@ -158,6 +169,19 @@ class Link:
                 assert connection.error is not None
                 raise again(connection.error)
             await self._wait_for_recovery()
+
+    async def within(self, seconds: float, option: str, what: str) -> Connection:
+        """Returns what `recovered` returns, within a deadline."""
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                return await self.recovered()
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise OperationTimeout(
+                f"{what}: connection {self.name!r} was not there within {option} of {seconds:g} s"
+            ) from None
 
     async def close(self) -> None:
         """Closes the link and its connection. Callers that wait for a connection get `ConnectionClosed`."""

@@ -24,7 +24,7 @@ from leveret.consuming.held_messages import HeldMessages
 from leveret.consuming.ordering import key_function
 from leveret.consuming.prefetch_tuner import Load, PrefetchTuner
 from leveret.consuming.read_collector import ReadCollector
-from leveret.consuming.settling import Handoff, Settler
+from leveret.consuming.settling import Handoff, Settler, Unlimited
 from leveret.consuming.states import ConsumerHealth, ConsumerLife, ConsumerState
 from leveret.consuming.streams import StreamPosition
 from leveret.consuming.subscription import Subscription
@@ -32,6 +32,7 @@ from leveret.consuming.workers import Workers
 from leveret.errors import ChannelClosed, ConfigurationError, LeveretError
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.topology.declared import Declared
+from leveret.topology.restoring import Restorer
 from leveret.transport.waiting import Waiters
 from leveret.wire.numbers import REPLY_SUCCESS
 
@@ -58,10 +59,6 @@ T = TypeVar("T")
 #: Acknowledgements wait until this share of the prefetch is ready. RabbitMQ's own tests found 5 to 10 % to be
 #: near the best rate; a larger share means fewer and longer reads and writes.
 _ACK_SHARE: Final = 4
-#: Without acknowledgements no deliveries are wanted while more messages wait than this many times the prefetch.
-_MOST_WAITING: Final = 10
-#: Why a consumer without acknowledgements wants no deliveries.
-_FULL: Final = "too many messages wait"
 #: Seconds between two looks at whether all is done, while a consumer is drained.
 _DRAIN_STEP: Final = 0.005
 #: The most seconds that `drain` may take.
@@ -76,7 +73,6 @@ class Consumer(Generic[T], DeliveryBuffer):
     least once.
 
     Attributes:
-        queue: The queue.
         settings: What it was made with.
         batch_actions: What `Batches` does with messages.
     """
@@ -93,11 +89,12 @@ class Consumer(Generic[T], DeliveryBuffer):
         on_error: OnError = None,
         refused: DeadLetter | Park | Drop | None = None,
         publishing: Link | None = None,
-        declared: Declared | None = None,
+        restorer: Restorer | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         meter = ConsumerMeter(AckWindow(0))
-        declared = declared or Declared()
+        restorer = restorer or Restorer(Declared())
+        declared = restorer.declared
         position = StreamPosition(queue, settings.stream_offset, functools.partial(declared.is_stream, queue))
         held = HeldMessages(
             loop,
@@ -137,7 +134,6 @@ class Consumer(Generic[T], DeliveryBuffer):
             watched=True,
             measured=is_tuned,
         )
-        self.queue = queue
         self.settings = settings
         self._connection: Connection
         self._loop = loop
@@ -153,7 +149,6 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._settler = Settler(
             acks, meter, failures, self._check_loop, position, no_ack=no_ack, each=settings.ack == "each"
         )
-        self._handoff = Handoff(acks, settings.handoff_size) if is_handed_off else None
         self._life = ConsumerLife(self._note_state)
         self._workers = Workers(queue, settings, loop, self._life, failures)
         self._tuner: PrefetchTuner | None = None
@@ -166,6 +161,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             connect,
             queue,
             settings,
+            restorer,
             self._life,
             prefetch,
             self._position,
@@ -174,6 +170,11 @@ class Consumer(Generic[T], DeliveryBuffer):
             changed=self._note_state,
             settle=lambda: acks.flush(stragglers=True),
         )
+        self._limit: Handoff | Unlimited | None = None
+        if is_handed_off:
+            self._limit = Handoff(acks, settings.handoff_size)
+        elif no_ack:
+            self._limit = Unlimited(self._subscription)
         self.batch_actions: BatchActions[T] = BatchActions(
             failures, self._settler, self._workers, give_again=self._give_again, is_last=no_ack or is_handed_off
         )
@@ -187,6 +188,11 @@ class Consumer(Generic[T], DeliveryBuffer):
     def counters(self) -> dict[str, int]:
         """Returns the deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
         return self.meter.read()
+
+    @property
+    def queue(self) -> str:
+        """The queue; the server may name a queue of its own again with each connection."""
+        return self._subscription.queue
 
     @property
     def prefetch(self) -> int:
@@ -240,7 +246,7 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         Raises:
             OperationTimeout: The broker did not answer. Where basic.consume was sent, the consumer subscribes again by
-                itself, on another channel; without `resubscribe` it has ended.
+                itself, on another channel. There was no connection within `operation_timeout`: call it again.
             ChannelClosed: The queue cannot be consumed.
         """
         await self._subscription.begin()
@@ -420,10 +426,10 @@ class Consumer(Generic[T], DeliveryBuffer):
                 can be read, but not settled.
 
         Raises:
-            ChannelClosed: The queue cannot be consumed (`NotFound`, `AccessRefused`), or the channel was closed.
-            DeliveryTimeout: The broker closed the channel, because a handler took too long for it.
-            ConnectionClosed, TransportError: The connection was lost.
-            ConsumerCancelled: The broker cancelled the consumer, for example because the queue was deleted.
+            ChannelClosed: The queue could not be consumed from the start (`NotFound`, `AccessRefused`).
+            NotFound: The queue has been missing for `queue_missing_timeout`.
+            ConsumerCancelled: The broker cancelled the consumer, and `on_cancel` is "stop".
+            ConnectionClosed, TransportError, ChannelClosed: With `auto_recovery=False`: why it was lost.
             ConfigurationError: The handler cannot be called with a value and a message. Nothing was sent.
         """
         call = self._workers.callable_of(handler)
@@ -583,7 +589,7 @@ class Consumer(Generic[T], DeliveryBuffer):
     def _give_back_unstarted(self) -> None:
         """Gives messages back that no handler has begun with, and writes the acknowledgements that are ready."""
         self._failures.give_back(self._held.take())
-        if not self._no_ack and self._handoff is None:
+        if self._limit is None:
             self._failures.give_back_unstarted(self._take_unstarted())
         self._acks.flush(stragglers=True)
 
@@ -604,22 +610,15 @@ class Consumer(Generic[T], DeliveryBuffer):
                 self._subscription.confirm_stream()
         if self._tuner is not None:
             self._tuner.delivered(len(run.messages), self._subscription)
-        if self._handoff is not None:
-            self._handoff.take(run.messages, self._unstarted + self._running)
-            self._pressed = self._handoff.is_full
-        elif self._no_ack and not self._pressed and self._unstarted > _MOST_WAITING * self._prefetch:
-            # Without acknowledgements the broker knows no limit, and others need what comes on the connection.
-            self._pressed = True
-            self._subscription.withhold(_FULL)
+        if self._limit is not None:
+            self._limit.delivered(run.messages, self._unstarted, self._running)
+            self._pressed = self._limit.is_full
 
     def _taken(self) -> None:
-        """Notes that a message was taken from a buffer that was too full."""
-        if self._handoff is not None:
-            self._handoff.acknowledge(self._unstarted + self._running)
-            self._pressed = self._handoff.is_full
-        elif self._unstarted <= self._prefetch:
-            self._pressed = False
-            self._subscription.allow(_FULL)
+        """Notes that a message was taken while there were too many."""
+        assert self._limit is not None
+        self._limit.taken(self._unstarted, self._running)
+        self._pressed = self._limit.is_full
 
     # ------------------------------------------------------------------ the channel calls these, and `delivered`
 
@@ -633,8 +632,8 @@ class Consumer(Generic[T], DeliveryBuffer):
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; the broker delivers again what was not settled."""
         self._end_deliveries()
-        if self._handoff is not None:
-            self._handoff.forget()
+        if self._limit is not None:
+            self._limit.forget()
         # What the broker has forgotten, with `ack` "none" and "handoff", is handled all the same.
         self._held.forget(self._kept)
         self._put_back(self._take_unstarted())
@@ -644,10 +643,5 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     def _read_at_once(self) -> None:
         """Lets the connection go on without this consumer."""
-        self._resume_reading()
         if self._collector is not None:
             self._collector.stop()
-
-    def _resume_reading(self) -> None:
-        if self._reading_paused:
-            self._connection.transport.resume_reading()

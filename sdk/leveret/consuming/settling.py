@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from leveret.consuming.error_policy import checked_delay
 from leveret.wire.content import append_settlement
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
     from leveret.consuming.failure_actions import FailureActions
     from leveret.consuming.streams import StreamPosition
+    from leveret.consuming.subscription import Subscription
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.wire.message import Message
 
-__all__ = ["Handoff", "Moved", "Settled", "Settler"]
+#: Without acknowledgements no more than this many times the prefetch may wait.
+_MOST_WAITING: Final = 10
+
+__all__ = ["Handoff", "Moved", "Settled", "Settler", "Unlimited"]
 
 
 class Settled:
@@ -184,18 +188,20 @@ class Handoff:
         """True when deliveries are not acknowledged until others are finished."""
         return bool(self._withheld)
 
-    def take(self, messages: Iterable[Message], unfinished: int) -> None:
+    def delivered(self, messages: Iterable[Message], unstarted: int, running: int) -> None:
         """Takes new deliveries over.
 
         Args:
             messages: The deliveries.
-            unfinished: How many messages wait or are being worked on, with these.
+            unstarted: How many messages wait, with these.
+            running: How many are being worked on.
         """
         self._withheld.extend(message.delivery_tag for message in messages)
-        self.acknowledge(unfinished)
+        self.taken(unstarted, running)
 
-    def acknowledge(self, unfinished: int) -> None:
+    def taken(self, unstarted: int, running: int) -> None:
         """Acknowledges as many as may be unfinished."""
+        unfinished = unstarted + running
         deliveries = self._acks.current
         if deliveries is None:
             return
@@ -208,3 +214,36 @@ class Handoff:
     def forget(self) -> None:
         """Forgets the deliveries of a channel that is gone."""
         self._withheld.clear()
+
+
+class Unlimited:
+    """Takes no more deliveries while too many wait: without acknowledgements the broker knows no limit.
+
+    Reading goes on meanwhile, because others need what comes on the connection. What the broker has sent before it
+    answers basic.cancel is still taken.
+
+    Args:
+        subscription: Has its deliveries withheld.
+
+    Attributes:
+        is_full: True when no deliveries are wanted.
+    """
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.is_full = False
+        self._subscription = subscription
+
+    def delivered(self, messages: Iterable[Message], unstarted: int, running: int) -> None:
+        """Notes that so many messages wait; arguments as those of `Handoff.delivered`."""
+        if not self.is_full and unstarted > _MOST_WAITING * self._subscription.prefetch:
+            self.is_full = True
+            self._subscription.withhold(self)
+
+    def taken(self, unstarted: int, running: int) -> None:
+        """Notes that a message was taken, and so many are left."""
+        if unstarted <= self._subscription.prefetch:
+            self.is_full = False
+            self._subscription.allow(self)
+
+    def forget(self) -> None:
+        """Does nothing: what the broker has forgotten is handled all the same."""

@@ -183,8 +183,8 @@ class StreamPosition:
     def _settle(self, messages: list[Message]) -> None:
         """Acknowledges messages that were not handled, as a stream keeps them anyway.
 
-        Unsettled ones would hold back the acknowledgement of those behind them, and RabbitMQ closes the channel for them
-        after some time.
+        Unsettled ones would hold back the acknowledgement of those behind them, and RabbitMQ closes the channel after
+        some time.
         """
         deliveries = self._deliveries
         for message in messages:

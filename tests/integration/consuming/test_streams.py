@@ -101,7 +101,7 @@ async def test_a_consumer_without_acknowledgements_ends_the_connection_of_an_unk
 ) -> None:
     work = name("work")
     await stranger.declare(Topology().queue(work))
-    bystander = stranger.consumer(work, resubscribe=True)
+    bystander = stranger.consumer(work)
     seen: list[Any] = []
 
     async def handler(value: Any, message: leveret.Message) -> None:
@@ -109,7 +109,7 @@ async def test_a_consumer_without_acknowledgements_ends_the_connection_of_an_unk
 
     async with running(bystander, handler):
         await until(lambda: bystander.health().live)
-        consumer = stranger.consumer(stream, ack="none", resubscribe=True)
+        consumer = stranger.consumer(stream, ack="none")
         with pytest.raises((ConfigurationError, ConnectionClosed)):
             await consumer.run(lambda value, message: None)
         with pytest.raises(ConfigurationError, match=stream):
@@ -225,7 +225,7 @@ async def test_a_consumer_misses_nothing_of_what_is_published_while_it_is_away(
         Proxy(broker.url) as proxy,
         leveret.connect(proxy.url, recovery_initial_delay=0.02, recovery_max_delay=0.1) as away,
     ):
-        consumer = away.consumer(stream, stream_offset=offset, resubscribe=True)
+        consumer = away.consumer(stream, stream_offset=offset)
         seen: list[int] = []
 
         async def handler(value: int, message: leveret.Message) -> None:
@@ -249,7 +249,7 @@ async def test_a_declared_stream_misses_nothing_when_its_consumer_is_away_before
 ) -> None:
     await publish(client, stream, "old")
     async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as away:
-        consumer = away.consumer(stream, stream_offset="next", resubscribe=True)
+        consumer = away.consumer(stream, stream_offset="next")
         seen: list[Any] = []
 
         async def handler(value: Any, message: leveret.Message) -> None:
@@ -273,7 +273,7 @@ async def test_handlers_in_any_order_lose_nothing_over_many_losses(
         Proxy(broker.url) as proxy,
         leveret.connect(proxy.url, recovery_initial_delay=0.02, recovery_max_delay=0.1) as away,
     ):
-        consumer = away.consumer(stream, stream_offset="first", concurrency=8, prefetch=30, resubscribe=True)
+        consumer = away.consumer(stream, stream_offset="first", concurrency=8, prefetch=30)
         handled: Counter[int] = Counter()
 
         async def handler(value: int, message: leveret.Message) -> None:
@@ -298,7 +298,7 @@ async def test_a_header_that_a_publisher_wrote_makes_no_stream_of_a_queue(
     await client.declare(Topology().queue(work))
     async with client.producer() as producer:
         await producer.publish_batch(range(20), work, headers={"x-stream-offset": 5})
-    consumer = client.consumer(work, resubscribe=True, prefetch=5)
+    consumer = client.consumer(work, prefetch=5)
     handler = Held()
     async with running(consumer, handler):
         await handler.began.wait()
@@ -314,7 +314,7 @@ async def test_an_offset_for_a_queue_that_is_no_stream_is_an_error(
 ) -> None:
     work = name("work")
     await client.declare(Topology().queue(work))
-    consumer = client.consumer(work, stream_offset="first", resubscribe=True)
+    consumer = client.consumer(work, stream_offset="first")
     with pytest.raises(LeveretError, match="stream"):
         await consumer.run(lambda value, message: None)
     with pytest.raises(ConfigurationError, match="no stream"):

@@ -93,7 +93,7 @@ async def test_a_slow_consumer_handles_what_it_has_when_its_connection_is_lost_a
 ) -> None:
     await queues.publish(*range(3_000))
     async with leveret.connect(broker.url, recovery_max_delay=0.2) as client:
-        consumer = client.consumer(queues.work, ack="none", prefetch=5, resubscribe=True)
+        consumer = client.consumer(queues.work, ack="none", prefetch=5)
         handler = Held()
         async with running(consumer, handler):
             await until(lambda: consumer.health().waiting > 50)
