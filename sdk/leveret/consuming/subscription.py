@@ -8,6 +8,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from leveret.consuming.losses import LossRules, is_outage, typed
+from leveret.consuming.stand_in import StandIn
 from leveret.consuming.states import ConsumerState
 from leveret.consuming.streams import PROBE, Probing
 from leveret.errors import (
@@ -109,6 +110,8 @@ class Subscription:
         # Why no deliveries may come although the consumer is CONSUMING, and the task that tells the broker.
         self._reasons: set[object] = set()
         self._adjusting: asyncio.Task[None] | None = None
+        # Keeps the queue in use while deliveries are withheld, when it might be deleted otherwise.
+        self._stand_in: StandIn | None = None
         # Asks the broker whether the queue is a stream.
         self._confirming: asyncio.Task[None] | None = None
         # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
@@ -335,9 +338,9 @@ class Subscription:
         assert channel is not None
         try:
             if self._reasons:
-                await self._cancel_tags()
+                await self._withhold_on(channel)
             else:
-                await self._consume_or_give_up(channel)
+                await self._allow_on(channel)
         except LeveretError as failure:
             # A lost channel is taken care of where its loss is noted.
             if not self._is_adjusted:
@@ -350,6 +353,24 @@ class Subscription:
             error.__cause__ = failure
             return error
         return None
+
+    async def _withhold_on(self, channel: Channel) -> None:
+        stand_in = None
+        # With acknowledgements the prefetch is a limit, too, and nobody withholds what a queue might go with.
+        if self._no_ack and self._restorer.declared.may_vanish(self.queue) and not self._settings.exclusive:
+            stand_in = StandIn(channel, self.queue, self._next_tag(), self._sink)
+            await stand_in.begin()
+        await self._cancel_tags()
+        self._stand_in = stand_in
+
+    async def _allow_on(self, channel: Channel) -> None:
+        stand_in = self._stand_in
+        if stand_in is not None:
+            stand_in.hand_on()
+        await self._consume_or_give_up(channel)
+        if stand_in is not None:
+            self._stand_in = None
+            await stand_in.end(handed_on=True)
 
     # ------------------------------------------------------------------ streams
 
@@ -400,10 +421,7 @@ class Subscription:
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
         await channel.basic_qos(prefetch)
         await self._find_queue(channel)
-        # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
-        # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
-        tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
-        self._begun += 1
+        tag = self._next_tag()
         # From here on the request is on its way, whether or not its caller waits for the answer.
         was_new = self._life.state is ConsumerState.NEW
         self._life.become(ConsumerState.CONSUMING)
@@ -444,6 +462,13 @@ class Subscription:
             queue.is_missing = True
         if queue.is_missing:
             await self._restorer.ensure(queue, channel.connection)
+
+    def _next_tag(self) -> str:
+        # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
+        # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
+        tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
+        self._begun += 1
+        return tag
 
     async def _consume_or_give_up(self, channel: Channel) -> None:
         """Calls `_consume`; a channel on which nothing is answered is given up."""
@@ -521,6 +546,10 @@ class Subscription:
                     # Late deliveries would hide where the next subscription has to begin.
                     self._give_up(channel, error)
                 raise
+        stand_in = self._stand_in
+        if stand_in is not None and not keep:
+            self._stand_in = None
+            await stand_in.end(handed_on=False)
 
     def _use_prefetch(self, prefetch: int) -> None:
         self.prefetch = prefetch
@@ -545,6 +574,7 @@ class Subscription:
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; subscribes again if it may."""
         self._position.lost()
+        self._stand_in = None
         if self._unanswered:
             error = self._position.explained(error, no_ack=self._no_ack)
             if isinstance(error, ConfigurationError):
