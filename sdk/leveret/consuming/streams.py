@@ -9,7 +9,7 @@ import datetime as dt
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.errors import ChannelClosed, ConfigurationError, ConnectionClosed, TableSyntaxError
+from leveret.errors import ChannelClosed, ConfigurationError, ConnectionClosed, LeveretError, TableSyntaxError
 from leveret.wire.content import append_settlement
 from leveret.wire.encoding import FieldValue
 from leveret.wire.numbers import BASIC, BASIC_ACK, BASIC_CONSUME, NOT_IMPLEMENTED, PRECONDITION_FAILED
@@ -17,31 +17,15 @@ from leveret.wire.numbers import BASIC, BASIC_ACK, BASIC_CONSUME, NOT_IMPLEMENTE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leveret.connection.connection import Connection
     from leveret.consuming.channel_deliveries import ChannelDeliveries
-    from leveret.errors import LeveretError
     from leveret.wire.message import Message
     from leveret.wire.runs import ContentRun
 
-__all__ = ["PROBE", "Probing", "StreamPosition", "offset_of"]
+__all__ = ["StreamPosition", "confirm", "offset_of"]
 
 #: The header of a delivery with its offset, and the argument of basic.consume with the offset to begin at.
 OFFSET: Final = "x-stream-offset"
-
-#: Arguments of basic.consume that a stream takes, and no other queue does.
-PROBE: Final = {OFFSET: "next"}
-
-
-class Probing:
-    """The sink of a consumer that only asks whether its queue is a stream: its deliveries are not wanted."""
-
-    def delivered(self, run: ContentRun) -> None:
-        """Drops deliveries: a stream keeps them."""
-
-    def cancelled(self, consumer_tag: str) -> None:
-        """Does nothing: the answer came before."""
-
-    def channel_lost(self, error: LeveretError) -> None:
-        """Does nothing: the error is raised where the answer is awaited."""
 
 
 def offset_of(message: Message) -> int | None:
@@ -255,3 +239,37 @@ class StreamPosition:
             return error
         explained.__cause__ = error
         return explained
+
+
+class _Unwanted:
+    """The sink of a consumer that only asks a question: a stream keeps what it delivers."""
+
+    def delivered(self, run: ContentRun) -> None:
+        """Drops deliveries."""
+
+    def cancelled(self, consumer_tag: str) -> None:
+        """Does nothing."""
+
+    def channel_lost(self, error: LeveretError) -> None:
+        """Does nothing: the error is raised where the answer is awaited."""
+
+
+async def confirm(position: StreamPosition, queue: str, consumer_tag: str, connection: Connection) -> None:
+    """Asks the broker whether a queue is a stream: no other queue takes an offset.
+
+    Args:
+        position: Is told of the answer. It is told nothing when there is none.
+        queue: The queue.
+        consumer_tag: For the consumer that asks, on a channel of its own: RabbitMQ closes it to say no.
+        connection: The connection.
+    """
+    try:
+        channel = await connection.channel()
+        try:
+            await channel.basic_qos(1)
+            await channel.basic_consume(queue, _Unwanted(), consumer_tag=consumer_tag, arguments={OFFSET: "next"})
+            position.confirmed(is_stream=True)
+        finally:
+            await channel.close()
+    except LeveretError as error:
+        position.explained(error, no_ack=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from leveret.consuming.losses import LossRules, is_outage, typed
 from leveret.consuming.stand_in import StandIn
 from leveret.consuming.states import ConsumerState
-from leveret.consuming.streams import PROBE, Probing
+from leveret.consuming.streams import confirm
 from leveret.errors import (
     ChannelClosed,
     ConfigurationError,
@@ -376,26 +376,11 @@ class Subscription:
 
     def confirm_stream(self) -> None:
         """Has the broker asked whether the queue is a stream, as one of its deliveries says."""
-        if self._confirming is None and self.channel is not None:
-            connection = self.channel.connection
+        if self.channel is not None and (self._confirming is None or self._confirming.done()):
             self._confirming = asyncio.get_running_loop().create_task(
-                self._confirm_stream(connection), name=f"leveret: is {self.queue} a stream"
+                confirm(self._position, self.queue, self._tag, self.channel.connection),
+                name=f"leveret: is {self.queue} a stream",
             )
-
-    async def _confirm_stream(self, connection: Connection) -> None:
-        try:
-            channel = await connection.channel()
-            try:
-                await channel.basic_qos(1)
-                # No other queue takes this argument: RabbitMQ closes the channel, which is for this question only.
-                await channel.basic_consume(self.queue, Probing(), consumer_tag=self._tag, arguments=PROBE)
-                self._position.confirmed(is_stream=True)
-            finally:
-                await channel.close()
-        except LeveretError as error:
-            self._position.explained(error, no_ack=False)
-        finally:
-            self._confirming = None
 
     # ------------------------------------------------------------------ requests
 
