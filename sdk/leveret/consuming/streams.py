@@ -106,14 +106,15 @@ class StreamPosition:
     def confirmed(self, is_stream: bool) -> None:
         """Notes what the broker says: whether it takes an offset for this queue."""
         self._is_confirmed = is_stream
+        unsettled, self._unsettled = self._unsettled, []
         if is_stream:
-            unsettled, self._unsettled = self._unsettled, []
             self._settle(unsettled)
-        else:
-            self._next = self._put_back = None
-            self._unsettled.clear()
-            self._runs.clear()
-            self.is_watching = False
+            return
+        self._next = self._put_back = None
+        self._runs.clear()
+        self.is_watching = False
+        for message in unsettled:
+            message.release()
 
     # ------------------------------------------------------------------ deliveries
 

@@ -404,6 +404,8 @@ class Subscription:
 
     async def _consume(self, channel: Channel, prefetch: int) -> None:
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
+        if self._confirming is not None:
+            await asyncio.wait([self._confirming])  # what it learns says where to begin
         await channel.basic_qos(prefetch)
         await self._find_queue(channel)
         tag = self._next_tag()

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 STREAM = Classic(arguments={"x-queue-type": "stream"})
 #: Each way in which a consumer says that it did not handle a message.
-FAILURES = ["raises", "refuses", "requeues", "releases", "dead-letters", "retries", "nonsense"]
+FAILURES = ["raises", "refuses", "requeues", "releases", "dead-letters", "retries"]
 
 
 @pytest.fixture(params=ON_EVERY_SERVER)
@@ -124,9 +124,9 @@ async def test_a_consumer_without_acknowledgements_ends_the_connection_of_an_unk
 @pytest.mark.parametrize("how", FAILURES)
 @pytest.mark.parametrize("who", ["client", "stranger"])
 async def test_a_message_that_fails_is_parked_and_the_connection_stays(
-    request: pytest.FixtureRequest, stream: str, how: str, who: str
+    client: leveret.Client, stranger: leveret.Client, stream: str, how: str, who: str
 ) -> None:
-    client: leveret.Client = request.getfixturevalue(who)
+    client = client if who == "client" else stranger
     await publish(client, stream, *range(10))
     consumer = client.consumer(stream, stream_offset="first" if who == "client" else 0)
     seen: list[int] = []
@@ -137,8 +137,6 @@ async def test_a_message_that_fails_is_parked_and_the_connection_stays(
             return None
         if how == "refuses":
             return False
-        if how == "nonsense":
-            return "nonsense"
         if how == "requeues":
             message.requeue()
         elif how == "releases":
@@ -244,11 +242,12 @@ async def test_a_consumer_misses_nothing_of_what_is_published_while_it_is_away(
             assert sorted(set(seen)) == list(range(300))
 
 
-async def test_a_declared_stream_misses_nothing_when_its_consumer_is_away_before_the_first_message(
+async def test_a_stream_misses_nothing_when_its_consumer_is_away_before_the_first_message(
     broker: Broker, client: leveret.Client, stream: str
 ) -> None:
     await publish(client, stream, "old")
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as away:
+    async with client.producer() as producer, Proxy(broker.url) as proxy, leveret.connect(proxy.url) as away:
+        await producer.publish("old", stream)
         consumer = away.consumer(stream, stream_offset="next")
         seen: list[Any] = []
 
@@ -258,11 +257,10 @@ async def test_a_declared_stream_misses_nothing_when_its_consumer_is_away_before
         async with running(consumer, handler):
             await until(lambda: consumer.health().live)
             await asyncio.sleep(1.1)  # RabbitMQ takes an offset in whole seconds
-            await proxy.stop()
-            await until(lambda: not consumer.health().live)
-            await publish(client, stream, *range(10))
-            await proxy.__aenter__()
-            await until(lambda: set(seen) >= set(range(10)))
+            # The loss is noticed in a later turn of the event loop than this publishing, and mended later still.
+            proxy.reset()
+            await producer.publish("while away", stream)
+            await until(lambda: "while away" in seen)
 
 
 async def test_handlers_in_any_order_lose_nothing_over_many_losses(
