@@ -232,16 +232,16 @@ async def test_another_channel_is_opened_when_the_broker_does_not_answer_what_fo
         await until(lambda: consumer.health().live)
 
 
-async def test_run_raises_when_the_broker_refuses_what_follows_allow(
+async def test_run_raises_when_the_queue_is_missing_after_allow(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    consumer = client.consumer("q")
+    consumer = client.consumer("q", queue_missing_timeout=0)
     async with running(consumer, lambda value, message: None) as task:
         await until(lambda: consumer.health().live)
         subscription_of(consumer).withhold("a")
         await until(lambda: not consumer.health().live)
         scripted.instead["Basic.Consume"] = lambda peer, channel, _: peer.send(
-            Channel.Close(404, "no queue", 60, 20), channel
+            Channel.Close(404, "NOT_FOUND - no queue 'q' in vhost '/'", 60, 20), channel
         )
         subscription_of(consumer).allow("a")
         await ends(task)
