@@ -46,6 +46,7 @@ from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from leveret.protocol.commands import Method
     from leveret.settings import ConnectionSettings, Endpoint, Secret
     from leveret.transport.frame_transport import FrameReceiver
 
@@ -104,7 +105,10 @@ class Connection:
         transport: The socket's side.
         error: Why it is closed, or None while it is open.
         blocked: The broker's reason for blocking publishers, or None.
+        opened_at: When the handshake was over, by the loop's clock; 0 before.
+        ended_at: When it ended, by the loop's clock; 0 before.
         spare_channel: Called when no channel number is free; gives up an idle open channel. Set by a channel pool.
+        undeclared: Called with each method that has deleted or unbound something. Set by the client, which forgets it.
     """
 
     def __init__(
@@ -122,7 +126,10 @@ class Connection:
         self.error: LeveretError | None = None
         self.blocked: str | None = None
         self.endpoint: Endpoint | None = None
+        self.opened_at = 0.0
+        self.ended_at = 0.0
         self.spare_channel: Callable[[], Channel | None] | None = None
+        self.undeclared: Callable[[Method], object] | None = None
         self.transport: FrameTransport
         self._loop = asyncio.get_running_loop()
         self._channels: dict[int, Channel] = {}
@@ -523,6 +530,7 @@ class Connection:
             self.transport.reader.frame_max = event.negotiated.frame_max
         elif isinstance(event, protocol.Opened):
             self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.OPEN)
+            self.opened_at = self._loop.time()
             # Not in `_dial`, which resumes later: the connection may have ended by then.
             self._watch.add(self._tick)
             if not self._opened.done():
@@ -559,6 +567,7 @@ class Connection:
             return
         was_open = self._stage is ConnectionStage.OPEN
         self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.ENDED)
+        self.ended_at = self._loop.time()
         self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=REPLY_SUCCESS)
         self._watch.remove(self._tick)
         if self._timer is not None:

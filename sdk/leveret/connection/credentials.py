@@ -1,4 +1,4 @@
-"""What a client logs in with: the settings' user and password, or what a credential provider returns at each connect."""
+"""What a client logs in with: the user and password of the settings, or what a credential provider returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.errors import ConfigurationError, ConnectFailed, OperationTimeout
 from leveret.settings import ConnectionSettings, Secret
-from leveret.settings.rules import inside, rules_of
+from leveret.settings.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,11 @@ class Credentials:
                 ) from None
             # Its text may show what the provider was given.
             raise ConnectFailed(f"the credential provider failed: {type(error).__name__}") from error
-        return _checked(answer)
+        login, failure = _checked(answer)
+        del answer  # a traceback shows what variables hold
+        if login is None:
+            raise ConfigurationError(failure, option="credentials")
+        return login
 
 
 def secret_of(value: object) -> Secret:
@@ -77,8 +81,8 @@ def secret_of(value: object) -> Secret:
 
 
 async def _answer_of(provider: Callable[[], Any]) -> Any:
-    """Calls a provider: an async one in the event loop, a plain one in a thread, because it may read a file or a socket."""
-    if inspect.iscoroutinefunction(provider) or inspect.iscoroutinefunction(getattr(provider, "__call__", None)):  # noqa: B004
+    """Calls a provider: an async one in the event loop, a plain one in a thread, because it may read files."""
+    if inspect.iscoroutinefunction(provider) or inspect.iscoroutinefunction(type(provider).__call__):
         return await provider()
     answer = await _in_thread(provider)
     # A lambda or a partial that returns an async function's coroutine.
@@ -117,12 +121,13 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
     return await done
 
 
-def _checked(answer: object) -> tuple[str, Secret]:
+def _checked(answer: object) -> tuple[tuple[str, Secret] | None, str]:
+    """Returns the user and secret of a provider's answer, or what is wrong with it."""
     if not isinstance(answer, tuple) or len(answer) != 2:
-        raise ConfigurationError(
-            f"the credential provider returned a {type(answer).__name__}; it must return (username, password)",
-            option="credentials",
-        )
+        kind = type(answer).__name__
+        return None, f"the credential provider returned a {kind}; it must return (username, password)"
     rules = rules_of(ConnectionSettings)
-    with inside("the credential provider"):
-        return rules["username"].check("username", answer[0]), rules["password"].check("password", answer[1])
+    try:
+        return (rules["username"].check("username", answer[0]), rules["password"].check("password", answer[1])), ""
+    except ConfigurationError as error:
+        return None, f"the credential provider: {error}"

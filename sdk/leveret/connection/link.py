@@ -19,18 +19,17 @@ from leveret.runtime.tasks import set_within
 from leveret.wire.numbers import REPLY_SUCCESS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from leveret.plugins.registry import PluginRegistry
-    from leveret.settings import ConnectionSettings, Endpoint
+    from leveret.settings import ConnectionSettings
 
 __all__ = ["Link", "LinkState"]
 
 logger = logging.getLogger("leveret.client")
 
-
-#: Options whose values lie outside of the program, in files and in a credential provider. They were good when the client
-#: connected first, so what is wrong now is being changed.
+#: Options whose values lie outside of the program, in files and in a credential provider. They were good when the
+#: client connected first, so what is wrong now is being changed.
 _OUTSIDE: Final = ("tls", "credentials")
 
 
@@ -71,6 +70,8 @@ class Link:
         meter: Counts its connections.
         connection: The last connection, open or not; None before the first.
         channels: The pool of its connection's channels.
+        prepare: Called with each new connection and the lost one that it replaces (None for the first), before anybody
+            uses the new one. When it raises, the attempt to connect has failed. Set by the client.
         failure: Why the last attempt to connect failed; None after one that succeeded, and before the first.
         established: See above; set once the client is connected.
 
@@ -94,6 +95,7 @@ class Link:
         self.established = established
         self._credentials = credentials or Credentials(settings)
         self.channels = ChannelPool(self, settings)
+        self.prepare: Callable[[Connection, Connection | None], Awaitable[object]] | None = None
         self._settings = settings
         self._registry = registry
         policy = settings.recovery_backoff
@@ -140,10 +142,10 @@ class Link:
                 assert self.connection is not None
                 return self.connection
             lost = self.connection
-            connection = await self._dial(None if lost is None else lost.endpoint)
+            connection = await self._dial()
             if self.state is LinkState.CLOSED:
-                # Closed while it was dialing: `close` has not seen this connection.
-                await connection.close()
+                # Closed as it was opened: `close` has not seen this connection.
+                await connection.close(0)
                 self._check_not_closed()
             self.connection = connection
             self.established = True
@@ -245,12 +247,9 @@ class Link:
         if self._state is LinkState.CLOSED:
             raise ConnectionClosed(f"connection {self.name!r} was closed by this side", reply_code=REPLY_SUCCESS)
 
-    async def _dial(self, first: Endpoint | None) -> Connection:
-        opening = Connection.open(
-            self._settings, name=self.name, credentials=self._credentials, on_event=self._on_event, first=first
-        )
-        # A task of its own, so that `close` can end it: its caller may be any task.
-        task = self._dialing = asyncio.create_task(opening, name=f"leveret: connect {self.name}")
+    async def _dial(self) -> Connection:
+        """Makes one attempt, in a task of its own, so that `close` can end it: the caller may be any task."""
+        task = self._dialing = asyncio.create_task(self._connect(), name=f"leveret: connect {self.name}")
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
@@ -271,6 +270,27 @@ class Link:
             self.failure = error
             raise
         self.failure = None
+        return connection
+
+    async def _connect(self) -> Connection:
+        """Opens a connection, and makes it ready for its first user."""
+        lost = self.connection
+        connection = await Connection.open(
+            self._settings,
+            name=self.name,
+            credentials=self._credentials,
+            on_event=self._on_event,
+            first=None if lost is None else lost.endpoint,
+        )
+        if self.prepare is not None:
+            try:
+                await self.prepare(connection, lost)
+                if connection.error is not None:
+                    raise again(connection.error)
+            except BaseException as error:
+                # Whoever cancels this does not wait for the broker.
+                await connection.close(0 if isinstance(error, asyncio.CancelledError) else None)
+                raise
         return connection
 
     async def _wait_for_recovery(self) -> None:

@@ -175,7 +175,9 @@ class Consumer(Generic[T], DeliveryBuffer):
         """Computes the caches of the state: the attributes of the compiled part, and the gauges of the meter."""
         life, subscription = self._life, self._subscription
         self._note_end(over=life.is_over, stopping=life.is_stopped)
-        self.meter.expected = life.state in (ConsumerState.CONSUMING, ConsumerState.LOST)
+        self.meter.expected = life.state is ConsumerState.LOST or (
+            life.state is ConsumerState.CONSUMING and not subscription.is_withheld
+        )
         self.meter.live = subscription.is_live
         if self._prefetch != subscription.prefetch:
             self._prefetch = self.meter.prefetch = subscription.prefetch

@@ -98,6 +98,9 @@ class Subscription:
         # When the last attempt to subscribe again ended, by the loop's clock.
         self._tried_at = 0.0
         self._reopening: asyncio.Task[None] | None = None
+        # Why no deliveries may come although the consumer is CONSUMING, and the task that tells the broker.
+        self._reasons: set[object] = set()
+        self._adjusting: asyncio.Task[None] | None = None
         # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
         self._changing = asyncio.Lock()
@@ -115,6 +118,11 @@ class Subscription:
     def has_begun(self) -> bool:
         """True when basic.consume was sent on the channel."""
         return self._begun > 0
+
+    @property
+    def is_withheld(self) -> bool:
+        """True from `withhold` on until the broker has answered the basic.consume that follows the last `allow`."""
+        return bool(self._reasons) or self._adjusting is not None
 
     @property
     def wants_deliveries(self) -> bool:
@@ -137,7 +145,11 @@ class Subscription:
         """Starts the deliveries of a consumer that is NEW."""
         channel = await self.open()
         async with self._changing:
-            if self._life.state is ConsumerState.NEW:
+            if self._life.state is not ConsumerState.NEW:
+                return
+            if self._reasons:
+                self._life.become(ConsumerState.CONSUMING)
+            else:
                 await self._consume(channel, self.prefetch)
 
     async def start(self) -> None:
@@ -185,7 +197,7 @@ class Subscription:
             if self._life.state is not ConsumerState.PAUSED:
                 return
             self._life.become(ConsumerState.CONSUMING)
-            if not self.tags and self.channel is not None and self.channel.is_open:
+            if not self.tags and not self._reasons and self.channel is not None and self.channel.is_open:
                 try:
                     await self._consume(self.channel, self.prefetch)
                 except BaseException:
@@ -209,12 +221,94 @@ class Subscription:
             The channel, for its last acknowledgements.
         """
         channel, self.channel = self.channel, None
-        tasks = [*self._asking] if self._reopening is None else [*self._asking, self._reopening]
+        tasks = [*self._asking, *(task for task in (self._reopening, self._adjusting) if task is not None)]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         return channel
+
+    # ------------------------------------------------------------------ deliveries withheld for a while
+
+    def withhold(self, reason: object) -> None:
+        """Stops the deliveries (basic.cancel) until `allow`; the consumer stays CONSUMING.
+
+        The broker is told in a task. Deliveries that are here, or that arrive before the broker has answered, stay
+        valid and can be settled. The other calls keep their meaning: a prefetch that is set meanwhile is used later,
+        `pause` and `drain` find nothing to cancel, and after a loss a channel is opened without a consumer.
+
+        Args:
+            reason: A hashable name for why; several may withhold at once. A reason that is there already changes
+                nothing.
+        """
+        self._reasons.add(reason)
+        self._adjust()
+
+    def allow(self, reason: object) -> None:
+        """Takes a `withhold` back; without a reason left, basic.consume is sent again, on the same channel.
+
+        Args:
+            reason: As in `withhold`. An unknown reason changes nothing.
+        """
+        self._reasons.discard(reason)
+        self._adjust()
+
+    @property
+    def _is_adjusted(self) -> bool:
+        """True unless `_adjust` has to tell the broker to begin or to stop.
+
+        Only a consumer that is CONSUMING and has an open channel is told; `_reopen` has the others subscribe again.
+        """
+        return (
+            self._life.state is not ConsumerState.CONSUMING
+            or self._reopening is not None
+            or not self._has_channel
+            or bool(self.tags) is not bool(self._reasons)
+        )
+
+    def _adjust(self) -> None:
+        """Starts the task that tells the broker what `withhold` and `allow` have changed."""
+        if self._adjusting is None and not self._is_adjusted:
+            self._adjusting = asyncio.get_running_loop().create_task(
+                self._tell(), name=f"leveret: withhold or allow {self._queue}"
+            )
+        self._changed()
+
+    async def _tell(self) -> None:
+        error: LeveretError | None = None
+        try:
+            while error is None and not self._is_adjusted:
+                async with self._changing:
+                    # Others may have changed something while this task waited for the lock.
+                    if not self._is_adjusted:
+                        error = await self._tell_once()
+        finally:
+            self._adjusting = None
+            if error is not None:
+                self._life.fail(error, ConsumerState.LOST)
+            self._changed()
+
+    async def _tell_once(self) -> LeveretError | None:
+        """Cancels all tags, or subscribes; returns the error that ends the consumer, if there is one."""
+        channel = self.channel
+        assert channel is not None
+        try:
+            if self._reasons:
+                await self._cancel_tags()
+            else:
+                await self._consume_or_give_up(channel)
+        except LeveretError as failure:
+            # A lost channel is taken care of where its loss is noted.
+            if not self._is_adjusted:
+                return failure
+            logger.warning("the consumer of queue %r: withholding or allowing deliveries: %s", self._queue, failure)
+        except Exception as failure:
+            # A defect in this code must not leave `run` waiting.
+            logger.exception("the consumer of queue %r could not withhold or allow deliveries", self._queue)
+            error = ChannelClosed(f"deliveries were not begun again: {type(failure).__name__}")
+            error.__cause__ = failure
+            return error
+        return None
 
     # ------------------------------------------------------------------ requests
 
@@ -260,6 +354,16 @@ class Subscription:
         except EncodeFailed:
             if was_new:
                 self._life.become(ConsumerState.NEW)
+            raise
+        self._adjust()
+
+    async def _consume_or_give_up(self, channel: Channel) -> None:
+        """Calls `_consume`; a channel on which nothing is answered is given up."""
+        try:
+            await self._consume(channel, self.prefetch)
+        except OperationTimeout as error:
+            if channel is self.channel and channel.is_open:
+                self._give_up(channel, error)  # basic.qos was not answered
             raise
 
     async def _ask(self, channel: Channel, tag: str) -> None:
@@ -411,7 +515,8 @@ class Subscription:
                 else:
                     # Otherwise what was opened is lost already.
                     if not self._life.may_go_on or (
-                        self._has_channel and (self.tags or self._life.state is not ConsumerState.CONSUMING)
+                        self._has_channel
+                        and (self.tags or self._reasons or self._life.state is not ConsumerState.CONSUMING)
                     ):
                         if self._life.may_go_on:
                             logger.info("the consumer of queue %r goes on", self._queue)
@@ -422,18 +527,13 @@ class Subscription:
             self._reopening = None
             if error is not None:
                 self._life.fail(error, ConsumerState.LOST)
+            self._adjust()
 
     async def _subscribe_again(self, connection: Connection) -> None:
         if not self._life.may_go_on:
             return  # it was cancelled or stopped meanwhile
         if not self._has_channel:
             await self._open_channel(connection)
-        if self._life.state is ConsumerState.CONSUMING and not self.tags:
-            channel = self.channel
-            assert channel is not None
-            try:
-                await self._consume(channel, self.prefetch)
-            except OperationTimeout as error:
-                if channel is self.channel and channel.is_open:
-                    self._give_up(channel, error)  # basic.qos was not answered
-                raise
+        if self._life.state is ConsumerState.CONSUMING and not self.tags and not self._reasons:
+            assert self.channel is not None
+            await self._consume_or_give_up(self.channel)

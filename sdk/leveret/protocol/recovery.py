@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from leveret.errors import LeveretError
 
-__all__ = ["Backoff", "Prospect", "may_mend", "prospect_of"]
+__all__ = ["Backoff", "Prospect", "SparseLog", "may_mend", "prospect_of"]
 
 logger = logging.getLogger("leveret.connection")
 
@@ -36,6 +36,8 @@ logger = logging.getLogger("leveret.connection")
 _LASTING: Final = (TLSVerificationError, ConfigurationError, EncodeFailed, PluginError, WrongLoopError)
 #: Reply codes of a refusal: what has to change is the broker's users, virtual hosts, rights or limits.
 _REFUSALS: Final = (ACCESS_REFUSED, NOT_ALLOWED)
+#: Seconds in which failed attempts with the same reason are logged once.
+_SPARSE: Final = 10.0
 #: 0.001 s doubled this often is longer than a day, the longest delay of the settings; a larger exponent would overflow.
 _MAX_DOUBLINGS: Final = 40
 
@@ -127,3 +129,24 @@ class Backoff:
                 logger.warning("the backoff policy failed: %s: %s", type(error).__name__, printable(str(error)))
         least, most = (self._maximum / 2, self._maximum) if prospect is Prospect.LATER else (0.0, self.longest)
         return random.uniform(least, most)  # noqa: S311 - it keeps no secret
+
+
+class SparseLog:
+    """Chooses the failed attempts that are logged: the first, one in ten seconds, and those with another reason."""
+
+    def __init__(self) -> None:
+        self._logged_at = float("-inf")
+        self._reason: tuple[type[LeveretError], int] | None = None
+
+    def is_due(self, error: LeveretError, now: float) -> bool:
+        """Returns whether to log an attempt.
+
+        Args:
+            error: Why it failed.
+            now: A monotonic time in seconds.
+        """
+        reason = type(error), getattr(error, "reply_code", 0)
+        if reason == self._reason and now - self._logged_at < _SPARSE:
+            return False
+        self._logged_at, self._reason = now, reason
+        return True

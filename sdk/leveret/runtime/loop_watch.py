@@ -1,4 +1,4 @@
-"""The pulse of an event loop: a call twice a second for each connection, and a warning that names what blocked the loop.
+"""The pulse of an event loop: a call twice a second for each connection, and a warning of what blocked the loop.
 
 The loop cannot look at itself while a function blocks it. A daemon thread looks then: when the pulse has not come for a
 second, it reads which function the loop's thread is in. It costs nothing for a message.
@@ -6,7 +6,6 @@ second, it reads which function the loop's thread is in. It costs nothing for a 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import sys
@@ -16,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
     from types import FrameType
 
@@ -160,7 +160,8 @@ class LoopWatch:
             if self._beats == beats:
                 self._seen = where
         if _HANGS <= late < _HANGS + _LOOK:
-            logger.warning("the event loop has been blocked for %.0f s by %s", late, self._seen or "an unknown function")
+            by = self._seen or "an unknown function"
+            logger.warning("the event loop has been blocked for %.0f s by %s", late, by)
         return beats, looks
 
 

@@ -145,7 +145,7 @@ class ConnectionSettings(Options):
     unix_socket: str | None = option(None, str, minimum=1, maximum=107)  # sun_path, unix(7)
     username: str = option("guest")
     password: Secret = option(Secret("guest"))  # noqa: RUF009 - it is a field
-    credentials: CredentialProvider | None = option(None, object, shown=False, code_only=True)
+    credentials: CredentialProvider | None = option(None, object, shown=False, code_only=True)  # noqa: RUF009 - it is a field
     virtual_host: str = option("/", minimum=1, maximum=255)
     mechanism: Literal["PLAIN", "EXTERNAL"] = option("PLAIN", choices=("PLAIN", "EXTERNAL"))
     tls: TLSSettings | None = option(None, TLSSettings)  # noqa: RUF009 - it is a field

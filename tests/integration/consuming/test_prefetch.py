@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.handling import Queues, broken_off, running, until
 from tests.support.proxy import Proxy
-from tests.support.queues import taken
+from tests.support.queues import consumer_count, taken
 
 import leveret
 from leveret import Quorum, Topology
@@ -149,15 +149,6 @@ async def test_s26_the_prefetch_follows_the_handlers_when_it_is_auto(broker: Bro
     await queues.client.purge(queues.work)
 
 
-async def consumer_count(queues: Queues) -> int:
-    """How many consumers the queue has."""
-    channel = await queues.client.channel()
-    try:
-        return (await channel.queue_declare(queues.work, passive=True)).consumer_count or 0
-    finally:
-        await channel.close()
-
-
 @pytest.mark.parametrize("turns", [*range(8), None], ids=str)
 async def test_the_prefetch_can_be_changed_again_when_a_change_was_broken_off(
     queues: Queues, turns: int | None
@@ -183,7 +174,7 @@ async def test_the_prefetch_can_be_changed_again_when_a_change_was_broken_off(
         assert consumer.prefetch == 40
         await queues.publish(*range(5))
         await until(lambda: len(seen) == 5)
-        assert await consumer_count(queues) == 1
+        assert await consumer_count(queues.client, queues.work) == 1
 
 
 async def test_the_prefetch_stays_as_it_was_when_its_change_was_broken_off(queues: Queues) -> None:
