@@ -276,6 +276,7 @@ class ClientBase:
             ordered_by=ordered_by if callable(ordered_by) else None,
             on_error=on_error,
             publishing=self.publishing_link,
+            restorer=self._restorer,
         )
         self._consumers.add(consumer)
         self._monitor.add(consumer, "consumer", queue, consumer.meter)

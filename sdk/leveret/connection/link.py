@@ -67,6 +67,8 @@ class Link:
 
     Attributes:
         name: See above.
+        auto_recovery: The setting.
+        operation_timeout: The setting, in seconds.
         meter: Counts its connections.
         connection: The last connection, open or not; None before the first.
         channels: The pool of its connection's channels.
@@ -89,6 +91,8 @@ class Link:
         established: bool = False,
     ) -> None:
         self.name = name
+        self.auto_recovery = settings.auto_recovery
+        self.operation_timeout = settings.operation_timeout
         self.meter = ConnectionMeter()
         self.connection: Connection | None = None
         self.failure: LeveretError | None = None
@@ -123,6 +127,13 @@ class Link:
         if self._state is LinkState.OPEN and self.connection is not None and self.connection.error is not None:
             self._move(LinkState.LOST)
         return self._state
+
+    @property
+    def outage(self) -> LeveretError | None:
+        """Why there is no connection while one is being made again or should be; None when there is one or was none."""
+        if self.state not in (LinkState.LOST, LinkState.RECOVERING) or self.connection is None:
+            return None
+        return self.connection.error
 
     def new_backoff(self) -> Backoff:
         """Makes the delays of a sequence of attempts, as the settings and the backoff policy say."""

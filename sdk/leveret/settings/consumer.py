@@ -40,8 +40,8 @@ class ConsumerSettings(Section):
         processing_timeout: Seconds after which a handler is cancelled and has failed, 0.01 to 86400; it may run a tenth
             longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and its worker takes
             no other message before it ends.
-        on_cancel: "resubscribe" goes on when the broker cancels the consumer, for example because its queue was deleted;
-            "stop" ends it with `ConsumerCancelled`.
+        on_cancel: "resubscribe" goes on when the broker cancels the consumer, for example because its queue was
+            deleted; "stop" ends it with `ConsumerCancelled`.
         queue_missing_timeout: Seconds that a consumer waits for a queue that was there and is missing now, 0 to 86400;
             then it ends with `NotFound`.
         exclusive: True refuses other consumers of the queue.

@@ -169,7 +169,7 @@ async def test_a_pause_and_a_reason_are_two_things(scripted: Scripted, client: l
 async def test_a_channel_without_a_consumer_is_opened_after_a_loss_while_deliveries_are_withheld(
     scripted: Scripted, client: leveret.Client, what: str
 ) -> None:
-    consumer = client.consumer("q", resubscribe=True)
+    consumer = client.consumer("q")
     async with running(consumer, lambda value, message: None):
         await until(lambda: consumer.health().live)
         subscription_of(consumer).withhold("a")
@@ -191,7 +191,7 @@ async def test_the_backoff_is_kept_when_deliveries_are_allowed_between_two_attem
     scripted: Scripted,
 ) -> None:
     async with connected(scripted, recovery_max_delay=0.5) as client:
-        consumer = client.consumer("q", resubscribe=True)
+        consumer = client.consumer("q")
         async with running(consumer, lambda value, message: None):
             await until(lambda: consumer.health().live)
             subscription_of(consumer).withhold("a")
@@ -221,7 +221,7 @@ async def test_deliveries_go_on_when_basic_cancel_is_not_answered(
 async def test_another_channel_is_opened_when_the_broker_does_not_answer_what_follows_allow(
     scripted: Scripted, client: leveret.Client, method: str
 ) -> None:
-    consumer = client.consumer("q", resubscribe=True)
+    consumer = client.consumer("q")
     async with running(consumer, lambda value, message: None):
         await until(lambda: consumer.health().live)
         subscription_of(consumer).withhold("a")
@@ -286,7 +286,7 @@ async def test_what_the_broker_has_agrees_with_the_state_after_any_calls_in_any_
     chance = random.Random(seed)
     scripted = Scripted()
     async with connected(scripted, recovery_max_delay=0.02) as client:
-        consumer = client.consumer("q", resubscribe=True)
+        consumer = client.consumer("q")
         async with running(consumer, lambda value, message: None) as task:
             await until(lambda: consumer.health().live)
             subscription = subscription_of(consumer)
