@@ -101,10 +101,10 @@ def draw_faults(
         check_number(f"the first of {name}", low, 0, 86_400)
         check_number(f"the second of {name}", high, low, 86_400)
     chance = random.Random(seed)  # noqa: S311 - a schedule is no secret
-    drawn: list[FaultKind] = []
+    drawn: list[Fault] = []
     while len(drawn) < count:
-        drawn += chance.sample(list(kinds), len(kinds))
-    return tuple(_draw(chance, kind, gap, duration) for kind in drawn[:count])
+        drawn += [_draw(chance, kind, gap, duration) for kind in chance.sample(list(kinds), len(kinds))]
+    return tuple(drawn[:count])
 
 
 def _draw(chance: random.Random, kind: FaultKind, gap: tuple[float, float], duration: tuple[float, float]) -> Fault:

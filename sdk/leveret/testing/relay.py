@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import sys
 from collections import Counter
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
@@ -262,9 +263,10 @@ class Relay:
 
 
 def share_port(sock: socket.socket) -> None:
-    """Lets several sockets of this process have one port: the one that keeps it, and the one that listens."""
+    """Lets two sockets have one port: the one that keeps it, and the one that listens."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "SO_REUSEPORT"):
+    # Linux needs no more where one of them does not listen, and so nobody else can listen there.
+    if sys.platform != "linux" and hasattr(socket, "SO_REUSEPORT"):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
