@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.handling import Queues, broken_off, running, until
-from tests.support.proxy import Proxy
 from tests.support.queues import consumer_count, taken
 
 import leveret
 from leveret import Quorum, Topology
 from leveret.errors import ConfigurationError
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +133,8 @@ async def test_s25_the_prefetch_of_an_exclusive_consumer_stays(queues: Queues) -
 
 async def test_s26_the_prefetch_follows_the_handlers_when_it_is_auto(broker: Broker, queues: Queues) -> None:
     await queues.publish(*range(20_000))
-    async with Proxy(broker.url, delay=0.05) as proxy, leveret.connect(proxy.url) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url) as client:
+        proxy.delay(0.05)
         consumer = client.consumer(queues.work, prefetch="auto", concurrency=5)
         assert consumer.prefetch == 10
         seconds = 0.005
