@@ -238,18 +238,22 @@ class Channel:
         unread.cancel()
         self._state.abandon(unread)
 
-    async def close(self) -> None:
-        """Closes the channel (channel.close) and waits for the answer, for at most `close_timeout` seconds.
+    async def close(self, timeout: float | None = None) -> None:
+        """Closes the channel (channel.close) and waits for the answer.
 
         Acknowledgements that were appended before are sent before. Does nothing when it is closed, and raises nothing
         when it is closed by other means meanwhile or the answer does not come.
+
+        Args:
+            timeout: Seconds to wait, `close_timeout` at most and by default.
         """
         if not self.is_open:
             return
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._state.close(future)
+        most = self.connection.settings.close_timeout
         with contextlib.suppress(LeveretError):
-            await self._answer(future, "channel.close", self.connection.settings.close_timeout)
+            await self._answer(future, "channel.close", most if timeout is None else min(timeout, most))
 
     async def confirm_select(self) -> None:
         """Turns publisher confirms on (RabbitMQ: confirm.select)."""

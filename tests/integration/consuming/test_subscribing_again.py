@@ -12,11 +12,11 @@ from pamqp.commands import Basic
 from tests.support.handling import Queues, running, until
 from tests.support.peers import ANSWERS, FakeServer, Peer
 from tests.support.plugins import plugin
-from tests.support.proxy import Proxy
 
 import leveret
 from leveret.errors import ConsumerCancelled
 from leveret.plugins import PluginRegistry, PolicySpec
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
@@ -51,7 +51,7 @@ async def test_the_consumer_goes_on_when_its_queue_was_deleted_and_made_again(
 
 async def test_the_consumer_goes_on_with_the_next_connection(broker: Broker, queues: Queues) -> None:
     await queues.publish(*range(10))
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.2) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.2) as client:
         consumer = client.consumer(queues.work, concurrency=2)
         go, held = asyncio.Event(), asyncio.Event()
         seen: Counter[int] = Counter()
@@ -138,7 +138,7 @@ async def test_every_way_to_consume_ends_with_an_error_when_it_is_told_not_to_be
 async def test_nothing_waits_for_the_connection_when_it_is_being_made_again(
     broker: Broker, queues: Queues, how: str
 ) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_initial_delay=0.05) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_initial_delay=0.05) as client:
         consumer = client.consumer(queues.work)
 
         async def handler(value: int, message: leveret.Message) -> None: ...
@@ -146,7 +146,7 @@ async def test_nothing_waits_for_the_connection_when_it_is_being_made_again(
         await queues.publish(1)
         async with running(consumer, handler) as task:
             await until(lambda: consumer.counters()["acked"] == 1)
-            await proxy.stop()
+            proxy.close()
             await until(lambda: not consumer.health().live)
             await asyncio.sleep(0.3)
             async with asyncio.timeout(1):
@@ -174,7 +174,7 @@ async def test_a_backoff_policy_chooses_when_a_consumer_begins_again(broker: Bro
     # Without the policy it would be up to a day.
     options: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
     async with (
-        Proxy(broker.url) as proxy,
+        FaultProxy(broker.url) as proxy,
         leveret.connect(proxy.url, plugins=registry, recovery_backoff="steady", **options) as client,
     ):
         consumer = client.consumer(queues.work)
@@ -193,7 +193,7 @@ async def test_a_backoff_policy_chooses_when_a_consumer_begins_again(broker: Bro
 
 async def test_a_consumer_that_was_cancelled_does_not_begin_again(broker: Broker, queues: Queues) -> None:
     await queues.publish(1)
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
         consumer = client.consumer(queues.work)
         began, go = asyncio.Event(), asyncio.Event()
         calls = 0
@@ -219,7 +219,7 @@ async def test_a_consumer_that_was_cancelled_does_not_begin_again(broker: Broker
 
 
 async def test_a_paused_consumer_goes_on_after_its_connection_was_lost(broker: Broker, queues: Queues) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
         consumer = client.consumer(queues.work)
         seen: list[int] = []
 

@@ -135,7 +135,9 @@ async def test_a_queue_that_the_server_names_is_declared_used_and_deleted_by_one
     batches = client.batches(queue, size=2, wait=0.01)
     async with batches:
         assert await routed(client, "amq.fanout")
-        assert (await anext(batches)).values == ["routed"]
+        batch = await anext(batches)
+        assert batch.values == ["routed"]
+        batch.ack()
     assert await client.delete_queue(queue) == 0
     assert not await exists(client, queue.name)
 
@@ -451,7 +453,7 @@ class Counting:
         mine: list[str] = []
         self.declared.append(mine)
         answers: list[tuple[int, Any]] = []
-        receiving = asyncio.create_task(peer.receive())
+        receiving = self._receiving(peer)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 done, _ = await asyncio.wait([receiving], timeout=0.02 if answers else None)
@@ -460,7 +462,7 @@ class Counting:
                     answers.append((channel, method))
                     if isinstance(method, Exchange.Declare | Queue.Declare):
                         mine.append(method.exchange if isinstance(method, Exchange.Declare) else method.queue)
-                    receiving = asyncio.create_task(peer.receive())
+                    receiving = self._receiving(peer)
                     continue
                 self.waits += 1
                 for channel, method in answers:
@@ -469,6 +471,13 @@ class Counting:
                     elif method.name in ANSWERS:
                         peer.send(ANSWERS[method.name](method), channel)
                 answers.clear()
+
+    @staticmethod
+    def _receiving(peer: Peer) -> asyncio.Task[Any]:
+        task = asyncio.create_task(peer.receive())
+        # The last one may fail when the script has ended.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return task
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_a_name_that_the_server_chose_is_not_tried_again() -> None:
         (ResourceLocked("exclusive", reply_code=405), False),
         (ConfigurationError("wrong"), False),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=["reset", "unreachable", "silent", "node_away", "missing", "refused", "locked", "wrong"],
 )
 def test_a_consumer_that_is_started_waits_for_what_passes_by_itself(error: LeveretError, waits: bool) -> None:
     assert is_outage(error) is waits
