@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.handling import Held, Queues, running, until
-from tests.support.queues import consumer_count
+from tests.support.queues import consumer_count, taken
 
 import leveret
 
@@ -124,3 +124,63 @@ async def test_a_slow_consumer_that_ends_handles_what_it_has(queues: Queues, end
             await ending
             await task
     assert handler.seen + await queues.remaining() == list(range(3_000))
+
+
+@pytest.mark.parametrize("declared_by", ["itself", "another"])
+async def test_an_auto_delete_queue_stays_when_its_only_consumer_is_slow(
+    client: leveret.Client, other: leveret.Client, unique_name: Callable[[str], str], declared_by: str
+) -> None:
+    count, queue = 3_000, unique_name("auto")
+    declaring = client if declared_by == "itself" else other
+    await declaring.declare(leveret.Topology().queue(queue, auto_delete=True))
+    consumer = client.consumer(queue, ack="none", prefetch=5)
+    handler = Held()
+    async with running(consumer, handler) as task:
+        await until(lambda: consumer.health().live)
+        async with other.producer() as producer:
+            (await producer.publish_batch(range(count), queue)).raise_for_failures()
+        await until(lambda: consumer.health().waiting > 50)
+        await until(lambda: not consumer.health().live)
+        # The stand-in, which keeps the next message and takes no other.
+        await until(lambda: consumer._subscription._stand_in is not None)
+        assert await consumer_count(other, queue) == 1
+        handler.go.set()
+        await until(lambda: len(handler.seen) >= count, seconds=60)
+        assert handler.seen == list(range(count))
+        await until(lambda: consumer.health().live)
+        assert await consumer_count(other, queue) == 1
+        assert await consumer.drain(5)
+        await task
+
+
+@pytest.mark.parametrize("end", ["pause", "drain", "loss"])
+async def test_the_message_of_a_stand_in_goes_back_when_its_consumer_is_not_to_have_it(
+    broker: Broker, other: leveret.Client, name: Callable[[str], str], end: str
+) -> None:
+    count, queue = 3_000, name("expiring")
+    await other.declare(leveret.Topology().queue(queue, leveret.Classic(expires=600)))
+    async with leveret.connect(broker.url, recovery_max_delay=0.1) as client, other.producer() as producer:
+        consumer = client.consumer(queue, ack="none", prefetch=5)
+        handler = Held()
+        async with running(consumer, handler) as task:
+            await until(lambda: consumer.health().live)
+            (await producer.publish_batch(range(count), queue)).raise_for_failures()
+            await until(lambda: consumer._subscription._stand_in is not None)
+            if end == "loss":
+                await broker.close_connections()
+                await until(lambda: consumer._subscription._stand_in is None)
+                handler.go.set()
+            elif end == "pause":
+                await consumer.pause()
+                assert await consumer_count(other, queue) == 0
+                handler.go.set()
+                await consumer.resume()
+            if end == "drain":
+                handler.go.set()
+                assert await consumer.drain(20)
+                await task
+                rest = await taken(other, queue)
+                assert handler.seen + rest == list(range(count))
+            else:
+                await until(lambda: len(set(handler.seen)) == count, seconds=60)
+                assert sorted(set(handler.seen)) == list(range(count))
