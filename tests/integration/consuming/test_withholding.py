@@ -232,9 +232,7 @@ async def test_another_channel_is_opened_when_the_broker_does_not_answer_what_fo
         await until(lambda: consumer.health().live)
 
 
-async def test_run_raises_when_the_queue_is_missing_after_allow(
-    scripted: Scripted, client: leveret.Client
-) -> None:
+async def test_run_raises_when_the_queue_is_missing_after_allow(scripted: Scripted, client: leveret.Client) -> None:
     consumer = client.consumer("q", queue_missing_timeout=0)
     async with running(consumer, lambda value, message: None) as task:
         await until(lambda: consumer.health().live)
