@@ -12,12 +12,12 @@ import pytest
 from pamqp.commands import Exchange, Queue
 from tests.support.handling import running, until
 from tests.support.peers import ANSWERS, FakeServer, Peer
-from tests.support.proxy import Proxy
 from tests.support.queues import taken
 
 import leveret
 from leveret import Classic, Topology
 from leveret.errors import ConfigurationError, MessageReturned, NotFound, ResourceLocked
+from leveret.testing import FaultProxy
 from leveret.topology.declaring import AT_ONCE
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Lossy:
         proxy: Between the first and the broker.
     """
 
-    def __init__(self, client: leveret.Client, other: leveret.Client, proxy: Proxy) -> None:
+    def __init__(self, client: leveret.Client, other: leveret.Client, proxy: FaultProxy) -> None:
         self.client, self.other, self.proxy = client, other, proxy
 
     async def lose_connections(self) -> None:
@@ -93,7 +93,7 @@ async def routed(client: leveret.Client, exchange: str, routing_key: str = "") -
 
 @pytest.fixture
 async def lossy(broker: Broker, client: leveret.Client) -> AsyncIterator[Lossy]:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as behind:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as behind:
         yield Lossy(behind, client, proxy)
 
 
