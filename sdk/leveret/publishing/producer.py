@@ -22,7 +22,7 @@ from leveret.publishing.batches import Batch, BatchPublisher, Source
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
-from leveret.publishing.given_up import log_given_up
+from leveret.publishing.given_up import GivenUp
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening
 from leveret.publishing.options import keep, refuse_confirm_timeout
@@ -236,8 +236,9 @@ class Producer(CompiledPublisher):
             logger.warning("closing a producer: %s", error)
         finally:
             reopening = self._reopening.task
-            log_given_up(self._window, self.settings.exchange, "no confirm came in time")
+            given_up = self._given_up()
             self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
+            given_up.log("no confirm came in time")
             try:
                 if self._channel is not None:
                     await self._channel.close(max(0.0, deadline - self._loop.time()))
@@ -570,10 +571,10 @@ class Producer(CompiledPublisher):
         connection = self._connection
         if self._life.error is not None:
             return
-        if self._life.at(ProducerState.CLOSING):
-            log_given_up(self._window, self.settings.exchange, error)
+        given_up = self._given_up()
         if connection.error is not None and not connection.settings.auto_recovery:
             self._give_up(error)
+            given_up.log(error)
             return
         if self._life.at(ProducerState.OPEN):
             self._move(ProducerState.REOPENING)
@@ -582,6 +583,7 @@ class Producer(CompiledPublisher):
             self._hand_out(expire_blamed(self._window, error))
         else:
             self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
+        given_up.log(error)
         self._reopening.begin(paced=connection.error is not None or closed_by_publishing(error))
         self._wake()
 
@@ -601,6 +603,9 @@ class Producer(CompiledPublisher):
         if self._life.at(ProducerState.REOPENING):
             self._move(ProducerState.OPEN)
             self._wake()
+
+    def _given_up(self) -> GivenUp:
+        return GivenUp(self._window, self._life, self.settings.exchange)
 
     def _give_up(self, error: LeveretError) -> None:
         """Ends all that is in flight or waits: there will be no other channel."""
@@ -640,7 +645,9 @@ class Producer(CompiledPublisher):
         connected = self._reopening.task is None
         sent = self._transport.progress if connected else None
         deadlines.tick(now, window.first, window.next_delivery_tag - 1, sent)
+        given_up = self._given_up()
         for finished in deadlines.expire(now, window, connected=connected):
             self._hand_out(finished)
             self._wake()
+        given_up.log("no confirm came in time")
         self._start_clock()

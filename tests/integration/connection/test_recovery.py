@@ -38,7 +38,7 @@ from leveret.settings import ConnectionSettings
 from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from tests.support.brokers import Broker
     from tests.support.rabbitmq import RabbitMQNode
@@ -310,7 +310,7 @@ async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_mak
                 for _ in range(50):
                     await other.channel()
                 assert counted(client)["connections_opened"] == 1
-        await client.declare(Topology())
+        await client.channel()
         assert await waiting is client.connection
         assert counted(client)["connections_opened"] == 2
 

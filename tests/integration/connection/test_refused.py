@@ -145,6 +145,7 @@ async def test_producers_and_consumers_go_on_after_a_refusal_is_over(account: Ac
 async def test_the_error_of_a_call_that_waited_names_code_and_cause(account: Account, what: str) -> None:
     async with leveret.connect(account.url, operation_timeout=0.5, close_timeout=0.5, **QUICK) as client:
         await account.refuse(what)
+        await until(lambda: client.connection.error is not None)
         waiting = asyncio.create_task(client.publishing_link.recovered())
         await until(lambda: refused(client.publishing_link, what))
         with pytest.raises(OperationTimeout, match=rf"operation_timeout of 0\.3 s; .*{REASONS[what][1]} ") as caught:
