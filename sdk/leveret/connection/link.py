@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import random
 from typing import TYPE_CHECKING, Final
 
 from leveret.connection.channel_pool import ChannelPool
@@ -84,6 +85,8 @@ class Link:
         self._recovery: asyncio.Task[Connection] | None = None
         self._recoveries: set[asyncio.Task[Connection]] = set()
         self._waiting = 0
+        # The host of a connection that was left for another one.
+        self._left: Endpoint | None = None
         # When the last attempt to connect ended, by the loop's clock.
         self._tried_at = 0.0
 
@@ -115,7 +118,7 @@ class Link:
                 assert self.connection is not None
                 return self.connection
             lost = self.connection
-            connection = await self._dial(None if lost is None else lost.endpoint)
+            connection = await self._dial(self._first_endpoint(lost))
             if self.state is LinkState.CLOSED:
                 # Closed while it was dialing: `close` has not seen this connection.
                 await connection.close()
@@ -154,6 +157,17 @@ class Link:
                 raise again(connection.error)
             await self._wait_for_recovery()
 
+    @property
+    def has_other_nodes(self) -> bool:
+        """Whether there is another host to connect to."""
+        return len(self._settings.endpoints) > 1
+
+    def change_node(self, connection: Connection) -> None:
+        """Drops a connection, so that recovery begins with another host. All that uses it goes on there."""
+        if connection is self.connection and self.state is LinkState.OPEN:
+            self._left = connection.endpoint
+            connection.transport.abort()
+
     async def close(self) -> None:
         """Closes the link and its connection. Callers that wait for a connection get `ConnectionClosed`."""
         if self._state is not LinkState.CLOSED:
@@ -176,6 +190,14 @@ class Link:
     def _check_not_closed(self) -> None:
         if self._state is LinkState.CLOSED:
             raise ConnectionClosed(f"connection {self.name!r} was closed by this side", reply_code=REPLY_SUCCESS)
+
+    def _first_endpoint(self, lost: Connection | None) -> Endpoint | None:
+        left, self._left = self._left, None
+        if left is not None:
+            others = [endpoint for endpoint in self._settings.endpoints if endpoint != left]
+            if others:
+                return random.choice(others)  # noqa: S311 - it keeps no secret
+        return None if lost is None else lost.endpoint
 
     async def _dial(self, first: Endpoint | None) -> Connection:
         try:
