@@ -85,7 +85,7 @@ class Subscription:
         self._restorer = restorer
         # The queue, when this client has declared it.
         self._declared: DeclaredQueue | None = None
-        self._rules = LossRules(settings, auto_recovery=link.auto_recovery)
+        self._rules = LossRules(settings, lambda: link.auto_recovery)
         # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
         self._was_live = False
         self._was_cancelled = False
