@@ -57,6 +57,7 @@ class ChannelDeliveries:
 
 def reserve(message: Message) -> bool: ...
 def restore(message: Message) -> bool: ...
+
 @final
 class Acknowledger:
     write_at: int

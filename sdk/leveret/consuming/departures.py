@@ -1,14 +1,14 @@
-"""The log and the counters of messages that leave the consumer other than by being handled: parked, rejected, dropped."""
+"""The log and the counters of messages that leave a consumer without being handled: parked, rejected or dropped."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leveret.errors import TableSyntaxError, printable
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable
 
     from leveret.monitoring.meters import ConsumerMeter

@@ -35,7 +35,11 @@ CATALOGUE: Final = {
     "released": Metric("deliveries_released", "counter", "messages", "Deliveries given back untried.", _CONSUMER),
     "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries dead-lettered.", _CONSUMER),
     "rejected": Metric(
-        "deliveries_rejected", "counter", "messages", "Deliveries rejected, perhaps without a dead-letter exchange.", _CONSUMER
+        "deliveries_rejected",
+        "counter",
+        "messages",
+        "Deliveries rejected, perhaps without a dead-letter exchange.",
+        _CONSUMER,
     ),
     "retried": Metric("deliveries_retried", "counter", "messages", "Failed deliveries to be retried later.", _CONSUMER),
     "parked": Metric("deliveries_parked", "counter", "messages", "Failed deliveries that were parked.", _CONSUMER),

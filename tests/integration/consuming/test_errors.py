@@ -77,8 +77,7 @@ class Flaky(Exception):
     pass
 
 
-async def test_each_error_has_its_action_when_the_policy_has_rules(failing: Queues) -> None:
-    queues = failing
+async def test_each_error_has_its_action_when_the_policy_has_rules(queues: Queues) -> None:
     await queues.publish("retry", "park", "drop", "dead", "again", "fine")
     rules: dict[type[BaseException], Any] = {
         Flaky: leveret.Retry(delay=0.1),
@@ -124,8 +123,7 @@ async def test_each_error_has_its_action_when_the_policy_has_rules(failing: Queu
     assert await queues.remaining() == []
 
 
-async def test_then_is_done_when_a_message_failed_too_often(failing: Queues) -> None:
-    queues = failing
+async def test_then_is_done_when_a_message_failed_too_often(queues: Queues) -> None:
     await queues.publish("never")
     consumer = queues.client.consumer(queues.work, on_error=leveret.Retry(delay=0.1, max_attempts=2, then="park"))
     attempts = 0

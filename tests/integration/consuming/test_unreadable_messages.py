@@ -120,8 +120,7 @@ async def test_the_value_raises_when_a_message_that_was_taken_cannot_be_decoded(
     assert await queues.dead_letters(1) == [{"id": "one"}]
 
 
-async def test_a_body_that_does_not_decode_is_parked_when_the_policy_says_so(failing: Queues) -> None:
-    queues = failing
+async def test_a_body_that_does_not_decode_is_parked_when_the_policy_says_so(queues: Queues) -> None:
     await queues.publish("not a number", 1)
     consumer = queues.client.consumer(queues.work, int, on_error={CodecError: leveret.Park()})
 
