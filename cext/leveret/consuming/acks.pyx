@@ -106,6 +106,13 @@ cdef class AckWindow:
         return (self.first <= delivery_tag < self.next_delivery_tag
                 and self.states[delivery_tag & self.mask] == UNSETTLED)
 
+    def first_unhandled(self):
+        """Returns the lowest delivery tag that was neither acknowledged here nor settled, or `next_delivery_tag`."""
+        cdef uint64_t tag = self.first
+        while tag < self.next_delivery_tag and self.states[tag & self.mask] != UNSETTLED:
+            tag += 1
+        return tag
+
     cpdef bint is_pending(self, uint64_t delivery_tag) noexcept:
         """True while the broker waits for this delivery's settlement, because none was written yet."""
         return (self.first <= delivery_tag < self.next_delivery_tag

@@ -22,7 +22,7 @@ cdef class DeliveryBuffer:
     # Nothing has to be settled.
     cdef bint no_ack
     # `_delivered` is called for each read.
-    cdef bint watched
+    cdef public bint _watched
     # The buffer is too full: `_taken` is called for each message that is taken.
     cdef public bint _pressed
     # No more deliveries will come; workers end when the buffer is empty.

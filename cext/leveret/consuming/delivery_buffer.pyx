@@ -47,7 +47,7 @@ cdef class DeliveryBuffer:
         self.waiters = waiters
         self.ordered_by = ordered_by
         self.no_ack = no_ack
-        self.watched = watched
+        self._watched = watched
         self.measured = measured
 
     # ------------------------------------------------------------------ the buffer
@@ -92,7 +92,7 @@ cdef class DeliveryBuffer:
         self.buffer += run.messages
         if self._collector is not None:
             self._collector.read(PyList_GET_SIZE(run.messages), self._prefetch - held)
-        if self.watched:
+        if self._watched:
             self._delivered(run)
         if self.idle:
             # One worker is enough, unless its handler has to wait: then it wakes the others. It resumes before the

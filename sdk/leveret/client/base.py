@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import WeakSet
 
+from leveret.client.closing import close_by
 from leveret.client.first_use_producer import FirstUseProducer
 from leveret.consuming.batches import Batches
 from leveret.consuming.builder import ConsumerBuilder
@@ -18,7 +19,6 @@ from leveret.topology.declarer import Declarer
 from leveret.topology.topology import QueueInfo
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Callable, Hashable, Mapping
 
     from leveret.connection.channel import Channel
@@ -78,20 +78,14 @@ class ClientBase:
         self._consumers: WeakSet[Consumer[Any]] = WeakSet()
         self._first_use_producer = FirstUseProducer(self.producer)
 
-    async def _close(self, ending: contextlib.AsyncExitStack) -> None:
-        """Closes what was made here, then its connections, then what `ending` holds, the last first."""
-        async with ending:
-            ending.push_async_callback(self.publishing_link.close)
-            if self.consuming_link is not self.publishing_link:
-                ending.push_async_callback(self.consuming_link.close)
-            try:
-                for consumer in list(self._consumers):
-                    await consumer.close()
-                for producer in list(self._producers):
-                    await producer.close()
-            finally:
-                self._consumers.clear()
-                self._producers.clear()
+    async def _close(self, until: float) -> None:
+        """Closes what was made here, then its connections, all before a time of the loop's clock."""
+        links = dict.fromkeys((self.publishing_link, self.consuming_link))
+        try:
+            await close_by(until, list(self._consumers), list(self._producers), links)
+        finally:
+            self._consumers.clear()
+            self._producers.clear()
 
     @property
     def connection(self) -> Connection:
@@ -288,7 +282,7 @@ class ClientBase:
             on_error=on_error,
             refused=refused,
             publishing=self.publishing_link,
-            declared=self.declared,
+            restorer=self._restorer,
         )
         self._consumers.add(consumer)
         self._monitor.add(consumer, "consumer", queue, consumer.meter)

@@ -238,18 +238,22 @@ class Channel:
         unread.cancel()
         self._state.abandon(unread)
 
-    async def close(self) -> None:
-        """Closes the channel (channel.close) and waits for the answer, for at most `close_timeout` seconds.
+    async def close(self, timeout: float | None = None) -> None:
+        """Closes the channel (channel.close) and waits for the answer.
 
         Acknowledgements that were appended before are sent before. Does nothing when it is closed, and raises nothing
         when it is closed by other means meanwhile or the answer does not come.
+
+        Args:
+            timeout: Seconds to wait, `close_timeout` at most and by default.
         """
         if not self.is_open:
             return
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._state.close(future)
+        most = self.connection.settings.close_timeout
         with contextlib.suppress(LeveretError):
-            await self._answer(future, "channel.close", self.connection.settings.close_timeout)
+            await self._answer(future, "channel.close", most if timeout is None else min(timeout, most))
 
     async def confirm_select(self) -> None:
         """Turns publisher confirms on (RabbitMQ: confirm.select)."""
@@ -475,9 +479,10 @@ class Channel:
 
     def settled(self, run: SettlementRun) -> None:
         """Confirms of this channel."""
-        if self.publisher is None:
+        if self.publisher is not None:
+            self.publisher.settled(run)
+        elif self.is_open:
             raise RemoteProtocolError(f"a confirm on channel {self.number}, which is not in confirm mode")
-        self.publisher.settled(run)
 
     def lost(self, error: LeveretError) -> None:
         """The connection is over."""
@@ -488,7 +493,7 @@ class Channel:
         self.error = end.error or ChannelClosed(
             f"channel {self.number} was closed by this side", reply_code=REPLY_SUCCESS
         )
-        self.connection.forget_channel(self, crossed=end.crossed)
+        self.connection.forget_channel(self, by_server=end.by_server, crossed=end.crossed)
         for future in end.tokens:
             if not future.done():
                 future.set_exception(again(self.error))

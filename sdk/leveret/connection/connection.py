@@ -7,9 +7,11 @@ import contextlib
 import enum
 import logging
 import platform
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.connection.channel import Channel
+from leveret.connection.credentials import Credentials, secret_of
 from leveret.errors import (
     ConfigurationError,
     ConnectionClosed,
@@ -27,6 +29,7 @@ from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol import connection as protocol
 from leveret.protocol.connection import ConnectionPhase, ConnectionState
 from leveret.protocol.transitions import moved
+from leveret.runtime.loop_watch import LoopWatch
 from leveret.transport.dialing import Dialing, joined
 from leveret.transport.frame_transport import FrameTransport
 from leveret.wire.numbers import (
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from leveret.protocol.commands import Method
-    from leveret.settings import ConnectionSettings, Endpoint
+    from leveret.settings import ConnectionSettings, Endpoint, Secret
     from leveret.transport.frame_transport import FrameReceiver
 
     EventListener = Callable[[ConnectionEvent], None]
@@ -108,9 +111,17 @@ class Connection:
         undeclared: Called with each method that has deleted or unbound something. Set by the client, which forgets it.
     """
 
-    def __init__(self, settings: ConnectionSettings, name: str, on_event: EventListener | None = None) -> None:
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        name: str,
+        credentials: Credentials,
+        login: tuple[str, Secret],
+        on_event: EventListener | None = None,
+    ) -> None:
         self.settings = settings
         self.name = name
+        self._credentials = credentials
         self._on_event = on_event
         self.error: LeveretError | None = None
         self.blocked: str | None = None
@@ -124,18 +135,24 @@ class Connection:
         self._channels: dict[int, Channel] = {}
         self._free_numbers: list[int] = []
         self._crossed: dict[int, Channel] = {}
+        # Numbers of channels that the server has closed, the oldest first. Frames may still come that it sent before it
+        # read channel.close-ok, so other numbers are used before these.
+        self._closed_by_server: dict[int, None] = {}
         self._highest_number = 0
         self._stage = ConnectionStage.OPENING
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._unblocked: asyncio.Future[None] | None = None
-        self._secret_updates: list[asyncio.Future[None]] = []
+        # Per connection.update-secret that has no answer yet: its caller's future, and the secret.
+        self._secret_updates: list[tuple[asyncio.Future[None], Secret]] = []
+        self._watch = LoopWatch.of(self._loop)
         self._timer: asyncio.TimerHandle | None = None
         external = settings.mechanism == "EXTERNAL"
+        username, secret = login
         self._state = ConnectionState(
             mechanism=settings.mechanism,
-            response="" if external else f"\0{settings.username}\0{settings.password.reveal()}",
+            response="" if external else f"\0{username}\0{secret.reveal()}",
             virtual_host=settings.virtual_host,
             frame_max=settings.frame_max,
             channel_max=settings.channel_max,
@@ -153,6 +170,7 @@ class Connection:
         settings: ConnectionSettings,
         *,
         name: str | None = None,
+        credentials: Credentials | None = None,
         on_event: EventListener | None = None,
         first: Endpoint | None = None,
     ) -> Connection:
@@ -161,6 +179,7 @@ class Connection:
         Args:
             settings: Endpoints, credentials, deadlines and limits.
             name: The connection's name; the settings' `client_name` by default.
+            credentials: Asked for what to log in with; those of the settings by default.
             on_event: Called when the connection was opened, blocked, unblocked or closed; it does not raise.
             first: The host to begin with; the others come in random order.
 
@@ -168,17 +187,21 @@ class Connection:
             The open connection.
 
         Raises:
-            ConnectFailed: No host could be reached; with several, the text tells each one's reason.
+            ConnectFailed: No host could be reached; with several, the text tells each one's reason. Or the credential
+                provider failed.
             TLSVerificationError: The certificate was refused; with several hosts, every one's.
             AuthenticationError: The credentials or the mechanism were refused.
             ConnectionClosed: The server refused, for example the virtual host (reply code 530).
             IncompatibleProtocol: The peer does not speak AMQP 0-9-1.
-            OperationTimeout: The handshake was not over within `handshake_timeout` seconds.
+            OperationTimeout: The handshake was not over within `handshake_timeout` seconds, or the credential provider
+                did not answer within `connect_timeout`.
         """
         dialing = Dialing(settings, first)
+        credentials = credentials or Credentials(settings)
+        login = await credentials.ask()
         failures: list[LeveretError] = []
         while dialing:
-            connection = cls(settings, name or settings.client_name, on_event)
+            connection = cls(settings, name or settings.client_name, credentials, login, on_event)
             try:
                 await connection._dial(dialing)
             except (TransportError, OperationTimeout, ProtocolError) as error:
@@ -344,6 +367,8 @@ class Connection:
             number = self._free_numbers.pop()
         elif self._highest_number < self.negotiated.channel_max:
             number = self._highest_number = self._highest_number + 1
+        elif number := next((number for number in self._closed_by_server if number not in self._crossed), 0):
+            del self._closed_by_server[number]
         else:
             raise ConfigurationError(
                 f"all {self.negotiated.channel_max} channels of connection {self.name!r} are in use (channel_max)",
@@ -352,42 +377,51 @@ class Connection:
         channel = self._channels[number] = Channel(self, number)
         return channel
 
-    def forget_channel(self, channel: Channel, *, crossed: bool = False) -> None:
+    def forget_channel(self, channel: Channel, *, by_server: bool = False, crossed: bool = False) -> None:
         """The channel is closed on both sides; its number may be used again.
 
         Args:
             channel: The channel.
+            by_server: The server has closed it: frames that it sent before may still come, and are dropped.
             crossed: Both sides closed at once: the number is free when the server has answered this side's close.
         """
         if self._channels.pop(channel.number, None) is not None:
             self.transport.reader.forget(channel.number)
+            if by_server:
+                self._closed_by_server[channel.number] = None
             if crossed:
                 self._crossed[channel.number] = channel
             else:
                 self._free_number(channel)
 
     def _free_number(self, channel: Channel) -> None:
-        self._free_numbers.append(channel.number)
+        if channel.number not in self._closed_by_server:
+            self._free_numbers.append(channel.number)
         if channel.on_end is not None:
             channel.on_end(channel)
 
-    async def update_secret(self, secret: str, reason: str = "") -> None:
+    async def update_secret(self, secret: str | Secret, reason: str = "") -> None:
         """Gives the broker a new password or token (RabbitMQ: connection.update-secret).
 
+        Once the broker took it, the client's next connections log in with it; `Client.update_secret` gives it to all
+        connections that are open.
+
         Args:
-            secret: The new secret.
-            reason: Goes into the broker's log.
+            secret: The new secret, 0 to 2**32 - 1 bytes.
+            reason: Goes into the broker's log, at most 255 bytes.
 
         Raises:
             OperationTimeout: No answer within `operation_timeout` seconds.
-            ConnectionClosed: The broker refused it.
+            ConnectionClosed: The broker refused it, and closed the connection (reply code 530).
+            ConfigurationError: The secret is no text that AMQP can carry; nothing was sent.
         """
         self.check_loop()
         if self.error is not None:
             raise again(self.error)
         future: asyncio.Future[None] = self._loop.create_future()
-        self._state.update_secret(secret, reason)
-        self._secret_updates.append(future)
+        checked = secret_of(secret)
+        self._state.update_secret(checked.reveal(), reason)
+        self._secret_updates.append((future, checked))
         try:
             async with asyncio.timeout(self.settings.operation_timeout):
                 await future
@@ -396,15 +430,20 @@ class Connection:
                 f"connection.update-secret was not answered within {self.settings.operation_timeout:g} s"
             ) from None
 
-    async def close(self) -> None:
-        """Closes the connection (connection.close), for at most `close_timeout` seconds.
+    async def close(self, timeout: float | None = None) -> None:
+        """Closes the connection (connection.close).
 
         What was appended before is sent before. When this returns the socket is closed, too.
+
+        Args:
+            timeout: Seconds for all of it; `close_timeout` by default. Without an answer the socket is just closed.
         """
         self.check_loop()
-        deadline = self._loop.time() + self.settings.close_timeout
+        deadline = self._loop.time() + (self.settings.close_timeout if timeout is None else timeout)
         if self.error is None:
             self._state.close(REPLY_SUCCESS, "closed by the application")
+            # At once: without time to wait for the answer, the broker should hear of it all the same.
+            self.transport.flush()
             try:
                 async with asyncio.timeout_at(deadline):
                     await asyncio.shield(self._ended)
@@ -491,6 +530,9 @@ class Connection:
             # Both sides closed at once, and this answers ours.
             self._free_number(self._crossed.pop(event.channel))
             return
+        if event.channel in self._closed_by_server:
+            # Another channel.close as well: a second channel.close-ok would make RabbitMQ end the connection (504).
+            return
         raise RemoteProtocolError(f"a frame on channel {event.channel}, which is not open", reply_code=CHANNEL_ERROR)
 
     def _handle(self, event: protocol.Event | None) -> None:
@@ -501,8 +543,8 @@ class Connection:
         elif isinstance(event, protocol.Opened):
             self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.OPEN)
             self.opened_at = self._loop.time()
-            # Not in `_dial`, which resumes later: `_end` may have set `_timer` by then.
-            self._schedule_tick()
+            # Not in `_dial`, which resumes later: the connection may have ended by then.
+            self._watch.add(self._tick)
             if not self._opened.done():
                 self._opened.set_result(None)
             self._tell(ConnectionEventKind.OPENED)
@@ -519,7 +561,8 @@ class Connection:
             self._tell(ConnectionEventKind.UNBLOCKED)
         elif isinstance(event, protocol.SecretUpdated):
             if self._secret_updates:
-                future = self._secret_updates.pop(0)
+                future, secret = self._secret_updates.pop(0)
+                self._credentials.update(secret)
                 if not future.done():
                     future.set_result(None)
         else:
@@ -538,6 +581,7 @@ class Connection:
         self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.ENDED)
         self.ended_at = self._loop.time()
         self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=REPLY_SUCCESS)
+        self._watch.remove(self._tick)
         if self._timer is not None:
             self._timer.cancel()
         if error is not None and was_open:
@@ -547,7 +591,7 @@ class Connection:
             channel.lost(self.error)
         while self._crossed:
             self._free_number(self._crossed.popitem()[1])
-        for future in (self._opened, *self._secret_updates):
+        for future in (self._opened, *(future for future, _ in self._secret_updates)):
             if not future.done():
                 future.set_exception(again(self.error))
         # Marks the exception as retrieved, so that asyncio does not log it when no caller waits for it.
@@ -568,16 +612,20 @@ class Connection:
         if self._on_event is not None:
             self._on_event(ConnectionEvent(kind=kind, connection_name=self.name, reason=printable(reason), error=error))
 
-    def _schedule_tick(self) -> None:
-        if self.negotiated.heartbeat:
-            self._timer = self._loop.call_later(self.negotiated.heartbeat / 2, self._tick)
-
-    def _tick(self) -> None:
+    def _tick(self, now: float, *, again: bool = False) -> None:
+        """Keeps the heartbeat; the loop's watch calls it twice a second."""
         transport = self.transport
-        event = self._state.tick(
-            self._loop.time(), transport.reader.received_bytes, transport.out.sent_bytes, listening=transport.reading
-        )
+        received, sent = transport.reader.received_bytes, transport.out.sent_bytes
+        event = self._state.tick(now, received, sent, listening=transport.reading, again=again)
         if event is not None:
             self._handle(event)
-        if self.error is None:
-            self._schedule_tick()
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        seconds = self._state.look_again(now)
+        if seconds is not None:
+            self._timer = self._loop.call_later(seconds, self._tick_again)
+
+    def _tick_again(self) -> None:
+        self._tick(time.monotonic(), again=True)

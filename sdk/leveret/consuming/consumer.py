@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -23,13 +24,15 @@ from leveret.consuming.held_messages import HeldMessages
 from leveret.consuming.ordering import key_function
 from leveret.consuming.prefetch_tuner import Load, PrefetchTuner
 from leveret.consuming.read_collector import ReadCollector
-from leveret.consuming.settling import Handoff, Settler
+from leveret.consuming.settling import Handoff, Settler, Unlimited
 from leveret.consuming.states import ConsumerHealth, ConsumerLife, ConsumerState
+from leveret.consuming.streams import StreamPosition
 from leveret.consuming.subscription import Subscription
 from leveret.consuming.workers import Workers
 from leveret.errors import ChannelClosed, ConfigurationError, LeveretError
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.topology.declared import Declared
+from leveret.topology.restoring import Restorer
 from leveret.transport.waiting import Waiters
 from leveret.wire.numbers import REPLY_SUCCESS
 
@@ -56,8 +59,6 @@ T = TypeVar("T")
 #: Acknowledgements wait until this share of the prefetch is ready. RabbitMQ's own tests found 5 to 10 % to be
 #: near the best rate; a larger share means fewer and longer reads and writes.
 _ACK_SHARE: Final = 4
-#: Without acknowledgements reading pauses while more messages wait than this many times the prefetch.
-_MOST_WAITING: Final = 10
 #: Seconds between two looks at whether all is done, while a consumer is drained.
 _DRAIN_STEP: Final = 0.005
 #: The most seconds that `drain` may take.
@@ -72,7 +73,6 @@ class Consumer(Generic[T], DeliveryBuffer):
     least once.
 
     Attributes:
-        queue: The queue.
         settings: What it was made with.
         batch_actions: What `Batches` does with messages.
     """
@@ -89,11 +89,13 @@ class Consumer(Generic[T], DeliveryBuffer):
         on_error: OnError = None,
         refused: DeadLetter | Park | Drop | None = None,
         publishing: Link | None = None,
-        declared: Declared | None = None,
+        restorer: Restorer | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         meter = ConsumerMeter(AckWindow(0))
-        declared = declared or Declared()
+        restorer = restorer or Restorer(Declared())
+        declared = restorer.declared
+        position = StreamPosition(queue, settings.stream_offset, functools.partial(declared.is_stream, queue))
         held = HeldMessages(
             loop,
             meter,
@@ -112,6 +114,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             publishing or connect,
             registry,
             declared,
+            position,
             held=held,
             may_hold=lambda: self._life.state in (ConsumerState.NEW, ConsumerState.CONSUMING),
             stop=self._stop_for,
@@ -128,23 +131,24 @@ class Consumer(Generic[T], DeliveryBuffer):
             waiters=Waiters(loop, asyncio.CancelledError),
             ordered_by=keys,
             no_ack=no_ack,
-            watched=no_ack or is_handed_off or is_tuned,
+            watched=True,
             measured=is_tuned,
         )
-        self.queue = queue
         self.settings = settings
         self._connection: Connection
         self._loop = loop
         self._decoder = BodyDecoder(registry, model, settings)
         self._is_ordered = keys is not None
+        self._is_watched = no_ack or is_handed_off or is_tuned
         self._no_ack = no_ack
-        self._reading_paused = False
         self._acks = acks
         self._failures = failures
         self._declared = declared
         self._held = held
-        self._settler = Settler(acks, meter, failures, self._check_loop, no_ack=no_ack, each=settings.ack == "each")
-        self._handoff = Handoff(acks, settings.handoff_size) if is_handed_off else None
+        self._position = position
+        self._settler = Settler(
+            acks, meter, failures, self._check_loop, position, no_ack=no_ack, each=settings.ack == "each"
+        )
         self._life = ConsumerLife(self._note_state)
         self._workers = Workers(queue, settings, loop, self._life, failures)
         self._tuner: PrefetchTuner | None = None
@@ -157,14 +161,20 @@ class Consumer(Generic[T], DeliveryBuffer):
             connect,
             queue,
             settings,
+            restorer,
             self._life,
             prefetch,
+            self._position,
             sink=self,
             opened=self._channel_opened,
             changed=self._note_state,
-            answer_needed=self._resume_reading,
             settle=lambda: acks.flush(stragglers=True),
         )
+        self._limit: Handoff | Unlimited | None = None
+        if is_handed_off:
+            self._limit = Handoff(acks, settings.handoff_size)
+        elif no_ack:
+            self._limit = Unlimited(self._subscription)
         self.batch_actions: BatchActions[T] = BatchActions(
             failures, self._settler, self._workers, give_again=self._give_again, is_last=no_ack or is_handed_off
         )
@@ -178,6 +188,11 @@ class Consumer(Generic[T], DeliveryBuffer):
     def counters(self) -> dict[str, int]:
         """Returns the deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
         return self.meter.read()
+
+    @property
+    def queue(self) -> str:
+        """The queue; the server may name a queue of its own again with each connection."""
+        return self._subscription.queue
 
     @property
     def prefetch(self) -> int:
@@ -231,7 +246,7 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         Raises:
             OperationTimeout: The broker did not answer. Where basic.consume was sent, the consumer subscribes again by
-                itself, on another channel; without `resubscribe` it has ended.
+                itself, on another channel. There was no connection within `operation_timeout`: call it again.
             ChannelClosed: The queue cannot be consumed.
         """
         await self._subscription.begin()
@@ -411,10 +426,10 @@ class Consumer(Generic[T], DeliveryBuffer):
                 can be read, but not settled.
 
         Raises:
-            ChannelClosed: The queue cannot be consumed (`NotFound`, `AccessRefused`), or the channel was closed.
-            DeliveryTimeout: The broker closed the channel, because a handler took too long for it.
-            ConnectionClosed, TransportError: The connection was lost.
-            ConsumerCancelled: The broker cancelled the consumer, for example because the queue was deleted.
+            ChannelClosed: The queue could not be consumed from the start (`NotFound`, `AccessRefused`).
+            NotFound: The queue has been missing for `queue_missing_timeout`.
+            ConsumerCancelled: The broker cancelled the consumer, and `on_cancel` is "stop".
+            ConnectionClosed, TransportError, ChannelClosed: With `auto_recovery=False`: why it was lost.
             ConfigurationError: The handler cannot be called with a value and a message. Nothing was sent.
         """
         call = self._workers.callable_of(handler)
@@ -521,6 +536,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         """
         if self._subscription.has_begun or self._life.state is ConsumerState.CONSUMING:
             raise ConfigurationError("get is of no use while deliveries come", option="get")
+        self._position.check_takes_nothing_back("get", "get")
         channel = await self._subscription.open()
         due = self._pop()
         if due is not None:
@@ -563,6 +579,8 @@ class Consumer(Generic[T], DeliveryBuffer):
         transport = channel.connection.transport
         deliveries = ChannelDeliveries(self.queue, channel.number, transport.out, self._decoder, self._settler.settle)
         self._acks.begin(deliveries, transport.flush)
+        self._position.opened(deliveries)
+        self._watched = True
         self.meter.replace(deliveries.acks)
         self._failures.connected(channel.connection)
         if self.settings.read_delay:
@@ -571,9 +589,8 @@ class Consumer(Generic[T], DeliveryBuffer):
     def _give_back_unstarted(self) -> None:
         """Gives messages back that no handler has begun with, and writes the acknowledgements that are ready."""
         self._failures.give_back(self._held.take())
-        if not self._no_ack and self._handoff is None:
-            for message in self._take_unstarted():
-                message.release()
+        if self._limit is None:
+            self._failures.give_back_unstarted(self._take_unstarted())
         self._acks.flush(stragglers=True)
 
     def _end_deliveries(self) -> None:
@@ -586,28 +603,22 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     def _delivered(self, run: ContentRun) -> None:
         """Notes the deliveries of a read, when the settings need that."""
+        if self._position.is_watching:
+            self._position.delivered(run.messages)
+            self._watched = self._is_watched or self._position.is_watching
+            if self._position.needs_confirmation:
+                self._subscription.confirm_stream()
         if self._tuner is not None:
             self._tuner.delivered(len(run.messages), self._subscription)
-        if self._handoff is not None:
-            self._handoff.take(run.messages, self._unstarted + self._running)
-            self._pressed = self._handoff.is_full
-        elif (
-            self._no_ack
-            and self._buffered > _MOST_WAITING * self._prefetch
-            and self._subscription.tags
-            and not self._reading_paused
-        ):
-            # Without acknowledgements the broker knows no limit, so the socket has to be it.
-            self._reading_paused = self._pressed = True
-            self._connection.transport.pause_reading()
+        if self._limit is not None:
+            self._limit.delivered(run.messages, self._unstarted, self._running)
+            self._pressed = self._limit.is_full
 
     def _taken(self) -> None:
-        """Notes that a message was taken from a buffer that was too full."""
-        if self._reading_paused and self._buffered <= self._prefetch:
-            self._resume_reading()
-        if self._handoff is not None:
-            self._handoff.acknowledge(self._unstarted + self._running)
-        self._pressed = self._reading_paused or (self._handoff is not None and self._handoff.is_full)
+        """Notes that a message was taken while there were too many."""
+        assert self._limit is not None
+        self._limit.taken(self._unstarted, self._running)
+        self._pressed = self._limit.is_full
 
     # ------------------------------------------------------------------ the channel calls these, and `delivered`
 
@@ -621,8 +632,8 @@ class Consumer(Generic[T], DeliveryBuffer):
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; the broker delivers again what was not settled."""
         self._end_deliveries()
-        if self._handoff is not None:
-            self._handoff.forget()
+        if self._limit is not None:
+            self._limit.forget()
         # What the broker has forgotten, with `ack` "none" and "handoff", is handled all the same.
         self._held.forget(self._kept)
         self._put_back(self._take_unstarted())
@@ -632,11 +643,5 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     def _read_at_once(self) -> None:
         """Lets the connection go on without this consumer."""
-        self._resume_reading()
         if self._collector is not None:
             self._collector.stop()
-
-    def _resume_reading(self) -> None:
-        if self._reading_paused:
-            self._reading_paused = False
-            self._connection.transport.resume_reading()

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from leveret.connection.link import Link
     from leveret.consuming.error_policy import Action, ErrorPolicy
     from leveret.consuming.held_messages import HeldMessages
+    from leveret.consuming.streams import StreamPosition
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
@@ -79,6 +80,7 @@ class FailureActions:
         link: The connection that publishes copies of messages.
         registry: The client's.
         declared: What the client has declared.
+        position: Says whether the queue is a stream, and takes back what a stream does not.
         held: Holds messages that no copy could be made of.
         may_hold: Returns whether messages may be held: the consumer goes on.
         stop: Ends the consumer with an error.
@@ -94,6 +96,7 @@ class FailureActions:
         link: Link,
         registry: PluginRegistry,
         declared: Declared,
+        position: StreamPosition,
         *,
         held: HeldMessages,
         may_hold: Callable[[], bool],
@@ -106,6 +109,7 @@ class FailureActions:
         self._link = link
         self._registry = registry
         self._declared = declared
+        self._position = position
         self._held = held
         self._may_hold = may_hold
         self._stop = stop
@@ -270,6 +274,14 @@ class FailureActions:
         if messages:
             self._departures.all_dropped(messages, "not handled when the consumer ended; the broker has forgotten them")
 
+    def give_back_unstarted(self, messages: list[Message]) -> None:
+        """Gives messages back that no handler has begun with."""
+        if self._position.is_stream:
+            self._position.put_back(messages)
+        else:
+            for message in messages:
+                message.release()
+
     def give_back(self, messages: list[Message]) -> None:
         """Gives messages back that were held."""
         for message in messages:
@@ -329,7 +341,7 @@ class FailureActions:
         return message.is_settled
 
     def _means_for(self, message: Message) -> Means:
-        return means_for(message, self._queue, self._declared)
+        return Means.STREAM if self._position.is_stream else means_for(self._queue, self._declared)
 
     def _queues_for(self, means: Means) -> RetryQueues:
         queues = self._retry_queues.get(means)
@@ -387,8 +399,10 @@ class FailureActions:
             self.claim(message)
             self._begin(self._move(message, Park(), 0, error))
             return
-        if isinstance(failure, (BodyTooLarge, EncodeFailed, TableSyntaxError)) and (
-            self._is_last or isinstance(self._refused or self._safe_refusal(), DeadLetter)
+        if (
+            isinstance(failure, (BodyTooLarge, EncodeFailed, TableSyntaxError))
+            and not self._position.is_stream
+            and (self._is_last or isinstance(self._refused or self._safe_refusal(), DeadLetter))
         ):
             # No attempt can succeed. The broker can move the message by itself.
             self._log.failure("%r cannot be copied: %s", message, failure)
@@ -421,8 +435,8 @@ class FailureActions:
             self._departures.dropped(message, f"{reason}; the broker does not have it any more")
             return
         restore(message)
-        if not message.is_settled and self._means_for(message) is not Means.STREAM:
-            message.release()
+        if not message.is_settled:
+            self.give_back_unstarted([message])
 
     # ------------------------------------------------------------------ delivery limits and rights
 

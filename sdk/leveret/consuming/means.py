@@ -36,19 +36,13 @@ class Means(enum.Enum):
     STREAM = "a copy in the stream's parking queue; a stream takes nothing back, and is not written to"
 
 
-def means_for(message: Message, queue: str, declared: Declared) -> Means:
-    """Returns the means that there are for a message.
+def means_for(queue: str, declared: Declared) -> Means:
+    """Returns the means that there are for the messages of a queue that is no stream.
 
     Args:
-        message: The message.
-        queue: Where it came from. A queue of which nothing is known counts as durable.
+        queue: The queue. One of which nothing is known counts as durable.
         declared: What the client has declared.
     """
-    try:
-        if "x-stream-offset" in message.headers:
-            return Means.STREAM
-    except TableSyntaxError:
-        pass  # it cannot be read, and parking does not need it
     has_room = len(queue.encode("utf-8", "surrogateescape")) <= _NAME_BYTES - len(_LONGEST_SUFFIX)
     return Means.QUEUES if has_room and not declared.is_transient(queue) else Means.HERE
 

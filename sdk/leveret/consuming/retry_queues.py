@@ -325,7 +325,8 @@ def _copied(message: Message, queue: str, attempt: int, error: BaseException | s
         changes["x-leveret-user-id"] = properties.user_id
     if properties.expiration is not None:
         changes["x-leveret-expiration"] = properties.expiration
-    renamed = {"CC": "x-leveret-cc", "BCC": "x-leveret-bcc"}
+    # A reader of the copy would take its queue for a stream.
+    renamed = {"CC": "x-leveret-cc", "BCC": "x-leveret-bcc", "x-stream-offset": "x-leveret-stream-offset"}
     dropped = ["x-delivery-count", "x-acquired-count"]
     if "x-death" in headers:
         # It cannot stay. RabbitMQ 4 writes it anew, without what a publisher sent. RabbitMQ 3 continues it, and drops

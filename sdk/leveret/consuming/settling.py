@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from leveret.consuming.error_policy import checked_delay
 from leveret.wire.content import append_settlement
@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
     from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
     from leveret.consuming.failure_actions import FailureActions
+    from leveret.consuming.streams import StreamPosition
+    from leveret.consuming.subscription import Subscription
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.wire.message import Message
 
-__all__ = ["Handoff", "Moved", "Settled", "Settler"]
+#: Without acknowledgements no more than this many times the prefetch may wait.
+_MOST_WAITING: Final = 10
+
+__all__ = ["Handoff", "Moved", "Settled", "Settler", "Unlimited"]
 
 
 class Settled:
@@ -80,6 +85,7 @@ class Settler:
         meter: Counts them.
         failures: Moves those that are to be retried or parked, and notes those that are rejected.
         check_loop: Raises when it is called in another thread or event loop than the connection's.
+        position: Says whether the queue is a stream.
         no_ack: Deliveries are not acknowledged, so there is nothing to settle.
         each: Write each acknowledgement at once.
     """
@@ -90,6 +96,7 @@ class Settler:
         meter: ConsumerMeter,
         failures: FailureActions,
         check_loop: Callable[[], None],
+        position: StreamPosition,
         *,
         no_ack: bool,
         each: bool,
@@ -97,6 +104,7 @@ class Settler:
         self._acks = acks
         self._meter = meter
         self._failures = failures
+        self._position = position
         self._check_loop = check_loop
         self._no_ack = no_ack
         self._each = each
@@ -118,6 +126,7 @@ class Settler:
             else:
                 self._acks.write_in_time()
             return _YES
+        self._position.check_takes_nothing_back(verb, verb)
         if not window.reject(tag):
             return _NO
         if verb == "dead_letter":
@@ -179,18 +188,20 @@ class Handoff:
         """True when deliveries are not acknowledged until others are finished."""
         return bool(self._withheld)
 
-    def take(self, messages: Iterable[Message], unfinished: int) -> None:
+    def delivered(self, messages: Iterable[Message], unstarted: int, running: int) -> None:
         """Takes new deliveries over.
 
         Args:
             messages: The deliveries.
-            unfinished: How many messages wait or are being worked on, with these.
+            unstarted: How many messages wait, with these.
+            running: How many are being worked on.
         """
         self._withheld.extend(message.delivery_tag for message in messages)
-        self.acknowledge(unfinished)
+        self.taken(unstarted, running)
 
-    def acknowledge(self, unfinished: int) -> None:
+    def taken(self, unstarted: int, running: int) -> None:
         """Acknowledges as many as may be unfinished."""
+        unfinished = unstarted + running
         deliveries = self._acks.current
         if deliveries is None:
             return
@@ -203,3 +214,36 @@ class Handoff:
     def forget(self) -> None:
         """Forgets the deliveries of a channel that is gone."""
         self._withheld.clear()
+
+
+class Unlimited:
+    """Takes no more deliveries while too many wait: without acknowledgements the broker knows no limit.
+
+    Reading goes on meanwhile, because others need what comes on the connection. What the broker has sent before it
+    answers basic.cancel is still taken.
+
+    Args:
+        subscription: Has its deliveries withheld.
+
+    Attributes:
+        is_full: True when no deliveries are wanted.
+    """
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.is_full = False
+        self._subscription = subscription
+
+    def delivered(self, messages: Iterable[Message], unstarted: int, running: int) -> None:
+        """Notes that so many messages wait; arguments as those of `Handoff.delivered`."""
+        if not self.is_full and unstarted > _MOST_WAITING * self._subscription.prefetch:
+            self.is_full = True
+            self._subscription.withhold(self)
+
+    def taken(self, unstarted: int, running: int) -> None:
+        """Notes that a message was taken, and so many are left."""
+        if unstarted <= self._subscription.prefetch:
+            self.is_full = False
+            self._subscription.allow(self)
+
+    def forget(self) -> None:
+        """Does nothing: what the broker has forgotten is handled all the same."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from leveret.consuming.losses import LossRules, is_outage, typed
+from leveret.consuming.stand_in import StandIn
 from leveret.consuming.states import ConsumerState
+from leveret.consuming.streams import confirm
 from leveret.errors import (
     ChannelClosed,
     ConfigurationError,
     ConsumerCancelled,
-    DeliveryTimeout,
     EncodeFailed,
     LeveretError,
     OperationTimeout,
     again,
 )
-from leveret.protocol.recovery import may_mend
-from leveret.wire.numbers import PRECONDITION_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.consuming.states import ConsumerLife
+    from leveret.consuming.streams import StreamPosition
     from leveret.protocol.recovery import Backoff
     from leveret.settings import ConsumerSettings
+    from leveret.topology.declared import DeclaredQueue
+    from leveret.topology.restoring import Restorer
 
 __all__ = ["Subscription"]
 
 logger = logging.getLogger("leveret.consuming")
-
-#: How RabbitMQ's text begins when a delivery was not acknowledged in time.
-_DELIVERY_TIMEOUT: Final = "delivery acknowledgement on channel"
 
 
 class Subscription:
@@ -44,14 +44,15 @@ class Subscription:
 
     Args:
         link: Opens connections.
-        queue: The queue.
+        queue: The queue's name when the consumer was made.
         settings: The consumer's.
+        restorer: Knows what the client has declared, and declares a queue again that went with its last consumer.
         life: The consumer's state.
         prefetch: How many deliveries the broker sends ahead.
+        position: Where the consumer is, when the queue is a stream.
         sink: Gets the deliveries and losses of the channel.
         opened: Called with each channel before the first delivery on it.
         changed: Called when the prefetch or the consumer tags have changed.
-        answer_needed: Called before the answer to a request is awaited: the connection has to be read.
         settle: Called before a channel is closed: writes the acknowledgements that are ready.
 
     Attributes:
@@ -65,13 +66,14 @@ class Subscription:
         link: Link,
         queue: str,
         settings: ConsumerSettings,
+        restorer: Restorer,
         life: ConsumerLife,
         prefetch: int,
+        position: StreamPosition,
         *,
         sink: ConsumerSink,
         opened: Callable[[Channel], None],
         changed: Callable[[], None],
-        answer_needed: Callable[[], None],
         settle: Callable[[], None],
     ) -> None:
         self.channel: Channel | None = None
@@ -80,11 +82,18 @@ class Subscription:
         self._link = link
         self._queue = queue
         self._settings = settings
+        self._restorer = restorer
+        # The queue, when this client has declared it.
+        self._declared: DeclaredQueue | None = None
+        self._rules = LossRules(settings, auto_recovery=link.auto_recovery)
+        # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
+        self._was_live = False
+        self._was_cancelled = False
         self._life = life
+        self._position = position
         self._sink = sink
         self._opened = opened
         self._changed = changed
-        self._answer_needed = answer_needed
         self._settle = settle
         self._no_ack = settings.ack == "none"
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
@@ -101,9 +110,18 @@ class Subscription:
         # Why no deliveries may come although the consumer is CONSUMING, and the task that tells the broker.
         self._reasons: set[object] = set()
         self._adjusting: asyncio.Task[None] | None = None
+        # Keeps the queue in use while deliveries are withheld, when it might be deleted otherwise.
+        self._stand_in: StandIn | None = None
+        # Asks the broker whether the queue is a stream.
+        self._confirming: asyncio.Task[None] | None = None
         # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
         self._changing = asyncio.Lock()
+
+    @property
+    def queue(self) -> str:
+        """The queue's name now: a server-named queue gets a new one with each connection."""
+        return self._queue if self._declared is None else self._declared.name
 
     @property
     def is_live(self) -> bool:
@@ -137,12 +155,20 @@ class Subscription:
         async with self._opening:
             self._life.check()
             if self.channel is None:
-                await self._open_channel(await self._link())
+                await self._open_channel(await self._connected())
             assert self.channel is not None
             return self.channel
 
+    async def _connected(self) -> Connection:
+        if not self._link.auto_recovery:
+            return await self._link()
+        what = f"the consumer of queue {self.queue!r} was not started"
+        return await self._link.within(self._link.operation_timeout, "operation_timeout", what)
+
     async def begin(self) -> None:
         """Starts the deliveries of a consumer that is NEW."""
+        if self._no_ack:
+            self._position.check_takes_nothing_back('ack="none"', "ack")
         channel = await self.open()
         async with self._changing:
             if self._life.state is not ConsumerState.NEW:
@@ -155,15 +181,24 @@ class Subscription:
     async def start(self) -> None:
         """Subscribes like `begin`, for `run` and iteration, which wait for deliveries anyway.
 
+        While there is no connection, the consumer waits for it as after a loss.
+
         Raises:
-            OperationTimeout: The broker did not answer, and the consumer does not subscribe again by itself.
-            LeveretError: As `begin`.
+            LeveretError: As `begin`, when no further attempt is made.
         """
         try:
+            outage = self._link.outage
+            if outage is not None and self._life.state is ConsumerState.NEW and self._link.auto_recovery:
+                raise again(outage)
             await self.begin()
-        except OperationTimeout:
-            if self._reopening is None:
+        except LeveretError as error:
+            if self._reopening is not None or self._life.is_over:
+                return self._life.check()
+            waits = is_outage(error) or (self._declared is not None and self._declared.is_missing)
+            if not (waits and self._rules.go_on_after(error)):
                 raise
+            self._life.become(ConsumerState.CONSUMING)
+            self._lost(error)
 
     async def change_prefetch(self, prefetch: int) -> None:
         """Changes the prefetch; see `Consumer.set_prefetch`."""
@@ -174,7 +209,13 @@ class Subscription:
             if self.tags and channel is not None and not self._no_ack:
                 before = self.prefetch
                 try:
-                    await self._consume(channel, prefetch)
+                    if self._position.is_stream:
+                        # A second subscription would read the stream beside the first one.
+                        await self._cancel_tags()
+                        self._use_prefetch(prefetch)
+                        await self._consume_or_give_up(channel)
+                    else:
+                        await self._consume(channel, prefetch)
                 except OperationTimeout:
                     if self.tags:
                         self._use_prefetch(before)  # the old consumer goes on
@@ -221,7 +262,10 @@ class Subscription:
             The channel, for its last acknowledgements.
         """
         channel, self.channel = self.channel, None
-        tasks = [*self._asking, *(task for task in (self._reopening, self._adjusting) if task is not None)]
+        if self._declared is not None:
+            self._restorer.declared.leave(self._declared, self)
+        others = (self._reopening, self._adjusting, self._confirming)
+        tasks = [*self._asking, *(task for task in others if task is not None)]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -294,9 +338,9 @@ class Subscription:
         assert channel is not None
         try:
             if self._reasons:
-                await self._cancel_tags()
+                await self._withhold_on(channel)
             else:
-                await self._consume_or_give_up(channel)
+                await self._allow_on(channel)
         except LeveretError as failure:
             # A lost channel is taken care of where its loss is noted.
             if not self._is_adjusted:
@@ -310,9 +354,38 @@ class Subscription:
             return error
         return None
 
+    async def _withhold_on(self, channel: Channel) -> None:
+        stand_in = None
+        # With acknowledgements the prefetch is a limit, too, and nobody withholds what a queue might go with.
+        if self._no_ack and self._restorer.declared.may_vanish(self.queue) and not self._settings.exclusive:
+            stand_in = StandIn(channel, self.queue, self._next_tag(), self._sink)
+            await stand_in.begin()
+        await self._cancel_tags()
+        self._stand_in = stand_in
+
+    async def _allow_on(self, channel: Channel) -> None:
+        stand_in = self._stand_in
+        if stand_in is not None:
+            stand_in.hand_on()
+        await self._consume_or_give_up(channel)
+        if stand_in is not None:
+            self._stand_in = None
+            await stand_in.end(handed_on=True)
+
+    # ------------------------------------------------------------------ streams
+
+    def confirm_stream(self) -> None:
+        """Has the broker asked whether the queue is a stream, as one of its deliveries says."""
+        if self.channel is not None and (self._confirming is None or self._confirming.done()):
+            self._confirming = asyncio.get_running_loop().create_task(
+                confirm(self._position, self.queue, self._tag, self.channel.connection),
+                name=f"leveret: is {self.queue} a stream",
+            )
+
     # ------------------------------------------------------------------ requests
 
     async def _open_channel(self, connection: Connection) -> None:
+        self._look_up()
         channel = await connection.channel()
         if channel.error is not None:
             raise again(channel.error)  # it was closed in the read that opened it
@@ -331,11 +404,11 @@ class Subscription:
 
     async def _consume(self, channel: Channel, prefetch: int) -> None:
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
+        if self._confirming is not None:
+            await asyncio.wait([self._confirming])  # what it learns says where to begin
         await channel.basic_qos(prefetch)
-        # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
-        # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
-        tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
-        self._begun += 1
+        await self._find_queue(channel)
+        tag = self._next_tag()
         # From here on the request is on its way, whether or not its caller waits for the answer.
         was_new = self._life.state is ConsumerState.NEW
         self._life.become(ConsumerState.CONSUMING)
@@ -357,6 +430,33 @@ class Subscription:
             raise
         self._adjust()
 
+    def _look_up(self) -> DeclaredQueue | None:
+        queue = self._declared
+        if queue is None or queue.is_forgotten:
+            queue = self._declared = self._restorer.declared.queue(self._queue)
+        if queue is not None:
+            queue.check_home(self._link)
+        return queue
+
+    async def _find_queue(self, channel: Channel) -> None:
+        """Has a queue declared again that this client has declared and that is not there any more."""
+        queue = self._look_up()
+        if queue is None:
+            return
+        if queue.entity.auto_delete and self._was_live and not self._was_cancelled and not self.tags:
+            # The broker has deleted it with its last consumer, unless there are others. One that cancelled the consumer
+            # has deleted the queue for somebody else, who does not want it made again.
+            queue.is_missing = True
+        if queue.is_missing:
+            await self._restorer.ensure(queue, channel.connection)
+
+    def _next_tag(self) -> str:
+        # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
+        # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
+        tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
+        self._begun += 1
+        return tag
+
     async def _consume_or_give_up(self, channel: Channel) -> None:
         """Calls `_consume`; a channel on which nothing is answered is given up."""
         try:
@@ -369,15 +469,17 @@ class Subscription:
     async def _ask(self, channel: Channel, tag: str) -> None:
         """Sends basic.consume, and gives the channel up when the answer does not come."""
         settings = self._settings
-        arguments = None if settings.priority is None else {"x-priority": settings.priority}
+        arguments = self._position.arguments()
+        if settings.priority is not None:
+            arguments["x-priority"] = settings.priority
         try:
             await channel.basic_consume(
-                self._queue,
+                self.queue,
                 self._sink,
                 consumer_tag=tag,
                 no_ack=self._no_ack,
                 exclusive=settings.exclusive,
-                arguments=arguments,
+                arguments=arguments or None,
             )
         except LeveretError as error:
             # On another channel, the same tag is another consumer's.
@@ -393,6 +495,11 @@ class Subscription:
             raise
         if channel is self.channel:
             self._unanswered.discard(tag)
+            self._position.begun()
+            self._was_live, self._was_cancelled = True, False
+            self._rules.subscribed()
+            if self._declared is not None:
+                self._declared.consumers.add(self)
             self._changed()
 
     def _asked(self, task: asyncio.Task[None]) -> None:
@@ -416,11 +523,20 @@ class Subscription:
         """Sends basic.cancel; deliveries that are on their way arrive before this returns."""
         channel = self.channel
         while len(self.tags) > keep and channel is not None and channel.is_open:
-            self._answer_needed()
             # For the broker it is done once it is sent, whether or not the caller waits for the answer.
             tag = self.tags[0]
             self._forget(tag)
-            await channel.basic_cancel(tag)
+            try:
+                await channel.basic_cancel(tag)
+            except OperationTimeout as error:
+                if self._position.is_stream and channel is self.channel:
+                    # Late deliveries would hide where the next subscription has to begin.
+                    self._give_up(channel, error)
+                raise
+        stand_in = self._stand_in
+        if stand_in is not None and not keep:
+            self._stand_in = None
+            await stand_in.end(handed_on=False)
 
     def _use_prefetch(self, prefetch: int) -> None:
         self.prefetch = prefetch
@@ -432,50 +548,41 @@ class Subscription:
         """Notes that the broker has cancelled one of the tags; subscribes again if it may."""
         if consumer_tag in self.tags:
             self._forget(consumer_tag)
+        self._was_cancelled = True
         self._lost(
             ConsumerCancelled(
-                f"the broker cancelled the consumer of queue {self._queue!r}: the queue was deleted, its node is "
+                f"the broker cancelled the consumer of queue {self.queue!r}: the queue was deleted, its node is "
                 "gone, or (RabbitMQ 4.3) a delivery was not acknowledged in the broker's time",
                 consumer_tag=consumer_tag,
-                queue=self._queue,
+                queue=self.queue,
             )
         )
 
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; subscribes again if it may."""
+        self._position.lost()
+        self._stand_in = None
+        if self._unanswered:
+            error = self._position.explained(error, no_ack=self._no_ack)
+            if isinstance(error, ConfigurationError):
+                self._life.fail(error, ConsumerState.LOST)
+        # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes.
+        refused = bool(self._unanswered) and not self._was_live and not is_outage(error)
         self.tags.clear()
         self._unanswered.clear()
-        if (
-            isinstance(error, ChannelClosed)
-            and error.reply_code == PRECONDITION_FAILED
-            and _DELIVERY_TIMEOUT in error.reply_text
-            and "timed out" in error.reply_text
-        ):
-            late = DeliveryTimeout(
-                f"a delivery from queue {self._queue!r} was not acknowledged in the broker's time: {error}",
-                reply_code=error.reply_code,
-                reply_text=error.reply_text,
-                class_id=error.class_id,
-                method_id=error.method_id,
-            )
-            late.__cause__ = error
-            error = late
-        self._lost(error)
+        self._lost(typed(error, self.queue), refused=refused)
 
-    def _lost(self, error: LeveretError) -> None:
+    def _lost(self, error: LeveretError, *, refused: bool = False) -> None:
         self._changed()
         if self._life.error is not None or self._reopening is not None:
             return
-        possible = isinstance(error, (ChannelClosed, ConsumerCancelled, OperationTimeout)) or (
-            self.channel is not None and self.channel.connection.settings.auto_recovery
-        )
-        may_try = self._settings.resubscribe and possible and may_mend(error)
+        may_try = self._rules.go_on_after(error)
         if may_try and self._life.state is ConsumerState.NEW:
             self.channel = None  # the next use opens another one
-        elif may_try and self._life.may_go_on:
-            logger.warning("the consumer of queue %r subscribes again: %s", self._queue, error)
+        elif may_try and self._life.may_go_on and not refused:
+            logger.warning("the consumer of queue %r subscribes again: %s", self.queue, error)
             self._reopening = asyncio.get_running_loop().create_task(
-                self._reopen(), name=f"leveret: consume {self._queue} again"
+                self._reopen(), name=f"leveret: consume {self.queue} again"
             )
         else:
             self._life.fail(error, ConsumerState.LOST)
@@ -489,7 +596,7 @@ class Subscription:
         error: LeveretError | None = None
         try:
             while True:
-                await asyncio.sleep(backoff.delay())
+                await asyncio.sleep(self._rules.delay(backoff.delay(), clock()))
                 backoff.count_attempt()
                 try:
                     # Without the lock, because it may take for ever: others can change something meanwhile.
@@ -497,18 +604,18 @@ class Subscription:
                     async with self._changing:
                         await self._subscribe_again(connection)
                 except LeveretError as failure:
-                    error = failure
                     logger.warning(
                         "the consumer of queue %r: attempt %d to subscribe again failed: %s",
-                        self._queue,
+                        self.queue,
                         backoff.attempts,
                         failure,
                     )
-                    if not may_mend(failure):
+                    error = self._rules.end_after(failure, self.queue, clock())
+                    if error is not None:
                         return
                 except Exception as failure:
                     # A defect in this code must not leave `run` waiting.
-                    logger.exception("the consumer of queue %r could not subscribe again", self._queue)
+                    logger.exception("the consumer of queue %r could not subscribe again", self.queue)
                     error = ChannelClosed(f"not subscribed again: {type(failure).__name__}")
                     error.__cause__ = failure
                     return
@@ -519,8 +626,7 @@ class Subscription:
                         and (self.tags or self._reasons or self._life.state is not ConsumerState.CONSUMING)
                     ):
                         if self._life.may_go_on:
-                            logger.info("the consumer of queue %r goes on", self._queue)
-                        error = None
+                            logger.info("the consumer of queue %r goes on", self.queue)
                         return
         finally:
             self._tried_at = clock()

@@ -22,6 +22,7 @@ from leveret.publishing.batches import Batch, BatchPublisher, Source
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
+from leveret.publishing.given_up import log_given_up
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening
 from leveret.publishing.options import keep, refuse_confirm_timeout
@@ -213,9 +214,10 @@ class Producer(CompiledPublisher):
         self._writer.use(self._batch, connection)
 
     async def close(self) -> None:
-        """Waits for the outcomes of what was published, for at most `confirm_timeout` seconds, and closes.
+        """Waits for the outcomes of what was published, and closes, within `confirm_timeout` seconds in all.
 
-        What has no outcome by then ends UNKNOWN. A failure of `publish_nowait` that no task awaited is logged.
+        What has no outcome by then ends UNKNOWN, and the log names it. A failure of `publish_nowait` that no task
+        awaited is logged. A client that is closed gives its producers `close_timeout` for the same.
         """
         if self._life.at(ProducerState.CLOSING, ProducerState.CLOSED):
             # Another task closes it, and must not be cancelled with this one.
@@ -224,6 +226,7 @@ class Producer(CompiledPublisher):
         if self._channel is not None:
             self._connection.check_loop()
         self._move(ProducerState.CLOSING)
+        deadline = self._loop.time() + self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
         self._room.close(self._loop.time())
         reopening: asyncio.Task[None] | None = None
         try:
@@ -233,10 +236,11 @@ class Producer(CompiledPublisher):
             logger.warning("closing a producer: %s", error)
         finally:
             reopening = self._reopening.task
+            log_given_up(self._window, self.settings.exchange, "no confirm came in time")
             self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
             try:
                 if self._channel is not None:
-                    await self._channel.close()
+                    await self._channel.close(max(0.0, deadline - self._loop.time()))
                 if reopening is not None:
                     await asyncio.wait({reopening})
             finally:
@@ -566,6 +570,8 @@ class Producer(CompiledPublisher):
         connection = self._connection
         if self._life.error is not None:
             return
+        if self._life.at(ProducerState.CLOSING):
+            log_given_up(self._window, self.settings.exchange, error)
         if connection.error is not None and not connection.settings.auto_recovery:
             self._give_up(error)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from leveret.errors import ConfigurationError
 from leveret.topology.entities import (
     BindingEntity,
     ExchangeBindingEntity,
@@ -31,18 +32,20 @@ class DeclaredQueue:
         home: The link whose connection owns it (exclusive) or whose life its name follows (server-named); None for the
             others, which any connection may use.
         bindings: Its bindings by their keys.
+        consumers: This client's consumers of it that have begun and are not closed.
         is_missing: True when it has to be declared again before it can be used: declaring it on the present connection
             was refused, or the broker has deleted it because its last consumer (ours) went.
         is_forgotten: True when this client has deleted it.
     """
 
-    __slots__ = ("bindings", "entity", "former_names", "home", "is_forgotten", "is_missing", "name")
+    __slots__ = ("bindings", "consumers", "entity", "former_names", "home", "is_forgotten", "is_missing", "name")
 
     def __init__(self, entity: QueueEntity, name: str, home: object | None) -> None:
         self.entity = entity
         self.name = name
         self.home = home
         self.bindings: dict[tuple[str, str, str], BindingEntity] = {}
+        self.consumers: set[object] = set()
         self.former_names: deque[str] = deque(maxlen=_FORMER_NAMES)
         self.is_missing = False
         self.is_forgotten = False
@@ -54,6 +57,20 @@ class DeclaredQueue:
     def is_transient(self) -> bool:
         """True when the queue goes with a connection or a consumer: exclusive, auto-delete or server-named."""
         return self.entity.needs_home or self.entity.auto_delete
+
+    def check_home(self, link: object) -> None:
+        """Refuses a queue that lives on another connection of the client.
+
+        Raises:
+            ConfigurationError: It is exclusive to another connection, or the server named it for another one.
+        """
+        if self.home is not None and self.home is not link:
+            kind = "exclusive" if self.entity.exclusive else "server-named"
+            raise ConfigurationError(
+                f"{kind} queue {self.name!r} was declared for another connection of this client; declare, consume, "
+                "purge and delete it through the client or dedicated connection that declared it",
+                option="queue",
+            )
 
 
 class Declared:
@@ -90,6 +107,16 @@ class Declared:
         """
         found = self.queue(queue)
         return queue.startswith("amq.") if found is None else found.is_transient
+
+    def may_vanish(self, queue: str) -> bool:
+        """Returns whether a queue may be deleted when it has no consumer: also one that this client did not declare."""
+        found = self.queue(queue)
+        return found is None or found.entity.auto_delete or "x-expires" in found.entity.arguments
+
+    def is_stream(self, queue: str) -> bool:
+        """Returns whether this client has declared that queue as a stream."""
+        found = self.queue(queue)
+        return found is not None and found.entity.arguments.get("x-queue-type") == "stream"
 
     def queue(self, name: str) -> DeclaredQueue | None:
         """Returns the queue of this name, the present or one of the last former ones; None when it is not known."""
@@ -210,6 +237,13 @@ class Declared:
         """Forgets a binding of an exchange to another one."""
         self._exchange_bindings.pop((destination, source, routing_key, arguments_key(arguments)), None)
         self._forget_unused([source])
+
+    def leave(self, queue: DeclaredQueue, consumer: object) -> None:
+        """Notes that a consumer is closed; the broker deletes an auto-delete queue with its last one."""
+        if consumer in queue.consumers:
+            queue.consumers.remove(consumer)
+            if queue.entity.auto_delete and not queue.consumers and not queue.is_forgotten:
+                self.forget_queue(queue.name)
 
     def forget_home(self, home: object) -> None:
         """Forgets the queues of a connection that this side has closed: they went with it."""

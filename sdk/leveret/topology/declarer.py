@@ -137,13 +137,7 @@ class Declarer:
         found = self._declared.queue(queue)
         if found is None or found.home is None:
             return self._shared
-        if found.home is not self._home:
-            kind = "exclusive" if found.entity.exclusive else "server-named"
-            raise ConfigurationError(
-                f"{kind} queue {queue!r} was declared for another connection of this client; declare, consume, purge "
-                "and delete it through the object that declared it",
-                option="queue",
-            )
+        found.check_home(self._home)
         return self._home
 
     def _link_of_binding(self, binding: BindingEntity | ExchangeBindingEntity) -> Link:

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 async def test_the_connection_is_given_up_when_the_broker_is_silent_for_two_heartbeats(
-    proxy: Proxy, queue: str
+    proxy: FaultProxy, queue: str
 ) -> None:
     async with leveret.connect(proxy.url, heartbeat=1, close_timeout=0.5) as client:
         assert client.connection.negotiated.heartbeat == 1
@@ -30,7 +31,7 @@ async def test_the_connection_is_given_up_when_the_broker_is_silent_for_two_hear
         consumer = client.consumer(queue)
         await producer.publish("to start with", queue)
         (await anext(consumer)).ack()
-        proxy.deaf = True
+        proxy.swallow()
         waiting = asyncio.create_task(anext(consumer))
         publishing = asyncio.create_task(producer.publish("in flight", queue))
         started = time.monotonic()

@@ -12,7 +12,6 @@ from tests.support.brokers import Embedded, RabbitMQ
 from tests.support.loops import every_loop
 from tests.support.outcomes import failure_at_once
 from tests.support.plugins import plugin
-from tests.support.proxy import Proxy
 
 import leveret
 from leveret import Topology
@@ -34,6 +33,7 @@ from leveret.errors import (
 from leveret.plugins import ConnectionEvent, ConnectionEventKind, PluginRegistry, PolicySpec
 from leveret.protocol.recovery import may_mend
 from leveret.settings import ConnectionSettings
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -50,7 +50,7 @@ async def test_s4_a_lost_connection_is_dialed_again_unless_auto_recovery_is_off(
     broker: Broker, auto_recovery: bool
 ) -> None:
     assert ConnectionSettings().auto_recovery is True
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, auto_recovery=auto_recovery) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, auto_recovery=auto_recovery) as client:
         link, lost = client.publishing_link, client.connection
         assert await link.recovered() is lost
         proxy.reset()
@@ -69,7 +69,7 @@ async def test_s4_a_lost_connection_is_dialed_again_unless_auto_recovery_is_off(
 
 
 async def test_new_producers_and_consumers_get_a_new_connection_when_the_old_one_was_lost(
-    proxy: Proxy, proxied: leveret.Client, queue: str
+    proxy: FaultProxy, proxied: leveret.Client, queue: str
 ) -> None:
     lost = proxied.connection
     channel = await proxied.channel()
@@ -181,9 +181,9 @@ async def test_all_who_wait_get_the_same_new_connection_when_the_broker_is_back(
         await client.declare(Topology())
 
 
-@pytest.mark.parametrize("how", ["reset", "hang_up", "close_connections"])
+@pytest.mark.parametrize("how", ["reset", "half_close", "close_connections"])
 async def test_a_connection_is_dialed_again_when_it_is_cut(broker: Broker, how: str, warnings: Warnings) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as client:
         for _ in range(3):
             lost = client.connection
             if how == "close_connections":
@@ -220,7 +220,7 @@ async def test_waiting_goes_on_when_others_who_wait_are_cancelled(broker: Broker
 
 @pytest.mark.parametrize("turns", [*range(16), 20, 40])
 async def test_nothing_is_left_when_waiting_is_cancelled(broker: Broker, turns: int) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as client:
         proxy.reset()
         await loss(client.connection)
         waiting = asyncio.create_task(client.publishing_link.recovered())
@@ -252,7 +252,7 @@ SELDOM: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay"
 
 
 async def test_those_who_wait_are_told_when_the_client_is_closed_long_before_the_next_attempt(broker: Broker) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **SELDOM) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, **SELDOM) as client:
         proxy.reset()
         await loss(client.connection)
         waiting = asyncio.create_task(client.publishing_link.recovered())
@@ -283,7 +283,7 @@ async def test_no_error_is_left_unread_when_those_who_wait_are_cancelled_as_it_c
 async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_makes_one(
     broker: Broker, started: bool
 ) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **SELDOM) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, **SELDOM) as client:
         proxy.reset()
         await loss(client.connection)
         waiting = asyncio.create_task(client.publishing_link.recovered())
@@ -417,7 +417,7 @@ async def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_dialed_more_an
 
     monkeypatch.setattr("leveret.protocol.recovery.random.uniform", uniform)
     options: dict[str, Any] = {"recovery_initial_delay": 1000, "recovery_max_delay": 3000}
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **options) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, **options) as client:
         for _ in range(4):
             proxy.reset()
             await loss(client.connection)

@@ -31,19 +31,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
     from tests.support.rabbitmq import RabbitMQNode
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
-@pytest.mark.parametrize("how", ["reset", "hang_up"])
+@pytest.mark.parametrize("how", ["reset", "half_close"])
 async def test_a_producer_goes_on_when_its_connection_was_lost(
-    proxy: Proxy, proxied: leveret.Client, client: leveret.Client, queue: str, how: str
+    proxy: FaultProxy, proxied: leveret.Client, client: leveret.Client, queue: str, how: str
 ) -> None:
     async with proxied.producer(exchange="") as producer:
         await producer.publish("before", queue)
-        proxy.deaf = True
+        proxy.swallow()
         ticket = producer.publish_nowait("under way", queue)
         waiting = asyncio.create_task(producer.publish("under way, too", queue))
         await asyncio.sleep(0)
@@ -54,7 +55,7 @@ async def test_a_producer_goes_on_when_its_connection_was_lost(
             assert isinstance(lost.__cause__, ConnectionLost)
         with pytest.raises(BackpressureError, match="the channel was lost, and another one is not open yet"):
             producer.publish_nowait("too early", queue)
-        proxy.deaf = False
+        proxy.resume()
 
         receipt = await producer.publish("after", queue)
         assert receipt.delivery_tag == 4

@@ -17,7 +17,8 @@ from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -64,14 +65,14 @@ async def test_the_stage_is_blocked_when_the_broker_blocked_too_long(
 
 
 async def test_the_stage_is_connection_when_it_did_not_come_back_in_time(
-    proxy: Proxy, other: leveret.Client, queue: str
+    proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
     async with (
         leveret.connect(proxy.url, close_timeout=0.3) as client,
         client.producer(publish_timeout=0.2, confirm_timeout=0.2) as producer,
     ):
         await producer.publish("before", queue)
-        await proxy.stop()
+        proxy.close()
         await client.connection._ended
         for call in (producer.publish("lost", queue), producer.enqueue("lost", queue)):
             error = await failure(call)
@@ -84,13 +85,13 @@ async def test_the_stage_is_connection_when_it_did_not_come_back_in_time(
 
 
 async def test_the_stage_is_confirm_when_that_did_not_come_in_time(
-    proxy: Proxy, other: leveret.Client, queue: str
+    proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
     async with (
         leveret.connect(proxy.url, close_timeout=0.3) as client,
         client.producer(confirm_timeout=0.2) as producer,
     ):
-        proxy.deaf = True
+        proxy.swallow()
         for error in await asyncio.gather(
             failure(producer.publish(1, queue)), failure(awaited(producer.publish_nowait(2, queue)))
         ):
