@@ -89,7 +89,7 @@ class Consumer:
             1,
             SendBuffer(lambda: None, lambda: None),
             decoder,
-            lambda *_: None,  # type: ignore[arg-type, return-value]
+            lambda *_: None,  # type: ignore[arg-type]
         )
         run = frames.run_of(FrameReader().feed(b"".join(frames.delivery(1, tag, b"x") for tag in range(1, count + 1))))
         self.deliveries.acks.delivered(run)
