@@ -138,6 +138,11 @@ class Link:
             return None
         return self.connection.error
 
+    @property
+    def may_recover(self) -> bool:
+        """True when a lost connection is made again for those who wait: `auto_recovery`, and the link is not closed."""
+        return self.auto_recovery and self._state is not LinkState.CLOSED
+
     def new_backoff(self) -> Backoff:
         """Makes the delays of a sequence of attempts, as the settings and the backoff policy say."""
         settings = self._settings

@@ -85,7 +85,7 @@ class Subscription:
         self._restorer = restorer
         # The queue, when this client has declared it.
         self._declared: DeclaredQueue | None = None
-        self._rules = LossRules(settings, lambda: link.auto_recovery)
+        self._rules = LossRules(settings, lambda: link.may_recover)
         # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
         self._was_live = False
         self._was_cancelled = False
@@ -187,8 +187,8 @@ class Subscription:
             LeveretError: As `begin`, when no further attempt is made.
         """
         try:
-            outage = self._link.outage
-            if outage is not None and self._life.state is ConsumerState.NEW and self._link.auto_recovery:
+            outage = self._link.outage if self._link.may_recover else None
+            if outage is not None and self._life.state is ConsumerState.NEW:
                 raise again(outage)
             await self.begin()
         except LeveretError as error:
@@ -443,7 +443,8 @@ class Subscription:
         queue = self._look_up()
         if queue is None:
             return
-        if queue.entity.auto_delete and self._was_live and not self._was_cancelled and not self.tags:
+        left = self._was_live and not self._was_cancelled and not self.tags and self._stand_in is None
+        if queue.entity.auto_delete and left:
             # The broker has deleted it with its last consumer, unless there are others. One that cancelled the consumer
             # has deleted the queue for somebody else, who does not want it made again.
             queue.is_missing = True
