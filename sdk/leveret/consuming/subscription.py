@@ -89,6 +89,8 @@ class Subscription:
         # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
         self._was_live = False
         self._was_cancelled = False
+        # The link's failed attempts when `start` was called.
+        self._failed_before: int | None = None
         self._life = life
         self._position = position
         self._sink = sink
@@ -187,6 +189,7 @@ class Subscription:
             LeveretError: As `begin`, when no further attempt is made.
         """
         try:
+            self._failed_before = self._link.meter.failed
             outage = self._link.outage if self._link.may_recover else None
             if outage is not None and self._life.state is ConsumerState.NEW:
                 raise again(outage)
@@ -565,8 +568,11 @@ class Subscription:
             error = self._position.explained(error, no_ack=self._no_ack)
             if isinstance(error, ConfigurationError):
                 self._life.fail(error, ConsumerState.LOST)
-        # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes.
-        refused = bool(self._unanswered) and not self._was_live and not is_outage(error)
+        # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes. But
+        # after an outage others may have to declare the queue again.
+        first = bool(self._unanswered) and not self._was_live
+        outage = self._failed_before is not None and self._link.meter.failed > self._failed_before
+        refused = first and not outage and not is_outage(error)
         self.tags.clear()
         self._unanswered.clear()
         self._lost(typed(error, self.queue), refused=refused)
