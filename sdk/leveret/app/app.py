@@ -18,6 +18,7 @@ from leveret.app.registration import (
 )
 from leveret.app.supervision import CLOSING, GRACE, AppRun
 from leveret.client.client import Client, connect
+from leveret.client.opening import check_connection_options
 from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, printable
 from leveret.runtime.tasks import cancel_all
 from leveret.settings import ConnectionSettings, ConsumerSettings, Settings
@@ -84,6 +85,7 @@ class App:
         monitoring: MonitoringSettings | None = None,
         **connection_options: Any,
     ) -> None:
+        check_connection_options(connection_options, App)
         if name is not None:
             connection_options.setdefault("client_name", name)
         self.name = name

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from leveret.client.client import Client
 from leveret.errors import ConfigurationError
 from leveret.settings import ConsumerSettings
+from leveret.settings.names import refuse_unknown
+from leveret.settings.rules import rules_of
 from leveret.wire.message import Message
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def check_options(settings: object, options: dict[str, Any]) -> None:
     # The other keyword arguments of `Client.consumer` are checked by it, when the app starts.
     parameters = inspect.signature(Client.consumer).parameters.values()
     others = {it.name for it in parameters if it.kind is inspect.Parameter.KEYWORD_ONLY}
+    refuse_unknown(options, (*rules_of(ConsumerSettings), *others))
     settings.replace(**{name: value for name, value in options.items() if name not in others})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leveret.client.base import ClientBase
 from leveret.client.dedicated_connection import DedicatedConnection
-from leveret.client.opening import Opening
+from leveret.client.opening import Opening, check_connection_options
 from leveret.connection.link import Link
 from leveret.errors import ConfigurationError, ConnectionClosed
 from leveret.monitoring.monitor import Monitor
@@ -217,7 +217,7 @@ def connect(
             `leveret.settings.load`, say everything, with the options that producers and consumers begin with; the
             environment is not asked then.
         plugins: A registry to share between clients, or which installed plugins to load; by default what the `Settings`
-            or `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK` say, or else all.
+            or `LEVERET_PLUGINS_ALLOW` and `LEVERET_PLUGINS_BLOCK` say, or else all.
         monitoring: Which metrics sinks to start; by default what the `Settings` or `LEVERET_MONITORING_SINKS` say, or
             else none.
         **options: Single options of `ConnectionSettings`, over those of the target.
@@ -230,6 +230,7 @@ def connect(
         And on entering or awaiting, what `Connection.open` and `PluginRegistry.load` raise, and `PluginError` when a
         metrics sink cannot be started.
     """
+    check_connection_options(options, connect)
     if target is None:
         connection = ConnectionSettings.from_env().replace(**options)
     elif isinstance(target, str):

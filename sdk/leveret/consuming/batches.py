@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from leveret.errors import ConfigurationError, LeveretError
+from leveret.settings.functions import is_async, name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -120,11 +121,17 @@ class Batches(Generic[T]):
         `processing_timeout`, each message that it has not settled is treated as by `Consumer.run`.
 
         Args:
-            handler: `async def handler(values, batch)`.
+            handler: `async def handler(values, batch)`; plain functions are refused.
 
         Raises:
+            ConfigurationError: The handler is no `async def` function.
             LeveretError: As `Consumer.run`.
         """
+        if not is_async(handler):
+            raise ConfigurationError(
+                f"the handler of batches must be an `async def` function of (values, batch), not {name_of(handler)}",
+                option="handler",
+            )
         await self.consumer.share(lambda: self._work(handler))
 
     async def _work(self, handler: Callable[[list[T], DeliveryBatch[T]], Awaitable[bool | None]]) -> None:

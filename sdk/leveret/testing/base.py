@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
@@ -28,6 +30,7 @@ __all__ = [
     "in_threads",
     "ordinary",
     "override",
+    "raised",
     "registry_of",
     "require",
     "same",
@@ -89,6 +92,15 @@ def describe(value: object) -> str:
     except Exception:
         text = "..."
     return f"{type(value).__name__} {printable(text, 60)}"
+
+
+def raised(error: BaseException) -> str:
+    """Returns an exception in one line: its type, its text and where it was raised, which is all that an author needs."""
+    text = f"{type(error).__name__}: {printable(' '.join(str(error).split()))}".removesuffix(": ")
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames:
+        text += f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})"
+    return text
 
 
 def ordinary(error: BaseException, what: str, *, recursion: bool = False) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from leveret.errors import ChannelClosed, ConfigurationError, PreconditionFailed
+from leveret.settings.names import CheckedNames
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -23,7 +24,7 @@ def _milliseconds(seconds: float | None) -> int | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Classic:
+class Classic(CheckedNames):
     """A classic queue (RabbitMQ: classic queues); `arguments` holds what has no field here.
 
     Attributes:
@@ -69,7 +70,7 @@ class Classic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quorum:
+class Quorum(CheckedNames):
     """A quorum queue (RabbitMQ: quorum queues), replicated and always durable.
 
     Attributes:

@@ -107,11 +107,11 @@ def test_list_shows_plugins_with_distribution_version_and_what_they_bring(instal
 def test_list_shows_plugins_that_are_blocked_or_not_allowed(installed: Installed) -> None:
     installed.add("one")
     installed.add("other")
-    found = rows(LEVERET_PLUGINS="one,other", LEVERET_PLUGINS_BLOCK="one")
+    found = rows(LEVERET_PLUGINS_ALLOW="one,other", LEVERET_PLUGINS_BLOCK="one")
     assert (found["one"]["status"], found["other"]["status"]) == ("blocked", "active")
-    found = rows(LEVERET_PLUGINS="none")
+    found = rows(LEVERET_PLUGINS_ALLOW="none")
     assert (found["one"]["status"], found["other"]["status"]) == ("not allowed", "not allowed")
-    assert "not allowed" in run("plugins", "list", LEVERET_PLUGINS="none").stdout
+    assert "not allowed" in run("plugins", "list", LEVERET_PLUGINS_ALLOW="none").stdout
 
 
 def test_list_shows_the_error_of_a_plugin_that_failed(installed: Installed) -> None:
@@ -163,6 +163,39 @@ def test_list_names_both_distributions_in_one_line_when_plugins_conflict(install
     for said in ("leveret-one 1.5", "leveret-other 2.5", "text/x-same", "LEVERET_PLUGINS_BLOCK"):
         assert said in result.stderr
     assert run("plugins", "list", LEVERET_PLUGINS_BLOCK="leveret-one").exit_code == 0
+
+
+@pytest.mark.parametrize("what", ["content type", "name of a serializer", "name of a plugin", "the core"])
+def test_list_shows_all_plugins_and_marks_those_that_conflict(installed: Installed, what: str) -> None:
+    installed.add("leveret-good", plugin="good", version="3.5")
+    installed.add("leveret-bad", "raise RuntimeError('no device')", plugin="bad")
+    if what == "content type":
+        installed.add("leveret-one", plugin="one", content_type="text/x-same", version="1.5")
+        installed.add("leveret-other", plugin="other", content_type="text/x-same", version="2.5")
+    elif what == "name of a serializer":
+        installed.add("leveret-one", PLUGIN.format(name="same", content_type="text/x-one"), plugin="one")
+        installed.add("leveret-other", PLUGIN.format(name="same", content_type="text/x-other"), plugin="other")
+    elif what == "name of a plugin":
+        installed.add("leveret-one", plugin="one", content_type="text/x-one")
+        installed.add("leveret-other", plugin="one", content_type="text/x-other")
+    else:
+        installed.add("leveret-one", PLUGIN.format(name="json", content_type="text/x-one"), plugin="one")
+    result = run("plugins", "list", "--json", "plugins.json")
+    try:
+        assert result.exit_code == 1
+        with open("plugins.json") as file:
+            found = {row["distribution"]: row for row in json.load(file)["plugins"]}
+    finally:
+        os.unlink("plugins.json")
+    assert (found["leveret"]["status"], found["leveret-good"]["status"]) == ("built in", "active")
+    assert found["leveret-good"]["provides"][0]["name"] == "good"
+    assert (found["leveret-bad"]["status"], "no device" in found["leveret-bad"]["error"]) == ("failed", True)
+    marked = [name for name, row in found.items() if row["status"] == "conflict"]
+    assert marked == (["leveret-one"] if what == "the core" else ["leveret-one", "leveret-other"])
+    for name in marked:
+        assert "both bring a" in found[name]["error"]
+        assert name in " ".join(result.stdout.split())
+    assert "leveret-good" in result.stdout
 
 
 def test_list_writes_json_into_a_file_beside_the_table(installed: Installed, tmp_path: Path) -> None:
@@ -226,11 +259,11 @@ def test_commands_of_the_core_import_no_plugin(
 
 def test_no_plugin_is_imported_for_help_when_none_is_allowed(installed: Installed) -> None:
     module = installed.add("leveret-trace", "raise SystemExit(77)")
-    result = run("--help", LEVERET_PLUGINS="none")
+    result = run("--help", LEVERET_PLUGINS_ALLOW="none")
     assert result.exit_code == 0
     assert "trace" not in result.stdout
     assert module not in sys.modules
-    assert run("trace", LEVERET_PLUGINS="none").exit_code == 2
+    assert run("trace", LEVERET_PLUGINS_ALLOW="none").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -271,7 +304,7 @@ def test_help_goes_on_when_plugins_conflict(installed: Installed) -> None:
 
 def test_help_goes_on_when_the_environment_is_wrong(installed: Installed) -> None:
     installed.add("upside")
-    result = run("--help", LEVERET_PLUGINS="upsidedown")
+    result = run("--help", LEVERET_PLUGINS_ALLOW="upsidedown")
     assert result.exit_code == 0
     assert "'upsidedown', which is not installed" in " ".join(result.stdout.split())
 
@@ -727,7 +760,7 @@ def test_check_fails_when_a_command_is_the_core_s(installed: Installed) -> None:
 
 
 def test_check_looks_at_a_plugin_that_the_environment_leaves_out(demo: Path) -> None:
-    for environment in ({"LEVERET_PLUGINS": "none"}, {"LEVERET_PLUGINS_BLOCK": "leveret-demo"}):
+    for environment in ({"LEVERET_PLUGINS_ALLOW": "none"}, {"LEVERET_PLUGINS_BLOCK": "leveret-demo"}):
         result = run("plugins", "check", "demo", **environment)
         assert result.exit_code == 0, result.output
         assert "ok           demo  conflicts" in result.stdout
