@@ -97,7 +97,7 @@ class App:
             # The environment is read when the app runs: a module is often imported before it is complete.
             ConnectionSettings().replace(**connection_options)
         else:
-            self._connect()
+            self._connect().drop()
         self._defaults = target.consumer if isinstance(target, Settings) else ConsumerSettings()
         self._registrations: list[Registration] = []
         self._on_startup: list[Callable[[Client], object]] = []

@@ -34,12 +34,12 @@ class OpeningState(enum.Enum):
 
     NEW = "never opened"
     IN_USE = "being opened, or open"
-    FREE = "closed again, or not opened because of an error; it may be opened"
+    FREE = "closed again, not opened because of an error, or dropped; it may be opened"
 
 
 #: Which state may follow which.
 OPENING_TRANSITIONS: Final[Mapping[OpeningState, frozenset[OpeningState]]] = {
-    OpeningState.NEW: frozenset({OpeningState.IN_USE}),
+    OpeningState.NEW: frozenset({OpeningState.IN_USE, OpeningState.FREE}),
     OpeningState.IN_USE: frozenset({OpeningState.FREE}),
     OpeningState.FREE: frozenset({OpeningState.IN_USE}),
 }
@@ -100,6 +100,10 @@ class Opening(Generic[C]):
         value, self._value = self._value, None
         if value is not None:
             await value.close()
+        self._state = moved(OPENING_TRANSITIONS, self._state, OpeningState.FREE)
+
+    def drop(self) -> None:
+        """Says that it will not be opened, for a caller that only wants the arguments checked."""
         self._state = moved(OPENING_TRANSITIONS, self._state, OpeningState.FREE)
 
     # ------------------------------------------------------------------ mistakes

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from leveret.settings.addresses import PORTS, Endpoint, parse_endpoints, parse_query, parse_url
 from leveret.settings.environment import read_environment
-from leveret.settings.names import refuse_unknown
+from leveret.settings.names import refuse_unknown, suggestion
 from leveret.settings.rules import (
     MIB,
     Options,
@@ -36,7 +36,7 @@ _NOT_IN_QUERY: Final = ("endpoints", "username", "password", "virtual_host", "tl
 _PLACES: Final = "a URL is amqp://username:password@endpoints/virtual_host?option=value, and amqps:// with TLS"
 _TLS_IN_QUERY: Final = ("cafile", "certfile", "keyfile", "server_hostname", "insecure_skip_verification")
 #: Variables that belong to others; those that end in "_" are families.
-_OTHER_VARIABLES: Final = ("BUILD", "ANNOTATE", "PLUGINS_", "PRODUCER_", "CONSUMER_", "MONITORING_", "TLS_")
+_OTHER_VARIABLES: Final = ("PLUGINS", "BUILD", "ANNOTATE", "PLUGINS_", "PRODUCER_", "CONSUMER_", "MONITORING_", "TLS_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,9 +217,9 @@ class ConnectionSettings(Options):
         with inside(shown):
             refuse_unknown(overrides, rules_of(cls))
             options = parse_query(query)
-            for name in _NOT_IN_QUERY:
-                if name in options:
-                    raise wrong(name, f"{name} is no option behind the '?' of a URL; {_PLACES}")
+            for name in options.keys() - rules.keys() - rules_of(TLSSettings).keys():
+                if (meant := suggestion(name, rules_of(cls))) in _NOT_IN_QUERY:
+                    raise wrong(name, f"{name!r} is no option behind the '?' of a URL ({meant}); {_PLACES}")
             values |= read_values(options, rules, text=True)
             tls = {name: values.pop(name) for name in _TLS_IN_QUERY if name in values}
             if scheme == "amqps" and "tls" not in overrides:
@@ -237,7 +237,8 @@ class ConnectionSettings(Options):
         """Makes settings from environment variables.
 
         `LEVERET_URL` is the base; `LEVERET_<OPTION>`, such as `LEVERET_PASSWORD` or `LEVERET_ENDPOINTS=a:5672,b`, and
-        `LEVERET_TLS_<OPTION>` win over it. Left alone are `LEVERET_BUILD`, `LEVERET_ANNOTATE`, and the families `LEVERET_PLUGINS_`, `LEVERET_PRODUCER_`, `LEVERET_CONSUMER_` and `LEVERET_MONITORING_`.
+        `LEVERET_TLS_<OPTION>` win over it. Left alone are `LEVERET_PLUGINS`, `LEVERET_BUILD`, `LEVERET_ANNOTATE`, and
+        the families `LEVERET_PLUGINS_`, `LEVERET_PRODUCER_`, `LEVERET_CONSUMER_` and `LEVERET_MONITORING_`.
 
         Args:
             environ: The variables; None means those of the process.

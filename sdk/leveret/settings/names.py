@@ -64,17 +64,20 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     import difflib
 
     known = list(known)
-    for word in _OTHER_WORDS.get(name.lower(), ()):
-        if word in known:
-            return word
+    if word := _other_word(name, known):
+        return word
     lower = {each.lower(): each for each in known}
     nearest = difflib.get_close_matches(name[:_LONGEST].lower(), lower, 1, _ALIKE)
     return lower[nearest[0]] if nearest else ""
 
 
+def _other_word(name: str, known: Collection[str]) -> str:
+    return next((word for word in _OTHER_WORDS.get(name.lower(), ()) if word in known), "")
+
+
 def unknown(
     name: str,
-    known: Iterable[str],
+    known: Collection[str],
     *,
     what: str = "unknown option",
     given: str = "",
@@ -92,8 +95,8 @@ def unknown(
     given = given or name
     meant = suggestion(name, known)
     hint = f"; did you mean {shown(meant)!r}?" if meant else ""
-    owners = sorted({cls.__name__ for cls in _classes(CheckedNames) if name in _names_of(cls)})
-    if owners and meant != name:
+    owners = sorted({cls.__name__ for cls in _classes(CheckedNames) if name in _names_of(cls) and _is_settings(cls)})
+    if owners and meant != name and not _other_word(name, known):
         hint = f"; it is an option of {' and '.join(owners)}"
     return ConfigurationError(f"{what} {printable(given, _LONGEST)!r}{hint}", option=given)
 
@@ -126,6 +129,10 @@ def _classes(base: type) -> Iterator[type]:
     for cls in base.__subclasses__():
         yield cls
         yield from _classes(cls)
+
+
+def _is_settings(cls: type) -> bool:
+    return cls.__module__.startswith("leveret.settings.")
 
 
 def _names_of(cls: type) -> list[str]:

@@ -103,6 +103,9 @@ class Table(Mapping[str, T]):
     def __repr__(self) -> str:
         return repr(self._items)
 
+    def __reduce__(self) -> tuple[type[Table[T]], tuple[dict[str, T]]]:
+        return type(self), (self._items,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:

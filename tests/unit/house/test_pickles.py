@@ -14,7 +14,7 @@ import pytest
 
 import leveret
 from leveret import BatchResult, ErrorPolicy, Outcome, Quorum, Retry
-from leveret.errors import LeveretError, again
+from leveret.errors import ConfirmTimeout, LeveretError, PublishError, again
 from leveret.settings import (
     ConnectionSettings,
     Endpoint,
@@ -56,9 +56,10 @@ def _made(kind: type[BaseException]) -> BaseException:
         "class_id": 50,
         "method_id": 10,
     }
-    parameters = inspect.signature(kind.__init__).parameters.values()
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     fields = {it.name: values.get(it.name, "text") for it in parameters if it.kind is it.KEYWORD_ONLY}
-    made = kind("what went wrong", **fields)
+    positional = [it.name for it in parameters if it.kind is it.POSITIONAL_OR_KEYWORD]
+    made = kind(*(values.get(name, "what went wrong") for name in positional or ["message"]), **fields)
     made.note = "set later"  # type: ignore[attr-defined]
     return made
 
@@ -83,8 +84,8 @@ def test_an_error_keeps_its_text_and_fields(kind: type[LeveretError]) -> None:
 
 def test_an_error_can_be_raised_in_another_process_s_name() -> None:
     try:
-        raise leveret.ConfirmTimeout("late", outcome=Outcome.UNKNOWN, delivery_tag=9, stage="confirm")
-    except leveret.PublishError as error:
+        raise ConfirmTimeout("late", outcome=Outcome.UNKNOWN, delivery_tag=9, stage="confirm")
+    except PublishError as error:
         other = pickle.loads(pickle.dumps(error))
     with pytest.raises(TimeoutError, match="^late$") as caught:
         raise other
@@ -100,9 +101,7 @@ def test_all_settings_are_found() -> None:
     assert names <= {kind.__name__ for kind in OPTIONS}
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+VALUES: list[Any] = [
         *(kind() for kind in OPTIONS),
         ConnectionSettings(password=Secret(PASSWORD), endpoints=(Endpoint("a"), Endpoint("b"))),
         ConnectionSettings(tls=TLSSettings(), password=Secret(PASSWORD)),
@@ -111,9 +110,10 @@ def test_all_settings_are_found() -> None:
         Quorum(delivery_limit=5, arguments={"x-queue-leader-locator": "balanced"}),
         Retry(delay=1, max_attempts=3),
         BatchResult(count=1, confirmed=0, elapsed=0.5, failures={0: leveret.BackpressureError("full")}),
-    ],
-    ids=lambda value: type(value).__name__,
-)
+    ]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=[f"{type(it).__name__}-{at}" for at, it in enumerate(VALUES)])
 def test_settings_are_pickled_copied_and_made_into_dicts(value: Any) -> None:
     others = [pickle.loads(pickle.dumps(value, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for other in (*others, copy.copy(value), copy.deepcopy(value), dataclasses.replace(value)):

@@ -78,6 +78,7 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ProducerSettings, "max_buffered", 1, 1_000_000, 1),
     (ProducerSettings, "batch_size", 1, 1_000_000, 1),
     (ProducerSettings, "max_body_size", 1, 2**40, 1),
+    (ProducerSettings, "max_uncompressed_size", 1, 2**40, 1),
     (ConsumerSettings, "prefetch", 1, 65_535, 1),
     (ConsumerSettings, "prefetch_min", 1, 65_535, 1),
     (ConsumerSettings, "prefetch_max", 1, 65_535, 1),
