@@ -32,7 +32,7 @@ from leveret.publishing.room import Room
 from leveret.publishing.template import Template
 from leveret.publishing.transaction import Transaction
 from leveret.publishing.writing import MessageWriter
-from leveret.settings.functions import close_unawaited, plain_function
+from leveret.settings.functions import close_unawaited, name_of, plain_function
 from leveret.transport.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -539,7 +539,7 @@ class Producer(CompiledPublisher):
                 if nack is nacks:
                     try:
                         if close_unawaited(listener(tag, multiple)):
-                            logger.error("the confirm listener %s returned a coroutine, which is not awaited", listener)
+                            logger.warning("the confirm listener %s must not return a coroutine", name_of(listener))
                     except Exception:
                         logger.exception("a confirm listener failed")
 

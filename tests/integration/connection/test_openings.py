@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import leveret
-from leveret.errors import NotOpened
+from leveret.errors import ConfigurationError, ConnectionClosed, NotOpened
 from leveret.settings import ConnectionSettings
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ async def test_nothing_is_said_about_what_was_opened_or_could_not_be(broker: Bro
         await (await leveret.connect(broker.url)).close()
         unreachable = leveret.connect(broker.url, virtual_host="nowhere")
         for _ in range(2):  # it may be tried again
-            with pytest.raises(leveret.ConnectionClosed):
+            with pytest.raises(ConnectionClosed):
                 await unreachable
         del unreachable
-        with pytest.raises(leveret.ConfigurationError):
+        with pytest.raises(ConfigurationError):
             leveret.connect(ConnectionSettings(), hearbeat=5)
         gc.collect()
