@@ -33,7 +33,13 @@ _DISTRIBUTION: Final = re.compile(r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", re.I
 _PREFIX: Final = "leveret-"
 #: The longest name in a descriptor.
 _LONGEST_NAME: Final = 64
-_STYLES: Final = {"failed": "red", "conflict": "red", "blocked": "yellow", "not allowed": "yellow", "not chosen": "yellow"}
+_STYLES: Final = {
+    "failed": "red",
+    "conflict": "red",
+    "blocked": "yellow",
+    "not allowed": "yellow",
+    "not chosen": "yellow",
+}
 
 
 @click.group()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from leveret.codecs.forms import NO_ENCODINGS, media_types
 from leveret.errors import (
     BodyTooLarge,
     CodecError,
@@ -17,7 +18,6 @@ from leveret.errors import (
     TableSyntaxError,
     printable,
 )
-from leveret.codecs.forms import NO_ENCODINGS, media_types
 from leveret.plugins.interfaces import CompositeSpec, SerializerSpec
 from leveret.plugins.loading import comparable
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from leveret.wire.message import Message
 
 __all__ = ["BodyDecoder"]
+
 
 class _BoundDecoder(NamedTuple):
     """The functions that decode bodies of one content type and encoding.

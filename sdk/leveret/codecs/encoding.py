@@ -136,8 +136,8 @@ class BodyEncoder:
             if maker is not None and own.isdisjoint(kinds):
                 return (
                     f"content_type {printable(content_type, 80)!r} is that of the {maker.name} serializer, and the "
-                    f"{self.name} serializer makes {self._serializers[0].keys[0]}; choose serializer={maker.name!r}, or "
-                    "give the body itself as bytes, which are sent as they are"
+                    f"{self.name} serializer makes {self._serializers[0].keys[0]}; choose serializer={maker.name!r}, "
+                    "or give the body itself as bytes, which are sent as they are"
                 )
         if isinstance(content_encoding, str):
             compressor = self._registry.readers("compressor").get(comparable(content_encoding))
@@ -216,8 +216,8 @@ class BodyEncoder:
             )
         if size / _MAX_RATIO > len(compressed) and size > self._max_size:
             raise BodyTooLarge(
-                f"a body of {size} bytes is larger than max_body_size of {self._max_size}, and cannot be sent compressed "
-                f"to {len(compressed)}: consumers refuse what grows more than {_MAX_RATIO} times "
+                f"a body of {size} bytes is larger than max_body_size of {self._max_size}, and cannot be sent "
+                f"compressed to {len(compressed)}: consumers refuse what grows more than {_MAX_RATIO} times "
                 "(max_decompression_ratio)"
             )
         if not size / _MAX_RATIO <= len(compressed) < self._ratio * size:

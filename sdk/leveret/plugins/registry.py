@@ -93,7 +93,8 @@ class PluginRegistry:
         left out.
 
         Args:
-            settings: The plugins to allow, block and choose; None reads `LEVERET_PLUGINS_ALLOW` and `LEVERET_PLUGINS_BLOCK`.
+            settings: The plugins to allow, block and choose; None reads `LEVERET_PLUGINS_ALLOW`, `..._BLOCK` and
+                `..._STRICT`.
 
         Returns:
             The registry.

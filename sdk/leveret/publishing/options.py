@@ -85,8 +85,9 @@ def pack_properties(options: PublishOptions, **defaults: Any) -> bytes:
         ConfigurationError: There is no such option.
         EncodeFailed: A value does not fit its property.
     """
-    if not OPTIONS >= options.keys():
-        refuse_unknown(sorted(options.keys() - OPTIONS), _KNOWN, what="publish has no option")
+    unknown = options.keys() - OPTIONS
+    if unknown:
+        refuse_unknown(sorted(unknown), _KNOWN, what="publish has no option")
     properties: dict[str, Any] = {**defaults, **options}
     for name in _NO_PROPERTIES:
         properties.pop(name, None)

@@ -38,11 +38,11 @@ class Settings(Options):
         100
     """
 
-    connection: ConnectionSettings = _section(ConnectionSettings)
-    producer: ProducerSettings = _section(ProducerSettings)
-    consumer: ConsumerSettings = _section(ConsumerSettings)
-    plugins: PluginSettings = _section(PluginSettings)
-    monitoring: MonitoringSettings = _section(MonitoringSettings)
+    connection: ConnectionSettings = _section(ConnectionSettings)  # noqa: RUF009 - it is a field
+    producer: ProducerSettings = _section(ProducerSettings)  # noqa: RUF009 - it is a field
+    consumer: ConsumerSettings = _section(ConsumerSettings)  # noqa: RUF009 - it is a field
+    plugins: PluginSettings = _section(PluginSettings)  # noqa: RUF009 - it is a field
+    monitoring: MonitoringSettings = _section(MonitoringSettings)  # noqa: RUF009 - it is a field
 
 
 def load(path: str | os.PathLike[str], section: str = "leveret") -> Settings:

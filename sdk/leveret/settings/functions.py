@@ -17,8 +17,10 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def is_async(function: object) -> bool:
-    """Returns whether calling a function gives something to await: an `async def`, also as a method, a partial or a
-    callable object, or a function of that kind that Cython compiled."""
+    """Returns whether calling a function gives something to await.
+
+    It may be an `async def`, a method, partial or callable object that is one, or what Cython compiled from one.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     return (
@@ -71,7 +73,8 @@ def refuse_async_methods(option: str, value: object, interface: type) -> None:
     for name in methods_of(interface):
         if is_async(getattr(value, name, None)):
             raise ConfigurationError(
-                f"{option} is a {type(value).__name__} with an `async def` {name}(), which is not awaited", option=option
+                f"{option} is a {type(value).__name__} with an `async def` {name}(), which is not awaited",
+                option=option,
             )
 
 

@@ -126,7 +126,8 @@ def arguments_of(function: Callable[..., object]) -> list[str]:
 
 
 def _classes(base: type) -> Iterator[type]:
-    for cls in base.__subclasses__():
+    subclasses: list[type] = base.__subclasses__()
+    for cls in subclasses:
         yield cls
         yield from _classes(cls)
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from leveret.settings.environment import Section, read_environment
 from leveret.settings.names import unknown
-from leveret.settings.rules import Options, Rule, Table, inside, option, rules_of, seconds, wrong
+from leveret.settings.rules import Options, Rule, Table, option, rules_of, seconds, wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

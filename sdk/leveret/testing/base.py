@@ -95,11 +95,10 @@ def describe(value: object) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """Returns an exception in one line: its type, its text and where it was raised, which is all that an author needs."""
+    """Returns an exception in one line: its type, its text and where it was raised."""
     text = f"{type(error).__name__}: {printable(' '.join(str(error).split()))}".removesuffix(": ")
-    frames = traceback.extract_tb(error.__traceback__)
-    if frames:
-        text += f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})"
+    for frame, line in list(traceback.walk_tb(error.__traceback__))[-1:]:
+        text += f" ({Path(frame.f_code.co_filename).name}:{line}, in {frame.f_code.co_name})"
     return text
 
 

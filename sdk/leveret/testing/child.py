@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from leveret.testing.base import fail
+from leveret.testing.base import fail, raised
 
 if TYPE_CHECKING:
     from collections.abc import Callable

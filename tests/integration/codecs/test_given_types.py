@@ -13,11 +13,9 @@ import leveret
 from leveret.errors import ConfigurationError, ContentTypeNotAccepted, EncodeFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-Publish = "Callable[[leveret.Client, leveret.Producer, Any, str, dict[str, Any]], Awaitable[object]]"
 
 
 async def single(client: leveret.Client, producer: leveret.Producer, value: Any, queue: str, options: Any) -> None:
@@ -167,7 +165,12 @@ async def test_bytes_without_a_content_type_are_a_value_of_the_serializer(client
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/vnd.shop.order+json", "Application/Vnd.Shop.Order+JSON; v=2", "application/problem+json", "text/x+json"],
+    [
+        "application/vnd.shop.order+json",
+        "Application/Vnd.Shop.Order+JSON; v=2",
+        "application/problem+json",
+        "text/x+json",
+    ],
 )
 @pytest.mark.parametrize("options", [{}, {"accept": ("application/json",)}], ids=["default", "accept"])
 async def test_a_type_with_the_suffix_json_is_json(

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.bodies import decoded
 
-import leveret
 from leveret.errors import BodyTooLarge, EncodeFailed
 from leveret.settings import ConnectionSettings, ConsumerSettings, ProducerSettings
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
+
+    import leveret
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 

@@ -80,7 +80,7 @@ async def test_a_listener_that_returns_a_coroutine_is_named_in_the_log(
 ) -> None:
     caplog.set_level(logging.WARNING, "leveret")
     async with client.producer() as producer:
-        producer.on_confirm(lambda tag, multiple: function(tag, multiple))
+        producer.on_confirm(function)
         await producer.publish(1, queue)
     assert "<lambda> must not return a coroutine" in caplog.text
 
@@ -117,9 +117,9 @@ class Sink:
 class Policy:
     closed = True
 
-    async def next_delay(self, attempt: int, error: BaseException) -> float: ...
+    async def next_delay(self, attempt: int, error: BaseException) -> None: ...
 
-    async def delay(self, attempt: int) -> float: ...
+    async def delay(self, attempt: int) -> None: ...
 
     async def before_call(self) -> None: ...
 
@@ -176,7 +176,7 @@ async def test_policies_given_as_objects_have_no_async_methods(client: leveret.C
 
 def test_descriptors_have_no_async_functions() -> None:
     wrong: Any = function
-    specs = {
+    specs: dict[str, Any] = {
         "compressors": CompressorSpec(name="odd", content_encoding="odd", factory=wrong, levels=(1, 9)),
         "metrics": MetricsSpec(name="odd", factory=wrong),
     }

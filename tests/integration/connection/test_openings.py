@@ -34,16 +34,16 @@ URL = "amqp://guest:5entine1@localhost:1"
     ],
 )
 async def test_use_before_opening_says_how_to_open(use: Callable[[Any], object], said: str) -> None:
-    connecting = leveret.connect(URL)
+    connecting: Any = leveret.connect(URL)
     with pytest.raises(NotOpened) as caught:
         use(connecting)
     text = str(caught.value)
     assert text.startswith(f"connect(...) {said}: it was not opened; write `async with connect(...) as ...:`")
     assert "await connect(...)" in text
     assert "5entine1" not in f"{text} {connecting!r}"
+    del caught  # its traceback holds the opening
     with pytest.warns(RuntimeWarning, match="never opened"):
-        del connecting, caught
-        gc.collect()
+        connecting = None
 
 
 async def test_a_plain_with_is_refused() -> None:
@@ -52,8 +52,7 @@ async def test_a_plain_with_is_refused() -> None:
         raise AssertionError("the block was entered")
     assert not hasattr(connecting, "producer")  # an AttributeError, too
     with pytest.warns(RuntimeWarning, match=re.escape("connect(...) was never opened; write `async with connect(...)")):
-        del connecting
-        gc.collect()
+        connecting = None
 
 
 async def test_a_dedicated_connection_that_is_not_awaited_says_so(client: leveret.Client) -> None:
@@ -61,8 +60,7 @@ async def test_a_dedicated_connection_that_is_not_awaited_says_so(client: levere
     with pytest.raises(NotOpened, match=re.escape("dedicated_connection('orders') has no 'producer'")):
         opening.producer()
     with pytest.warns(RuntimeWarning, match=re.escape("dedicated_connection('orders') was never opened")):
-        del opening
-        gc.collect()
+        opening = None
 
 
 async def test_nothing_is_said_about_what_was_opened_or_could_not_be(broker: Broker) -> None:

@@ -44,7 +44,7 @@ def _classes(base: type) -> list[type]:
     return sorted(found, key=lambda each: each.__qualname__)
 
 
-def _made(kind: type[BaseException]) -> BaseException:
+def _made(kind: type[LeveretError]) -> LeveretError:
     """An exception with something in every field."""
     values: dict[str, Any] = {
         "outcome": Outcome.UNKNOWN,
@@ -87,7 +87,7 @@ def test_an_error_can_be_raised_in_another_process_s_name() -> None:
         raise ConfirmTimeout("late", outcome=Outcome.UNKNOWN, delivery_tag=9, stage="confirm")
     except PublishError as error:
         other = pickle.loads(pickle.dumps(error))
-    with pytest.raises(TimeoutError, match="^late$") as caught:
+    with pytest.raises(TimeoutError, match=r"^late$") as caught:
         raise other
     assert (caught.value.delivery_tag, caught.value.stage) == (9, "confirm")  # type: ignore[attr-defined]
 
@@ -102,15 +102,15 @@ def test_all_settings_are_found() -> None:
 
 
 VALUES: list[Any] = [
-        *(kind() for kind in OPTIONS),
-        ConnectionSettings(password=Secret(PASSWORD), endpoints=(Endpoint("a"), Endpoint("b"))),
-        ConnectionSettings(tls=TLSSettings(), password=Secret(PASSWORD)),
-        PluginSettings(choose={"json": "leveret-pydantic"}, allow=["one"]),
-        Settings(connection=ConnectionSettings(password=Secret(PASSWORD))),
-        Quorum(delivery_limit=5, arguments={"x-queue-leader-locator": "balanced"}),
-        Retry(delay=1, max_attempts=3),
-        BatchResult(count=1, confirmed=0, elapsed=0.5, failures={0: leveret.BackpressureError("full")}),
-    ]
+    *(kind() for kind in OPTIONS),
+    ConnectionSettings(password=Secret(PASSWORD), endpoints=(Endpoint("a"), Endpoint("b"))),
+    ConnectionSettings(tls=TLSSettings(), password=Secret(PASSWORD)),
+    PluginSettings(choose={"json": "leveret-pydantic"}, allow=["one"]),
+    Settings(connection=ConnectionSettings(password=Secret(PASSWORD))),
+    Quorum(delivery_limit=5, arguments={"x-queue-leader-locator": "balanced"}),
+    Retry(delay=1, max_attempts=3),
+    BatchResult(count=1, confirmed=0, elapsed=0.5, failures={0: leveret.BackpressureError("full")}),
+]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=[f"{type(it).__name__}-{at}" for at, it in enumerate(VALUES)])

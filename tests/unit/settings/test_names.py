@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+#: The classes as a caller without a type checker knows them.
+CONNECTION: Any = ConnectionSettings
+PRODUCER: Any = ProducerSettings
+CONSUMER: Any = ConsumerSettings
+CONNECT: Any = leveret.connect
+APP: Any = leveret.App
+
+
 def refused(make: Callable[[], object]) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
         make()
@@ -72,10 +80,10 @@ def test_the_option_that_is_meant_is_suggested_when_a_settings_object_is_made(
 @pytest.mark.parametrize(
     ("make", "owner"),
     [
-        (lambda: ConnectionSettings(**{"prefetch": 5}), "ConsumerSettings"),
-        (lambda: ConnectionSettings().replace(mandatory=True), "ProducerSettings"),
-        (lambda: ProducerSettings(**{"heartbeat": 5}), "ConnectionSettings"),
-        (lambda: ConsumerSettings(**{"max_body_size": 5}), "ConnectionSettings and ProducerSettings"),
+        (lambda: CONNECTION(prefetch=5), "ConsumerSettings"),
+        (lambda: CONNECTION().replace(mandatory=True), "ProducerSettings"),
+        (lambda: PRODUCER(heartbeat=5), "ConnectionSettings"),
+        (lambda: CONSUMER(max_body_size=5), "ConnectionSettings and ProducerSettings"),
         (lambda: leveret.connect("amqp://host", exchange="orders"), "ProducerSettings"),
         (lambda: leveret.connect("amqp://host", cafile="ca.pem"), "TLSSettings"),
         (lambda: pack_properties({"serializer": "text"}), "ConsumerSettings and ProducerSettings"),  # type: ignore[typeddict-unknown-key]
@@ -88,7 +96,9 @@ def test_the_class_that_has_the_option_is_named_when_it_is_given_elsewhere(
     assert str(refused(make)).endswith(f"; it is an option of {owner}")
 
 
-@pytest.mark.parametrize("kind", [ConnectionSettings, ProducerSettings, ConsumerSettings, TLSSettings, Settings, Quorum])
+@pytest.mark.parametrize(
+    "kind", [ConnectionSettings, ProducerSettings, ConsumerSettings, TLSSettings, Settings, Quorum]
+)
 def test_options_are_given_by_name(kind: Any) -> None:
     error = refused(lambda: kind("amqp://guest:s3cret@localhost"))
     assert str(error).startswith(f"{kind.__name__} takes its options by name, such as {kind.__name__}(")
@@ -96,7 +106,7 @@ def test_options_are_given_by_name(kind: Any) -> None:
 
 
 def test_nothing_is_suggested_when_no_option_is_like_it() -> None:
-    assert str(refused(lambda: ProducerSettings(**{"qqqq": 1}))) == "ProducerSettings has no option 'qqqq'"
+    assert str(refused(lambda: PRODUCER(qqqq=1))) == "ProducerSettings has no option 'qqqq'"
 
 
 @pytest.mark.parametrize(("wrong", "meant"), [("name", "client_name"), ("hearbeat", "heartbeat")])
@@ -104,9 +114,9 @@ def test_every_source_suggests_the_same_name(wrong: str, meant: str, tmp_path: P
     file = tmp_path / "service.toml"
     file.write_text(f"[leveret.connection]\n{wrong} = 1\n")
     sources: list[Callable[[], object]] = [
-        lambda: ConnectionSettings(**{wrong: 1}),
-        lambda: leveret.connect("amqp://host", **{wrong: 1}),
-        lambda: leveret.App("amqp://host", **{wrong: 1}) if wrong != "name" else ConnectionSettings(name=1),
+        lambda: CONNECTION(**{wrong: 1}),
+        lambda: CONNECT("amqp://host", **{wrong: 1}),
+        lambda: APP("amqp://host", **{wrong: 1}) if wrong != "name" else CONNECTION(name=1),
         lambda: ConnectionSettings.from_url(f"amqp://host?{wrong}=1"),
         lambda: load(file),
     ]

@@ -15,7 +15,9 @@ from leveret.settings import ConnectionSettings, Endpoint, Secret, TLSSettings
 
 
 def test_url_sets_everything_when_it_has_everything() -> None:
-    settings = ConnectionSettings.from_url("amqp://app:s3cret@a:5673,b,[::1]:5674/shop?heartbeat=20&client_name=billing")
+    settings = ConnectionSettings.from_url(
+        "amqp://app:s3cret@a:5673,b,[::1]:5674/shop?heartbeat=20&client_name=billing"
+    )
     assert settings.endpoints == (Endpoint("a", 5673), Endpoint("b", 5672), Endpoint("::1", 5674))
     assert (settings.username, settings.password.reveal(), settings.virtual_host) == ("app", "s3cret", "shop")
     assert (settings.heartbeat, settings.client_name, settings.tls) == (20.0, "billing", None)

@@ -375,10 +375,7 @@ class Secret:
         *((FieldValue(kind, 1.5), ["float", f"'{kind}'"]) for kind in "bBsuIilL"),
         *((FieldValue(kind, None), ["NoneType", f"'{kind}'"]) for kind in "bBsuIilLdfDT"),
         *((FieldValue(kind, -1), ["int", f"'{kind}'"]) for kind in "Bui"),
-        *(
-            (FieldValue(kind, 2**bits), ["int", f"'{kind}'"])
-            for kind, bits in zip("Bui", (8, 16, 32), strict=True)
-        ),
+        *((FieldValue(kind, 2**bits), ["int", f"'{kind}'"]) for kind, bits in zip("Bui", (8, 16, 32), strict=True)),
         *(
             (FieldValue(kind, 2**bits), ["int", f"'{kind}'"])
             for kind, bits in zip("bsIlL", (7, 15, 31, 63, 63), strict=True)
