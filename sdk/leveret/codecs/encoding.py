@@ -149,7 +149,7 @@ class BodyEncoder:
                 )
         return None if content_type is None and content_encoding is None else ""
 
-    def given(self, value: Any, misfit: str | None) -> bytes | None:
+    def given(self, value: object, misfit: str | None) -> bytes | None:
         """Returns the body of a value whose content type or encoding the caller gives, if it is bytes; otherwise None.
 
         Args:

@@ -59,10 +59,11 @@ class PublisherUpcalls(Protocol):
 
 @type_check_only
 class Encoder(Protocol):
-    """`CompiledPublisher._encoder`, which turns a serializer's failure into an error: `BodyEncoder`."""
+    """`CompiledPublisher._encoder`, which has the rarer ways of a body and the errors: `BodyEncoder`."""
 
     def failed(self, error: BaseException, value: object) -> EncodeFailed: ...
     def not_bytes(self, body: object) -> EncodeFailed: ...
+    def given(self, value: object, misfit: str | None) -> bytes | None: ...
 
 @type_check_only
 class Flushing(Protocol):

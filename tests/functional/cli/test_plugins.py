@@ -165,39 +165,6 @@ def test_list_names_both_distributions_in_one_line_when_plugins_conflict(install
     assert run("plugins", "list", LEVERET_PLUGINS_BLOCK="leveret-one").exit_code == 0
 
 
-@pytest.mark.parametrize("what", ["content type", "name of a serializer", "name of a plugin", "the core"])
-def test_list_shows_all_plugins_and_marks_those_that_conflict(installed: Installed, what: str) -> None:
-    installed.add("leveret-good", plugin="good", version="3.5")
-    installed.add("leveret-bad", "raise RuntimeError('no device')", plugin="bad")
-    if what == "content type":
-        installed.add("leveret-one", plugin="one", content_type="text/x-same", version="1.5")
-        installed.add("leveret-other", plugin="other", content_type="text/x-same", version="2.5")
-    elif what == "name of a serializer":
-        installed.add("leveret-one", PLUGIN.format(name="same", content_type="text/x-one"), plugin="one")
-        installed.add("leveret-other", PLUGIN.format(name="same", content_type="text/x-other"), plugin="other")
-    elif what == "name of a plugin":
-        installed.add("leveret-one", plugin="one", content_type="text/x-one")
-        installed.add("leveret-other", plugin="one", content_type="text/x-other")
-    else:
-        installed.add("leveret-one", PLUGIN.format(name="json", content_type="text/x-one"), plugin="one")
-    result = run("plugins", "list", "--json", "plugins.json")
-    try:
-        assert result.exit_code == 1
-        with open("plugins.json") as file:
-            found = {row["distribution"]: row for row in json.load(file)["plugins"]}
-    finally:
-        os.unlink("plugins.json")
-    assert (found["leveret"]["status"], found["leveret-good"]["status"]) == ("built in", "active")
-    assert found["leveret-good"]["provides"][0]["name"] == "good"
-    assert (found["leveret-bad"]["status"], "no device" in found["leveret-bad"]["error"]) == ("failed", True)
-    marked = [name for name, row in found.items() if row["status"] == "conflict"]
-    assert marked == (["leveret-one"] if what == "the core" else ["leveret-one", "leveret-other"])
-    for name in marked:
-        assert "both bring a" in found[name]["error"]
-        assert name in " ".join(result.stdout.split())
-    assert "leveret-good" in result.stdout
-
-
 def test_list_writes_json_into_a_file_beside_the_table(installed: Installed, tmp_path: Path) -> None:
     from leveret import __version__
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -107,24 +106,3 @@ async def test_headers_that_consumers_could_not_read_are_refused_before_they_are
         assert message is not None
         assert (message.value, message.headers) == (2, fits)
         message.ack()
-
-
-async def test_json_that_is_nested_as_deep_as_it_can_be_encoded_is_decoded(client: leveret.Client, queue: str) -> None:
-    async with client.producer() as producer:
-        depth = 2000
-        while True:
-            value = json.loads("[" * depth + "]" * depth) if depth < 900 else _list_of(depth)
-            try:
-                await producer.publish(value, queue)
-            except EncodeFailed:
-                depth -= 50
-                continue
-            break
-    assert await decoded(client, queue) == value
-
-
-def _list_of(depth: int) -> Any:
-    value: list[Any] = []
-    for _ in range(depth - 1):
-        value = [value]
-    return value
