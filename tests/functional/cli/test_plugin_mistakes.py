@@ -82,7 +82,7 @@ def test_check_says_in_one_line_what_a_plugin_raised(installed: Installed) -> No
     result = CliRunner().invoke(app, ("plugins", "check", "broken", "--quiet"), prog_name="leveret")
     assert result.exit_code == 1
     failed = [line for line in result.stdout.splitlines() if line.startswith("failed") and "conformance" not in line]
-    where = "ZeroDivisionError: a fault of this plugin (made_for_a_test_leveret_broken.py:11, in __init__)"
+    where = "ZeroDivisionError: a fault of this plugin (made_for_a_test_leveret_broken.py:10, in __init__)"
     # Here, and in a child process, where bodies are decoded that may crash it.
     for what in ("the check was ended by ", "cut off raised "):
         assert any(what + where in line for line in failed), failed
