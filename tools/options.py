@@ -25,7 +25,7 @@ CLASSES: dict[type, str] = {
     settings.ConsumerSettings: "`LEVERET_CONSUMER_<OPTION>`, `[leveret.consumer]`",
     settings.MonitoringSettings: "`LEVERET_MONITORING_<OPTION>`, `[leveret.monitoring]`",
     settings.PluginSettings: (
-        "`LEVERET_PLUGINS` (`allow`), `LEVERET_PLUGINS_BLOCK`, `LEVERET_PLUGINS_STRICT`, `[leveret.plugins]`"
+        "`LEVERET_PLUGINS_ALLOW` (`allow`), `LEVERET_PLUGINS_BLOCK`, `LEVERET_PLUGINS_STRICT`, `[leveret.plugins]`"
     ),
     settings.GcSettings: "code only",
 }

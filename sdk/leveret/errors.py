@@ -28,7 +28,17 @@ def printable(text: str, limit: int = 256) -> str:
 
 
 class LeveretError(Exception):
-    """The root of every error that Leveret raises."""
+    """The root of every error that Leveret raises. Errors pickle and copy with their fields, without their cause."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception's own way calls the class with `args`, but fields such as `outcome` are keyword arguments.
+        return _bare, (self.__class__, self.args), self.__dict__
+
+
+def _bare(kind: type[LeveretError], args: tuple[object, ...]) -> LeveretError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 def again(error: LeveretError) -> LeveretError:
@@ -40,8 +50,7 @@ def again(error: LeveretError) -> LeveretError:
     Returns:
         An equal error with the same cause.
     """
-    copy = error.__class__.__new__(error.__class__)
-    copy.args = error.args
+    copy = _bare(error.__class__, error.args)
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__
     return copy
@@ -57,6 +66,10 @@ class ConfigurationError(LeveretError, ValueError):
     def __init__(self, message: str, *, option: str = "") -> None:
         super().__init__(message)
         self.option = option
+
+
+class NotOpened(ConfigurationError, AttributeError):
+    """What `connect` or `dedicated_connection` returns was used before it was opened, by `async with` or `await`."""
 
 
 class PluginError(LeveretError):
@@ -100,7 +113,7 @@ class PluginConflictError(PluginError):
 
 
 class WrongLoopError(LeveretError, RuntimeError):
-    """An object was used from another event loop or thread than the one it was made in."""
+    """An object was used from another event loop, thread or process (after a fork) than the one it was made in."""
 
 
 class ProtocolError(LeveretError):

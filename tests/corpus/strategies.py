@@ -86,7 +86,7 @@ typed_values: st.SearchStrategy[tuple[FieldValue, object]] = st.one_of(
             "I": st.integers(-(2**31), 2**31 - 1),
             "i": st.integers(0, 2**32 - 1),
             "l": int64s,
-            "L": st.integers(0, 2**64 - 1),
+            "L": int64s,
             "f": st.floats(width=32, allow_nan=False, allow_infinity=False),
             "d": floats,
             "D": decimals,

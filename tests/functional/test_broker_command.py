@@ -57,7 +57,7 @@ def test_serve_forever_tells_when_clients_can_connect_and_leaves_the_process_as_
 
     before = (signal.getsignal(signal.SIGTERM), gc.get_threshold())
     serve_forever(path=path_for(tmp_path), on_ready=ready)
-    assert seen == [f"amqp+unix://guest:guest@/%2F?socket={tmp_path / 'b'}"]
+    assert seen == [f"amqp+unix://guest:guest@/%2F?unix_socket={tmp_path / 'b'}"]
     assert (signal.getsignal(signal.SIGTERM), gc.get_threshold()) == before
 
 

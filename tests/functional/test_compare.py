@@ -288,7 +288,7 @@ def test_the_last_event_of_a_child_counts(tmp_path: Path) -> None:
 
 
 def test_a_child_gets_its_task_and_none_of_our_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEVERET_PLUGINS", "none")
+    monkeypatch.setenv("LEVERET_PLUGINS_ALLOW", "none")
     code = (
         "import json, os, sys; print(json.dumps({'event': 'measured', 'words': sys.argv[1:], 'names': [*os.environ]}))"
     )
@@ -297,7 +297,7 @@ def test_a_child_gets_its_task_and_none_of_our_settings(tmp_path: Path, monkeypa
     said = child.measure(TASK.arguments(), 30.0)
     assert said["words"] == ["run", *TASK.arguments()]
     assert "MORE" in said["names"]
-    assert "LEVERET_PLUGINS" not in said["names"]
+    assert "LEVERET_PLUGINS_ALLOW" not in said["names"]
 
 
 @pytest.mark.parametrize(

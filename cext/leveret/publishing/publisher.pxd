@@ -57,6 +57,7 @@ cdef class CompiledPublisher:
     cdef public object _transport
 
     cdef object encode(self, value)
+    cdef object encode_given(self, value, str misfit)
     cdef bint at_home(self) except -1
     cdef Ticket send(self, value, routing_key)
     cdef Ticket put(self, value, routing_key, Py_ssize_t limit)

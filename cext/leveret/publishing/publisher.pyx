@@ -64,7 +64,7 @@ cdef class PublishBatch:
     """
 
     def __cinit__(self, SendBuffer out not None, ConfirmWindow window, *, ConfirmWindow held=None, uint16_t channel=1,
-                  uint32_t frame_max=131072, Py_ssize_t max_body_size=134217728):
+                  uint32_t frame_max=131072, Py_ssize_t max_body_size=16777216):
         self.window = window
         self.held = held if window is None else window
         self.max_body_size = max_body_size
@@ -172,7 +172,7 @@ cdef class PublishBatch:
         cdef uint64_t tag = 0
         cdef list pieces
         if size > self.max_body_size:
-            raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
+            raise BodyTooLarge(f"a body of {size} bytes is larger than max_body_size of {self.max_body_size}")
         total = self.total(template, size)
         pieces = self.large_pieces(self.out.seal(), template, body)
         if self.window is not None:
@@ -416,10 +416,10 @@ cdef class CompiledPublisher:
                 return None
             self._last_template = template
             self._last_key = routing_key
-        if self._ready and PyBytes_CheckExact(value):
+        if PyBytes_CheckExact(value) and (self._ready or template.misfit is not None):
             body = value
         else:
-            body = self.encode(value)
+            body = self.encode(value) if template.misfit is None else self.encode_given(value, template.misfit)
             if not self.has_room(window, limit):
                 return None  # the serializer published or closed something itself
         ticket = new_ticket(self)
@@ -473,6 +473,11 @@ cdef class CompiledPublisher:
             raise self._encoder.not_bytes(body)
         return body
 
+    # For a message whose caller gives the content type or encoding; see `BodyEncoder.given`.
+    cdef object encode_given(self, value, str misfit):
+        body = self._encoder.given(value, misfit)
+        return self.encode(value) if body is None else body
+
     def _put_values(self, PublishTemplate template not None, list values not None, Py_ssize_t start, Ticket ticket,
                     Py_ssize_t index, Py_ssize_t max_bytes, kind):
         """Encodes and appends values of a batch, one after the other.
@@ -499,10 +504,10 @@ cdef class CompiledPublisher:
         # The serializer may change the list, and close the producer.
         while i < PyList_GET_SIZE(values) and self._alive and batch.published_bytes < full:
             value = values[i]
-            if not (self._ready and PyBytes_CheckExact(value)):
+            if not (PyBytes_CheckExact(value) and (self._ready or template.misfit is not None)):
                 if type(value) is kind:
                     break
-                value = self.encode(value)
+                value = self.encode(value) if template.misfit is None else self.encode_given(value, template.misfit)
                 if not self._alive:
                     break
             batch.put(template, <bytes>value, ticket, index + i - start)

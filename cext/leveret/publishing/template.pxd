@@ -6,6 +6,7 @@ cdef class PublishTemplate:
     cdef readonly str routing_key
     cdef readonly bint mandatory
     cdef readonly bytes raw_properties
+    cdef readonly str misfit
     cdef bytes prefix
     cdef uint8_t* data
     cdef Py_ssize_t size

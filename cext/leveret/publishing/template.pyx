@@ -111,13 +111,14 @@ cdef class PublishTemplate:
         raw_properties: What `Properties.encode` returns.
         mandatory: Ask the broker to return the message when no queue takes it.
         frame_max: The negotiated limit; the properties must fit one frame (AMQP 0-9-1 section 4.2.6.1).
+        misfit: What `BodyEncoder.misfit` returned: None, unless the caller gives the content type or encoding.
 
     Raises:
         EncodeFailed: A name is longer than 255 bytes, or the properties do not fit one frame.
     """
 
     def __cinit__(self, str exchange not None, str routing_key not None, bytes raw_properties not None=b"\x00\x00", *,
-                  bint mandatory=False, uint32_t frame_max=131072):
+                  bint mandatory=False, uint32_t frame_max=131072, str misfit=None):
         cdef Writer w = Writer()
         cdef Py_ssize_t header = 12 + PyBytes_GET_SIZE(raw_properties)
         if header + FRAME_OVERHEAD > frame_max:
@@ -127,6 +128,7 @@ cdef class PublishTemplate:
         self.routing_key = routing_key
         self.raw_properties = raw_properties
         self.mandatory = mandatory
+        self.misfit = misfit
         w.put8(FRAME_METHOD)
         w.put16(0)
         w.put32(0)

@@ -111,7 +111,8 @@ cdef object _read_value(Cursor* c):
         need(c, 4, "a field value")
         c.at += 4
         return <int32_t>lv_get32(p)
-    elif kind == b"l":
+    elif kind == b"l" or kind == b"L":
+        # `L` is signed as well: RabbitMQ and most clients read it so.
         need(c, 8, "a field value")
         c.at += 8
         return <int64_t>lv_get64(p)
@@ -164,10 +165,6 @@ cdef object _read_value(Cursor* c):
         need(c, 4, "a field value")
         c.at += 4
         return lv_get32(p)
-    elif kind == b"L":
-        need(c, 8, "a field value")
-        c.at += 8
-        return lv_get64(p)
     elif kind == b"D":
         need(c, 5, "a field value")
         c.at += 5

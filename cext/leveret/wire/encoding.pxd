@@ -5,6 +5,7 @@ cdef class Writer:
     cdef uint8_t* data
     cdef Py_ssize_t used
     cdef Py_ssize_t capacity
+    cdef Py_ssize_t entries
 
     cdef uint8_t* reserve(self, Py_ssize_t n) except NULL
     cdef int put8(self, uint8_t value) except -1

@@ -9,7 +9,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from leveret.wire.endian cimport lv_put16, lv_put32, lv_put64
-from leveret.wire.limits cimport DEFAULT_TABLE_DEPTH
+from leveret.wire.limits cimport DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES
 from leveret.wire.numbers cimport FRAME_END, FRAME_METHOD
 
 import datetime
@@ -67,6 +67,7 @@ cdef class Writer:
     def __cinit__(self):
         self.capacity = 256
         self.used = 0
+        self.entries = 0
         self.data = <uint8_t*>malloc(self.capacity)
         if self.data is NULL:
             raise MemoryError()
@@ -190,6 +191,10 @@ cdef class Writer:
 
     # Writes a value with the wire type of its Python type, or of its FieldValue.
     cdef int put_value(self, str name, object value, int depth) except -1:
+        self.entries += 1
+        if self.entries > DEFAULT_TABLE_ENTRIES:
+            raise EncodeFailed(f"table key {name[:40]!r} is beyond the limit of {DEFAULT_TABLE_ENTRIES} values in one "
+                               "table and all tables in it, which consumers have by default (max_table_entries)")
         if value is None:
             return self.put8(b"V")
         if isinstance(value, bool):
@@ -236,10 +241,10 @@ cdef class Writer:
                 return self.put32(<uint32_t><int32_t>_ranged(value, -0x80000000, 0x7FFFFFFF))
             elif kind == b"i":
                 return self.put32(<uint32_t>_ranged(value, 0, 0xFFFFFFFF))
-            elif kind == b"l":
+            elif kind == b"l" or kind == b"L":
+                # RabbitMQ and most clients read both as signed (rabbit_binary_parser), whatever their specifications
+                # say: above 2**63 - 1 an `L` would arrive as another number.
                 return self.put64(<uint64_t>_signed(value))
-            elif kind == b"L":
-                return self.put64(_unsigned(value))
             elif kind == b"f":
                 real = finite(name, value)
                 single = <float>real

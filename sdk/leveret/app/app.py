@@ -15,8 +15,9 @@ from leveret.app.registration import (
     check_shared_queue,
     checked_hook,
 )
-from leveret.app.supervision import GRACE, AppRun
+from leveret.app.supervision import CLOSING, GRACE, AppRun
 from leveret.client.client import Client, connect, connection_settings
+from leveret.client.opening import check_connection_options
 from leveret.consuming.handlers import check_handler
 from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, printable
 from leveret.runtime.tasks import cancel_all
@@ -86,6 +87,7 @@ class App:
         monitoring: MonitoringSettings | None = None,
         **connection_options: Any,
     ) -> None:
+        check_connection_options(connection_options, App)
         if name is not None:
             connection_options.setdefault("client_name", name)
         self.name = name
@@ -98,7 +100,7 @@ class App:
             # The environment is read when the app runs: a module is often imported before it is complete.
             ConnectionSettings().replace(**connection_options)
         else:
-            self._connect()
+            self._connect().drop()
         self._defaults = target.consumer if isinstance(target, Settings) else ConsumerSettings()
         self._registrations: list[Registration] = []
         self._on_startup: list[Callable[[Client], object]] = []

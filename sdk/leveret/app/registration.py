@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from leveret.client.client import Client
-from leveret.consuming.handlers import name_of
+from leveret.settings.functions import name_of
 from leveret.errors import ConfigurationError, printable
 from leveret.settings import ConsumerSettings
+from leveret.settings.names import refuse_unknown
+from leveret.settings.rules import rules_of
 from leveret.wire.message import Message
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def check_options(settings: object, options: dict[str, Any]) -> None:
     # The other keyword arguments of `Client.consumer` are checked by it, when the app starts.
     parameters = inspect.signature(Client.consumer).parameters.values()
     others = {it.name for it in parameters if it.kind is inspect.Parameter.KEYWORD_ONLY}
+    refuse_unknown(options, (*rules_of(ConsumerSettings), *others))
     settings.replace(**{name: value for name, value in options.items() if name not in others})
 
 

@@ -227,7 +227,7 @@ class EmbeddedBroker:
         login = f"{quote(user, safe='')}:{quote(password, safe='')}"
         vhost = quote(self._vhost_names[0], safe="")
         if self._path is not None:
-            return f"amqp+unix://{login}@/{vhost}?socket={quote(os.path.abspath(self._path))}"
+            return f"amqp+unix://{login}@/{vhost}?unix_socket={quote(os.path.abspath(self._path))}"
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"amqp://{login}@{host}:{self._port}/{vhost}"
 

@@ -15,7 +15,7 @@ import click
 from leveret import __version__
 from leveret.cli.failures import CommandFailed
 from leveret.cli.output import STDOUT, check_writable, console, write_json
-from leveret.errors import PluginConflictError, printable
+from leveret.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,13 @@ _DISTRIBUTION: Final = re.compile(r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", re.I
 _PREFIX: Final = "leveret-"
 #: The longest name in a descriptor.
 _LONGEST_NAME: Final = 64
-_STYLES: Final = {"failed": "red", "blocked": "yellow", "not allowed": "yellow", "not chosen": "yellow"}
+_STYLES: Final = {
+    "failed": "red",
+    "conflict": "red",
+    "blocked": "yellow",
+    "not allowed": "yellow",
+    "not chosen": "yellow",
+}
 
 
 @click.group()
@@ -57,24 +63,25 @@ def plugins() -> None:
 def list_plugins(json_file: str | None, strict: bool) -> None:
     """Show all installed plugins, used or not, and what each provides.
 
-    LEVERET_PLUGINS and LEVERET_PLUGINS_BLOCK choose the plugins that are used, as in every program.
+    LEVERET_PLUGINS_ALLOW and LEVERET_PLUGINS_BLOCK choose the plugins that are used, as in every program.
     """
     from leveret.plugins import PluginRegistry
     from leveret.settings import PluginSettings
 
     check_writable(json_file)
     settings = PluginSettings.from_env()
-    try:
-        # Strict settings would raise the first failure, and the list would not be shown.
-        registry = PluginRegistry.load(dataclasses.replace(settings, strict=False))
-    except PluginConflictError as error:
-        raise CommandFailed(f"{error}. To leave one out, set LEVERET_PLUGINS_BLOCK to its name") from error
+    # Strict settings would raise the first failure, and the list would not be shown.
+    registry = PluginRegistry.survey(dataclasses.replace(settings, strict=False))
     rows = _rows(registry)
     if json_file != STDOUT:
         screen = console()
         screen.print(_table(rows))
     if json_file is not None:
         write_json(json_file, {"leveret": __version__, "plugins": rows})
+    conflicts = [row["error"] for row in rows if row["status"] == "conflict"]
+    if conflicts:
+        # A program that loads these plugins does not start.
+        raise CommandFailed(f"{conflicts[0]}. To leave one out, set LEVERET_PLUGINS_BLOCK to its name")
     if (strict or settings.strict) and any(row["error"] for row in rows):
         raise SystemExit(1)
 

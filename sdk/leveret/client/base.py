@@ -15,6 +15,9 @@ from leveret.errors import ConfigurationError, ConnectionClosed
 from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.producer import Producer
+from leveret.settings.functions import plain_function, refuse_async_methods
+from leveret.settings.names import arguments_of, refuse_unknown
+from leveret.settings.rules import Options, rules_of
 from leveret.topology.declarer import Declarer
 from leveret.topology.topology import QueueInfo
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientBase"]
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Options)
 
 #: AMQP's largest prefetch.
 _MAX_PREFETCH: Final = 65_535
@@ -194,17 +198,19 @@ class ClientBase:
             ConfigurationError: An option is unknown or out of range.
             PluginError: A serializer, compressor or policy could not be made.
         """
-        settings = (settings or self._defaults.producer).replace(**options)
+        settings = _replaced(self.producer, settings, self._defaults.producer, options)
         chosen: object = settings.retry if retry is None else retry
         policy = self.registry.retry_policy(chosen) if isinstance(chosen, str) else chosen
         if policy is not None and not isinstance(policy, RetryPolicy):
             raise ConfigurationError(f"retry is a {type(policy).__name__}, which is no RetryPolicy", option="retry")
+        refuse_async_methods("retry", policy, RetryPolicy)
         chosen = settings.circuit_breaker if circuit_breaker is None else circuit_breaker
         breaker = self.registry.circuit_breaker(chosen) if isinstance(chosen, str) else chosen
         if breaker is not None and not isinstance(breaker, BreakerPolicy):
             raise ConfigurationError(
                 f"circuit_breaker is a {type(breaker).__name__}, which is no BreakerPolicy", option="circuit_breaker"
             )
+        refuse_async_methods("circuit_breaker", breaker, BreakerPolicy)
         producer = Producer(self.publishing_link, settings, self.registry, retry=policy, circuit_breaker=breaker)
         self._producers.add(producer)
         self._monitor.add(producer, "producer", settings.exchange, producer.meter)
@@ -270,13 +276,15 @@ class ClientBase:
         """
         queue = _name_of(queue)
         self._declarer.check_home(queue)
-        if ordered_by is not None and not callable(ordered_by):
+        if callable(ordered_by):
+            plain_function("ordered_by", ordered_by, "for each message")
+        elif ordered_by is not None:
             options["ordered_by"] = ordered_by
         consumer: Consumer[Any] = Consumer(
             self.consuming_link,
             queue,
             model,
-            (settings or self._defaults.consumer).replace(**options),
+            _replaced(self.consumer, settings, self._defaults.consumer, options),
             self.registry,
             ordered_by=ordered_by if callable(ordered_by) else None,
             on_error=on_error,
@@ -363,6 +371,7 @@ class ClientBase:
         Raises:
             ConfigurationError: An option is unknown or out of range, or the prefetch is "auto" or less than the size.
         """
+        _replaced(self.batches, settings, self._defaults.consumer, options)
         checked: tuple[object, object] = size, wait  # the types promise it; a caller without a type checker may not
         if type(checked[0]) is not int or not 1 <= size <= _MAX_PREFETCH:
             raise ConfigurationError(f"size is {size!r:.40}; it must be 1 to {_MAX_PREFETCH}", option="size")
@@ -385,3 +394,25 @@ class ClientBase:
 
 def _name_of(queue: str | QueueInfo) -> str:
     return queue.name if isinstance(queue, QueueInfo) else queue
+def _replaced(method: Callable[..., object], settings: S | None, default: S, options: dict[str, Any]) -> S:
+    """Returns settings with single options of a call over them.
+
+    Args:
+        method: What was called: an unknown option may be a misspelt argument of it.
+        settings: The settings of the call.
+        default: The settings without any.
+        options: The single options.
+
+    Raises:
+        ConfigurationError: An option is unknown, of the wrong type or out of range, or the settings are of another
+            class.
+    """
+    kind = type(default)
+    if settings is not None and not isinstance(settings, kind):
+        raise ConfigurationError(
+            f"settings is a {type(settings).__name__}; it must be {kind.__name__}", option="settings"
+        )
+    rules = rules_of(kind)
+    if not rules.keys() >= options.keys():
+        refuse_unknown(options, (*rules, *arguments_of(method)))
+    return (settings or default).replace(**options)

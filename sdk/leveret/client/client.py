@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from leveret.client.arrival import wait_for_broker
 from leveret.client.base import ClientBase
 from leveret.client.dedicated_connection import DedicatedConnection
-from leveret.client.opening import Opening
+from leveret.client.opening import Opening, check_connection_options
 from leveret.connection.credentials import Credentials, secret_of
 from leveret.connection.link import Link
 from leveret.errors import ConfigurationError, ConnectionClosed, TransportError
@@ -305,7 +305,7 @@ def connect(
         credentials: A function without arguments, async or plain, that returns `(username, password)`; it is asked at
             each connect. None: what the target says, by default its `username` and `password`.
         plugins: A registry to share between clients, or which installed plugins to load; by default what the `Settings`
-            or `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK` say, or else all.
+            or `LEVERET_PLUGINS_ALLOW` and `LEVERET_PLUGINS_BLOCK` say, or else all.
         monitoring: Which metrics sinks to start; by default what the `Settings` or `LEVERET_MONITORING_SINKS` say, or
             else none.
         **options: Single options of `ConnectionSettings`, over those of the target.
@@ -318,6 +318,7 @@ def connect(
         And on entering or awaiting, what `Connection.open` and `PluginRegistry.load` raise, and `PluginError` when a
         metrics sink cannot be started.
     """
+    check_connection_options(options, connect)
     given = {"wait": wait, "credentials": credentials}
     options |= {name: value for name, value in given.items() if value is not None}
     connection = connection_settings(target, options)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+import enum
+import warnings
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar
 
-from leveret.errors import ConfigurationError
+from leveret.errors import ConfigurationError, NotOpened
+from leveret.protocol.transitions import moved
+from leveret.settings import ConnectionSettings
+from leveret.settings.names import arguments_of, refuse_unknown
+from leveret.settings.rules import rules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Mapping
     from types import TracebackType
 
-__all__ = ["AsyncCloseable", "Opening"]
+__all__ = ["OPENING_TRANSITIONS", "AsyncCloseable", "Opening", "OpeningState", "check_connection_options"]
 
 
 class AsyncCloseable(Protocol):
@@ -23,24 +29,62 @@ class AsyncCloseable(Protocol):
 C = TypeVar("C", bound=AsyncCloseable)
 
 
+class OpeningState(enum.Enum):
+    """The life of an opening."""
+
+    NEW = "never opened"
+    IN_USE = "being opened, or open"
+    FREE = "closed again, not opened because of an error, or dropped; it may be opened"
+
+
+#: Which state may follow which.
+OPENING_TRANSITIONS: Final[Mapping[OpeningState, frozenset[OpeningState]]] = {
+    OpeningState.NEW: frozenset({OpeningState.IN_USE, OpeningState.FREE}),
+    OpeningState.IN_USE: frozenset({OpeningState.FREE}),
+    OpeningState.FREE: frozenset({OpeningState.IN_USE}),
+}
+
+
+def check_connection_options(options: Mapping[str, object], taker: Callable[..., object]) -> None:
+    """Checks the names of options of connections.
+
+    Args:
+        options: The options.
+        taker: The function or class that took them: an unknown one may be a misspelt argument of it.
+
+    Raises:
+        ConfigurationError: A name is unknown.
+    """
+    rules = rules_of(ConnectionSettings)
+    if not rules.keys() >= options.keys():
+        refuse_unknown(options, (*rules, *arguments_of(taker)))
+
+
 class Opening(Generic[C]):
-    """Opens something: `async with` closes it at the end, `await` leaves that to the caller. Use it once at a time."""
+    """Opens something: `async with` closes it at the end, `await` leaves that to the caller. Use it once at a time.
+
+    It is not the thing itself: other uses raise `NotOpened`, and one that is dropped without being opened warns
+    (`RuntimeWarning`), as a coroutine does that was never awaited.
+    """
 
     def __init__(self, opened: Callable[[], Awaitable[C]], what: str) -> None:
         self._opened = opened
         self._what = what
-        self._is_used = False
+        self._state = OpeningState.NEW
         self._value: C | None = None
 
+    def __repr__(self) -> str:
+        return f"<Opening {self._what}: {self._state.value}>"
+
     async def _open(self) -> C:
-        if self._is_used:
+        if self._state is OpeningState.IN_USE:
             raise ConfigurationError(f"{self._what} was opened already; call it again for another one")
-        self._is_used = True
+        self._state = moved(OPENING_TRANSITIONS, self._state, OpeningState.IN_USE)
         try:
             return await self._opened()
         except BaseException:
             # It may be tried again.
-            self._is_used = False
+            self._state = moved(OPENING_TRANSITIONS, self._state, OpeningState.FREE)
             raise
 
     def __await__(self) -> Generator[Any, None, C]:
@@ -56,4 +100,36 @@ class Opening(Generic[C]):
         value, self._value = self._value, None
         if value is not None:
             await value.close()
-        self._is_used = False
+        self._state = moved(OPENING_TRANSITIONS, self._state, OpeningState.FREE)
+
+    def drop(self) -> None:
+        """Says that it will not be opened, for a caller that only wants the arguments checked."""
+        self._state = moved(OPENING_TRANSITIONS, self._state, OpeningState.FREE)
+
+    # ------------------------------------------------------------------ mistakes
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(name)  # what Python and its tools look for
+        raise self._misused(f"has no {name!r}")
+
+    def __enter__(self) -> NoReturn:
+        raise self._misused("cannot be used by a plain `with`")
+
+    def __exit__(self, *_: object) -> None:
+        """Is never called; Python looks for it before it calls `__enter__`."""
+
+    def _misused(self, problem: str) -> NotOpened:
+        return NotOpened(f"{self._what} {problem}: it was not opened; {self._how()}")
+
+    def _how(self) -> str:
+        return f"write `async with {self._what} as ...:`, or `... = await {self._what}` and close that yourself"
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_state") is OpeningState.NEW:
+            warnings.warn(
+                f"{self._what} was never opened; {self._how()}",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from leveret.codecs.forms import NO_ENCODINGS, media_types
 from leveret.errors import (
     BodyTooLarge,
     CodecError,
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from leveret.wire.message import Message
 
 __all__ = ["BodyDecoder"]
-
-#: Content encodings that change nothing. Some clients write the character sets for text.
-_NO_ENCODINGS: Final = frozenset({"", "identity", "utf-8", "us-ascii", "binary"})
 
 
 class _BoundDecoder(NamedTuple):
@@ -136,12 +134,15 @@ class BodyDecoder:
             readers.update(dict.fromkeys(map(comparable, specific.keys), specific))
         if accept:
             wanted: dict[str, Provided] = {}
-            for key in map(comparable, accept):
-                # Parameters of the content type are ignored, unless a serializer has registered them.
-                kind = key if key in readers else key.partition(";")[0]
-                if kind not in readers:
-                    raise ConfigurationError(f"no serializer reads {printable(key, 80)!r}", option="accept")
-                wanted[kind] = readers[kind]
+            for content_type in accept:
+                found = next((each for each in media_types(content_type) if each in readers), None)
+                if found is None:
+                    raise ConfigurationError(f"no serializer reads {printable(content_type, 80)!r}", option="accept")
+                # Parameters are ignored, unless a serializer has registered them. A suffix such as "+json" says how to
+                # read this type; it accepts no other type with the suffix.
+                key = comparable(content_type)
+                kind = key.partition(";")[0]
+                wanted[found if found in (key, kind) else kind] = readers[found]
             readers = wanted
         self._bind_readers(readers, model, bool(accept), specific)
         # The serializer `empty` fits every model, so it does not show that the model can be decoded.
@@ -255,13 +256,12 @@ class BodyDecoder:
         except TableSyntaxError as error:
             raise DecodeFailed(f"the properties could not be decoded: {error}") from error
         reader = self._always or self._by_content_type(message.content_type)
-        return reader if encoding in _NO_ENCODINGS else self._decompressing(encoding, reader)
+        return reader if encoding in NO_ENCODINGS else self._decompressing(encoding, reader)
 
     def _by_content_type(self, content_type: str | None) -> _BoundDecoder:
         if content_type is None:
             return self._untyped
-        key = comparable(content_type)
-        reader = self._by_type.get(key) or self._by_type.get(key.partition(";")[0])
+        reader = next((self._by_type[key] for key in media_types(content_type) if key in self._by_type), None)
         if reader is None:
             known = ", ".join(self._by_type)
             raise ContentTypeNotAccepted(

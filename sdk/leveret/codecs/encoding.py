@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.codecs.forms import Form
-from leveret.errors import CodecError, ConfigurationError, EncodeFailed, PluginError, printable
+from leveret.codecs.forms import NO_ENCODINGS, Form, media_types
+from leveret.errors import BodyTooLarge, CodecError, ConfigurationError, EncodeFailed, PluginError, printable
 from leveret.plugins.interfaces import CompositeSpec
+from leveret.plugins.loading import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,9 @@ __all__ = ["BodyEncoder"]
 #: Consumers refuse bodies that grow more than this by default (`max_decompression_ratio`), so a producer sends such a
 #: body uncompressed.
 _MAX_RATIO: Final = 200
+_BYTES: Final = (bytes, bytearray, memoryview)
+#: How many content types that callers give are remembered.
+_KEPT: Final = 256
 
 
 class BodyEncoder:
@@ -51,15 +55,21 @@ class BodyEncoder:
         self._parts: dict[str, tuple[Callable[[Any], bytes], Form]] = {}
         self._compressor: Compressor | None = None
         self._compressor_name = settings.compressor or ""
+        self._registry = registry
+        self._misfits: dict[tuple[str | None, str | None], str | None] = {}
+        self._max_size = settings.max_body_size
+        self._max_uncompressed = settings.max_uncompressed_size
         self._threshold = settings.compression_threshold
         self._ratio = settings.compression_ratio
         if isinstance(provided.spec, CompositeSpec):
-            for part in provided.spec.parts:
-                self._parts[part] = self._part(registry, registry.provided("serializer", part))
+            self._serializers = [registry.provided("serializer", part) for part in provided.spec.parts]
+            for part in self._serializers:
+                self._parts[part.name] = self._part(registry, part)
             self._select = provided.spec.select
             self._compressor_name = settings.compressor or provided.spec.compressor or ""
             self.encode: Callable[[Any], bytes] = self._encode_part
         else:
+            self._serializers = [provided]
             self.encode, self._form = self._part(registry, provided)
         if self._compressor_name:
             compressed_by = registry.provided("compressor", self._compressor_name)
@@ -95,22 +105,87 @@ class BodyEncoder:
                 f"{known}"
             ) from None
 
-    def pack(self, value: Any, *, compress: bool = True) -> tuple[bytes, Form, int]:
+    def misfit(self, content_type: str | None, content_encoding: str | None) -> str | None:
+        """Compares a content type and encoding that the caller gives with what the serializer makes.
+
+        Bytes are then the body itself. Other values are encoded by the serializer, so the type must not be that of
+        another serializer, and the encoding must not be that of a compressor: consumers could not decode the message.
+
+        Args:
+            content_type: The content type that the caller gives, or None.
+            content_encoding: The content encoding that the caller gives, or None.
+
+        Returns:
+            None when the caller gives neither; an empty string when the bodies of the serializer may have them; or why
+            only bytes may have them.
+        """
+        key = content_type, content_encoding
+        if key not in self._misfits:
+            if len(self._misfits) >= _KEPT:
+                self._misfits.clear()
+            self._misfits[key] = self._find_misfit(content_type, content_encoding)
+        return self._misfits[key]
+
+    def _find_misfit(self, content_type: object, content_encoding: object) -> str | None:
+        # Whatever is not text is refused when the properties are packed.
+        if isinstance(content_type, str):
+            kinds = list(media_types(content_type))
+            own = {comparable(key) for name in self._serializers for key in name.keys}
+            readers = self._registry.readers("serializer")
+            maker = next((readers[kind] for kind in kinds if kind in readers), None)
+            if maker is not None and own.isdisjoint(kinds):
+                return (
+                    f"content_type {printable(content_type, 80)!r} is that of the {maker.name} serializer, and the "
+                    f"{self.name} serializer makes {self._serializers[0].keys[0]}; choose serializer={maker.name!r}, "
+                    "or give the body itself as bytes, which are sent as they are"
+                )
+        if isinstance(content_encoding, str):
+            compressor = self._registry.readers("compressor").get(comparable(content_encoding))
+            if compressor is not None and comparable(content_encoding) not in NO_ENCODINGS:
+                return (
+                    f"content_encoding {printable(content_encoding, 80)!r} says that the body is compressed already; "
+                    f"choose compressor={compressor.name!r}, or give the compressed body as bytes, which are sent as "
+                    "they are"
+                )
+        return None if content_type is None and content_encoding is None else ""
+
+    def given(self, value: object, misfit: str | None) -> bytes | None:
+        """Returns the body of a value whose content type or encoding the caller gives, if it is bytes; otherwise None.
+
+        Args:
+            value: The value.
+            misfit: What `misfit` returned.
+
+        Raises:
+            EncodeFailed: The value is not bytes, and the serializer makes another content type.
+        """
+        if misfit is None:
+            return None
+        if isinstance(value, _BYTES):
+            return bytes(value)
+        if misfit:
+            raise EncodeFailed(f"a {type(value).__name__} cannot be sent: {misfit}")
+        return None
+
+    def pack(self, value: Any, *, compress: bool = True, misfit: str | None = None) -> tuple[bytes, Form, int]:
         """Encodes a value, and compresses the body when it is large enough and compression makes it smaller.
 
         Args:
             value: The value.
             compress: False: never compresses.
+            misfit: What `misfit` returned for the content type and encoding that the caller gives.
 
         Returns:
             The body, its form, and its size before compression; the size is -1 when the body is not compressed.
 
         Raises:
             EncodeFailed: The serializer or the compressor failed.
+            BodyTooLarge: Consumers would refuse the body by default, compressed or not.
         """
+        given = self.given(value, misfit)
         try:
             encode, form = self._choose(value)
-            body = encode(value)
+            body = encode(value) if given is None else given
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -120,6 +195,11 @@ class BodyEncoder:
         size = len(body)
         if self._compressor is None or not compress or size <= self._threshold:
             return body, form, -1
+        if size > self._max_uncompressed:
+            raise BodyTooLarge(
+                f"a body of {size} bytes before compression is larger than max_uncompressed_size of "
+                f"{self._max_uncompressed} (consumers have max_decompressed_size)"
+            )
         try:
             compressed = self._compressor.compress(body)
         except (KeyboardInterrupt, SystemExit):
@@ -133,6 +213,12 @@ class BodyEncoder:
             raise EncodeFailed(
                 f"the {self._compressor_name} compressor ({self._compressor_origin}) returned "
                 f"{type(compressed).__name__}, not bytes"
+            )
+        if size / _MAX_RATIO > len(compressed) and size > self._max_size:
+            raise BodyTooLarge(
+                f"a body of {size} bytes is larger than max_body_size of {self._max_size}, and cannot be sent "
+                f"compressed to {len(compressed)}: consumers refuse what grows more than {_MAX_RATIO} times "
+                "(max_decompression_ratio)"
             )
         if not size / _MAX_RATIO <= len(compressed) < self._ratio * size:
             return body, form, -1

@@ -5,14 +5,34 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from leveret.plugins.loading import comparable
 
-__all__ = ["ORIGINAL_SIZE", "Form", "OriginalSize"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["NO_ENCODINGS", "ORIGINAL_SIZE", "Form", "OriginalSize", "media_types"]
 
 #: The header with the size of a compressed body before compression, in bytes.
 ORIGINAL_SIZE: Final = "original-size"
 _LONGLONG: Final = struct.Struct(">q")
+#: Content encodings that change nothing. Some clients write the character sets for text.
+NO_ENCODINGS: Final = frozenset({"", "identity", "utf-8", "us-ascii", "binary"})
+
+
+def media_types(content_type: str) -> Iterator[str]:
+    """Yields the content types under which a serializer for this one may be registered, the most specific first.
+
+    They are the type as it is, without its parameters, and the type of its structured syntax suffix (RFC 6838 section
+    4.2.8): `application/vnd.shop.order+json; v=2` is `application/json`.
+    """
+    key = comparable(content_type)
+    yield key
+    kind = key.partition(";")[0]
+    if kind != key:
+        yield kind
+    suffix = kind.rpartition("+")[2]
+    if suffix != kind and "/" not in suffix:
+        yield f"application/{suffix}"
 
 
 class Form(NamedTuple):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import os
 import platform
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ from leveret.connection.channel import Channel
 from leveret.connection.credentials import Credentials, secret_of
 from leveret.errors import (
     ConfigurationError,
+    ConnectFailed,
     ConnectionClosed,
     ConnectionLost,
     LeveretError,
@@ -30,6 +32,7 @@ from leveret.protocol import connection as protocol
 from leveret.protocol.connection import ConnectionPhase, ConnectionState
 from leveret.protocol.transitions import moved
 from leveret.runtime.loop_watch import LoopWatch
+from leveret.settings.functions import plain_function
 from leveret.transport.dialing import Dialing, joined
 from leveret.transport.frame_transport import FrameTransport
 from leveret.wire.numbers import (
@@ -132,6 +135,7 @@ class Connection:
         self.undeclared: Callable[[Method], object] | None = None
         self.transport: FrameTransport
         self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         self._channels: dict[int, Channel] = {}
         self._free_numbers: list[int] = []
         self._crossed: dict[int, Channel] = {}
@@ -196,6 +200,8 @@ class Connection:
             OperationTimeout: The handshake was not over within `handshake_timeout` seconds, or the credential provider
                 did not answer within `connect_timeout`.
         """
+        if on_event is not None:
+            plain_function("on_event", on_event, "when something happens to the connection")
         dialing = Dialing(settings, first)
         credentials = credentials or Credentials(settings)
         login = await credentials.ask()
@@ -204,9 +210,13 @@ class Connection:
             connection = cls(settings, name or settings.client_name, credentials, login, on_event)
             try:
                 await connection._dial(dialing)
-            except (TransportError, OperationTimeout, ProtocolError) as error:
+            except (ConnectFailed, OperationTimeout) as error:
+                failures.append(error)
+            except (TransportError, ProtocolError) as error:
+                connection._name_in(error)
                 failures.append(error)
             except ConnectionClosed as error:
+                connection._name_in(error)
                 # A node that is starting or stopping says so; anything else would be refused elsewhere too.
                 if error.reply_code not in (CONNECTION_FORCED, INTERNAL_ERROR):
                     raise
@@ -239,6 +249,14 @@ class Connection:
         except BaseException:
             self._give_up()
             raise
+
+    def _name_in(self, error: LeveretError) -> None:
+        """Says in an error of the handshake who connected where to what; the password is never in it."""
+        settings = self.settings
+        who = f"user {printable(settings.username, 64)!r}" if settings.mechanism == "PLAIN" else settings.mechanism
+        where = self.endpoint or settings.unix_socket
+        virtual_host = printable(settings.virtual_host, 64)
+        error.args = (f"connecting to {where} as {who}, virtual host {virtual_host!r}, failed: {error}",)
 
     def _give_up(self) -> None:
         """Ends a connection that its caller will not get, also when it was opened in this very turn of the loop."""
@@ -304,16 +322,21 @@ class Connection:
         return self.transport.socket_options()
 
     def check_loop(self) -> None:
-        """Refuses use from another event loop or thread, where nothing would wake this connection's.
+        """Refuses use from another event loop, thread or process, where nothing would wake this connection's.
 
         Raises:
-            WrongLoopError: Called from outside the event loop that the connection was opened in.
+            WrongLoopError: Called from outside the event loop that the connection was opened in, or in a forked child.
         """
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             loop = None
         if loop is not self._loop:
+            if os.getpid() != self._process:
+                raise WrongLoopError(
+                    f"connection {self.name!r} was opened before this process was forked (by process {self._process}); "
+                    "its socket belongs to the parent. Connect in the child, after the fork"
+                )
             raise WrongLoopError(
                 f"connection {self.name!r} belongs to another event loop; use asyncio.run_coroutine_threadsafe or "
                 "loop.call_soon_threadsafe to reach it"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from leveret.consuming.handlers import check_handler
 from leveret.errors import ConfigurationError, LeveretError
+from leveret.settings.functions import is_async, name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -145,13 +146,19 @@ class Batches(Generic[T]):
         `processing_timeout`, each message that it has not settled is treated as by `Consumer.run`.
 
         Args:
-            handler: `async def handler(values, batch)`.
+            handler: `async def handler(values, batch)`; plain functions are refused.
 
         Raises:
-            ConfigurationError: The handler cannot be called with values and a batch. Nothing was sent.
+            ConfigurationError: The handler is no `async def` function, or cannot be called with values and a batch.
+                Nothing was sent.
             LeveretError: As `Consumer.run`.
         """
         check_handler(handler, self.consumer.queue, "(values, batch)")
+        if not is_async(handler):
+            raise ConfigurationError(
+                f"the handler of batches must be an `async def` function of (values, batch), not {name_of(handler)}",
+                option="handler",
+            )
         await self.consumer.share(lambda: self._work(handler))
 
     async def _work(self, handler: Callable[[list[T], DeliveryBatch[T]], Awaitable[bool | None]]) -> None:

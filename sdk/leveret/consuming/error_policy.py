@@ -5,7 +5,6 @@ This module does no I/O. The consumer carries out the action that `ErrorPolicy.d
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from leveret.errors import ConfigurationError, LeveretError, TableSyntaxError, printable
+from leveret.settings.functions import close_unawaited, is_async
+from leveret.settings.names import CheckedNames
 
 if TYPE_CHECKING:
     from leveret.wire.message import Message
@@ -67,7 +68,7 @@ class Requeue:
 
 
 @dataclass(frozen=True, slots=True, init=False)
-class Retry:
+class Retry(CheckedNames):
     """Handled again after a delay. This is what happens without a policy: after 1, 5, 30 and 60 s, then parked.
 
     The message is published to a retry queue that Leveret declares, `<queue>.retry.<milliseconds>`, and comes back from
@@ -319,8 +320,7 @@ class ErrorPolicy:
             return Refused()
         if isinstance(answer, _ACTIONS):
             return answer
-        if inspect.iscoroutine(answer):
-            answer.close()  # it will not be awaited
+        close_unawaited(answer)
         logger.warning(
             "the error policy %s returned %s for %s, which is no action, True or False; its default %s is carried out",
             _name(decide),
@@ -447,7 +447,7 @@ def _checked_function(value: object) -> Decider:
             "of (error, message), or an ErrorPolicy",
             option="on_error",
         )
-    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(type(value).__call__):
+    if is_async(value):
         raise ConfigurationError(
             f"on_error is the `async def` function {_name(value)}; it is called between two messages and must not wait",
             option="on_error",

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from leveret.errors import ConfigurationError, printable
+from leveret.errors import ConfigurationError
+from leveret.settings.functions import called, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from leveret.wire.message import Message
 
-__all__ = ["HandlerThreads", "check_handler", "is_async", "name_of"]
-
-
-def name_of(function: object) -> str:
-    """Returns a function's name for logs and errors."""
-    name: object = getattr(function, "__qualname__", None)
-    return name if isinstance(name, str) else printable(repr(function), 80)
+__all__ = ["HandlerThreads", "check_handler"]
 
 
 def check_handler(handler: object, queue: str, parameters: str = "(value, message)") -> None:
@@ -44,7 +38,7 @@ def check_handler(handler: object, queue: str, parameters: str = "(value, messag
             f"{whose}: the handler must be a function of {parameters}, not a {type(handler).__name__}",
             option="handler",
         )
-    if any(inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it) for it in _called(handler)):
+    if any(inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it) for it in called(handler)):
         raise ConfigurationError(f"{whose}: the handler {name_of(handler)} must not be a generator", option="handler")
     try:
         signature = inspect.signature(handler)
@@ -60,21 +54,6 @@ def check_handler(handler: object, queue: str, parameters: str = "(value, messag
         raise ConfigurationError(
             f"{whose}: {name_of(handler)} must take {parameters}: {error}{hint}", option="handler"
         ) from None
-
-
-def is_async(handler: object) -> bool:
-    """Returns whether calling a handler gives something to await."""
-    return (
-        any(map(inspect.iscoroutinefunction, _called(handler)))
-        or hasattr(handler, "_is_coroutine")  # compiled by Cython
-    )
-
-
-def _called(handler: object) -> tuple[object, object]:
-    """Returns what is called in the end, through partial functions and static methods, and its `__call__`."""
-    while isinstance(handler, functools.partial | staticmethod):
-        handler = handler.func if isinstance(handler, functools.partial) else handler.__func__
-    return handler, type(handler).__call__
 
 
 class HandlerThreads:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.consuming.handlers import HandlerThreads, check_handler, is_async
+from leveret.consuming.handlers import HandlerThreads, check_handler
+from leveret.settings.functions import is_async
 from leveret.consuming.states import ConsumerState
 from leveret.consuming.worker import Worker
 from leveret.errors import ProcessingTimeout

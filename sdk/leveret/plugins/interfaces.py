@@ -10,6 +10,8 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
+from leveret.settings.names import CheckedNames
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
@@ -85,7 +87,7 @@ class Serializer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SerializerSpec:
+class SerializerSpec(CheckedNames):
     """Describes a serializer. `leveret_serializers` returns these.
 
     Attributes:
@@ -114,7 +116,7 @@ class SerializerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompositeSpec:
+class CompositeSpec(CheckedNames):
     """Describes a serializer that chooses another serializer for each value. `leveret_serializers` may return these.
 
     Each body has the content type of the serializer that encoded it, so consumers need not guess.
@@ -164,7 +166,7 @@ class Compressor(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompressorSpec:
+class CompressorSpec(CheckedNames):
     """Describes a compressor. `leveret_compressors` returns these.
 
     Attributes:
@@ -251,7 +253,7 @@ class MetricsSink(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricsSpec:
+class MetricsSpec(CheckedNames):
     """Describes a metrics sink. `leveret_metrics` returns these.
 
     Attributes:
@@ -341,7 +343,7 @@ PolicyKind = Literal["retry", "backoff", "circuit_breaker"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicySpec:
+class PolicySpec(CheckedNames):
     """Describes a policy. `leveret_policies` returns these.
 
     Attributes:
@@ -396,7 +398,7 @@ class ConnectionEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommandSpec:
+class CommandSpec(CheckedNames):
     """Describes a command of `leveret`. `leveret_cli` returns these.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import time
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pluggy
 
-from leveret.errors import PluginError, PluginLoadError, PluginVersionError, printable
+from leveret.errors import PluginConflictError, PluginError, PluginLoadError, PluginVersionError, printable
 from leveret.plugins import builtin
 from leveret.plugins.hookspecs import PROJECT, HookSpecs
 from leveret.plugins.interfaces import (
@@ -24,6 +23,7 @@ from leveret.plugins.interfaces import (
     PolicySpec,
     SerializerSpec,
 )
+from leveret.settings.functions import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ _TOKEN: Final = r"[A-Za-z0-9!#$&^_.+-]{1,127}"  # noqa: S105 - RFC 6838 section 
 _CONTENT_TYPE: Final = re.compile(rf"{_TOKEN}/{_TOKEN}(?:; ?{_TOKEN}={_TOKEN})*")
 _CONTENT_ENCODING: Final = re.compile(_TOKEN)
 
-Status = Literal["built in", "active", "blocked", "not allowed", "not chosen", "failed"]
+Status = Literal["built in", "active", "blocked", "not allowed", "not chosen", "conflict", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class Plugin:
                     raise self.failed(PluginLoadError, f"wraps {name}; hooks cannot be wrapped")
                 if name in self.hooks:
                     raise self.failed(PluginLoadError, f"has two functions for {name}")
-                if inspect.iscoroutinefunction(implementation.function):
+                if is_async(implementation.function):
                     raise self.failed(PluginLoadError, f"has an `async def` {name}; hooks are not awaited")
                 self.hooks[name] = implementation.function
                 self.argnames[name] = tuple(implementation.argnames)
@@ -285,6 +285,11 @@ class Plugin:
         """Records why the plugin is not imported."""
         self.info = replace(self.info, status=status)
 
+    def conflict(self, error: PluginConflictError) -> None:
+        """Records that the plugin conflicts with another one. The core's own keeps its status."""
+        status = self.info.status if self.info.status == "built in" else "conflict"
+        self.info = replace(self.info, status=status, error=error)
+
 
 def hook_names() -> tuple[str, ...]:
     """Returns the names of all hooks."""
@@ -313,6 +318,8 @@ def _problem(spec: Any) -> str:
         function = getattr(spec, name, None)
         if hasattr(spec, name) and not callable(function) and (needed or function is not None):
             return f"its {name} is a {type(function).__name__}, which cannot be called"
+        if is_async(function):
+            return f"its {name} is an `async def`, and it is not awaited"
     for name in ("aliases", "parts"):
         texts = getattr(spec, name, ())
         good = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)

@@ -29,12 +29,17 @@ from leveret.plugins.interfaces import (
 )
 from leveret.plugins.loading import Plugin, PluginInfo, Provided, describe, normalized, said_of
 from leveret.settings import PluginSettings
+from leveret.settings.functions import is_async, methods_of
+from leveret.settings.names import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from importlib.metadata import EntryPoint
 
     from leveret.plugins.interfaces import Compressor, MetricsSink, Serializer
+
+    #: Conflicts, each with the names and distributions of the plugins that are to be marked.
+    Conflicts = list[tuple[PluginConflictError, set[tuple[str, str]]]]
 
 __all__ = ["GROUP", "PluginInfo", "PluginRegistry", "Provided"]
 
@@ -88,7 +93,8 @@ class PluginRegistry:
         left out.
 
         Args:
-            settings: The plugins to allow, block and choose; None reads `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK`.
+            settings: The plugins to allow, block and choose; None reads `LEVERET_PLUGINS_ALLOW`, `..._BLOCK` and
+                `..._STRICT`.
 
         Returns:
             The registry.
@@ -98,6 +104,30 @@ class PluginRegistry:
             PluginError: With `strict`, a plugin failed.
             ConfigurationError: The settings name a plugin that is not installed.
         """
+        return cls._found(settings, None)
+
+    @classmethod
+    def survey(cls, settings: PluginSettings | None = None) -> PluginRegistry:
+        """Loads the installed plugins as `load` does, but raises for no conflict, for a list of all plugins.
+
+        Plugins that conflict have the status "conflict" and the error; one that bears the name of another is not
+        imported. What two of them provide for one name is not in the registry, so it is not for use by a client.
+
+        Args:
+            settings: As for `load`.
+
+        Returns:
+            The registry.
+
+        Raises:
+            PluginError: With `strict`, a plugin failed.
+            ConfigurationError: The settings name a plugin that is not installed.
+        """
+        return cls._found(settings, [])
+
+    @classmethod
+    def _found(cls, settings: PluginSettings | None, conflicts: Conflicts | None) -> PluginRegistry:
+        """Loads the installed plugins; collects conflicts, or raises the first when `conflicts` is None."""
         settings = PluginSettings.from_env() if settings is None else settings
         found: list[tuple[Plugin, EntryPoint]] = []
         for entry in entry_points():
@@ -108,12 +138,12 @@ class PluginRegistry:
         # Sorted, because the order of installation differs between machines.
         found.sort(key=lambda pair: (pair[0].info.distribution.lower(), pair[0].info.name))
         plugins = [plugin for plugin, _ in found]
-        _leave_out(plugins, settings)
+        _leave_out(plugins, settings, conflicts)
         seen: dict[int, str] = {}
         for plugin, entry in found:
             if plugin.info.status == "active":
                 plugin.load(entry.load, strict=settings.strict, seen=seen)
-        return cls._of(settings, [_builtin(), *plugins])
+        return cls._of(settings, [_builtin(), *plugins], conflicts)
 
     @classmethod
     def from_plugins(cls, *plugins: object, settings: PluginSettings | None = None) -> PluginRegistry:
@@ -136,15 +166,15 @@ class PluginRegistry:
             named = Plugin(str(getattr(plugin, "__name__", type(plugin).__name__)))
             named.load(lambda plugin=plugin: plugin, strict=settings.strict, seen=seen)  # type: ignore[misc]
             loaded.append(named)
-        return cls._of(settings, loaded)
+        return cls._of(settings, loaded, None)
 
     @classmethod
-    def _of(cls, settings: PluginSettings, plugins: Sequence[Plugin]) -> PluginRegistry:
+    def _of(cls, settings: PluginSettings, plugins: Sequence[Plugin], conflicts: Conflicts | None) -> PluginRegistry:
         named: defaultdict[tuple[str, str], list[Provided]] = defaultdict(list)
         for plugin in plugins:
             for each in plugin.info.provides:
                 named[each.kind, each.name].append(each)
-        by_name = _chosen(named, settings)
+        by_name = _chosen(named, settings, conflicts)
         specific: list[Provided] = []
         keyed: defaultdict[tuple[str, str], list[Provided]] = defaultdict(list)
         for each in by_name.values():
@@ -160,12 +190,17 @@ class PluginRegistry:
                     f"choose assigns {printable(key, 64)!r} to {printable(choice, 64)!r}, which is not installed",
                     option="choose",
                 )
+        by_key = _chosen(keyed, settings, conflicts)
+        for error, names in conflicts or ():
+            for plugin in plugins:
+                if (plugin.info.name, plugin.info.distribution) in names:
+                    plugin.conflict(error)
         return cls(
             settings,
             tuple(plugin.info for plugin in plugins),
             tuple(plugin for plugin in plugins if plugin.hooks),
             MappingProxyType(by_name),
-            MappingProxyType(_chosen(keyed, settings)),
+            MappingProxyType(by_key),
             tuple(specific),
         )
 
@@ -191,8 +226,12 @@ class PluginRegistry:
             return self._by_name[kind, name]
         except KeyError:
             word = kind.replace("_", " ")
-            text = f"there is no {word} {printable(name, 64)!r}; known are {', '.join(self.names(kind)) or 'none'}"
-            raise ConfigurationError(text + self._hint(name), option=option or _OPTIONS.get(kind, kind)) from None
+            known = self.names(kind)
+            text = f"there is no {word} {printable(name, 64)!r}; known are {', '.join(known) or 'none'}"
+            hint = self._hint(name)
+            if not hint and (meant := suggestion(name, (*known, *_FIRST_PARTY))):
+                hint = f". Did you mean {meant!r}?" + ("" if meant in known else self._hint(meant).rstrip("."))
+            raise ConfigurationError(text + hint, option=option or _OPTIONS.get(kind, kind)) from None
 
     def _hint(self, name: str) -> str:
         for info in self.plugins:
@@ -312,6 +351,7 @@ class PluginRegistry:
                 plugin=provided.plugin,
                 distribution=provided.distribution,
             )
+        _check_has(provided, made, methods_of(wanted))
         return made
 
     def _call(self, provided: Provided, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -390,7 +430,14 @@ def _named_by(entry: EntryPoint) -> Plugin:
     return Plugin(entry.name, said_of(entry, "Name"), said_of(entry, "Version"), entry.value)
 
 
-def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings) -> None:
+def _add(conflicts: Conflicts | None, error: PluginConflictError, names: set[tuple[str, str]]) -> None:
+    """Notes a conflict of plugins, which are meant by their names and distributions, or raises its error."""
+    if conflicts is None:
+        raise error
+    conflicts.append((error, names))
+
+
+def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings, conflicts: Conflicts | None) -> None:
     """Marks the plugins that are not to be imported."""
     known = {name for plugin in plugins for name in plugin.names}
     for name in settings.allow or ():
@@ -419,17 +466,21 @@ def _leave_out(plugins: Sequence[Plugin], settings: PluginSettings) -> None:
             chosen = [plugin for plugin in twins if normalized(plugin.info.distribution) == choice]
         if len(chosen) != 1:
             one, other = (plugin.info.origin for plugin in twins[:2])
-            raise PluginConflictError(
+            conflict = PluginConflictError(
                 f"{one} and {other} both bring a plugin named {name!r}; block or choose one of the distributions",
                 distributions=(one, other),
             )
+            _add(conflicts, conflict, set())
+            for plugin in twins:
+                plugin.conflict(conflict)
+            continue
         for plugin in twins:
             if plugin is not chosen[0]:
                 plugin.leave_out("not chosen")
 
 
 def _chosen(
-    candidates: Mapping[tuple[str, str], Sequence[Provided]], settings: PluginSettings
+    candidates: Mapping[tuple[str, str], Sequence[Provided]], settings: PluginSettings, conflicts: Conflicts | None
 ) -> dict[tuple[str, str], Provided]:
     """Returns one candidate for each name or key. The settings choose among several."""
     table = {}
@@ -439,21 +490,27 @@ def _chosen(
             chosen = [each for each in claims if each.is_of(settings.choose.get(name))]
         if len(chosen) != 1:
             one, other = claims[:2]
-            raise PluginConflictError(
+            conflict = PluginConflictError(
                 f"{one.origin} (plugin {one.plugin!r}) and {other.origin} (plugin {other.plugin!r}) both bring a "
                 f"{kind} for {name!r}; block one of them, or choose, as with choose={{{name!r}: {other.plugin!r}}}",
                 distributions=(one.origin, other.origin),
             )
+            _add(conflicts, conflict, {(each.plugin, each.distribution) for each in claims})
+            continue
         table[kind, name] = chosen[0]
     return table
 
 
 def _check_has(provided: Provided, made: object, names: Iterable[str]) -> None:
+    problem = ""
     for name in names:
         if not callable(getattr(made, name, None)):
+            problem = f"has no {name}(): its factory made a {type(made).__name__}"
+        elif is_async(getattr(made, name)):
+            problem = f"has an `async def` {name}(), which is not awaited"
+        if problem:
             raise PluginError(
-                f"the {provided.kind} {provided.name!r} of {provided.origin} has no {name}(): its factory made a "
-                f"{type(made).__name__}",
+                f"the {provided.kind} {provided.name!r} of {provided.origin} {problem}",
                 plugin=provided.plugin,
                 distribution=provided.distribution,
             )

@@ -53,10 +53,13 @@ class Source:
         error: What the iterable raised; what came before is still taken.
 
     Raises:
-        TypeError: It is neither.
+        ConfigurationError: It is neither.
     """
 
     def __init__(self, values: Iterable[Any] | AsyncIterable[Any]) -> None:
+        # What text and bytes iterate over is hardly what their caller wants to publish.
+        if isinstance(values, str | bytes | bytearray | memoryview):
+            raise _no_values(values)
         self.length = len(values) if isinstance(values, Sized) else 0
         self.error: BaseException | None = None
         self._time = asyncio.get_running_loop().time
@@ -72,7 +75,10 @@ class Source:
             # Not in the task itself, which may be cancelled before it begins.
             self._task.add_done_callback(lambda _: self._changed.set())
         else:
-            self._iterator = iter(values)
+            try:
+                self._iterator = iter(values)
+            except TypeError as error:
+                raise _no_values(values) from error
 
     async def take(self, count: int) -> list[Any]:
         """Returns the next values, at least one and at most `count`; none at the end or when the iterable raised."""
@@ -126,6 +132,14 @@ class Source:
             self._closed = True
             self._task.cancel()
             await asyncio.wait({self._task})
+
+
+def _no_values(values: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"values is a {type(values).__name__}; it must be an iterable of values, or an asynchronous one. `publish` "
+        "publishes a single value",
+        option="values",
+    )
 
 
 class BatchPublisher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from leveret.errors import ConfigurationError, EncodeFailed, printable
+from leveret.settings.names import refuse_unknown
 from leveret.wire.encoding import FieldValue
 from leveret.wire.properties import Properties
 
@@ -66,6 +67,8 @@ class PublishOptions(TypedDict, total=False):
 
 #: All options.
 OPTIONS: Final = frozenset(PublishOptions.__annotations__)
+#: What a caller may have meant by another name.
+_KNOWN: Final = ("value", "values", "routing_key", *PublishOptions.__annotations__)
 
 
 def pack_properties(options: PublishOptions, **defaults: Any) -> bytes:
@@ -84,7 +87,7 @@ def pack_properties(options: PublishOptions, **defaults: Any) -> bytes:
     """
     unknown = options.keys() - OPTIONS
     if unknown:
-        raise ConfigurationError(f"publish has no option {min(unknown)!r}", option=min(unknown))
+        refuse_unknown(sorted(unknown), _KNOWN, what="publish has no option")
     properties: dict[str, Any] = {**defaults, **options}
     for name in _NO_PROPERTIES:
         properties.pop(name, None)

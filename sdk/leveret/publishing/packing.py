@@ -70,7 +70,9 @@ class Packer:
         """
         if self._encoder.form is None:
             return self._pack_form(value, routing_key, options)
-        return self._frames_of(routing_key, options, self._encoder.form), self._encode(value)
+        frames = self._frames_of(routing_key, options, self._encoder.form)
+        given = None if frames.misfit is None else self._encoder.given(value, frames.misfit)
+        return frames, self._encode(value) if given is None else given
 
     def check(self, routing_key: str | Template, options: PublishOptions) -> PublishTemplate | None:
         """Validates a routing key and options.
@@ -125,7 +127,9 @@ class Packer:
         kept_under = _key(routing_key, options)
         forms = self._frames_by_form.get(kept_under) if kept_under is not None else None
         key, options = joined(routing_key, options)
-        body, form, original_size = self._encoder.pack(value, compress=options.get("content_encoding") is None)
+        encoding = options.get("content_encoding")
+        misfit = self._misfit(options)
+        body, form, original_size = self._encoder.pack(value, compress=encoding is None, misfit=misfit)
         kept = forms.get(form) if forms is not None else None
         if isinstance(kept, PublishTemplate):
             return kept, body
@@ -170,7 +174,14 @@ class Packer:
             self._properties(options, form) if raw_properties is None else raw_properties,
             mandatory=mandatory,
             frame_max=self.frame_max,
+            misfit=self._misfit(options),
         )
+
+    def _misfit(self, options: PublishOptions) -> str | None:
+        """Compares the content type and encoding of these options with the serializer's; see `BodyEncoder.misfit`."""
+        if "content_type" in options or "content_encoding" in options:
+            return self._encoder.misfit(options.get("content_type"), options.get("content_encoding"))
+        return None
 
 
 def joined(routing_key: str | Template, options: PublishOptions) -> tuple[str, PublishOptions]:

@@ -32,6 +32,7 @@ from leveret.publishing.room import Room, max_span
 from leveret.publishing.template import Template
 from leveret.publishing.transaction import Transaction
 from leveret.publishing.writing import MessageWriter
+from leveret.settings.functions import close_unawaited, name_of, plain_function
 from leveret.transport.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -291,13 +292,16 @@ class Producer(CompiledPublisher):
         Tickets and receipts tell the same at less cost; listeners are for code that keeps its own records by tag.
 
         Args:
-            listener: The function.
+            listener: The function; it is not awaited.
             nacks: False for basic.ack, True for basic.nack.
 
         Returns:
             A function that ends it.
+
+        Raises:
+            ConfigurationError: The listener is no function, or an `async def`.
         """
-        entry = (listener, nacks)
+        entry = (plain_function("listener", listener, "for each confirm"), nacks)
         self._listeners.append(entry)
         self._update_caches()
 
@@ -541,7 +545,8 @@ class Producer(CompiledPublisher):
             for listener, nacks in tuple(self._listeners):
                 if nack is nacks:
                     try:
-                        listener(tag, multiple)
+                        if close_unawaited(listener(tag, multiple)):
+                            logger.warning("the confirm listener %s must not return a coroutine", name_of(listener))
                     except Exception:
                         logger.exception("a confirm listener failed")
 

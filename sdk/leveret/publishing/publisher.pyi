@@ -39,7 +39,7 @@ class PublishBatch:
         held: ConfirmWindow | None = None,
         channel: int = 1,
         frame_max: int = 131072,
-        max_body_size: int = 134217728,
+        max_body_size: int = 16777216,
     ) -> PublishBatch: ...
     def attach(self, out: SendBuffer, channel: int, frame_max: int) -> None: ...
     def add(
@@ -63,10 +63,11 @@ class PublisherUpcalls(Protocol):
 
 @type_check_only
 class Encoder(Protocol):
-    """`CompiledPublisher._encoder`, which turns a serializer's failure into an error: `BodyEncoder`."""
+    """`CompiledPublisher._encoder`, which has the rarer ways of a body and the errors: `BodyEncoder`."""
 
     def failed(self, error: BaseException, value: object) -> EncodeFailed: ...
     def not_bytes(self, body: object) -> EncodeFailed: ...
+    def given(self, value: object, misfit: str | None) -> bytes | None: ...
 
 @type_check_only
 class Flushing(Protocol):

@@ -17,6 +17,8 @@ class PublishTemplate:
     def mandatory(self) -> bool: ...
     @property
     def raw_properties(self) -> bytes: ...
+    @property
+    def misfit(self) -> str | None: ...
     def __new__(
         cls,
         exchange: str,
@@ -25,6 +27,7 @@ class PublishTemplate:
         *,
         mandatory: bool = False,
         frame_max: int = 131072,
+        misfit: str | None = None,
     ) -> PublishTemplate: ...
     def marked(self, resent: int) -> PublishTemplate: ...
 

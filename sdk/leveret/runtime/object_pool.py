@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from leveret.errors import ConfigurationError
+from leveret.settings.functions import plain_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,9 +54,9 @@ class ObjectPool(Generic[T]):
     def __init__(
         self, create: Callable[[], T], reset: Callable[[T], object] | None = None, size: int | None = None
     ) -> None:
-        _check_function("create", create)
+        plain_function("create", create, "when no object is idle")
         if reset is not None:
-            _check_function("reset", reset)
+            plain_function("reset", reset, "when an object comes back")
         if size is None:
             size = 2 * (os.cpu_count() or 1)
         candidate: object = size
@@ -223,12 +223,3 @@ class Loan(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._pool._accept(self._lent.pop())
-
-
-def _check_function(option: str, function: object) -> None:
-    if not callable(function):
-        raise ConfigurationError(f"{option} is a {type(function).__name__}, which cannot be called", option=option)
-    if inspect.iscoroutinefunction(function):
-        raise ConfigurationError(
-            f"{option} is a coroutine function; the pool cannot await it, a plain function is needed", option=option
-        )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PORTS: Final = {"amqp": 5672, "amqps": 5671, "amqp+unix": 0}
-_QUERY_ALIASES: Final = {"name": "client_name"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def parse_query(query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for pair in query.split("&") if query else []:
         name, equals, text = pair.partition("=")
-        name = printable(_QUERY_ALIASES.get(name, name), 64)
+        name = printable(name, 64)
         if not equals or name in options:
             raise wrong(name, f"option {name!r} {'is given twice' if equals else 'has no value'}")
         options[name] = _decode(name, text)

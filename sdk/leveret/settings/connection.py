@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from leveret.settings.addresses import PORTS, Endpoint, parse_endpoints, parse_query, parse_url
 from leveret.settings.environment import read_environment
+from leveret.settings.names import refuse_unknown, suggestion
 from leveret.settings.rules import (
     MIB,
     Options,
@@ -18,7 +19,6 @@ from leveret.settings.rules import (
     option,
     read_table,
     read_values,
-    refuse_unknown,
     rules_of,
     seconds,
     shown_number,
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="ConnectionSettings")
 
 #: In a URL these have their own places, not in the query.
-_NOT_IN_QUERY: Final = {"endpoints", "username", "password", "virtual_host", "unix_socket", "tls"}
+_NOT_IN_QUERY: Final = ("endpoints", "username", "password", "virtual_host", "tls")
+_PLACES: Final = "a URL is amqp://username:password@endpoints/virtual_host?option=value, and amqps:// with TLS"
 _TLS_IN_QUERY: Final = ("cafile", "certfile", "keyfile", "server_hostname", "insecure_skip_verification")
 #: Variables that belong to others; those that end in "_" are families.
 _OTHER_VARIABLES: Final = ("PLUGINS", "BUILD", "ANNOTATE", "PLUGINS_", "PRODUCER_", "CONSUMER_", "MONITORING_", "TLS_")
@@ -206,7 +207,7 @@ class ConnectionSettings(Options):
             user = f"{quote(self.username, safe='')}:***@"
         path = quote(self.virtual_host, safe="")
         if self.unix_socket is not None:
-            return f"amqp+unix://{user}/{path}?socket={quote(self.unix_socket)}"
+            return f"amqp+unix://{user}/{path}?unix_socket={quote(self.unix_socket)}"
         hosts = ",".join(str(endpoint).replace("%", "%25") for endpoint in self.endpoints)
         return f"{'amqps' if self.tls else 'amqp'}://{user}{hosts}/{path}"
 
@@ -215,11 +216,11 @@ class ConnectionSettings(Options):
         """Makes settings from a URL, by RabbitMQ's URI specification and with more than one host.
 
         `amqp://user:password@host:port,host:port/virtual_host?option=value&option=value`; `amqps://` means TLS, and
-        `amqp+unix://user:password@/virtual_host?socket=/path` a unix socket. Absent parts keep their defaults, and
+        `amqp+unix://user:password@/virtual_host?unix_socket=/path` a unix socket. Absent parts keep their defaults, and
         `amqp://host/` is `amqp://host`, where RabbitMQ's specification sees a virtual host with an empty name.
-        Options are named as here, and `name` is short for `client_name`; with `amqps` also `cafile`, `certfile`,
-        `keyfile` and `server_hostname`. Every part is percent-decoded; `@`, `/`, `?` and `#` in a value are written
-        `%40`, `%2F`, `%3F` and `%23`.
+        Options are named as here; with `amqps` also `cafile`, `certfile`, `keyfile` and `server_hostname` of
+        `TLSSettings`. Every part is percent-decoded; `@`, `/`, `?` and `#` in a value are written `%40`, `%2F`, `%3F`
+        and `%23`.
 
         Args:
             url: The URL.
@@ -234,11 +235,13 @@ class ConnectionSettings(Options):
         scheme, values, query, shown = parse_url(url)
         rules = {name: rule for name, rule in rules_of(cls).items() if name not in _NOT_IN_QUERY}
         rules.update((name, rules_of(TLSSettings)[name]) for name in _TLS_IN_QUERY)
-        if scheme == "amqp+unix":
-            rules["socket"] = rules_of(cls)["unix_socket"]
         with inside(shown):
             refuse_unknown(overrides, rules_of(cls))
-            values |= read_values(parse_query(query), rules, text=True)
+            options = parse_query(query)
+            for name in options.keys() - rules.keys() - rules_of(TLSSettings).keys():
+                if (meant := suggestion(name, rules_of(cls))) in _NOT_IN_QUERY:
+                    raise wrong(name, f"{name!r} is no option behind the '?' of a URL ({meant}); {_PLACES}")
+            values |= read_values(options, rules, text=True)
             tls = {name: values.pop(name) for name in _TLS_IN_QUERY if name in values}
             if scheme == "amqps" and "tls" not in overrides:
                 values["tls"] = TLSSettings(**tls)
@@ -246,10 +249,8 @@ class ConnectionSettings(Options):
                 raise wrong(min(tls), f"{min(tls)} needs amqps://")
             elif "tls" in overrides and (overrides["tls"] is None) == (scheme == "amqps"):
                 raise wrong("tls", "tls needs amqps://, and amqps:// needs tls")
-            if scheme == "amqp+unix":
-                if "socket" not in values:
-                    raise wrong("unix_socket", "amqp+unix needs ?socket=/path")
-                values["unix_socket"] = values.pop("socket")
+            if (scheme == "amqp+unix") != ("unix_socket" in values):
+                raise wrong("unix_socket", "amqp+unix:// needs ?unix_socket=/path, which no other URL has")
             return cls(**{**values, **overrides})
 
     @classmethod

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from leveret.settings.rules import Options, inside, refuse_unknown, rules_of
+from leveret.settings.names import unknown
+from leveret.settings.rules import Options, inside, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,7 +38,9 @@ def read_environment(
     values = {}
     for variable, text in (os.environ if environ is None else environ).items():
         if variable.startswith(prefix) and not variable.startswith(families) and variable not in not_mine:
-            refuse_unknown([variable], known)
+            if variable not in known:
+                name = variable.removeprefix(prefix).lower()
+                raise unknown(name, rules, given=variable, shown=lambda name: prefix + name.upper())
             name = known[variable]
             with inside(variable):
                 values[name] = rules[name].read(name, text, text=True)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from leveret.settings.connection import ConnectionSettings, from_outside, outside_rules
 from leveret.settings.consumer import ConsumerSettings
+from leveret.settings.names import refuse_unknown
 from leveret.settings.process import MonitoringSettings, PluginSettings
 from leveret.settings.producer import ProducerSettings
-from leveret.settings.rules import inside, read_table, refuse_unknown, rules_of, wrong
+from leveret.settings.rules import Options, Rule, inside, read_table, rules_of, wrong
+
+S = TypeVar("S", bound=Options)
+
+
+def _section(kind: type[S]) -> S:
+    """Declares an option that is a settings object; each has one of its own, with the defaults."""
+    made: S = field(default_factory=kind, metadata={"rule": Rule(kind=kind)})
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Options):
     """All settings of an application, as a settings file holds them.
 
     Attributes:
@@ -29,11 +38,11 @@ class Settings:
         100
     """
 
-    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
-    producer: ProducerSettings = field(default_factory=ProducerSettings)
-    consumer: ConsumerSettings = field(default_factory=ConsumerSettings)
-    plugins: PluginSettings = field(default_factory=PluginSettings)
-    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
+    connection: ConnectionSettings = _section(ConnectionSettings)  # noqa: RUF009 - it is a field
+    producer: ProducerSettings = _section(ProducerSettings)  # noqa: RUF009 - it is a field
+    consumer: ConsumerSettings = _section(ConsumerSettings)  # noqa: RUF009 - it is a field
+    plugins: PluginSettings = _section(PluginSettings)  # noqa: RUF009 - it is a field
+    monitoring: MonitoringSettings = _section(MonitoringSettings)  # noqa: RUF009 - it is a field
 
 
 def load(path: str | os.PathLike[str], section: str = "leveret") -> Settings:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Self
 
 from leveret.settings.environment import Section, read_environment
-from leveret.settings.rules import Options, Rule, inside, option, rules_of, seconds, wrong
+from leveret.settings.names import unknown
+from leveret.settings.rules import Options, Rule, Table, option, rules_of, seconds, wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class PluginSettings(Options):
         choose: Which plugin is meant where two bring the same: by name, content type or content encoding.
 
     Example:
-        >>> PluginSettings.from_env({"LEVERET_PLUGINS": "msgpack,lz4"}).allow
+        >>> PluginSettings.from_env({"LEVERET_PLUGINS_ALLOW": "msgpack,lz4"}).allow
         ('msgpack', 'lz4')
     """
 
@@ -88,11 +88,11 @@ class PluginSettings(Options):
         if not all(isinstance(text, str) for text in texts):
             raise wrong("choose", "choose must be a table of text to text")
         # The caller's own may change.
-        object.__setattr__(self, "choose", MappingProxyType(dict(self.choose)))
+        object.__setattr__(self, "choose", Table(self.choose))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, prefix: str = "LEVERET_") -> Self:
-        """Makes settings from `LEVERET_PLUGINS` (what to allow; `none` for nothing) and `LEVERET_PLUGINS_<OPTION>`.
+        """Makes settings from `LEVERET_PLUGINS_ALLOW` (`none` for nothing), `..._BLOCK` and `..._STRICT`.
 
         Args:
             environ: The variables; None means those of the process.
@@ -105,10 +105,14 @@ class PluginSettings(Options):
             ConfigurationError: One of these variables is unknown or wrong.
         """
         environ = os.environ if environ is None else environ
-        rules = {name: rule for name, rule in rules_of(cls).items() if name in ("block", "strict")}
-        values = read_environment(environ, f"{prefix}PLUGINS_", rules)
-        allow = environ.get(f"{prefix}PLUGINS", "").strip()
-        if allow:
-            with inside(f"{prefix}PLUGINS"):
-                values["allow"] = rules_of(cls)["allow"].read("allow", "" if allow == "none" else allow, text=True)
+        family = f"{prefix}PLUGINS_"
+        rules = {name: rule for name, rule in rules_of(cls).items() if name != "choose"}  # a table has no text
+        if family[:-1] in environ:
+            raise unknown("allow", rules, given=family[:-1], shown=lambda name: family + name.upper())
+        values = read_environment(environ, family, rules)
+        allow = environ.get(f"{family}ALLOW")
+        if allow is not None and not allow.strip():
+            del values["allow"]  # an empty variable is as good as none
+        elif allow is not None and allow.strip() == "none":
+            values["allow"] = ()
         return cls(**values)

@@ -47,8 +47,11 @@ class ProducerSettings(Section):
         batch_size: Messages in a chunk of `publish_batch`, 1 to 1000000; fewer when they are large, so that a chunk has
             about 1 MiB.
         batches_in_flight: How many full chunks may be unconfirmed, 1 to 1000.
-        max_body_size: The largest body, 1 to 2**40 bytes. RabbitMQ's own limit, `max_message_size`, is 128 MiB unless
-            configured; since 4.0 it is 16 MiB.
+        max_body_size: The largest body as it is sent, 1 to 2**40 bytes. The default is what RabbitMQ takes from 4.0 on
+            unless configured (`max_message_size`; 128 MiB before), and less than the 64 MiB that consumers take by
+            default (`max_body_size` of `ConnectionSettings`).
+        max_uncompressed_size: The largest body before it is compressed, 1 to 2**40 bytes; consumers refuse larger ones
+            by default (`max_decompressed_size`).
         retry: The name of a retry policy, asked after each failure of `publish` and `publish_batch`; None for none.
         circuit_breaker: The name of a circuit breaker, told of failures and asked when it is not closed; None for none.
 
@@ -76,6 +79,7 @@ class ProducerSettings(Section):
     max_buffered: int = option(10_000, minimum=1, maximum=1_000_000)
     batch_size: int = option(1000, minimum=1, maximum=1_000_000)
     batches_in_flight: int = option(2, minimum=1, maximum=1000)
-    max_body_size: int = size(128 * MIB)
+    max_body_size: int = size(16 * MIB)
+    max_uncompressed_size: int = size(64 * MIB)
     retry: str | None = option(None, str, minimum=1, maximum=255)
     circuit_breaker: str | None = option(None, str, minimum=1, maximum=255)

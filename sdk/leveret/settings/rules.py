@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from leveret.errors import ConfigurationError, printable
+from leveret.settings.names import CheckedNames, refuse_unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -31,9 +33,10 @@ _BOOLEANS: Final = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromke
 
 
 class Secret:
-    """Text that is not shown by `repr`, `str`, `format`, logs and tracebacks, and is not pickled.
+    """Text that is not shown by `repr`, `str`, `format`, logs and tracebacks.
 
-    It protects against accidents, not against code in the same process.
+    It protects against accidents, not against code in the same process. A pickle has the text, so that settings can be
+    given to another process: keep pickles of settings as you keep the password.
 
     Example:
         >>> password = Secret("rabbit")
@@ -66,11 +69,42 @@ class Secret:
     def __hash__(self) -> int:
         return hash((Secret, self._value))
 
+    def __copy__(self) -> Self:
+        return self
+
     def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Secret is not pickled: the text would leave the process in the clear")
+    def __reduce__(self) -> tuple[type[Secret], tuple[str]]:
+        return type(self), (self._value,)
+
+
+class Table(Mapping[str, T]):
+    """A mapping that cannot be changed, and that pickles and copies as `MappingProxyType` does not.
+
+    Args:
+        items: The items, which are copied.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, T]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: str) -> T:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    def __reduce__(self) -> tuple[type[Table[T]], tuple[dict[str, T]]]:
+        return type(self), (self._items,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,18 +227,6 @@ def rules_of(kind: type[Options]) -> dict[str, Rule]:
     return {item.name: item.metadata["rule"] for item in fields(kind)}
 
 
-def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises for the first name that is no option, with the nearest known name as a hint."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            import difflib
-
-            nearest = difflib.get_close_matches(name[:64], known, 1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise wrong(name, f"unknown option {printable(name, 64)!r}{hint}")
-
-
 @contextlib.contextmanager
 def inside(source: str) -> Iterator[None]:
     """Says in an error where the option came from; the names of nested tables are joined."""
@@ -230,7 +252,7 @@ def read_table(tables: Mapping[str, Any], name: str, rules: Mapping[str, Rule]) 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(CheckedNames):
     """The base of all settings classes: checks each option by its rule when an object is made."""
 
     def __post_init__(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
@@ -28,6 +30,7 @@ __all__ = [
     "in_threads",
     "ordinary",
     "override",
+    "raised",
     "registry_of",
     "require",
     "same",
@@ -89,6 +92,14 @@ def describe(value: object) -> str:
     except Exception:
         text = "..."
     return f"{type(value).__name__} {printable(text, 60)}"
+
+
+def raised(error: BaseException) -> str:
+    """Returns an exception in one line: its type, its text and where it was raised."""
+    text = f"{type(error).__name__}: {printable(' '.join(str(error).split()))}".removesuffix(": ")
+    for frame, line in list(traceback.walk_tb(error.__traceback__))[-1:]:
+        text += f" ({Path(frame.f_code.co_filename).name}:{line}, in {frame.f_code.co_name})"
+    return text
 
 
 def ordinary(error: BaseException, what: str, *, recursion: bool = False) -> None:

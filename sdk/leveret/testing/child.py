@@ -9,7 +9,6 @@ import select
 import signal
 import sys
 import time
-import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from leveret.testing.base import fail
+from leveret.testing.base import fail, raised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +56,7 @@ def in_child(function: Callable[[], None], what: str, *, seconds: float = _DEADL
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if not pid:
-        _be_the_child(function, writing)
+        _be_the_child(function, what, writing)
     os.close(writing)
     text, ended = _read(reading, seconds)
     os.close(reading)
@@ -83,7 +82,7 @@ def _give_back_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _be_the_child(function: Callable[[], None], writing: int) -> None:
+def _be_the_child(function: Callable[[], None], what: str, writing: int) -> None:
     status = 1
     try:
         # A crash is an expected result, so no core file is written.
@@ -93,8 +92,8 @@ def _be_the_child(function: Callable[[], None], writing: int) -> None:
             function()
         except pytest.fail.Exception as failure:
             text = str(failure)
-        except BaseException:
-            text = traceback.format_exc()
+        except BaseException as error:
+            text = f"{what} raised {raised(error)}"
         data = memoryview(text.encode(errors="backslashreplace"))
         while data:
             data = data[os.write(writing, data) :]

@@ -10,6 +10,7 @@ import pytest
 
 from leveret.errors import ConfigurationError, printable
 from leveret.plugins.interfaces import CompositeSpec, SerializerSpec
+from leveret.testing.base import raised
 from leveret.testing.breakers import CircuitBreakerConformance
 from leveret.testing.compressors import CompressorConformance
 from leveret.testing.metrics import MetricsConformance
@@ -153,7 +154,7 @@ def _attempt(check: Callable[..., None], instance: Conformance, fixtures: dict[s
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return False, f"the check was ended by {type(error).__name__}: {printable(str(error))}"
+        return False, f"the check was ended by {raised(error)}"
     return True, ""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from leveret.errors import ConfigurationError
+from leveret.settings.names import CheckedNames
 from leveret.topology.entities import BindingEntity, ExchangeBindingEntity, ExchangeEntity, QueueEntity
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def _milliseconds(seconds: float | None) -> int | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Classic:
+class Classic(CheckedNames):
     """A classic queue (RabbitMQ: classic queues); `arguments` holds what has no field here.
 
     Attributes:
@@ -68,7 +69,7 @@ class Classic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quorum:
+class Quorum(CheckedNames):
     """A quorum queue (RabbitMQ: quorum queues), replicated and always durable.
 
     Attributes:

@@ -107,11 +107,11 @@ def test_list_shows_plugins_with_distribution_version_and_what_they_bring(instal
 def test_list_shows_plugins_that_are_blocked_or_not_allowed(installed: Installed) -> None:
     installed.add("one")
     installed.add("other")
-    found = rows(LEVERET_PLUGINS="one,other", LEVERET_PLUGINS_BLOCK="one")
+    found = rows(LEVERET_PLUGINS_ALLOW="one,other", LEVERET_PLUGINS_BLOCK="one")
     assert (found["one"]["status"], found["other"]["status"]) == ("blocked", "active")
-    found = rows(LEVERET_PLUGINS="none")
+    found = rows(LEVERET_PLUGINS_ALLOW="none")
     assert (found["one"]["status"], found["other"]["status"]) == ("not allowed", "not allowed")
-    assert "not allowed" in run("plugins", "list", LEVERET_PLUGINS="none").stdout
+    assert "not allowed" in run("plugins", "list", LEVERET_PLUGINS_ALLOW="none").stdout
 
 
 def test_list_shows_the_error_of_a_plugin_that_failed(installed: Installed) -> None:
@@ -226,11 +226,11 @@ def test_commands_of_the_core_import_no_plugin(
 
 def test_no_plugin_is_imported_for_help_when_none_is_allowed(installed: Installed) -> None:
     module = installed.add("leveret-trace", "raise SystemExit(77)")
-    result = run("--help", LEVERET_PLUGINS="none")
+    result = run("--help", LEVERET_PLUGINS_ALLOW="none")
     assert result.exit_code == 0
     assert "trace" not in result.stdout
     assert module not in sys.modules
-    assert run("trace", LEVERET_PLUGINS="none").exit_code == 2
+    assert run("trace", LEVERET_PLUGINS_ALLOW="none").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_help_goes_on_when_plugins_conflict(installed: Installed) -> None:
 
 def test_help_goes_on_when_the_environment_is_wrong(installed: Installed) -> None:
     installed.add("upside")
-    result = run("--help", LEVERET_PLUGINS="upsidedown")
+    result = run("--help", LEVERET_PLUGINS_ALLOW="upsidedown")
     assert result.exit_code == 0
     assert "'upsidedown', which is not installed" in " ".join(result.stdout.split())
 
@@ -727,7 +727,7 @@ def test_check_fails_when_a_command_is_the_core_s(installed: Installed) -> None:
 
 
 def test_check_looks_at_a_plugin_that_the_environment_leaves_out(demo: Path) -> None:
-    for environment in ({"LEVERET_PLUGINS": "none"}, {"LEVERET_PLUGINS_BLOCK": "leveret-demo"}):
+    for environment in ({"LEVERET_PLUGINS_ALLOW": "none"}, {"LEVERET_PLUGINS_BLOCK": "leveret-demo"}):
         result = run("plugins", "check", "demo", **environment)
         assert result.exit_code == 0, result.output
         assert "ok           demo  conflicts" in result.stdout

@@ -116,7 +116,7 @@ async def test_unix_socket_is_removed_when_the_broker_stops(no_leftovers: None, 
         first, writer = await greeting(broker, path)
         assert (first, broker.port) == (b"\x01", 0)
         writer.close()
-        assert broker.url.endswith(f"?socket={tmp_path / 'b'}")
+        assert broker.url.endswith(f"?unix_socket={tmp_path / 'b'}")
     assert not exists(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 import pytest
@@ -13,6 +13,10 @@ from tests.support.loops import every_loop
 
 import leveret
 from leveret import FieldValue, Outcome
+from leveret.errors import EncodeFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -201,3 +205,24 @@ async def test_a_body_comes_back_whole_when_it_fills_frames(client: leveret.Clie
         assert delivered.ack()
     assert fetched.body == delivered.body == body
     assert fetched.body_size == len(delivered) == size
+
+
+@pytest.mark.server_version
+@pytest.mark.parametrize("kind", ["l", "L"])
+@pytest.mark.parametrize("value", [-(2**63), -1, 0, 2**63 - 1])
+async def test_both_types_of_eight_bytes_are_signed_as_rabbitmq_reads_them(
+    client: leveret.Client, queue: str, name: Callable[[str], str], kind: str, value: int
+) -> None:
+    async with client.producer() as producer:
+        await producer.publish(1, queue, headers={"n": FieldValue(kind, value)})
+        with pytest.raises(EncodeFailed, match=rf"does not fit field type '{kind}'"):
+            await producer.publish(1, queue, headers={"n": FieldValue(kind, 2**63)})
+        # The broker's own reading of it decides where it goes.
+        exchange = name("headers")
+        binding = {"x-match": "all", "n": FieldValue("l", value)}
+        topology = leveret.Topology().exchange(exchange, "headers").bind(queue, exchange, arguments=binding)
+        await client.declare(topology)
+        await producer.publish(2, exchange=exchange, mandatory=True, headers={"n": FieldValue(kind, value)})
+    for expected in (1, 2):
+        message = await take(client, queue)
+        assert (message.value, message.headers) == (expected, {"n": value})

@@ -100,7 +100,7 @@ async def test_the_next_endpoint_is_used_when_the_first_is_out_of_order(broker: 
 
 
 async def test_the_path_is_named_when_there_is_no_unix_socket(tmp_path: Any) -> None:
-    error = await refusal(leveret.connect(f"amqp+unix://guest:{PASSWORD}@/?socket={tmp_path}/none"))
+    error = await refusal(leveret.connect(f"amqp+unix://guest:{PASSWORD}@/?unix_socket={tmp_path}/none"))
     assert type(error) is ConnectFailed
     assert f"{tmp_path}/none" in str(error)
 

@@ -25,6 +25,7 @@ from leveret.errors import (
     RemoteProtocolError,
     TableSyntaxError,
 )
+from leveret.settings import ConnectionSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +39,11 @@ def with_credentials(url: str, user: str = "guest", password: str = PASSWORD) ->
     return url.replace("guest:guest@", f"{user}:{password}@")
 
 
+def where(broker: Broker) -> str:
+    (endpoint,) = ConnectionSettings.from_url(broker.url).endpoints
+    return str(endpoint)
+
+
 @every_loop
 async def test_the_credentials_are_refused_when_the_password_is_wrong(broker: Broker) -> None:
     for user in ("guest", "nobody"):
@@ -45,6 +51,7 @@ async def test_the_credentials_are_refused_when_the_password_is_wrong(broker: Br
         assert type(error) is AuthenticationError
         assert error.reply_code == 403
         assert "ACCESS_REFUSED" in error.reply_text
+        assert f"connecting to {where(broker)} as user {user!r}, virtual host '/', failed: " in str(error)
 
 
 async def test_the_mechanism_is_named_when_the_broker_does_not_offer_it(broker: Broker) -> None:
@@ -59,6 +66,7 @@ async def test_the_virtual_host_is_named_when_there_is_none(broker: Broker) -> N
     assert type(error) is ConnectionClosed
     assert error.reply_code == 530
     assert "nowhere" in error.reply_text
+    assert f"connecting to {where(broker)} as user 'guest', virtual host 'nowhere', failed: " in str(error)
 
 
 async def http(peer: Peer) -> None:

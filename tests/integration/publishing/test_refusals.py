@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 WRONG: list[tuple[type[Exception], str, Any, str, dict[str, Any]]] = [
     (EncodeFailed, "headers take .* frame_max", 1, "key", {"headers": {"large": "x" * 200_000}}),
-    (BodyTooLarge, "a body of 1002 bytes is larger than the limit of 1000", "x" * 1000, "key", {}),
+    (BodyTooLarge, "a body of 1002 bytes is larger than max_body_size of 1000", "x" * 1000, "key", {}),
     (EncodeFailed, "routing_key", 1, "k" * 256, {}),
     (EncodeFailed, "exchange", 1, "key", {"exchange": "ü" * 128}),
     (EncodeFailed, "priority is 0 to 255, not 256", 1, "key", {"priority": 256}),

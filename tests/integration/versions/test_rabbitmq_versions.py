@@ -56,7 +56,7 @@ async def test_the_server_is_of_the_version_that_the_test_says(rabbitmq: RabbitM
 
 @pytest.mark.parametrize("size", [16 * MIB, 16 * MIB + 1])
 async def test_the_largest_body(client: leveret.Client, queue: str, broker: Broker, size: int) -> None:
-    async with client.producer(serializer="bytes") as producer:
+    async with client.producer(serializer="bytes", max_body_size=128 * MIB) as producer:
         if broker.version < (4,) or size <= 16 * MIB:
             assert (await producer.publish(bytes(size), queue)).outcome is leveret.Outcome.CONFIRMED
             return

@@ -73,7 +73,7 @@ def test_other_addresses_need_permission() -> None:
         ({"port": 1, "host": "::1"}, "amqp://guest:guest@[::1]:1/%2F"),
         ({"port": 1, "users": {"a@b": "p/w:"}}, "amqp://a%40b:p%2Fw%3A@127.0.0.1:1/%2F"),
         ({"port": 1, "virtual_hosts": ("orders", "/")}, "amqp://guest:guest@127.0.0.1:1/orders"),
-        ({"path": "/run/a b.sock"}, "amqp+unix://guest:guest@/%2F?socket=/run/a%20b.sock"),
+        ({"path": "/run/a b.sock"}, "amqp+unix://guest:guest@/%2F?unix_socket=/run/a%20b.sock"),
     ],
 )
 def test_url_names_everything_that_a_client_needs(options: dict[str, Any], url: str) -> None:

@@ -194,6 +194,9 @@ USED_ANYWAY = {
     "leveret.consuming.handlers": {
         "handler._is_coroutine": "the mark of a coroutine function that Cython compiled; inspect does not know it",
     },
+    "leveret.settings.functions": {
+        "function._is_coroutine": "the mark of a coroutine function that Cython compiled; inspect does not know it",
+    },
 }
 
 

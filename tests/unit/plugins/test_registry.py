@@ -161,7 +161,7 @@ def test_a_plugin_is_loaded_when_its_distribution_says_nothing_of_itself(
 def test_environment_chooses_when_there_are_no_settings(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two", "three"):
         installed.add(name)
-    monkeypatch.setenv("LEVERET_PLUGINS", "one,two")
+    monkeypatch.setenv("LEVERET_PLUGINS_ALLOW", "one,two")
     monkeypatch.setenv("LEVERET_PLUGINS_BLOCK", "two")
     assert status(PluginRegistry.load()) == {
         "builtin": "built in", "one": "active", "three": "not allowed", "two": "blocked",

@@ -111,8 +111,9 @@ async def test_the_length_is_known_when_the_values_have_one(values: Any, length:
 
 @pytest.mark.parametrize("values", [None, 5, object()])
 async def test_what_is_no_iterable_is_refused(values: Any) -> None:
-    with pytest.raises(TypeError, match="not iterable"):
+    with pytest.raises(ConfigurationError, match=f"values is a {type(values).__name__}; it must be an") as caught:
         Source(values)
+    assert caught.value.option == "values"
 
 
 async def test_nothing_is_read_before_the_first_piece_but_one_value() -> None:

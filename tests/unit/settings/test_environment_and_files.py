@@ -63,10 +63,10 @@ def test_environment_sets_producers_and_consumers_when_variables_are_in_their_fa
 
 
 def test_plugins_come_from_the_environment_when_variables_are_set() -> None:
-    environ = {"LEVERET_PLUGINS": "msgpack, lz4", "LEVERET_PLUGINS_BLOCK": "lz4", "LEVERET_PLUGINS_STRICT": "yes"}
+    environ = {"LEVERET_PLUGINS_ALLOW": "msgpack, lz4", "LEVERET_PLUGINS_BLOCK": "lz4", "LEVERET_PLUGINS_STRICT": "yes"}
     assert PluginSettings.from_env(environ) == PluginSettings(allow=("msgpack", "lz4"), block=("lz4",), strict=True)
-    assert PluginSettings.from_env({"LEVERET_PLUGINS": "none"}) == PluginSettings(allow=())
-    assert PluginSettings.from_env({"LEVERET_PLUGINS": ""}) == PluginSettings(allow=None)
+    assert PluginSettings.from_env({"LEVERET_PLUGINS_ALLOW": "none"}) == PluginSettings(allow=())
+    assert PluginSettings.from_env({"LEVERET_PLUGINS_ALLOW": ""}) == PluginSettings(allow=None)
     assert MonitoringSettings.from_env({"LEVERET_MONITORING_SINKS": "prometheus"}).sinks == ("prometheus",)
 
 
@@ -90,7 +90,7 @@ def test_variable_is_left_alone_when_it_belongs_to_others(name: str) -> None:
         (PluginSettings, "LEVERET_PLUGINS_X", "1", "LEVERET_PLUGINS_X", "unknown option"),
         (PluginSettings, "LEVERET_PLUGINS_CHOOSE", "1", "LEVERET_PLUGINS_CHOOSE", "unknown option"),
         (PluginSettings, "LEVERET_PLUGINS_STRICT", "maybe", "strict", "LEVERET_PLUGINS_STRICT: strict is 'maybe'"),
-        (PluginSettings, "LEVERET_PLUGINS", "a,,b", "allow", "LEVERET_PLUGINS: item 2: allow has 0 bytes"),
+        (PluginSettings, "LEVERET_PLUGINS_ALLOW", "a,,b", "allow", "LEVERET_PLUGINS_ALLOW: item 2: allow has 0 bytes"),
         (MonitoringSettings, "LEVERET_MONITORING_X", "1", "LEVERET_MONITORING_X", "unknown option"),
         (ConnectionSettings, "LEVERET_TLS", "1", "LEVERET_TLS", "unknown option"),
         (ConnectionSettings, "LEVERET_TLS_X", "1", "LEVERET_TLS_X", "unknown option"),

@@ -78,6 +78,7 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ProducerSettings, "max_buffered", 1, 1_000_000, 1),
     (ProducerSettings, "batch_size", 1, 1_000_000, 1),
     (ProducerSettings, "max_body_size", 1, 2**40, 1),
+    (ProducerSettings, "max_uncompressed_size", 1, 2**40, 1),
     (ConsumerSettings, "prefetch", 1, 65_535, 1),
     (ConsumerSettings, "prefetch_min", 1, 65_535, 1),
     (ConsumerSettings, "prefetch_max", 1, 65_535, 1),
@@ -393,13 +394,12 @@ def test_secret_is_refused_when_it_is_not_text() -> None:
         secret(b"rabbit")
 
 
-def test_secret_is_copied_but_not_pickled_when_it_is_in_settings() -> None:
+def test_secret_is_copied_and_pickled_when_it_is_in_settings() -> None:
     settings = ConnectionSettings(password=Secret("rabbit"))
     assert copy.deepcopy(settings) == settings
     assert dataclasses.asdict(settings)["password"] == Secret("rabbit")
     for value in (settings.password, settings):
-        with pytest.raises(TypeError, match="not pickled"):
-            pickle.dumps(value)
+        assert pickle.loads(pickle.dumps(value)) == value
 
 
 def test_password_is_hidden_when_settings_are_printed() -> None:

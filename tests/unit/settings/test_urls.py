@@ -15,7 +15,9 @@ from leveret.settings import ConnectionSettings, Endpoint, Secret, TLSSettings
 
 
 def test_url_sets_everything_when_it_has_everything() -> None:
-    settings = ConnectionSettings.from_url("amqp://app:s3cret@a:5673,b,[::1]:5674/shop?heartbeat=20&name=billing")
+    settings = ConnectionSettings.from_url(
+        "amqp://app:s3cret@a:5673,b,[::1]:5674/shop?heartbeat=20&client_name=billing"
+    )
     assert settings.endpoints == (Endpoint("a", 5673), Endpoint("b", 5672), Endpoint("::1", 5674))
     assert (settings.username, settings.password.reveal(), settings.virtual_host) == ("app", "s3cret", "shop")
     assert (settings.heartbeat, settings.client_name, settings.tls) == (20.0, "billing", None)
@@ -55,9 +57,9 @@ def test_url_turns_tls_on_when_it_is_amqps(files: dict[str, Any]) -> None:
 
 
 def test_url_reaches_a_unix_socket_when_it_is_amqp_unix() -> None:
-    settings = ConnectionSettings.from_url("amqp+unix://app:pw@/shop?socket=/run/rabbit.sock&heartbeat=0")
+    settings = ConnectionSettings.from_url("amqp+unix://app:pw@/shop?unix_socket=/run/rabbit.sock&heartbeat=0")
     assert (settings.unix_socket, settings.virtual_host, settings.username) == ("/run/rabbit.sock", "shop", "app")
-    assert settings.redacted_url == "amqp+unix://app:***@/shop?socket=/run/rabbit.sock"
+    assert settings.redacted_url == "amqp+unix://app:***@/shop?unix_socket=/run/rabbit.sock"
 
 
 def test_overrides_win_when_the_url_says_otherwise() -> None:
@@ -108,7 +110,7 @@ def refusal_of_url(url: Any, **overrides: object) -> ConfigurationError:
         ("amqp://host/" + 256 * "v", "virtual_host", "has 256 bytes"),
         ("amqp://host?heartbeat", "heartbeat", "has no value"),
         ("amqp://host?heartbeat=1&heartbeat=2", "heartbeat", "given twice"),
-        ("amqp://host?name=a&client_name=b", "client_name", "given twice"),
+        ("amqp://host?client_name=a&client_name=b", "client_name", "given twice"),
         ("amqp://host?heartbeat=soon", "heartbeat", "heartbeat is 'soon'; it must be a number"),
         ("amqp://host?heartbeat=nan", "heartbeat", "must be a number"),
         ("amqp://host?heartbeat=1e1", "heartbeat", "must be a number"),
@@ -119,15 +121,17 @@ def refusal_of_url(url: Any, **overrides: object) -> ConfigurationError:
         ("amqp://host?channel_max=" + 5000 * "9", "channel_max", "must be a whole number"),
         ("amqp://host?tcp_nodelay=maybe", "tcp_nodelay", "must be true or false"),
         ("amqp://host?hartbeat=1", "hartbeat", "did you mean 'heartbeat'?"),
-        ("amqp://host?password=x", "password", "unknown option 'password'"),
-        ("amqp://host?unix_socket=/x", "unix_socket", "unknown option"),
+        ("amqp://host?password=x", "password", "'password' is no option behind the '?' of a URL"),
+        ("amqp://host?vhost=x", "vhost", "'vhost' is no option behind the '?' of a URL (virtual_host)"),
+        ("amqp://host?unix_socket=/x", "unix_socket", "amqp+unix:// needs ?unix_socket=/path, which no other URL has"),
         ("amqp://host?verify=verify_none", "verify", "unknown option"),
         ("amqp://host?cafile=ca.pem", "cafile", "cafile needs amqps://"),
         ("amqp://host?keyfile_password=x", "keyfile_password", "unknown option"),
         ("amqps://host?cafile=gone.pem", "cafile", "there is no file 'gone.pem'"),
-        ("amqp+unix:///vhost", "unix_socket", "needs ?socket="),
-        ("amqp+unix://host/?socket=/x", "url", "has no host"),
-        ("amqp://host?socket=/x", "socket", "unknown option"),
+        ("amqp+unix:///vhost", "unix_socket", "needs ?unix_socket="),
+        ("amqp+unix://host/?unix_socket=/x", "url", "has no host"),
+        ("amqp+unix:///?socket=/x", "socket", "did you mean 'unix_socket'?"),
+        ("amqp://host?name=a", "name", "did you mean 'client_name'?"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
@@ -161,7 +165,7 @@ def render(settings: ConnectionSettings) -> str:
     )
     scheme = "amqp" if settings.tls is None else "amqps"
     name = quote(settings.client_name, safe="")
-    return f"{scheme}://{user}:{password}@{hosts}/{virtual_host}?name={name}&heartbeat={settings.heartbeat:g}"
+    return f"{scheme}://{user}:{password}@{hosts}/{virtual_host}?client_name={name}&heartbeat={settings.heartbeat:g}"
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
@@ -238,7 +242,7 @@ SENTINEL = "5entine1"
         "amqp://host?password={}",
         "amqps://host?keyfile_password={}",
         "amqp+unix://user:{}@/vhost",
-        "amqp+unix://user:{}@host/?socket=/x",
+        "amqp+unix://user:{}@host/?unix_socket=/x",
     ],
 )
 def test_password_is_in_no_error_when_a_url_is_refused(url: str) -> None:
