@@ -13,8 +13,8 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts ordered costs prefetch blocked rabbitmq \
-    rabbitmq4 rabbitmq-c asan coverage clean
+.PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts faults ordered costs prefetch blocked \
+    rabbitmq rabbitmq4 rabbitmq-c asan coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,9 @@ killed: setup rabbitmq ## kill a consumer's process 100 times on RabbitMQ; check
 
 restarts: setup rabbitmq ## reset connections, and restart the broker of 100 clients, 20 times each (see docs/long-runs.md); half an hour
 	@$(BIN)/python -m asv_bench.restarts $(ARGS)
+
+faults: setup rabbitmq ## default settings under 110 faults drawn from a seed; check that nothing is lost (see docs/long-runs.md); ten minutes or more
+	@$(BIN)/python -m asv_bench.faults.run $(ARGS)
 
 ordered: setup ## check the order and measure the cost of ordered_by with 1,000 keys and 64 workers; under a minute
 	@$(BIN)/python -m asv_bench.ordered $(ARGS)

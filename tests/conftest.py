@@ -39,6 +39,11 @@ def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    # A third of the time a test waits for a broker or a process, so two processes keep one core busy.
+    return 2 * (os.cpu_count() or 1)
+
+
 def pytest_report_header() -> str:
     names = [str(parameter.values[0]) for parameter in ON_EVERY_SERVER if parameter.values[0] is not None]
     return f"servers: {', '.join(names) or 'no RabbitMQ'}"

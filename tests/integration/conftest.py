@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.brokers import Broker, Embedded, RabbitMQ
-from tests.support.proxy import Proxy
 from tests.support.servers import ON_EVERY_SERVER, node_of
 
 import leveret
 from leveret.broker import EmbeddedBroker
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -66,14 +66,14 @@ async def other(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[lev
 
 
 @pytest.fixture
-async def proxy(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[Proxy]:
+async def proxy(broker: Broker, name: Callable[[str], str]) -> AsyncIterator[FaultProxy]:
     """Stands between the clients of a test and the broker; names are cleaned up without it."""
-    async with Proxy(broker.url) as running:
+    async with FaultProxy(broker.url) as running:
         yield running
 
 
 @pytest.fixture
-async def proxied(proxy: Proxy) -> AsyncIterator[leveret.Client]:
+async def proxied(proxy: FaultProxy) -> AsyncIterator[leveret.Client]:
     """A client that reaches the broker through the proxy."""
     async with leveret.connect(proxy.url, close_timeout=0.5) as connected:
         yield connected

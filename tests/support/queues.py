@@ -26,3 +26,12 @@ async def messages(client: leveret.Client, queue: str, model: Any = None) -> lis
             assert message.ack()
             found.append(message)
     return found
+
+
+async def consumer_count(client: leveret.Client, queue: str) -> int:
+    """How many consumers a queue has."""
+    channel = await client.channel()
+    try:
+        return (await channel.queue_declare(queue, passive=True)).consumer_count or 0
+    finally:
+        await channel.close()

@@ -471,6 +471,18 @@ cdef class ConfirmWindow:
         self.advance()
         return self.take_finished()
 
+    def in_flight(self, Py_ssize_t most):
+        """Returns the delivery tags and message ids (None for none) of up to `most` open publishings, the first ones."""
+        cdef list found = []
+        cdef uint64_t tag = self.first
+        cdef Slot* slot
+        while tag < self.next_delivery_tag and PyList_GET_SIZE(found) < most:
+            slot = &self.slots[tag & self.mask]
+            if slot.state != FREE:
+                found.append((tag, decode_properties((<PublishTemplate>slot.template).raw_properties).message_id))
+            tag += 1
+        return found
+
     def exchanges(self):
         """Returns the set of the exchanges that open publishings were written to."""
         cdef set names = set()

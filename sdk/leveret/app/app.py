@@ -16,8 +16,8 @@ from leveret.app.registration import (
     checked_hook,
     name_of,
 )
-from leveret.app.supervision import CLOSING, GRACE, AppRun
-from leveret.client.client import Client, connect
+from leveret.app.supervision import GRACE, AppRun
+from leveret.client.client import Client, connect, connection_settings
 from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, printable
 from leveret.runtime.tasks import cancel_all
 from leveret.settings import ConnectionSettings, ConsumerSettings, Settings
@@ -40,10 +40,12 @@ _MAX_SECONDS: Final = 86_400.0
 class App:
     """Handlers for queues, and the process that runs them.
 
-    Each process has one client, one event loop and a consumer for each handler. A consumer that ends because its
-    connection was lost, because the broker cancelled it or because its queue is not there (yet), is started again after
-    a random delay that grows from half a second to half a minute. What no attempt can mend ends the app: wrong options
-    or credentials, a certificate that is refused, a topology that contradicts what exists.
+    Each process has one client, one event loop and a consumer for each handler. A broker that is not there is waited
+    for. A consumer that ends because its connection was lost, because the broker cancelled it or because its queue is
+    not there (yet), is started again after a random delay that grows from half a second to half a minute. What no
+    attempt can mend ends the app: wrong options, a certificate that is refused, a topology that contradicts what
+    exists; and credentials or a virtual host that the first connection is refused for, unless `wait` seconds have not
+    passed. Once the app was connected, refused ones are tried again, seldom.
 
     Handlers are called as `handler(value, message)`, and their results mean what they mean to `Consumer.run`.
 
@@ -91,6 +93,7 @@ class App:
         self.hook_timeout = _seconds("hook_timeout", hook_timeout)
         self.topology: Topology | None = None
         self._connect = functools.partial(connect, target, plugins=plugins, monitoring=monitoring, **connection_options)
+        self._connection_settings = functools.partial(connection_settings, target, connection_options)
         if target is None:
             # The environment is read when the app runs: a module is often imported before it is complete.
             ConnectionSettings().replace(**connection_options)
@@ -233,7 +236,11 @@ class App:
     @property
     def longest_shutdown(self) -> float:
         """Seconds from a stop to the end, at most, when no plain function blocks the event loop."""
-        return self.drain_timeout + GRACE + len(self._on_shutdown) * self.hook_timeout + CLOSING
+        try:
+            closing = self._connection_settings().close_timeout
+        except ConfigurationError:  # of the environment: the app will not run
+            closing = 0.0
+        return self.drain_timeout + GRACE + len(self._on_shutdown) * self.hook_timeout + closing + GRACE
 
     async def serve(self, stop: asyncio.Event | None = None) -> bool:
         """Runs the app in the event loop that is there, until it is stopped; it handles no signals.
@@ -250,7 +257,8 @@ class App:
 
         Raises:
             ConfigurationError: The app has no consumers or is running already, or an option was wrong.
-            AuthenticationError, TLSVerificationError, ConnectionClosed, PluginError: What no attempt can mend.
+            TLSVerificationError, PluginError: What no attempt can mend.
+            AuthenticationError, ConnectionClosed: The first connection was refused, for `wait` seconds if given.
             PreconditionFailed: The topology contradicts what exists.
             OperationTimeout: A start-up hook took longer than `hook_timeout` seconds.
             Exception: What a start-up hook raised.

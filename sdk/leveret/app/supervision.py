@@ -10,8 +10,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.app.registration import name_of
-from leveret.errors import LeveretError, OperationTimeout, PreconditionFailed
-from leveret.protocol.recovery import Backoff, may_mend
+from leveret.errors import ConsumerCancelled, LeveretError, OperationTimeout, PreconditionFailed
+from leveret.protocol.recovery import Backoff, Prospect, SparseLog, prospect_of
 from leveret.protocol.transitions import moved
 from leveret.runtime.tasks import cancel_all, done_before, set_within
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from leveret.client.client import Client
     from leveret.consuming.consumer import Consumer
 
-__all__ = ["CLOSING", "GRACE", "AppRun", "RunState", "SupervisedConsumer", "restart_backoff"]
+__all__ = ["GRACE", "AppRun", "RunState", "SupervisedConsumer", "restart_backoff"]
 
 logger = logging.getLogger("leveret.app")
 
@@ -32,8 +32,6 @@ FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 30.0
 #: Seconds beyond the drain in which consumers close their channels, and tasks that were cancelled end.
 GRACE: Final = 2.0
-#: Seconds that closing a client may take by its own limits: `confirm_timeout`, `close_timeout` and the sinks'.
-CLOSING: Final = 20.0
 
 
 def restart_backoff() -> Backoff:
@@ -80,19 +78,25 @@ class SupervisedConsumer:
     async def keep_running(self, client: Client, stopping: asyncio.Event) -> None:
         """Runs the consumer, and starts another one whenever it ends, until the app stops.
 
+        The consumer itself goes on after a loss. Another one is needed where its queue does not exist, or has been
+        missing for `queue_missing_timeout`.
+
         Raises:
-            LeveretError: An error that no further attempt would mend.
+            LeveretError: An error that no further attempt would mend, or after which the settings say that the consumer
+                ends: `auto_recovery=False`, `on_cancel="stop"`.
         """
-        backoff = restart_backoff()
+        backoff = client.consuming_link.new_backoff()
         loop = asyncio.get_running_loop()
         while not stopping.is_set():
             consumer = self.consumer or self.make(client)
             started = loop.time()
             reason: object = "it ended by itself"
+            prospect = Prospect.SOON
             try:
                 await consumer.run(self.registration.handler)
             except LeveretError as error:
-                if not may_mend(error):
+                prospect = prospect_of(error)
+                if prospect is Prospect.NEVER or self._ends_with(error, consumer, client):
                     raise
                 reason = error
             finally:
@@ -100,13 +104,19 @@ class SupervisedConsumer:
             if stopping.is_set():
                 return
             backoff.ran_for(loop.time() - started)
-            delay = backoff.delay()
+            delay = backoff.delay(prospect)
             self.restarts += 1
             logger.warning(
                 "consumer of queue %r: %s; it is started again in %.1f s", self.registration.queue, reason, delay
             )
             await set_within(stopping, delay)
             backoff.count_attempt()
+
+    @staticmethod
+    def _ends_with(error: LeveretError, consumer: Consumer[Any], client: Client) -> bool:
+        if isinstance(error, ConsumerCancelled) and consumer.settings.on_cancel == "stop":
+            return True
+        return not client.settings.auto_recovery
 
     def _forget(self, consumer: Consumer[Any]) -> None:
         counted = consumer.counters()
@@ -199,8 +209,12 @@ class AppRun:
         self._move(RunState.CONSUMING)
 
     async def _connected(self) -> Client:
-        """Connects and declares, again and again until it succeeds. The caller sets the deadline."""
-        app, backoff = self._app, restart_backoff()
+        """Connects and declares, again and again until it succeeds. The caller sets the deadline.
+
+        Before the first connection a refused login ends the app, after the time that `wait` gives it; later it does
+        not. The log has the first failure, each with another reason, and one in ten seconds.
+        """
+        app, backoff, sparse = self._app, restart_backoff(), SparseLog()
         while True:
             try:
                 if self.client is None:
@@ -209,10 +223,15 @@ class AppRun:
                     await self.client.declare(app.topology)
                 return self.client
             except LeveretError as error:
-                if not may_mend(error) or isinstance(error, PreconditionFailed):
+                prospect = prospect_of(error)
+                refused = prospect is Prospect.LATER and self.client is None
+                if prospect is Prospect.NEVER or refused or isinstance(error, PreconditionFailed):
                     raise
-                delay = backoff.delay()
-                logger.warning("%s: cannot start: %s; it is tried again in %.1f s", app.name or "app", error, delay)
+                delay = backoff.delay(prospect)
+                if sparse.is_due(error, self.loop.time()):
+                    logger.warning(
+                        "%s: cannot start, and goes on trying (next in %.1f s): %s", app.name or "app", delay, error
+                    )
             await asyncio.sleep(delay)
             backoff.count_attempt()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import WeakSet
 
+from leveret.client.closing import close_by
 from leveret.client.first_use_producer import FirstUseProducer
 from leveret.consuming.batches import Batches
 from leveret.consuming.builder import ConsumerBuilder
@@ -13,10 +15,11 @@ from leveret.errors import ConfigurationError, ConnectionClosed
 from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.producer import Producer
+from leveret.topology.declarer import Declarer
+from leveret.topology.topology import QueueInfo
 
 if TYPE_CHECKING:
-    import contextlib
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Mapping
 
     from leveret.connection.channel import Channel
     from leveret.connection.channel_pool import ChannelPool
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings, ProducerSettings, Settings
+    from leveret.topology.restoring import Restorer
     from leveret.topology.topology import DeclareReport, Topology
     from leveret.wire.message import Message
 
@@ -45,10 +49,17 @@ class ClientBase:
         registry: The plugins it uses.
         publishing_link: Gives the connection that publishes, and recovers it.
         consuming_link: Gives the connection that consumes, and recovers it.
+        declared: What the client and its dedicated connections have declared and not deleted since.
     """
 
     def __init__(
-        self, settings: Settings, registry: PluginRegistry, monitor: Monitor, publishing: Link, consuming: Link
+        self,
+        settings: Settings,
+        registry: PluginRegistry,
+        monitor: Monitor,
+        publishing: Link,
+        consuming: Link,
+        restorer: Restorer,
     ) -> None:
         self.settings = settings.connection
         self.registry = registry
@@ -56,26 +67,25 @@ class ClientBase:
         self._monitor = monitor
         self.publishing_link = publishing
         self.consuming_link = consuming
+        self.declared = restorer.declared
+        self._restorer = restorer
+        self._declarer = Declarer(restorer.declared, publishing, consuming)
+        publishing.prepare = functools.partial(restorer.prepare, publishing)
+        consuming.prepare = functools.partial(restorer.prepare, consuming)
         # Weak references: an open producer or consumer is kept alive by its channel, and closed ones do not pile up in
         # a service that makes a consumer for each message.
         self._producers: WeakSet[Producer] = WeakSet()
         self._consumers: WeakSet[Consumer[Any]] = WeakSet()
         self._first_use_producer = FirstUseProducer(self.producer)
 
-    async def _close(self, ending: contextlib.AsyncExitStack) -> None:
-        """Closes what was made here, then its connections, then what `ending` holds, the last first."""
-        async with ending:
-            ending.push_async_callback(self.publishing_link.close)
-            if self.consuming_link is not self.publishing_link:
-                ending.push_async_callback(self.consuming_link.close)
-            try:
-                for consumer in list(self._consumers):
-                    await consumer.close()
-                for producer in list(self._producers):
-                    await producer.close()
-            finally:
-                self._consumers.clear()
-                self._producers.clear()
+    async def _close(self, until: float) -> None:
+        """Closes what was made here, then its connections, all before a time of the loop's clock."""
+        links = dict.fromkeys((self.publishing_link, self.consuming_link))
+        try:
+            await close_by(until, list(self._consumers), list(self._producers), links)
+        finally:
+            self._consumers.clear()
+            self._producers.clear()
 
     @property
     def connection(self) -> Connection:
@@ -99,6 +109,11 @@ class ClientBase:
     async def declare(self, topology: Topology) -> DeclareReport:
         """Declares exchanges, queues and bindings; what exists with the same arguments stays as it is.
 
+        It takes a few round trips, however many there are. The client remembers what it has declared until it deletes
+        or unbinds it, and declares it again on each new connection, before producers and consumers use that. Exclusive
+        and server-named queues are declared on the connection that consumes; a new name that the server gives goes to
+        the queue's bindings and consumers.
+
         Args:
             topology: What should exist.
 
@@ -107,25 +122,39 @@ class ClientBase:
 
         Raises:
             PreconditionFailed: Something exists with other arguments; `argument`, `wanted` and `actual` tell which.
-            ChannelClosed: The broker refused for another reason.
+            ChannelClosed: The broker refused for another reason. What comes before it exists.
+            ConfigurationError: An exclusive or server-named queue belongs to another connection of the client.
         """
-        async with self.channels.acquire() as channel:
-            return await topology.declare_on(channel)
+        return await self._declarer.declare(topology)
 
-    async def purge(self, queue: str) -> int:
+    async def unbind(
+        self,
+        queue: str | QueueInfo,
+        exchange: str,
+        routing_key: str = "",
+        *,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Undoes `Topology.bind`; a binding that does not exist is no error."""
+        await self._declarer.unbind(_name_of(queue), exchange, routing_key, arguments)
+
+    async def unbind_exchange(
+        self, destination: str, source: str, routing_key: str = "", *, arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        """Undoes `Topology.bind_exchange`; a binding that does not exist is no error."""
+        await self._declarer.unbind_exchange(destination, source, routing_key, arguments)
+
+    async def purge(self, queue: str | QueueInfo) -> int:
         """Drops a queue's ready messages; returns how many there were."""
-        async with self.channels.acquire() as channel:
-            return await channel.queue_purge(queue)
+        return await self._declarer.purge(_name_of(queue))
 
-    async def delete_queue(self, queue: str) -> int:
+    async def delete_queue(self, queue: str | QueueInfo) -> int:
         """Deletes a queue; returns how many messages it had. A queue that does not exist is no error in RabbitMQ."""
-        async with self.channels.acquire() as channel:
-            return await channel.queue_delete(queue)
+        return await self._declarer.delete_queue(_name_of(queue))
 
     async def delete_exchange(self, exchange: str) -> None:
         """Deletes an exchange."""
-        async with self.channels.acquire() as channel:
-            await channel.exchange_delete(exchange)
+        await self._declarer.delete_exchange(exchange)
 
     # ------------------------------------------------------------------ publishing and consuming
 
@@ -184,7 +213,7 @@ class ClientBase:
     @overload
     def consumer(
         self,
-        queue: str,
+        queue: str | QueueInfo,
         model: type[T],
         settings: ConsumerSettings | None = None,
         *,
@@ -196,7 +225,7 @@ class ClientBase:
     @overload
     def consumer(
         self,
-        queue: str,
+        queue: str | QueueInfo,
         model: Any = None,
         settings: ConsumerSettings | None = None,
         *,
@@ -207,7 +236,7 @@ class ClientBase:
 
     def consumer(
         self,
-        queue: str,
+        queue: str | QueueInfo,
         model: Any = None,
         settings: ConsumerSettings | None = None,
         *,
@@ -218,7 +247,7 @@ class ClientBase:
         """Makes a consumer.
 
         Args:
-            queue: The queue.
+            queue: The queue's name, or its entry in a `DeclareReport`.
             model: What values should be, for example a `msgspec.Struct` or dataclass; None for plain values.
             settings: All options at once; those that `connect` was given by default.
             ordered_by: As in `ConsumerSettings`, or a function of a message that returns its key.
@@ -231,8 +260,11 @@ class ClientBase:
             The consumer, not started yet.
 
         Raises:
-            ConfigurationError: An option is unknown or out of range, or no serializer makes the model.
+            ConfigurationError: An option is unknown or out of range, no serializer makes the model, or the queue is
+                exclusive to another connection of the client.
         """
+        queue = _name_of(queue)
+        self._declarer.check_home(queue)
         if ordered_by is not None and not callable(ordered_by):
             options["ordered_by"] = ordered_by
         consumer: Consumer[Any] = Consumer(
@@ -244,35 +276,36 @@ class ClientBase:
             ordered_by=ordered_by if callable(ordered_by) else None,
             on_error=on_error,
             publishing=self.publishing_link,
+            restorer=self._restorer,
         )
         self._consumers.add(consumer)
         self._monitor.add(consumer, "consumer", queue, consumer.meter)
         return consumer
 
     @overload
-    def queue(self, queue: str, model: type[T]) -> ConsumerBuilder[T]: ...
+    def queue(self, queue: str | QueueInfo, model: type[T]) -> ConsumerBuilder[T]: ...
 
     @overload
-    def queue(self, queue: str, model: Any = None) -> ConsumerBuilder[Any]: ...
+    def queue(self, queue: str | QueueInfo, model: Any = None) -> ConsumerBuilder[Any]: ...
 
-    def queue(self, queue: str, model: Any = None) -> ConsumerBuilder[Any]:
+    def queue(self, queue: str | QueueInfo, model: Any = None) -> ConsumerBuilder[Any]:
         """Begins a consumer that is put together call by call.
 
             await client.queue("billing", Order).concurrency(8).prefetch(100).consume(handler)
 
         Args:
-            queue: The queue.
+            queue: As for `consumer`.
             model: As for `consumer`.
 
         Returns:
             See `ConsumerBuilder`.
         """
-        return ConsumerBuilder(self, queue, model)
+        return ConsumerBuilder(self, _name_of(queue), model)
 
     @overload
     def batches(
         self,
-        queue: str,
+        queue: str | QueueInfo,
         model: type[T],
         settings: ConsumerSettings | None = None,
         *,
@@ -284,7 +317,7 @@ class ClientBase:
     @overload
     def batches(
         self,
-        queue: str,
+        queue: str | QueueInfo,
         model: Any = None,
         settings: ConsumerSettings | None = None,
         *,
@@ -295,7 +328,7 @@ class ClientBase:
 
     def batches(
         self,
-        queue: str,
+        queue: str | QueueInfo,
         model: Any = None,
         settings: ConsumerSettings | None = None,
         *,
@@ -310,7 +343,7 @@ class ClientBase:
                 batch.ack()
 
         Args:
-            queue: The queue.
+            queue: As for `consumer`.
             model: As for `consumer`.
             settings: As for `consumer`.
             size: The most messages of a batch, 1 to 65535.
@@ -342,3 +375,7 @@ class ClientBase:
                 "ordered_by is of no use in batches, which keep the queue's order", option="ordered_by"
             )
         return Batches(consumer, size, float(wait))
+
+
+def _name_of(queue: str | QueueInfo) -> str:
+    return queue.name if isinstance(queue, QueueInfo) else queue

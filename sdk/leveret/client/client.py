@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import enum
 from typing import TYPE_CHECKING, Any, Final
 
+from leveret.client.arrival import wait_for_broker
 from leveret.client.base import ClientBase
 from leveret.client.dedicated_connection import DedicatedConnection
 from leveret.client.opening import Opening
+from leveret.connection.credentials import Credentials, secret_of
 from leveret.connection.link import Link
-from leveret.errors import ConfigurationError, ConnectionClosed
+from leveret.errors import ConfigurationError, ConnectionClosed, TransportError
 from leveret.monitoring.monitor import Monitor
 from leveret.monitoring.sinks import Sinks
 from leveret.plugins.registry import PluginRegistry
@@ -25,6 +26,8 @@ from leveret.settings import (
     ProducerSettings,
     Settings,
 )
+from leveret.topology.declared import Declared
+from leveret.topology.restoring import Restorer
 from leveret.wire.numbers import REPLY_SUCCESS
 
 if TYPE_CHECKING:
@@ -32,8 +35,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from leveret.plugins.interfaces import Sample
+    from leveret.settings import Secret
+    from leveret.settings.connection import CredentialProvider
 
-__all__ = ["Client", "ClientState", "connect"]
+__all__ = ["Client", "ClientState", "connect", "connection_settings"]
+
+
+#: The share of `close_timeout` that is kept for the metrics sinks.
+_SINKS: Final = 0.2
 
 
 class ClientState(enum.Enum):
@@ -59,24 +68,27 @@ class Client(ClientBase):
     connections that publish, and acknowledgements must still get through (RabbitMQ: connection.blocked). The
     publishing connection is opened by `connect`, the other with the first consumer.
 
-    When a connection is lost, calls that wait on it end with a typed error. With `auto_recovery` producers wait for the
-    next connection and go on; consumers go on with `resubscribe`, and end with the error without it.
+    When a connection is lost, producers and consumers wait for the next one and go on, and what was declared here is
+    declared again on it; `auto_recovery=False` ends them with the error instead.
 
     Attributes:
         settings: What it was made with.
         registry: The plugins it uses.
         publishing_link: Gives the connection that publishes, and recovers it.
         consuming_link: Gives the connection that consumes, and recovers it.
+        declared: What the client and its dedicated connections have declared and not deleted since.
     """
 
     def __init__(self, settings: Settings, registry: PluginRegistry) -> None:
         name = settings.connection.client_name
+        credentials = self._credentials = Credentials(settings.connection)
         super().__init__(
             settings,
             registry,
             Monitor(name),
-            Link(settings.connection, f"{name} (publish)", registry),
-            Link(settings.connection, f"{name} (consume)", registry),
+            Link(settings.connection, f"{name} (publish)", registry, credentials),
+            Link(settings.connection, f"{name} (consume)", registry, credentials),
+            Restorer(Declared()),
         )
         self._monitor.add(self.publishing_link, "connection", "publish", self.publishing_link.meter)
         self._monitor.add(self.consuming_link, "connection", "consume", self.consuming_link.meter)
@@ -95,11 +107,15 @@ class Client(ClientBase):
 
         Raises:
             ConnectionClosed: The client was closed.
-            LeveretError: What `Connection.open` raises.
+            LeveretError: What `Connection.open` raises; with `wait`, when the last attempt in that time failed.
             PluginError: A metrics sink could not be started.
         """
         async with self._opening:
-            await self.publishing_link()
+            if self.settings.wait and self.publishing_link.connection is None:
+                await wait_for_broker(self.publishing_link, self.settings.wait, self.settings.recovery_initial_delay)
+            else:
+                await self.publishing_link()
+            self.consuming_link.established = True
             if self._state is ClientState.NEW:
                 try:
                     await self._sinks.start(self._monitor)
@@ -110,17 +126,56 @@ class Client(ClientBase):
         return self
 
     async def close(self) -> None:
-        """Flushes and closes the producers, closes the consumers and then all connections; never hangs.
+        """Closes the consumers, the producers and then all connections, within `close_timeout` seconds in all.
 
-        What cannot be confirmed within `confirm_timeout` seconds ends UNKNOWN; what consumers did not finish goes
-        back to its queue.
+        Producers wait for the outcomes of what they published. What the broker does not answer in time ends UNKNOWN,
+        what consumers did not finish goes back to its queue, and both are logged. To wait longer, `flush` the
+        producers and `drain` the consumers before.
         """
         self._move(ClientState.CLOSED)
-        ending = contextlib.AsyncExitStack()
-        ending.push_async_callback(self._sinks.close)
-        for dedicated in list(self._dedicated.values()):
-            ending.push_async_callback(dedicated.close)
-        await self._close(ending)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.close_timeout
+        # Sinks read the last counters, so they come last, and get a share even when the broker takes all the rest.
+        until = deadline - (_SINKS * self.settings.close_timeout if self._sinks else 0.0)
+        try:
+            closing = [self._close(until), *(it.close_by(until) for it in list(self._dedicated.values()))]
+            results = await asyncio.gather(*closing, return_exceptions=True)
+        finally:
+            await self._sinks.close(max(0.0, deadline - loop.time()))
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def update_secret(self, secret: str | Secret, reason: str = "") -> None:
+        """Gives the broker a new password or token, for all open connections and for each next one.
+
+        Connections whose token expires are kept open with it (RabbitMQ: connection.update-secret). Callers that wait
+        for a connection, because the old secret is refused, try at once with the new one. With `credentials` the next
+        connections ask the provider.
+
+        Args:
+            secret: The new secret.
+            reason: Goes into the broker's log, at most 255 bytes.
+
+        Raises:
+            ConfigurationError: The secret is no text that AMQP can carry; nothing was sent.
+            OperationTimeout: The broker did not answer within `operation_timeout` seconds.
+            ConnectionClosed: The broker refused it (reply code 530); next connections use the one before.
+        """
+        checked = secret_of(secret)
+        links = {self.publishing_link, self.consuming_link, *(it.publishing_link for it in self._dedicated.values())}
+        opened = [link.connection for link in links if link.connection is not None and link.connection.is_open]
+        updates = (connection.update_secret(checked, reason) for connection in opened)
+        results = await asyncio.gather(*updates, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if len(failures) == len(results) and all(isinstance(failure, TransportError) for failure in failures):
+            # There was no connection to ask, or none is left.
+            self._credentials.update(checked)
+            failures = []
+        for link in links:
+            link.hurry()
+        if failures:
+            raise failures[0]
 
     def _move(self, state: ClientState) -> None:
         # `close` may be called again, and while `open` starts the sinks.
@@ -169,6 +224,8 @@ class Client(ClientBase):
         if max_channels is not None:
             settings = _with_argument(settings, "channel_max", max_channels, "max_channels")
 
+        what = f"dedicated_connection({name!r})"
+
         def forget() -> None:
             self._dedicated.pop(name, None)
 
@@ -180,18 +237,20 @@ class Client(ClientBase):
             if self._state is ClientState.CLOSED:
                 raise ConnectionClosed("the client is closed", reply_code=REPLY_SUCCESS)
             all_settings = dataclasses.replace(self._defaults, connection=settings)
-            dedicated = DedicatedConnection(all_settings, self.registry, self._monitor, forget)
+            dedicated = DedicatedConnection(
+                all_settings, self.registry, self._monitor, self._restorer, self._credentials, forget
+            )
             # Noted before it is open: its name is taken from now on, and closing the client closes it.
             self._dedicated[name] = dedicated
             try:
-                await dedicated.publishing_link()
+                await dedicated.publishing_link.within(settings.connect_timeout, "connect_timeout", what)
             except BaseException:
                 await dedicated.close()
                 raise
             self._monitor.add(dedicated.publishing_link, "connection", name, dedicated.publishing_link.meter)
             return dedicated
 
-        return Opening(opened, f"dedicated_connection({name!r})")
+        return Opening(opened, what)
 
 
 def _with_argument(settings: ConnectionSettings, option: str, value: object, argument: str) -> ConnectionSettings:
@@ -202,20 +261,49 @@ def _with_argument(settings: ConnectionSettings, option: str, value: object, arg
         raise ConfigurationError(str(error).replace(option, argument), option=argument) from None
 
 
+def connection_settings(
+    target: str | ConnectionSettings | Settings | None, options: Mapping[str, Any]
+) -> ConnectionSettings:
+    """Returns the settings of connections that `connect` makes of a target and single options.
+
+    Raises:
+        ConfigurationError: As `connect`.
+    """
+    if target is None:
+        return ConnectionSettings.from_env().replace(**options)
+    if isinstance(target, str):
+        return ConnectionSettings.from_url(target, **options)
+    if isinstance(target, ConnectionSettings):
+        return target.replace(**options)
+    if isinstance(target, Settings):
+        return target.connection.replace(**options)
+    raise ConfigurationError(
+        f"connect takes a URL, ConnectionSettings or Settings, not {type(target).__name__}", option="target"
+    )
+
+
 def connect(
     target: str | ConnectionSettings | Settings | None = None,
     *,
+    wait: float | None = None,
+    credentials: CredentialProvider | None = None,
     plugins: PluginRegistry | PluginSettings | None = None,
     monitoring: MonitoringSettings | None = None,
     **options: Any,
 ) -> Opening[Client]:
     """Connects to a broker.
 
+        async with leveret.connect("amqp://localhost", wait=30) as client: ...
+
     Args:
         target: An AMQP URL such as `amqps://user:password@a,b/vhost?heartbeat=20`, or `ConnectionSettings`, or None
             for the environment's `LEVERET_*` variables and the defaults. `Settings`, for example from
             `leveret.settings.load`, say everything, with the options that producers and consumers begin with; the
             environment is not asked then.
+        wait: Seconds to go on while the broker is not there, or refuses the login or the virtual host, 0 to 86400; the
+            log says that it waits. None: what the target says, which by default is to try once.
+        credentials: A function without arguments, async or plain, that returns `(username, password)`; it is asked at
+            each connect. None: what the target says, by default its `username` and `password`.
         plugins: A registry to share between clients, or which installed plugins to load; by default what the `Settings`
             or `LEVERET_PLUGINS` and `LEVERET_PLUGINS_BLOCK` say, or else all.
         monitoring: Which metrics sinks to start; by default what the `Settings` or `LEVERET_MONITORING_SINKS` say, or
@@ -230,18 +318,9 @@ def connect(
         And on entering or awaiting, what `Connection.open` and `PluginRegistry.load` raise, and `PluginError` when a
         metrics sink cannot be started.
     """
-    if target is None:
-        connection = ConnectionSettings.from_env().replace(**options)
-    elif isinstance(target, str):
-        connection = ConnectionSettings.from_url(target, **options)
-    elif isinstance(target, ConnectionSettings):
-        connection = target.replace(**options)
-    elif isinstance(target, Settings):
-        connection = target.connection.replace(**options)
-    else:
-        raise ConfigurationError(
-            f"connect takes a URL, ConnectionSettings or Settings, not {type(target).__name__}", option="target"
-        )
+    given = {"wait": wait, "credentials": credentials}
+    options |= {name: value for name, value in given.items() if value is not None}
+    connection = connection_settings(target, options)
     whole = target if isinstance(target, Settings) else None
     registry = plugins if isinstance(plugins, PluginRegistry) else None
     if registry is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from typing import TYPE_CHECKING
 
 from leveret.client.base import ClientBase
@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from leveret.connection.credentials import Credentials
     from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import Settings
+    from leveret.topology.restoring import Restorer
 
 __all__ = ["DedicatedConnection"]
 
@@ -33,14 +35,21 @@ class DedicatedConnection(ClientBase):
         registry: The plugins it uses.
         publishing_link: Gives the connection to producers and consumers, and recovers it.
         consuming_link: The same link.
+        declared: That of the client. Exclusive and server-named queues that were declared here can be used here only.
     """
 
     def __init__(
-        self, settings: Settings, registry: PluginRegistry, monitor: Monitor, on_close: Callable[[], object]
+        self,
+        settings: Settings,
+        registry: PluginRegistry,
+        monitor: Monitor,
+        restorer: Restorer,
+        credentials: Credentials,
+        on_close: Callable[[], object],
     ) -> None:
         connection = settings.connection
-        link = Link(connection, connection.client_name, registry)
-        super().__init__(settings, registry, monitor, link, link)
+        link = Link(connection, connection.client_name, registry, credentials, established=True)
+        super().__init__(settings, registry, monitor, link, link, restorer)
         self._on_close = on_close
 
     def __repr__(self) -> str:
@@ -52,10 +61,20 @@ class DedicatedConnection(ClientBase):
         return self.publishing_link.name
 
     async def close(self) -> None:
-        """Flushes and closes its producers, closes its consumers and then the connection; never hangs."""
-        ending = contextlib.AsyncExitStack()
-        ending.callback(self._on_close)
-        await self._close(ending)
+        """Closes its consumers and producers and then the connection, within `close_timeout` seconds in all.
+
+        What is not confirmed by then ends UNKNOWN, what consumers did not finish goes back to its queue, and both are
+        logged.
+        """
+        await self.close_by(asyncio.get_running_loop().time() + self.settings.close_timeout)
+
+    async def close_by(self, until: float) -> None:
+        """Does what `close` does, before a time of the loop's clock."""
+        try:
+            await self._close(until)
+        finally:
+            self.declared.forget_home(self.publishing_link)
+            self._on_close()
 
     async def __aenter__(self) -> DedicatedConnection:
         return self

@@ -15,7 +15,7 @@ from leveret.wire.content import append_settlement
 from leveret.wire.numbers import BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, NACK_REQUEUE, REPLY_SUCCESS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from leveret.connection.connection import Connection
     from leveret.wire.message import Message
@@ -37,6 +37,10 @@ _LEAVES_NO_TRACE = (
     Queue.Unbind,
     Queue.Purge,
 )
+
+
+# After these the client has something less to declare again.
+_UNDECLARES = (Exchange.Delete, Exchange.Unbind, Queue.Delete, Queue.Unbind)
 
 
 class PublisherSink(Protocol):
@@ -149,6 +153,45 @@ class Channel:
         """
         return await self._answer(self._request(method), commands.spec_of(type(method)).name)
 
+    async def call_all(
+        self, methods: Sequence[commands.Method], answered: Callable[[int, commands.Method | None], object]
+    ) -> None:
+        """Sends many methods at once, and then waits for their answers: a round trip for all of them.
+
+        The broker carries them out in their order. When it refuses one, it closes the channel and carries out none of
+        those after it.
+
+        Args:
+            methods: From `commands.make`.
+            answered: Called with the index of a method and its answer, in the methods' order.
+
+        Raises:
+            OperationTimeout: An answer did not come within `operation_timeout` seconds of the one before it.
+            ChannelClosed: The first method that `answered` was not called for was refused.
+            LeveretError: As for any request.
+        """
+        futures: list[asyncio.Future[Reply]] = []
+        failure: LeveretError | None = None
+        try:
+            for method in methods:
+                try:
+                    futures.append(self._request(method))
+                except LeveretError as error:
+                    failure = error  # those before it are on their way
+                    break
+            for index, future in enumerate(futures):
+                name = commands.spec_of(type(methods[index])).name
+                reply = future.result() if future.done() else await self._answer(future, name)
+                answered(index, reply.method)
+        finally:
+            for future in futures:
+                if not future.done():
+                    future.cancel()
+                elif not future.cancelled():
+                    future.exception()  # marks it as retrieved: the first one's is raised
+        if failure is not None:
+            raise failure
+
     def _request(self, method: commands.Method) -> asyncio.Future[Reply]:
         self.connection.check_loop()
         if self.error is not None:
@@ -167,8 +210,11 @@ class Channel:
         return future
 
     async def _call(self, expected: type[M], request: type[commands.Method], **values: object) -> M:
-        method = (await self.call(commands.make(request, **values))).method
+        request_made = commands.make(request, **values)
+        method = (await self.call(request_made)).method
         assert isinstance(method, expected)  # the state machine paired them
+        if isinstance(request_made, _UNDECLARES) and self.connection.undeclared is not None:
+            self.connection.undeclared(request_made)
         return method
 
     async def open(self) -> None:
@@ -192,18 +238,22 @@ class Channel:
         unread.cancel()
         self._state.abandon(unread)
 
-    async def close(self) -> None:
-        """Closes the channel (channel.close) and waits for the answer, for at most `close_timeout` seconds.
+    async def close(self, timeout: float | None = None) -> None:
+        """Closes the channel (channel.close) and waits for the answer.
 
         Acknowledgements that were appended before are sent before. Does nothing when it is closed, and raises nothing
         when it is closed by other means meanwhile or the answer does not come.
+
+        Args:
+            timeout: Seconds to wait, `close_timeout` at most and by default.
         """
         if not self.is_open:
             return
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._state.close(future)
+        most = self.connection.settings.close_timeout
         with contextlib.suppress(LeveretError):
-            await self._answer(future, "channel.close", self.connection.settings.close_timeout)
+            await self._answer(future, "channel.close", most if timeout is None else min(timeout, most))
 
     async def confirm_select(self) -> None:
         """Turns publisher confirms on (RabbitMQ: confirm.select)."""

@@ -7,9 +7,11 @@ import contextlib
 import enum
 import logging
 import platform
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.connection.channel import Channel
+from leveret.connection.credentials import Credentials, secret_of
 from leveret.errors import (
     ConfigurationError,
     ConnectionClosed,
@@ -27,6 +29,7 @@ from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol import connection as protocol
 from leveret.protocol.connection import ConnectionPhase, ConnectionState
 from leveret.protocol.transitions import moved
+from leveret.runtime.loop_watch import LoopWatch
 from leveret.transport.dialing import Dialing, joined
 from leveret.transport.frame_transport import FrameTransport
 from leveret.wire.numbers import (
@@ -43,7 +46,8 @@ from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from leveret.settings import ConnectionSettings, Endpoint
+    from leveret.protocol.commands import Method
+    from leveret.settings import ConnectionSettings, Endpoint, Secret
     from leveret.transport.frame_transport import FrameReceiver
 
     EventListener = Callable[[ConnectionEvent], None]
@@ -101,17 +105,31 @@ class Connection:
         transport: The socket's side.
         error: Why it is closed, or None while it is open.
         blocked: The broker's reason for blocking publishers, or None.
+        opened_at: When the handshake was over, by the loop's clock; 0 before.
+        ended_at: When it ended, by the loop's clock; 0 before.
         spare_channel: Called when no channel number is free; gives up an idle open channel. Set by a channel pool.
+        undeclared: Called with each method that has deleted or unbound something. Set by the client, which forgets it.
     """
 
-    def __init__(self, settings: ConnectionSettings, name: str, on_event: EventListener | None = None) -> None:
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        name: str,
+        credentials: Credentials,
+        login: tuple[str, Secret],
+        on_event: EventListener | None = None,
+    ) -> None:
         self.settings = settings
         self.name = name
+        self._credentials = credentials
         self._on_event = on_event
         self.error: LeveretError | None = None
         self.blocked: str | None = None
         self.endpoint: Endpoint | None = None
+        self.opened_at = 0.0
+        self.ended_at = 0.0
         self.spare_channel: Callable[[], Channel | None] | None = None
+        self.undeclared: Callable[[Method], object] | None = None
         self.transport: FrameTransport
         self._loop = asyncio.get_running_loop()
         self._channels: dict[int, Channel] = {}
@@ -123,12 +141,15 @@ class Connection:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._unblocked: asyncio.Future[None] | None = None
-        self._secret_updates: list[asyncio.Future[None]] = []
+        # Per connection.update-secret that has no answer yet: its caller's future, and the secret.
+        self._secret_updates: list[tuple[asyncio.Future[None], Secret]] = []
+        self._watch = LoopWatch.of(self._loop)
         self._timer: asyncio.TimerHandle | None = None
         external = settings.mechanism == "EXTERNAL"
+        username, secret = login
         self._state = ConnectionState(
             mechanism=settings.mechanism,
-            response="" if external else f"\0{settings.username}\0{settings.password.reveal()}",
+            response="" if external else f"\0{username}\0{secret.reveal()}",
             virtual_host=settings.virtual_host,
             frame_max=settings.frame_max,
             channel_max=settings.channel_max,
@@ -146,6 +167,7 @@ class Connection:
         settings: ConnectionSettings,
         *,
         name: str | None = None,
+        credentials: Credentials | None = None,
         on_event: EventListener | None = None,
         first: Endpoint | None = None,
     ) -> Connection:
@@ -154,6 +176,7 @@ class Connection:
         Args:
             settings: Endpoints, credentials, deadlines and limits.
             name: The connection's name; the settings' `client_name` by default.
+            credentials: Asked for what to log in with; those of the settings by default.
             on_event: Called when the connection was opened, blocked, unblocked or closed; it does not raise.
             first: The host to begin with; the others come in random order.
 
@@ -161,17 +184,21 @@ class Connection:
             The open connection.
 
         Raises:
-            ConnectFailed: No host could be reached; with several, the text tells each one's reason.
+            ConnectFailed: No host could be reached; with several, the text tells each one's reason. Or the credential
+                provider failed.
             TLSVerificationError: The certificate was refused; with several hosts, every one's.
             AuthenticationError: The credentials or the mechanism were refused.
             ConnectionClosed: The server refused, for example the virtual host (reply code 530).
             IncompatibleProtocol: The peer does not speak AMQP 0-9-1.
-            OperationTimeout: The handshake was not over within `handshake_timeout` seconds.
+            OperationTimeout: The handshake was not over within `handshake_timeout` seconds, or the credential provider
+                did not answer within `connect_timeout`.
         """
         dialing = Dialing(settings, first)
+        credentials = credentials or Credentials(settings)
+        login = await credentials.ask()
         failures: list[LeveretError] = []
         while dialing:
-            connection = cls(settings, name or settings.client_name, on_event)
+            connection = cls(settings, name or settings.client_name, credentials, login, on_event)
             try:
                 await connection._dial(dialing)
             except (TransportError, OperationTimeout, ProtocolError) as error:
@@ -364,23 +391,28 @@ class Connection:
         if channel.on_end is not None:
             channel.on_end(channel)
 
-    async def update_secret(self, secret: str, reason: str = "") -> None:
+    async def update_secret(self, secret: str | Secret, reason: str = "") -> None:
         """Gives the broker a new password or token (RabbitMQ: connection.update-secret).
 
+        Once the broker took it, the client's next connections log in with it; `Client.update_secret` gives it to all
+        connections that are open.
+
         Args:
-            secret: The new secret.
-            reason: Goes into the broker's log.
+            secret: The new secret, 0 to 2**32 - 1 bytes.
+            reason: Goes into the broker's log, at most 255 bytes.
 
         Raises:
             OperationTimeout: No answer within `operation_timeout` seconds.
-            ConnectionClosed: The broker refused it.
+            ConnectionClosed: The broker refused it, and closed the connection (reply code 530).
+            ConfigurationError: The secret is no text that AMQP can carry; nothing was sent.
         """
         self.check_loop()
         if self.error is not None:
             raise again(self.error)
         future: asyncio.Future[None] = self._loop.create_future()
-        self._state.update_secret(secret, reason)
-        self._secret_updates.append(future)
+        checked = secret_of(secret)
+        self._state.update_secret(checked.reveal(), reason)
+        self._secret_updates.append((future, checked))
         try:
             async with asyncio.timeout(self.settings.operation_timeout):
                 await future
@@ -389,15 +421,20 @@ class Connection:
                 f"connection.update-secret was not answered within {self.settings.operation_timeout:g} s"
             ) from None
 
-    async def close(self) -> None:
-        """Closes the connection (connection.close), for at most `close_timeout` seconds.
+    async def close(self, timeout: float | None = None) -> None:
+        """Closes the connection (connection.close).
 
         What was appended before is sent before. When this returns the socket is closed, too.
+
+        Args:
+            timeout: Seconds for all of it; `close_timeout` by default. Without an answer the socket is just closed.
         """
         self.check_loop()
-        deadline = self._loop.time() + self.settings.close_timeout
+        deadline = self._loop.time() + (self.settings.close_timeout if timeout is None else timeout)
         if self.error is None:
             self._state.close(REPLY_SUCCESS, "closed by the application")
+            # At once: without time to wait for the answer, the broker should hear of it all the same.
+            self.transport.flush()
             try:
                 async with asyncio.timeout_at(deadline):
                     await asyncio.shield(self._ended)
@@ -493,8 +530,9 @@ class Connection:
             self.transport.reader.frame_max = event.negotiated.frame_max
         elif isinstance(event, protocol.Opened):
             self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.OPEN)
-            # Not in `_dial`, which resumes later: `_end` may have set `_timer` by then.
-            self._schedule_tick()
+            self.opened_at = self._loop.time()
+            # Not in `_dial`, which resumes later: the connection may have ended by then.
+            self._watch.add(self._tick)
             if not self._opened.done():
                 self._opened.set_result(None)
             self._tell(ConnectionEventKind.OPENED)
@@ -511,7 +549,8 @@ class Connection:
             self._tell(ConnectionEventKind.UNBLOCKED)
         elif isinstance(event, protocol.SecretUpdated):
             if self._secret_updates:
-                future = self._secret_updates.pop(0)
+                future, secret = self._secret_updates.pop(0)
+                self._credentials.update(secret)
                 if not future.done():
                     future.set_result(None)
         else:
@@ -528,7 +567,9 @@ class Connection:
             return
         was_open = self._stage is ConnectionStage.OPEN
         self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.ENDED)
+        self.ended_at = self._loop.time()
         self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=REPLY_SUCCESS)
+        self._watch.remove(self._tick)
         if self._timer is not None:
             self._timer.cancel()
         if error is not None and was_open:
@@ -538,7 +579,7 @@ class Connection:
             channel.lost(self.error)
         while self._crossed:
             self._free_number(self._crossed.popitem()[1])
-        for future in (self._opened, *self._secret_updates):
+        for future in (self._opened, *(future for future, _ in self._secret_updates)):
             if not future.done():
                 future.set_exception(again(self.error))
         # Marks the exception as retrieved, so that asyncio does not log it when no caller waits for it.
@@ -559,16 +600,20 @@ class Connection:
         if self._on_event is not None:
             self._on_event(ConnectionEvent(kind=kind, connection_name=self.name, reason=printable(reason), error=error))
 
-    def _schedule_tick(self) -> None:
-        if self.negotiated.heartbeat:
-            self._timer = self._loop.call_later(self.negotiated.heartbeat / 2, self._tick)
-
-    def _tick(self) -> None:
+    def _tick(self, now: float, *, again: bool = False) -> None:
+        """Keeps the heartbeat; the loop's watch calls it twice a second."""
         transport = self.transport
-        event = self._state.tick(
-            self._loop.time(), transport.reader.received_bytes, transport.out.sent_bytes, listening=transport.reading
-        )
+        received, sent = transport.reader.received_bytes, transport.out.sent_bytes
+        event = self._state.tick(now, received, sent, listening=transport.reading, again=again)
         if event is not None:
             self._handle(event)
-        if self.error is None:
-            self._schedule_tick()
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        seconds = self._state.look_again(now)
+        if seconds is not None:
+            self._timer = self._loop.call_later(seconds, self._tick_again)
+
+    def _tick_again(self) -> None:
+        self._tick(time.monotonic(), again=True)

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Final
 
 from leveret.connection.channel_pool import ChannelPool
 from leveret.connection.connection import Connection
-from leveret.errors import ConnectionClosed, LeveretError, again
+from leveret.connection.credentials import Credentials
+from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, OperationTimeout, again
 from leveret.monitoring.meters import ConnectionMeter
 from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
-from leveret.protocol.recovery import Backoff, may_mend
+from leveret.protocol.recovery import Backoff, Prospect, prospect_of
 from leveret.protocol.transitions import moved
 from leveret.runtime.tasks import set_within
 from leveret.wire.numbers import REPLY_SUCCESS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConnectionSettings, Endpoint
@@ -28,23 +29,28 @@ __all__ = ["Link", "LinkState"]
 
 logger = logging.getLogger("leveret.client")
 
+#: Options whose values lie outside of the program, in files and in a credential provider. They were good when the
+#: client connected first, so what is wrong now is being changed.
+_OUTSIDE: Final = ("tls", "credentials")
+
 
 class LinkState(enum.Enum):
     """The connection that a link has."""
 
-    IDLE = "no connection was asked for yet"
+    IDLE = "no connection was made yet"
     OPEN = "an open connection"
     LOST = "a lost connection that no caller waits for"
-    RECOVERING = "a lost connection, and a task that dials because callers wait"
+    RECOVERING = "no connection, and a task that dials because callers wait"
     CLOSED = "closed by this side"
 
 
 #: Which state may follow which. LOST and RECOVERING become OPEN, too, when a caller dials at once (`Link.__call__`).
+#: A link that has had no connection goes back to IDLE when the last caller stops waiting.
 LINK_TRANSITIONS: Final[Mapping[LinkState, frozenset[LinkState]]] = {
-    LinkState.IDLE: frozenset({LinkState.OPEN, LinkState.CLOSED}),
+    LinkState.IDLE: frozenset({LinkState.OPEN, LinkState.RECOVERING, LinkState.CLOSED}),
     LinkState.OPEN: frozenset({LinkState.LOST, LinkState.CLOSED}),
     LinkState.LOST: frozenset({LinkState.OPEN, LinkState.RECOVERING, LinkState.CLOSED}),
-    LinkState.RECOVERING: frozenset({LinkState.OPEN, LinkState.LOST, LinkState.CLOSED}),
+    LinkState.RECOVERING: frozenset({LinkState.OPEN, LinkState.LOST, LinkState.IDLE, LinkState.CLOSED}),
     LinkState.CLOSED: frozenset(),
 }
 
@@ -56,22 +62,45 @@ class Link:
         settings: How to connect, and how to recover.
         name: The name of its connections, which the broker lists.
         registry: Told of connection events; it makes the backoff policy that the settings name.
+        credentials: Asked for what to log in with; those of the settings by default.
+        established: True when the client has been connected before, by another link: then callers wait for the first
+            connection of this one, too.
 
     Attributes:
         name: See above.
+        auto_recovery: The setting.
+        operation_timeout: The setting, in seconds.
         meter: Counts its connections.
         connection: The last connection, open or not; None before the first.
         channels: The pool of its connection's channels.
+        prepare: Called with each new connection and the lost one that it replaces (None for the first), before anybody
+            uses the new one. When it raises, the attempt to connect has failed. Set by the client.
+        failure: Why the last attempt to connect failed; None after one that succeeded, and before the first.
+        established: See above; set once the client is connected.
 
     Raises:
         ConfigurationError, PluginError: There is no backoff policy of this name, or it could not be made.
     """
 
-    def __init__(self, settings: ConnectionSettings, name: str, registry: PluginRegistry) -> None:
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        name: str,
+        registry: PluginRegistry,
+        credentials: Credentials | None = None,
+        *,
+        established: bool = False,
+    ) -> None:
         self.name = name
+        self.auto_recovery = settings.auto_recovery
+        self.operation_timeout = settings.operation_timeout
         self.meter = ConnectionMeter()
         self.connection: Connection | None = None
+        self.failure: LeveretError | None = None
+        self.established = established
+        self._credentials = credentials or Credentials(settings)
         self.channels = ChannelPool(self, settings)
+        self.prepare: Callable[[Connection, Connection | None], Awaitable[object]] | None = None
         self._settings = settings
         self._registry = registry
         policy = settings.recovery_backoff
@@ -79,11 +108,13 @@ class Link:
         self._backoff = self.new_backoff()
         self._state = LinkState.IDLE
         self._lock = asyncio.Lock()
-        # Wakes the recovery task when another caller has opened a connection.
+        # Wakes the recovery task when another caller has opened a connection, or an attempt may succeed now.
         self._opened = asyncio.Event()
         # The task that dials now, and cancelled ones that are still finishing.
         self._recovery: asyncio.Task[Connection] | None = None
         self._recoveries: set[asyncio.Task[Connection]] = set()
+        # The attempt that is under way.
+        self._dialing: asyncio.Task[Connection] | None = None
         self._waiting = 0
         # The host of a connection that was left for another one.
         self._left: Endpoint | None = None
@@ -99,6 +130,13 @@ class Link:
         if self._state is LinkState.OPEN and self.connection is not None and self.connection.error is not None:
             self._move(LinkState.LOST)
         return self._state
+
+    @property
+    def outage(self) -> LeveretError | None:
+        """Why there is no connection while one is being made again or should be; None when there is one or was none."""
+        if self.state not in (LinkState.LOST, LinkState.RECOVERING) or self.connection is None:
+            return None
+        return self.connection.error
 
     def new_backoff(self) -> Backoff:
         """Makes the delays of a sequence of attempts, as the settings and the backoff policy say."""
@@ -118,12 +156,13 @@ class Link:
                 assert self.connection is not None
                 return self.connection
             lost = self.connection
-            connection = await self._dial(self._first_endpoint(lost))
+            connection = await self._dial()
             if self.state is LinkState.CLOSED:
-                # Closed while it was dialing: `close` has not seen this connection.
-                await connection.close()
+                # Closed as it was opened: `close` has not seen this connection.
+                await connection.close(0)
                 self._check_not_closed()
             self.connection = connection
+            self.established = True
             self._move(LinkState.OPEN)
             self.meter.replace(connection)
             self._opened.set()
@@ -133,28 +172,31 @@ class Link:
             return connection
 
     async def recovered(self) -> Connection:
-        """Returns the open connection, or the one that replaces a lost one, however long that takes.
+        """Returns the open connection, or the next one, however long that takes.
 
         All callers wait for the same attempts, which go on until one succeeds or the last caller stops waiting. The
-        caller sets the deadline. Cancelling one caller does not disturb the others.
+        caller sets the deadline, or uses `within`. Cancelling one caller does not disturb the others.
+
+        A refused login or virtual host does not end the wait: the next attempt comes at the long end of the backoff.
 
         Raises:
-            ConnectionClosed: The link is closed, or the server's refusal is final (reply code 530).
-            AuthenticationError, TLSVerificationError, ConfigurationError: Further attempts would end the same way.
-            LeveretError: Why the connection was lost, without `auto_recovery`; or why the first connection, which is
-                tried once, could not be opened.
+            ConnectionClosed: The link is closed.
+            TLSVerificationError, ConfigurationError: Further attempts would end the same way.
+            LeveretError: Why the connection was lost, without `auto_recovery`; or why the first connection of a client,
+                which is tried once, could not be opened.
         """
         while True:
             self._check_not_closed()
             connection = self.connection
-            if connection is None:
+            if connection is None and not (self.established and self._settings.auto_recovery):
                 return await self()
-            connection.check_loop()
-            if self.state is LinkState.OPEN:
-                return connection
-            if not self._settings.auto_recovery:
-                assert connection.error is not None
-                raise again(connection.error)
+            if connection is not None:
+                connection.check_loop()
+                if self.state is LinkState.OPEN:
+                    return connection
+                if not self._settings.auto_recovery:
+                    assert connection.error is not None
+                    raise again(connection.error)
             await self._wait_for_recovery()
 
     @property
@@ -168,19 +210,58 @@ class Link:
             self._left = connection.endpoint
             connection.transport.abort()
 
-    async def close(self) -> None:
-        """Closes the link and its connection. Callers that wait for a connection get `ConnectionClosed`."""
+    async def within(self, seconds: float, option: str, what: str) -> Connection:
+        """Returns what `recovered` returns, within a deadline.
+
+        Args:
+            seconds: The deadline.
+            option: The option that sets it, for the error's text.
+            what: The call that needs the connection, likewise.
+
+        Raises:
+            OperationTimeout: There was no connection in time; the text and the cause are why the last attempt failed.
+            LeveretError: As `recovered`.
+        """
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                return await self.recovered()
+        except TimeoutError:
+            # An attempt has deadlines of its own.
+            if not deadline.expired():
+                raise
+            raise OperationTimeout(
+                f"{what}: connection {self.name!r} was not there within {option} of {seconds:g} s{self.reason}"
+            ) from self.failure
+
+    @property
+    def reason(self) -> str:
+        """Why the last attempt to connect failed, as the end of an error's text; empty when it did not."""
+        return "" if self.failure is None else f"; the last attempt failed: {self.failure}"
+
+    def hurry(self) -> None:
+        """Has callers that wait make the next attempt at once: what the broker refused may have changed."""
+        self._opened.set()
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Closes the link and its connection. Callers that wait for a connection get `ConnectionClosed`.
+
+        Args:
+            timeout: Seconds for the connection to be closed; `close_timeout` by default.
+        """
         if self._state is not LinkState.CLOSED:
             self._move(LinkState.CLOSED)
-        recoveries = list(self._recoveries)
-        for task in recoveries:
+        tasks = list(self._recoveries)
+        if self._dialing is not None:
+            tasks.append(self._dialing)
+        for task in tasks:
             task.cancel()
         try:
-            if recoveries:
-                await asyncio.wait(recoveries)
+            if tasks:
+                await asyncio.wait(tasks)
         finally:
             if self.connection is not None:
-                await self.connection.close()
+                await self.connection.close(timeout)
 
     # ------------------------------------------------------------------ inside
 
@@ -199,14 +280,51 @@ class Link:
                 return random.choice(others)  # noqa: S311 - it keeps no secret
         return None if lost is None else lost.endpoint
 
-    async def _dial(self, first: Endpoint | None) -> Connection:
+    async def _dial(self) -> Connection:
+        """Makes one attempt, in a task of its own, so that `close` can end it: the caller may be any task."""
+        task = self._dialing = asyncio.create_task(self._connect(), name=f"leveret: connect {self.name}")
         try:
-            return await Connection.open(self._settings, name=self.name, on_event=self._on_event, first=first)
-        except LeveretError:
-            self.meter.failed += 1
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is None:
+                await task.result().close(0)
             raise
         finally:
+            self._dialing = None
             self._tried_at = asyncio.get_running_loop().time()
+        if task.cancelled():
+            self._check_not_closed()
+        try:
+            connection = task.result()
+        except LeveretError as error:
+            self.meter.failed += 1
+            self.failure = error
+            raise
+        self.failure = None
+        return connection
+
+    async def _connect(self) -> Connection:
+        """Opens a connection, and makes it ready for its first user."""
+        lost = self.connection
+        connection = await Connection.open(
+            self._settings,
+            name=self.name,
+            credentials=self._credentials,
+            on_event=self._on_event,
+            first=self._first_endpoint(lost),
+        )
+        if self.prepare is not None:
+            try:
+                await self.prepare(connection, lost)
+                if connection.error is not None:
+                    raise again(connection.error)
+            except BaseException as error:
+                # Whoever cancels this does not wait for the broker.
+                await connection.close(0 if isinstance(error, asyncio.CancelledError) else None)
+                raise
+        return connection
 
     async def _wait_for_recovery(self) -> None:
         task = self._recovery
@@ -215,7 +333,7 @@ class Link:
             task = self._recovery = asyncio.create_task(self._recover())
             self._recoveries.add(task)
             task.add_done_callback(self._recovery_ended)
-        if self.state is LinkState.LOST:
+        if self.state in (LinkState.LOST, LinkState.IDLE):
             self._move(LinkState.RECOVERING)
         self._waiting += 1
         try:
@@ -234,9 +352,11 @@ class Link:
         # continues the sequence: a broker that closes each new connection is not dialed as fast as it does so.
         backoff = self._backoff
         backoff.ran_for(asyncio.get_running_loop().time() - self._tried_at)
+        prospect = Prospect.SOON if self.failure is None else prospect_of(self.failure)
         while True:
-            # The wait ends early when another caller has opened a connection meanwhile.
-            await set_within(self._opened, backoff.delay())
+            if self.connection is not None or self.failure is not None:
+                # The wait ends early when another caller has opened a connection meanwhile.
+                await set_within(self._opened, backoff.delay(prospect))
             self._opened.clear()
             backoff.count_attempt()
             try:
@@ -245,7 +365,10 @@ class Link:
                 if self._state is LinkState.CLOSED:
                     raise
                 logger.warning("connection %r: attempt %d to recover it failed: %s", self.name, backoff.attempts, error)
-                if not may_mend(error):
+                prospect = prospect_of(error)
+                if isinstance(error, ConfigurationError) and error.option in _OUTSIDE:
+                    prospect = Prospect.SOON
+                if prospect is Prospect.NEVER:
                     raise
 
     def _recovery_ended(self, task: asyncio.Task[Connection]) -> None:
@@ -259,7 +382,7 @@ class Link:
     def _forget_recovery(self) -> None:
         self._recovery = None
         if self._state is LinkState.RECOVERING:
-            self._move(LinkState.LOST)
+            self._move(LinkState.IDLE if self.connection is None else LinkState.LOST)
 
     def _on_event(self, event: ConnectionEvent) -> None:
         if event.error is not None:

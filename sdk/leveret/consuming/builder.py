@@ -87,9 +87,13 @@ class ConsumerBuilder(Generic[T]):
         """Sets the consumer's priority among those of the queue."""
         return self.option(priority=priority)
 
-    def resubscribe(self) -> Self:
-        """Subscribes again when the broker cancels the consumer, or the channel or connection is lost."""
-        return self.option(resubscribe=True)
+    def on_cancel(self, what: Literal["resubscribe", "stop"]) -> Self:
+        """Sets whether the consumer goes on or ends when the broker cancels it."""
+        return self.option(on_cancel=what)
+
+    def queue_missing_timeout(self, seconds: float) -> Self:
+        """Sets the seconds that the consumer waits for a queue that was there and is missing now."""
+        return self.option(queue_missing_timeout=seconds)
 
     def consumer(self) -> Consumer[T]:
         """Makes the consumer, not started yet.

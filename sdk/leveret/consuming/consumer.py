@@ -18,6 +18,7 @@ from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
 from leveret.consuming.delivery_buffer import DeliveryBuffer
 from leveret.consuming.error_policy import policy_of
 from leveret.consuming.failure_actions import FailureActions
+from leveret.consuming.order import key_function
 from leveret.consuming.prefetch_tuner import Load, PrefetchTuner
 from leveret.consuming.read_collector import ReadCollector
 from leveret.consuming.settling import Handoff, Settler
@@ -26,6 +27,8 @@ from leveret.consuming.subscription import Subscription
 from leveret.consuming.workers import Workers
 from leveret.errors import ChannelClosed, CircuitOpen, CodecError, ConfigurationError, LeveretError
 from leveret.monitoring.meters import ConsumerMeter
+from leveret.topology.declared import Declared
+from leveret.topology.restoring import Restorer
 from leveret.transport.waiting import Waiters
 from leveret.wire.numbers import REPLY_SUCCESS
 
@@ -68,7 +71,6 @@ class Consumer(Generic[T], DeliveryBuffer):
     least once.
 
     Attributes:
-        queue: The queue.
         settings: What it was made with.
     """
 
@@ -83,6 +85,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         ordered_by: Callable[[Message], Hashable] | None = None,
         on_error: OnError = None,
         publishing: Link | None = None,
+        restorer: Restorer | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         meter = ConsumerMeter(AckWindow(0))
@@ -90,7 +93,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             meter, queue, settings, policy_of(on_error), publishing or connect, registry, self._stop_for
         )
         acks = Acknowledger(loop, meter, settings.ack_delay, settings.ack == "each")
-        keys = ordered_by or _key_function(settings.ordered_by)
+        keys = ordered_by or key_function(settings.ordered_by)
         is_tuned = settings.prefetch == "auto"
         no_ack, is_handed_off = settings.ack == "none", settings.ack == "handoff"
         super().__init__(
@@ -104,7 +107,6 @@ class Consumer(Generic[T], DeliveryBuffer):
             watched=no_ack or is_handed_off or is_tuned,
             measured=is_tuned,
         )
-        self.queue = queue
         self.settings = settings
         self._connection: Connection
         self._loop = loop
@@ -128,6 +130,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             connect,
             queue,
             settings,
+            restorer or Restorer(Declared()),
             self._life,
             prefetch,
             sink=self,
@@ -146,6 +149,11 @@ class Consumer(Generic[T], DeliveryBuffer):
     def counters(self) -> dict[str, int]:
         """Returns the deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
         return self.meter.read()
+
+    @property
+    def queue(self) -> str:
+        """The queue; the server may name a queue of its own again with each connection."""
+        return self._subscription.queue
 
     @property
     def prefetch(self) -> int:
@@ -175,7 +183,9 @@ class Consumer(Generic[T], DeliveryBuffer):
         """Computes the caches of the state: the attributes of the compiled part, and the gauges of the meter."""
         life, subscription = self._life, self._subscription
         self._note_end(over=life.is_over, stopping=life.is_stopped)
-        self.meter.expected = life.state in (ConsumerState.CONSUMING, ConsumerState.LOST)
+        self.meter.expected = life.state is ConsumerState.LOST or (
+            life.state is ConsumerState.CONSUMING and not subscription.is_withheld
+        )
         self.meter.live = subscription.is_live
         if self._prefetch != subscription.prefetch:
             self._prefetch = self.meter.prefetch = subscription.prefetch
@@ -195,7 +205,7 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         Raises:
             OperationTimeout: The broker did not answer. Where basic.consume was sent, the consumer subscribes again by
-                itself, on another channel; without `resubscribe` it has ended.
+                itself, on another channel. There was no connection within `operation_timeout`: call it again.
             ChannelClosed: The queue cannot be consumed.
         """
         await self._subscription.begin()
@@ -368,10 +378,10 @@ class Consumer(Generic[T], DeliveryBuffer):
                 can be read, but not settled.
 
         Raises:
-            ChannelClosed: The queue cannot be consumed (`NotFound`, `AccessRefused`), or the channel was closed.
-            DeliveryTimeout: The broker closed the channel, because a handler took too long for it.
-            ConnectionClosed, TransportError: The connection was lost.
-            ConsumerCancelled: The broker cancelled the consumer, for example because the queue was deleted.
+            ChannelClosed: The queue could not be consumed from the start (`NotFound`, `AccessRefused`).
+            NotFound: The queue has been missing for `queue_missing_timeout`.
+            ConsumerCancelled: The broker cancelled the consumer, and `on_cancel` is "stop".
+            ConnectionClosed, TransportError, ChannelClosed: With `auto_recovery=False`: why it was lost.
             ConfigurationError: The handler cannot be called.
         """
         call = self._workers.callable_of(handler)
@@ -632,19 +642,3 @@ class Consumer(Generic[T], DeliveryBuffer):
         if self._reading_paused:
             self._reading_paused = False
             self._connection.transport.resume_reading()
-
-
-def _key_function(ordered_by: str | None) -> Callable[[Message], Hashable] | None:
-    """What `ConsumerSettings.ordered_by` says."""
-    if ordered_by is None:
-        return None
-    if ordered_by == "routing_key":
-        return lambda message: message.routing_key
-    header = ordered_by.partition(":")[2]
-
-    def key(message: Message) -> Hashable:
-        value = message.headers.get(header)
-        # Tables and arrays of AMQP have no hash.
-        return value if isinstance(value, (str, int, bytes, float, type(None))) else repr(value)
-
-    return key

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from leveret.consuming.losses import LossRules, is_outage, typed
 from leveret.consuming.states import ConsumerState
 from leveret.errors import (
     ChannelClosed,
     ConfigurationError,
     ConsumerCancelled,
-    DeliveryTimeout,
     EncodeFailed,
     LeveretError,
     OperationTimeout,
     again,
 )
-from leveret.protocol.recovery import may_mend
-from leveret.wire.numbers import PRECONDITION_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,13 +28,12 @@ if TYPE_CHECKING:
     from leveret.consuming.states import ConsumerLife
     from leveret.protocol.recovery import Backoff
     from leveret.settings import ConsumerSettings
+    from leveret.topology.declared import DeclaredQueue
+    from leveret.topology.restoring import Restorer
 
 __all__ = ["Subscription"]
 
 logger = logging.getLogger("leveret.consuming")
-
-#: How RabbitMQ's text begins when a delivery was not acknowledged in time.
-_DELIVERY_TIMEOUT: Final = "delivery acknowledgement on channel"
 
 
 class Subscription:
@@ -44,8 +41,9 @@ class Subscription:
 
     Args:
         link: Opens connections.
-        queue: The queue.
+        queue: The queue's name when the consumer was made.
         settings: The consumer's.
+        restorer: Knows what the client has declared, and declares a queue again that went with its last consumer.
         life: The consumer's state.
         prefetch: How many deliveries the broker sends ahead.
         sink: Gets the deliveries and losses of the channel.
@@ -65,6 +63,7 @@ class Subscription:
         link: Link,
         queue: str,
         settings: ConsumerSettings,
+        restorer: Restorer,
         life: ConsumerLife,
         prefetch: int,
         *,
@@ -80,6 +79,13 @@ class Subscription:
         self._link = link
         self._queue = queue
         self._settings = settings
+        self._restorer = restorer
+        # The queue, when this client has declared it.
+        self._declared: DeclaredQueue | None = None
+        self._rules = LossRules(settings, auto_recovery=link.auto_recovery)
+        # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
+        self._was_live = False
+        self._was_cancelled = False
         self._life = life
         self._sink = sink
         self._opened = opened
@@ -98,9 +104,17 @@ class Subscription:
         # When the last attempt to subscribe again ended, by the loop's clock.
         self._tried_at = 0.0
         self._reopening: asyncio.Task[None] | None = None
+        # Why no deliveries may come although the consumer is CONSUMING, and the task that tells the broker.
+        self._reasons: set[object] = set()
+        self._adjusting: asyncio.Task[None] | None = None
         # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
         self._changing = asyncio.Lock()
+
+    @property
+    def queue(self) -> str:
+        """The queue's name now: a server-named queue gets a new one with each connection."""
+        return self._queue if self._declared is None else self._declared.name
 
     @property
     def is_live(self) -> bool:
@@ -117,6 +131,11 @@ class Subscription:
         return self._begun > 0
 
     @property
+    def is_withheld(self) -> bool:
+        """True from `withhold` on until the broker has answered the basic.consume that follows the last `allow`."""
+        return bool(self._reasons) or self._adjusting is not None
+
+    @property
     def wants_deliveries(self) -> bool:
         """True when deliveries come on the channel, or may come again."""
         return self._has_channel and not self._life.is_over
@@ -129,29 +148,48 @@ class Subscription:
         async with self._opening:
             self._life.check()
             if self.channel is None:
-                await self._open_channel(await self._link())
+                await self._open_channel(await self._connected())
             assert self.channel is not None
             return self.channel
+
+    async def _connected(self) -> Connection:
+        if not self._link.auto_recovery:
+            return await self._link()
+        what = f"the consumer of queue {self.queue!r} was not started"
+        return await self._link.within(self._link.operation_timeout, "operation_timeout", what)
 
     async def begin(self) -> None:
         """Starts the deliveries of a consumer that is NEW."""
         channel = await self.open()
         async with self._changing:
-            if self._life.state is ConsumerState.NEW:
+            if self._life.state is not ConsumerState.NEW:
+                return
+            if self._reasons:
+                self._life.become(ConsumerState.CONSUMING)
+            else:
                 await self._consume(channel, self.prefetch)
 
     async def start(self) -> None:
         """Subscribes like `begin`, for `run` and iteration, which wait for deliveries anyway.
 
+        While there is no connection, the consumer waits for it as after a loss.
+
         Raises:
-            OperationTimeout: The broker did not answer, and the consumer does not subscribe again by itself.
-            LeveretError: As `begin`.
+            LeveretError: As `begin`, when no further attempt is made.
         """
         try:
+            outage = self._link.outage
+            if outage is not None and self._life.state is ConsumerState.NEW and self._link.auto_recovery:
+                raise again(outage)
             await self.begin()
-        except OperationTimeout:
-            if self._reopening is None:
+        except LeveretError as error:
+            if self._reopening is not None or self._life.is_over:
+                return self._life.check()
+            waits = is_outage(error) or (self._declared is not None and self._declared.is_missing)
+            if not (waits and self._rules.go_on_after(error)):
                 raise
+            self._life.become(ConsumerState.CONSUMING)
+            self._lost(error)
 
     async def change_prefetch(self, prefetch: int) -> None:
         """Changes the prefetch; see `Consumer.set_prefetch`."""
@@ -185,7 +223,7 @@ class Subscription:
             if self._life.state is not ConsumerState.PAUSED:
                 return
             self._life.become(ConsumerState.CONSUMING)
-            if not self.tags and self.channel is not None and self.channel.is_open:
+            if not self.tags and not self._reasons and self.channel is not None and self.channel.is_open:
                 try:
                     await self._consume(self.channel, self.prefetch)
                 except BaseException:
@@ -209,16 +247,101 @@ class Subscription:
             The channel, for its last acknowledgements.
         """
         channel, self.channel = self.channel, None
-        tasks = [*self._asking] if self._reopening is None else [*self._asking, self._reopening]
+        if self._declared is not None:
+            self._restorer.declared.leave(self._declared, self)
+        tasks = [*self._asking, *(task for task in (self._reopening, self._adjusting) if task is not None)]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         return channel
 
+    # ------------------------------------------------------------------ deliveries withheld for a while
+
+    def withhold(self, reason: object) -> None:
+        """Stops the deliveries (basic.cancel) until `allow`; the consumer stays CONSUMING.
+
+        The broker is told in a task. Deliveries that are here, or that arrive before the broker has answered, stay
+        valid and can be settled. The other calls keep their meaning: a prefetch that is set meanwhile is used later,
+        `pause` and `drain` find nothing to cancel, and after a loss a channel is opened without a consumer.
+
+        Args:
+            reason: A hashable name for why; several may withhold at once. A reason that is there already changes
+                nothing.
+        """
+        self._reasons.add(reason)
+        self._adjust()
+
+    def allow(self, reason: object) -> None:
+        """Takes a `withhold` back; without a reason left, basic.consume is sent again, on the same channel.
+
+        Args:
+            reason: As in `withhold`. An unknown reason changes nothing.
+        """
+        self._reasons.discard(reason)
+        self._adjust()
+
+    @property
+    def _is_adjusted(self) -> bool:
+        """True unless `_adjust` has to tell the broker to begin or to stop.
+
+        Only a consumer that is CONSUMING and has an open channel is told; `_reopen` has the others subscribe again.
+        """
+        return (
+            self._life.state is not ConsumerState.CONSUMING
+            or self._reopening is not None
+            or not self._has_channel
+            or bool(self.tags) is not bool(self._reasons)
+        )
+
+    def _adjust(self) -> None:
+        """Starts the task that tells the broker what `withhold` and `allow` have changed."""
+        if self._adjusting is None and not self._is_adjusted:
+            self._adjusting = asyncio.get_running_loop().create_task(
+                self._tell(), name=f"leveret: withhold or allow {self._queue}"
+            )
+        self._changed()
+
+    async def _tell(self) -> None:
+        error: LeveretError | None = None
+        try:
+            while error is None and not self._is_adjusted:
+                async with self._changing:
+                    # Others may have changed something while this task waited for the lock.
+                    if not self._is_adjusted:
+                        error = await self._tell_once()
+        finally:
+            self._adjusting = None
+            if error is not None:
+                self._life.fail(error, ConsumerState.LOST)
+            self._changed()
+
+    async def _tell_once(self) -> LeveretError | None:
+        """Cancels all tags, or subscribes; returns the error that ends the consumer, if there is one."""
+        channel = self.channel
+        assert channel is not None
+        try:
+            if self._reasons:
+                await self._cancel_tags()
+            else:
+                await self._consume_or_give_up(channel)
+        except LeveretError as failure:
+            # A lost channel is taken care of where its loss is noted.
+            if not self._is_adjusted:
+                return failure
+            logger.warning("the consumer of queue %r: withholding or allowing deliveries: %s", self._queue, failure)
+        except Exception as failure:
+            # A defect in this code must not leave `run` waiting.
+            logger.exception("the consumer of queue %r could not withhold or allow deliveries", self._queue)
+            error = ChannelClosed(f"deliveries were not begun again: {type(failure).__name__}")
+            error.__cause__ = failure
+            return error
+        return None
+
     # ------------------------------------------------------------------ requests
 
     async def _open_channel(self, connection: Connection) -> None:
+        self._look_up()
         channel = await connection.channel()
         if channel.error is not None:
             raise again(channel.error)  # it was closed in the read that opened it
@@ -238,6 +361,7 @@ class Subscription:
     async def _consume(self, channel: Channel, prefetch: int) -> None:
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
         await channel.basic_qos(prefetch)
+        await self._find_queue(channel)
         # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
         # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
         tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
@@ -261,6 +385,36 @@ class Subscription:
             if was_new:
                 self._life.become(ConsumerState.NEW)
             raise
+        self._adjust()
+
+    def _look_up(self) -> DeclaredQueue | None:
+        queue = self._declared
+        if queue is None or queue.is_forgotten:
+            queue = self._declared = self._restorer.declared.queue(self._queue)
+        if queue is not None:
+            queue.check_home(self._link)
+        return queue
+
+    async def _find_queue(self, channel: Channel) -> None:
+        """Has a queue declared again that this client has declared and that is not there any more."""
+        queue = self._look_up()
+        if queue is None:
+            return
+        if queue.entity.auto_delete and self._was_live and not self._was_cancelled and not self.tags:
+            # The broker has deleted it with its last consumer, unless there are others. One that cancelled the consumer
+            # has deleted the queue for somebody else, who does not want it made again.
+            queue.is_missing = True
+        if queue.is_missing:
+            await self._restorer.ensure(queue, channel.connection)
+
+    async def _consume_or_give_up(self, channel: Channel) -> None:
+        """Calls `_consume`; a channel on which nothing is answered is given up."""
+        try:
+            await self._consume(channel, self.prefetch)
+        except OperationTimeout as error:
+            if channel is self.channel and channel.is_open:
+                self._give_up(channel, error)  # basic.qos was not answered
+            raise
 
     async def _ask(self, channel: Channel, tag: str) -> None:
         """Sends basic.consume, and gives the channel up when the answer does not come."""
@@ -268,7 +422,7 @@ class Subscription:
         arguments = None if settings.priority is None else {"x-priority": settings.priority}
         try:
             await channel.basic_consume(
-                self._queue,
+                self.queue,
                 self._sink,
                 consumer_tag=tag,
                 no_ack=self._no_ack,
@@ -289,6 +443,10 @@ class Subscription:
             raise
         if channel is self.channel:
             self._unanswered.discard(tag)
+            self._was_live, self._was_cancelled = True, False
+            self._rules.subscribed()
+            if self._declared is not None:
+                self._declared.consumers.add(self)
             self._changed()
 
     def _asked(self, task: asyncio.Task[None]) -> None:
@@ -328,50 +486,35 @@ class Subscription:
         """Notes that the broker has cancelled one of the tags; subscribes again if it may."""
         if consumer_tag in self.tags:
             self._forget(consumer_tag)
+        self._was_cancelled = True
         self._lost(
             ConsumerCancelled(
-                f"the broker cancelled the consumer of queue {self._queue!r}: the queue was deleted, its node is "
+                f"the broker cancelled the consumer of queue {self.queue!r}: the queue was deleted, its node is "
                 "gone, or (RabbitMQ 4.3) a delivery was not acknowledged in the broker's time",
                 consumer_tag=consumer_tag,
-                queue=self._queue,
+                queue=self.queue,
             )
         )
 
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; subscribes again if it may."""
+        # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes.
+        refused = bool(self._unanswered) and not self._was_live and not is_outage(error)
         self.tags.clear()
         self._unanswered.clear()
-        if (
-            isinstance(error, ChannelClosed)
-            and error.reply_code == PRECONDITION_FAILED
-            and _DELIVERY_TIMEOUT in error.reply_text
-            and "timed out" in error.reply_text
-        ):
-            late = DeliveryTimeout(
-                f"a delivery from queue {self._queue!r} was not acknowledged in the broker's time: {error}",
-                reply_code=error.reply_code,
-                reply_text=error.reply_text,
-                class_id=error.class_id,
-                method_id=error.method_id,
-            )
-            late.__cause__ = error
-            error = late
-        self._lost(error)
+        self._lost(typed(error, self.queue), refused=refused)
 
-    def _lost(self, error: LeveretError) -> None:
+    def _lost(self, error: LeveretError, *, refused: bool = False) -> None:
         self._changed()
         if self._life.error is not None or self._reopening is not None:
             return
-        possible = isinstance(error, (ChannelClosed, ConsumerCancelled, OperationTimeout)) or (
-            self.channel is not None and self.channel.connection.settings.auto_recovery
-        )
-        may_try = self._settings.resubscribe and possible and may_mend(error)
+        may_try = self._rules.go_on_after(error)
         if may_try and self._life.state is ConsumerState.NEW:
             self.channel = None  # the next use opens another one
-        elif may_try and self._life.may_go_on:
-            logger.warning("the consumer of queue %r subscribes again: %s", self._queue, error)
+        elif may_try and self._life.may_go_on and not refused:
+            logger.warning("the consumer of queue %r subscribes again: %s", self.queue, error)
             self._reopening = asyncio.get_running_loop().create_task(
-                self._reopen(), name=f"leveret: consume {self._queue} again"
+                self._reopen(), name=f"leveret: consume {self.queue} again"
             )
         else:
             self._life.fail(error, ConsumerState.LOST)
@@ -385,7 +528,7 @@ class Subscription:
         error: LeveretError | None = None
         try:
             while True:
-                await asyncio.sleep(backoff.delay())
+                await asyncio.sleep(self._rules.delay(backoff.delay(), clock()))
                 backoff.count_attempt()
                 try:
                     # Without the lock, because it may take for ever: others can change something meanwhile.
@@ -393,47 +536,42 @@ class Subscription:
                     async with self._changing:
                         await self._subscribe_again(connection)
                 except LeveretError as failure:
-                    error = failure
                     logger.warning(
                         "the consumer of queue %r: attempt %d to subscribe again failed: %s",
-                        self._queue,
+                        self.queue,
                         backoff.attempts,
                         failure,
                     )
-                    if not may_mend(failure):
+                    error = self._rules.end_after(failure, self.queue, clock())
+                    if error is not None:
                         return
                 except Exception as failure:
                     # A defect in this code must not leave `run` waiting.
-                    logger.exception("the consumer of queue %r could not subscribe again", self._queue)
+                    logger.exception("the consumer of queue %r could not subscribe again", self.queue)
                     error = ChannelClosed(f"not subscribed again: {type(failure).__name__}")
                     error.__cause__ = failure
                     return
                 else:
                     # Otherwise what was opened is lost already.
                     if not self._life.may_go_on or (
-                        self._has_channel and (self.tags or self._life.state is not ConsumerState.CONSUMING)
+                        self._has_channel
+                        and (self.tags or self._reasons or self._life.state is not ConsumerState.CONSUMING)
                     ):
                         if self._life.may_go_on:
-                            logger.info("the consumer of queue %r goes on", self._queue)
-                        error = None
+                            logger.info("the consumer of queue %r goes on", self.queue)
                         return
         finally:
             self._tried_at = clock()
             self._reopening = None
             if error is not None:
                 self._life.fail(error, ConsumerState.LOST)
+            self._adjust()
 
     async def _subscribe_again(self, connection: Connection) -> None:
         if not self._life.may_go_on:
             return  # it was cancelled or stopped meanwhile
         if not self._has_channel:
             await self._open_channel(connection)
-        if self._life.state is ConsumerState.CONSUMING and not self.tags:
-            channel = self.channel
-            assert channel is not None
-            try:
-                await self._consume(channel, self.prefetch)
-            except OperationTimeout as error:
-                if channel is self.channel and channel.is_open:
-                    self._give_up(channel, error)  # basic.qos was not answered
-                raise
+        if self._life.state is ConsumerState.CONSUMING and not self.tags and not self._reasons:
+            assert self.channel is not None
+            await self._consume_or_give_up(self.channel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["HandlerThreads", "Workers"]
 
+logger = logging.getLogger("leveret.consuming")
+
 #: How finely processing_timeout is measured: a handler may run this fraction of it too long.
 _CLOCK_STEPS: Final = 10
+#: How many of the messages that are given up are named in the log.
+_NAMED: Final = 20
 
 
 class Workers:
@@ -166,7 +171,18 @@ class Workers:
         self.start_clock()
 
     def close(self) -> None:
-        """Ends the threads; a handler that runs in one of them is not interrupted."""
+        """Ends the threads; a handler that runs in one of them is not interrupted. Logs which messages are at work."""
+        messages = [worker.message for worker in self._workers if worker.is_handling and worker.message is not None]
+        if messages:
+            named = ", ".join(f"{it.delivery_tag} ({it.message_id!r:.64})" for it in messages[:_NAMED])
+            logger.warning(
+                "the consumer of queue %r is closed while handlers work on %d messages, which are given up: delivery "
+                "tags (and message ids) %s%s",
+                self._queue,
+                len(messages),
+                named,
+                f" and {len(messages) - _NAMED} more" if len(messages) > _NAMED else "",
+            )
         if self._threads is not None:
             self._threads.close()
 

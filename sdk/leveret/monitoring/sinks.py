@@ -41,6 +41,10 @@ class Sinks:
         self._locks: dict[str, threading.Lock] = {}
         self._started: list[tuple[MetricsSink, Provided]] = []
 
+    def __bool__(self) -> bool:
+        """True while sinks are started."""
+        return bool(self._started)
+
     async def start(self, monitor: Monitor) -> None:
         """Starts all sinks.
 
@@ -54,16 +58,25 @@ class Sinks:
             if error is not None:
                 raise error
 
-    async def close(self) -> None:
-        """Closes all sinks that were started. Errors are logged; a sink that hangs keeps its daemon thread."""
-        while self._started:
-            sink, provided = self._started.pop()
-            error = await self._call(provided, "close", sink.close)
+    async def close(self, timeout: float) -> None:
+        """Closes all sinks that were started, side by side. Errors are logged; one that hangs keeps its daemon thread.
+
+        Args:
+            timeout: Seconds for all of them at most; `sink_timeout` when that is less.
+        """
+        started, self._started = self._started, []
+        closing = (self._call(provided, "close", sink.close, timeout=timeout) for sink, provided in reversed(started))
+        for error in await asyncio.gather(*closing):
             if error is not None:
                 logger.warning("%s", error)
 
     async def _call(
-        self, provided: Provided, what: str, function: Callable[..., object], *arguments: object
+        self,
+        provided: Provided,
+        what: str,
+        function: Callable[..., object],
+        *arguments: object,
+        timeout: float = float("inf"),
     ) -> PluginError | None:
         """Calls a sink in a daemon thread, so that one that hangs blocks neither the event loop nor the exit.
 
@@ -92,11 +105,14 @@ class Sinks:
 
         threading.Thread(target=work, name=f"leveret metrics sink {provided.name}", daemon=True).start()
         who = f"the metrics sink {provided.name!r} of {provided.origin}"
+        seconds, limit = self._timeout, f"sink_timeout of {self._timeout:g} s"
+        if timeout < seconds:
+            seconds, limit = timeout, f"the {timeout:.3g} s that were left of close_timeout"
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds):
                 error = await future
         except TimeoutError:
-            text = f"{who} did not {what} within sink_timeout of {self._timeout:g} s"
+            text = f"{who} did not {what} within {limit}"
         else:
             if error is None:
                 return None

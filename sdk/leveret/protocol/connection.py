@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from leveret.wire.runs import MethodFrame
 
 
+#: Seconds by which a heartbeat may be early: half of the time between two calls of `tick`.
+_EARLY: Final = 0.25
+#: Seconds in which an event loop that is not blocked reads what waits in the kernel, and after which a look is late.
+_READ: Final = 0.05
+_LATE: Final = 0.2
+
+
 class ConnectionPhase(enum.Enum):
     """The phase of the conversation."""
 
@@ -172,8 +179,12 @@ class ConnectionState:
         self._server_properties: Mapping[str, Any] = {}
         self._last_received_bytes = 0
         self._last_sent_bytes = 0
+        # When bytes were seen last to have come, and to have left.
         self._alive_at = 0.0
-        self._ticked_at = 0.0
+        self._sent_at = 0.0
+        # When the peer was found silent for too long, until the next look; how often in a row.
+        self._doubted_at = 0.0
+        self._doubts = 0
 
     # ------------------------------------------------------------------ what this side does
 
@@ -219,16 +230,22 @@ class ConnectionState:
             raise LocalProtocolError(f"connection.update-secret was not sent: the connection is {self.phase.value}")
         self._send(commands.make(Connection.UpdateSecret, new_secret=secret, reason=reason))
 
-    def tick(self, now: float, received_bytes: int, sent_bytes: int, *, listening: bool = True) -> Event | None:
-        """Keeps the heartbeat; call it twice in each negotiated interval.
+    def tick(
+        self, now: float, received_bytes: int, sent_bytes: int, *, listening: bool = True, again: bool = False
+    ) -> Event | None:
+        """Keeps the heartbeat; call it twice a second, and in between where `look_again` says so.
 
         Any traffic counts: bytes received show that the peer is alive, bytes sent show it that we are.
+
+        A peer that was silent for two intervals is not judged at once. If the event loop was blocked, its bytes may
+        wait in the kernel, so what is there is read before the next look, which decides.
 
         Args:
             now: A monotonic time in seconds.
             received_bytes: All bytes received so far.
             sent_bytes: All bytes appended so far.
             listening: False while this side does not read: then silence says nothing of the peer.
+            again: This is the call that `look_again` asked for.
 
         Returns:
             `ConnectionEnded` with `HeartbeatTimeout` when nothing came for two intervals.
@@ -236,23 +253,42 @@ class ConnectionState:
         interval = self.negotiated.heartbeat if self.negotiated else 0
         if not interval or self.phase not in (ConnectionPhase.OPEN, ConnectionPhase.CLOSING):
             return None
-        stalled = self._ticked_at and now - self._ticked_at > interval
-        self._ticked_at = now
         if received_bytes != self._last_received_bytes or not self._alive_at or not listening:
             self._last_received_bytes = received_bytes
             self._alive_at = now
-        elif now - self._alive_at >= 2 * interval and not stalled:
-            # After a stall of our own the socket may hold what we did not read: judge at the next tick.
-            self._move(ConnectionPhase.CLOSED)
-            silence = now - self._alive_at
-            return ConnectionEnded(
-                HeartbeatTimeout(f"nothing was received for {silence:.1f} s; the heartbeat is {interval} s")
-            )
-        if sent_bytes == self._last_sent_bytes:
+            self._doubts = 0
+        elif now - self._alive_at >= 2 * interval and (again or not self._doubts):
+            # A look that comes late was kept by another block, behind which further bytes may wait.
+            if self._doubts and (now - self._doubted_at <= _LATE or self._doubts > 1):
+                self._move(ConnectionPhase.CLOSED)
+                silence = now - self._alive_at
+                return ConnectionEnded(
+                    HeartbeatTimeout(f"nothing was received for {silence:.1f} s; the heartbeat is {interval} s")
+                )
+            self._doubted_at = now
+            self._doubts += 1
+        if sent_bytes != self._last_sent_bytes:
+            self._last_sent_bytes = sent_bytes
+            self._sent_at = now
+        elif now - self._sent_at >= interval / 2 - _EARLY:
             self._out.append(HEARTBEAT_FRAME)
-            sent_bytes += len(HEARTBEAT_FRAME)
-        self._last_sent_bytes = sent_bytes
+            self._last_sent_bytes = sent_bytes + len(HEARTBEAT_FRAME)
+            self._sent_at = now
         return None
+
+    def look_again(self, now: float) -> float | None:
+        """Returns the seconds after which `tick` is due with `again`, or None when its next turn is soon enough.
+
+        Args:
+            now: The time that `tick` was called with.
+        """
+        interval = self.negotiated.heartbeat if self.negotiated else 0
+        if not interval or not self._alive_at:
+            return None
+        if self._doubts:
+            return _READ
+        left = self._alive_at + 2 * interval - now
+        return left if 0 < left < 2 * _EARLY else None
 
     def lost(self, error: Exception | None) -> ConnectionEnded:
         """The transport is gone.

@@ -1,10 +1,11 @@
-"""Trying again: which errors another attempt may mend, and how long to wait before it.
+"""Trying again: what another attempt may bring after an error, and how long to wait before it.
 
 There is no clock here: the caller waits, and says how long things went well.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import random
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,7 @@ from leveret.errors import (
     ConfigurationError,
     ConnectionClosed,
     EncodeFailed,
+    IncompatibleProtocol,
     PluginError,
     TLSVerificationError,
     WrongLoopError,
@@ -26,24 +28,47 @@ if TYPE_CHECKING:
 
     from leveret.errors import LeveretError
 
-__all__ = ["Backoff", "may_mend"]
+__all__ = ["Backoff", "Prospect", "SparseLog", "may_mend", "prospect_of"]
 
 logger = logging.getLogger("leveret.connection")
 
-#: Errors that every further attempt would end with, too.
+#: Errors that only another program, or other options, can avoid.
 _LASTING: Final = (TLSVerificationError, ConfigurationError, EncodeFailed, PluginError, WrongLoopError)
+#: Reply codes of a refusal: what has to change is the broker's users, virtual hosts, rights or limits.
+_REFUSALS: Final = (ACCESS_REFUSED, NOT_ALLOWED)
+#: Seconds in which failed attempts with the same reason are logged once.
+_SPARSE: Final = 10.0
 #: 0.001 s doubled this often is longer than a day, the longest delay of the settings; a larger exponent would overflow.
 _MAX_DOUBLINGS: Final = 40
 
 
-def may_mend(error: LeveretError) -> bool:
-    """Returns whether another attempt to connect, declare or consume may succeed after one failed with this error."""
+class Prospect(enum.Enum):
+    """What another attempt may bring after one failed."""
+
+    SOON = "the broker or the network is away, and may be back at any moment"
+    LATER = "the broker refused: its users, virtual hosts, rights or limits have to change first"
+    NEVER = "the program or its options have to change"
+
+
+def prospect_of(error: LeveretError) -> Prospect:
+    """Returns what another attempt to connect, declare or consume may bring after one failed with this error.
+
+    A refusal is not final: passwords are rotated, and a broker that imports its definitions knows neither its users nor
+    its virtual hosts yet. Further attempts cost a login each, so they come seldom.
+    """
+    if isinstance(error, _LASTING):
+        return Prospect.NEVER
     if isinstance(error, AuthenticationError):
         # A broker that stops while it checks the credentials hangs up without a reply text. It refused nothing.
-        return error.reply_code == ACCESS_REFUSED and not error.reply_text
+        return Prospect.SOON if error.reply_code == ACCESS_REFUSED and not error.reply_text else Prospect.LATER
     if isinstance(error, ConnectionClosed):
-        return error.reply_code != NOT_ALLOWED
-    return not isinstance(error, _LASTING)
+        return Prospect.LATER if error.reply_code in _REFUSALS else Prospect.SOON
+    return Prospect.LATER if isinstance(error, IncompatibleProtocol) else Prospect.SOON
+
+
+def may_mend(error: LeveretError) -> bool:
+    """Returns whether another attempt may succeed, soon or later, after one failed with this error."""
+    return prospect_of(error) is not Prospect.NEVER
 
 
 class Backoff:
@@ -88,8 +113,12 @@ class Backoff:
         """Counts an attempt that begins. A wait that was given up before it is none."""
         self.attempts += 1
 
-    def delay(self) -> float:
-        """Returns the seconds to wait before the next attempt."""
+    def delay(self, prospect: Prospect = Prospect.SOON) -> float:
+        """Returns the seconds to wait before the next attempt.
+
+        Args:
+            prospect: LATER waits at the long end: for at least half of the largest bound. A policy chooses for itself.
+        """
         if self._policy is not None:
             try:
                 seconds: object = self._policy(self.attempts + 1)
@@ -98,4 +127,26 @@ class Backoff:
                 raise ValueError(f"the delay is {printable(repr(seconds), 64)}; it must be seconds")
             except Exception as error:
                 logger.warning("the backoff policy failed: %s: %s", type(error).__name__, printable(str(error)))
-        return random.uniform(0, self.longest)  # noqa: S311 - it keeps no secret
+        least, most = (self._maximum / 2, self._maximum) if prospect is Prospect.LATER else (0.0, self.longest)
+        return random.uniform(least, most)  # noqa: S311 - it keeps no secret
+
+
+class SparseLog:
+    """Chooses the failed attempts that are logged: the first, one in ten seconds, and those with another reason."""
+
+    def __init__(self) -> None:
+        self._logged_at = float("-inf")
+        self._reason: tuple[type[LeveretError], int] | None = None
+
+    def is_due(self, error: LeveretError, now: float) -> bool:
+        """Returns whether to log an attempt.
+
+        Args:
+            error: Why it failed.
+            now: A monotonic time in seconds.
+        """
+        reason = type(error), getattr(error, "reply_code", 0)
+        if reason == self._reason and now - self._logged_at < _SPARSE:
+            return False
+        self._logged_at, self._reason = now, reason
+        return True

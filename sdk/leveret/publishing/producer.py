@@ -18,6 +18,7 @@ from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.culprits import Culprits
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
+from leveret.publishing.given_up import log_given_up
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening, first_channel, publishing_channel
 from leveret.publishing.nack_doubt import NackDoubt
@@ -178,8 +179,7 @@ class Producer(CompiledPublisher):
             raise ConfigurationError("a producer can be opened once")
         self._move(ProducerState.OPENING)
         try:
-            timeout = self.settings.publish_timeout
-            channel = await first_channel(self._connect, self._open_channel, timeout, "the producer")
+            channel = await first_channel(self._connect, self._open_channel, self.settings, "the producer")
             if not self._life.at(ProducerState.OPENING):
                 channel.abandon()
                 raise not_sent("the producer was closed while it was opened", cause=self._life.error)
@@ -209,9 +209,10 @@ class Producer(CompiledPublisher):
         self._writer.use(self._batch, connection)
 
     async def close(self) -> None:
-        """Waits for the outcomes of what was published, for at most `confirm_timeout` seconds, and closes.
+        """Waits for the outcomes of what was published, and closes, within `confirm_timeout` seconds in all.
 
-        What has no outcome by then ends UNKNOWN. A failure of `publish_nowait` that no task awaited is logged.
+        What has no outcome by then ends UNKNOWN, and the log names it. A failure of `publish_nowait` that no task
+        awaited is logged. A client that is closed gives its producers `close_timeout` for the same.
         """
         if self._life.at(ProducerState.CLOSING, ProducerState.CLOSED):
             # Another task closes it, and must not be cancelled with this one.
@@ -220,12 +221,13 @@ class Producer(CompiledPublisher):
         if self._channel is not None:
             self._connection.check_loop()
         self._move(ProducerState.CLOSING)
+        # The clock may give up two of its steps late.
+        deadline = self._loop.time() + self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
         self._room.close(self._loop.time())
         reopening: asyncio.Task[None] | None = None
         try:
             if self._channel is not None:
-                # The clock may give up two of its steps late.
-                await self.flush(self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS))
+                await self.flush(deadline - self._loop.time())
         except (PublishError, OperationTimeout) as error:
             logger.warning("closing a producer: %s", error)
         finally:
@@ -233,7 +235,7 @@ class Producer(CompiledPublisher):
             self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
             try:
                 if self._channel is not None:
-                    await self._channel.close()
+                    await self._channel.close(max(0.0, deadline - self._loop.time()))
                 if reopening is not None:
                     await asyncio.wait({reopening})
             finally:
@@ -345,10 +347,7 @@ class Producer(CompiledPublisher):
             raw_properties: What `Properties.encode` returns.
 
         Returns:
-            As `publish`.
-
-        Raises:
-            LeveretError: As `publish`.
+            As `publish`, which also tells what is raised.
         """
         return await self._writer.publish_raw(body, routing_key, raw_properties)
 
@@ -595,10 +594,7 @@ class Producer(CompiledPublisher):
         await self._resender.write_all(self._batch, self._connection)
         self._deadlines.resent(self._loop.time())
         self._wake()
-        name = self._connection.name
-        logger.info(
-            "a producer goes on with a new channel on connection %r, and sent %d publishings first", name, count
-        )
+        logger.info("a producer goes on with a new channel of %r; %d publishings went first", self._connection, count)
         self._reopening.end()
         if self._life.at(ProducerState.REOPENING):
             self._move(ProducerState.OPEN)
@@ -616,6 +612,8 @@ class Producer(CompiledPublisher):
             self._timer = None
         self._reopening.cancel()
         self._room.close(self._loop.time())
+        if life.at(ProducerState.CLOSING):
+            log_given_up(self._window, self.settings.exchange, error)
         unsent = not_sent("the producer is closed", cause=error)
         self._hand_out(self._window.expire(self._window.next_delivery_tag, error, unsent))
         self._deadlines.clear()

@@ -27,7 +27,10 @@ from leveret.settings.rules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+
+    Login = tuple[str, str | Secret]
+    CredentialProvider = Callable[[], Login | Awaitable[Login]]
 
 C = TypeVar("C", bound="ConnectionSettings")
 
@@ -93,19 +96,26 @@ class ConnectionSettings(Options):
         unix_socket: Path of a unix socket to connect to instead of `endpoints`, 1 to 107 bytes.
         username: For PLAIN.
         password: For PLAIN; a `str` is made a `Secret`.
+        credentials: A function without arguments that returns `(username, password)`, asked at each connect instead of
+            the two options above; None for none. It may be async; a plain one runs in a thread. It has
+            `connect_timeout` seconds to answer. Only code can set it.
         virtual_host: 1 to 255 bytes.
         mechanism: "PLAIN", or "EXTERNAL" (the client certificate says who it is).
         tls: None means plain TCP.
         client_name: Shown in the broker's management tools, 1 to 200 bytes.
+        wait: Seconds that `connect` waits for a broker that is not there, or that refuses the login or the virtual
+            host, 0 to 86400; None or 0 tries once.
         connect_timeout: Seconds until a broker is reached, with TCP and TLS. Meanwhile a further address is tried every
             0.25 s, and at once when one fails.
         handshake_timeout: Seconds from the protocol header to connection.open-ok.
         operation_timeout: Seconds for a call such as queue.declare.
-        close_timeout: Seconds to wait for connection.close-ok.
+        close_timeout: Seconds that closing a client, a dedicated connection or a connection takes at most, with all
+            that was made on it.
         auto_recovery: True dials again for what waits for a connection that was lost; False ends it with the error.
         recovery_initial_delay: Upper bound in seconds of the delay before the first attempt. The bound doubles with
             each failed attempt; the delay is a random part of it, so that clients of a restarted broker are spread out.
-        recovery_max_delay: The largest bound in seconds; at least `recovery_initial_delay`.
+        recovery_max_delay: The largest bound in seconds; at least `recovery_initial_delay`. After a refusal, such as
+            a wrong password, the delay is between half of this and this.
         recovery_backoff: The name of a plugin's backoff policy, which chooses the delays instead of the two options
             above; None for none.
         heartbeat: Whole seconds, 0 to 65535; 0 turns heartbeats off.
@@ -135,10 +145,12 @@ class ConnectionSettings(Options):
     unix_socket: str | None = option(None, str, minimum=1, maximum=107)  # sun_path, unix(7)
     username: str = option("guest")
     password: Secret = option(Secret("guest"))  # noqa: RUF009 - it is a field
+    credentials: CredentialProvider | None = option(None, object, shown=False, code_only=True)  # noqa: RUF009 - it is a field
     virtual_host: str = option("/", minimum=1, maximum=255)
     mechanism: Literal["PLAIN", "EXTERNAL"] = option("PLAIN", choices=("PLAIN", "EXTERNAL"))
     tls: TLSSettings | None = option(None, TLSSettings)  # noqa: RUF009 - it is a field
     client_name: str = option("leveret", minimum=1, maximum=200)
+    wait: float | None = option(None, float, unit="s", minimum=0, maximum=86_400)
     connect_timeout: float = seconds(30.0)
     handshake_timeout: float = seconds(10.0)
     operation_timeout: float = seconds(10.0)
@@ -176,13 +188,21 @@ class ConnectionSettings(Options):
             text = f"recovery_max_delay is {shown_number(self.recovery_max_delay)} s; it must not be less than"
             initial = shown_number(self.recovery_initial_delay)
             raise wrong("recovery_max_delay", f"{text} recovery_initial_delay, {initial} s")
+        if self.credentials is not None:
+            if not callable(self.credentials):
+                text = f"credentials is of type {type(self.credentials).__name__}; it must be a function that returns"
+                raise wrong("credentials", f"{text} (username, password)")
+            if self.mechanism == "EXTERNAL":
+                raise wrong("credentials", "credentials is of no use with the mechanism EXTERNAL")
         if self.tls is not None and self.unix_socket is not None:
             raise wrong("tls", "tls is not used on a unix socket")
 
     @property
     def redacted_url(self) -> str:
         """The URL of these settings without options and without the password, for logs."""
-        user = f"{quote(self.username, safe='')}:***@" if self.mechanism == "PLAIN" else ""
+        user = ""
+        if self.mechanism == "PLAIN" and self.credentials is None:
+            user = f"{quote(self.username, safe='')}:***@"
         path = quote(self.virtual_host, safe="")
         if self.unix_socket is not None:
             return f"amqp+unix://{user}/{path}?socket={quote(self.unix_socket)}"

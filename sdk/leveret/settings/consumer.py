@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _ACK_MODES: Final = ("coalesced", "each", "manual", "handoff", "none")
+_ON_CANCEL: Final = ("resubscribe", "stop")
 _WHY_NO_ZERO: Final = " (AMQP's 0 means unlimited: memory would be unbounded)"
 
 
@@ -39,8 +40,10 @@ class ConsumerSettings(Section):
         processing_timeout: Seconds after which a handler is cancelled and has failed, 0.01 to 86400; it may run a tenth
             longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and its worker takes
             no other message before it ends.
-        resubscribe: True goes on when the broker cancels the consumer or closes its channel, or when the connection is
-            lost and made again (`auto_recovery`); what was not acknowledged comes again. False ends with the error.
+        on_cancel: "resubscribe" goes on when the broker cancels the consumer, for example because its queue was
+            deleted; "stop" ends it with `ConsumerCancelled`.
+        queue_missing_timeout: Seconds that a consumer waits for a queue that was there and is missing now, 0 to 86400;
+            then it ends with `NotFound`.
         exclusive: True refuses other consumers of the queue.
         consumer_tag: At most 240 bytes; empty has a new one made, `leveret-` and 16 digits. When the consumer begins
             again on its channel, after a pause or with another prefetch, `~` and a number follow it.
@@ -71,7 +74,8 @@ class ConsumerSettings(Section):
     read_delay: float = seconds(0.004, 0, 1)
     handoff_size: int = option(5000, minimum=1, maximum=1_000_000)
     processing_timeout: float | None = option(None, float, unit="s", minimum=0.01, maximum=86_400)
-    resubscribe: bool = option(False)
+    on_cancel: Literal["resubscribe", "stop"] = option("resubscribe", str, choices=_ON_CANCEL)
+    queue_missing_timeout: float = seconds(60.0, 0)
     exclusive: bool = option(False)
     consumer_tag: str = option("", maximum=240)
     priority: int | None = option(None, int, minimum=-(2**31), maximum=2**31 - 1)

@@ -157,10 +157,13 @@ class Rule:
         return f"a list of {self.items.wanted()}" if self.items else _WORDS.get(name, name)
 
 
-def option(default: T, kind: type | None = None, **rule: Any) -> T:
-    """Declares an option with its default and the fields of its rule; `kind` defaults to the type of the default."""
+def option(default: T, kind: type | None = None, *, shown: bool = True, **rule: Any) -> T:
+    """Declares an option with its default and the fields of its rule; `kind` defaults to the type of the default.
+
+    An option that is not shown is left out of `repr`: its value may show secrets.
+    """
     rules = {"rule": Rule(kind=kind or type(default), optional=default is None, **rule)}
-    return field(default=default, metadata=rules)
+    return field(default=default, metadata=rules, repr=shown)
 
 
 def seconds(default: float, minimum: float = 0.001, maximum: float = 86_400, *, whole: bool = False) -> float:

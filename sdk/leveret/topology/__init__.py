@@ -1,7 +1,8 @@
-"""Topologies: exchanges, queues and bindings, described first and declared together.
+"""Topologies: exchanges, queues and bindings, described first, declared together, and declared again.
 
-`Topology` collects them and `declare_on` declares them on a channel, exchanges before queues before bindings. This room
-knows channels and errors. No message passes through it.
+`Topology` collects `entities`; `Declarer` declares and deletes them for a client; `Declared` remembers what there is;
+`Restorer` declares it again on a new connection. This room knows channels, links and errors. No message passes through
+it.
 """
 
 from __future__ import annotations

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from leveret.errors import ChannelClosed, ConfigurationError, PreconditionFailed
+from leveret.errors import ConfigurationError
+from leveret.topology.entities import BindingEntity, ExchangeBindingEntity, ExchangeEntity, QueueEntity
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
     from typing import Self
-
-    from leveret.connection.channel import Channel
 
 __all__ = ["Classic", "DeclareReport", "QueueInfo", "Quorum", "Topology"]
 
@@ -164,10 +163,27 @@ class Topology:
     """
 
     def __init__(self) -> None:
-        self._steps: list[tuple[str, str, Callable[[Channel], Awaitable[Any]]]] = []
+        self._exchanges: list[ExchangeEntity] = []
+        self._queues: list[QueueEntity] = []
+        self._bindings: list[BindingEntity | ExchangeBindingEntity] = []
 
     def __repr__(self) -> str:
-        return f"Topology({', '.join(f'{kind} {name!r}' for kind, name, _ in self._steps)})"
+        return f"Topology({', '.join(map(str, (*self._exchanges, *self._queues, *self._bindings)))})"
+
+    @property
+    def exchanges(self) -> tuple[ExchangeEntity, ...]:
+        """The exchanges, in the order in which they were added."""
+        return tuple(self._exchanges)
+
+    @property
+    def queues(self) -> tuple[QueueEntity, ...]:
+        """The queues, in the order in which they were added."""
+        return tuple(self._queues)
+
+    @property
+    def bindings(self) -> tuple[BindingEntity | ExchangeBindingEntity, ...]:
+        """The bindings, in the order in which they were added."""
+        return tuple(self._bindings)
 
     def exchange(
         self,
@@ -198,12 +214,16 @@ class Topology:
                 option="type",
             )
 
-        async def declare(channel: Channel) -> None:
-            await channel.exchange_declare(
-                name, type, durable=durable, auto_delete=auto_delete, internal=internal, arguments=arguments
+        self._exchanges.append(
+            ExchangeEntity(
+                name=name,
+                type=type,
+                durable=durable,
+                auto_delete=auto_delete,
+                internal=internal,
+                arguments=dict(arguments or {}),
             )
-
-        self._steps.append(("exchange", name, declare))
+        )
         return self
 
     def queue(
@@ -221,7 +241,8 @@ class Topology:
             name: At most 255 bytes; when it is empty the server chooses, and `DeclareReport.queues[""]` tells.
             kind: `Classic()` by default, or `Quorum()`.
             durable: It survives a restart of the broker.
-            exclusive: For this connection only, and deleted with it.
+            exclusive: For one connection only, and deleted with it. A client declares it on the connection that its
+                consumers use, and declares it again on the next connection.
             auto_delete: It goes when its last consumer goes.
 
         Raises:
@@ -233,15 +254,19 @@ class Topology:
             )
         if kind is not None and not isinstance(kind, Classic | Quorum):
             raise ConfigurationError(f"queue {name!r} must be Classic(...) or Quorum(...), not {kind!r}", option="kind")
-        arguments = (kind or Classic()).x_arguments()
-
-        async def declare(channel: Channel) -> QueueInfo:
-            reply = await channel.queue_declare(
-                name, durable=durable, exclusive=exclusive, auto_delete=auto_delete, arguments=arguments
+        if not name and any(not queue.name for queue in self._queues):
+            raise ConfigurationError(
+                "a topology has one queue without a name; declare another topology for the next one", option="name"
             )
-            return QueueInfo(reply.queue or "", reply.message_count or 0, reply.consumer_count or 0)
-
-        self._steps.append(("queue", name, declare))
+        self._queues.append(
+            QueueEntity(
+                name=name,
+                durable=durable,
+                exclusive=exclusive,
+                auto_delete=auto_delete,
+                arguments=(kind or Classic()).x_arguments(),
+            )
+        )
         return self
 
     def bind(
@@ -250,52 +275,23 @@ class Topology:
         """Binds a queue to an exchange.
 
         Args:
-            queue: The queue.
+            queue: The queue; an empty name means the one that the server names in this topology.
             exchange: The exchange.
             routing_key: With topic exchanges `*` stands for one word and `#` for any number of words.
             arguments: For headers exchanges: the headers to match, and `x-match`.
         """
-
-        async def declare(channel: Channel) -> None:
-            await channel.queue_bind(queue, exchange, routing_key, arguments=arguments)
-
-        self._steps.append(("binding", f"{exchange} -> {queue}", declare))
+        self._bindings.append(
+            BindingEntity(queue=queue, exchange=exchange, routing_key=routing_key, arguments=dict(arguments or {}))
+        )
         return self
 
     def bind_exchange(
         self, destination: str, source: str, routing_key: str = "", *, arguments: Mapping[str, Any] | None = None
     ) -> Self:
         """Binds an exchange to another exchange (RabbitMQ: exchange to exchange bindings)."""
-
-        async def declare(channel: Channel) -> None:
-            await channel.exchange_bind(destination, source, routing_key, arguments=arguments)
-
-        self._steps.append(("binding", f"{source} -> {destination}", declare))
+        self._bindings.append(
+            ExchangeBindingEntity(
+                destination=destination, source=source, routing_key=routing_key, arguments=dict(arguments or {})
+            )
+        )
         return self
-
-    async def declare_on(self, channel: Channel) -> DeclareReport:
-        """Declares everything on a channel, exchanges first, then queues, then bindings.
-
-        Raises:
-            PreconditionFailed: Something exists with other arguments; `argument`, `wanted` and `actual` tell which.
-            ChannelClosed: The broker refused for another reason.
-        """
-        exchanges: list[str] = []
-        queues: dict[str, QueueInfo] = {}
-        bindings = 0
-        order = ("exchange", "queue", "binding")
-        for kind, name, declare in sorted(self._steps, key=lambda step: order.index(step[0])):
-            try:
-                result = await declare(channel)
-            except ChannelClosed as error:
-                if isinstance(error, PreconditionFailed) and error.argument and error.wanted:
-                    differs = f"{error.argument} is {error.actual}, and {error.wanted} was wanted"
-                    error.add_note(f"{kind} {name!r}: {differs}")
-                raise
-            if kind == "exchange":
-                exchanges.append(name)
-            elif kind == "queue":
-                queues[name] = result
-            else:
-                bindings += 1
-        return DeclareReport(tuple(exchanges), queues, bindings)

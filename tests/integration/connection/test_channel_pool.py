@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.brokers import Embedded, RabbitMQ, open_channels
 from tests.support.conversation import method
-from tests.support.proxy import Proxy
 from tests.support.rabbitmq import listed
 
 import leveret
@@ -20,6 +19,7 @@ from leveret.errors import ChannelClosed, ConfigurationError, ConnectionClosed, 
 from leveret.protocol import commands
 from leveret.protocol.commands import Basic
 from leveret.settings import ConnectionSettings
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -294,7 +294,7 @@ async def test_no_place_is_lost_when_opening_a_channel_is_cancelled(
 async def test_those_who_wait_get_a_new_connections_channel_when_the_connection_is_lost(
     broker: Broker, queue: str
 ) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, max_pooled_channels=1) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, max_pooled_channels=1) as client:
         async with client.channels.acquire() as held:
             waiting = [asyncio.create_task(client.purge(queue)) for _ in range(5)]
             await asyncio.sleep(0)
@@ -305,7 +305,7 @@ async def test_those_who_wait_get_a_new_connections_channel_when_the_connection_
 
 
 async def test_idle_channels_are_forgotten_when_their_connection_is_lost(broker: Broker, queue: str) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, max_pooled_channels=2) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, max_pooled_channels=2) as client:
         for _ in range(3):
             await asyncio.gather(client.purge(queue), client.purge(queue))
             connection = client.connection
@@ -317,10 +317,10 @@ async def test_idle_channels_are_forgotten_when_their_connection_is_lost(broker:
 async def test_no_place_is_lost_when_the_connection_is_lost_while_both_sides_close_a_channel(
     broker: Broker, queue: str
 ) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, max_pooled_channels=1) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, max_pooled_channels=1) as client:
         async with client.channels.acquire() as channel:
             await channel.confirm_select()
-            proxy.deaf = True
+            proxy.swallow()
         # This side has sent channel.close; the broker's, which crosses it, comes, and its answer never does.
         connection = client.connection
         connection.events_received([method(commands.Channel.Close(404, "NOT_FOUND", 50, 10), channel.number)])
@@ -329,7 +329,7 @@ async def test_no_place_is_lost_when_the_connection_is_lost_while_both_sides_clo
         proxy.reset()
         await connection._ended
         assert client.channels._channels == set()
-        proxy.deaf = False
+        proxy.resume()
         assert await client.purge(queue) == 0
 
 

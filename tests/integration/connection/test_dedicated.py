@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.brokers import open_channels
 from tests.support.loops import every_loop
-from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQNode, listed
 
 import leveret
@@ -18,6 +17,7 @@ from leveret.broker import EmbeddedBroker
 from leveret.errors import ConfigurationError, ConnectFailed, ConnectionClosed
 from leveret.protocol import commands
 from leveret.protocol.commands import Channel as ChannelMethods
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,8 +167,8 @@ async def test_a_name_is_refused_as_long_as_it_is_in_use(client: leveret.Client)
 
 
 async def test_a_name_is_free_again_when_its_connection_could_not_be_opened(broker: Broker) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url) as client:
-        await proxy.stop()
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url) as client:
+        proxy.close()
         opening = client.dedicated_connection("late")
         for _ in range(2):
             with pytest.raises(ConnectFailed):

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -74,13 +75,13 @@ class Waiters:
 
 
 @every_loop
-@pytest.mark.parametrize("how", ["reset", "hang_up"])
+@pytest.mark.parametrize("how", ["reset", "half_close"])
 async def test_everything_that_waits_ends_when_the_connection_is_cut(
-    proxy: Proxy, proxied: leveret.Client, queue: str, how: str
+    proxy: FaultProxy, proxied: leveret.Client, queue: str, how: str
 ) -> None:
     waiters = Waiters(proxied, queue)
     await waiters.start()
-    proxy.deaf = True
+    proxy.swallow()
     await waiters.wait()
 
     getattr(proxy, how)()
@@ -98,7 +99,7 @@ async def test_everything_that_waits_ends_when_the_connection_is_cut(
     assert not proxied.connection.is_open
 
 
-async def refuse_what_was_open(proxy: Proxy, proxied: leveret.Client, queue: str, how: str) -> None:
+async def refuse_what_was_open(proxy: FaultProxy, proxied: leveret.Client, queue: str, how: str) -> None:
     producer = await proxied.producer().open()
     channel = await proxied.channel()
     consumer = proxied.consumer(queue)
@@ -125,17 +126,19 @@ async def refuse_what_was_open(proxy: Proxy, proxied: leveret.Client, queue: str
     await consumer.close()
 
 
-@pytest.mark.parametrize("how", ["reset", "hang_up"])
+@pytest.mark.parametrize("how", ["reset", "half_close"])
 async def test_what_was_open_is_refused_at_once_when_the_connection_was_lost_and_is_not_made_again(
-    proxy: Proxy, queue: str, how: str
+    proxy: FaultProxy, queue: str, how: str
 ) -> None:
     async with leveret.connect(proxy.url, close_timeout=0.5, auto_recovery=False) as proxied:
         await refuse_what_was_open(proxy, proxied, queue, how)
 
 
-async def test_the_reason_is_told_when_no_new_connection_can_be_made(proxy: Proxy, proxied: leveret.Client) -> None:
+async def test_the_reason_is_told_when_no_new_connection_can_be_made(
+    proxy: FaultProxy, proxied: leveret.Client
+) -> None:
     channel = await proxied.channel()
-    await proxy.stop()
+    proxy.close()
     assert type(await failure_at_once(channel.basic_qos(1))) is ConnectionLost
 
     assert type(await failure_at_once(proxied.channel())) is ConnectFailed

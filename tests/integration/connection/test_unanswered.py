@@ -16,17 +16,18 @@ from leveret.errors import OperationTimeout, PublishError
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
-async def test_a_call_ends_when_the_broker_does_not_answer(proxy: Proxy, queue: str) -> None:
+async def test_a_call_ends_when_the_broker_does_not_answer(proxy: FaultProxy, queue: str) -> None:
     async with leveret.connect(proxy.url, operation_timeout=0.2, close_timeout=0.2) as client:
         channel = await client.channel()
         consumer = client.consumer(queue)
         assert await consumer.get() is None
-        proxy.deaf = True
+        proxy.swallow()
         for name, call in {
             "queue.declare": channel.queue_declare(queue),
             "basic.get": consumer.get(),
@@ -39,12 +40,12 @@ async def test_a_call_ends_when_the_broker_does_not_answer(proxy: Proxy, queue: 
                     await call
 
 
-async def test_closing_ends_when_the_broker_does_not_answer(proxy: Proxy, queue: str) -> None:
+async def test_closing_ends_when_the_broker_does_not_answer(proxy: FaultProxy, queue: str) -> None:
     client = await leveret.connect(proxy.url, close_timeout=0.2)
     producer = await client.producer(confirm_timeout=0.2).open()
     consumer = client.consumer(queue)
     assert await consumer.get() is None
-    proxy.deaf = True
+    proxy.swallow()
     ticket = producer.publish_nowait(1, queue)
     started = time.monotonic()
     await client.close()

@@ -37,8 +37,10 @@ async def impatient(rabbitmq: RabbitMQNode) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def queue_with_a_message(url: str, work: str, kind: leveret.Classic | leveret.Quorum) -> AsyncIterator[Any]:
-    async with leveret.connect(url) as client:
+async def queue_with_a_message(
+    url: str, work: str, kind: leveret.Classic | leveret.Quorum, *, auto_recovery: bool = True
+) -> AsyncIterator[Any]:
+    async with leveret.connect(url, auto_recovery=auto_recovery) as client:
         await client.declare(leveret.Topology().queue(work, kind))
         async with client.producer() as producer:
             await producer.publish(1, work)
@@ -49,17 +51,17 @@ async def queue_with_a_message(url: str, work: str, kind: leveret.Classic | leve
 
 @pytest.mark.server_version(before=(4, 3))
 @pytest.mark.parametrize("kind", [leveret.Classic(), leveret.Quorum()], ids=["classic", "quorum"])
-@pytest.mark.parametrize("resubscribe", [False, True])
+@pytest.mark.parametrize("goes_on", [False, True])
 async def test_the_broker_says_that_a_delivery_was_not_acknowledged_in_time(
     impatient: str,
     unique_name: Callable[[str], str],
     kind: leveret.Classic | leveret.Quorum,
-    resubscribe: bool,
+    goes_on: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     work = unique_name("work")
-    async with queue_with_a_message(impatient, work, kind) as client:
-        consumer = client.consumer(work, resubscribe=resubscribe)
+    async with queue_with_a_message(impatient, work, kind, auto_recovery=goes_on) as client:
+        consumer = client.consumer(work)
         redelivered: list[bool] = []
 
         async def handler(value: int, message: leveret.Message) -> None:
@@ -68,7 +70,7 @@ async def test_the_broker_says_that_a_delivery_was_not_acknowledged_in_time(
                 await until(lambda: message.is_settled, seconds=20)
 
         async with running(consumer, handler) as task:
-            if resubscribe:
+            if goes_on:
                 await until(lambda: consumer.counters()["acked"] == 1, seconds=20)
                 assert redelivered == [False, True]
                 assert "not acknowledged in the broker's time" in caplog.text
@@ -79,18 +81,18 @@ async def test_the_broker_says_that_a_delivery_was_not_acknowledged_in_time(
                 assert late.value.reply_code == 406
                 assert work in str(late.value)
         assert consumer.counters()["stale_acks"] == 1
-        if not resubscribe:
+        if not goes_on:
             assert await taken(client, work) == [1]
 
 
 @pytest.mark.server_version(since=(4, 3))
-@pytest.mark.parametrize("resubscribe", [False, True])
+@pytest.mark.parametrize("goes_on", [False, True])
 async def test_the_broker_cancels_a_consumer_of_a_quorum_queue_when_a_delivery_was_not_acknowledged_in_time(
-    impatient: str, unique_name: Callable[[str], str], resubscribe: bool, caplog: pytest.LogCaptureFixture
+    impatient: str, unique_name: Callable[[str], str], goes_on: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     work = unique_name("work")
     async with queue_with_a_message(impatient, work, leveret.Quorum()) as client:
-        consumer = client.consumer(work, resubscribe=resubscribe, concurrency=2)
+        consumer = client.consumer(work, concurrency=2, on_cancel="resubscribe" if goes_on else "stop")
         began = asyncio.get_running_loop().time()
         redelivered: list[bool] = []
 
@@ -98,7 +100,7 @@ async def test_the_broker_cancels_a_consumer_of_a_quorum_queue_when_a_delivery_w
             redelivered.append(message.redelivered)
             if message.redelivered:
                 return
-            if resubscribe:
+            if goes_on:
                 await until(lambda: len(redelivered) == 2, seconds=20)
             else:
                 # The broker has put it back, and hands it to another consumer.
@@ -108,7 +110,7 @@ async def test_the_broker_cancels_a_consumer_of_a_quorum_queue_when_a_delivery_w
                     again.ack()
 
         async with running(consumer, handler) as task:
-            if resubscribe:
+            if goes_on:
                 await until(lambda: consumer.counters()["acked"] == 2, seconds=20)
                 assert "not acknowledged in the broker's time" in caplog.text
             else:
@@ -129,7 +131,7 @@ async def test_what_waited_in_a_cancelled_consumer_is_handled_once_when_it_goes_
     async with queue_with_a_message(impatient, work, leveret.Quorum()) as client:
         async with client.producer() as producer:
             await producer.publish(2, work)
-        consumer = client.consumer(work, resubscribe=True)
+        consumer = client.consumer(work)
         handled: list[int] = []
 
         async def handler(value: int, message: leveret.Message) -> None:

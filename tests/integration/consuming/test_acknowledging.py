@@ -15,7 +15,8 @@ from leveret.errors import ConnectionLost
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -322,7 +323,7 @@ async def test_nothing_is_settled_on_another_channel_when_that_of_a_message_was_
 
 
 async def test_a_message_comes_again_when_the_connection_is_lost_while_it_is_handled(
-    proxy: Proxy, proxied: leveret.Client, client: leveret.Client, queue: str
+    proxy: FaultProxy, proxied: leveret.Client, client: leveret.Client, queue: str
 ) -> None:
     async with client.producer() as producer:
         await producer.publish("work", queue)

@@ -87,7 +87,7 @@ async def test_run_raises_what_is_no_exception_and_the_message_goes_back(
 async def test_an_acknowledgement_of_a_lost_channel_does_not_go_to_the_next(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    async with client.consumer("q", ack="manual", ack_delay=0, resubscribe=True) as consumer:
+    async with client.consumer("q", ack="manual", ack_delay=0) as consumer:
         await consumer.subscribe()
         scripted.deliver(1)
         old = await anext(consumer)
@@ -106,7 +106,7 @@ async def test_an_acknowledgement_of_a_lost_channel_does_not_go_to_the_next(
 
 
 async def test_the_prefetch_is_the_last_one_on_the_next_channel(scripted: Scripted, client: leveret.Client) -> None:
-    async with client.consumer("q", prefetch=10, resubscribe=True) as consumer:
+    async with client.consumer("q", prefetch=10) as consumer:
         await consumer.subscribe()
         await consumer.set_prefetch(20)
         lose_channel(scripted)
@@ -118,17 +118,17 @@ async def test_the_prefetch_is_the_last_one_on_the_next_channel(scripted: Script
 async def test_a_channel_that_is_lost_before_the_consumer_subscribes_is_replaced(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    async with client.consumer("q", resubscribe=True) as consumer:
+    async with client.consumer("q") as consumer:
         lose_channel(scripted)
         await asyncio.sleep(0.05)
         await consumer.subscribe()
         assert consumer.health().live
 
 
-async def test_a_channel_that_is_lost_before_the_consumer_subscribes_ends_it_without_resubscribe(
-    scripted: Scripted, client: leveret.Client
+async def test_a_channel_that_is_lost_before_the_consumer_subscribes_ends_it_without_recovery(
+    scripted: Scripted,
 ) -> None:
-    async with client.consumer("q") as consumer:
+    async with connected(scripted, auto_recovery=False) as client, client.consumer("q") as consumer:
         lose_channel(scripted)
         await asyncio.sleep(0.05)
         with pytest.raises(PreconditionFailed):

@@ -56,7 +56,7 @@ async def lost_and_subscribed_again(scripted: Scripted, consumer: leveret.Consum
 async def test_what_the_broker_has_forgotten_is_handled_in_order_when_the_channel_is_lost(
     scripted: Scripted, client: leveret.Client, ack: Any, ordered_by: str | None
 ) -> None:
-    consumer = client.consumer("q", ack=ack, ack_delay=0, resubscribe=True, ordered_by=ordered_by, concurrency=2)
+    consumer = client.consumer("q", ack=ack, ack_delay=0, ordered_by=ordered_by, concurrency=2)
     slow = Slow()
     async with running(consumer, slow):
         await until(lambda: consumer.health().live)
@@ -71,12 +71,12 @@ async def test_what_the_broker_has_forgotten_is_handled_in_order_when_the_channe
         await until(lambda: slow.begun == [1, 2, 3, 4, 11, 12])
 
 
-async def test_what_the_broker_has_forgotten_is_handled_before_run_raises(
-    scripted: Scripted, client: leveret.Client
-) -> None:
-    consumer = client.consumer("q", ack="none")
+async def test_what_the_broker_has_forgotten_is_handled_before_run_raises(scripted: Scripted) -> None:
     slow = Slow()
-    async with running(consumer, slow) as run:
+    async with (
+        connected(scripted, auto_recovery=False) as client,
+        running(consumer := client.consumer("q", ack="none"), slow) as run,
+    ):
         await until(lambda: consumer.health().live)
         scripted.deliver(1, 2, 3)
         await until(lambda: consumer.health().waiting == 2)
@@ -91,7 +91,7 @@ async def test_what_the_broker_has_forgotten_is_handled_before_run_raises(
 async def test_what_was_not_acknowledged_comes_again_with_handoff_when_the_channel_is_lost(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    consumer = client.consumer("q", ack="handoff", handoff_size=2, ack_delay=0, resubscribe=True)
+    consumer = client.consumer("q", ack="handoff", handoff_size=2, ack_delay=0)
     slow = Slow()
     async with running(consumer, slow):
         await until(lambda: consumer.health().live)
@@ -109,7 +109,7 @@ async def test_what_was_not_acknowledged_comes_again_with_handoff_when_the_chann
 async def test_an_acknowledgement_that_was_not_written_has_its_message_come_again(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    consumer = client.consumer("q", ack="handoff", ack_delay=1, prefetch=100, resubscribe=True)
+    consumer = client.consumer("q", ack="handoff", ack_delay=1, prefetch=100)
     slow = Slow()
     async with running(consumer, slow):
         await until(lambda: consumer.health().live)
@@ -123,7 +123,7 @@ async def test_an_acknowledgement_that_was_not_written_has_its_message_come_agai
 async def test_unbegun_deliveries_are_dropped_when_they_are_acknowledged_after_their_handlers(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    consumer = client.consumer("q", resubscribe=True)
+    consumer = client.consumer("q")
     slow = Slow()
     async with running(consumer, slow):
         await until(lambda: consumer.health().live)
@@ -136,7 +136,7 @@ async def test_unbegun_deliveries_are_dropped_when_they_are_acknowledged_after_t
 
 
 async def test_a_batch_has_no_message_of_a_lost_channel(scripted: Scripted, client: leveret.Client) -> None:
-    async with client.batches("q", size=4, wait=5, resubscribe=True) as batches:
+    async with client.batches("q", size=4, wait=5) as batches:
         batch = asyncio.create_task(anext(batches))
         await until(lambda: batches.consumer.health().live)
         scripted.deliver(1, 2)
@@ -151,7 +151,7 @@ async def test_a_batch_has_no_message_of_a_lost_channel(scripted: Scripted, clie
 async def test_a_batch_keeps_what_the_broker_has_forgotten_when_its_wait_is_cancelled(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    async with client.batches("q", size=4, wait=5, ack="none", resubscribe=True) as batches:
+    async with client.batches("q", size=4, wait=5, ack="none") as batches:
         waiting = asyncio.create_task(anext(batches))
         await until(lambda: batches.consumer.health().live)
         scripted.deliver(1, 2)

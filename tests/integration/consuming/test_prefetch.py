@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.handling import Queues, broken_off, running, until
-from tests.support.proxy import Proxy
-from tests.support.queues import taken
+from tests.support.queues import consumer_count, taken
 
 import leveret
 from leveret import Quorum, Topology
 from leveret.errors import ConfigurationError
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,20 +102,22 @@ async def test_s25_a_quorum_queue_keeps_delivering_when_a_consumer_begins_again_
 async def test_s25_a_smaller_prefetch_holds_when_handlers_are_slow(queues: Queues) -> None:
     await queues.publish(*range(100))
     consumer = queues.client.consumer(queues.work, prefetch=50)
-    go = asyncio.Event()
+    allowed = asyncio.Semaphore(0)
 
     async def handler(value: int, message: leveret.Message) -> None:
-        await go.wait()
+        await allowed.acquire()
+
+    def let_through(count: int) -> None:
+        for _ in range(count):
+            allowed.release()
 
     async with running(consumer, handler) as task:
         await until(lambda: consumer.counters()["unsettled"] == 50)
         await consumer.set_prefetch(3)
-        go.set()
-        await until(lambda: consumer.counters()["acked"] >= 50)
-        go.clear()
-        await until(lambda: consumer.counters()["acked"] == 100 or consumer.counters()["unsettled"] == 3)
+        let_through(50)
+        await until(lambda: consumer.counters()["acked"] == 50 and consumer.counters()["unsettled"] == 3)
         consumer.stop()
-        go.set()
+        let_through(1)
         await task
 
 
@@ -131,7 +133,8 @@ async def test_s25_the_prefetch_of_an_exclusive_consumer_stays(queues: Queues) -
 
 async def test_s26_the_prefetch_follows_the_handlers_when_it_is_auto(broker: Broker, queues: Queues) -> None:
     await queues.publish(*range(20_000))
-    async with Proxy(broker.url, delay=0.05) as proxy, leveret.connect(proxy.url) as client:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url) as client:
+        proxy.delay(0.05)
         consumer = client.consumer(queues.work, prefetch="auto", concurrency=5)
         assert consumer.prefetch == 10
         seconds = 0.005
@@ -147,15 +150,6 @@ async def test_s26_the_prefetch_follows_the_handlers_when_it_is_auto(broker: Bro
             consumer.stop()
             await task
     await queues.client.purge(queues.work)
-
-
-async def consumer_count(queues: Queues) -> int:
-    """How many consumers the queue has."""
-    channel = await queues.client.channel()
-    try:
-        return (await channel.queue_declare(queues.work, passive=True)).consumer_count or 0
-    finally:
-        await channel.close()
 
 
 @pytest.mark.parametrize("turns", [*range(8), None], ids=str)
@@ -183,7 +177,7 @@ async def test_the_prefetch_can_be_changed_again_when_a_change_was_broken_off(
         assert consumer.prefetch == 40
         await queues.publish(*range(5))
         await until(lambda: len(seen) == 5)
-        assert await consumer_count(queues) == 1
+        assert await consumer_count(queues.client, queues.work) == 1
 
 
 async def test_the_prefetch_stays_as_it_was_when_its_change_was_broken_off(queues: Queues) -> None:

@@ -12,11 +12,11 @@ from pamqp.commands import Basic
 from tests.support.handling import Queues, running, until
 from tests.support.peers import ANSWERS, FakeServer, Peer
 from tests.support.plugins import plugin
-from tests.support.proxy import Proxy
 
 import leveret
 from leveret.errors import ConsumerCancelled
 from leveret.plugins import PluginRegistry, PolicySpec
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
@@ -28,7 +28,7 @@ async def test_the_consumer_goes_on_when_its_queue_was_deleted_and_made_again(
     queues: Queues, caplog: pytest.LogCaptureFixture
 ) -> None:
     await queues.publish("before")
-    consumer = queues.client.consumer(queues.work, resubscribe=True)
+    consumer = queues.client.consumer(queues.work)
     seen: list[str] = []
 
     async def handler(value: str, message: leveret.Message) -> None:
@@ -51,8 +51,8 @@ async def test_the_consumer_goes_on_when_its_queue_was_deleted_and_made_again(
 
 async def test_the_consumer_goes_on_with_the_next_connection(broker: Broker, queues: Queues) -> None:
     await queues.publish(*range(10))
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.2) as client:
-        consumer = client.consumer(queues.work, resubscribe=True, concurrency=2)
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.2) as client:
+        consumer = client.consumer(queues.work, concurrency=2)
         go, held = asyncio.Event(), asyncio.Event()
         seen: Counter[int] = Counter()
         messages: list[leveret.Message] = []
@@ -81,7 +81,7 @@ async def test_the_consumer_goes_on_with_the_next_connection(broker: Broker, que
 
 
 async def test_the_consumer_ends_when_it_is_told_not_to_begin_again(queues: Queues) -> None:
-    consumer = queues.client.consumer(queues.work)
+    consumer = queues.client.consumer(queues.work, on_cancel="stop")
 
     async def handler(value: int, message: leveret.Message) -> None:
         pass
@@ -96,7 +96,7 @@ async def test_the_consumer_ends_when_it_is_told_not_to_begin_again(queues: Queu
 
 
 async def test_closing_ends_the_attempts_to_begin_again(queues: Queues) -> None:
-    consumer = queues.client.consumer(queues.work, resubscribe=True)
+    consumer = queues.client.consumer(queues.work)
 
     async def handler(value: int, message: leveret.Message) -> None:
         pass
@@ -111,9 +111,9 @@ async def test_closing_ends_the_attempts_to_begin_again(queues: Queues) -> None:
     await queues.declare()
 
 
-async def test_a_consumer_ends_with_an_error_when_its_queue_is_deleted(queues: Queues) -> None:
-    consumer = queues.client.consumer(queues.work)
-    iterating = queues.client.consumer(queues.work)
+async def test_every_way_to_consume_ends_with_an_error_when_it_is_told_not_to_begin_again(queues: Queues) -> None:
+    consumer = queues.client.consumer(queues.work, on_cancel="stop")
+    iterating = queues.client.consumer(queues.work, on_cancel="stop")
     waiting = asyncio.create_task(anext(iterating))
 
     async def handler(value: str, message: leveret.Message) -> None:
@@ -138,15 +138,15 @@ async def test_a_consumer_ends_with_an_error_when_its_queue_is_deleted(queues: Q
 async def test_nothing_waits_for_the_connection_when_it_is_being_made_again(
     broker: Broker, queues: Queues, how: str
 ) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_initial_delay=0.05) as client:
-        consumer = client.consumer(queues.work, resubscribe=True)
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_initial_delay=0.05) as client:
+        consumer = client.consumer(queues.work)
 
         async def handler(value: int, message: leveret.Message) -> None: ...
 
         await queues.publish(1)
         async with running(consumer, handler) as task:
             await until(lambda: consumer.counters()["acked"] == 1)
-            await proxy.stop()
+            proxy.close()
             await until(lambda: not consumer.health().live)
             await asyncio.sleep(0.3)
             async with asyncio.timeout(1):
@@ -174,10 +174,10 @@ async def test_a_backoff_policy_chooses_when_a_consumer_begins_again(broker: Bro
     # Without the policy it would be up to a day.
     options: dict[str, Any] = {"recovery_initial_delay": 86_400, "recovery_max_delay": 86_400}
     async with (
-        Proxy(broker.url) as proxy,
+        FaultProxy(broker.url) as proxy,
         leveret.connect(proxy.url, plugins=registry, recovery_backoff="steady", **options) as client,
     ):
-        consumer = client.consumer(queues.work, resubscribe=True)
+        consumer = client.consumer(queues.work)
         seen: list[int] = []
 
         async def handler(value: int, message: leveret.Message) -> None:
@@ -193,8 +193,8 @@ async def test_a_backoff_policy_chooses_when_a_consumer_begins_again(broker: Bro
 
 async def test_a_consumer_that_was_cancelled_does_not_begin_again(broker: Broker, queues: Queues) -> None:
     await queues.publish(1)
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
-        consumer = client.consumer(queues.work, resubscribe=True)
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
+        consumer = client.consumer(queues.work)
         began, go = asyncio.Event(), asyncio.Event()
         calls = 0
 
@@ -219,8 +219,8 @@ async def test_a_consumer_that_was_cancelled_does_not_begin_again(broker: Broker
 
 
 async def test_a_paused_consumer_goes_on_after_its_connection_was_lost(broker: Broker, queues: Queues) -> None:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
-        consumer = client.consumer(queues.work, resubscribe=True)
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
+        consumer = client.consumer(queues.work)
         seen: list[int] = []
 
         async def handler(value: int, message: leveret.Message) -> None:
@@ -254,7 +254,7 @@ async def test_a_consumer_that_is_cancelled_again_and_again_subscribes_more_and_
     async def handle(body: object, message: leveret.Message) -> None: ...
 
     async with FakeServer(script) as server, leveret.connect(server.url) as client:
-        consumer = client.consumer("q", resubscribe=True)
+        consumer = client.consumer("q")
         running = asyncio.create_task(consumer.run(handle))
         await asyncio.sleep(3)
         running.cancel()

@@ -33,7 +33,7 @@ async def test_run_goes_on_with_another_channel_when_basic_consume_is_not_answer
     scripted: Scripted, client: leveret.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted.unanswered["Basic.Consume"] = 2
-    consumer = client.consumer("q", resubscribe=True)
+    consumer = client.consumer("q")
     handled: list[Any] = []
 
     async def handler(value: Any, message: leveret.Message) -> None:
@@ -55,20 +55,21 @@ async def test_run_goes_on_with_another_channel_when_basic_consume_is_not_answer
 
 
 async def test_run_raises_when_basic_consume_is_not_answered_and_it_may_not_subscribe_again(
-    scripted: Scripted, client: leveret.Client
+    scripted: Scripted,
 ) -> None:
     scripted.unanswered["Basic.Consume"] = 1
-    consumer = client.consumer("q")
-    with pytest.raises(OperationTimeout):
-        await consumer.run(lambda value, message: None)
-    assert not consumer.health().live
+    async with connected(scripted, operation_timeout=0.2, close_timeout=0.2, auto_recovery=False) as client:
+        consumer = client.consumer("q")
+        with pytest.raises(OperationTimeout):
+            await consumer.run(lambda value, message: None)
+        assert not consumer.health().live
 
 
 async def test_subscribe_says_that_it_was_not_answered_and_the_consumer_goes_on(
     scripted: Scripted, client: leveret.Client
 ) -> None:
     scripted.unanswered["Basic.Consume"] = 1
-    async with client.consumer("q", resubscribe=True) as consumer:
+    async with client.consumer("q") as consumer:
         with pytest.raises(OperationTimeout):
             await consumer.subscribe()
         assert (consumer.health().expected, consumer.health().live) == (True, False)
@@ -79,7 +80,7 @@ async def test_subscribe_says_that_it_was_not_answered_and_the_consumer_goes_on(
 
 async def test_iteration_goes_on_when_basic_consume_is_not_answered(scripted: Scripted, client: leveret.Client) -> None:
     scripted.unanswered["Basic.Consume"] = 1
-    async with client.consumer("q", resubscribe=True) as consumer:
+    async with client.consumer("q") as consumer:
         next_message = asyncio.create_task(anext(consumer))
         await until(lambda: consumer.health().live)
         scripted.deliver(1)
@@ -90,7 +91,7 @@ async def test_the_answer_is_waited_for_until_its_deadline_when_the_caller_gave_
     scripted: Scripted, client: leveret.Client
 ) -> None:
     scripted.unanswered["Basic.Consume"] = 1
-    async with client.consumer("q", resubscribe=True) as consumer:
+    async with client.consumer("q") as consumer:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await consumer.subscribe()
@@ -117,7 +118,7 @@ async def test_a_consumer_is_live_when_the_answer_comes_after_its_caller_gave_up
 async def test_resume_subscribes_on_another_channel_when_it_is_not_answered(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    async with client.consumer("q", resubscribe=True) as consumer:
+    async with client.consumer("q") as consumer:
         await consumer.subscribe()
         await consumer.pause()
         scripted.unanswered["Basic.Consume"] = 1
@@ -147,7 +148,7 @@ async def test_deliveries_go_on_as_before_when_a_new_prefetch_is_not_answered(
 async def test_acknowledgements_leave_before_the_channel_is_given_up(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    async with client.consumer("q", resubscribe=True, ack="manual", ack_delay=1, prefetch=100) as consumer:
+    async with client.consumer("q", ack="manual", ack_delay=1, prefetch=100) as consumer:
         await consumer.subscribe()
         scripted.deliver(1, 2)
         first = await anext(consumer)
@@ -164,7 +165,7 @@ async def test_acknowledgements_leave_before_the_channel_is_given_up(
 async def test_another_channel_is_opened_when_basic_qos_is_not_answered_after_a_loss(
     scripted: Scripted, client: leveret.Client
 ) -> None:
-    consumer = client.consumer("q", resubscribe=True)
+    consumer = client.consumer("q")
     async with running(consumer, lambda value, message: None):
         await until(lambda: consumer.health().live)
         scripted.unanswered["Basic.Qos"] = 1
@@ -182,7 +183,7 @@ async def test_a_channel_that_is_closed_as_it_is_opened_is_no_channel(
         scripted.answer(peer, channel, value)
         peer.send(Channel.Close(404, "gone", 0, 0), channel)
 
-    consumer = client.consumer("q", resubscribe=True)
+    consumer = client.consumer("q")
     if state == "subscribing":
         scripted.instead["Channel.Open"] = open_and_close
         with pytest.raises(NotFound):

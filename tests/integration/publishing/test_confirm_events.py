@@ -14,7 +14,7 @@ from leveret import Outcome
 from leveret.errors import PublishError
 
 if TYPE_CHECKING:
-    from tests.support.proxy import Proxy
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -104,7 +104,7 @@ async def test_s21_the_guides_map_of_futures_is_resolved_by_confirm_events(
 
 
 async def test_s21_a_confirm_that_does_not_come_is_dropped_and_the_outcome_is_unknown(
-    proxy: Proxy, other: leveret.Client, queue: str
+    proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
     async with (
         leveret.connect(proxy.url, close_timeout=0.2) as client,
@@ -112,7 +112,7 @@ async def test_s21_a_confirm_that_does_not_come_is_dropped_and_the_outcome_is_un
     ):
         recipe = ConfirmingProducer(producer, timeout=0.2)
         assert await recipe.publish("confirmed", queue)
-        proxy.deaf = True
+        proxy.swallow()
         assert await asyncio.gather(*(recipe.publish(number, queue) for number in range(5))) == [False] * 5
         assert not recipe.pending
         # The producer's own clock says the same.

@@ -21,7 +21,7 @@ from leveret.errors import EncodeFailed, LeveretError, MessageReturned
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.proxy import Proxy
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -210,14 +210,14 @@ async def test_the_next_publish_is_right_when_one_was_cancelled(client: leveret.
 
 
 async def test_a_publish_is_left_alone_when_the_callers_deadline_passes(
-    proxy: Proxy, proxied: leveret.Client, queue: str
+    proxy: FaultProxy, proxied: leveret.Client, queue: str
 ) -> None:
     async with proxied.producer(confirm_timeout=1) as producer:
-        proxy.deaf = True
+        proxy.swallow()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await producer.publish("late", queue)
         assert producer.outstanding == 1
-        proxy.deaf = False
+        proxy.resume()
         await producer.publish("next", queue)
     assert await proxied.purge(queue) == 2

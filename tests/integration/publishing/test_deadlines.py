@@ -21,9 +21,8 @@ from leveret.errors import BackpressureError, ConfirmTimeout, ExchangeNotFound, 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from tests.support.proxy import Proxy
-
     from leveret import Producer
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -390,12 +389,12 @@ async def test_s11_a_single_publish_has_a_confirm_timeout_of_its_own() -> None:
 
 
 async def test_s11_the_outcome_is_unknown_when_no_confirm_comes_in_time(
-    proxy: Proxy, proxied: leveret.Client, queue: str
+    proxy: FaultProxy, proxied: leveret.Client, queue: str
 ) -> None:
     assert leveret.ProducerSettings().confirm_timeout == 5.0
     async with proxied.producer(confirm_timeout=0.4) as producer:
         await producer.publish("confirmed", queue)
-        proxy.deaf = True
+        proxy.swallow()
         started = time.monotonic()
         ticket = producer.publish_nowait("ticket", queue)
         outcomes = await asyncio.gather(
@@ -415,7 +414,7 @@ async def test_s11_the_outcome_is_unknown_when_no_confirm_comes_in_time(
         assert producer.counters()["unknown"] == 12
 
         # The broker had them all: UNKNOWN is not "failed". And the producer goes on.
-        proxy.deaf = False
+        proxy.resume()
         assert (await producer.publish("again", queue)).outcome is Outcome.CONFIRMED
         assert producer.outstanding == 0
     assert await proxied.purge(queue) == 14

@@ -15,9 +15,8 @@ from leveret.errors import ConfirmTimeout, MessageNacked, MessageReturned, Opera
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from tests.support.proxy import Proxy
-
     import leveret
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -64,9 +63,9 @@ async def test_flush_does_not_repeat_a_failure_when_it_was_awaited_after_the_fac
         await producer.flush()
 
 
-async def test_flush_ends_when_its_own_deadline_passes(proxy: Proxy, proxied: leveret.Client, queue: str) -> None:
+async def test_flush_ends_when_its_own_deadline_passes(proxy: FaultProxy, proxied: leveret.Client, queue: str) -> None:
     async with proxied.producer(confirm_timeout=0.6) as producer:
-        proxy.deaf = True
+        proxy.swallow()
         producer.publish_nowait(1, queue)
         with pytest.raises(OperationTimeout, match=r"1 publishings have no outcome after 0\.1 s"):
             await producer.flush(timeout=0.1)

@@ -29,19 +29,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
     from tests.support.rabbitmq import RabbitMQNode
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
-@pytest.mark.parametrize("how", ["reset", "hang_up"])
+@pytest.mark.parametrize("how", ["reset", "half_close"])
 async def test_a_producer_goes_on_when_its_connection_was_lost(
-    proxy: Proxy, proxied: leveret.Client, client: leveret.Client, queue: str, how: str
+    proxy: FaultProxy, proxied: leveret.Client, client: leveret.Client, queue: str, how: str
 ) -> None:
     async with proxied.producer(exchange="") as producer:
         await producer.publish("before", queue)
-        proxy.deaf = True
+        proxy.swallow()
         ticket = producer.publish_nowait("under way", queue)
         waiting = asyncio.create_task(producer.publish("under way, too", queue))
         await asyncio.sleep(0)
@@ -49,7 +50,7 @@ async def test_a_producer_goes_on_when_its_connection_was_lost(
         while producer._alive:  # noqa: ASYNC110 - there is no event for this
             await asyncio.sleep(0)
         meanwhile = producer.publish_nowait("meanwhile", queue)
-        proxy.deaf = False
+        proxy.resume()
         receipt = await producer.publish("after", queue)
         assert (receipt.delivery_tag, receipt.attempts) == (5, 1)
         assert [(await each).attempts for each in (ticket, waiting, meanwhile)] == [2, 2, 1]

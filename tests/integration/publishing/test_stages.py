@@ -13,11 +13,12 @@ from tests.support.queues import messages
 
 import leveret
 from leveret import Outcome
-from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
+from leveret.errors import ConfirmTimeout, PublishError
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -64,33 +65,40 @@ async def test_the_stage_is_blocked_when_the_broker_blocked_too_long(
 
 
 async def test_the_stage_is_connection_when_it_did_not_come_back_in_time(
-    proxy: Proxy, other: leveret.Client, queue: str
+    proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
     async with (
         leveret.connect(proxy.url, close_timeout=0.3) as client,
         client.producer(publish_timeout=0.2, confirm_timeout=0.2) as producer,
     ):
         await producer.publish("before", queue)
-        await proxy.stop()
+        proxy.close()
         await client.connection._ended
-        for call in (producer.publish("lost", queue), producer.enqueue("lost", queue)):
+        calls = [
+            producer.publish("lost", queue),
+            awaited(await producer.enqueue("lost", queue)),
+            awaited(producer.publish_nowait("lost", queue)),
+        ]
+        for call in calls:
             error = await failure(call)
             assert isinstance(error, PublishError)
-            assert (error.outcome, error.stage) == (Outcome.NOT_SENT, "connection")
+            assert (error.outcome, error.stage, error.attempts) == (Outcome.NOT_SENT, "connection", 0)
             assert "waited publish_timeout of 0.2 s" in str(error)
-        with pytest.raises(BackpressureError, match="another one is not open yet"):
-            producer.publish_nowait("lost", queue)
+        batch = await producer.publish_batch(["lost"], queue)
+        (error,) = batch.failures.values()
+        assert isinstance(error, PublishError)
+        assert (error.outcome, error.stage) == (Outcome.NOT_SENT, "connection")
     assert [message.value for message in await messages(other, queue)] == ["before"]
 
 
 async def test_the_stage_is_confirm_when_that_did_not_come_in_time(
-    proxy: Proxy, other: leveret.Client, queue: str
+    proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
     async with (
         leveret.connect(proxy.url, close_timeout=0.3) as client,
         client.producer(confirm_timeout=0.2) as producer,
     ):
-        proxy.deaf = True
+        proxy.swallow()
         for error in await asyncio.gather(
             failure(producer.publish(1, queue)), failure(awaited(producer.publish_nowait(2, queue)))
         ):

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tests.support.brokers import Broker
-    from tests.support.proxy import Proxy
+
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -258,7 +259,7 @@ async def test_the_next_publish_tells_when_an_exchange_does_not_exist(
 
 
 async def test_nothing_is_committed_when_the_connection_is_lost_before_the_commit(
-    proxy: Proxy, other: leveret.Client, queue: str
+    proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
     async with leveret.connect(proxy.url) as client, client.producer() as producer:
 
@@ -324,14 +325,14 @@ async def test_the_others_are_committed_when_mandatory_messages_come_back(
 
 
 async def test_the_outcome_is_unknown_when_the_connection_is_lost_during_the_commit(
-    proxy: Proxy, other: leveret.Client, queue: str
+    proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
     async with leveret.connect(proxy.url) as client, client.producer() as producer:
 
         async def publish() -> None:
             async with producer.transaction() as transaction:
                 await transaction.publish(1, queue)
-                proxy.deaf = True  # the commit goes out, and its answer does not come
+                proxy.swallow()  # the commit goes out, and its answer does not come
 
         task = asyncio.create_task(publish())
         async with asyncio.timeout(5):
@@ -347,7 +348,7 @@ async def test_the_outcome_is_unknown_when_the_connection_is_lost_during_the_com
 
 
 async def test_the_outcome_is_unknown_when_the_commit_is_not_answered_in_time(
-    proxy: Proxy, other: leveret.Client, queue: str
+    proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
     async with leveret.connect(proxy.url, operation_timeout=0.3, close_timeout=0.3) as client:
         producer = await client.producer(confirm_timeout=0.3).open()
@@ -355,7 +356,7 @@ async def test_the_outcome_is_unknown_when_the_commit_is_not_answered_in_time(
         async def transact() -> None:
             async with producer.transaction() as transaction:
                 await transaction.publish(1, queue)
-                proxy.deaf = True
+                proxy.swallow()
 
         with pytest.raises(ConfirmTimeout, match=r"operation_timeout of 0\.3 s") as late:
             await transact()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.confirming import mute, producing, served
-from tests.support.proxy import Proxy
 
 import leveret
 from leveret import Outcome, ProducerSettings
 from leveret.errors import BackpressureError, PublishError
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
@@ -43,10 +43,11 @@ async def test_s12_auto_grows_on_a_long_line_and_stays_within_its_bound(
     broker: Broker, other: leveret.Client, queue: str, tasks: int
 ) -> None:
     async with (
-        Proxy(broker.url, delay=0.1) as proxy,
+        FaultProxy(broker.url) as proxy,
         leveret.connect(proxy.url) as client,
         client.producer(max_outstanding="auto", max_buffered=1000, publish_timeout=25) as producer,
     ):
+        proxy.delay(0.1)
         assert producer.max_outstanding == 200
         most = 0
 
@@ -182,12 +183,12 @@ async def test_a_waiting_publisher_has_its_turn_when_the_one_before_it_fails(
 
 
 async def test_publishing_waits_when_too_many_bytes_are_unconfirmed(
-    proxy: Proxy, proxied: leveret.Client, queue: str
+    proxy: FaultProxy, proxied: leveret.Client, queue: str
 ) -> None:
     async with proxied.producer(
         serializer="bytes", max_outstanding_bytes=10_000, confirm_timeout=1, publish_timeout=0.3
     ) as producer:
-        proxy.deaf = True
+        proxy.swallow()
         results = await asyncio.gather(
             *(producer.publish(bytes(6_000), queue) for _ in range(5)), return_exceptions=True
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -476,77 +477,115 @@ class Clock:
         self.received = 1000
         self.now = 100.0
 
-    def tick(self, after: float = 5.0, *, received: int = 0, listening: bool = True) -> object:
+    def tick(self, after: float = 0.5, *, received: int = 0, listening: bool = True, again: bool = False) -> object:
         self.now += after
         self.received += received
-        return self.state.tick(self.now, self.received, self.out.sent_bytes, listening=listening)
+        return self.state.tick(self.now, self.received, self.out.sent_bytes, listening=listening, again=again)
+
+    def silence(self, seconds: float) -> None:
+        """Ticks twice a second, without a byte from the peer."""
+        for _ in range(int(seconds * 2)):
+            assert self.tick() is None
+
+    def look_again(self) -> float | None:
+        return self.state.look_again(self.now)
 
     def written(self) -> bytes:
         return self.out.take()
 
 
-def test_a_heartbeat_is_sent_when_this_side_is_idle() -> None:
-    clock = Clock()
+@pytest.mark.parametrize("heartbeat", [1, 10])
+def test_a_heartbeat_is_sent_when_this_side_is_idle(heartbeat: int) -> None:
+    clock = Clock(heartbeat)
     clock.tick(received=8)
+    clock.out.append(b"x")
     clock.written()
-    for _ in range(6):
+    times = []
+    for _ in range(100):
         assert clock.tick(received=8) is None
-        assert clock.written() == HEARTBEAT_FRAME
+        if clock.written() == HEARTBEAT_FRAME:
+            times.append(clock.now)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert set(gaps) == {heartbeat / 2}
 
 
 def test_no_heartbeat_is_sent_when_something_else_was() -> None:
     clock = Clock()
     clock.tick(received=8)
     clock.written()
-    for _ in range(3):
+    for _ in range(30):
         clock.out.append(b"x" * 100)
         clock.written()
         clock.tick(received=8)
         assert clock.written() == b""
-    clock.tick(received=8)
+    for _ in range(10):
+        clock.tick(received=8)
     assert clock.written() == HEARTBEAT_FRAME
 
 
 def test_the_connection_is_alive_when_any_traffic_comes() -> None:
     clock = Clock()
-    clock.tick()
-    for _ in range(10):
+    for _ in range(3):
         assert clock.tick(received=1) is None  # one byte of a slow frame is as good as a heartbeat
-        assert clock.tick() is None
-        assert clock.tick() is None
+        clock.silence(19.5)
+
+
+def dead(event: object) -> HeartbeatTimeout:
+    assert isinstance(event, ConnectionEnded)
+    assert isinstance(event.error, HeartbeatTimeout)
+    return event.error
 
 
 def test_the_connection_is_dead_when_nothing_came_for_two_intervals() -> None:
     clock = Clock(heartbeat=10)
     clock.tick(received=8)
-    for _ in range(3):
-        assert clock.tick(after=5) is None  # 5, 10 and 15 s of silence
-    closed = clock.tick(after=5)
-    assert isinstance(closed, ConnectionEnded)
-    assert isinstance(closed.error, HeartbeatTimeout)
-    assert "20.0 s" in str(closed.error)
-    assert "10 s" in str(closed.error)
+    clock.silence(19.5)
+    assert clock.look_again() is None
+    assert clock.tick(0.4) is None
+    # It says when two intervals will be over, and looks once more after what waits was read.
+    assert clock.look_again() == pytest.approx(0.1)
+    assert clock.tick(0.1, again=True) is None
+    assert clock.look_again() == 0.05
+    error = dead(clock.tick(0.05, again=True))
+    assert "nothing was received for 20.0 s" in str(error)
+    assert "10 s" in str(error)
     assert clock.state.phase is ConnectionPhase.CLOSED
     assert clock.tick() is None
 
 
-def test_the_peer_is_not_judged_at_once_when_this_side_stalled() -> None:
+def test_only_the_look_that_was_asked_for_judges_the_peer() -> None:
     clock = Clock(heartbeat=10)
     clock.tick(received=8)
-    assert clock.tick(after=60) is None  # our own loop stood still: the socket may hold what was not read
-    assert clock.tick(after=5, received=8) is None
-    for _ in range(3):
-        assert clock.tick(after=5) is None
-    assert isinstance(clock.tick(after=5), ConnectionEnded)
+    clock.silence(20)  # the last of them doubts
+    assert clock.tick(0) is None  # another one in the same turn of the loop, before anything was read
+    assert dead(clock.tick(0.05, again=True))
 
 
-def test_the_peer_is_judged_after_a_stall_when_still_nothing_came() -> None:
+def test_the_peer_is_not_judged_before_what_waits_was_read_when_the_loop_was_blocked() -> None:
     clock = Clock(heartbeat=10)
     clock.tick(received=8)
     assert clock.tick(after=60) is None
-    closed = clock.tick(after=5)
-    assert isinstance(closed, ConnectionEnded)
-    assert isinstance(closed.error, HeartbeatTimeout)
+    assert clock.tick(after=0.05, received=8, again=True) is None
+    clock.silence(19.5)
+    assert clock.tick() is None
+    assert dead(clock.tick(0.05, again=True))
+
+
+def test_the_peer_is_not_judged_by_a_late_look_when_the_loop_was_blocked_once_more() -> None:
+    clock = Clock(heartbeat=10)
+    clock.tick(received=8)
+    assert clock.tick(after=60) is None
+    assert clock.tick(after=5, again=True) is None
+    assert clock.look_again() == 0.05
+    assert clock.tick(after=0.05, received=8, again=True) is None
+
+
+def test_the_peer_is_judged_though_every_look_comes_late() -> None:
+    clock = Clock(heartbeat=10)
+    clock.tick(received=8)
+    assert clock.tick(after=60) is None
+    assert clock.tick(after=5, again=True) is None
+    assert dead(clock.tick(after=5, again=True))
 
 
 def test_silence_says_nothing_of_the_peer_when_this_side_does_not_read() -> None:
@@ -554,12 +593,14 @@ def test_silence_says_nothing_of_the_peer_when_this_side_does_not_read() -> None
     clock = Clock(heartbeat=10)
     clock.tick(received=8)
     clock.written()
-    for _ in range(20):
+    heartbeats = b""
+    for _ in range(60):
         assert clock.tick(listening=False) is None
-        assert clock.written() == HEARTBEAT_FRAME  # this side still shows that it is alive
-    for _ in range(3):
-        assert clock.tick() is None
-    assert isinstance(clock.tick(), ConnectionEnded)
+        heartbeats += clock.written()
+    assert heartbeats == 6 * HEARTBEAT_FRAME  # this side still shows that it is alive
+    clock.silence(19.5)
+    assert clock.tick() is None
+    assert dead(clock.tick(0.05, again=True))
 
 
 def test_nothing_is_sent_or_judged_when_heartbeats_are_off() -> None:

@@ -86,6 +86,7 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ConsumerSettings, "handoff_size", 1, 1_000_000, 1),
     (ConsumerSettings, "processing_timeout", 0.01, 86_400, 0.005),
     (ConsumerSettings, "ack_delay", 0, 1, 0.001),
+    (ConsumerSettings, "queue_missing_timeout", 0, 86_400, 0.0005),
     (ConsumerSettings, "priority", -(2**31), 2**31 - 1, 1),
     (ProducerSettings, "compression_level", -(2**31), 2**31 - 1, 1),
     (ProducerSettings, "compression_threshold", 0, 2**40, 1),
@@ -130,7 +131,6 @@ FLAGS: list[tuple[type, str]] = [
     (ConnectionSettings, "tcp_keepalive"),
     (ProducerSettings, "confirms"),
     (ProducerSettings, "mandatory"),
-    (ConsumerSettings, "resubscribe"),
     (GcSettings, "freeze"),
     (ConsumerSettings, "exclusive"),
     (PluginSettings, "strict"),
@@ -149,8 +149,12 @@ OTHERS: list[tuple[type, str, object]] = [
     (ConnectionSettings, "endpoints", Endpoint("localhost", 5672)),
     (ConnectionSettings, "mechanism", "AMQPLAIN"),
     (ConnectionSettings, "tls", True),
+    (ProducerSettings, "on_loss", "forget"),
+    (ProducerSettings, "on_loss", True),
     (ConsumerSettings, "ack", "always"),
     (ConsumerSettings, "ack", True),
+    (ConsumerSettings, "on_cancel", "resume"),
+    (ConsumerSettings, "on_cancel", True),
     (ConsumerSettings, "ordered_by", "header"),
     (ConsumerSettings, "ordered_by", "header:"),
     (ConsumerSettings, "ordered_by", "message_id"),
@@ -184,7 +188,7 @@ def test_defaults_are_the_guides_when_nothing_is_said() -> None:
     assert (connection.recovery_initial_delay, connection.recovery_max_delay) == (0.1, 30.0)
     assert connection.max_pooled_channels == 16
     assert (producer.confirms, producer.confirm_timeout, producer.max_outstanding) == (True, 5.0, 200)
-    assert (producer.batch_size, producer.delivery_mode, producer.mandatory) == (1000, 2, False)
+    assert (producer.batch_size, producer.delivery_mode, producer.mandatory) == (1000, 2, True)
     assert (consumer.prefetch, consumer.concurrency, consumer.ack, consumer.accept) == (100, 1, "coalesced", ())
 
 

@@ -1,0 +1,186 @@
+"""Makes the faults of a run, and looks into the queues with another client (pika) than the one under test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import pika
+import pika.exceptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from asv_bench.faults.ledger import Ledger
+    from asv_bench.faults.plan import Step
+    from pika.adapters.blocking_connection import BlockingChannel
+    from tests.support.rabbitmq import RabbitMQNode
+
+    from leveret.testing import FaultProxy
+
+#: The user of the client under test, whose password is changed.
+USER: Final = "shop"
+PASSWORD: Final = "s3cret"
+#: How long the broker waits for an acknowledgement, and how often it looks, in milliseconds.
+CONFIG: Final = "consumer_timeout = 4000\nchannel_tick_interval = 1000\n"
+#: Seconds that a handler takes for a delivery timeout.
+SLOW: Final = 9.0
+#: Seconds in which a queue has to become empty that is to be deleted.
+_EMPTY: Final = 60.0
+_NUMBER: Final = re.compile(rb"\d+")
+_DELETED: Final = "audit"
+
+
+class CannotAttackError(Exception):
+    """A fault could not be made."""
+
+
+class Attacks:
+    """Makes faults on a broker and on the way to it.
+
+    Args:
+        node: The broker.
+        proxy: What the client connects to.
+        ledger: What the client reports.
+        command: Sends the client's process a command.
+    """
+
+    def __init__(self, node: RabbitMQNode, proxy: FaultProxy, ledger: Ledger, command: Callable[[str], None]) -> None:
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
+        self._node = node
+        self._proxy = proxy
+        self._ledger = ledger
+        self._command = command
+        self._makers: dict[str, Callable[[Step], None]] = {
+            "reset": lambda step: self._count(proxy.reset()),
+            "half-close": lambda step: self._count(proxy.half_close(step.direction)),  # type: ignore[arg-type]
+            "stall": self._stall,
+            "kill": lambda step: self._restart(node.kill, step),
+            "stop": lambda step: self._restart(node.stop, step),
+            "alarm": self._alarm,
+            "refused login": self._refuse_login,
+            "queue deleted": self._delete_queue,
+            "channel 404": lambda step: command("lost"),
+            "delivery timeout": self._time_out,
+            "outage": self._outage,
+        }
+
+    def make(self, step: Step) -> None:
+        """Makes a fault, and returns when it is over.
+
+        Raises:
+            CannotAttackError: It could not be made.
+        """
+        try:
+            self._makers[step.kind](step)
+        except (RuntimeError, OSError, pika.exceptions.AMQPError) as error:
+            raise CannotAttackError(f"{step.kind}: {error!r}") from error
+
+    # ------------------------------------------------------------------ on the way
+
+    def _count(self, connections: int) -> None:
+        if not connections:
+            raise CannotAttackError("the client had no connection")
+
+    def _stall(self, step: Step) -> None:
+        self._proxy.stall(step.direction)  # type: ignore[arg-type]
+        time.sleep(step.seconds)
+        self._proxy.resume()
+
+    # ------------------------------------------------------------------ on the broker
+
+    def _restart(self, end: Callable[[], None], step: Step) -> None:
+        end()
+        time.sleep(step.seconds)
+        self._node.start()
+
+    def _alarm(self, step: Step) -> None:
+        self._node.ctl("set_vm_memory_high_watermark", "0.00001")
+        try:
+            time.sleep(step.seconds)
+        finally:
+            self._node.ctl("set_vm_memory_high_watermark", "0.4")
+
+    def prepare(self) -> None:
+        """Makes the user of the client."""
+        self._node.ctl("add_user", USER, PASSWORD)
+        self._node.ctl("set_permissions", USER, ".*", ".*", ".*")
+
+    def _refuse_login(self, step: Step) -> None:
+        self._node.ctl("change_password", USER, "another one")
+        try:
+            self._node.ctl("close_all_connections", "the password was changed")
+            time.sleep(step.seconds)
+        finally:
+            self._node.ctl("change_password", USER, PASSWORD)
+
+    def _delete_queue(self, step: Step) -> None:
+        self._command(f"quiet {_DELETED}")
+        try:
+            self._wait_until_empty()
+            with self.channel() as channel:
+                channel.queue_delete(_DELETED, if_empty=True)
+                self._command(f"loud {_DELETED}")  # its messages are returned now
+                time.sleep(step.seconds)
+                channel.queue_declare(_DELETED, durable=True)
+        finally:
+            self._command(f"loud {_DELETED}")
+
+    def _wait_until_empty(self) -> None:
+        """Waits until nothing of the queue is ready, unacknowledged, waiting for a retry, or on its way."""
+        deadline, calm = time.monotonic() + _EMPTY, 0
+        while calm < 2:
+            if time.monotonic() > deadline:
+                raise CannotAttackError(f"{_DELETED} was not empty within {_EMPTY:g} s")
+            time.sleep(0.5)
+            counts = {name: count for name, count in self.counts().items() if name.startswith(_DELETED)}
+            calm = calm + 1 if not any(count for name, count in counts.items() if not name.endswith(".parked")) else 0
+
+    # ------------------------------------------------------------------ in the client
+
+    def _time_out(self, step: Step) -> None:
+        self._command(f"slow {SLOW:g}")
+        time.sleep(SLOW)
+
+    def _outage(self, step: Step) -> None:
+        self._command(f"outage {step.seconds:g}")
+        time.sleep(step.seconds)
+
+    # ------------------------------------------------------------------ looking
+
+    def counts(self) -> dict[str, int]:
+        """Returns how many messages each queue has, unacknowledged ones included."""
+        table = self._node.ctl("list_queues", "name", "messages", "--no-table-headers")
+        return {name: int(count) for name, _, count in (line.rpartition("\t") for line in table.splitlines()) if name}
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[BlockingChannel]:
+        """A channel of the other client."""
+        connection = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", self._node.port, heartbeat=0))
+        try:
+            yield connection.channel()
+        finally:
+            with contextlib.suppress(pika.exceptions.AMQPError):
+                connection.close()
+
+    def take_all(self) -> dict[str, list[int]]:
+        """Takes everything out of all queues; returns the numbers of the messages, by queue."""
+        found: dict[str, list[int]] = {}
+        with self.channel() as channel:
+            for queue in self.counts():
+                while (body := self._take(channel, queue)) is not None:
+                    found.setdefault(queue, []).append(number_of(body))
+        return found
+
+    def _take(self, channel: BlockingChannel, queue: str) -> Any:
+        return channel.basic_get(queue, auto_ack=True)[2]
+
+
+def number_of(body: bytes) -> int:
+    """The number of a message, readable or not."""
+    found = _NUMBER.search(json.dumps(json.loads(body)["id"]).encode())
+    return int(found[0]) if found else 0

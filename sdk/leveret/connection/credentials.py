@@ -1,0 +1,133 @@
+"""What a client logs in with: the user and password of the settings, or what a credential provider returns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+from typing import TYPE_CHECKING, Any
+
+from leveret.errors import ConfigurationError, ConnectFailed, OperationTimeout
+from leveret.settings import ConnectionSettings, Secret
+from leveret.settings.rules import rules_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Credentials", "secret_of"]
+
+
+class Credentials:
+    """The user and secret of a client's next connection; all its links share them.
+
+    Args:
+        settings: The user, the password and the provider, and `connect_timeout`, the provider's deadline in seconds.
+    """
+
+    def __init__(self, settings: ConnectionSettings) -> None:
+        self._username = settings.username
+        self._secret = settings.password
+        self._provider = settings.credentials
+        self._timeout = settings.connect_timeout
+
+    def __repr__(self) -> str:
+        return "<Credentials>"
+
+    def update(self, secret: str | Secret) -> None:
+        """Uses another password or token from the next connect on. A credential provider is asked all the same.
+
+        Raises:
+            ConfigurationError: It is no text that AMQP can carry; the error does not show it.
+        """
+        self._secret = secret_of(secret)
+
+    async def ask(self) -> tuple[str, Secret]:
+        """Returns the user and the secret to log in with now.
+
+        Raises:
+            ConnectFailed: The provider raised; the error names the exception's class only, and has it as its cause.
+            OperationTimeout: The provider took longer than `connect_timeout`.
+            ConfigurationError: The provider returned something other than a user name and a password.
+        """
+        if self._provider is None:
+            return self._username, self._secret
+        deadline = asyncio.timeout(self._timeout)
+        try:
+            async with deadline:
+                answer = await _answer_of(self._provider)
+        except Exception as error:
+            if isinstance(error, TimeoutError) and deadline.expired():
+                raise OperationTimeout(
+                    f"the credential provider did not answer within connect_timeout of {self._timeout:g} s"
+                ) from None
+            # Its text may show what the provider was given.
+            raise ConnectFailed(f"the credential provider failed: {type(error).__name__}") from error
+        login, failure = _checked(answer)
+        del answer  # a traceback shows what variables hold
+        if login is None:
+            raise ConfigurationError(failure, option="credentials")
+        return login
+
+
+def secret_of(value: object) -> Secret:
+    """Returns a password or token as a `Secret`.
+
+    Raises:
+        ConfigurationError: It is no text that AMQP can carry; the error does not show it.
+    """
+    secret: Secret = rules_of(ConnectionSettings)["password"].check("secret", value)
+    return secret
+
+
+async def _answer_of(provider: Callable[[], Any]) -> Any:
+    """Calls a provider: an async one in the event loop, a plain one in a thread, because it may read files."""
+    if inspect.iscoroutinefunction(provider) or inspect.iscoroutinefunction(type(provider).__call__):
+        return await provider()
+    answer = await _in_thread(provider)
+    # A lambda or a partial that returns an async function's coroutine.
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Calls a function in a daemon thread: one that hangs keeps neither the event loop nor the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def finish(answer: Any, error: BaseException | None) -> None:
+        if done.done():
+            if inspect.iscoroutine(answer):
+                answer.close()
+        elif error is None:
+            done.set_result(answer)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        answer: Any = None
+        failure: BaseException | None = None
+        try:
+            answer = function()
+        except BaseException as error:
+            failure = error
+            if isinstance(error, StopIteration) or not isinstance(error, Exception):
+                # No future can carry that, or it would end the event loop.
+                failure = RuntimeError(f"it raised {type(error).__name__}")
+                failure.__cause__ = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits for the answer
+            loop.call_soon_threadsafe(finish, answer, failure)
+
+    threading.Thread(target=work, name="leveret credential provider", daemon=True).start()
+    return await done
+
+
+def _checked(answer: object) -> tuple[tuple[str, Secret] | None, str]:
+    """Returns the user and secret of a provider's answer, or what is wrong with it."""
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        kind = type(answer).__name__
+        return None, f"the credential provider returned a {kind}; it must return (username, password)"
+    rules = rules_of(ConnectionSettings)
+    try:
+        return (rules["username"].check("username", answer[0]), rules["password"].check("password", answer[1])), ""
+    except ConfigurationError as error:
+        return None, f"the credential provider: {error}"
