@@ -11,6 +11,7 @@ import pytest
 from pamqp.commands import Channel, Confirm, Connection
 from tests.support.brokers import publish_until_blocked
 from tests.support.outcomes import AT_ONCE
+from tests.support.peers import FakeServer
 
 import leveret
 from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
