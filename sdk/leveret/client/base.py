@@ -394,6 +394,8 @@ class ClientBase:
 
 def _name_of(queue: str | QueueInfo) -> str:
     return queue.name if isinstance(queue, QueueInfo) else queue
+
+
 def _replaced(method: Callable[..., object], settings: S | None, default: S, options: dict[str, Any]) -> S:
     """Returns settings with single options of a call over them.
 
