@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 USER: Final = "shop"
 PASSWORD: Final = "s3cret"
 #: How long the broker waits for an acknowledgement, and how often it looks, in milliseconds.
-CONFIG: Final = "consumer_timeout = 4000\nchannel_tick_interval = 1000\n"
+SETTINGS: Final = "-rabbit consumer_timeout 4000 -rabbit channel_tick_interval 1000"
 #: Seconds that a handler takes for a delivery timeout.
 SLOW: Final = 9.0
 #: Seconds in which a queue has to become empty that is to be deleted.

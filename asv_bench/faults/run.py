@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from asv_bench.faults import plan
-from asv_bench.faults.attacks import CONFIG, PASSWORD, USER, Attacks, CannotAttackError
+from asv_bench.faults.attacks import PASSWORD, SETTINGS, USER, Attacks, CannotAttackError
 from asv_bench.faults.ledger import DURABLE, EVENTS, Found, Ledger
 from asv_bench.programs import execute, judge, progress_bars, screen
 from rich.table import Table
@@ -129,6 +129,7 @@ class Run:
         self._ledger = Ledger()
         self._made: Counter[str] = Counter()
         self._wrong: list[str] = []
+        self._given_up: set[str] = set()
 
     def run(self, node: RabbitMQNode) -> Found:
         """Runs, on a broker that is there; returns what was found."""
@@ -178,8 +179,12 @@ class Run:
             time.sleep(max(0.0, mean * step.gap - (time.monotonic() - began)))
 
     def _check_that_all_go_on(self, moment: float, what: str) -> None:
-        if not wait_until(lambda: not self._ledger.moved_since(moment), GO_ON):
-            self._wrong += [f"{each} within {GO_ON:g} s after {what}" for each in self._ledger.moved_since(moment)]
+        def still() -> set[str]:
+            return self._ledger.missing_since(moment) - self._given_up
+
+        if not wait_until(lambda: not still(), GO_ON):
+            self._wrong += [f"{each} within {GO_ON:g} s after {what}" for each in sorted(still())]
+            self._given_up |= still()  # once is enough to fail, and the others are waited for
 
     def _calm_down(self, attacks: Attacks, client: Client) -> None:
         """Stops publishing, and waits until the queues are empty. The server-named queue has to work meanwhile."""
@@ -290,7 +295,7 @@ def broker(version: str | None) -> Iterator[RabbitMQNode]:
         servers = {".".join(map(str, server.version)): server for server in find_servers()}
         if version is not None and version not in servers:
             raise SystemExit(f"--server: there is no RabbitMQ {version} here; there are {', '.join(servers) or 'none'}")
-        with RabbitMQNode(server=servers[version] if version else None, config=CONFIG) as node:
+        with RabbitMQNode(server=servers[version] if version else None, erl_args=SETTINGS) as node:
             yield node
     except RabbitMQUnavailableError as error:
         raise SystemExit(str(error)) from None

@@ -133,16 +133,16 @@ def test_a_run_in_which_nothing_was_handled_fails() -> None:
     ]
 
 
-def test_what_has_not_moved_since_a_moment_is_named() -> None:
+def test_what_has_not_missing_since_a_moment_is_named() -> None:
     told = ledger()
-    assert told.moved_since(0) == []
+    assert told.missing_since(0) == set()
     moment = max(told.handled_at.values())
     told.read("C orders 7")
-    assert told.moved_since(moment) == [
+    assert told.missing_since(moment) == {
         "nothing was confirmed for audit",
         "nothing was confirmed for events",
         *(f"nothing of {queue} was handled" for queue in (*DURABLE, EVENTS)),
-    ]
+    }
 
 
 def test_duplicates_are_counted() -> None:
