@@ -133,7 +133,7 @@ def test_a_run_in_which_nothing_was_handled_fails() -> None:
     ]
 
 
-def test_what_has_not_missing_since_a_moment_is_named() -> None:
+def test_what_is_missing_since_a_moment_is_named() -> None:
     told = ledger()
     assert told.missing_since(0) == set()
     moment = max(told.handled_at.values())
