@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 #: Where the client's log goes.
 LOG: Final = ROOT / "build" / "faults.log"
+#: Where the broker has its data and logs, which stay for who looks into them.
+BROKER: Final = ROOT / "build" / "faults-broker"
 #: Seconds after a fault in which every producer and every consumer has to go on. A refused login is tried again after
 #: `recovery_max_delay` (30 s) at the latest.
 GO_ON: Final = 60.0
@@ -146,7 +149,11 @@ class Run:
                 self._torment(attacks, client)
                 self._calm_down(attacks, client)
                 status = client.end()
-            left = attacks.take_all()
+            try:
+                left = attacks.take_all()
+            except CannotAttackError as error:
+                left = {}
+                self._wrong.append(str(error))
         return Found(
             ledger=ledger,
             made=self._made,
@@ -295,7 +302,9 @@ def broker(version: str | None) -> Iterator[RabbitMQNode]:
         servers = {".".join(map(str, server.version)): server for server in find_servers()}
         if version is not None and version not in servers:
             raise SystemExit(f"--server: there is no RabbitMQ {version} here; there are {', '.join(servers) or 'none'}")
-        with RabbitMQNode(server=servers[version] if version else None, erl_args=SETTINGS) as node:
+        shutil.rmtree(BROKER, ignore_errors=True)
+        BROKER.mkdir(parents=True)
+        with RabbitMQNode(BROKER, server=servers[version] if version else None, erl_args=SETTINGS) as node:
             yield node
     except RabbitMQUnavailableError as error:
         raise SystemExit(str(error)) from None
@@ -309,7 +318,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = parse(arguments)
     console = screen()
-    console.print(f"seed {options.seed}: {options.faults} faults in {options.duration:g} s; the client's log is {LOG}")
+    console.print(f"seed {options.seed}: {options.faults} faults in {options.duration:g} s; logs: {LOG}, {BROKER}")
     with broker(options.server) as node, progress_bars(console, remaining=True) as bars:
         bar = bars.add_task("begin", total=options.faults)
 
