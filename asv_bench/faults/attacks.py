@@ -33,7 +33,7 @@ ACKNOWLEDGED: Final = 1_800_000
 ACKNOWLEDGED_SOON: Final = 4_000
 #: Seconds that a handler takes for a delivery timeout.
 SLOW: Final = 9.0
-#: Seconds in which consumers have to go on for a delivery timeout to be made.
+#: Seconds in which a fault that needs the client to be connected waits for that.
 _GO_ON: Final = 60.0
 #: Seconds in which a queue has to become empty that is to be deleted.
 _EMPTY: Final = 60.0
@@ -62,8 +62,8 @@ class Attacks:
         self._ledger = ledger
         self._command = command
         self._makers: dict[str, Callable[[Step], None]] = {
-            "reset": lambda step: self._count(proxy.reset()),
-            "half-close": lambda step: self._count(proxy.half_close(step.direction)),  # type: ignore[arg-type]
+            "reset": lambda step: self._connected(proxy.reset),
+            "half-close": lambda step: self._connected(lambda: proxy.half_close(step.direction)),  # type: ignore[arg-type]
             "stall": self._stall,
             "kill": lambda step: self._restart(node.kill, step),
             "stop": lambda step: self._restart(node.stop, step),
@@ -88,9 +88,13 @@ class Attacks:
 
     # ------------------------------------------------------------------ on the way
 
-    def _count(self, connections: int) -> None:
-        if not connections:
-            raise CannotAttackError("the client had no connection")
+    def _connected(self, attack: Callable[[], int]) -> None:
+        """Attacks connections: waits for one to attack."""
+        deadline = time.monotonic() + _GO_ON
+        while not attack():
+            if time.monotonic() > deadline:
+                raise CannotAttackError(f"the client had no connection for {_GO_ON:g} s")
+            time.sleep(0.05)
 
     def _stall(self, step: Step) -> None:
         self._proxy.stall(step.direction)  # type: ignore[arg-type]
@@ -135,6 +139,8 @@ class Attacks:
                 channel.queue_declare(_DELETED, durable=True)
         finally:
             self._command(f"loud {_DELETED}")
+            # It was not forgotten, but left alone.
+            self._ledger.confirmed_at[_DELETED] = self._ledger.handled_at[_DELETED] = time.monotonic()
 
     def _wait_until_empty(self) -> None:
         """Waits until nothing of the queue is ready, unacknowledged, waiting for a retry, or on its way."""

@@ -38,9 +38,11 @@ ROOT: Final = Path(__file__).parents[2]
 LOG: Final = ROOT / "build" / "faults.log"
 #: Where the broker has its data and logs, which stay for who looks into them.
 BROKER: Final = ROOT / "build" / "faults-broker"
-#: Seconds after a fault in which every producer and every consumer has to go on. A refused login is tried again after
-#: `recovery_max_delay` (30 s) at the latest.
+#: Seconds after the last fault in which every producer and every consumer has to go on. A connection is dialed again
+#: after `recovery_max_delay` (30 s) at the latest.
 GO_ON: Final = 60.0
+#: The most seconds without a confirm or a handled message of some queue, while there are faults.
+STARVED: Final = 150.0
 #: Seconds in which everything has to be handled or parked in the end. The last retry comes after a minute.
 CALM: Final = 150.0
 PATIENCE: Final = 60.0
@@ -145,7 +147,9 @@ class Run:
             with client:
                 if not wait_until(ledger.began.is_set, PATIENCE):
                     raise SystemExit(f"the client did not begin within {PATIENCE:g} s; its log is {LOG}")
-                self._check_that_all_go_on(time.monotonic(), "the beginning")
+                moment = time.monotonic()
+                wait_until(lambda: not ledger.missing_since(moment), GO_ON)
+                self._expect(moment, f"{GO_ON:g} s after the beginning")
                 self._torment(attacks, client)
                 self._calm_down(attacks, client)
                 status = client.end()
@@ -170,28 +174,28 @@ class Run:
         steps = plan.draw(self._options.seed, self._options.faults)
         end = time.monotonic() + self._options.duration
         for number, step in enumerate(steps):
-            if client.has_ended():
-                self._wrong.append(f"the client's process ended after {number} faults")
-                return
             began = time.monotonic()
+            mean = (end - began) / (len(steps) - number)
             try:
                 attacks.make(step)
                 self._made[step.kind] += 1
             except CannotAttackError as error:
                 self._wrong.append(f"a fault could not be made: {error}")
             self._progress(step.kind)
-            self._check_that_all_go_on(time.monotonic(), f"fault {number + 1} ({step.kind}, {step.direction})")
-            # What is left of the time is shared out among the faults that are left.
-            mean = (end - time.monotonic()) / (len(steps) - number)
-            time.sleep(max(0.0, mean * step.gap - (time.monotonic() - began)))
+            time.sleep(max(0.0, began + mean * step.gap - time.monotonic()))
+            if client.has_ended():
+                self._wrong.append(f"the client's process ended after fault {number + 1} ({step.kind})")
+                return
+            self._expect(time.monotonic() - STARVED, f"{STARVED:g} s before fault {number + 2}")
+        moment = time.monotonic()
+        wait_until(lambda: not self._ledger.missing_since(moment) - self._given_up, GO_ON)
+        self._expect(moment, f"{GO_ON:g} s after the last fault")
 
-    def _check_that_all_go_on(self, moment: float, what: str) -> None:
-        def still() -> set[str]:
-            return self._ledger.missing_since(moment) - self._given_up
-
-        if not wait_until(lambda: not still(), GO_ON):
-            self._wrong += [f"{each} within {GO_ON:g} s after {what}" for each in sorted(still())]
-            self._given_up |= still()  # once is enough to fail, and the others are waited for
+    def _expect(self, moment: float, when: str) -> None:
+        """Reports once what has not happened since a moment."""
+        missing = self._ledger.missing_since(moment) - self._given_up
+        self._wrong += [f"{each} for {when}" for each in sorted(missing)]
+        self._given_up |= missing
 
     def _calm_down(self, attacks: Attacks, client: Client) -> None:
         """Stops publishing, and waits until the queues are empty. The server-named queue has to work meanwhile."""
