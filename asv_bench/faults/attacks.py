@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pika
 import pika.exceptions
@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 #: The user of the client under test, whose password is changed.
 USER: Final = "shop"
 PASSWORD: Final = "s3cret"
-#: How long the broker waits for an acknowledgement, and how often it looks, in milliseconds.
-CONFIG: Final = "consumer_timeout = 4000\nchannel_tick_interval = 1000\n"
+#: How often the broker looks for deliveries that were not acknowledged in time, in milliseconds.
+SETTINGS: Final = "-rabbit channel_tick_interval 1000"
+#: How long it waits for an acknowledgement, and how long while a delivery timeout is made, in milliseconds. A channel
+#: reads it when it begins.
+ACKNOWLEDGED: Final = 1_800_000
+ACKNOWLEDGED_SOON: Final = 4_000
 #: Seconds that a handler takes for a delivery timeout.
 SLOW: Final = 9.0
+#: Seconds in which a fault that needs the client to be connected waits for that.
+_GO_ON: Final = 60.0
 #: Seconds in which a queue has to become empty that is to be deleted.
 _EMPTY: Final = 60.0
 _NUMBER: Final = re.compile(rb"\d+")
@@ -56,8 +62,8 @@ class Attacks:
         self._ledger = ledger
         self._command = command
         self._makers: dict[str, Callable[[Step], None]] = {
-            "reset": lambda step: self._count(proxy.reset()),
-            "half-close": lambda step: self._count(proxy.half_close(step.direction)),  # type: ignore[arg-type]
+            "reset": lambda step: self._connected(proxy.reset),
+            "half-close": lambda step: self._connected(lambda: proxy.half_close(step.direction)),  # type: ignore[arg-type]
             "stall": self._stall,
             "kill": lambda step: self._restart(node.kill, step),
             "stop": lambda step: self._restart(node.stop, step),
@@ -82,9 +88,13 @@ class Attacks:
 
     # ------------------------------------------------------------------ on the way
 
-    def _count(self, connections: int) -> None:
-        if not connections:
-            raise CannotAttackError("the client had no connection")
+    def _connected(self, attack: Callable[[], int]) -> None:
+        """Attacks connections: waits for one to attack."""
+        deadline = time.monotonic() + _GO_ON
+        while not attack():
+            if time.monotonic() > deadline:
+                raise CannotAttackError(f"the client had no connection for {_GO_ON:g} s")
+            time.sleep(0.05)
 
     def _stall(self, step: Step) -> None:
         self._proxy.stall(step.direction)  # type: ignore[arg-type]
@@ -129,6 +139,8 @@ class Attacks:
                 channel.queue_declare(_DELETED, durable=True)
         finally:
             self._command(f"loud {_DELETED}")
+            # It was not forgotten, but left alone.
+            self._ledger.confirmed_at[_DELETED] = self._ledger.handled_at[_DELETED] = time.monotonic()
 
     def _wait_until_empty(self) -> None:
         """Waits until nothing of the queue is ready, unacknowledged, waiting for a retry, or on its way."""
@@ -143,8 +155,22 @@ class Attacks:
     # ------------------------------------------------------------------ in the client
 
     def _time_out(self, step: Step) -> None:
-        self._command(f"slow {SLOW:g}")
-        time.sleep(SLOW)
+        try:
+            self._limit(ACKNOWLEDGED_SOON)
+            self._command(f"slow {SLOW:g}")
+            time.sleep(SLOW)
+        finally:
+            self._limit(ACKNOWLEDGED)
+
+    def _limit(self, milliseconds: int) -> None:
+        """Changes how long the broker waits for acknowledgements; has the client open its channels again."""
+        self._node.ctl("eval", f"application:set_env(rabbit, consumer_timeout, {milliseconds}).")
+        moment = time.monotonic()
+        self._proxy.reset()
+        while self._ledger.handled_at["orders"] <= moment + 0.5:  # what was handled before the reset may come late
+            if time.monotonic() > moment + _GO_ON:
+                raise CannotAttackError(f"the consumer of orders did not go on within {_GO_ON:g} s")
+            time.sleep(0.05)
 
     def _outage(self, step: Step) -> None:
         self._command(f"outage {step.seconds:g}")
@@ -170,14 +196,14 @@ class Attacks:
     def take_all(self) -> dict[str, list[int]]:
         """Takes everything out of all queues; returns the numbers of the messages, by queue."""
         found: dict[str, list[int]] = {}
-        with self.channel() as channel:
-            for queue in self.counts():
-                while (body := self._take(channel, queue)) is not None:
-                    found.setdefault(queue, []).append(number_of(body))
+        for queue in [queue for queue, count in self.counts().items() if count]:
+            try:
+                with self.channel() as channel:
+                    while (body := channel.basic_get(queue, auto_ack=True)[2]) is not None:
+                        found.setdefault(queue, []).append(number_of(body))
+            except pika.exceptions.AMQPError as error:
+                raise CannotAttackError(f"queue {queue} could not be read: {error!r}") from error
         return found
-
-    def _take(self, channel: BlockingChannel, queue: str) -> Any:
-        return channel.basic_get(queue, auto_ack=True)[2]
 
 
 def number_of(body: bytes) -> int:
