@@ -15,7 +15,7 @@ from leveret.app.registration import (
     check_shared_queue,
     checked_hook,
 )
-from leveret.app.supervision import CLOSING, GRACE, AppRun
+from leveret.app.supervision import GRACE, AppRun
 from leveret.client.client import Client, connect, connection_settings
 from leveret.client.opening import check_connection_options
 from leveret.consuming.handlers import check_handler

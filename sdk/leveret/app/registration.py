@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from leveret.client.client import Client
-from leveret.settings.functions import name_of
 from leveret.errors import ConfigurationError, printable
 from leveret.settings import ConsumerSettings
+from leveret.settings.functions import name_of
 from leveret.settings.names import refuse_unknown
 from leveret.settings.rules import rules_of
 from leveret.wire.message import Message

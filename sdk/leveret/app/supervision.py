@@ -9,11 +9,11 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.settings.functions import name_of
 from leveret.errors import ConsumerCancelled, LeveretError, OperationTimeout, PreconditionFailed
 from leveret.protocol.recovery import Backoff, Prospect, SparseLog, prospect_of
 from leveret.protocol.transitions import moved
 from leveret.runtime.tasks import cancel_all, done_before, set_within
+from leveret.settings.functions import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -204,17 +204,6 @@ class Link:
                     raise again(connection.error)
             await self._wait_for_recovery()
 
-    @property
-    def has_other_nodes(self) -> bool:
-        """Whether there is another host to connect to."""
-        return len(self._settings.endpoints) > 1
-
-    def change_node(self, connection: Connection) -> None:
-        """Drops a connection, so that recovery begins with another host. All that uses it goes on there."""
-        if connection is self.connection and self.state is LinkState.OPEN:
-            self._left = connection.endpoint
-            connection.transport.abort()
-
     async def within(self, seconds: float, option: str, what: str) -> Connection:
         """Returns what `recovered` returns, within a deadline.
 

@@ -7,10 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.consuming.handlers import HandlerThreads, check_handler
-from leveret.settings.functions import is_async
 from leveret.consuming.states import ConsumerState
 from leveret.consuming.worker import Worker
 from leveret.errors import ProcessingTimeout
+from leveret.settings.functions import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
