@@ -371,7 +371,8 @@ class ClientBase:
         Raises:
             ConfigurationError: An option is unknown or out of range, or the prefetch is "auto" or less than the size.
         """
-        _replaced(self.batches, settings, self._defaults.consumer, options)
+        rules = rules_of(type(self._defaults.consumer))
+        refuse_unknown(options, (*rules, *arguments_of(self.consumer), *arguments_of(self.batches)))
         checked: tuple[object, object] = size, wait  # the types promise it; a caller without a type checker may not
         if type(checked[0]) is not int or not 1 <= size <= _MAX_PREFETCH:
             raise ConfigurationError(f"size is {size!r:.40}; it must be 1 to {_MAX_PREFETCH}", option="size")

@@ -182,6 +182,6 @@ def test_descriptors_have_no_async_functions() -> None:
     }
     for hook, spec in specs.items():
         with pytest.raises(PluginError, match=r"its factory is an `async def`"):
-            PluginRegistry.from_plugins(plugin(**{hook: [spec]}))
+            PluginRegistry.from_plugins(plugin("odd", **{hook: [spec]}))
     with pytest.raises(PluginError, match=r"its models is an `async def`"):
         PluginRegistry.from_plugins(serializer_plugin("odd", models=wrong))
