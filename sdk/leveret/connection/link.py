@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import random
@@ -220,8 +221,32 @@ class Link:
             if not deadline.expired():
                 raise
             raise OperationTimeout(
-                f"{what}: connection {self.name!r} was not there within {option} of {seconds:g} s{self.reason}"
+                f"{what}: connection {self.name!r} was not there within {option} of {seconds:.3g} s{self.reason}"
             ) from self.failure
+
+    async def for_call(self, what: str, seconds: float | None = None) -> Connection:
+        """Returns the connection for a call that does not last: while there is none, it waits for the next one.
+
+        The first call after a loss dials at once, and wakes those that wait. When that fails, calls wait like all others.
+
+        Args:
+            what: What needs the connection, for the error's text.
+            seconds: The deadline; `operation_timeout` by default. Without `auto_recovery` the link dials once instead.
+
+        Raises:
+            LeveretError: As `within`, or as a call of the link.
+        """
+        if not self.auto_recovery:
+            return await self()
+        seconds = self.operation_timeout if seconds is None else seconds
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        if self.failure is None:
+            with contextlib.suppress(LeveretError, TimeoutError):
+                async with asyncio.timeout_at(until):
+                    return await self()
+            self._check_not_closed()
+        return await self.within(max(0.0, until - clock()), "operation_timeout", what)
 
     @property
     def reason(self) -> str:
