@@ -100,7 +100,7 @@ class Link:
         self.failure: LeveretError | None = None
         self.established = established
         self._credentials = credentials or Credentials(settings)
-        self.channels = ChannelPool(self, settings)
+        self.channels = ChannelPool(self._for_a_channel, settings)
         self.prepare: Callable[[Connection, Connection | None], Awaitable[object]] | None = None
         self._settings = settings
         self._registry = registry
@@ -138,6 +138,11 @@ class Link:
         if self.state not in (LinkState.LOST, LinkState.RECOVERING) or self.connection is None:
             return None
         return self.connection.error
+
+    @property
+    def may_recover(self) -> bool:
+        """True when a lost connection is made again for those who wait: `auto_recovery`, and the link is not closed."""
+        return self.auto_recovery and self._state is not LinkState.CLOSED
 
     def new_backoff(self) -> Backoff:
         """Makes the delays of a sequence of attempts, as the settings and the backoff policy say."""
@@ -350,6 +355,12 @@ class Link:
                 await connection.close(0 if isinstance(error, asyncio.CancelledError) else None)
                 raise
         return connection
+
+    async def _for_a_channel(self) -> Connection:
+        """Waits for a connection as long as for an answer on it; without `auto_recovery` it dials once."""
+        if not self.auto_recovery:
+            return await self()
+        return await self.within(self.operation_timeout, "operation_timeout", "no channel could be opened")
 
     async def _wait_for_recovery(self) -> None:
         task = self._recovery

@@ -85,10 +85,12 @@ class Subscription:
         self._restorer = restorer
         # The queue, when this client has declared it.
         self._declared: DeclaredQueue | None = None
-        self._rules = LossRules(settings, lambda: link.auto_recovery)
+        self._rules = LossRules(settings, lambda: link.may_recover)
         # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
         self._was_live = False
         self._was_cancelled = False
+        # The link's failed attempts when `start` was called.
+        self._failed_before: int | None = None
         self._life = life
         self._position = position
         self._sink = sink
@@ -187,8 +189,9 @@ class Subscription:
             LeveretError: As `begin`, when no further attempt is made.
         """
         try:
-            outage = self._link.outage
-            if outage is not None and self._life.state is ConsumerState.NEW and self._link.auto_recovery:
+            self._failed_before = self._link.meter.failed
+            outage = self._link.outage if self._link.may_recover else None
+            if outage is not None and self._life.state is ConsumerState.NEW:
                 raise again(outage)
             await self.begin()
         except LeveretError as error:
@@ -443,7 +446,8 @@ class Subscription:
         queue = self._look_up()
         if queue is None:
             return
-        if queue.entity.auto_delete and self._was_live and not self._was_cancelled and not self.tags:
+        left = self._was_live and not self._was_cancelled and not self.tags and self._stand_in is None
+        if queue.entity.auto_delete and left:
             # The broker has deleted it with its last consumer, unless there are others. One that cancelled the consumer
             # has deleted the queue for somebody else, who does not want it made again.
             queue.is_missing = True
@@ -564,8 +568,11 @@ class Subscription:
             error = self._position.explained(error, no_ack=self._no_ack)
             if isinstance(error, ConfigurationError):
                 self._life.fail(error, ConsumerState.LOST)
-        # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes.
-        refused = bool(self._unanswered) and not self._was_live and not is_outage(error)
+        # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes. But
+        # after an outage others may have to declare the queue again.
+        first = bool(self._unanswered) and not self._was_live
+        outage = self._failed_before is not None and self._link.meter.failed > self._failed_before
+        refused = first and not outage and not is_outage(error)
         self.tags.clear()
         self._unanswered.clear()
         self._lost(typed(error, self.queue), refused=refused)

@@ -54,6 +54,11 @@ def test_a_consumer_goes_on_after_every_loss_by_default(error: LeveretError) -> 
     assert not rules(auto_recovery=False).go_on_after(error)
 
 
+def test_a_consumer_ends_when_its_client_was_closed_meanwhile() -> None:
+    error = ConnectionLost("reset")
+    assert rules(auto_recovery=False).end_after(error, "q", 0.0) is error
+
+
 @pytest.mark.parametrize("error", [ConfigurationError("wrong"), EncodeFailed("too long")])
 def test_a_consumer_ends_when_no_attempt_can_succeed(error: LeveretError) -> None:
     assert not rules().go_on_after(error)
