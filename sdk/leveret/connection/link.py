@@ -100,7 +100,7 @@ class Link:
         self.failure: LeveretError | None = None
         self.established = established
         self._credentials = credentials or Credentials(settings)
-        self.channels = ChannelPool(self._for_a_channel, settings)
+        self.channels = ChannelPool(self, settings)
         self.prepare: Callable[[Connection, Connection | None], Awaitable[object]] | None = None
         self._settings = settings
         self._registry = registry
@@ -355,12 +355,6 @@ class Link:
                 await connection.close(0 if isinstance(error, asyncio.CancelledError) else None)
                 raise
         return connection
-
-    async def _for_a_channel(self) -> Connection:
-        """Waits for a connection as long as for an answer on it; without `auto_recovery` it dials once."""
-        if not self.auto_recovery:
-            return await self()
-        return await self.within(self.operation_timeout, "operation_timeout", "no channel could be opened")
 
     async def _wait_for_recovery(self) -> None:
         task = self._recovery
