@@ -54,7 +54,7 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ConnectionSettings, "handshake_timeout", 0.001, 86_400, 0.0005),
     (ConnectionSettings, "operation_timeout", 0.001, 86_400, 0.0005),
     (ConnectionSettings, "close_timeout", 0.001, 86_400, 0.0005),
-    (ConnectionSettings, "wait", 0, 86_400, -0.5),
+    (ConnectionSettings, "wait", 0, 86_400, 0.5),
     (ConnectionSettings, "recovery_initial_delay", 0.001, 86_400, 0.0005),
     (ConnectionSettings, "recovery_max_delay", 0.001, 86_400, 0.0005),
     (ConnectionSettings, "heartbeat", 0, 65_535, 1),
