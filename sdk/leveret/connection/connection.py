@@ -194,25 +194,34 @@ class Connection:
             ConnectionClosed: The server refused, for example the virtual host (reply code 530).
             IncompatibleProtocol: The peer does not speak AMQP 0-9-1.
             OperationTimeout: The handshake was not over within `handshake_timeout` seconds, or the credential provider
-                did not answer within `connect_timeout`.
+                did not answer within `connect_timeout`. Several hosts take no longer than both together.
         """
         dialing = Dialing(settings, first)
         credentials = credentials or Credentials(settings)
         login = await credentials.ask()
         failures: list[LeveretError] = []
-        while dialing:
-            connection = cls(settings, name or settings.client_name, credentials, login, on_event)
-            try:
-                await connection._dial(dialing)
-            except (TransportError, OperationTimeout, ProtocolError) as error:
-                failures.append(error)
-            except ConnectionClosed as error:
-                # A node that is starting or stopping says so; anything else would be refused elsewhere too.
-                if error.reply_code not in (CONNECTION_FORCED, INTERNAL_ERROR):
-                    raise
-                failures.append(error)
-            else:
-                return connection
+        seconds = settings.connect_timeout + settings.handshake_timeout
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                while dialing:
+                    connection = cls(settings, name or settings.client_name, credentials, login, on_event)
+                    try:
+                        await connection._dial(dialing)
+                    except (TransportError, OperationTimeout, ProtocolError) as error:
+                        failures.append(error)
+                    except ConnectionClosed as error:
+                        # A node that is starting or stopping says so; anything else would be refused elsewhere too.
+                        if error.reply_code not in (CONNECTION_FORCED, INTERNAL_ERROR):
+                            raise
+                        failures.append(error)
+                    else:
+                        return connection
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            text = f"connecting took longer than connect_timeout and handshake_timeout together, {seconds:g} s"
+            failures.append(OperationTimeout(text))
         raise joined(failures)
 
     async def _dial(self, dialing: Dialing) -> None:
