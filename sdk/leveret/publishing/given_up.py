@@ -9,6 +9,8 @@ from leveret.errors import printable
 from leveret.publishing.lifecycle import ProducerState
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from leveret.publishing.confirms import ConfirmWindow
     from leveret.publishing.lifecycle import ProducerLife
 
@@ -21,27 +23,27 @@ _NAMED: Final = 20
 
 
 class GivenUp:
-    """Names the publishings of a closing producer that end UNKNOWN between its making and `log`.
+    """Logs the publishings of a closing producer that end UNKNOWN in its `with` block: the broker may have them or not.
 
     Args:
         window: The publishings of the producer.
-        life: The producer's state; it does nothing unless that is CLOSING.
+        life: The producer's state; nothing is logged unless it is CLOSING at the beginning.
         exchange: The producer's exchange.
+        reason: Why no outcome will come.
     """
 
-    def __init__(self, window: ConfirmWindow, life: ProducerLife, exchange: str) -> None:
+    def __init__(self, window: ConfirmWindow, life: ProducerLife, exchange: str, reason: object) -> None:
         self._window = window
         self._exchange = exchange
+        self._reason = reason
         self._is_closing = life.at(ProducerState.CLOSING)
         self._unknown = window.unknown
         self._open = window.in_flight(_NAMED) if self._is_closing else []
 
-    def log(self, reason: object) -> None:
-        """Logs them, if there are any: the broker may have them or not.
+    def __enter__(self) -> Self:
+        return self
 
-        Args:
-            reason: Why no outcome will come.
-        """
+    def __exit__(self, *_: object) -> None:
         window = self._window
         count = window.unknown - self._unknown
         if not count or not self._is_closing:
@@ -58,5 +60,5 @@ class GivenUp:
             count,
             named,
             more,
-            reason,
+            self._reason,
         )

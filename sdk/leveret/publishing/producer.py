@@ -577,9 +577,8 @@ class Producer(CompiledPublisher):
             self._give_up(error)
             return
         paced = connection.error is not None or closed_by_publishing(error)
-        given_up = GivenUp(self._window, self._life, self.settings.exchange)
-        finished = self._culprits.judge(error) if self._confirms else None
-        given_up.log(error)
+        with GivenUp(self._window, self._life, self.settings.exchange, error):
+            finished = self._culprits.judge(error) if self._confirms else None
         self._reopen(finished, paced=paced)
 
     def _reopen(self, finished: list[Ticket] | None, *, paced: bool) -> None:
@@ -622,10 +621,9 @@ class Producer(CompiledPublisher):
             self._timer = None
         self._reopening.cancel()
         self._room.close(self._loop.time())
-        given_up = GivenUp(self._window, life, self.settings.exchange)
         unsent = not_sent("the producer is closed", cause=error)
-        self._hand_out(self._window.expire(self._window.next_delivery_tag, error, unsent))
-        given_up.log(error)
+        with GivenUp(self._window, life, self.settings.exchange, error):
+            self._hand_out(self._window.expire(self._window.next_delivery_tag, error, unsent))
         self._deadlines.clear()
         self._wake()
 
@@ -651,9 +649,8 @@ class Producer(CompiledPublisher):
         connected = self._reopening.task is None
         sent = self._transport.progress if connected else None
         deadlines.tick(now, window.first, window.next_delivery_tag - 1, sent)
-        given_up = GivenUp(window, self._life, self.settings.exchange)
-        for finished in deadlines.expire(now, window, connected=connected):
-            self._hand_out(finished)
-            self._wake()
-        given_up.log("no confirm came in time")
+        with GivenUp(window, self._life, self.settings.exchange, "no confirm came in time"):
+            for finished in deadlines.expire(now, window, connected=connected):
+                self._hand_out(finished)
+                self._wake()
         self._start_clock()
