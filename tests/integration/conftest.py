@@ -39,7 +39,9 @@ async def name(broker: Broker, unique_name: Callable[[str], str]) -> AsyncIterat
     if isinstance(broker, RabbitMQ) and given:
         async with leveret.connect(broker.url) as cleaner:
             for each in given:
-                await cleaner.delete_queue(each)
+                # With the queues of messages that failed there.
+                for suffix in ("", ".parked", ".retry.100", ".retry.200", ".retry.1000"):
+                    await cleaner.delete_queue(f"{each}{suffix}")
                 await cleaner.delete_exchange(each)
 
 

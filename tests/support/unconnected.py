@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import leveret
 from leveret.consuming.consumer import Consumer
 from leveret.consuming.states import ConsumerState
 from leveret.consuming.worker import Worker
+from leveret.errors import ConnectFailed
 from leveret.plugins import PluginRegistry
 from leveret.wire.buffers import SendBuffer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from leveret.wire.message import Message
 
@@ -42,8 +44,16 @@ class Transport:
     def flush(self) -> None: ...
 
 
+class Negotiated:
+    """What the broker said of itself."""
+
+    server_properties: Mapping[str, object] = {}
+
+
 class Connection:
     """What a consumer asks of its connection when deliveries come."""
+
+    negotiated = Negotiated()
 
     def __init__(self) -> None:
         self.transport = Transport()
@@ -71,16 +81,25 @@ class Task:
 TASK: Any = Task()
 
 
+async def unreachable() -> None:
+    """A link to a broker that is not there."""
+    await asyncio.sleep(0)
+    raise ConnectFailed("there is no broker")
+
+
 def made(**options: Any) -> Consumer[Any]:
-    """A consumer whose deliveries come from the test."""
+    """A consumer whose deliveries come from the test. Without a broker it copies no message that failed."""
     ordered_by = options.pop("ordered_by", None)
+    on_error = options.pop("on_error", leveret.Requeue())
     consumer: Consumer[Any] = Consumer(
-        None,  # type: ignore[arg-type]
+        unreachable,  # type: ignore[arg-type]
         "orders",
         bytes,
         leveret.ConsumerSettings(read_delay=0, **options),
         PluginRegistry.load(),
         ordered_by=ordered_by,
+        on_error=on_error,
+        refused=leveret.DeadLetter(),
     )
     begin(consumer)
     return consumer
@@ -108,4 +127,5 @@ def worker_of(
         handler,
         TASK if task is None else task,
         consumer.settings.ack in ("coalesced", "each"),
+        consumer.settings.ack != "manual",
     )

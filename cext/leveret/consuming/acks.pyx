@@ -109,7 +109,11 @@ cdef class AckWindow:
     def first_unhandled(self):
         """Returns the lowest delivery tag that was neither acknowledged here nor settled, or `next_delivery_tag`."""
         cdef uint64_t tag = self.first
-        while tag < self.next_delivery_tag and self.states[tag & self.mask] != UNSETTLED:
+        cdef uint8_t state
+        while tag < self.next_delivery_tag:
+            state = self.states[tag & self.mask]
+            if state == UNSETTLED or state == RESERVED:
+                break
             tag += 1
         return tag
 

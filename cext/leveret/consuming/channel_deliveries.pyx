@@ -99,14 +99,14 @@ def reserve(Message message not None):
     Returns:
         False when it is settled or reserved already, or its channel is gone.
     """
-    cdef ChannelDeliveries deliveries = <ChannelDeliveries>message.owner
-    return deliveries.alive and deliveries.acks.reserve(message.delivery_tag)
+    cdef ChannelDeliveries deliveries = message.owner
+    return deliveries is not None and deliveries.alive and deliveries.acks.reserve(message.delivery_tag)
 
 
 def restore(Message message not None):
     """Lets a message be settled again. Returns False when it was not reserved, or its channel is gone."""
-    cdef ChannelDeliveries deliveries = <ChannelDeliveries>message.owner
-    return deliveries.alive and deliveries.acks.restore(message.delivery_tag)
+    cdef ChannelDeliveries deliveries = message.owner
+    return deliveries is not None and deliveries.alive and deliveries.acks.restore(message.delivery_tag)
 
 
 @cython.final

@@ -232,7 +232,7 @@ class Link:
     async def for_call(self, what: str, seconds: float | None = None) -> Connection:
         """Returns the connection for a call that does not last: while there is none, it waits for the next one.
 
-        The first call after a loss dials at once, and wakes those that wait. When that fails, calls wait as well.
+        The first call after a loss dials at once, and wakes those that wait. When that fails, calls wait as others do.
 
         Args:
             what: What needs the connection, for the error's text.

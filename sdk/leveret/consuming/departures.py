@@ -1,14 +1,15 @@
-"""The log and the counters of messages that leave the consumer other than by being handled: parked, rejected, dropped."""
+"""The log and the counters of messages that leave a consumer without being handled: parked, rejected or dropped."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leveret.errors import TableSyntaxError, printable
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable
 
     from leveret.monitoring.meters import ConsumerMeter
@@ -101,7 +102,9 @@ class Departures:
         for first in range(0, len(names), _MOST_TOGETHER):
             part = names[first : first + _MOST_TOGETHER]
             what = f"message {part[0]}" if len(part) == 1 else f"{len(part)} messages"
-            listed = "" if len(part) == 1 else f": {', '.join(part)}"
+            # Messages without an id look alike.
+            counted = [name if count == 1 else f"{name} {count} times" for name, count in Counter(part).items()]
+            listed = "" if len(part) == 1 else f": {', '.join(counted)}"
             logger.warning("queue %r: %s %s: %s%s", self._queue, what, departure.fate, departure.reason, listed)
 
 

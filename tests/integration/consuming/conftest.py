@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ from tests.support.handling import Queues
 from tests.support.scripted import Scripted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable, Iterator
 
     import leveret
 
@@ -21,11 +22,19 @@ async def queues(client: leveret.Client, name: Callable[[str], str]) -> Queues:
 
 
 @pytest.fixture
-async def failing(queues: Queues) -> AsyncIterator[Queues]:
-    """A queue whose retry and parking queues are removed."""
-    yield queues
-    for suffix in ("retry.100", "retry.200", "parked"):
-        await queues.client.delete_queue(f"{queues.work}.{suffix}")
+def program_errors() -> Iterator[list[str]]:
+    """The errors of the program that consumers log, which would fail the test otherwise."""
+    texts: list[str] = []
+
+    def take(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.ERROR:
+            texts.append(record.getMessage())
+        return record.levelno != logging.ERROR
+
+    logger = logging.getLogger("leveret.consuming")
+    logger.addFilter(take)
+    yield texts
+    logger.removeFilter(take)
 
 
 @pytest.fixture

@@ -48,6 +48,8 @@ async def test_a_message_is_gone_when_its_handler_returns_none_or_true(queues: Q
         "retried": 0,
         "parked": 0,
         "dropped": 0,
+        "rejected": 0,
+        "held": 0,
         "stale_acks": 0,
         "prefetch": 0,
         "expected": 0,
@@ -264,7 +266,7 @@ async def test_exactly_what_was_not_done_comes_back_when_the_connection_ends(bro
         return value != 20  # one is dead-lettered, in the middle
 
     async with leveret.connect(broker.url) as other:
-        consumer = other.consumer(queues.work, prefetch=16, concurrency=5)
+        consumer = other.consumer(queues.work, prefetch=16, concurrency=5, refused=leveret.DeadLetter())
         async with running(consumer, handler):
             await others_are_done.wait()
     assert sorted(await queues.remaining()) == sorted(slow)

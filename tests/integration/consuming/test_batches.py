@@ -57,29 +57,25 @@ async def test_what_does_not_decode_is_in_no_batch(queues: Queues) -> None:
         batch = await anext(batches)
         assert batch.values == [1, 3]
         batch.ack()
-    assert await queues.dead_letters(1) == ["two"]
+    assert await queues.remaining(f"{queues.work}.parked") == ["two"]
     assert await queues.remaining() == []
 
 
 async def test_the_error_policy_decides_about_what_does_not_decode_for_a_batch(
     queues: Queues, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parked = f"{queues.work}.parked"
     await queues.publish(1, "two", 3, message_id="m-1")
-    try:
-        async with queues.client.batches(
-            queues.work, int, size=3, wait=0.2, on_error={leveret.errors.CodecError: leveret.Park()}
-        ) as batches:
-            batch = await anext(batches)
-            assert batch.values == [1, 3]
-            batch.ack()
-            assert batches.consumer.counters()["parked"] == 1
-        assert await queues.remaining(parked) == ["two"]
-        assert await queues.remaining() == []
-        (record,) = [each for each in caplog.records if each.name == "leveret.consuming"]
-        assert f"1 message could not be decoded; it goes to {parked!r} (message id 'm-1'): " in record.getMessage()
-    finally:
-        await queues.client.delete_queue(parked)
+    async with queues.client.batches(
+        queues.work, int, size=3, wait=0.2, on_error={leveret.errors.CodecError: leveret.Drop()}
+    ) as batches:
+        batch = await anext(batches)
+        assert batch.values == [1, 3]
+        batch.ack()
+        assert batches.consumer.counters()["dropped"] == 1
+    assert await queues.remaining() == []
+    first, second = [each.getMessage() for each in caplog.records if each.name == "leveret.consuming"]
+    assert "1 message could not be decoded, the last one with message id 'm-1': " in first
+    assert "message 'm-1' (5 bytes) dropped: DecodeFailed" in second
 
 
 async def test_a_cancelled_wait_for_a_batch_puts_back_what_was_decoded(queues: Queues) -> None:
@@ -164,7 +160,7 @@ async def test_a_batch_has_failed_when_its_handler_takes_too_long(
     queues: Queues, caplog: pytest.LogCaptureFixture
 ) -> None:
     await queues.publish("hangs", 1, 2)
-    batches = queues.client.batches(queues.work, size=1, processing_timeout=0.1)
+    batches = queues.client.batches(queues.work, size=1, processing_timeout=0.1, on_error=leveret.Requeue())
 
     async def handler(values: list[Any], batch: leveret.DeliveryBatch[Any]) -> None:
         if values == ["hangs"]:
@@ -197,7 +193,7 @@ async def test_a_result_settles_no_batch_when_acknowledging_is_manual(queues: Qu
     assert await queues.remaining() == list(range(6))
 
 
-async def test_a_batch_waits_once_when_its_handler_says_that_a_circuit_is_open(queues: Queues) -> None:
+async def test_a_batch_is_held_when_its_handler_says_that_a_circuit_is_open(queues: Queues) -> None:
     await queues.publish(*range(20))
     batches = queues.client.batches(queues.work, size=20, wait=1)
     calls: list[float] = []
@@ -210,7 +206,8 @@ async def test_a_batch_waits_once_when_its_handler_says_that_a_circuit_is_open(q
 
     await batches.run(handler)
     assert 0.09 <= calls[1] - calls[0] < 1.5
-    assert batches.consumer.counters()["released"] == 20
+    assert batches.consumer.counters()["delivered"] == 20
+    assert batches.consumer.counters()["released"] == 0
     assert await queues.remaining() == []
 
 

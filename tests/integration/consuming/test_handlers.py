@@ -57,7 +57,9 @@ async def test_a_handler_is_cancelled_and_has_failed_when_it_takes_too_long(
     queues: Queues, concurrency: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     await queues.publish("hangs", *range(5))
-    consumer = queues.client.consumer(queues.work, processing_timeout=0.2, concurrency=concurrency)
+    consumer = queues.client.consumer(
+        queues.work, processing_timeout=0.2, concurrency=concurrency, on_error=leveret.Requeue()
+    )
     ended: list[object] = []
 
     async def handler(value: object, message: leveret.Message) -> None:
@@ -97,9 +99,9 @@ async def test_a_handler_that_hides_its_cancellation_does_not_keep_run_from_endi
     assert await queues.remaining() == [2, 3]
 
 
-async def test_the_consumer_goes_on_when_a_handler_returns_nonsense(queues: Queues) -> None:
+async def test_the_consumer_goes_on_when_a_handler_returns_nonsense(queues: Queues, program_errors: list[str]) -> None:
     await queues.publish("nonsense", "good")
-    consumer = queues.client.consumer(queues.work)
+    consumer = queues.client.consumer(queues.work, on_error=leveret.Requeue())
 
     async def handler(value: str, message: leveret.Message) -> Any:
         if message.redelivered:
@@ -108,11 +110,12 @@ async def test_the_consumer_goes_on_when_a_handler_returns_nonsense(queues: Queu
 
     await consumer.run(handler)
     assert await queues.dead_letters(1) == ["nonsense"]
+    assert len(program_errors) == 2
 
 
 async def test_the_consumer_goes_on_when_a_handler_cancels_itself(queues: Queues) -> None:
     await queues.publish("cancelled", "good")
-    consumer = queues.client.consumer(queues.work)
+    consumer = queues.client.consumer(queues.work, on_error=leveret.Requeue())
 
     async def handler(value: str, message: leveret.Message) -> None:
         if message.redelivered:

@@ -55,7 +55,7 @@ async def test_messages_of_one_key_keep_their_order_and_others_go_on(
     assert await queues.remaining() == []
 
 
-async def test_a_message_is_dead_lettered_when_its_key_cannot_be_found(queues: Queues) -> None:
+async def test_a_message_is_parked_when_its_key_cannot_be_found(queues: Queues) -> None:
     await queues.publish(1, 2, 3)
 
     def key(message: leveret.Message) -> int:
@@ -71,7 +71,8 @@ async def test_a_message_is_dead_lettered_when_its_key_cannot_be_found(queues: Q
 
     await consumer.run(handler)
     assert seen == [1, 3]
-    assert await queues.dead_letters(1) == [2]
+    assert consumer.counters()["parked"] == 1
+    assert await queues.remaining(f"{queues.work}.parked") == [2]
 
 
 async def test_what_waits_for_its_key_goes_back_when_the_consumer_ends(queues: Queues) -> None:

@@ -50,10 +50,12 @@ async def test_a_consumer_is_refused_at_once_when_it_cannot_work(client: leveret
     async def generator(value: Any, message: leveret.Message) -> Any:
         yield value
 
-    no_handlers: list[Any] = [None, "handler", generator]
+    no_handlers: list[Any] = [None, "handler", generator, lambda: None, lambda value: None, lambda a, b, c: None]
     for handler in no_handlers:
-        with pytest.raises(ConfigurationError, match="the handler must"):
-            await client.consumer(queue).run(handler)
+        consumer = client.consumer(queue)
+        with pytest.raises(ConfigurationError, match=r"the handler must|must not be a generator|must take"):
+            await consumer.run(handler)
+        assert consumer.state is leveret.ConsumerState.NEW, "nothing was sent"
     with pytest.raises(ConfigurationError, match="no serializer reads 'application/xml'"):
         client.consumer(queue, accept=("application/xml",))
     with pytest.raises(ConfigurationError, match="prefetch"):

@@ -130,9 +130,9 @@ async def test_a_message_that_fails_is_parked_and_the_connection_stays(
     client = client if who == "client" else stranger
     await publish(client, stream, *range(10))
     consumer = client.consumer(stream, stream_offset="first" if who == "client" else 0)
-    seen: list[int] = []
+    seen: list[Any] = []
 
-    async def handler(value: int, message: leveret.Message) -> Any:
+    async def handler(value: Any, message: leveret.Message) -> Any:
         seen.append(value)
         if value != 3:
             return None

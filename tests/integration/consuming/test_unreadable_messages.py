@@ -12,7 +12,7 @@ from tests.corpus.frames import frame
 from tests.support.conversation import PROTOCOL_HEADER, nested_table
 from tests.support.handling import Queues, running, until
 from tests.support.peers import Peer, two_connections
-from tests.support.queues import taken
+from tests.support.queues import messages, taken
 from tests.support.servers import ON_EVERY_SERVER
 
 import leveret
@@ -28,7 +28,7 @@ class Order(msgspec.Struct):
     id: int
 
 
-async def test_a_body_is_dead_lettered_and_counted_when_it_cannot_be_decoded(queues: Queues) -> None:
+async def test_a_body_is_parked_and_counted_when_it_cannot_be_decoded(queues: Queues) -> None:
     await queues.publish({"id": "one"}, {"no": "id"}, {"id": 2})  # the first two are no orders
     async with queues.client.producer(serializer="bytes") as producer:
         await producer.publish(b"not JSON", queues.work, content_type="application/json")
@@ -46,8 +46,8 @@ async def test_a_body_is_dead_lettered_and_counted_when_it_cannot_be_decoded(que
     await consumer.run(handler)
     assert seen == [2, 3]
     assert consumer.counters()["undecodable"] == 5
-    assert consumer.counters()["dead_lettered"] == 5
-    async with queues.client.consumer(queues.dead, serializer="bytes") as dead:
+    assert consumer.counters()["parked"] == 5
+    async with queues.client.consumer(f"{queues.work}.parked", serializer="bytes") as dead:
         bodies: list[Any] = []
         async with asyncio.timeout(5):
             while len(bodies) < 5:
@@ -104,7 +104,11 @@ async def test_the_consumer_survives_when_a_message_has_headers_over_the_limits(
     await consumer.run(handler)
     assert seen == ["before", "after"]
     assert consumer.counters()["undecodable"] == 1
-    assert consumer.counters()["dead_lettered"] == 1
+    assert consumer.counters()["parked"] == 1
+    (parked,) = await messages(queues.client, f"{queues.work}.parked")
+    assert parked.body == b"{}"
+    assert parked.headers["x-leveret-error"].startswith("TableSyntaxError: ")
+    assert parked.headers["x-leveret-properties"] == b"\x20\0" + nested_table(100)
 
 
 async def test_the_value_raises_when_a_message_that_was_taken_cannot_be_decoded(queues: Queues) -> None:
@@ -120,8 +124,7 @@ async def test_the_value_raises_when_a_message_that_was_taken_cannot_be_decoded(
     assert await queues.dead_letters(1) == [{"id": "one"}]
 
 
-async def test_a_body_that_does_not_decode_is_parked_when_the_policy_says_so(failing: Queues) -> None:
-    queues = failing
+async def test_a_body_that_does_not_decode_is_treated_as_a_rule_of_the_policy_says(queues: Queues) -> None:
     await queues.publish("not a number", 1)
     consumer = queues.client.consumer(queues.work, int, on_error={CodecError: leveret.Park()})
 
@@ -158,7 +161,8 @@ async def test_the_consumer_goes_on_when_a_message_has_properties_that_are_malfo
 
     seen = []
     async with two_connections(script) as url, leveret.connect(url, close_timeout=0.5) as client:
-        consumer = client.consumer("q", consumer_tag="tag")
+        # A broker that is not one: there is no queue for parked messages.
+        consumer = client.consumer("q", consumer_tag="tag", on_error={CodecError: leveret.DeadLetter()})
 
         async def handler(value: Any, message: leveret.Message) -> None:
             seen.append(value)
@@ -188,6 +192,24 @@ async def test_the_consumer_goes_on_when_a_body_is_larger_than_the_limit(
 
         await consumer.run(handler)
         assert sizes == [1000, 4]
-        assert consumer.counters()["undecodable"] == 2
-    async with client.consumer(queue) as consumer:
-        assert await consumer.get() is None
+        counters = consumer.counters()
+        assert counters["undecodable"] == 2
+        assert (counters["rejected"], counters["dropped"], counters["parked"]) == (0, 0, 0)
+    # What was not kept cannot be parked; it went back at the end, and nothing is lost.
+    assert sorted(len(message.body or b"") for message in await messages(client, queue)) == [1001, 300_000]
+
+
+async def test_a_body_that_is_larger_than_the_limit_is_dead_lettered_where_that_is_known_to_be_safe(
+    broker: Broker, queues: Queues
+) -> None:
+    async with queues.client.producer(serializer="bytes") as producer:
+        await producer.publish(bytes(2000), queues.work)
+    async with leveret.connect(broker.url, max_body_size=1000) as limited:
+        consumer = limited.consumer(queues.work, refused=leveret.DeadLetter())
+
+        async def handler(value: bytes, message: leveret.Message) -> None:
+            raise AssertionError("it was not kept")
+
+        async with running(consumer, handler):
+            await until(lambda: consumer.counters()["rejected"] == 1)
+    assert await queues.dead_letters(1) == [bytes(2000)]

@@ -100,14 +100,16 @@ async def test_a_slow_consumer_handles_what_it_has_when_its_connection_is_lost_a
         handler = Held()
         async with running(consumer, handler):
             here = await withheld(consumer)
+            before = consumer._subscription.channel
             await broker.close_connections()
-            await until(lambda: not consumer._subscription.wants_deliveries)
-            await until(lambda: consumer._subscription.wants_deliveries)
+            await until(lambda: consumer._subscription.channel not in (before, None))
             assert consumer.health().waiting == here
             assert not consumer.health().live, "it has no room yet"
             handler.go.set()
-            await until(lambda: len(handler.seen) == 3_000, seconds=60)
-            assert handler.seen == list(range(3_000))
+            await until(lambda: len(set(handler.seen)) == 3_000, seconds=60)
+            # This client has not declared the queue, so a stand-in kept it; the message of that may come again.
+            assert [*dict.fromkeys(handler.seen)] == list(range(3_000))
+            assert len(handler.seen) <= 3_001
 
 
 @pytest.mark.parametrize("end", ["drain", "cancel"])

@@ -30,8 +30,8 @@ class Owner:
     def plain(self, message: Message) -> None:
         return None
 
-    def settle(self, deliveries: ChannelDeliveries, message: Message, verb: str) -> bool:
-        self.calls.append((message.delivery_tag, verb))
+    def settle(self, deliveries: ChannelDeliveries, message: Message, verb: str, detail: object) -> bool:
+        self.calls.append((message.delivery_tag, verb if detail is None else f"{verb} {detail}"))
         return deliveries.alive and deliveries.acks.reject(message.delivery_tag)
 
 
@@ -67,9 +67,20 @@ def test_messages_ask_their_consumer_when_they_were_adopted() -> None:
     assert (one.value, two.value, one.value) == ("one", "two", "one")
     assert (one.queue, one.received_at, two.received_at) == ("orders", 12.5, 12.5)
     assert one.requeue()
-    assert two.dead_letter()
+    assert two.dead_letter("it is old")
+    one.retry(5)
+    two.park()
+    two.park("it is wrong")
     # The value is decoded once.
-    assert owner.calls == [(1, "decode"), (2, "decode"), (1, "requeue"), (2, "dead_letter")]
+    assert owner.calls == [
+        (1, "decode"),
+        (2, "decode"),
+        (1, "requeue"),
+        (2, "dead_letter it is old"),
+        (1, "retry 5"),
+        (2, "park"),
+        (2, "park it is wrong"),
+    ]
 
 
 def test_a_message_says_whether_it_can_be_settled() -> None:

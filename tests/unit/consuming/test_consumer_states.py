@@ -149,14 +149,14 @@ async def test_a_worker_waits_handles_and_ends() -> None:
 
 
 async def test_a_worker_acts_when_a_failure_needs_time() -> None:
-    consumer = made()
+    consumer = made(on_error=leveret.Park())
 
     async def handler(value: bytes, message: Message) -> None:
-        raise leveret.errors.CircuitOpen("the circuit breaker is open", retry_after=1)
+        raise ValueError
 
     worker = worker_of(consumer, handler)
     deliver(consumer, 1)
-    worker.send(None)  # the pause after CircuitOpen
+    worker.send(None)  # connects, to publish a copy
     assert state_of(worker) is WorkerState.ACTING
     assert not worker.is_handling
     with pytest.raises(asyncio.CancelledError):

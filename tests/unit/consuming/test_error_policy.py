@@ -13,7 +13,7 @@ from tests.corpus import strategies
 
 import leveret
 from leveret import DeadLetter, Drop, ErrorPolicy, Park, Requeue, Retry, Stop
-from leveret.consuming.error_policy import attempts_of, error_text, policy_of
+from leveret.consuming.error_policy import Refused, attempts_of, checked_refusal, error_text, policy_of
 from leveret.errors import CodecError, ConfigurationError, DecodeFailed, NotFound
 from leveret.publishing.publisher import PublishBatch
 from leveret.publishing.template import PublishTemplate
@@ -46,8 +46,29 @@ def message(
 # ---------------------------------------------------------------------- Retry
 
 
+def test_the_default_is_four_retries_within_two_minutes_and_then_parking() -> None:
+    assert Retry() == Retry(delays=(1, 5, 30, 60), then="park")
+    assert Retry().delays == (1.0, 5.0, 30.0, 60.0)
+    assert policy_of(None).default == ErrorPolicy({}).default == Retry()
+
+
+def test_delays_are_those_that_were_listed() -> None:
+    assert Retry((3, 1, 3)).delays == (3.0, 1.0, 3.0)
+    assert Retry([0.1] * 1000).delays == (0.1,) * 1000
+    assert Retry(delays=(1 / 3,)).delays == (0.334,)
+    assert repr(Retry(delays=(5,), then="drop")) == "Retry(delays=(5.0,), then='drop')"
+    assert Retry(delays=(5, 10, 20, 40, 80)) == Retry(delay=5)
+
+
+@pytest.mark.parametrize("name", ["delay", "max_attempts", "factor", "max_delay"])
+def test_delays_are_listed_or_computed_and_not_both(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} computes the delays of a Retry, and delays lists") as refused:
+        Retry(delays=(1, 2), **{name: 2})
+    assert refused.value.option == name
+
+
 def test_delays_grow_by_the_factor_up_to_the_longest() -> None:
-    assert Retry().delays == (5.0, 10.0, 20.0, 40.0, 80.0)
+    assert Retry(delay=5).delays == (5.0, 10.0, 20.0, 40.0, 80.0)
     assert Retry(delay=1, factor=10, max_attempts=4, max_delay=60).delays == (1.0, 10.0, 60.0, 60.0)
     assert Retry(delay=0.1, factor=1, max_attempts=1000).delays == (0.1,) * 1000
     assert Retry(delay=1 / 3).delays[0] == 0.334
@@ -62,15 +83,16 @@ def test_delays_grow_by_the_factor_up_to_the_longest() -> None:
 def test_delays_are_few_and_never_shorter_than_was_asked_for(
     delay: float, max_attempts: int, factor: float, stretch: float
 ) -> None:
-    action = Retry(delay, max_attempts, factor, max_delay=min(delay * stretch, 604_800))
+    longest = min(delay * stretch, 604_800)
+    action = Retry(delay=delay, max_attempts=max_attempts, factor=factor, max_delay=longest)
     assert len(action.delays) == max_attempts
     assert len(set(action.delays)) <= 16
     assert list(action.delays) == sorted(action.delays)
     wanted = delay
     for given_delay in action.delays:
         assert round(given_delay * 1000) == pytest.approx(given_delay * 1000)
-        assert wanted - 1e-6 <= given_delay <= action.max_delay + 0.001
-        wanted = min(wanted * factor, action.max_delay)
+        assert wanted - 1e-6 <= given_delay <= longest + 0.001
+        wanted = min(wanted * factor, longest)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +110,15 @@ def test_delays_are_few_and_never_shorter_than_was_asked_for(
         ({"factor": float("inf")}, "factor", "factor is inf; it must be 1 to 100"),
         ({"max_delay": 1e9}, "max_delay", "max_delay is 1e.09 s; it must be 0.1 to 604800 s"),
         ({"max_delay": 4}, "max_delay", "max_delay is 4 s; it must be delay, 5 s, or more"),
-        ({"then": "retry"}, "then", "then is 'retry'; it must be 'dead_letter' or 'park' or 'drop'"),
+        ({"delays": ()}, "delays", "delays is of 0 values; it must be of 1 to 1000"),
+        ({"delays": [1] * 1001}, "delays", "delays is of 1001 values; it must be of 1 to 1000"),
+        ({"delays": range(1, 18)}, "delays", "delays is of 17 different values; it must be of at most 16"),
+        ({"delays": (1, 0.05)}, "delays", "delays is 0.05 s; it must be 0.1 to 604800 s"),
+        ({"delays": (1, float("nan"))}, "delays", "delays is nan s"),
+        ({"delays": (1, "2")}, "delays", "delays is of type str; it must be a number"),
+        ({"delays": "12"}, "delays", "delays is of type str; it must be a sequence of seconds"),
+        ({"delays": 5}, "delays", "delays is of type int; it must be a sequence of seconds"),
+        ({"then": "retry"}, "then", "then is 'retry'; it must be 'park' or 'dead_letter' or 'drop'"),
         ({"then": []}, "then", r"then is \[\]; it must be"),
     ],
 )
@@ -105,7 +135,7 @@ def test_actions_cannot_be_changed_and_are_equal_when_their_options_are(action: 
     assert action == type(action)()
     assert hash(action) == hash(type(action)())
     with pytest.raises((AttributeError, TypeError)):
-        action.delay = 1
+        action.then = 1
     assert not hasattr(action, "__dict__")
 
 
@@ -144,12 +174,13 @@ def test_the_action_is_that_of_the_first_class_in_the_order_of_the_error(
     assert action == next((rules[each] for each in cls.__mro__ if each in rules), default)
 
 
-def test_a_message_is_requeued_once_and_dead_lettered_when_it_fails_again() -> None:
-    policy = policy_of(None)
+def test_a_message_is_requeued_once_and_refused_when_it_fails_again() -> None:
+    policy = policy_of(Requeue())
     assert policy.decide(ValueError(), message()) == Requeue()
-    assert policy.decide(ValueError(), message(redelivered=True)) == DeadLetter()
-    assert policy_of({ValueError: Requeue()}).decide(ValueError(), message(redelivered=True)) == DeadLetter()
-    assert policy_of(lambda error, message: True).decide(ValueError(), message(redelivered=True)) == DeadLetter()
+    assert policy.decide(ValueError(), message(redelivered=True)) == Refused()
+    assert policy_of({ValueError: Requeue()}).decide(ValueError(), message(redelivered=True)) == Refused()
+    again = ErrorPolicy(lambda error, message: True, default=Requeue())
+    assert again.decide(ValueError(), message(redelivered=True)) == Refused()
     for action in ACTIONS[1:]:
         assert policy_of(action).decide(ValueError(), message(redelivered=True)) == action
 
@@ -161,12 +192,30 @@ def test_rules_are_kept_when_the_callers_mapping_changes() -> None:
     assert policy.decide(ValueError(), message()) == Park()
 
 
-def test_a_policy_knows_whether_it_needs_queues_and_which() -> None:
-    assert not ErrorPolicy({ValueError: Drop()}).uses_queues
-    assert ErrorPolicy({ValueError: Park()}).uses_queues
-    policy = ErrorPolicy({ValueError: Retry(1, 2), KeyError: Retry(2, 2)}, default=Retry(1, 1))
-    assert policy.uses_queues
+def test_a_policy_knows_its_delays() -> None:
+    policy = ErrorPolicy({ValueError: Retry([1, 2]), KeyError: Retry([2, 4])}, default=Retry([1]))
     assert policy.delays == (1.0, 2.0, 4.0)
+    assert ErrorPolicy({ValueError: Drop()}, default=Park()).delays == ()
+
+
+@pytest.mark.parametrize("refused", [None, DeadLetter(), Park(), Drop()])
+def test_what_becomes_of_refused_messages_is_one_of_three_actions(refused: Any) -> None:
+    assert checked_refusal(refused) is refused
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (Park, r"refused is Park; it must be DeadLetter\(\), Park\(\), Drop\(\) or None; write Park\(\)"),
+        (Retry(), "refused is a Retry; it must be"),
+        (Requeue, "refused is Requeue; it must be .* or None$"),
+        ("park", "refused is a str"),
+    ],
+)
+def test_anything_else_is_refused_by_name(refused: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text) as raised:
+        checked_refusal(refused)
+    assert raised.value.option == "refused"
 
 
 # ---------------------------------------------------------------------- functions
@@ -175,10 +224,11 @@ def test_a_policy_knows_whether_it_needs_queues_and_which() -> None:
 @pytest.mark.parametrize(
     ("answer", "default", "expected"),
     [
-        (True, None, Requeue()),
-        (True, Retry(1), Retry(1)),
-        (True, Park(), Requeue()),
-        (False, Retry(1), DeadLetter()),
+        (True, None, Retry()),
+        (True, Retry([1]), Retry([1])),
+        (True, Requeue(), Requeue()),
+        (True, Park(), Retry()),
+        (False, Retry([1]), Refused()),
         *((action, None, action) for action in ACTIONS),
     ],
 )
@@ -211,7 +261,7 @@ def test_the_default_happens_when_a_function_raises_and_no_body_is_logged(caplog
         raise RuntimeError(f"cannot judge {failed.body!r}")
 
     with caplog.at_level(logging.WARNING, "leveret"):
-        assert ErrorPolicy(breaks).decide(KeyError("secret"), message()) == Requeue()
+        assert ErrorPolicy(breaks).decide(KeyError("secret"), message()) == Retry()
     assert "breaks raised RuntimeError at breaks:" in caplog.text
     assert "secret" not in caplog.text
 
@@ -220,7 +270,7 @@ def test_a_coroutine_that_a_function_returns_is_not_left_behind(caplog: pytest.L
     async def later() -> bool:
         return True
 
-    assert ErrorPolicy(lambda error, message: later()).decide(KeyError(), message()) == Requeue()  # type: ignore[arg-type, return-value]
+    assert ErrorPolicy(lambda error, message: later()).decide(KeyError(), message()) == Retry()  # type: ignore[arg-type, return-value]
     assert "coroutine" in caplog.text
 
 
@@ -264,9 +314,12 @@ def test_a_default_that_is_no_action_is_refused() -> None:
 def test_every_form_of_a_policy_becomes_one() -> None:
     policy = ErrorPolicy()
     assert policy_of(policy) is policy
-    assert repr(policy_of(None)) == "ErrorPolicy({}, default=Requeue())"
+    assert repr(policy_of(None)) == "ErrorPolicy({}, default=Retry(delays=(1.0, 5.0, 30.0, 60.0), then='park'))"
     assert repr(policy_of(Drop())) == "ErrorPolicy({}, default=Drop())"
-    assert repr(policy_of({KeyError: Park()})) == "ErrorPolicy({KeyError: Park()}, default=Requeue())"
+    assert (
+        repr(policy_of({KeyError: Park()}))
+        == "ErrorPolicy({KeyError: Park()}, default=Retry(delays=(1.0, 5.0, 30.0, 60.0), then='park'))"
+    )
     assert repr(policy_of(attempts_of)) == "ErrorPolicy(attempts_of, default=Requeue())"  # type: ignore[arg-type]
 
 
