@@ -226,7 +226,7 @@ async def test_everything_arrives_when_a_consumer_without_acknowledgements_is_sl
     if way == "run_undecodable":
         values = [{"id": "wrong"}] * (count - 1) + [{"id": count - 1}]
     await queues.publish(*values)
-    consumer = queues.client.consumer(queues.work, Order, ack="none", prefetch=1)
+    consumer = queues.client.consumer(queues.work, Order, ack="none", prefetch=1, on_error=leveret.Drop())
     seen = []
 
     async def handler(order: Order, message: leveret.Message) -> None:
