@@ -247,7 +247,10 @@ class PublishError(LeveretError):
         delivery_tag: Its sequence number in its producer, or 0 when it was not sent.
         stage: When a deadline passed, where: "connection" (being made again), "blocked" (by the broker), "buffer" (no
             room in the window or the socket) or "confirm"; otherwise empty.
+        attempts: How often it was written to a channel.
     """
+
+    attempts = 0
 
     def __init__(self, message: str, *, outcome: Outcome, delivery_tag: int = 0, stage: str = "") -> None:
         super().__init__(message)
@@ -292,6 +295,13 @@ class ExchangeAccessRefused(PublishError, AccessRefused):
     """The user may not publish to this exchange (reply code 403).
 
     The outcome is UNKNOWN, as with `ExchangeNotFound`.
+    """
+
+
+class MessageRefused(PublishError, ChannelClosed):
+    """The broker closes the channel for this message: it is too large, or one of its properties is not allowed.
+
+    The fields have the broker's reply code and text. The outcome is UNKNOWN, as with `ExchangeNotFound`.
     """
 
 

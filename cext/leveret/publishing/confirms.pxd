@@ -1,5 +1,5 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret.publishing.template cimport PublishTemplate
 from leveret.wire.message cimport Message
@@ -14,17 +14,26 @@ cdef enum:
     OPEN = 1
     OPEN_RETURNED = 2
 
+# What `Slot.sends` is made of: how often the publishing was written, and whether `ConfirmWindow.heavy` has its frames'
+# size. All that ordinary publishings have is 1.
+cdef enum:
+    SENDS = 0x7FFF
+    HEAVY = 0x8000
+
 
 cdef struct Slot:
     PyObject* template
     PyObject* body
     Py_ssize_t index
     Py_ssize_t size
-    uint8_t state
+    # Beside each other and of one type: together they are one store.
+    uint16_t state
+    uint16_t sends
 
 
 cdef class Receipt:
     cdef readonly uint64_t delivery_tag
+    cdef uint32_t repeats
     cdef uint8_t ended
 
 
@@ -36,8 +45,11 @@ cdef class Ticket:
     cdef public object failures
     cdef public object future
     cdef public bint observed
+    # How often publishings were written, by index; None when each was written once.
+    cdef dict sends
     cdef object owner
 
+    cpdef Py_ssize_t attempts(self, Py_ssize_t index=*)
 
 cdef class ConfirmWindow:
     cdef Slot* slots
@@ -51,8 +63,15 @@ cdef class ConfirmWindow:
     cdef readonly uint64_t nacked
     cdef readonly uint64_t returned
     cdef readonly uint64_t unknown
+    cdef readonly uint64_t not_sent
     cdef readonly uint64_t ignored
     cdef list finished
+    # How many publishings wait for their first channel.
+    cdef readonly Py_ssize_t held
+    # Bytes of large frames, by tag; None when there never were any.
+    cdef dict heavy
+    # Why publishings that were never written end.
+    cdef object unsent
     # Where the next return is looked for.
     cdef uint64_t return_at
     # Of a channel after the first: what was sent again there, by the broker's tag less one, and 0 for what it
@@ -63,7 +82,7 @@ cdef class ConfirmWindow:
     # The highest tag from before the channel.
     cdef uint64_t resent_last
     cdef bint resending
-    cdef uint64_t resend_at
+    cdef readonly uint64_t resend_at
     cdef uint64_t offset
 
     cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
@@ -71,6 +90,8 @@ cdef class ConfirmWindow:
     cdef int make_room(self) except -1
     cdef int grow(self) except -1
     cdef int end(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef int end_unusual(self, uint64_t tag, Slot* slot, Ticket ticket, int outcome) except -1
+    cdef int weigh(self, uint64_t tag, Py_ssize_t size) except -1
     cdef int end_through(self, uint64_t tag, int outcome, reason=*) except -1
     cdef bint end_one(self, uint64_t tag, int outcome, reason=*) except -1
     cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, list told) except -1

@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_CLEAR, Py_INCREF
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from leveret.publishing.template cimport PublishTemplate
@@ -28,7 +28,10 @@ cdef enum:
     PENDING = 0
     RETURNED = 2
     NACKED = 3
+    NOT_SENT = 4
     UNKNOWN = 5
+    # None of them: written without confirms, so that nothing more will be known.
+    WRITTEN = 6
 
 
 @cython.final
@@ -39,11 +42,18 @@ cdef class Receipt:
     Attributes:
         delivery_tag: The publishing's sequence number in its producer, from 1 (RabbitMQ: publisher confirms).
         outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because the broker tells nothing.
+        attempts: How often the message was written: 1, or more when it was sent again. Then it may be in its queue more
+            than once, and the later ones have the header `x-leveret-resent`.
     """
 
-    def __cinit__(self, uint64_t delivery_tag=0, uint8_t outcome=CONFIRMED):
+    def __cinit__(self, uint64_t delivery_tag=0, uint8_t outcome=CONFIRMED, uint32_t attempts=1):
         self.delivery_tag = delivery_tag
         self.ended = outcome
+        self.repeats = attempts - 1
+
+    @property
+    def attempts(self):
+        return self.repeats + 1
 
     @property
     def outcome(self):
@@ -55,13 +65,14 @@ cdef class Receipt:
     def __eq__(self, other):
         if type(other) is not Receipt:
             return NotImplemented
-        return self.delivery_tag == (<Receipt>other).delivery_tag and self.ended == (<Receipt>other).ended
+        return (self.delivery_tag == (<Receipt>other).delivery_tag and self.ended == (<Receipt>other).ended
+                and self.repeats == (<Receipt>other).repeats)
 
     def __hash__(self):
-        return hash((self.delivery_tag, self.ended))
+        return hash((self.delivery_tag, self.ended, self.repeats))
 
     def __repr__(self):
-        return f"Receipt(delivery_tag={self.delivery_tag}, outcome={self.outcome!r})"
+        return f"Receipt(delivery_tag={self.delivery_tag}, outcome={self.outcome!r}, attempts={self.attempts})"
 
 
 @cython.final
@@ -91,6 +102,10 @@ cdef class Ticket:
     def done(self):
         """True when every publishing has its outcome."""
         return self.pending == 0
+
+    cpdef Py_ssize_t attempts(self, Py_ssize_t index=0):
+        """Returns how often the publishing with this index was written, once it has its outcome."""
+        return 1 if self.sends is None else self.sends.get(index, 1)
 
     def fail(self, Py_ssize_t index, reason):
         """Records why the publishing with this index did not end as confirmed."""
@@ -129,18 +144,22 @@ cdef class ConfirmWindow:
     """The publishings of a producer that the broker has not settled yet.
 
     It keeps them whole, so that those which a lost channel left without an outcome can be sent again: see `renumber`.
+    While there is no channel it also holds new ones (`PublishBatch.hold`), which have higher tags than all others.
     Delivery tags count the producer's publishings from 1. On its first channel they are the broker's too.
 
     Attributes:
         first: The lowest delivery tag without an outcome.
         next_delivery_tag: The tag that the next publishing will get.
         outstanding: How many publishings have no outcome.
-        outstanding_bytes: Their bodies' bytes.
+        outstanding_bytes: Their bodies' bytes, and those of their frames where these are large.
+        held: How many of them were not written yet.
         confirmed: How many were confirmed so far.
         nacked: How many were refused so far.
         returned: How many were returned so far.
         unknown: How many ended unknown so far.
+        not_sent: How many ended so far without having been written.
         ignored: Confirms that named a tag with an outcome already, or one that was never given.
+        resend_at: After `renumber`: the first publishing that `PublishBatch.resend` has not come to.
     """
 
     def __cinit__(self):
@@ -193,6 +212,7 @@ cdef class ConfirmWindow:
         tag = self.next_delivery_tag
         slot = &self.slots[tag & self.mask]
         slot.state = OPEN
+        slot.sends = 1
         slot.index = index
         slot.size = size
         Py_INCREF(template)
@@ -216,6 +236,8 @@ cdef class ConfirmWindow:
         cdef Ticket ticket = <Ticket>self.tickets[tag & self.mask]
         if slot.state == OPEN_RETURNED:
             outcome = RETURNED  # basic.return said so, and nothing that comes or does not come after it changes that
+        if slot.sends != 1:
+            outcome = self.end_unusual(tag, slot, ticket, outcome)
         slot.state = FREE
         Py_CLEAR(slot.template)
         Py_CLEAR(slot.body)
@@ -227,18 +249,46 @@ cdef class ConfirmWindow:
             self.returned += 1
         elif outcome == NACKED:
             self.nacked += 1
-        else:
+        elif outcome == UNKNOWN:
             self.unknown += 1
+        elif outcome == NOT_SENT:
+            self.not_sent += 1
+            reason = self.unsent
         if ticket is not None:
             self.tickets[tag & self.mask] = None
             ticket.pending -= 1
             if outcome == CONFIRMED:
                 ticket.confirmed += 1
-            elif outcome != RETURNED:
+            elif outcome != RETURNED and outcome != WRITTEN:
                 ticket.fail(slot.index, outcome if reason is None else reason)
             if ticket.pending == 0 and (ticket.future is not None
                                         or (ticket.failures is not None and not ticket.observed)):
                 self.finished.append(ticket)
+        return 0
+
+    # Of a publishing that was not written once, or has large frames. Returns its outcome.
+    cdef int end_unusual(self, uint64_t tag, Slot* slot, Ticket ticket, int outcome) except -1:
+        cdef Py_ssize_t sends = slot.sends & SENDS
+        if slot.sends & HEAVY:
+            self.outstanding_bytes -= self.heavy.pop(tag)
+        if sends == 0:
+            self.held -= 1
+            if outcome == UNKNOWN:
+                outcome = NOT_SENT
+        elif sends > 1 and ticket is not None:
+            if ticket.sends is None:
+                ticket.sends = {}
+            ticket.sends[slot.index] = sends
+        return outcome
+
+    # Counts the frames of an open publishing among the bytes that are kept. Keeps the slot's count of writes.
+    cdef int weigh(self, uint64_t tag, Py_ssize_t size) except -1:
+        cdef Slot* slot = &self.slots[tag & self.mask]
+        if self.heavy is None:
+            self.heavy = {}
+        self.outstanding_bytes += size - <Py_ssize_t>self.heavy.get(tag, 0)
+        self.heavy[tag] = size
+        slot.sends |= HEAVY
         return 0
 
     cdef int end_through(self, uint64_t tag, int outcome, reason=None) except -1:
@@ -389,7 +439,7 @@ cdef class ConfirmWindow:
         cdef Py_ssize_t size = 0 if message.body is None else PyBytes_GET_SIZE(body_of(message))
         while tag < end:
             slot = &self.slots[tag & self.mask]
-            if slot.state == OPEN and slot.size == size:
+            if slot.state == OPEN and slot.size == size and slot.sends & SENDS:
                 template = <PublishTemplate>slot.template
                 if (template.mandatory and template.routing_key == message.routing_key
                         and template.exchange == message.exchange and <bytes>slot.body == message.body
@@ -398,57 +448,70 @@ cdef class ConfirmWindow:
             tag += 1
         return 0
 
-    def expire(self, uint64_t delivery_tag, reason=None):
-        """Ends every open publishing up to this one as unknown.
+    def expire(self, uint64_t delivery_tag, reason=None, unsent=None):
+        """Ends every open publishing up to this one as unknown, or as not sent if it was not written yet.
 
         Args:
             delivery_tag: The last of them.
-            reason: What their tickets say; the outcome by default.
+            reason: What the tickets of unknown ones say; the outcome by default.
+            unsent: What the tickets of those say that were not written; the outcome by default.
 
         Returns:
             As `settle`.
         """
+        self.unsent = unsent
         self.end_through(min(delivery_tag, self.next_delivery_tag - 1), UNKNOWN, reason)
         self.advance()
         return self.take_finished()
 
-    def give_up(self, uint64_t delivery_tag, reason=None):
-        """Ends one open publishing as unknown; its confirm may still come and is ignored then. Returns as `settle`."""
+    def give_up(self, uint64_t delivery_tag, reason=None, unsent=None):
+        """Ends one open publishing as `expire` does; its confirm may still come and is ignored then."""
+        self.unsent = unsent
         self.end_one(delivery_tag, UNKNOWN, reason)
         self.advance()
         return self.take_finished()
 
     def in_flight(self, Py_ssize_t most):
-        """Returns the delivery tags and message ids (None for none) of up to `most` open publishings, the first ones."""
+        """Returns the tags and message ids (None for none) of up to `most` open publishings that were written."""
         cdef list found = []
         cdef uint64_t tag = self.first
         cdef Slot* slot
         while tag < self.next_delivery_tag and PyList_GET_SIZE(found) < most:
             slot = &self.slots[tag & self.mask]
-            if slot.state != FREE:
+            if slot.state != FREE and slot.sends & SENDS:
                 found.append((tag, decode_properties((<PublishTemplate>slot.template).raw_properties).message_id))
             tag += 1
         return found
 
     def exchanges(self):
-        """Returns the set of the exchanges that open publishings went to."""
+        """Returns the set of the exchanges that open publishings were written to."""
         cdef set names = set()
         cdef uint64_t tag = self.first
         cdef Slot* slot
         while tag < self.next_delivery_tag:
             slot = &self.slots[tag & self.mask]
-            if slot.state != FREE:
+            if slot.state != FREE and slot.sends & SENDS:
                 names.add((<PublishTemplate>slot.template).exchange)
             tag += 1
         return names
 
-    def give_up_exchange(self, str exchange not None, reason):
-        """Ends the open publishings to an exchange as unknown. Returns as `settle`."""
+    def give_up_written(self, reason, str exchange=None, Py_ssize_t larger_than=-1):
+        """Ends open publishings that were written as unknown; those that were not written yet stay.
+
+        Args:
+            reason: What their tickets say.
+            exchange: Only those to this exchange.
+            larger_than: Only those whose bodies have more bytes.
+
+        Returns:
+            As `settle`.
+        """
         cdef uint64_t tag = self.first
         cdef Slot* slot
         while tag < self.next_delivery_tag:
             slot = &self.slots[tag & self.mask]
-            if slot.state != FREE and (<PublishTemplate>slot.template).exchange == exchange:
+            if (slot.state != FREE and slot.sends & SENDS and slot.size > larger_than
+                    and (exchange is None or (<PublishTemplate>slot.template).exchange == exchange)):
                 self.end(tag, UNKNOWN, reason)
             tag += 1
         self.advance()

@@ -9,6 +9,8 @@ from leveret.wire.buffers cimport SendBuffer
 cdef class PublishBatch:
     cdef SendBuffer out
     cdef ConfirmWindow window
+    # The same with confirms. Without them, what waits for its first channel.
+    cdef ConfirmWindow held
     cdef readonly uint16_t channel
     cdef readonly uint32_t frame_max
     cdef readonly Py_ssize_t max_body_size
@@ -22,6 +24,7 @@ cdef class PublishBatch:
     cdef list large_pieces(self, list before, PublishTemplate template, bytes body)
     cdef void write_prefix(self, uint8_t* p, PublishTemplate template, Py_ssize_t size) noexcept
     cdef void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept
+    cdef int note_write(self, uint64_t tag, PublishTemplate template, Py_ssize_t sends) except -1
 
 
 cdef class CompiledPublisher:
@@ -41,6 +44,7 @@ cdef class CompiledPublisher:
     cdef public Py_ssize_t _limit
     cdef public Py_ssize_t _max_buffered
     cdef public Py_ssize_t _max_bytes
+    cdef public uint64_t _max_span
     cdef public bint _ready
     cdef public bint _plain
     cdef public bint _alive

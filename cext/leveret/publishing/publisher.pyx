@@ -8,10 +8,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.dict cimport PyDict_GetItem
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from leveret.publishing.confirms cimport FREE, ConfirmWindow, Receipt, Slot, Ticket, new_receipt, new_ticket
+from leveret.publishing.confirms cimport (
+    CONFIRMED, FREE, HEAVY, SENDS, ConfirmWindow, Receipt, Slot, Ticket, new_receipt, new_ticket
+)
 from leveret.publishing.template cimport PublishTemplate, Template
 from leveret.transport.waiting cimport Waiter
 from leveret.wire.buffers cimport SendBuffer
@@ -31,10 +34,13 @@ cdef enum:
     # Larger bodies are not copied: a separate piece for the socket costs less from here on (make compare
     # ARGS="--sizes 4k,8k,16k --peers leveret" with other values). Copied bodies must fit SLACK of wire.buffers.
     LARGE = 8192
+    # Frames without their body of more bytes than this count among the bytes that are kept.
+    LARGE_FRAMES = 1024
 
-# An outcome's value (leveret.message).
+# An outcome's value (leveret.message), and that of `ConfirmWindow` for what is written without confirms.
 cdef enum:
     UNKNOWN = 5
+    WRITTEN = 6
 
 # A frame's end (AMQP 0-9-1 section 4.2.3).
 cdef bytes END = b"\xce"
@@ -47,6 +53,7 @@ cdef class PublishBatch:
     Args:
         out: The connection's send buffer.
         window: Where the publishings wait for their confirms; None without confirms.
+        held: Without confirms, where publishings wait for their first channel.
         channel: The channel to publish on.
         frame_max: The negotiated limit; larger bodies are split.
         max_body_size: The largest body, in bytes.
@@ -56,9 +63,10 @@ cdef class PublishBatch:
         published_bytes: Their bodies' bytes.
     """
 
-    def __cinit__(self, SendBuffer out not None, ConfirmWindow window, *, uint16_t channel=1,
+    def __cinit__(self, SendBuffer out not None, ConfirmWindow window, *, ConfirmWindow held=None, uint16_t channel=1,
                   uint32_t frame_max=131072, Py_ssize_t max_body_size=134217728):
         self.window = window
+        self.held = held if window is None else window
         self.max_body_size = max_body_size
         self.attach(out, channel, frame_max)
 
@@ -174,7 +182,8 @@ cdef class PublishBatch:
         self.out.splice(pieces, total)
         return tag
 
-    def add(self, PublishTemplate template not None, body not None, Ticket ticket=None, Py_ssize_t index=0):
+    def add(self, PublishTemplate template not None, body not None, Ticket ticket=None, Py_ssize_t index=0,
+            Py_ssize_t sends=0):
         """Appends one publishing.
 
         Args:
@@ -183,6 +192,7 @@ cdef class PublishBatch:
                 of more than 8 KiB are not copied at all, and go to the socket as they are.
             ticket: Told about the outcome.
             index: The publishing's index in the ticket.
+            sends: How often the same message was written before; if at all, the header `x-leveret-resent` says so.
 
         Returns:
             The delivery tag; 0 without confirms.
@@ -192,28 +202,72 @@ cdef class PublishBatch:
             EncodeFailed: The properties do not fit the negotiated frame_max; likewise.
             TypeError: The body is not bytes-like.
         """
+        cdef uint64_t tag
         if not PyBytes_CheckExact(body):
             body = memoryview(body).cast("B").tobytes()
-        return self.put(template, <bytes>body, ticket, index)
+        if sends:
+            template = template.marked(<uint32_t>sends)
+        tag = self.put(template, <bytes>body, ticket, index)
+        if tag and (sends or template.size > LARGE_FRAMES) and self.window.is_open(tag):
+            self.window.slots[tag & self.window.mask].sends = <uint16_t>min(sends + 1, SENDS)
+            if template.size > LARGE_FRAMES:
+                self.window.weigh(tag, template.size)
+        return tag
 
-    def resend(self, Py_ssize_t limit):
-        """Appends again what has no outcome, oldest first; `ConfirmWindow.renumber` comes before the first call.
+    def hold(self, PublishTemplate template not None, body not None, Ticket ticket=None, Py_ssize_t index=0):
+        """Keeps one publishing until there is a channel; `resend` writes it then.
+
+        Args:
+            template: As for `add`.
+            body: As for `add`.
+            ticket: As for `add`.
+            index: As for `add`.
+
+        Returns:
+            The delivery tag.
+
+        Raises:
+            BodyTooLarge, EncodeFailed, TypeError: As `add`; by the frame_max of the last connection.
+        """
+        cdef Py_ssize_t size
+        cdef uint64_t tag
+        if not PyBytes_CheckExact(body):
+            body = memoryview(body).cast("B").tobytes()
+        size = PyBytes_GET_SIZE(<bytes>body)
+        if size > self.max_body_size:
+            raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
+        self.total(template, size)
+        tag = self.held.open(ticket, index, template, <bytes>body, size)
+        self.held.slots[tag & self.held.mask].sends = 0
+        self.held.held += 1
+        if template.size > LARGE_FRAMES:
+            self.held.weigh(tag, template.size)
+        return tag
+
+    def resend(self, Py_ssize_t limit, *, bint finish=True):
+        """Appends what has no outcome, oldest first; `ConfirmWindow.renumber` comes before the first call.
+
+        What was written before gets the header `x-leveret-resent` with the number of times. What does not fit the new
+        frame_max ends unknown, or not sent, with an `EncodeFailed`; its ticket is handed out by the next call of the
+        window that hands out any. Without confirms there is only what was held, and all of it ends once it is appended.
 
         Args:
             limit: How many to append at the most.
-
-        What does not fit the new frame_max ends unknown, with an `EncodeFailed`; its ticket is handed out by the next
-        call of the window that hands out any.
+            finish: False keeps new publishings away also when that was all: another call follows.
 
         Returns:
             True when that was all, and new publishings may follow.
         """
-        cdef ConfirmWindow window = self.window
+        cdef ConfirmWindow window = self.held
         cdef Slot* slot
         cdef PublishTemplate template
+        cdef PublishTemplate last = None
+        cdef PublishTemplate last_marked = None
         cdef bytes body
         cdef list pieces
-        cdef Py_ssize_t total
+        cdef Py_ssize_t total, size
+        cdef Py_ssize_t sends
+        cdef Py_ssize_t last_sends = 0
         cdef uint64_t tag
         if window is None or not window.resending:
             raise ValueError("there is nothing to send again: `renumber` comes before")
@@ -225,26 +279,64 @@ cdef class PublishBatch:
             slot = &window.slots[tag & window.mask]
             if tag < window.first or slot.state == FREE:
                 continue
-            template, body = <PublishTemplate>slot.template, <bytes>slot.body
+            template, body, size, sends = <PublishTemplate>slot.template, <bytes>slot.body, slot.size, slot.sends & SENDS
+            # The slots may move from here on: making objects may collect garbage, whose finalizers may publish.
             try:
-                total = self.total(template, slot.size)
+                if sends:
+                    if template is not last or sends != last_sends:
+                        last_marked = template.marked(<uint32_t>sends)
+                        last, last_sends = template, sends
+                    template = last_marked
+                total = self.total(template, size)
             except EncodeFailed as error:
+                window.unsent = error
                 window.end(tag, UNKNOWN, error)
                 continue
-            if slot.size > self.copied_size:
+            if size > self.copied_size:
                 pieces = self.large_pieces(self.out.seal(), template, body)
-                window.resent.append(tag)
+            else:
+                pieces = None
+                self.write(self.out.reserve(total), template, body, size)
+            # Nothing below may fail before the frames are appended.
+            self.note_write(tag, template, sends)
+            window.resent.append(tag)
+            if self.window is None:
+                window.end(tag, WRITTEN)
+            if sends == 0:
+                self.published += 1
+                self.published_bytes += <uint64_t>size
+            if pieces is not None:
                 self.out.splice(pieces, total)
             else:
-                self.write(self.out.reserve(total), template, body, slot.size)
-                window.resent.append(tag)
                 self.out.commit(total)
             limit -= 1
+        if not finish:
+            return False
         window.advance()
         window.resending = False
+        if self.window is None:
+            window.resent = None
+            return True
         window.resent_last = window.next_delivery_tag - 1
         window.offset = window.next_delivery_tag - 1 - <uint64_t>PyList_GET_SIZE(window.resent)
         return True
+
+    # Notes that an open publishing is written once more, with these frames. A broker that returns it returns their
+    # properties, so they take the place of the ones before.
+    cdef int note_write(self, uint64_t tag, PublishTemplate template, Py_ssize_t sends) except -1:
+        cdef ConfirmWindow window = self.held
+        cdef Slot* slot = &window.slots[tag & window.mask]
+        cdef PyObject* before = slot.template
+        if sends == 0:
+            window.held -= 1
+        slot.sends = <uint16_t>(min(sends + 1, SENDS) | (slot.sends & HEAVY))
+        if before is not <PyObject*>template:
+            Py_INCREF(template)
+            slot.template = <PyObject*>template
+            Py_DECREF(<PublishTemplate>before)
+            if slot.sends & HEAVY:
+                window.weigh(tag, template.size)
+        return 0
 
 
 # The shared receipt of publishings without confirms.
@@ -364,6 +456,7 @@ cdef class CompiledPublisher:
 
     cdef inline bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept:
         return (self._plain and window.outstanding < limit and window.outstanding_bytes < self._max_bytes
+                and window.next_delivery_tag - window.first < self._max_span
                 and not self._batch.out.paused and not self._batch.out.blocked)
 
     def _encoded(self, value):
@@ -434,13 +527,16 @@ cdef class CompiledPublisher:
         Raises:
             EncodeFailed, BodyTooLarge: The value or an option does not fit; nothing was sent.
             MessageNacked: The broker refused it.
-            MessageReturned: It was mandatory and no queue took it.
+            MessageReturned: No queue took it. An event that may have no subscriber is published with
+                `mandatory=False`.
             ExchangeNotFound: There is no such exchange. The producer goes on, on a new channel.
+            MessageRefused: The broker closes the channel for this message, for example because it is too large.
             ConfirmTimeout: The message was written, and no confirm came within `confirm_timeout` seconds from then or
                 `publish_timeout` seconds from this call; the outcome is UNKNOWN, the stage "confirm".
             PublishError: With outcome NOT_SENT: it could not be written within `publish_timeout` seconds, and `stage`
-                says what it waited for; or the producer is closed. With UNKNOWN: the channel or connection was lost;
-                the cause says why.
+                says what it waited for; or the producer is closed. With UNKNOWN: the channel or connection was lost
+                and nothing is sent again (`on_loss="unknown"`, or the producer was closed meanwhile); the cause says
+                why.
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
         """
         cdef Ticket ticket
@@ -457,10 +553,12 @@ cdef class CompiledPublisher:
             raise self._outcome_error(ticket)
         if not self._confirms:
             return NO_RECEIPT
+        if ticket.sends is not None:
+            return Receipt(ticket.delivery_tag, CONFIRMED, ticket.attempts())
         return new_receipt(ticket.delivery_tag)
 
     def publish_nowait(self, value, routing_key="", **options):
-        """Publishes one value without waiting; it leaves with the next write.
+        """Publishes one value without waiting; it leaves with the next write, or when there is a connection again.
 
         Args:
             value: What the serializer takes.
@@ -473,8 +571,7 @@ cdef class CompiledPublisher:
 
         Raises:
             BackpressureError: `max_buffered` publishings or `max_outstanding_bytes` bytes have no outcome yet,
-                the socket is full, the broker blocks publishers, or the connection is being made again; nothing was
-                sent.
+                the socket is full, or the broker blocks publishers; nothing was sent.
             EncodeFailed, BodyTooLarge: As `publish`.
             PublishError: The producer is closed; the outcome is NOT_SENT.
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 
 
 cdef class PublishTemplate:
@@ -10,6 +10,8 @@ cdef class PublishTemplate:
     cdef uint8_t* data
     cdef Py_ssize_t size
     cdef Py_ssize_t header_at
+
+    cpdef PublishTemplate marked(self, uint32_t resent)
 
 
 cdef class Template:

@@ -355,7 +355,7 @@ def encode_table(table):
     """Encodes a field table.
 
     Args:
-        table: A mapping of strings to bool, int, float, str, bytes, Decimal, datetime, None, lists, mappings
+        table: A mapping of strings to bool, int, finite float, str, bytes, Decimal, datetime, None, lists, mappings
             or `FieldValue`.
 
     Returns:

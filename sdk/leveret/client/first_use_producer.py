@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from leveret.errors import PublishError
+from leveret.errors import ConfigurationError, LeveretError, PluginError, PublishError
 from leveret.message import Outcome
 
 if TYPE_CHECKING:
@@ -28,20 +28,46 @@ class FirstUseProducer:
         self._producer: Producer | None = None
 
     async def publish(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Receipt:
-        """Publishes a message and waits for its outcome, as `Producer.publish` does."""
+        """Publishes a message and waits for its outcome, as `Producer.publish` does; `publish_timeout` covers opening.
+
+        Raises:
+            PublishError: As `Producer.publish`; with outcome NOT_SENT also when the producer could not be opened.
+            LeveretError: As `Producer.publish`, and what `Client.producer` raises.
+        """
         producer = self._producer
-        if producer is None or not producer.is_open:
-            async with self._lock:
-                producer = self._producer
-                if producer is None or not producer.is_open:
-                    producer = self._producer = await self._make().open()
-        return await producer.publish(value, routing_key, **options)
+        if producer is not None and producer.is_open:
+            return await producer.publish(value, routing_key, **options)
+        made = self._make()
+        seconds = made.settings.publish_timeout
+        deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                producer = await self._opened(made)
+        except TimeoutError as error:
+            if isinstance(error, LeveretError):
+                raise _not_sent(error) from error
+            late = _not_sent(f"the client's producer was not open within publish_timeout of {seconds:g} s")
+            late.stage = "connection"
+            raise late from None
+        except (PublishError, ConfigurationError, PluginError):
+            raise
+        except LeveretError as error:
+            raise _not_sent(error) from error
+        return await producer.publish_by(deadline, value, routing_key, **options)
+
+    async def _opened(self, made: Producer) -> Producer:
+        """Opens this producer, unless another call has opened one meanwhile."""
+        async with self._lock:
+            if self._producer is None or not self._producer.is_open:
+                self._producer = await made.open()
+            return self._producer
 
     def publish_nowait(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket:
         """Publishes a message without waiting, as `Producer.publish_nowait` does; not before a `publish`."""
         if self._producer is None:
-            raise PublishError(
-                "not sent: the client opens a producer with its first `publish`; make one with `client.producer`",
-                outcome=Outcome.NOT_SENT,
-            )
+            raise _not_sent("the client opens a producer with its first `publish`; make one with `client.producer`")
         return self._producer.publish_nowait(value, routing_key, **options)
+
+
+def _not_sent(reason: object) -> PublishError:
+    return PublishError(f"not sent: {reason}", outcome=Outcome.NOT_SENT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import random
 from typing import TYPE_CHECKING, Final
 
 from leveret.connection.channel_pool import ChannelPool
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from leveret.plugins.registry import PluginRegistry
-    from leveret.settings import ConnectionSettings
+    from leveret.settings import ConnectionSettings, Endpoint
 
 __all__ = ["Link", "LinkState"]
 
@@ -115,6 +116,8 @@ class Link:
         # The attempt that is under way.
         self._dialing: asyncio.Task[Connection] | None = None
         self._waiting = 0
+        # The host of a connection that was left for another one.
+        self._left: Endpoint | None = None
         # When the last attempt to connect ended, by the loop's clock.
         self._tried_at = 0.0
 
@@ -229,6 +232,17 @@ class Link:
         """Has callers that wait make the next attempt at once: what the broker refused may have changed."""
         self._opened.set()
 
+    @property
+    def has_other_nodes(self) -> bool:
+        """Whether there is another host to connect to."""
+        return len(self._settings.endpoints) > 1
+
+    def change_node(self, connection: Connection) -> None:
+        """Drops a connection, so that recovery begins with another host. All that uses it goes on there."""
+        if connection is self.connection and self.state is LinkState.OPEN:
+            self._left = connection.endpoint
+            connection.transport.abort()
+
     async def close(self, timeout: float | None = None) -> None:
         """Closes the link and its connection. Callers that wait for a connection get `ConnectionClosed`.
 
@@ -257,6 +271,14 @@ class Link:
     def _check_not_closed(self) -> None:
         if self._state is LinkState.CLOSED:
             raise ConnectionClosed(f"connection {self.name!r} was closed by this side", reply_code=REPLY_SUCCESS)
+
+    def _first_endpoint(self, lost: Connection | None) -> Endpoint | None:
+        left, self._left = self._left, None
+        if left is not None:
+            others = [endpoint for endpoint in self._settings.endpoints if endpoint != left]
+            if others:
+                return random.choice(others)  # noqa: S311 - it keeps no secret
+        return None if lost is None else lost.endpoint
 
     async def _dial(self) -> Connection:
         """Makes one attempt, in a task of its own, so that `close` can end it: the caller may be any task."""
@@ -291,7 +313,7 @@ class Link:
             name=self.name,
             credentials=self._credentials,
             on_event=self._on_event,
-            first=None if lost is None else lost.endpoint,
+            first=self._first_endpoint(lost),
         )
         if self.prepare is not None:
             try:

@@ -9,6 +9,8 @@ from leveret.protocol.recovery import may_mend
 from leveret.wire.numbers import PRECONDITION_FAILED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from leveret.errors import LeveretError
     from leveret.settings import ConsumerSettings
 
@@ -27,10 +29,10 @@ class LossRules:
 
     Args:
         settings: The consumer's.
-        auto_recovery: The connection's setting; False ends the consumer at its first loss.
+        auto_recovery: Returns the connection's setting; False ends the consumer at its first loss.
     """
 
-    def __init__(self, settings: ConsumerSettings, *, auto_recovery: bool) -> None:
+    def __init__(self, settings: ConsumerSettings, auto_recovery: Callable[[], bool]) -> None:
         self._stops_when_cancelled = settings.on_cancel == "stop"
         self._timeout = settings.queue_missing_timeout
         self._auto_recovery = auto_recovery
@@ -39,7 +41,7 @@ class LossRules:
 
     def go_on_after(self, error: LeveretError) -> bool:
         """Returns whether the consumer tries to subscribe again after this loss."""
-        if not self._auto_recovery or (self._stops_when_cancelled and isinstance(error, ConsumerCancelled)):
+        if not self._auto_recovery() or (self._stops_when_cancelled and isinstance(error, ConsumerCancelled)):
             return False
         return may_mend(error)
 

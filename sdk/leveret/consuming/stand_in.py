@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from leveret.wire.content import append_settlement
-from leveret.wire.numbers import BASIC_ACK, BASIC_NACK, NACK_REQUEUE
+from leveret.wire.numbers import BASIC_ACK
 
 if TYPE_CHECKING:
     from leveret.connection.channel import Channel, ConsumerSink
@@ -16,10 +16,11 @@ __all__ = ["StandIn"]
 
 
 class StandIn:
-    """Takes one message, and keeps it until the consumer that it stands in for wants it.
+    """Takes one message, and does not acknowledge it as long as it stands in, so that it gets no other.
 
     A broker deletes an auto-delete queue, with its messages, when its last consumer goes, and an expiring queue some
-    time after. The message is the next one of the queue, so it is handed on before any other: the order stays.
+    time after. The message is handed on at once, between those of the other consumer: the order stays. When the channel
+    is lost, the broker delivers it again.
 
     Args:
         channel: The consumer's channel.
@@ -33,37 +34,29 @@ class StandIn:
         self._queue = queue
         self._tag = tag
         self._sink = sink
-        self._runs: list[ContentRun] = []
+        self._delivery_tags: list[int] = []
 
     async def begin(self) -> None:
         """Sends basic.qos and basic.consume, with acknowledgements."""
         await self._channel.basic_qos(1)
         await self._channel.basic_consume(self._queue, self, consumer_tag=self._tag)
 
-    def hand_on(self) -> None:
-        """Gives the message to the sink; `end` acknowledges it, when deliveries come to the sink itself."""
-        for run in self._runs:
-            self._sink.delivered(run)
-
-    async def end(self, *, handed_on: bool) -> None:
-        """Sends basic.cancel, and settles the message."""
+    async def end(self) -> None:
+        """Sends basic.cancel, and acknowledges the message."""
         await self._channel.basic_cancel(self._tag)
-        for run in self._runs:
-            for message in run.messages:
-                code, bits = (BASIC_ACK, 0) if handed_on else (BASIC_NACK, NACK_REQUEUE)
-                append_settlement(
-                    self._channel.connection.transport.out, self._channel.number, code, message.delivery_tag, bits
-                )
+        for tag in self._delivery_tags:
+            append_settlement(self._channel.connection.transport.out, self._channel.number, BASIC_ACK, tag)
 
     # ------------------------------------------------------------------ the channel calls these
 
     def delivered(self, run: ContentRun) -> None:
-        """Keeps the message."""
-        self._runs.append(run)
+        """Hands the message on."""
+        self._delivery_tags += [message.delivery_tag for message in run.messages]
+        self._sink.delivered(run)
 
     def cancelled(self, consumer_tag: str) -> None:
         """Tells the consumer that the broker has cancelled it."""
         self._sink.cancelled(consumer_tag)
 
     def channel_lost(self, error: LeveretError) -> None:
-        """Does nothing: the consumer is told by its channel, and the broker has the message again."""
+        """Does nothing: the consumer is told by its channel."""

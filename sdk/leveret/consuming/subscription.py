@@ -85,7 +85,7 @@ class Subscription:
         self._restorer = restorer
         # The queue, when this client has declared it.
         self._declared: DeclaredQueue | None = None
-        self._rules = LossRules(settings, auto_recovery=link.auto_recovery)
+        self._rules = LossRules(settings, lambda: link.auto_recovery)
         # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
         self._was_live = False
         self._was_cancelled = False
@@ -364,13 +364,13 @@ class Subscription:
         self._stand_in = stand_in
 
     async def _allow_on(self, channel: Channel) -> None:
-        stand_in = self._stand_in
-        if stand_in is not None:
-            stand_in.hand_on()
         await self._consume_or_give_up(channel)
+        await self._end_stand_in()
+
+    async def _end_stand_in(self) -> None:
+        stand_in, self._stand_in = self._stand_in, None
         if stand_in is not None:
-            self._stand_in = None
-            await stand_in.end(handed_on=True)
+            await stand_in.end()
 
     # ------------------------------------------------------------------ streams
 
@@ -533,10 +533,8 @@ class Subscription:
                     # Late deliveries would hide where the next subscription has to begin.
                     self._give_up(channel, error)
                 raise
-        stand_in = self._stand_in
-        if stand_in is not None and not keep:
-            self._stand_in = None
-            await stand_in.end(handed_on=False)
+        if not keep:
+            await self._end_stand_in()
 
     def _use_prefetch(self, prefetch: int) -> None:
         self.prefetch = prefetch

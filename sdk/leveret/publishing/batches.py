@@ -18,7 +18,7 @@ from leveret.publishing.outcomes import failure, not_sent
 from leveret.publishing.packing import joined
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -155,6 +155,7 @@ class BatchPublisher:
         deadline: float | None = None,
         *,
         reporting: set[Ticket] | None = None,
+        sends: Sequence[int] | None = None,
     ) -> BatchResult:
         """Publishes values once; see `Producer.publish_batch`.
 
@@ -164,6 +165,7 @@ class BatchPublisher:
             options: The options of all values.
             deadline: When to give up on each of them; by default `publish_timeout` seconds after it was taken.
             reporting: The ticket is added to this set while its outcome is waited for.
+            sends: How often each value was written before; None for not at all.
 
         Returns:
             The outcome of each value.
@@ -193,7 +195,7 @@ class BatchPublisher:
                 waited = await self._wait_for_room(len(chunk), until) or waited
                 before, published = batch.published_bytes, batch.published
                 first = self._window.next_delivery_tag
-                done = self._put_chunk(template, routing_key, options, chunk, index, ticket, failures)
+                done = self._put_chunk(template, routing_key, options, chunk, index, ticket, failures, sends)
             except PublishError as error:
                 # Nothing more can be sent. The rest of an iterable, which may have no end, is not read.
                 start, index = index, max(index + len(chunk), source.length)
@@ -228,7 +230,7 @@ class BatchPublisher:
             await future
         if ticket.failures is not None:
             for i, reason in ticket.failures.items():
-                failures[i] = failure(reason, 0, settings.confirm_timeout)
+                failures[i] = failure(reason, 0, settings.confirm_timeout, ticket.attempts(i))
         result = BatchResult(
             count=index,
             confirmed=index - len(failures) if settings.confirms else 0,
@@ -250,7 +252,7 @@ class BatchPublisher:
         """Waits until a chunk may be written; returns whether it had to wait."""
         room, settings = self._room, self._settings
         limit = max(room.limit, settings.batches_in_flight * settings.batch_size)
-        full = self._window.outstanding + count > limit or room.has_too_many_bytes()
+        full = self._window.outstanding + count > limit or room.has_too_much()
         if full or room.waiting or not room.is_writable():
             await room.wait(limit, max(0, limit - count), deadline)
             return True
@@ -265,6 +267,7 @@ class BatchPublisher:
         start: int,
         ticket: Ticket,
         failures: dict[int, Exception],
+        sends: Sequence[int] | None,
     ) -> int:
         """Encodes and appends values until they are enough for a write; records failures under their indexes.
 
@@ -280,12 +283,13 @@ class BatchPublisher:
             published = batch.published
             left = full - batch.published_bytes
             try:
-                if template is not None:
+                if template is not None and sends is None:
                     done += self._put_values(template, chunk, done, ticket, start + done, left, MessageBuilder)
                     published = batch.published
                     if done == len(chunk) or type(chunk[done]) is not MessageBuilder:
                         continue
-                self._put_one(routing_key, options, chunk[done], start + done, ticket)
+                before = 0 if sends is None else sends[start + done]
+                self._put_one(routing_key, options, chunk[done], start + done, ticket, before)
             except (CodecError, ConfigurationError) as error:
                 done += batch.published - published
                 failures[start + done] = error.with_traceback(None)  # it would hold the values
@@ -295,7 +299,7 @@ class BatchPublisher:
         return done
 
     def _put_one(
-        self, routing_key: str | Template, options: PublishOptions, value: Any, index: int, ticket: Ticket
+        self, routing_key: str | Template, options: PublishOptions, value: Any, index: int, ticket: Ticket, sends: int
     ) -> None:
         """Encodes and appends a value that may have options of its own, or a body of one of several forms."""
         if type(value) is MessageBuilder:
@@ -303,7 +307,7 @@ class BatchPublisher:
             refuse_confirm_timeout(value.options)
             routing_key, options, value = value.key or key, {**common, **value.options}, value.value
         template, body = self._writer.packer.pack(value, routing_key, options)
-        self._writer.append(template, body, ticket, index)
+        self._writer.append(template, body, ticket, index, sends)
 
 
 class Batch:

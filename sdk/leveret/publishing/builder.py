@@ -143,7 +143,7 @@ class MessageBuilder:
         return self
 
     def mandatory(self, mandatory: bool = True) -> Self:
-        """Has the broker return the message when no queue takes it."""
+        """Sets whether the broker returns the message when no queue takes it, as it does by default."""
         self.options["mandatory"] = mandatory
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from leveret.publishing.outcomes import late
+from leveret.publishing.outcomes import held_too_long, late
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,7 @@ class Deadlines:
         self.confirming_since = now
 
     def expire(self, now: float, window: ConfirmWindow, *, connected: bool) -> Iterator[list[Ticket]]:
-        """Ends the publishings whose deadline has passed as UNKNOWN.
+        """Ends the publishings whose deadline has passed as UNKNOWN, or as NOT_SENT if they were not written yet.
 
         Args:
             now: As for `tick`.
@@ -126,14 +126,16 @@ class Deadlines:
             while marks and now - marks[0][0] >= seconds:
                 _, last = marks.popleft()
             if last >= window.first:
-                yield window.expire(last, late(option, seconds, connected=connected)) or []
+                error = late(option, seconds, connected=connected)
+                yield window.expire(last, error, held_too_long(option, seconds)) or []
         passed = [entry for entry in self._waited if entry[1] <= now]
         if passed:
             self._waited = deque(entry for entry in self._waited if entry[1] > now)
             error = late("publish_timeout", self._publish_timeout, connected=connected)
+            unsent = held_too_long("publish_timeout", self._publish_timeout)
             for _, _, first, last in passed:
                 for tag in range(max(first, window.first), last + 1):
-                    yield window.give_up(tag, error) or []
+                    yield window.give_up(tag, error, unsent) or []
 
     def clear(self) -> None:
         """Forgets all deadlines: nothing is in flight."""

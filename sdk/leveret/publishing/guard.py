@@ -16,7 +16,7 @@ from leveret.publishing.batches import Source
 from leveret.publishing.outcomes import error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
     from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
@@ -71,11 +71,12 @@ class PublishGuard:
         self._told_at = self._clock()
         self._told = 0
 
-    async def publish(self, once: Callable[[float], Awaitable[Receipt]]) -> Receipt:
-        """Publishes one message. All attempts share its deadline, `publish_timeout` from this call.
+    async def publish(self, once: Callable[[float], Awaitable[Receipt]], deadline: float) -> Receipt:
+        """Publishes one message. All attempts share its deadline.
 
         Args:
             once: Makes one attempt, until the deadline that it is given.
+            deadline: By the event loop's clock.
 
         Returns:
             What the attempt that succeeded returned.
@@ -86,7 +87,6 @@ class PublishGuard:
         """
         attempt = 0
         failure: PublishError | None = None
-        deadline = self._clock() + self._settings.publish_timeout
         while True:
             attempt += 1
             try:
@@ -118,7 +118,7 @@ class PublishGuard:
             await asyncio.sleep(delay)
 
     async def publish_batch(
-        self, source: Source, once: Callable[[Source, float | None], Awaitable[BatchResult]]
+        self, source: Source, once: Callable[[Source, float | None, Sequence[int] | None], Awaitable[BatchResult]]
     ) -> BatchResult:
         """Publishes values in parts; what failed of a part is tried again before the next part begins.
 
@@ -126,7 +126,8 @@ class PublishGuard:
 
         Args:
             source: The values.
-            once: Publishes values. Each has its own deadline, or all of them have the one that it is given.
+            once: Publishes values. Each has its own deadline, or all of them have the one that it is given. It is also
+                given how often each was written before.
 
         Returns:
             The outcomes by index.
@@ -163,11 +164,17 @@ class PublishGuard:
         return BatchResult(count, confirmed, self._clock() - started, failures, confirms)
 
     async def _publish_part(
-        self, part: list[Any], once: Callable[[Source, float | None], Awaitable[BatchResult]], *, first: bool
+        self,
+        part: list[Any],
+        once: Callable[[Source, float | None, Sequence[int] | None], Awaitable[BatchResult]],
+        *,
+        first: bool,
     ) -> BatchResult:
         failures: dict[int, Exception] = {}
         earlier: dict[int, PublishError] = {}
         indexes = list(range(len(part)))
+        # How often each value that is published now was written before.
+        sends: list[int] | None = None
         attempt = confirmed = 0
         confirms = True
         deadline: float | None = None
@@ -183,7 +190,7 @@ class PublishGuard:
                 break
             try:
                 source = Source([part[index] for index in indexes])
-                result = await once(source, deadline)
+                result = await once(source, deadline, sends)
             except BaseException:
                 if asked:
                     self.gave_up()
@@ -197,21 +204,23 @@ class PublishGuard:
                 self.failed(len(refused), refused[0])
             elif asked:
                 self._tell(max(1, result.confirmed), 0, None)
-            again: list[int] = []
+            again: dict[int, int] = {}
             delay = 0.0
             for position, failure in result.failures.items():
                 index = indexes[position]
+                written = failure.attempts if isinstance(failure, PublishError) else 0
                 wait = self._delay(attempt, failure, deadline) if isinstance(failure, PublishError) else None
                 if isinstance(failure, PublishError):
                     failure = earlier[index] = _more_honest(earlier.get(index), failure)
                 if wait is None:
                     failures[index] = failure
                 else:
-                    again.append(index)
+                    again[index] = max(0 if sends is None else sends[position], written)
                     delay = max(delay, wait)
             if not again:
                 break
             indexes = sorted(again)
+            sends = [again[index] for index in indexes]
             await asyncio.sleep(delay)
         return BatchResult(len(part), confirmed, 0.0, dict(sorted(failures.items())), confirms)
 

@@ -7,7 +7,8 @@ import enum
 import logging
 from typing import TYPE_CHECKING, Final
 
-from leveret.errors import ChannelClosed, LeveretError, OperationTimeout
+from leveret.errors import ChannelClosed, LeveretError, OperationTimeout, again
+from leveret.publishing.outcomes import not_sent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from leveret.connection.link import Link
     from leveret.protocol.recovery import Backoff
 
-__all__ = ["PRODUCER_TRANSITIONS", "ProducerLife", "ProducerState", "Reopening"]
+__all__ = ["PRODUCER_TRANSITIONS", "ProducerLife", "ProducerState", "Reopening", "first_channel", "publishing_channel"]
 
 logger = logging.getLogger("leveret.publishing")
 
@@ -32,7 +33,7 @@ class ProducerState(enum.Enum):
     OPEN = enum.auto()
     """Messages can be written."""
     REOPENING = enum.auto()
-    """The channel is lost and another one is being opened. `publish` waits, `publish_nowait` refuses."""
+    """The channel is lost and another one is being opened. `publish` waits, `publish_nowait` keeps messages for it."""
     CLOSING = enum.auto()
     """`close` waits for the outcomes of what is in flight. No call may publish."""
     CLOSED = enum.auto()
@@ -88,6 +89,59 @@ class ProducerLife:
     def over(self) -> bool:
         """Whether it will never publish again."""
         return self.error is not None or self.at(ProducerState.CLOSING, ProducerState.CLOSED, ProducerState.LOST)
+
+
+async def first_channel(
+    link: Link, open_channel: Callable[[Connection], Awaitable[Channel]], seconds: float, what: str
+) -> Channel:
+    """Opens a channel, and waits for a lost connection to come back before.
+
+    Args:
+        link: Gives the connection. Without `auto_recovery` a lost one is dialed once.
+        open_channel: Opens a channel on a connection.
+        seconds: How long that may take in all: the option `publish_timeout`.
+        what: What the channel is for; the error says it.
+
+    Raises:
+        PublishError: It took longer; the outcome is NOT_SENT, the stage "connection".
+        LeveretError: No connection or channel could be opened.
+    """
+    lost: LeveretError | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                last = link.connection
+                recovers = last is not None and last.settings.auto_recovery
+                connection = await (link.recovered() if recovers else link())
+                try:
+                    return await open_channel(connection)
+                except LeveretError as error:
+                    if connection.error is None or not connection.settings.auto_recovery:
+                        raise
+                    lost = error
+    except TimeoutError as error:
+        if isinstance(error, LeveretError):
+            raise
+        lost = lost or (None if link.connection is None else link.connection.error)
+        reason = "" if lost is None else f"; it was lost: {lost}"
+        raise not_sent(
+            f"{what} waited publish_timeout of {seconds:g} s for a connection{reason}", "connection", lost
+        ) from lost
+
+
+async def publishing_channel(connection: Connection, *, confirms: bool) -> Channel:
+    """Opens a channel for a producer."""
+    channel = await connection.channel()
+    try:
+        if confirms:
+            await channel.confirm_select()
+        if channel.error is not None:
+            # Lost right behind the answer; the channel tells its publisher, and has none yet.
+            raise again(channel.error)
+    except BaseException:
+        channel.abandon()
+        raise
+    return channel
 
 
 class Reopening:
@@ -155,10 +209,13 @@ class Reopening:
                 # A blocked broker does not answer. The request's own deadline paces the attempts.
                 logger.warning("a producer tries again to open a channel: %s", error)
             except LeveretError as error:
-                if connection is None or connection.error is None:
+                if connection is None:
                     self._give_up(error)
                     return
-                # The connection was lost again; `recovered` waits for the next one.
+                if connection.error is None:
+                    logger.warning("a producer tries again to open a channel: %s", error)
+                    await self._wait_for_turn()
+                # Otherwise the connection was lost again; `recovered` waits for the next one.
             except Exception as error:
                 # A defect in this code must not leave callers waiting.
                 logger.exception("a producer could not open another channel")

@@ -38,7 +38,7 @@ class PublishOptions(TypedDict, total=False):
     exchange: str
     """The exchange; the producer's by default."""
     mandatory: bool
-    """Have the broker return the message when no queue takes it; the producer's by default."""
+    """Have the broker return the message when no queue takes it; the producer's by default, which is True."""
     confirm_timeout: float
     """Seconds that the confirm may take after the message is written, at most the producer's, which are the default.
     For `publish` alone, which waits for one message."""

@@ -22,18 +22,17 @@ from leveret.message import Outcome
 from leveret.wire.numbers import ACCESS_REFUSED, BASIC, BASIC_PUBLISH, NOT_FOUND
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from leveret.publishing.confirms import ConfirmWindow, Ticket
     from leveret.wire.message import Message
 
 __all__ = [
+    "NO_CHANNEL",
     "TicketBook",
     "closed_by_publishing",
     "error_of",
     "exchange_error",
-    "expire_blamed",
     "failure",
+    "held_too_long",
     "late",
     "not_sent",
 ]
@@ -42,9 +41,8 @@ _EXCHANGE_ERRORS: Final[dict[int, type[ExchangeNotFound | ExchangeAccessRefused]
     ACCESS_REFUSED: ExchangeAccessRefused,
     NOT_FOUND: ExchangeNotFound,
 }
-#: RabbitMQ cuts a reply text to 255 bytes and ends it with "...". Up to one escaped character before that may be a part
-#: of another one.
-_CUT: Final = len("..." + 3 * "\\udc80")
+#: What a message waits for while a producer has no channel.
+NO_CHANNEL: Final = "the channel was lost, and another one is not open yet"
 #: How many failed tickets `flush` keeps; it only counts further ones.
 _KEPT: Final = 100
 
@@ -63,6 +61,19 @@ def not_sent(text: str, stage: str = "", cause: BaseException | None = None) -> 
     error = PublishError(f"not sent: {text}", outcome=Outcome.NOT_SENT, stage=stage)
     error.__cause__ = cause
     return error
+
+
+def held_too_long(option: str, seconds: float) -> PublishError:
+    """Makes the error of a message for which no channel came in time.
+
+    Args:
+        option: The option that set the deadline.
+        seconds: Its value.
+
+    Returns:
+        The error, with the outcome NOT_SENT.
+    """
+    return not_sent(f"{NO_CHANNEL}; waited {option} of {seconds:g} s", "connection")
 
 
 def late(option: str, seconds: float, *, connected: bool = True) -> ConfirmTimeout:
@@ -84,21 +95,31 @@ def late(option: str, seconds: float, *, connected: bool = True) -> ConfirmTimeo
     )
 
 
-def failure(reason: int | Message | LeveretError, delivery_tag: int, confirm_timeout: float) -> PublishError:
+def failure(
+    reason: int | Message | LeveretError, delivery_tag: int, confirm_timeout: float, attempts: int = 1
+) -> PublishError:
     """Makes the error of a publishing from what its ticket recorded.
 
     Args:
         reason: An `Outcome` value, the returned message, or an error.
         delivery_tag: The publishing's delivery tag.
         confirm_timeout: The producer's option, for the text.
+        attempts: How often it was written, if it was.
 
     Returns:
         A new error, which the caller may raise.
     """
+    error = _failure(reason, delivery_tag, confirm_timeout)
+    error.attempts = 0 if error.outcome is Outcome.NOT_SENT else attempts
+    return error
+
+
+def _failure(reason: int | Message | LeveretError, delivery_tag: int, confirm_timeout: float) -> PublishError:
     if isinstance(reason, PublishError):
         copy = again(reason)
         assert isinstance(copy, PublishError)
-        copy.delivery_tag = delivery_tag
+        if copy.outcome is not Outcome.NOT_SENT:
+            copy.delivery_tag = delivery_tag
         return copy
     if isinstance(reason, LeveretError):
         lost = PublishError(
@@ -113,12 +134,15 @@ def failure(reason: int | Message | LeveretError, delivery_tag: int, confirm_tim
             return MessageNacked(
                 "the broker refused the message (basic.nack)", outcome=Outcome.NACKED, delivery_tag=delivery_tag
             )
+        if reason == Outcome.NOT_SENT:
+            return not_sent(NO_CHANNEL, "connection")
         expired = late("confirm_timeout", confirm_timeout)
         expired.delivery_tag = delivery_tag
         return expired
     returned = MessageReturned(
         f"no queue took the message: {reason.reply_code} {printable(reason.reply_text)} (exchange "
-        f"{printable(reason.exchange)!r}, routing key {printable(reason.routing_key)!r})",
+        f"{printable(reason.exchange)!r}, routing key {printable(reason.routing_key)!r}); publish events that may have "
+        "no subscriber with mandatory=False",
         outcome=Outcome.RETURNED,
         delivery_tag=delivery_tag,
     )
@@ -130,7 +154,8 @@ def failure(reason: int | Message | LeveretError, delivery_tag: int, confirm_tim
 def error_of(ticket: Ticket, confirm_timeout: float) -> PublishError:
     """Makes the error of the first failed publishing of a ticket that has one."""
     assert ticket.failures
-    return failure(next(iter(ticket.failures.values())), ticket.delivery_tag, confirm_timeout)
+    index, reason = next(iter(ticket.failures.items()))
+    return failure(reason, ticket.delivery_tag, confirm_timeout, ticket.attempts(index))
 
 
 def closed_by_publishing(error: LeveretError) -> bool:
@@ -158,39 +183,6 @@ def exchange_error(error: LeveretError, text: str, outcome: Outcome) -> Exchange
     found.reply_code, found.reply_text = error.reply_code, error.reply_text
     found.class_id, found.method_id = error.class_id, error.method_id
     return found
-
-
-def expire_blamed(window: ConfirmWindow, error: LeveretError) -> list[Ticket] | None:
-    """Ends the publishings that the broker closed the channel for; all of them when it does not say which.
-
-    Args:
-        window: The publishings without an outcome.
-        error: Why the channel is closed.
-
-    Returns:
-        The finished tickets, as `ConfirmWindow.settle`.
-    """
-    reason = exchange_error(error, str(error), Outcome.UNKNOWN)
-    if reason is not None:
-        named = _named_exchanges(reason.reply_text, window.exchanges())
-        if named:
-            return [ticket for name in named for ticket in window.give_up_exchange(name, reason) or ()]
-    return window.expire(window.next_delivery_tag, error)
-
-
-def _named_exchanges(reply_text: str, exchanges: Iterable[str]) -> list[str]:
-    """Finds the exchanges that a reply text names: one, or all with the same beginning when the text was cut.
-
-    RabbitMQ: "no exchange 'x' in vhost '/'", and "access to exchange 'x' in vhost '/' refused for user 'guest'".
-    """
-    text = reply_text.partition("exchange '")[2]
-    starts = {exchange: f"{printable(exchange, 1024)}' in vhost '" for exchange in exchanges}
-    named = [exchange for exchange, start in starts.items() if text.startswith(start)]
-    if named:
-        return [max(named, key=len)]
-    if not text.endswith("..."):
-        return []
-    return [exchange for exchange, start in starts.items() if len(text) > _CUT and start.startswith(text[:-_CUT])]
 
 
 class TicketBook:
@@ -248,8 +240,7 @@ class TicketBook:
         try:
             async with asyncio.timeout(seconds):
                 if self._window.outstanding and self._window.first < target:
-                    future: asyncio.Future[None] = self._loop.create_future()
-                    self.flushing.append((target, future))
+                    future = self.ended(target)
                     try:
                         await future
                     finally:
@@ -267,6 +258,16 @@ class TicketBook:
             error = error_of(ticket, self._confirm_timeout)
             error.args = (f"{count} publishings that were not awaited failed; the {which}: {error}",)
             raise error
+
+    def ended(self, delivery_tag: int) -> asyncio.Future[None]:
+        """Returns a future that is done once everything before this publishing has its outcome.
+
+        A caller that stops waiting calls `wake` after that.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        self.flushing.append((delivery_tag, future))
+        self.wake()
+        return future
 
     def wake(self) -> None:
         """Ends the calls of `flush` whose publishings all have their outcomes."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Packer", "joined"]
 
+#: The keys of direct reply-to, which is no queue: RabbitMQ returns a mandatory reply although it delivers it.
+_DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
 #: How many routing keys, templates and repeated options keep their frames.
 _KEPT: Final = 1024
 #: Larger properties are packed for each message, so what is kept takes a few MiB at the most.
@@ -158,9 +160,13 @@ class Packer:
         mandatory: object = options.get("mandatory", self._settings.mandatory)
         if not isinstance(mandatory, bool):
             raise EncodeFailed(f"mandatory is True or False, not {type(mandatory).__name__}")
+        exchange = _text("exchange", options.get("exchange", self._settings.exchange))
+        routing_key = _text("routing_key", routing_key)
+        if not exchange and routing_key.startswith(_DIRECT_REPLY):
+            mandatory = False
         return PublishTemplate(
-            _text("exchange", options.get("exchange", self._settings.exchange)),
-            _text("routing_key", routing_key),
+            exchange,
+            routing_key,
             self._properties(options, form) if raw_properties is None else raw_properties,
             mandatory=mandatory,
             frame_max=self.frame_max,

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.codecs.encoding import BodyEncoder
-from leveret.errors import (
-    ConfigurationError,
-    LeveretError,
-    OperationTimeout,
-    PublishError,
-    again,
-)
+from leveret.errors import ConfigurationError, LeveretError, OperationTimeout, PublishError
 from leveret.message import BatchResult, Outcome
 from leveret.monitoring.meters import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
@@ -21,15 +16,19 @@ from leveret.publishing.adaptive_window import AdaptiveWindow
 from leveret.publishing.batches import Batch, BatchPublisher, Source
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+from leveret.publishing.culprits import Culprits
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
-from leveret.publishing.given_up import log_given_up
+from leveret.publishing.given_up import GivenUp
 from leveret.publishing.guard import PublishGuard
-from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening
+from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening, first_channel, publishing_channel
+from leveret.publishing.nack_doubt import NackDoubt
 from leveret.publishing.options import keep, refuse_confirm_timeout
-from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, expire_blamed, not_sent
+from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, not_sent
 from leveret.publishing.packing import Packer
 from leveret.publishing.publisher import NO_RECEIPT, CompiledPublisher, PublishBatch
-from leveret.publishing.room import Room
+from leveret.publishing.resending import Resender
+from leveret.publishing.returns import ReturnLog
+from leveret.publishing.room import Room, max_span
 from leveret.publishing.template import Template
 from leveret.publishing.transaction import Transaction
 from leveret.publishing.writing import MessageWriter
@@ -55,8 +54,6 @@ __all__ = ["Producer"]
 
 logger = logging.getLogger("leveret.publishing")
 
-#: How many publishings are sent again before the socket is looked at.
-_RESEND: Final = 100
 #: The first size of a window that adapts.
 _FIRST_WINDOW: Final = 200
 
@@ -69,10 +66,11 @@ class Producer(CompiledPublisher):
     A message may be in the broker and yet end UNKNOWN, when its confirm was lost or late: publishing it again may
     then make a duplicate.
 
-    When the broker closes its channel, for example because an exchange does not exist, the producer goes on with a new
-    one. What was published to that exchange fails, and what else was in flight is sent again, so some of it may be in
-    queues twice. When its connection is lost, what was in flight ends UNKNOWN, and the producer goes on with the next
-    connection (`auto_recovery`).
+    When its connection or channel is lost, the producer goes on with the next one (`auto_recovery`). What was in flight
+    is sent again before anything new, in its order, with the header `x-leveret-resent`: some of it may be in queues
+    twice. Only messages that the broker closed the channel for fail. With `on_loss="unknown"` what was in flight ends
+    UNKNOWN instead. Meanwhile `publish` and batches wait, `publish_nowait` and `enqueue` keep messages for the next
+    channel, and each message has until its `publish_timeout`.
 
     Attributes:
         settings: Its options.
@@ -106,7 +104,12 @@ class Producer(CompiledPublisher):
         self._tickets = TicketBook(self._window, self._loop, settings.confirm_timeout)
         self._deadlines = Deadlines(settings.publish_timeout, settings.confirm_timeout)
         self._room = Room(self._life, self._window, settings, self._waiters, self._run_clock)
+        self._open_channel = partial(publishing_channel, confirms=settings.confirms)
         self._reopening = Reopening(connect, self._open_channel, self._take_over, self._give_up)
+        self._culprits = Culprits(self._window, settings.on_loss)
+        self._resender = Resender(self._window, self._culprits, self._tickets, self._hand_out, settings.confirm_timeout)
+        self._doubt = NackDoubt(connect, partial(self._reopen, None, paced=True))
+        self._returns = ReturnLog()
         self._writer = MessageWriter(
             settings,
             self._life,
@@ -139,6 +142,7 @@ class Producer(CompiledPublisher):
         self._flushing = self._tickets.flushing
         self._max_buffered = settings.max_buffered
         self._max_bytes = settings.max_outstanding_bytes
+        self._max_span = max_span(settings)
         self._confirms = settings.confirms
         self._timer = None
         self._update_caches()
@@ -150,7 +154,9 @@ class Producer(CompiledPublisher):
         #: Nothing but the window decides whether the next message can be written: the compiled way is open.
         self._plain = self._alive and self._guard is None and self._encoder.form is not None
         #: Confirms concern more than their tickets.
-        self._watched = bool(self._listeners) or self._adaptive is not None or self._guard is not None
+        self._watched = bool(
+            self._listeners or self._adaptive is not None or self._guard is not None or self._doubt.armed
+        )
 
     def _move(self, state: ProducerState) -> None:
         self._life.move(state)
@@ -162,9 +168,10 @@ class Producer(CompiledPublisher):
     # ------------------------------------------------------------------ life
 
     async def open(self) -> Self:
-        """Opens the channel; `async with` does it.
+        """Opens the channel; `async with` does it. Waits `publish_timeout` seconds for a connection that was lost.
 
         Raises:
+            PublishError: There was no connection in that time; the outcome is NOT_SENT, the stage "connection".
             LeveretError: No connection or channel could be opened; it may be tried again.
             ConfigurationError: It is open, being opened, or closed.
         """
@@ -172,7 +179,8 @@ class Producer(CompiledPublisher):
             raise ConfigurationError("a producer can be opened once")
         self._move(ProducerState.OPENING)
         try:
-            channel = await self._open_channel(await self._connect())
+            timeout = self.settings.publish_timeout
+            channel = await first_channel(self._connect, self._open_channel, timeout, "the producer")
             if not self._life.at(ProducerState.OPENING):
                 channel.abandon()
                 raise not_sent("the producer was closed while it was opened", cause=self._life.error)
@@ -183,25 +191,13 @@ class Producer(CompiledPublisher):
         self._batch = self.meter.batch = PublishBatch(
             channel.connection.transport.out,
             self._window if self._confirms else None,
+            held=self._window,
             max_body_size=self.settings.max_body_size,
         )
         self._use(channel)
         self._move(ProducerState.OPEN)
         self._wake()
         return self
-
-    async def _open_channel(self, connection: Connection) -> Channel:
-        channel = await connection.channel()
-        try:
-            if self._confirms:
-                await channel.confirm_select()
-            if channel.error is not None:
-                # Lost right behind the answer; the channel tells its publisher, and has none yet.
-                raise again(channel.error)
-        except BaseException:
-            channel.abandon()
-            raise
-        return channel
 
     def _use(self, channel: Channel) -> None:
         """Writes messages on this channel from now on."""
@@ -226,17 +222,17 @@ class Producer(CompiledPublisher):
         if self._channel is not None:
             self._connection.check_loop()
         self._move(ProducerState.CLOSING)
+        # The clock may give up two of its steps late.
         deadline = self._loop.time() + self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
         self._room.close(self._loop.time())
         reopening: asyncio.Task[None] | None = None
         try:
             if self._channel is not None:
-                await self.flush()
+                await self.flush(deadline - self._loop.time())
         except (PublishError, OperationTimeout) as error:
             logger.warning("closing a producer: %s", error)
         finally:
             reopening = self._reopening.task
-            log_given_up(self._window, self.settings.exchange, "no confirm came in time")
             self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
             try:
                 if self._channel is not None:
@@ -359,12 +355,18 @@ class Producer(CompiledPublisher):
         """
         return await self._writer.publish_raw(body, routing_key, raw_properties)
 
-    async def _publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
-        """The long way of `publish`, for whatever the compiled way does not take."""
+    async def publish_by(
+        self, deadline: float, /, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Receipt:
+        """Publishes as `publish` does, with a deadline by the event loop's clock in place of `publish_timeout`."""
         guard = self._guard
         if guard is None:
-            return await self._writer.publish(value, routing_key, options)
-        return await guard.publish(self._writer.attempts(value, routing_key, options, guard.reporting))
+            return await self._writer.publish(value, routing_key, options, deadline)
+        return await guard.publish(self._writer.attempts(value, routing_key, options, guard.reporting), deadline)
+
+    async def _publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
+        """The long way of `publish`, for whatever the compiled way does not take."""
+        return await self.publish_by(self._loop.time() + self.settings.publish_timeout, value, routing_key, **options)
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
@@ -378,7 +380,8 @@ class Producer(CompiledPublisher):
     async def enqueue(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Ticket:
         """Publishes one value as `publish_nowait` does, but waits while there is no room.
 
-        Room is what `max_buffered` and `max_outstanding_bytes` allow; first come, first served.
+        Room is what `max_buffered` and `max_outstanding_bytes` allow; first come, first served. There may be room
+        without a connection.
 
         Args:
             value: What the serializer takes.
@@ -456,8 +459,8 @@ class Producer(CompiledPublisher):
                 return await self._batches.publish(source, routing_key, options)
             return await guard.publish_batch(
                 source,
-                lambda part, deadline: self._batches.publish(
-                    part, routing_key, options, deadline, reporting=guard.reporting
+                lambda part, deadline, sends: self._batches.publish(
+                    part, routing_key, options, deadline, reporting=guard.reporting, sends=sends
                 ),
             )
 
@@ -474,18 +477,14 @@ class Producer(CompiledPublisher):
         Returns:
             The transaction, to be used with `async with`.
         """
-        return Transaction(
-            self._connect,
-            self.settings,
-            self._packer,
-            lambda: None if self._life.usable else self._room.refusal(),
-        )
+        refusal = self._room.refusal
+        return Transaction(self._connect, self.settings, self._packer, lambda: None if self._life.usable else refusal())
 
     async def flush(self, timeout: float | None = None) -> None:
         """Waits until everything published before this call has its outcome.
 
         Args:
-            timeout: Seconds; by default `confirm_timeout`, enough unless the socket is slow or the channel is lost.
+            timeout: Seconds; by default `publish_timeout`, within which all of them have their outcome.
 
         Raises:
             OperationTimeout: Not everything has an outcome yet; it goes on being waited for.
@@ -497,7 +496,7 @@ class Producer(CompiledPublisher):
         self._connection.check_loop()
         self._connection.transport.flush()
         # The clock may give up two of its steps late.
-        seconds = timeout if timeout is not None else self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
+        seconds = timeout if timeout is not None else self.settings.publish_timeout + 2 * self._deadlines.step
         await self._tickets.flush(seconds)
 
     # ------------------------------------------------------------------ called by the compiled publisher
@@ -511,7 +510,7 @@ class Producer(CompiledPublisher):
             await asyncio.shield(future)
         if ticket.failures is not None:
             raise self._outcome_error(ticket)
-        return Receipt(ticket.delivery_tag) if self._confirms else NO_RECEIPT
+        return Receipt(ticket.delivery_tag, Outcome.CONFIRMED, ticket.attempts()) if self._confirms else NO_RECEIPT
 
     def _outcome_error(self, ticket: Ticket) -> PublishError:
         """Makes the error of a ticket that failed."""
@@ -523,6 +522,10 @@ class Producer(CompiledPublisher):
 
     def _settle(self, run: SettlementRun) -> None:
         """Applies confirms, when more has to be done than `settled` does."""
+        if self._doubt.armed:
+            if self._doubt.leaves(self._loop.time(), self._channel, run):
+                return
+            self._update_caches()
         told: list[tuple[int, bool, bool]] | None = [] if self._listeners else None
         finished = self._window.settle(run, told)
         if self._adaptive is not None:
@@ -563,40 +566,45 @@ class Producer(CompiledPublisher):
         """Ties returned messages to their publishings."""
         for message in run.messages:
             if not self._window.tie_return(message):
-                logger.warning("the broker returned a message that is not in flight: %r", message)
+                self._returns.add(self._loop.time(), message)
 
     def channel_lost(self, error: LeveretError) -> None:
-        """Ends what cannot be confirmed any more, and goes on with another channel unless that is impossible."""
+        """Ends what cannot be sent again, and goes on with another channel unless that is impossible."""
         connection = self._connection
         if self._life.error is not None:
             return
-        if self._life.at(ProducerState.CLOSING):
-            log_given_up(self._window, self.settings.exchange, error)
         if connection.error is not None and not connection.settings.auto_recovery:
             self._give_up(error)
             return
+        paced = connection.error is not None or closed_by_publishing(error)
+        given_up = GivenUp(self._window, self._life, self.settings.exchange)
+        finished = self._culprits.judge(error) if self._confirms else None
+        given_up.log(error)
+        self._reopen(finished, paced=paced)
+
+    def _reopen(self, finished: list[Ticket] | None, *, paced: bool) -> None:
+        """Goes on with another channel; see `Reopening.begin`."""
         if self._life.at(ProducerState.OPEN):
             self._move(ProducerState.REOPENING)
         self._deadlines.lost()
-        if connection.error is None and self._confirms:
-            self._hand_out(expire_blamed(self._window, error))
-        else:
-            self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
-        self._reopening.begin(paced=connection.error is not None or closed_by_publishing(error))
+        self._hand_out(finished)
+        self._reopening.begin(paced=paced)
         self._wake()
 
     async def _take_over(self, channel: Channel) -> None:
         """Goes on with another channel, and sends again what still has no outcome."""
+        if channel.connection is not self._connection and self._confirms and self.settings.on_loss == "resend":
+            self._doubt.reconnected()
+            self._update_caches()
         self._use(channel)
-        if self._confirms:
-            self._hand_out(self._window.renumber())
-            while not self._batch.resend(_RESEND):
-                await self._transport.drain()
-                await self._connection.wait_unblocked()
-            self._hand_out(self._window.expire(0))  # what did not fit
-            self._deadlines.resent(self._loop.time())
-            self._wake()
-        logger.info("a producer goes on with a new channel on connection %r", self._connection.name)
+        count = self._window.outstanding
+        await self._resender.write_all(self._batch, self._connection)
+        self._deadlines.resent(self._loop.time())
+        self._wake()
+        name = self._connection.name
+        logger.info(
+            "a producer goes on with a new channel on connection %r, and sent %d publishings first", name, count
+        )
         self._reopening.end()
         if self._life.at(ProducerState.REOPENING):
             self._move(ProducerState.OPEN)
@@ -614,7 +622,10 @@ class Producer(CompiledPublisher):
             self._timer = None
         self._reopening.cancel()
         self._room.close(self._loop.time())
-        self._hand_out(self._window.expire(self._window.next_delivery_tag, error))
+        given_up = GivenUp(self._window, life, self.settings.exchange)
+        unsent = not_sent("the producer is closed", cause=error)
+        self._hand_out(self._window.expire(self._window.next_delivery_tag, error, unsent))
+        given_up.log(error)
         self._deadlines.clear()
         self._wake()
 
@@ -640,7 +651,9 @@ class Producer(CompiledPublisher):
         connected = self._reopening.task is None
         sent = self._transport.progress if connected else None
         deadlines.tick(now, window.first, window.next_delivery_tag - 1, sent)
+        given_up = GivenUp(window, self._life, self.settings.exchange)
         for finished in deadlines.expire(now, window, connected=connected):
             self._hand_out(finished)
             self._wake()
+        given_up.log("no confirm came in time")
         self._start_clock()

@@ -36,13 +36,17 @@ class PublishBatch:
         out: SendBuffer,
         window: ConfirmWindow | None,
         *,
+        held: ConfirmWindow | None = None,
         channel: int = 1,
         frame_max: int = 131072,
         max_body_size: int = 134217728,
     ) -> PublishBatch: ...
     def attach(self, out: SendBuffer, channel: int, frame_max: int) -> None: ...
-    def add(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
-    def resend(self, limit: int) -> bool: ...
+    def add(
+        self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0, sends: int = 0
+    ) -> int: ...
+    def hold(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
+    def resend(self, limit: int, *, finish: bool = True) -> bool: ...
 
 # tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
 
@@ -85,6 +89,7 @@ class CompiledPublisher:
     _limit: int
     _max_buffered: int
     _max_bytes: int
+    _max_span: int
     _ready: bool
     _plain: bool
     _alive: bool

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from bisect import insort
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from leveret.publishing.lifecycle import ProducerState
-from leveret.publishing.outcomes import not_sent
+from leveret.publishing.outcomes import NO_CHANNEL, not_sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from leveret.settings import ProducerSettings
     from leveret.transport.waiting import Waiter, Waiters
 
-__all__ = ["Room"]
+__all__ = ["Room", "max_span"]
+
+#: How many times more publishings than unconfirmed ones a window spans at most, from its oldest unconfirmed one.
+_SPAN: Final = 8
+
+
+def max_span(settings: ProducerSettings) -> int:
+    """The most publishings from the oldest unconfirmed one to the newest.
+
+    Each of them has a place in the confirm window, confirmed or not. Without a limit one publishing that is not
+    confirmed for long would let the window grow with every later one.
+    """
+    outstanding = 0 if settings.max_outstanding == "auto" else settings.max_outstanding
+    return _SPAN * max(settings.max_buffered, outstanding)
 
 
 class Room:
@@ -55,6 +68,7 @@ class Room:
         self._start_clock = start_clock
         self._timeout = settings.publish_timeout
         self._max_bytes = settings.max_outstanding_bytes
+        self._max_span = max_span(settings)
         self._confirms = settings.confirms
         self._calls = 0
         self._connection: Connection
@@ -73,11 +87,16 @@ class Room:
 
     def is_full(self, limit: int) -> bool:
         """Whether a message has to wait, with at most `limit` unconfirmed publishings."""
-        return self._window.outstanding >= limit or self.has_too_many_bytes() or not self.is_writable()
+        return self._window.outstanding >= limit or self.has_too_much() or not self.is_writable()
 
-    def has_too_many_bytes(self) -> bool:
-        """Whether the bodies without an outcome have `max_outstanding_bytes`."""
-        return self._window.outstanding_bytes >= self._max_bytes
+    def may_hold(self, limit: int) -> bool:
+        """Whether a message may be kept until there is a channel again, with at most `limit` without an outcome."""
+        return self._life.at(ProducerState.REOPENING) and self._window.outstanding < limit and not self.has_too_much()
+
+    def has_too_much(self) -> bool:
+        """Whether what has no outcome has `max_outstanding_bytes`, or began too many publishings ago."""
+        window = self._window
+        return window.outstanding_bytes >= self._max_bytes or window.next_delivery_tag - window.first >= self._max_span
 
     def obstacle(self, limit: int, held_up_by: tuple[int, int] | None = None) -> tuple[str, str]:
         """The stage in which a message is held up, and a text. The stage is empty when it will never be written.
@@ -92,12 +111,23 @@ class Room:
         if life.at(ProducerState.NEW, ProducerState.OPENING):
             return "", "the producer is not open"
         if not life.writable:
-            return "connection", "the channel was lost, and another one is not open yet"
+            return "connection", NO_CHANNEL
         obstacle = self._connection.obstacle()
         if obstacle is not None:
             return obstacle
-        count, size = held_up_by or (self._window.outstanding, self._window.outstanding_bytes)
-        return "buffer", f"{count} publishings of {size} bytes wait for confirms (limit {limit})"
+        return "buffer", self._backlog(limit, held_up_by)
+
+    def overflow(self, limit: int) -> str:
+        """Why a message cannot be written or kept now, while the producer may publish again."""
+        _, text = self.obstacle(limit)
+        return f"{text}; {self._backlog(limit)}" if not self._life.writable else text
+
+    def _backlog(self, limit: int, held_up_by: tuple[int, int] | None = None) -> str:
+        window = self._window
+        count, size = held_up_by or (window.outstanding, window.outstanding_bytes)
+        text = f"{count} publishings of {size} bytes wait for confirms (limit {limit})"
+        span = window.next_delivery_tag - window.first
+        return text if span < self._max_span else f"{text}, the oldest of them {span} publishings ago"
 
     def refusal(self) -> PublishError:
         """The error of a message when the producer will never publish again."""
@@ -131,7 +161,7 @@ class Room:
                 elif (
                     not life.writable
                     or self._window.outstanding > (low if low >= 0 else self.limit - 1)
-                    or self.has_too_many_bytes()
+                    or self.has_too_much()
                     or (self.waiting and self.waiting[0][0] < number)
                 ):
                     waiter = self._waiters.new()
@@ -174,7 +204,7 @@ class Room:
         life = self._life
         over = life.over
         outstanding = self._window.outstanding
-        too_many = self.has_too_many_bytes()
+        too_many = self.has_too_much()
         waiting = self.waiting
         while waiting and (over or life.writable):
             _, low, _, waiter = waiting[0]

@@ -26,6 +26,7 @@ class PublishTemplate:
         mandatory: bool = False,
         frame_max: int = 131072,
     ) -> PublishTemplate: ...
+    def marked(self, resent: int) -> PublishTemplate: ...
 
 @final
 class Template:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from leveret.errors import ConfigurationError, ConfirmTimeout, LeveretError, OperationTimeout, PublishError, again
+from leveret.errors import (
+    ChannelClosed,
+    ConfigurationError,
+    ConfirmTimeout,
+    LeveretError,
+    OperationTimeout,
+    PublishError,
+    again,
+)
 from leveret.message import Outcome
+from leveret.publishing.lifecycle import first_channel
 from leveret.publishing.options import refuse_confirm_timeout
 from leveret.publishing.outcomes import closed_by_publishing, exchange_error, failure, not_sent
 from leveret.publishing.publisher import PublishBatch
@@ -17,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from leveret.connection.channel import Channel
+    from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.packing import Packer
@@ -110,14 +120,13 @@ class Transaction:
         refusal = self._refusal()
         if refusal is not None:
             raise refusal
-        connection = await self._link()
-        channel = self._channel = await connection.channel()
-        channel.publisher = self
         try:
-            await channel.tx_select()
-        except BaseException:
-            channel.abandon()
+            channel = await first_channel(self._link, self._select, self._settings.publish_timeout, "the transaction")
+        except (PublishError, ConfigurationError, ChannelClosed):
             raise
+        except LeveretError as error:
+            raise not_sent(f"the transaction could not begin: {error}", cause=error) from error
+        connection = channel.connection
         self._batch = PublishBatch(
             connection.transport.out,
             None,
@@ -127,6 +136,18 @@ class Transaction:
         )
         self._open = True
         return self
+
+    async def _select(self, connection: Connection) -> Channel:
+        channel = self._channel = await connection.channel()
+        channel.publisher = self
+        self._error = None  # of an attempt before this one
+        try:
+            await channel.tx_select()
+        except BaseException:
+            channel.publisher = None  # another one may be opened
+            channel.abandon()
+            raise
+        return channel
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

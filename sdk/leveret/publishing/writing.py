@@ -6,7 +6,8 @@ import asyncio
 from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any
 
-from leveret.errors import BackpressureError
+from leveret.errors import BackpressureError, PublishError
+from leveret.message import Outcome
 from leveret.publishing.confirms import Receipt, Ticket
 from leveret.publishing.deadlines import CLOCK_STEPS
 from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
@@ -83,6 +84,7 @@ class MessageWriter:
         self.start_clock = start_clock
         self._owner = owner
         self._hand_out = hand_out
+        self._step = deadlines.step
         self._loop = asyncio.get_running_loop()
         self._connection: Connection
 
@@ -97,15 +99,16 @@ class MessageWriter:
         """Raises `WrongLoopError` in another thread or event loop."""
         self._connection.check_loop()
 
-    def append(self, frames: PublishTemplate, body: bytes, ticket: Ticket, index: int = 0) -> None:
-        """Appends a message to the send buffer."""
-        if self.batch.add(frames, body, ticket, index):
+    def append(self, frames: PublishTemplate, body: bytes, ticket: Ticket, index: int = 0, sends: int = 0) -> None:
+        """Appends a message to the send buffer; `sends` is how often it was written before."""
+        if self.batch.add(frames, body, ticket, index, sends):
             self.start_clock()
 
-    async def publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
-        """Publishes one message and waits for its outcome; see `Producer.publish`."""
+    async def publish(
+        self, value: Any, routing_key: str | Template, options: PublishOptions, deadline: float
+    ) -> Receipt:
+        """Publishes one message and waits for its outcome; see `Producer.publish_by`."""
         patience = confirm_timeout_of(options, self.settings.confirm_timeout)
-        deadline = self._loop.time() + self.settings.publish_timeout
         frames, body = self.packer.pack(value, routing_key, options)
         return await self._publish_frames(frames, body, patience, deadline, None)
 
@@ -122,12 +125,17 @@ class MessageWriter:
         """
         patience = confirm_timeout_of(options, self.settings.confirm_timeout)
         packed: tuple[PublishTemplate, bytes] | None = None
+        sends = 0
 
         async def attempt(deadline: float) -> Receipt:
             # The first attempt packs the message for all: between two of them the caller may change the value.
-            nonlocal packed
+            nonlocal packed, sends
             packed = packed or self.packer.pack(value, routing_key, options)
-            return await self._publish_frames(*packed, patience, deadline, reporting)
+            try:
+                return await self._publish_frames(*packed, patience, deadline, reporting, sends)
+            except PublishError as error:
+                sends = max(sends, error.attempts)
+                raise
 
         return attempt
 
@@ -144,18 +152,19 @@ class MessageWriter:
         patience: float,
         deadline: float,
         reporting: set[Ticket] | None,
+        sends: int = 0,
     ) -> Receipt:
         self.check_loop()
         room = self.room
         limit = room.limit
-        # An attempt of a retry policy is made some time after the call, too.
-        is_late = reporting is not None
+        # An attempt of a retry policy is made some time after the call, too, and a producer may be opened first.
+        is_late = reporting is not None or self._loop.time() + self.settings.publish_timeout - deadline > self._step
         if room.waiting or room.is_full(limit):
             is_late = True
             await room.wait(limit, -1, deadline)
         ticket = Ticket(self._owner)
         try:
-            self.append(frames, body, ticket)
+            self.append(frames, body, ticket, 0, sends)
         except BaseException:
             room.wake()  # the turn passes to the next caller
             raise
@@ -173,7 +182,7 @@ class MessageWriter:
                 await self._wait_confirmed(patience, ticket, future)
         if ticket.failures is not None:
             raise error_of(ticket, self.settings.confirm_timeout)
-        return Receipt(ticket.delivery_tag)
+        return Receipt(ticket.delivery_tag, Outcome.CONFIRMED, ticket.attempts())
 
     async def _wait_confirmed(self, seconds: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
         """Waits for the outcome with a `confirm_timeout` of the message's own, which begins when the socket took it."""
@@ -223,7 +232,8 @@ class MessageWriter:
         deadline = self._loop.time() + self.settings.publish_timeout
         limit = self.settings.max_buffered
         packed = self.packer.pack(value, routing_key, options)
-        await self.room.wait(limit, limit - 1, deadline)
+        if self.room.waiting or not self.room.may_hold(limit):
+            await self.room.wait(limit, limit - 1, deadline)
         try:
             ticket = guarded(lambda: self._put_nowait(*packed))
         except BaseException:
@@ -236,12 +246,17 @@ class MessageWriter:
     def _put_nowait(self, frames: PublishTemplate, body: bytes) -> Ticket:
         if _get_running_loop() is not self._loop:
             self.check_loop()
+        room = self.room
         limit = self.settings.max_buffered
-        if self.room.is_full(limit):
-            stage, text = self.room.obstacle(limit)
-            if not stage:
-                raise self.room.refusal()
-            raise BackpressureError(f"not sent: {text}")
-        ticket = Ticket(self._owner)
-        self.append(frames, body, ticket)
-        return ticket
+        if not room.is_full(limit):
+            ticket = Ticket(self._owner)
+            self.append(frames, body, ticket)
+            return ticket
+        if room.may_hold(limit):
+            ticket = Ticket(self._owner)
+            self.batch.hold(frames, body, ticket)
+            self.start_clock()
+            return ticket
+        if not room.obstacle(limit)[0]:
+            raise room.refusal()
+        raise BackpressureError(f"not sent: {room.overflow(limit)}")

@@ -26,17 +26,24 @@ class ProducerSettings(Section):
         compression_ratio: A compressed body is kept when it is smaller than this share of the original, 0.01 to 1.
         confirms: False publishes without asking the broker to confirm: lost messages stay unknown.
         confirm_timeout: Seconds that a confirm may take after the message is written, 0.001 to 86400; then the outcome
-            is UNKNOWN. The time without a channel does not count.
+            is UNKNOWN. The time without a channel does not count, and what is sent again has all of them again.
         publish_timeout: Seconds from the call to the outcome of each message, 0.001 to 86400; in a batch or an iterable
             they begin when the message is taken. They cover the waits for the connection, for a broker that blocks
             publishers, for room and for the confirm, and all attempts of a retry policy. Then the outcome is NOT_SENT,
             or UNKNOWN when the message was written, and `PublishError.stage` says what it waited for.
-        mandatory: True has unroutable messages returned.
+        mandatory: True has messages returned that no queue takes: RETURNED. Events that may have no subscriber are
+            published with False, which confirms and drops them. Replies to direct reply-to (keys of the default
+            exchange that begin with "amq.rabbitmq.reply-to.") are never mandatory.
+        on_loss: What becomes of publishings in flight when the connection or channel is lost: "resend" sends them again
+            before anything new, in their order and with the header `x-leveret-resent`; "unknown" ends them UNKNOWN.
+            Without confirms they are UNKNOWN in any case.
         delivery_mode: 2 (persistent) or 1 (transient); the words are understood too.
         max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000; "auto" begins with 200 and
             grows up to `max_buffered` while that brings a higher rate of confirms.
         max_outstanding_bytes: Bytes of unconfirmed bodies, 1 to 2**40.
-        max_buffered: Unconfirmed publishings above which `publish_nowait` refuses, 1 to 1000000.
+        max_buffered: Publishings without an outcome above which `publish_nowait` refuses, 1 to 1000000; those that wait
+            for a connection included. From the oldest unconfirmed publishing to the newest there are at most eight
+            times as many as this or `max_outstanding`, whichever is larger; then calls wait or are refused.
         batch_size: Messages in a chunk of `publish_batch`, 1 to 1000000; fewer when they are large, so that a chunk has
             about 1 MiB.
         batches_in_flight: How many full chunks may be unconfirmed, 1 to 1000.
@@ -46,7 +53,7 @@ class ProducerSettings(Section):
         circuit_breaker: The name of a circuit breaker, told of failures and asked when it is not closed; None for none.
 
     Example:
-        >>> ProducerSettings(exchange="orders", mandatory=True).delivery_mode
+        >>> ProducerSettings(exchange="orders").delivery_mode
         2
     """
 
@@ -61,7 +68,8 @@ class ProducerSettings(Section):
     confirms: bool = option(True)
     confirm_timeout: float = seconds(5.0)
     publish_timeout: float = seconds(30.0)
-    mandatory: bool = option(False)
+    mandatory: bool = option(True)
+    on_loss: Literal["resend", "unknown"] = option("resend", choices=("resend", "unknown"))
     delivery_mode: int = option(PERSISTENT, choices=(TRANSIENT, PERSISTENT), aliases=_DELIVERY_MODES)
     max_outstanding: int | Literal["auto"] = option(200, minimum=1, maximum=1_000_000, words=("auto",))
     max_outstanding_bytes: int = size(64 * MIB)

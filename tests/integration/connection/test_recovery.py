@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.brokers import Embedded, RabbitMQ
+from tests.support.handling import until
 from tests.support.loops import every_loop
 from tests.support.outcomes import failure_at_once
 from tests.support.plugins import plugin
@@ -25,18 +26,19 @@ from leveret.errors import (
     ConnectionClosed,
     ConnectionLost,
     EncodeFailed,
+    IncompatibleProtocol,
     OperationTimeout,
     PluginError,
     TLSVerificationError,
     WrongLoopError,
 )
 from leveret.plugins import ConnectionEvent, ConnectionEventKind, PluginRegistry, PolicySpec
-from leveret.protocol.recovery import may_mend
+from leveret.protocol.recovery import Prospect, may_mend, prospect_of
 from leveret.settings import ConnectionSettings
 from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from tests.support.brokers import Broker
     from tests.support.rabbitmq import RabbitMQNode
@@ -262,21 +264,36 @@ async def test_those_who_wait_are_told_when_the_client_is_closed_long_before_the
             await waiting
 
 
+async def fails_for_good(connection: leveret.Connection, lost: leveret.Connection | None) -> None:
+    raise PluginError("no attempt can mend this")
+
+
 async def test_no_error_is_left_unread_when_those_who_wait_are_cancelled_as_it_comes() -> None:
-    async with EmbeddedBroker(users={"svc": "before"}) as broker:
-        url = f"amqp://svc:before@127.0.0.1:{broker.port}"
-        async with leveret.connect(url, **QUICK) as client:
-            link = client.publishing_link
-            broker.users["svc"] = "after"
-            broker.close_connections()
-            await loss(client.connection)
-            waiting = asyncio.create_task(link.recovered())
-            await asyncio.sleep(0)
-            assert link._recovery is not None
-            link._recovery.add_done_callback(lambda _: waiting.cancel())
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            assert counted(client)["connections_failed"] == 1
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url, **QUICK) as client:
+        link = client.publishing_link
+        link.prepare = fails_for_good
+        broker.close_connections()
+        await loss(client.connection)
+        waiting = asyncio.create_task(link.recovered())
+        await asyncio.sleep(0)
+        assert link._recovery is not None
+        link._recovery.add_done_callback(lambda _: waiting.cancel())
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert counted(client)["connections_failed"] == 1
+
+
+async def test_recovery_ends_with_an_error_that_no_attempt_mends_and_begins_again_when_asked_again() -> None:
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url, **QUICK) as client:
+        link = client.publishing_link
+        usual, link.prepare = link.prepare, fails_for_good
+        broker.close_connections()
+        await loss(client.connection)
+        for error in await asyncio.gather(*(link.recovered() for _ in range(3)), return_exceptions=True):
+            assert type(error) is PluginError
+        assert counted(client)["connections_failed"] == 1
+        link.prepare = usual
+        assert (await link.recovered()).is_open
 
 
 @pytest.mark.parametrize("started", [True, False])
@@ -293,7 +310,7 @@ async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_mak
                 for _ in range(50):
                     await other.channel()
                 assert counted(client)["connections_opened"] == 1
-        await client.declare(Topology())
+        await client.channel()
         assert await waiting is client.connection
         assert counted(client)["connections_opened"] == 2
 
@@ -441,72 +458,43 @@ async def test_no_credentials_are_logged_when_recovery_fails(warnings: Warnings)
             await warnings.more(3)
             broker.users["svc"] = "another"
             await broker.start()
-            with pytest.raises(AuthenticationError) as caught:
-                await waiting
-            for text in (*warnings.texts, str(caught.value), repr(client)):
+            await until(lambda: isinstance(client.publishing_link.failure, AuthenticationError))
+            await warnings.more(2)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            for text in (*warnings.texts, str(client.publishing_link.failure), repr(client)):
                 assert "sentinel" not in text
 
 
-@pytest.mark.integration
-@pytest.mark.time_limit(120)  # rabbitmqctl runs eight times, a second or more each
-async def test_recovery_ends_when_the_password_or_the_virtual_host_is_no_longer_taken(
-    rabbitmq: RabbitMQNode, unique_name: Callable[[str], str], warnings: Warnings
-) -> None:
-    async def ctl(*arguments: str) -> None:
-        await asyncio.to_thread(rabbitmq.ctl, *arguments)
-
-    user, vhost = unique_name("user"), unique_name("vhost")
-    await ctl("add_user", user, "before")
-    await ctl("add_vhost", vhost)
-    try:
-        await ctl("set_permissions", "--vhost", vhost, user, ".*", ".*", ".*")
-        url = f"amqp://{user}:before@127.0.0.1:{rabbitmq.port}/{vhost}"
-        async with leveret.connect(url, **QUICK) as client:
-            await ctl("change_password", user, "after")
-            await ctl("close_all_connections", "--vhost", vhost, "asked to by a test")
-            await loss(client.connection)
-            waiting = [asyncio.create_task(client.publishing_link.recovered()) for _ in range(3)]
-            for error in await asyncio.gather(*waiting, return_exceptions=True):
-                assert type(error) is AuthenticationError
-            assert counted(client)["connections_failed"] == 1
-            # Asked again it tries again: the password may have been put right.
-            await ctl("change_password", user, "before")
-            assert (await client.publishing_link.recovered()).is_open
-
-            await ctl("delete_vhost", vhost)
-            await loss(client.connection)
-            with pytest.raises(ConnectionClosed) as caught:
-                await client.publishing_link.recovered()
-            assert caught.value.reply_code == 530
-    finally:
-        await ctl("delete_user", user)
-    assert ["530" in text for text in warnings.texts] == [False, True]
-    assert "before" not in "".join(warnings.texts)
+_SOON, _LATER, _NEVER = Prospect
 
 
 @pytest.mark.parametrize(
-    ("error", "mends"),
+    ("error", "prospect"),
     [
-        (ConnectFailed("refused"), True),
-        (ConnectionLost("cut in the handshake"), True),
-        (OperationTimeout("silent"), True),
-        (ConnectionClosed("shutdown", reply_code=320), True),
-        (ConnectionClosed("vhost is down", reply_code=541), True),
-        (ConnectionClosed("vhost not found", reply_code=530), False),
-        (AuthenticationError("refused", reply_code=403, reply_text="ACCESS_REFUSED"), False),
-        (AuthenticationError("no such mechanism"), False),
+        (ConnectFailed("refused"), _SOON),
+        (ConnectionLost("cut in the handshake"), _SOON),
+        (OperationTimeout("silent"), _SOON),
+        (ConnectionClosed("shutdown", reply_code=320), _SOON),
+        (ConnectionClosed("vhost is down", reply_code=541), _SOON),
         # Gone while it checked the credentials: so does a node that stops.
-        (AuthenticationError("hung up", reply_code=403), True),
-        (TLSVerificationError("expired"), False),
-        (ConfigurationError("no such file"), False),
-        (EncodeFailed("an argument is too long"), False),
-        (PluginError("no serializer"), False),
-        (WrongLoopError("another loop"), False),
+        (AuthenticationError("hung up", reply_code=403), _SOON),
+        (ConnectionClosed("vhost not found", reply_code=530), _LATER),
+        (ConnectionClosed("no right", reply_code=403), _LATER),
+        (AuthenticationError("refused", reply_code=403, reply_text="ACCESS_REFUSED"), _LATER),
+        (AuthenticationError("no such mechanism"), _LATER),
+        (IncompatibleProtocol("it speaks HTTP"), _LATER),
+        (TLSVerificationError("expired"), _NEVER),
+        (ConfigurationError("no such option"), _NEVER),
+        (EncodeFailed("an argument is too long"), _NEVER),
+        (PluginError("no serializer"), _NEVER),
+        (WrongLoopError("another loop"), _NEVER),
     ],
     ids=str,
 )
-def test_dialing_goes_on_only_when_it_may_help(error: leveret.LeveretError, mends: bool) -> None:
-    assert may_mend(error) is mends
+def test_another_attempt_may_help_soon_or_later_or_never(error: leveret.LeveretError, prospect: Prospect) -> None:
+    assert prospect_of(error) is prospect
+    assert may_mend(error) is (prospect is not Prospect.NEVER)
 
 
 @pytest.mark.integration

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.brokers import RabbitMQ
 from tests.support.handling import Held, running, until
-from tests.support.proxy import Proxy
+from tests.support.queues import taken
 from tests.support.servers import ON_EVERY_SERVER, node_of
 
 import leveret
 from leveret import Classic, Topology
 from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError
+from leveret.testing import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -129,9 +130,9 @@ async def test_a_message_that_fails_is_parked_and_the_connection_stays(
     client = client if who == "client" else stranger
     await publish(client, stream, *range(10))
     consumer = client.consumer(stream, stream_offset="first" if who == "client" else 0)
-    seen: list[int] = []
+    seen: list[Any] = []
 
-    async def handler(value: int, message: leveret.Message) -> Any:
+    async def handler(value: Any, message: leveret.Message) -> Any:
         seen.append(value)
         if value != 3:
             return None
@@ -150,17 +151,8 @@ async def test_a_message_that_fails_is_parked_and_the_connection_stays(
     async with running(consumer, handler) as task:
         await until(lambda: seen == list(range(10)))
         connection = consumer._connection
-        parked = client.consumer(f"{stream}.parked")
-        async with parked, asyncio.timeout(10):
-            while True:
-                try:
-                    message = await anext(parked)
-                except LeveretError:
-                    parked = client.consumer(f"{stream}.parked")
-                    continue
-                break
-            assert message.value == 3
-            message.ack()
+        await until(lambda: consumer.counters()["parked"] == 1)
+        assert await taken(client, f"{stream}.parked") == [3]
         await publish(client, stream, "more")
         await until(lambda: seen[-1] == "more")
         assert connection.is_open
@@ -220,7 +212,7 @@ async def test_a_consumer_misses_nothing_of_what_is_published_while_it_is_away(
     broker: Broker, client: leveret.Client, stream: str, offset: str | None
 ) -> None:
     async with (
-        Proxy(broker.url) as proxy,
+        FaultProxy(broker.url) as proxy,
         leveret.connect(proxy.url, recovery_initial_delay=0.02, recovery_max_delay=0.1) as away,
     ):
         consumer = away.consumer(stream, stream_offset=offset)
@@ -246,7 +238,7 @@ async def test_a_stream_misses_nothing_when_its_consumer_is_away_before_the_firs
     broker: Broker, client: leveret.Client, stream: str
 ) -> None:
     await publish(client, stream, "old")
-    async with client.producer() as producer, Proxy(broker.url) as proxy, leveret.connect(proxy.url) as away:
+    async with client.producer() as producer, FaultProxy(broker.url) as proxy, leveret.connect(proxy.url) as away:
         await producer.publish("old", stream)
         consumer = away.consumer(stream, stream_offset="next")
         seen: list[Any] = []
@@ -257,9 +249,11 @@ async def test_a_stream_misses_nothing_when_its_consumer_is_away_before_the_firs
         async with running(consumer, handler):
             await until(lambda: consumer.health().live)
             await asyncio.sleep(1.1)  # RabbitMQ takes an offset in whole seconds
-            # The loss is noticed in a later turn of the event loop than this publishing, and mended later still.
+            proxy.refuse()
             proxy.reset()
+            await until(lambda: not consumer.health().live)
             await producer.publish("while away", stream)
+            proxy.accept()
             await until(lambda: "while away" in seen)
 
 
@@ -268,7 +262,7 @@ async def test_handlers_in_any_order_lose_nothing_over_many_losses(
 ) -> None:
     chance = random.Random(7)
     async with (
-        Proxy(broker.url) as proxy,
+        FaultProxy(broker.url) as proxy,
         leveret.connect(proxy.url, recovery_initial_delay=0.02, recovery_max_delay=0.1) as away,
     ):
         consumer = away.consumer(stream, stream_offset="first", concurrency=8, prefetch=30)

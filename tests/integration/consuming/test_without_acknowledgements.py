@@ -10,6 +10,7 @@ from tests.support.handling import Held, Queues, running, until
 from tests.support.queues import consumer_count, taken
 
 import leveret
+from leveret.consuming.states import ConsumerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,16 +19,23 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
-#: What a broker may send between the client's basic.cancel and its answer: RabbitMQ sends 200 messages ahead of the
-#: writer of a channel, and the rest of this is what sockets hold.
-ON_THE_WAY = 4_000
-BODY = "x" * 1_000
+BODY = "x" * 10_000
+#: How many such messages a broker may have sent before it answers basic.cancel: RabbitMQ sends 200 ahead of the writer
+#: of a channel, and the rest is what the sockets of both sides hold, which is up to 10 MB on Linux.
+ON_THE_WAY = 1_500
+
+
+async def withheld(consumer: leveret.Consumer[Any]) -> int:
+    """Waits until the broker has answered basic.cancel; returns how many messages wait then."""
+    await until(lambda: consumer._subscription.is_withheld)
+    await until(lambda: not consumer._subscription.tags and consumer._subscription._adjusting is None)
+    return consumer.health().waiting
 
 
 async def test_a_slow_consumer_holds_up_no_other_on_its_connection_and_its_memory_is_bounded(
     queues: Queues, name: Callable[[str], str]
 ) -> None:
-    count, prefetch = 20_000, 20
+    count, prefetch = 5_000, 20
     other = await Queues(queues.client, name).declare()
     await queues.publish(*[f"{number} {BODY}" for number in range(count)])
     slow = queues.client.consumer(queues.work, ack="none", prefetch=prefetch)
@@ -40,16 +48,12 @@ async def test_a_slow_consumer_holds_up_no_other_on_its_connection_and_its_memor
 
     async with running(slow, handler) as task, running(quick, quick_handler) as quick_task:
         await handler.began.wait()
-        await until(lambda: slow.health().waiting > 10 * prefetch)
-        async with asyncio.timeout(10):
-            while await consumer_count(queues.client, queues.work):
-                pass
         # Its subscription is taken back, and what came meanwhile is kept.
-        await until(lambda: not slow.health().live)
-        waiting = slow.health().waiting
-        assert waiting <= 10 * prefetch + ON_THE_WAY
+        waiting = await withheld(slow)
+        assert 10 * prefetch < waiting <= 10 * prefetch + ON_THE_WAY
+        assert await consumer_count(queues.client, queues.work) == 0
         assert slow.health(), "it is slow, and nothing is wrong with it"
-        assert slow.state is leveret.ConsumerState.CONSUMING
+        assert slow.state is ConsumerState.CONSUMING
         assert slow._connection is quick._connection
         assert slow._connection.transport.reading
         await other.publish(*range(500))
@@ -75,17 +79,16 @@ async def test_a_slow_consumer_holds_up_no_other_on_its_connection_and_its_memor
 
 
 async def test_messages_that_wait_for_the_key_of_another_count_as_well(queues: Queues) -> None:
-    await queues.publish(*[f"{number} {BODY}" for number in range(5_000)])
+    await queues.publish(*[f"{number} {BODY}" for number in range(2_500)])
     consumer = queues.client.consumer(queues.work, ack="none", prefetch=5, concurrency=2, ordered_by="routing_key")
     handler = Held()
     async with running(consumer, handler):
-        await until(lambda: consumer.health().waiting > 50)
-        await until(lambda: not consumer.health().live)
+        await withheld(consumer)
         # All have one key, so they left the buffer and wait for the first of them.
         assert consumer.health().waiting <= 50 + ON_THE_WAY
         handler.go.set()
-        await until(lambda: len(handler.seen) == 5_000, seconds=60)
-        assert [int(value.partition(" ")[0]) for value in handler.seen] == list(range(5_000))
+        await until(lambda: len(handler.seen) == 2_500, seconds=60)
+        assert [int(value.partition(" ")[0]) for value in handler.seen] == list(range(2_500))
 
 
 async def test_a_slow_consumer_handles_what_it_has_when_its_connection_is_lost_and_goes_on(
@@ -96,17 +99,17 @@ async def test_a_slow_consumer_handles_what_it_has_when_its_connection_is_lost_a
         consumer = client.consumer(queues.work, ack="none", prefetch=5)
         handler = Held()
         async with running(consumer, handler):
-            await until(lambda: consumer.health().waiting > 50)
-            await until(lambda: not consumer.health().live)
-            here = consumer.health().waiting
+            here = await withheld(consumer)
+            before = consumer._subscription.channel
             await broker.close_connections()
-            await until(lambda: not consumer._subscription.wants_deliveries)
-            await until(lambda: consumer._subscription.wants_deliveries)
+            await until(lambda: consumer._subscription.channel not in (before, None))
             assert consumer.health().waiting == here
             assert not consumer.health().live, "it has no room yet"
             handler.go.set()
-            await until(lambda: len(handler.seen) == 3_000, seconds=60)
-            assert handler.seen == list(range(3_000))
+            await until(lambda: len(set(handler.seen)) == 3_000, seconds=60)
+            # This client has not declared the queue, so a stand-in kept it; the message of that may come again.
+            assert [*dict.fromkeys(handler.seen)] == list(range(3_000))
+            assert len(handler.seen) <= 3_001
 
 
 @pytest.mark.parametrize("end", ["drain", "cancel"])
@@ -115,8 +118,7 @@ async def test_a_slow_consumer_that_ends_handles_what_it_has(queues: Queues, end
     consumer = queues.client.consumer(queues.work, ack="none", prefetch=5)
     handler = Held()
     async with running(consumer, handler) as task:
-        await until(lambda: consumer.health().waiting > 50)
-        await until(lambda: not consumer.health().live)
+        await withheld(consumer)
         ending = asyncio.create_task(getattr(consumer, end)())
         await asyncio.sleep(0)
         handler.go.set()
@@ -139,8 +141,7 @@ async def test_an_auto_delete_queue_stays_when_its_only_consumer_is_slow(
         await until(lambda: consumer.health().live)
         async with other.producer() as producer:
             (await producer.publish_batch(range(count), queue)).raise_for_failures()
-        await until(lambda: consumer.health().waiting > 50)
-        await until(lambda: not consumer.health().live)
+        await withheld(consumer)
         # The stand-in, which keeps the next message and takes no other.
         await until(lambda: consumer._subscription._stand_in is not None)
         assert await consumer_count(other, queue) == 1
@@ -154,7 +155,7 @@ async def test_an_auto_delete_queue_stays_when_its_only_consumer_is_slow(
 
 
 @pytest.mark.parametrize("end", ["pause", "drain", "loss"])
-async def test_the_message_of_a_stand_in_goes_back_when_its_consumer_is_not_to_have_it(
+async def test_the_message_of_a_stand_in_is_handled_in_its_place_however_the_standing_in_ends(
     broker: Broker, other: leveret.Client, name: Callable[[str], str], end: str
 ) -> None:
     count, queue = 3_000, name("expiring")
@@ -181,6 +182,7 @@ async def test_the_message_of_a_stand_in_goes_back_when_its_consumer_is_not_to_h
                 await task
                 rest = await taken(other, queue)
                 assert handler.seen + rest == list(range(count))
+                assert consumer.counters()["delivered"] == len(handler.seen)
             else:
                 await until(lambda: len(set(handler.seen)) == count, seconds=60)
                 assert sorted(set(handler.seen)) == list(range(count))

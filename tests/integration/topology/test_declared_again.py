@@ -12,12 +12,12 @@ import pytest
 from pamqp.commands import Exchange, Queue
 from tests.support.handling import running, until
 from tests.support.peers import ANSWERS, FakeServer, Peer
-from tests.support.proxy import Proxy
 from tests.support.queues import taken
 
 import leveret
 from leveret import Classic, Topology
 from leveret.errors import ConfigurationError, MessageReturned, NotFound, ResourceLocked
+from leveret.testing import FaultProxy
 from leveret.topology.declaring import AT_ONCE
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 #: Delays that keep tests short.
-QUICK: dict[str, Any] = {"recovery_initial_delay": 0.01, "recovery_max_delay": 0.05, "handshake_timeout": 0.5}
+QUICK: dict[str, Any] = {"recovery_initial_delay": 0.01, "recovery_max_delay": 0.05}
 
 
 class Seen:
@@ -50,7 +50,7 @@ class Lossy:
         proxy: Between the first and the broker.
     """
 
-    def __init__(self, client: leveret.Client, other: leveret.Client, proxy: Proxy) -> None:
+    def __init__(self, client: leveret.Client, other: leveret.Client, proxy: FaultProxy) -> None:
         self.client, self.other, self.proxy = client, other, proxy
 
     async def lose_connections(self) -> None:
@@ -93,7 +93,7 @@ async def routed(client: leveret.Client, exchange: str, routing_key: str = "") -
 
 @pytest.fixture
 async def lossy(broker: Broker, client: leveret.Client) -> AsyncIterator[Lossy]:
-    async with Proxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as behind:
+    async with FaultProxy(broker.url) as proxy, leveret.connect(proxy.url, **QUICK) as behind:
         yield Lossy(behind, client, proxy)
 
 
@@ -375,7 +375,7 @@ async def test_an_exclusive_queue_is_taken_back_when_the_broker_still_has_it_for
         # Another connection has the name, as the old one of the client has it until the broker misses its heartbeats.
         old = lossy.client.consuming_link.connection
         async with leveret.connect(broker.url) as thief:
-            lossy.proxy.deaf = True  # the client dials in vain
+            lossy.proxy.refuse()
             lossy.proxy.reset()
             await until(lambda: not consumer.health().live)
             async with asyncio.timeout(10):
@@ -383,7 +383,7 @@ async def test_an_exclusive_queue_is_taken_back_when_the_broker_still_has_it_for
                     with contextlib.suppress(ResourceLocked):
                         await thief.declare(Topology().queue(queue, exclusive=True))
                         break
-            lossy.proxy.deaf = False
+            lossy.proxy.accept()
             await until(lambda: "RESOURCE_LOCKED" in caplog.text)
             assert not consumer.health().live
         await until(lambda: consumer.health().live)

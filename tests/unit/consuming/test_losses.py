@@ -43,7 +43,7 @@ LOSSES = [
 
 
 def rules(*, auto_recovery: bool = True, **options: Any) -> LossRules:
-    return LossRules(ConsumerSettings(**options), auto_recovery=auto_recovery)
+    return LossRules(ConsumerSettings(**options), lambda: auto_recovery)
 
 
 @pytest.mark.parametrize(

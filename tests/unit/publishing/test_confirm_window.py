@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.corpus import frames, strategies
 
-from leveret.errors import EncodeFailed
+from leveret.errors import EncodeFailed, LeveretError
 from leveret.message import Outcome
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.publisher import NO_RECEIPT, PublishBatch
@@ -91,6 +91,8 @@ class TicketModel:
         self.first_tag = 0
         self.count = self.pending = self.confirmed = 0
         self.failures: dict[int, object] = {}
+        # How often those with an outcome were written, by number, when not once.
+        self.sends: dict[int, int] = {}
 
 
 class Sent(NamedTuple):
@@ -101,6 +103,7 @@ class Sent(NamedTuple):
     template: PublishTemplate
     body: bytes
     returned: bool = False
+    sends: int = 1
 
 
 class ConfirmModel(RuleBasedStateMachine):
@@ -115,7 +118,7 @@ class ConfirmModel(RuleBasedStateMachine):
         self.open: dict[int, Sent] = {}
         self.tickets: list[TicketModel] = []
         self.finished: list[Ticket] = []
-        self.counts = dict.fromkeys(["confirmed", "returned", "nacked", "unknown", "ignored"], 0)
+        self.counts = dict.fromkeys(["confirmed", "returned", "nacked", "unknown", "not_sent", "ignored"], 0)
         # The tags of what was sent on the channel, in its order: the broker calls them 1, 2, 3.
         self.channel: list[int] = []
         # While sending again: the tag from which.
@@ -168,17 +171,34 @@ class ConfirmModel(RuleBasedStateMachine):
             self.opened(model, 5000 + i, template, body)
         self.out.take()
 
+    @precondition(lambda self: self.resending is not None)
+    @rule(data=st.data(), template=st.sampled_from(TEMPLATES), body=st.sampled_from(BODIES))
+    def hold_one(self, data: st.DataObject, template: PublishTemplate, body: bytes) -> None:
+        """Keeps one for the channel that takes over."""
+        model = self.ticket(data)
+        index = data.draw(st.integers(0, 1000))
+        tag = self.batch.hold(template, body, model.ticket if model else None, index)
+        assert tag == self.next_tag
+        self.opened(model, index, template, body)
+        self.open[tag] = self.open[tag]._replace(sends=0)
+        assert self.channel.pop() == tag
+        assert not self.out.take()
+
     # -------------------------------------------------------------- outcomes
 
     def ended(self, tag: int, outcome: Outcome, reason: object = None) -> None:
-        model, index, _, _, returned = self.open.pop(tag)
+        model, index, _, _, returned, sends = self.open.pop(tag)
         self.ended_now[tag] = outcome == Outcome.NACKED
         if returned:
             outcome = Outcome.RETURNED
+        elif sends == 0:
+            outcome, reason = Outcome.NOT_SENT, None
         self.counts[outcome.name.lower()] += 1
         if model is None:
             return
         model.pending -= 1
+        if sends > 1:
+            model.sends[index] = sends
         if outcome == Outcome.CONFIRMED:
             model.confirmed += 1
         elif outcome != Outcome.RETURNED:
@@ -291,6 +311,7 @@ class ConfirmModel(RuleBasedStateMachine):
             for tag, sent in sorted(self.open.items())
             if (sent.template.exchange, sent.template.routing_key) == (template.exchange, template.routing_key)
             and (sent.template.mandatory, sent.returned, sent.body) == (True, False, body)
+            and sent.sends
         ]
 
     @rule(data=st.data(), again=st.integers(1, 4))
@@ -332,13 +353,13 @@ class ConfirmModel(RuleBasedStateMachine):
             self.ended(tag, Outcome.UNKNOWN, reason)
         self.check_finished(self.window.give_up(tag, reason))
 
-    @rule(exchange=st.sampled_from(EXCHANGES))
-    def give_up_exchange(self, exchange: str) -> None:
+    @rule(exchange=st.none() | st.sampled_from(EXCHANGES), larger_than=st.sampled_from([-1, 0, 3, 4_999]))
+    def give_up_written(self, exchange: str | None, larger_than: int) -> None:
         reason: Any = "no such exchange"
         for tag, sent in sorted(self.open.items()):
-            if sent.template.exchange == exchange:
+            if sent.sends and exchange in (None, sent.template.exchange) and len(sent.body) > larger_than:
                 self.ended(tag, Outcome.UNKNOWN, reason)
-        self.check_finished(self.window.give_up_exchange(exchange, reason))
+        self.check_finished(self.window.give_up_written(reason, exchange, larger_than))
 
     @precondition(lambda self: len(self.open) > 1000)
     @rule()
@@ -367,7 +388,10 @@ class ConfirmModel(RuleBasedStateMachine):
         self.batch.attach(self.out, number, 131072)
         expected = PublishBatch(written := SendBuffer(lambda: None, lambda: None), None, channel=number)
         for tag in left[:limit]:
-            expected.add(self.open[tag].template, self.open[tag].body)
+            sent = self.open[tag]
+            template = sent.template.marked(sent.sends) if sent.sends else sent.template
+            self.open[tag] = sent._replace(template=template, sends=sent.sends + 1)
+            expected.add(template, sent.body)
         done = self.batch.resend(limit)
         assert self.out.take() == written.take()
         self.channel += left[:limit]
@@ -387,6 +411,7 @@ class ConfirmModel(RuleBasedStateMachine):
         assert window.next_delivery_tag == self.next_tag
         assert window.first == self.first
         assert window.outstanding == len(self.open)
+        assert window.held == sum(sent.sends == 0 for sent in self.open.values())
         assert window.outstanding_bytes == sum(len(sent.body) for sent in self.open.values())
         assert {name: getattr(window, name) for name in self.counts} == self.counts
         for tag in {
@@ -403,7 +428,7 @@ class ConfirmModel(RuleBasedStateMachine):
     @invariant()
     def every_publishing_has_ended_once_or_is_open(self) -> None:
         window = self.window
-        ended = window.confirmed + window.returned + window.nacked + window.unknown
+        ended = window.confirmed + window.returned + window.nacked + window.unknown + window.not_sent
         assert ended + window.outstanding == window.next_delivery_tag - 1
 
     @invariant()
@@ -412,6 +437,7 @@ class ConfirmModel(RuleBasedStateMachine):
             ticket = model.ticket
             assert (ticket.count, ticket.pending, ticket.confirmed) == (model.count, model.pending, model.confirmed)
             assert (ticket.failures or {}) == model.failures
+            assert {index: ticket.attempts(index) for index in model.sends} == model.sends
             assert ticket.delivery_tag == model.first_tag
             assert ticket.done is (model.pending == 0)
 
@@ -607,7 +633,7 @@ def kept(window: ConfirmWindow) -> tuple[PublishBatch, PublishTemplate, bytes, l
         lambda window: window.settle(run(*((tag, False, tag % 2 == 0) for tag in (3, 1, 5, 2, 4)))),
         lambda window: window.expire(5),
         lambda window: [window.give_up(tag) for tag in (5, 1, 3, 2, 4)],
-        lambda window: window.give_up_exchange("orders", "no such exchange"),
+        lambda window: window.give_up_written("no such exchange", "orders"),
         lambda window: [window.tie_return(returned_like(ORDERS, b"kept")) for _ in range(5)] and window.renumber(),
     ],
     ids=["multiple", "one by one", "expired", "given up", "exchange", "returned"],
@@ -638,15 +664,65 @@ def test_bodies_and_templates_are_let_go_when_the_window_goes() -> None:
 def test_nothing_is_held_twice_when_publishings_are_sent_again_and_again() -> None:
     window = ConfirmWindow()
     batch, template, body, tickets = kept(window)
-    before = [sys.getrefcount(thing) for thing in (template, body, *tickets)]
+    before = [sys.getrefcount(thing) for thing in (body, *tickets)]
+    held = sys.getrefcount(template)
     for _ in range(100):
         window.renumber()
         assert batch.resend(3) is False
     assert batch.resend(3) is True
-    assert [sys.getrefcount(thing) for thing in (template, body, *tickets)] == before
+    assert [sys.getrefcount(thing) for thing in (body, *tickets)] == before
+    assert sys.getrefcount(template) == held - 5, "marked frames took its place"
     assert batch.published == 5
     window.settle(ack(5, multiple=True))
     assert (window.confirmed, window.outstanding) == (5, 0)
+    assert [ticket.attempts() for ticket in tickets] == [101, 101, 101, 2, 2]
+
+
+def test_large_frames_count_among_the_bytes_that_are_kept_until_they_are_let_go() -> None:
+    window = ConfirmWindow()
+    batch = PublishBatch(out := SendBuffer(lambda: None, lambda: None), window)
+    large = PublishTemplate("orders", "q", Properties(headers={"large": "x" * 5000}).encode())
+    batch.add(ORDERS, b"12345")
+    batch.add(large, b"12345")
+    assert window.outstanding_bytes - 10 in range(5000, 5100)
+    window.renumber()
+    batch.hold(large, b"12345")
+    assert window.outstanding_bytes - 15 in range(10_000, 10_200)
+    before = window.outstanding_bytes
+    assert batch.resend(10)
+    assert window.outstanding_bytes == before + 22, "the header of the one that was sent again"
+    assert len(out) > 15_000
+    window.settle(ack(3, multiple=True))
+    assert (window.outstanding, window.outstanding_bytes) == (0, 0)
+
+
+def test_what_is_written_without_confirms_is_let_go_once_it_is_written() -> None:
+    held = ConfirmWindow()
+    batch = PublishBatch(out := SendBuffer(lambda: None, lambda: None), None, held=held)
+    ticket = Ticket()
+    ticket.future = SOMEBODY_WAITS
+    assert (batch.hold(ORDERS, b"1", ticket), batch.hold(ORDERS, b"2", ticket, 1)) == (1, 2)
+    assert (held.outstanding, held.held, batch.published) == (2, 2, 0)
+    held.renumber()
+    assert batch.resend(10)
+    assert held.expire(0) == [ticket]
+    assert (ticket.pending, ticket.failures) == (0, None)
+    assert (held.outstanding, held.held, batch.published) == (0, 0, 2)
+    assert batch.add(ORDERS, b"3") == 0
+    assert len(out) > 0
+
+
+def test_what_was_never_written_ends_as_not_sent() -> None:
+    window, ticket = ConfirmWindow(), Ticket()
+    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
+    batch.add(ORDERS, b"written", ticket)
+    batch.hold(ORDERS, b"held", ticket, 1)
+    reason, unsent = LeveretError("lost"), LeveretError("not sent")
+    window.give_up_written(reason)
+    assert (window.unknown, window.not_sent, window.outstanding) == (1, 0, 1)
+    window.expire(2, reason, unsent)
+    assert (window.unknown, window.not_sent, window.outstanding) == (1, 1, 0)
+    assert ticket.failures == {0: reason, 1: unsent}
 
 
 # ---------------------------------------------------------------------------------------------- another channel
@@ -750,7 +826,10 @@ def test_receipts_are_values() -> None:
     assert Receipt(7) != Receipt(7, Outcome.UNKNOWN)
     assert Receipt(7) != (7, Outcome.CONFIRMED)
     assert len({Receipt(7), Receipt(7), Receipt(8), Receipt(7, Outcome.UNKNOWN)}) == 3
-    assert repr(Receipt(7)) == "Receipt(delivery_tag=7, outcome=<Outcome.CONFIRMED: 1>)"
+    assert repr(Receipt(7)) == "Receipt(delivery_tag=7, outcome=<Outcome.CONFIRMED: 1>, attempts=1)"
+    assert Receipt(7).attempts == 1
+    assert Receipt(7, Outcome.CONFIRMED, 3).attempts == 3
+    assert Receipt(7, Outcome.CONFIRMED, 3) != Receipt(7)
     assert Receipt(2**64 - 1).delivery_tag == 2**64 - 1
     receipt: Any = Receipt(7)
     with pytest.raises(AttributeError):

@@ -87,6 +87,7 @@ RANGES: list[tuple[type, str, float, float, float]] = [
     (ConsumerSettings, "processing_timeout", 0.01, 86_400, 0.005),
     (ConsumerSettings, "ack_delay", 0, 1, 0.001),
     (ConsumerSettings, "queue_missing_timeout", 0, 86_400, 0.0005),
+    (ConsumerSettings, "stream_offset", 0, 2**63 - 1, 1),
     (ConsumerSettings, "priority", -(2**31), 2**31 - 1, 1),
     (ProducerSettings, "compression_level", -(2**31), 2**31 - 1, 1),
     (ProducerSettings, "compression_threshold", 0, 2**40, 1),

@@ -44,7 +44,7 @@ def buffer() -> SendBuffer:
 class Publisher:
     """A batch with its buffer and window."""
 
-    def __init__(self, *, confirms: bool = True, **options: int) -> None:
+    def __init__(self, *, confirms: bool = True, **options: Any) -> None:
         self.out = buffer()
         self.window = ConfirmWindow()
         self.batch = PublishBatch(self.out, self.window if confirms else None, **options)
