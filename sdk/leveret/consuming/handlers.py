@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,7 @@ def check_handler(handler: object, queue: str, parameters: str = "(value, messag
             f"{whose}: the handler must be a function of {parameters}, not a {type(handler).__name__}",
             option="handler",
         )
-    inner = getattr(type(handler), "__call__", None) if not inspect.isroutine(handler) else handler  # noqa: B004
-    if any(inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it) for it in (handler, inner)):
+    if any(inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it) for it in _called(handler)):
         raise ConfigurationError(f"{whose}: the handler {name_of(handler)} must not be a generator", option="handler")
     try:
         signature = inspect.signature(handler)
@@ -65,10 +65,16 @@ def check_handler(handler: object, queue: str, parameters: str = "(value, messag
 def is_async(handler: object) -> bool:
     """Returns whether calling a handler gives something to await."""
     return (
-        inspect.iscoroutinefunction(handler)
-        or inspect.iscoroutinefunction(type(handler).__call__)
+        any(map(inspect.iscoroutinefunction, _called(handler)))
         or hasattr(handler, "_is_coroutine")  # compiled by Cython
     )
+
+
+def _called(handler: object) -> tuple[object, object]:
+    """Returns what is called in the end, through partial functions and static methods, and its `__call__`."""
+    while isinstance(handler, functools.partial | staticmethod):
+        handler = handler.func if isinstance(handler, functools.partial) else handler.__func__
+    return handler, type(handler).__call__
 
 
 class HandlerThreads:

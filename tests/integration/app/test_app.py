@@ -301,7 +301,7 @@ async def test_serializer_that_nobody_has_ends_the_app_before_others_begin(broke
     async def handle(order: Order, message: leveret.Message) -> None:
         handled.append(order)
 
-    app.consumer("a", serializer="nobody-has-it")(plain)
+    app.consumer("b", serializer="nobody-has-it")(plain)
     with pytest.raises(ConfigurationError, match="nobody-has-it"):
         await app.serve()
     assert handled == []

@@ -21,9 +21,11 @@ pytestmark = [pytest.mark.usefixtures("no_leftovers"), pytest.mark.integration]
 
 async def come_back(client: leveret.Client, queue: str, times: int) -> None:
     """Has the queue's only message come back, as if the process had crashed."""
-    async with asyncio.timeout(20), client.consumer(queue, prefetch=1) as consumer:
-        for _ in range(times):
-            (await anext(consumer)).requeue()
+    async with asyncio.timeout(20), client.consumer(queue) as consumer:
+        while times:
+            if (message := await consumer.get()) is not None:
+                message.requeue()
+                times -= 1
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import threading
@@ -111,6 +112,55 @@ async def test_the_consumer_goes_on_when_a_handler_returns_nonsense(queues: Queu
     await consumer.run(handler)
     assert await queues.dead_letters(1) == ["nonsense"]
     assert len(program_errors) == 2
+
+
+class Service:
+    """Handlers of all kinds that belong to a class."""
+
+    seen: list[Any] = []  # noqa: RUF012 - cleared by the test
+
+    async def method(self, value: Any, message: leveret.Message) -> None:
+        self.seen.append(value)
+
+    def plain_method(self, value: Any, message: leveret.Message) -> None:
+        self.seen.append(value)
+
+    @staticmethod
+    async def static(value: Any, message: leveret.Message) -> None:
+        Service.seen.append(value)
+
+    @classmethod
+    async def of_class(cls, value: Any, message: leveret.Message) -> None:
+        cls.seen.append(value)
+
+    async def __call__(self, value: Any, message: leveret.Message) -> None:
+        self.seen.append(value)
+
+    async def with_a_tool(self, tool: int, value: Any, message: leveret.Message) -> None:
+        self.seen.append(value)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        Service().method,
+        Service().plain_method,
+        Service.static,
+        vars(Service)["static"],
+        Service.of_class,
+        Service(),
+        functools.partial(Service()),
+        functools.partial(Service().with_a_tool, 1),
+    ],
+    ids=["method", "plain", "static", "static in the class", "of the class", "object", "partial object", "partial"],
+)
+async def test_methods_are_handlers(queues: Queues, handler: Any) -> None:
+    await queues.publish(1, 2)
+    Service.seen.clear()
+    consumer = queues.client.consumer(queues.work, on_error=leveret.Stop())
+    async with running(consumer, handler) as task:
+        await until(lambda: consumer.counters()["acked"] == 2 or task.done())
+    assert Service.seen == [1, 2]
 
 
 async def test_the_consumer_goes_on_when_a_handler_cancels_itself(queues: Queues) -> None:

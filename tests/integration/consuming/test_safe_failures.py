@@ -147,7 +147,7 @@ async def test_what_becomes_of_refused_messages_can_be_said(
 
 async def test_a_wrong_option_for_refused_messages_is_an_error(client: leveret.Client) -> None:
     with pytest.raises(ConfigurationError, match="refused is a Retry"):
-        client.consumer("orders", refused=Retry())  # type: ignore[arg-type]
+        client.consumer("orders", refused=Retry())  # type: ignore[call-overload]
 
 
 async def test_a_handler_that_returns_nonsense_is_an_error_of_the_program_and_its_message_is_kept(
@@ -379,7 +379,7 @@ async def test_messages_of_a_batch_are_refused_retried_and_parked_one_by_one(
             ({"verb": "bury"}, "verb"),
         ):
             with pytest.raises(ConfigurationError) as refused:
-                batch.fail(3, **options)  # type: ignore[arg-type]
+                batch.fail(3, **options)
             assert refused.value.option == option
         assert batch.ack() == 2
         batch = await anext(batches)
@@ -396,7 +396,7 @@ async def test_a_handler_of_batches_is_checked_before_anything_is_sent_and_may_r
     await publish(client, queue, 1, 2)
     batches = client.batches(queue, int, size=2, wait=2)
     with pytest.raises(ConfigurationError, match=r"must take \(values, batch\)"):
-        await batches.run(lambda values: None)  # type: ignore[arg-type, misc, return-value]
+        await batches.run(lambda values: None)  # type: ignore[arg-type, misc]
 
     async def handler(values: list[int], batch: Any) -> bool:
         return False

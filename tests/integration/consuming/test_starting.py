@@ -55,7 +55,7 @@ async def test_a_consumer_is_refused_at_once_when_it_cannot_work(client: leveret
         consumer = client.consumer(queue)
         with pytest.raises(ConfigurationError, match=r"the handler must|must not be a generator|must take"):
             await consumer.run(handler)
-        assert consumer.state is leveret.ConsumerState.NEW, "nothing was sent"
+        assert consumer.state.value == "new", "nothing was sent"
     with pytest.raises(ConfigurationError, match="no serializer reads 'application/xml'"):
         client.consumer(queue, accept=("application/xml",))
     with pytest.raises(ConfigurationError, match="prefetch"):

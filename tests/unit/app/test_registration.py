@@ -49,6 +49,39 @@ def test_one_function_serves_several_queues_and_one_queue_several_functions() ->
     assert [it.queue for it in app.registrations] == ["a", "b", "a"]
 
 
+def test_two_handlers_of_a_queue_with_different_models_are_refused() -> None:
+    app = leveret.App("amqp://localhost")
+    app.consumer("a", model=Order)(plain)
+    app.consumer("b", model=dict)(plain)
+
+    def other(value: object, message: object) -> None: ...
+
+    with pytest.raises(ConfigurationError) as raised:
+        app.consumer("a")(other)
+    assert raised.value.option == "model"
+    text = str(raised.value)
+    assert "queue 'a' has the handler plain with model Order" in text
+    assert "other has none" in text
+    with pytest.raises(ConfigurationError, match=r"model Order; .*other has dict"):
+        app.consumer("a", model=dict)(other)
+    app.consumer("a", model=Order)(other)
+    assert len(app.registrations) == 3
+
+
+@pytest.mark.parametrize(("option", "value"), [("serializer", "bytes"), ("accept", ["application/json"])])
+def test_two_handlers_of_a_queue_that_decode_differently_are_refused(option: str, value: Any) -> None:
+    app = leveret.App("amqp://localhost")
+    app.consumer("a", **{option: value})(plain)
+
+    def other(value: object, message: object) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=f"another {option} than") as raised:
+        app.consumer("a")(other)
+    assert raised.value.option == option
+    app.consumer("a", settings=ConsumerSettings(**{option: value}))(other)
+    assert len(app.registrations) == 2
+
+
 def test_same_function_and_queue_is_refused() -> None:
     app = leveret.App("amqp://localhost")
     app.consumer("a")(plain)
@@ -130,6 +163,12 @@ def test_hook_that_is_no_function_is_refused() -> None:
 class Billing:
     async def handle(self, order: Order, message: leveret.Message) -> None: ...
 
+    @staticmethod
+    async def static(order: Order, message: leveret.Message) -> None: ...
+
+    @classmethod
+    async def of_class(cls, order: Order, message: leveret.Message) -> None: ...
+
     async def __call__(self, order: Order, message: leveret.Message) -> None: ...
 
 
@@ -179,7 +218,10 @@ async def wrapped(*arguments: Any) -> None: ...
         (annotated, Order),
         pytest.param(wrapped, Order, id="wrapped"),
         (Billing().handle, Order),
+        (Billing.static, Order),
+        (Billing.of_class, Order),
         (Billing(), Order),
+        pytest.param(vars(Billing)["static"], Order, id="a static method in the body of its class"),
         (functools.partial(with_a_tool, 1), Order),
         (listed, list[Order]),
         (constrained, Annotated[int, msgspec.Meta(ge=1)]),
@@ -191,6 +233,24 @@ def test_model_is_the_annotation_of_the_first_parameter(handler: Any, model: Any
     app = leveret.App("amqp://localhost")
     app.consumer("a")(handler)
     assert app.registrations[0].model == model
+
+
+def test_a_method_without_its_object_is_refused_with_a_hint() -> None:
+    with pytest.raises(ConfigurationError, match="it is a method: give the one of an object"):
+        leveret.App("amqp://localhost").consumer("a")(Billing.handle)
+
+
+@pytest.mark.parametrize("kind", ["function", "method"])
+def test_a_generator_is_refused(kind: str) -> None:
+    class Generates:
+        async def __call__(self, value: object, message: object) -> Any:
+            yield value
+
+    async def generates(value: object, message: object) -> Any:
+        yield value
+
+    with pytest.raises(ConfigurationError, match="must not be a generator"):
+        leveret.App("amqp://localhost").consumer("a")(generates if kind == "function" else Generates())
 
 
 def test_model_that_is_given_wins_over_the_annotation() -> None:

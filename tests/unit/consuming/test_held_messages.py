@@ -89,7 +89,7 @@ class Consumer:
             1,
             SendBuffer(lambda: None, lambda: None),
             decoder,
-            lambda *_: None,  # type: ignore[arg-type, return-value]
+            lambda *_: None,  # type: ignore[arg-type]
         )
         run = frames.run_of(FrameReader().feed(b"".join(frames.delivery(1, tag, b"x") for tag in range(1, count + 1))))
         self.deliveries.acks.delivered(run)
@@ -180,6 +180,7 @@ def test_a_message_is_reserved_once_and_restored_once() -> None:
     out = SendBuffer(lambda: None, lambda: None)
     assert acks.flush(out) == 0, "the prefix ends before a reserved delivery"
     assert acks.unsettled == 1
+    assert acks.first_unhandled() == 1
     assert restore(one)
     assert not restore(one)
     assert not restore(two), "it is acknowledged"

@@ -68,7 +68,7 @@ class Owner:
     def plain(self, message: object) -> None:
         return None
 
-    async def settle(self, deliveries: object, message: object, verb: str) -> bool:
+    async def settle(self, deliveries: object, message: object, verb: str, detail: object) -> bool:
         return True
 
 
