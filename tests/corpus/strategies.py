@@ -52,7 +52,7 @@ decimals = st.builds(
     st.integers(-(2**31), 2**31 - 1),
     st.integers(0, 255),
 )
-floats = st.floats(allow_nan=False)
+floats = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def _nested(leaves: st.SearchStrategy[object], keys: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
@@ -87,7 +87,7 @@ typed_values: st.SearchStrategy[tuple[FieldValue, object]] = st.one_of(
             "i": st.integers(0, 2**32 - 1),
             "l": int64s,
             "L": st.integers(0, 2**64 - 1),
-            "f": st.floats(width=32, allow_nan=False),
+            "f": st.floats(width=32, allow_nan=False, allow_infinity=False),
             "d": floats,
             "D": decimals,
             "S": text | escaped,
@@ -108,7 +108,7 @@ pamqp_leaves = st.one_of(
     st.none(),
     st.booleans(),
     int64s,
-    st.floats(width=32, allow_nan=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
     text,
     st.binary(max_size=40).map(bytearray),
     st.datetimes(datetime(1970, 1, 1), datetime(2106, 2, 7)).map(lambda d: d.replace(microsecond=0, tzinfo=UTC)),

@@ -17,6 +17,8 @@ cdef enum:
     UNSETTLED = 1
     ACKED = 2
     SETTLED = 3
+    # Unsettled, but only for the part that has reserved it: its copy is being published, or the consumer holds it.
+    RESERVED = 4
 
 
 @cython.final
@@ -104,6 +106,13 @@ cdef class AckWindow:
         return (self.first <= delivery_tag < self.next_delivery_tag
                 and self.states[delivery_tag & self.mask] == UNSETTLED)
 
+    def first_unhandled(self):
+        """Returns the lowest delivery tag that was neither acknowledged here nor settled, or `next_delivery_tag`."""
+        cdef uint64_t tag = self.first
+        while tag < self.next_delivery_tag and self.states[tag & self.mask] != UNSETTLED:
+            tag += 1
+        return tag
+
     cpdef bint is_pending(self, uint64_t delivery_tag) noexcept:
         """True while the broker waits for this delivery's settlement, because none was written yet."""
         return (self.first <= delivery_tag < self.next_delivery_tag
@@ -149,6 +158,26 @@ cdef class AckWindow:
         self.unsettled -= 1
         self.acked += 1
         self.advance()
+        return True
+
+    def reserve(self, uint64_t delivery_tag):
+        """Keeps an unsettled delivery from being settled until `restore`.
+
+        Returns:
+            False when it is settled or reserved already, or was never made.
+        """
+        if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
+                or self.states[delivery_tag & self.mask] != UNSETTLED):
+            return False
+        self.states[delivery_tag & self.mask] = RESERVED
+        return True
+
+    def restore(self, uint64_t delivery_tag):
+        """Ends what `reserve` began. Returns False when the delivery is not reserved."""
+        if (delivery_tag < self.first or delivery_tag >= self.next_delivery_tag
+                or self.states[delivery_tag & self.mask] != RESERVED):
+            return False
+        self.states[delivery_tag & self.mask] = UNSETTLED
         return True
 
     def reject(self, uint64_t delivery_tag):

@@ -23,7 +23,7 @@ cdef class ChannelDeliveries:
         out: The connection's send buffer.
         decoder: Its `decode` decodes a message. Its `plain` returns the function that decodes the bodies of all
             messages with the same properties, or None.
-        settle: Called as `settle(deliveries, message, verb)` by the verbs of `Message`.
+        settle: Called as `settle(deliveries, message, verb, detail)` by the verbs of `Message`.
 
     Attributes:
         acks: The deliveries that are not settled.
@@ -49,9 +49,9 @@ cdef class ChannelDeliveries:
         """True while one of its messages can be settled."""
         return self.alive and self.acks.is_open(message.delivery_tag)
 
-    def settle(self, Message message not None, verb):
+    def settle(self, Message message not None, verb, detail):
         """Settles one of its messages; see the verbs of `Message`."""
-        return self.settler(self, message, verb)
+        return self.settler(self, message, verb, detail)
 
     def adopt_one(self, Message message not None, double received_at):
         """Takes over one message, as `adopt` does for the messages of a run."""
@@ -91,6 +91,22 @@ cdef class ChannelDeliveries:
         """Writes the acknowledgements that are ready; see `AckWindow.flush`."""
         if self.alive:
             self.acks.write_ready(self.out, stragglers)
+
+
+def reserve(Message message not None):
+    """Keeps a message from being settled until `restore`.
+
+    Returns:
+        False when it is settled or reserved already, or its channel is gone.
+    """
+    cdef ChannelDeliveries deliveries = <ChannelDeliveries>message.owner
+    return deliveries.alive and deliveries.acks.reserve(message.delivery_tag)
+
+
+def restore(Message message not None):
+    """Lets a message be settled again. Returns False when it was not reserved, or its channel is gone."""
+    cdef ChannelDeliveries deliveries = <ChannelDeliveries>message.owner
+    return deliveries.alive and deliveries.acks.restore(message.delivery_tag)
 
 
 @cython.final

@@ -22,13 +22,17 @@ cdef class DeliveryBuffer:
     # Nothing has to be settled.
     cdef bint no_ack
     # `_delivered` is called for each read.
-    cdef bint watched
+    cdef public bint _watched
     # The buffer is too full: `_taken` is called for each message that is taken.
     cdef public bint _pressed
     # No more deliveries will come; workers end when the buffer is empty.
     cdef bint over
     # Workers end after the message that they are at.
     cdef bint stopping
+    # No message is handed out for now: too many that have failed are held.
+    cdef bint resting
+    # `stopping` or `resting`.
+    cdef bint halted
     # How many messages are being worked on.
     cdef Py_ssize_t running
     # The seconds that workers waited for messages, together: less the times at which waits began, plus those at which

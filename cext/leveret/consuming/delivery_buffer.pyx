@@ -47,7 +47,7 @@ cdef class DeliveryBuffer:
         self.waiters = waiters
         self.ordered_by = ordered_by
         self.no_ack = no_ack
-        self.watched = watched
+        self._watched = watched
         self.measured = measured
 
     # ------------------------------------------------------------------ the buffer
@@ -92,7 +92,7 @@ cdef class DeliveryBuffer:
         self.buffer += run.messages
         if self._collector is not None:
             self._collector.read(PyList_GET_SIZE(run.messages), self._prefetch - held)
-        if self.watched:
+        if self._watched:
             self._delivered(run)
         if self.idle:
             # One worker is enough, unless its handler has to wait: then it wakes the others. It resumes before the
@@ -105,7 +105,10 @@ cdef class DeliveryBuffer:
 
     def _pop(self):
         """Takes the next message of the buffer, or None."""
-        cdef Message message = self.pop()
+        cdef Message message
+        if self.resting:
+            return None
+        message = self.pop()
         if message is not None:
             self.taken()
         return message
@@ -304,8 +307,16 @@ cdef class DeliveryBuffer:
         """
         self.over = over
         self.stopping = stopping
+        self.halted = stopping or self.resting
         if over or stopping:
             self.wake(len(self.idle))
+
+    def _rest(self, bint resting):
+        """Notes whether messages are handed out, and wakes workers when they are."""
+        self.resting = resting
+        self.halted = self.stopping or resting
+        if not resting:
+            self.wake_more()
 
 
 def _arrival(Message message):

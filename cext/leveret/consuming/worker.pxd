@@ -12,8 +12,9 @@ cdef class Worker:
     cdef object owner
     cdef object handler
     cdef object task
-    # The handler's result settles its message.
+    # The handler's result acknowledges its message; and it is looked at.
     cdef bint results_settle
+    cdef bint results_count
     # The iterator that is driven now: of the waiter, the handler or the action; None in READY and ENDED.
     cdef object current
     # The key of the message, with `ordered_by`.

@@ -73,7 +73,8 @@ cdef class Worker:
         owner: Says whether a cancellation ends the worker, and does the same when a handler raised or is late.
         handler: Returns a coroutine for a value and its message.
         task: The task that awaits this, for `time_out`.
-        results_settle: What the handler returns settles its message.
+        results_settle: None and True acknowledge the message.
+        results_count: False and wrong results have a meaning.
 
     Attributes:
         sequence: How many messages it has begun with.
@@ -81,7 +82,7 @@ cdef class Worker:
     """
 
     def __cinit__(self, DeliveryBuffer buffer not None, Acknowledger acks not None, failures, owner, handler, task,
-                  bint results_settle):
+                  bint results_settle, bint results_count):
         self.buffer = buffer
         self.acks = acks
         self.failures = failures
@@ -89,6 +90,7 @@ cdef class Worker:
         self.handler = handler
         self.task = task
         self.results_settle = results_settle
+        self.results_count = results_count
 
     @property
     def state(self):
@@ -196,9 +198,12 @@ cdef class Worker:
     cdef bint begin(self) except -1:
         cdef DeliveryBuffer buffer = self.buffer
         cdef Message message
-        if buffer.stopping:
+        if not buffer.halted:
+            message = buffer.take()
+        elif buffer.stopping:
             return False
-        message = buffer.take()
+        else:
+            message = None
         if message is None:
             buffer.taken()  # `take` may have passed over messages
             if buffer.over:
@@ -217,6 +222,11 @@ cdef class Worker:
             self.key = buffer.taken_key
         if buffer._pressed:
             buffer.taken()
+        if message.redelivered:
+            action = self.failures.redelivered(message)
+            if action is not None:
+                self.act(action)
+                return True
         try:
             value = (<ChannelDeliveries>message.owner).value_of(message)
         except (KeyboardInterrupt, SystemExit):
@@ -239,12 +249,13 @@ cdef class Worker:
             self.cancellation_now = CANCELLED
         self.state_now = READY
         if state == HANDLING:
-            if not self.results_settle:
+            if result is None or result is True:
+                if self.results_settle:
+                    self.acks.finish(self.message)
+            elif not self.results_count:
                 pass
-            elif result is None or result is True:
-                self.acks.finish(self.message)
             elif result is False:
-                self.failures.refused(self.message)
+                return self.act(self.failures.refused(self.message))
             else:
                 return self.act(self.failures.nonsense(self.message, result))
             self.end_message()
@@ -267,6 +278,8 @@ cdef class Worker:
                     self.buffer.idle_ends()
                     # It may have been this worker's turn, which passes to the next.
                     self.buffer.wake_more()
+                elif state == HANDLING:
+                    self.failures.abandoned(self.message)
                 self.end_message()
                 raise error
             if late:
@@ -274,6 +287,8 @@ cdef class Worker:
             # Otherwise the handler cancelled itself; its worker goes on.
         elif not isinstance(error, Exception) or state != HANDLING:
             self.state_now = ENDED
+            if state == HANDLING:
+                self.failures.abandoned(self.message)
             self.end_message()
             raise error
         return self.act(self.owner.failed(self.message, error))

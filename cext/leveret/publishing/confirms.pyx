@@ -472,13 +472,13 @@ cdef class ConfirmWindow:
         return self.take_finished()
 
     def in_flight(self, Py_ssize_t most):
-        """Returns the delivery tags and message ids (None for none) of up to `most` open publishings, the first ones."""
+        """Returns the tags and message ids (None for none) of up to `most` open publishings that were written."""
         cdef list found = []
         cdef uint64_t tag = self.first
         cdef Slot* slot
         while tag < self.next_delivery_tag and PyList_GET_SIZE(found) < most:
             slot = &self.slots[tag & self.mask]
-            if slot.state != FREE:
+            if slot.state != FREE and slot.sends & SENDS:
                 found.append((tag, decode_properties((<PublishTemplate>slot.template).raw_properties).message_id))
             tag += 1
         return found

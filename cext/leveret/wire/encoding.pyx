@@ -22,7 +22,7 @@ cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 cdef extern from "math.h":
-    bint isinf(double) noexcept nogil
+    bint isfinite(double) noexcept nogil
 
 cdef object _UTC = datetime.timezone.utc
 cdef object _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
@@ -241,14 +241,14 @@ cdef class Writer:
             elif kind == b"L":
                 return self.put64(_unsigned(value))
             elif kind == b"f":
-                real = <double>value
+                real = finite(name, value)
                 single = <float>real
-                if isinf(single) and not isinf(real):
+                if not isfinite(single):
                     raise OverflowError("out of range")
                 memcpy(&word, &single, 4)
                 return self.put32(word)
             elif kind == b"d":
-                real = <double>value
+                real = finite(name, value)
                 memcpy(&long_word, &real, 8)
                 return self.put64(long_word)
             elif kind == b"D":
@@ -293,6 +293,15 @@ cdef class Writer:
 
     cdef bytes take(self):
         return PyBytes_FromStringAndSize(<char*>self.data, self.used)
+
+
+# RabbitMQ's parser has no pattern for infinities and NaN: it ends the connection of a client that sends one.
+cdef double finite(str name, object value) except? -1.0:
+    cdef double real = <double>value
+    if not isfinite(real):
+        raise EncodeFailed(f"table key {name[:40]!r}: a float that is infinite or NaN; RabbitMQ ends a connection on "
+                           "which such a value comes")
+    return real
 
 
 cdef int64_t _ranged(object value, int64_t low, int64_t high) except? -1:

@@ -35,8 +35,9 @@ cdef class Message:
     cdef object decoded_value
     cdef bint is_decoded
     cdef readonly double received_at
+    cdef public uint32_t failed_here
 
-    cdef object settle(self, str verb)
+    cdef object settle(self, str verb, object detail)
 
 
 cdef Message new_message()

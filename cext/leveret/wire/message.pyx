@@ -82,6 +82,8 @@ cdef class Message:
         mandatory: For basic.publish: the mandatory bit.
         immediate: For basic.publish: the immediate bit.
         received_at: When a consumer read it from the socket, in seconds of the event loop's clock (`loop.time`).
+        failed_here: How often it has failed since it was delivered; more than once when the consumer holds it between
+            its attempts.
     """
 
     def __dealloc__(self):
@@ -175,13 +177,16 @@ cdef class Message:
 
     @property
     def is_settled(self):
-        """False while the message can be settled. True once it is settled, or its channel is closed."""
+        """False while the message can be settled.
+
+        True once it is settled, its channel is closed, or `retry`, `park` or the error policy is moving or holding it.
+        """
         return self.owner is None or not self.owner.is_open(self)
 
-    cdef object settle(self, str verb):
+    cdef object settle(self, str verb, object detail):
         if self.owner is None:
             raise LocalProtocolError("this message did not come from a consumer that acknowledges")
-        return self.owner.settle(self, verb)
+        return self.owner.settle(self, verb, detail)
 
     def ack(self):
         """Acknowledges the message (basic.ack). The broker drops it.
@@ -192,28 +197,68 @@ cdef class Message:
             An object that is true when this call settled the message. It is false when the message was settled before,
             or its channel is closed.
         """
-        return self.settle("ack")
+        return self.settle("ack", None)
 
     def requeue(self):
         """Gives the message back to the queue at once (basic.reject with requeue), as one that failed.
 
         It counts towards a quorum queue's delivery limit. Returns as `ack` does.
         """
-        return self.settle("requeue")
+        return self.settle("requeue", None)
 
     def release(self):
         """Gives the message back to the queue at once (basic.nack with requeue), as one that was not tried.
 
         From RabbitMQ 4.3 on it does not count towards a quorum queue's delivery limit. Returns as `ack` does.
         """
-        return self.settle("release")
+        return self.settle("release", None)
 
-    def dead_letter(self):
+    def dead_letter(self, reason=None):
         """Refuses the message (basic.reject): it goes to the queue's dead-letter exchange.
 
-        Without a dead-letter exchange the broker drops it. Returns as `ack` does.
+        Without a dead-letter exchange the broker drops it: use `park` where it is not known whether there is one. The
+        log says so, with the reason, unless this client has declared the queue with a dead-letter exchange.
+
+        Args:
+            reason: A text for the log.
+
+        Returns:
+            As `ack` does.
         """
-        return self.settle("dead_letter")
+        return self.settle("dead_letter", reason)
+
+    def retry(self, delay):
+        """Has the message handled again after a delay, as `Retry` of an error policy does it, however often it failed.
+
+        A copy is published to the retry queue of this delay, and when the broker has confirmed the copy, the message is
+        acknowledged. A message of a transient queue is held by the consumer instead, for at most 10 minutes; so is one
+        whose copy the broker does not take now.
+
+        Args:
+            delay: Seconds, 0.1 to 604800.
+
+        Returns:
+            An object that is true when this call took the message over, and false when it was settled before or its
+            channel is closed. It may be awaited: then it waits until the copy is confirmed or the message is held.
+
+        Raises:
+            ConfigurationError: The delay is out of range.
+        """
+        return self.settle("retry", delay)
+
+    def park(self, reason=None):
+        """Puts the message aside in `<queue>.parked` for a person to look at, as `Park` of an error policy does it.
+
+        Messages of transient queues go to `leveret.parked`. Where the broker does not take the copy now, the consumer
+        holds the message, and it is handled again later.
+
+        Args:
+            reason: A text for the header `x-leveret-error` and the log, cut off after 200 characters.
+
+        Returns:
+            As `retry` does.
+        """
+        return self.settle("park", reason)
 
     def __len__(self):
         return self.body_size

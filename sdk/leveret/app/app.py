@@ -11,13 +11,13 @@ from leveret.app.registration import (
     INFERRED,
     Registration,
     annotated_model,
-    check_handler,
     check_options,
+    check_shared_queue,
     checked_hook,
-    name_of,
 )
 from leveret.app.supervision import GRACE, AppRun
 from leveret.client.client import Client, connect, connection_settings
+from leveret.consuming.handlers import check_handler
 from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, printable
 from leveret.runtime.tasks import cancel_all
 from leveret.settings import ConnectionSettings, ConsumerSettings, Settings
@@ -134,7 +134,9 @@ class App:
             @app.consumer("billing", prefetch=50, concurrency=8)
             async def bill(order: Order, message: leveret.Message) -> None: ...
 
-        Several handlers on one queue share its messages, each with a consumer and a prefetch of its own.
+        Several handlers on one queue share its messages, each with a consumer and a prefetch of its own. They must have
+        one model, because each gets messages of any kind that is in the queue. Methods of an object can be handlers:
+        `app.consumer("billing")(billing.handle)`.
 
         Args:
             queue: The queue, 1 to 255 bytes.
@@ -150,7 +152,8 @@ class App:
 
         Raises:
             ConfigurationError: An option is unknown or out of range, the handler cannot be called with a value and a
-                message, or it is registered for this queue already. What only the plugins know, such as whether a
+                message, it is registered for this queue already, or another handler of the queue has another model,
+                `serializer` or `accept`. What only the plugins know, such as whether a
                 serializer exists, is checked when the app starts.
         """
         name: object = queue
@@ -163,14 +166,10 @@ class App:
 
         def register(handler: H) -> H:
             check_handler(handler, queue)
-            if any(it.queue == queue and it.handler == handler for it in self._registrations):
-                raise ConfigurationError(
-                    f"{name_of(handler)} is registered for queue {queue!r} already; `concurrency` runs it several "
-                    "times at once",
-                    option="handler",
-                )
             wanted = annotated_model(handler) if model is INFERRED else model
-            self._registrations.append(Registration(queue, handler, wanted, settings, dict(options)))
+            registration = Registration(queue, handler, wanted, settings, dict(options))
+            check_shared_queue(registration, self._registrations)
+            self._registrations.append(registration)
             return handler
 
         return register

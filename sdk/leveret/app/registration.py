@@ -6,18 +6,20 @@ import functools
 import inspect
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from leveret.client.client import Client
-from leveret.errors import ConfigurationError
+from leveret.consuming.handlers import name_of
+from leveret.errors import ConfigurationError, printable
 from leveret.settings import ConsumerSettings
 from leveret.wire.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["INFERRED", "Registration", "annotated_model", "check_handler", "check_options", "checked_hook", "name_of"]
+__all__ = ["INFERRED", "Registration", "annotated_model", "check_options", "check_shared_queue", "checked_hook"]
 
 H = TypeVar("H", bound="Callable[..., Any]")
 
@@ -43,6 +45,13 @@ class Registration:
     settings: ConsumerSettings | None
     options: dict[str, Any]
 
+    def decoding(self, option: str) -> object:
+        """Returns an option, as far as the registration says it; None where that is the app's target."""
+        given = self.options.get(option)
+        if given is None and self.settings is not None:
+            given = getattr(self.settings, option)
+        return (tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given) or None
+
 
 def check_options(settings: object, options: dict[str, Any]) -> None:
     """Checks the options of `Client.consumer` as far as that is possible without its plugins.
@@ -60,26 +69,40 @@ def check_options(settings: object, options: dict[str, Any]) -> None:
     settings.replace(**{name: value for name, value in options.items() if name not in others})
 
 
-def check_handler(handler: object, queue: str) -> None:
-    """Checks that a handler can be called with a value and a message.
+def check_shared_queue(new: Registration, others: Iterable[Registration]) -> None:
+    """Checks that the handlers of one queue decode its messages alike: each gets a part of them, whatever they are.
 
     Raises:
-        ConfigurationError: It cannot.
+        ConfigurationError: The handler is registered for its queue already, or another one of the queue has another
+            model, or other options of decoding.
     """
-    if not callable(handler):
-        raise ConfigurationError(
-            f"consumer of queue {queue!r}: the handler is a {type(handler).__name__}, not a function", option="handler"
-        )
-    try:
-        signature = inspect.signature(handler)
-    except (TypeError, ValueError):
-        return  # some functions in C do not tell their signature
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        raise ConfigurationError(
-            f"consumer of queue {queue!r}: {name_of(handler)} must take (value, message): {error}", option="handler"
-        ) from None
+    for it in others:
+        if it.queue != new.queue:
+            continue
+        if it.handler == new.handler:
+            raise ConfigurationError(
+                f"{name_of(new.handler)} is registered for queue {new.queue!r} already; `concurrency` runs it several "
+                "times at once",
+                option="handler",
+            )
+        if it.model != new.model:
+            raise ConfigurationError(
+                f"queue {new.queue!r} has the handler {name_of(it.handler)} with model {_model_name(it.model)}; "
+                f"{name_of(new.handler)} has {_model_name(new.model)}: each would get messages of the other, and park "
+                "them. Use one model, such as a union, or a queue for each",
+                option="model",
+            )
+        for option in ("serializer", "accept"):
+            if it.decoding(option) != new.decoding(option):
+                raise ConfigurationError(
+                    f"queue {new.queue!r} has the handler {name_of(it.handler)} with another {option} than "
+                    f"{name_of(new.handler)}: each would get messages that only the other decodes",
+                    option=option,
+                )
+
+
+def _model_name(model: Any) -> str:
+    return "none" if model is None else getattr(model, "__qualname__", None) or printable(repr(model), 80)
 
 
 def annotated_model(handler: Callable[..., Any]) -> Any:
@@ -110,8 +133,3 @@ def checked_hook(hook: H, what: str) -> H:
     if not callable(candidate):
         raise ConfigurationError(f"{what} takes a function, not a {type(hook).__name__}", option=what)
     return hook
-
-
-def name_of(function: object) -> str:
-    """Returns a function's name for logs and errors."""
-    return getattr(function, "__qualname__", None) or repr(function)

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.app.registration import name_of
+from leveret.consuming.handlers import name_of
 from leveret.errors import ConsumerCancelled, LeveretError, OperationTimeout, PreconditionFailed
 from leveret.protocol.recovery import Backoff, Prospect, SparseLog, prospect_of
 from leveret.protocol.transitions import moved

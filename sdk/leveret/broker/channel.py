@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from leveret.broker.arguments import consumer_priority, expiry_error
 from leveret.broker.queues import UNLIMITED, BrokerConsumer
 from leveret.broker.refusals import Refusal, access_refused, not_implemented, precondition_failed
-from leveret.broker.tables import arguments_of
+from leveret.broker.tables import arguments_of, check_arguments, check_table
 from leveret.broker.unacked import Piece, Unacked
 from leveret.errors import TableSyntaxError
 from leveret.protocol.commands import Basic, Channel, Confirm, Exchange, Method, Queue, Tx, decode, encode, make
@@ -97,6 +97,7 @@ class BrokerChannel:
         handler = self._handlers.get(type(method))
         if handler is None:
             raise Refusal(COMMAND_INVALID, "unimplemented method")
+        check_arguments(method)
         # Confirms of earlier publishings must precede the answer.
         self.flush()
         handler(self, method, frame)
@@ -272,6 +273,7 @@ class BrokerChannel:
             raise Refusal(SYNTAX_ERROR, str(error)) from error
         if not int.from_bytes(raw[:2]) & _LOOKED_AT:
             return None
+        check_table(properties.headers)
         headers = properties.headers or {}
         for name in ("CC", "BCC"):
             if name in headers:

@@ -29,7 +29,7 @@ class Refusal(LeveretError):
 
     Args:
         reply_code: The AMQP reply code.
-        explanation: The part of the reply text after the code's name.
+        explanation: The part of the reply text after the code's name; empty where RabbitMQ has none.
         cause: Class and method ids to report, if not those of the method that is being handled.
     """
 
@@ -47,7 +47,8 @@ class Refusal(LeveretError):
     @property
     def reply_text(self) -> str:
         """The code's name and the explanation, cut to the 255 bytes of a short string as RabbitMQ does."""
-        text = f"{REPLY_CODES[self.reply_code]} - {self.explanation}"
+        name = REPLY_CODES[self.reply_code]
+        text = f"{name} - {self.explanation}" if self.explanation else name
         raw = text.encode("utf-8", "surrogateescape")
         if len(raw) <= _REPLY_TEXT_MAX:
             return text

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leveret.broker.channel import BrokerChannel
 from leveret.broker.refusals import Refusal
+from leveret.broker.tables import check_arguments
 from leveret.broker.transport import BrokerTransport
 from leveret.errors import IncompatibleProtocol, RemoteProtocolError, printable
 from leveret.protocol.commands import PROTOCOL_HEADER, Channel, Connection, Method, decode, encode, make
@@ -273,6 +274,7 @@ class BrokerSession:
         if type(event) is not MethodFrame or event.channel != 0:
             raise Refusal(UNEXPECTED_FRAME, f"expected a method on channel 0 in connection state {self._state.value}")
         method = decode(event)
+        check_arguments(method)
         if isinstance(method, Connection.StartOk) and self._state is SessionState.SECURING:
             self._authenticate(method)
         elif isinstance(method, Connection.TuneOk) and self._state is SessionState.TUNING:

@@ -6,20 +6,27 @@ because RabbitMQ names them in its refusals.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from leveret.broker.refusals import Refusal
+from leveret.protocol.commands import not_utf8
 from leveret.publishing.publisher import PublishBatch
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.decoding import decode_table
 from leveret.wire.header_bytes import entries_of
+from leveret.wire.numbers import FRAME_ERROR, INTERNAL_ERROR
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from leveret.protocol.commands import Method
     from leveret.wire.message import Message
 
-__all__ = ["TypedValue", "arguments_of", "rebuilt", "scan_table"]
+__all__ = ["TypedValue", "arguments_of", "check_arguments", "check_table", "rebuilt", "scan_table"]
 
 #: RabbitMQ's names of the field types.
 _TYPE_NAMES: Final = {
@@ -106,6 +113,39 @@ def arguments_of(payload: bytes, short_strings: int, *, bits: bool = True) -> di
     for _ in range(short_strings):
         at += 1 + payload[at]
     return scan_table(payload[at + bits :])
+
+
+def check_table(table: Mapping[str, Any] | None) -> None:
+    """Refuses a table with a float that is infinite or NaN, at any depth.
+
+    RabbitMQ's parser has no pattern for such a value and fails: it answers 541 for a message, and closes the socket
+    without a word for a method.
+
+    Raises:
+        Refusal: 541 if there is one.
+    """
+    if table and not _is_finite(table):
+        raise Refusal(INTERNAL_ERROR, "", cause=(0, 0))
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return all(map(_is_finite, value)) if isinstance(value, list) else True
+
+
+def check_arguments(method: Method) -> None:
+    """Refuses the arguments of a method that RabbitMQ's parser refuses.
+
+    Raises:
+        Refusal: 501 for a short string that is no UTF-8, 541 as `check_table`.
+    """
+    if not_utf8(method):
+        raise Refusal(FRAME_ERROR, "Malformed UTF-8 in shortstr", cause=(0, 0))
+    for name in ("arguments", "client_properties"):
+        check_table(getattr(method, name, None))
 
 
 def rebuilt(message: Message, *, exchange: str, routing_key: str, raw_properties: bytes) -> Message:

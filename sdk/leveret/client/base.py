@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from leveret.connection.channel_pool import ChannelPool
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
-    from leveret.consuming.error_policy import OnError
+    from leveret.consuming.error_policy import DeadLetter, Drop, OnError, Park
     from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings, ProducerSettings, Settings
@@ -101,8 +101,14 @@ class ClientBase:
         return self.publishing_link.channels
 
     async def channel(self) -> Channel:
-        """Opens a channel on that connection, for methods of AMQP that have no other place here; it is the caller's."""
-        return await (await self.publishing_link()).channel()
+        """Opens a channel on that connection, for methods of AMQP that have no other place here; it is the caller's.
+
+        Raises:
+            OperationTimeout: A lost connection did not come back, or the broker did not answer, within
+                `operation_timeout`.
+            LeveretError: What `Connection.channel` raises.
+        """
+        return await (await self.publishing_link.for_call("a channel")).channel()
 
     # ------------------------------------------------------------------ topology
 
@@ -219,6 +225,7 @@ class ClientBase:
         *,
         ordered_by: str | Callable[[Message], Hashable] | None = None,
         on_error: OnError = None,
+        refused: DeadLetter | Park | Drop | None = None,
         **options: Any,
     ) -> Consumer[T]: ...
 
@@ -231,6 +238,7 @@ class ClientBase:
         *,
         ordered_by: str | Callable[[Message], Hashable] | None = None,
         on_error: OnError = None,
+        refused: DeadLetter | Park | Drop | None = None,
         **options: Any,
     ) -> Consumer[Any]: ...
 
@@ -242,6 +250,7 @@ class ClientBase:
         *,
         ordered_by: str | Callable[[Message], Hashable] | None = None,
         on_error: OnError = None,
+        refused: DeadLetter | Park | Drop | None = None,
         **options: Any,
     ) -> Consumer[Any]:
         """Makes a consumer.
@@ -253,7 +262,9 @@ class ClientBase:
             ordered_by: As in `ConsumerSettings`, or a function of a message that returns its key.
             on_error: What becomes of a message whose handler raised: an `ErrorPolicy`, one action for everything, a
                 mapping of exception classes to actions, or a function `(error, message)` that returns an action, or
-                True to retry and False to dead-letter. None: `Requeue`.
+                True to try again and False to refuse. None: `Retry()`, that is after 1, 5, 30 and 60 s, then parked.
+            refused: What becomes of a message whose handler returned False: `DeadLetter()`, `Park()` or `Drop()`. None:
+                dead-lettered where this client has declared the queue with a dead-letter exchange, parked otherwise.
             **options: Single options of `ConsumerSettings`, over those of `settings`.
 
         Returns:
@@ -275,6 +286,7 @@ class ClientBase:
             self.registry,
             ordered_by=ordered_by if callable(ordered_by) else None,
             on_error=on_error,
+            refused=refused,
             publishing=self.publishing_link,
             restorer=self._restorer,
         )

@@ -479,9 +479,10 @@ class Channel:
 
     def settled(self, run: SettlementRun) -> None:
         """Confirms of this channel."""
-        if self.publisher is None:
+        if self.publisher is not None:
+            self.publisher.settled(run)
+        elif self.is_open:
             raise RemoteProtocolError(f"a confirm on channel {self.number}, which is not in confirm mode")
-        self.publisher.settled(run)
 
     def lost(self, error: LeveretError) -> None:
         """The connection is over."""
@@ -492,7 +493,7 @@ class Channel:
         self.error = end.error or ChannelClosed(
             f"channel {self.number} was closed by this side", reply_code=REPLY_SUCCESS
         )
-        self.connection.forget_channel(self, crossed=end.crossed)
+        self.connection.forget_channel(self, by_server=end.by_server, crossed=end.crossed)
         for future in end.tokens:
             if not future.done():
                 future.set_exception(again(self.error))

@@ -135,6 +135,9 @@ class Connection:
         self._channels: dict[int, Channel] = {}
         self._free_numbers: list[int] = []
         self._crossed: dict[int, Channel] = {}
+        # Numbers of channels that the server has closed, the oldest first. Frames may still come that it sent before it
+        # read channel.close-ok, so other numbers are used before these.
+        self._closed_by_server: dict[int, None] = {}
         self._highest_number = 0
         self._stage = ConnectionStage.OPENING
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -364,6 +367,8 @@ class Connection:
             number = self._free_numbers.pop()
         elif self._highest_number < self.negotiated.channel_max:
             number = self._highest_number = self._highest_number + 1
+        elif number := next((number for number in self._closed_by_server if number not in self._crossed), 0):
+            del self._closed_by_server[number]
         else:
             raise ConfigurationError(
                 f"all {self.negotiated.channel_max} channels of connection {self.name!r} are in use (channel_max)",
@@ -372,22 +377,26 @@ class Connection:
         channel = self._channels[number] = Channel(self, number)
         return channel
 
-    def forget_channel(self, channel: Channel, *, crossed: bool = False) -> None:
+    def forget_channel(self, channel: Channel, *, by_server: bool = False, crossed: bool = False) -> None:
         """The channel is closed on both sides; its number may be used again.
 
         Args:
             channel: The channel.
+            by_server: The server has closed it: frames that it sent before may still come, and are dropped.
             crossed: Both sides closed at once: the number is free when the server has answered this side's close.
         """
         if self._channels.pop(channel.number, None) is not None:
             self.transport.reader.forget(channel.number)
+            if by_server:
+                self._closed_by_server[channel.number] = None
             if crossed:
                 self._crossed[channel.number] = channel
             else:
                 self._free_number(channel)
 
     def _free_number(self, channel: Channel) -> None:
-        self._free_numbers.append(channel.number)
+        if channel.number not in self._closed_by_server:
+            self._free_numbers.append(channel.number)
         if channel.on_end is not None:
             channel.on_end(channel)
 
@@ -520,6 +529,9 @@ class Connection:
         if closed and event.channel in self._crossed:
             # Both sides closed at once, and this answers ours.
             self._free_number(self._crossed.pop(event.channel))
+            return
+        if event.channel in self._closed_by_server:
+            # Another channel.close as well: a second channel.close-ok would make RabbitMQ end the connection (504).
             return
         raise RemoteProtocolError(f"a frame on channel {event.channel}, which is not open", reply_code=CHANNEL_ERROR)
 

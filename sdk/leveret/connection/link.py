@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import random
@@ -138,6 +139,11 @@ class Link:
             return None
         return self.connection.error
 
+    @property
+    def may_recover(self) -> bool:
+        """True when a lost connection is made again for those who wait: `auto_recovery`, and the link is not closed."""
+        return self.auto_recovery and self._state is not LinkState.CLOSED
+
     def new_backoff(self) -> Backoff:
         """Makes the delays of a sequence of attempts, as the settings and the backoff policy say."""
         settings = self._settings
@@ -199,17 +205,6 @@ class Link:
                     raise again(connection.error)
             await self._wait_for_recovery()
 
-    @property
-    def has_other_nodes(self) -> bool:
-        """Whether there is another host to connect to."""
-        return len(self._settings.endpoints) > 1
-
-    def change_node(self, connection: Connection) -> None:
-        """Drops a connection, so that recovery begins with another host. All that uses it goes on there."""
-        if connection is self.connection and self.state is LinkState.OPEN:
-            self._left = connection.endpoint
-            connection.transport.abort()
-
     async def within(self, seconds: float, option: str, what: str) -> Connection:
         """Returns what `recovered` returns, within a deadline.
 
@@ -231,8 +226,32 @@ class Link:
             if not deadline.expired():
                 raise
             raise OperationTimeout(
-                f"{what}: connection {self.name!r} was not there within {option} of {seconds:g} s{self.reason}"
+                f"{what}: connection {self.name!r} was not there within {option} of {seconds:.3g} s{self.reason}"
             ) from self.failure
+
+    async def for_call(self, what: str, seconds: float | None = None) -> Connection:
+        """Returns the connection for a call that does not last: while there is none, it waits for the next one.
+
+        The first call after a loss dials at once, and wakes those that wait. When that fails, calls wait like all others.
+
+        Args:
+            what: What needs the connection, for the error's text.
+            seconds: The deadline; `operation_timeout` by default. Without `auto_recovery` the link dials once instead.
+
+        Raises:
+            LeveretError: As `within`, or as a call of the link.
+        """
+        if not self.auto_recovery:
+            return await self()
+        seconds = self.operation_timeout if seconds is None else seconds
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        if self.failure is None:
+            with contextlib.suppress(LeveretError, TimeoutError):
+                async with asyncio.timeout_at(until):
+                    return await self()
+            self._check_not_closed()
+        return await self.within(max(0.0, until - clock()), "operation_timeout", what)
 
     @property
     def reason(self) -> str:
@@ -242,6 +261,17 @@ class Link:
     def hurry(self) -> None:
         """Has callers that wait make the next attempt at once: what the broker refused may have changed."""
         self._opened.set()
+
+    @property
+    def has_other_nodes(self) -> bool:
+        """Whether there is another host to connect to."""
+        return len(self._settings.endpoints) > 1
+
+    def change_node(self, connection: Connection) -> None:
+        """Drops a connection, so that recovery begins with another host. All that uses it goes on there."""
+        if connection is self.connection and self.state is LinkState.OPEN:
+            self._left = connection.endpoint
+            connection.transport.abort()
 
     async def close(self, timeout: float | None = None) -> None:
         """Closes the link and its connection. Callers that wait for a connection get `ConnectionClosed`.

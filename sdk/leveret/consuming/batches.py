@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from leveret.consuming.handlers import check_handler
 from leveret.errors import ConfigurationError, LeveretError
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from leveret.consuming.batch_actions import BatchActions
     from leveret.consuming.consumer import Consumer
     from leveret.wire.message import Message
 
@@ -19,7 +21,7 @@ __all__ = ["Batches", "DeliveryBatch"]
 
 T = TypeVar("T")
 
-_VERBS = ("dead_letter", "requeue", "release")
+_VERBS = ("refuse", "park", "retry", "dead_letter", "requeue", "release")
 
 
 class DeliveryBatch(Generic[T]):
@@ -30,12 +32,12 @@ class DeliveryBatch(Generic[T]):
         messages: The deliveries themselves, by the same indexes.
     """
 
-    __slots__ = ("_acknowledge", "messages", "values")
+    __slots__ = ("_actions", "messages", "values")
 
-    def __init__(self, values: list[T], messages: list[Message], acknowledge: Callable[[list[Message]], int]) -> None:
+    def __init__(self, values: list[T], messages: list[Message], actions: BatchActions[T]) -> None:
         self.values = values
         self.messages = messages
-        self._acknowledge = acknowledge
+        self._actions = actions
 
     def __len__(self) -> int:
         return len(self.messages)
@@ -43,25 +45,47 @@ class DeliveryBatch(Generic[T]):
     def __repr__(self) -> str:
         return f"<DeliveryBatch of {len(self.messages)}>"
 
-    def fail(self, index: int, verb: Literal["dead_letter", "requeue", "release"] = "dead_letter") -> bool:
+    def fail(
+        self,
+        index: int,
+        verb: Literal["refuse", "park", "retry", "dead_letter", "requeue", "release"] = "refuse",
+        *,
+        delay: float | None = None,
+        reason: str | None = None,
+    ) -> bool:
         """Settles one message in another way than `ack`, which then leaves it alone.
 
         Args:
             index: Its index in `values`.
-            verb: What to do with it; see `Message`.
+            verb: What to do with it: "refuse" does what a handler's False does, the others are methods of `Message`.
+            delay: For "retry": the seconds, 0.1 to 604800.
+            reason: For "park" and "dead_letter": why; see `Message`.
 
         Returns:
             False when it was settled before or its channel is gone.
 
         Raises:
             IndexError: The batch has no such index.
-            ConfigurationError: There is no such verb.
+            ConfigurationError: There is no such verb, or `delay` or `reason` is not for it.
         """
         if verb not in _VERBS:
             raise ConfigurationError(f"verb is {verb!r}; it must be {' or '.join(map(repr, _VERBS))}", option="verb")
+        if (delay is not None) is not (verb == "retry"):
+            raise ConfigurationError("delay is for the verb 'retry', which needs it", option="delay")
+        if reason is not None and verb not in ("park", "dead_letter"):
+            raise ConfigurationError("reason is for the verbs 'park' and 'dead_letter'", option="reason")
         if not 0 <= index < len(self.messages):
             raise IndexError(f"index {index} is outside this batch of {len(self.messages)}")
-        return bool(getattr(self.messages[index], verb)())
+        message = self.messages[index]
+        if verb == "refuse":
+            return self._actions.refuse_one(message)
+        if delay is not None:
+            return bool(message.retry(delay))
+        if verb == "park":
+            return bool(message.park(reason))
+        if verb == "dead_letter":
+            return bool(message.dead_letter(reason))
+        return bool(message.requeue() if verb == "requeue" else message.release())
 
     def ack(self) -> int:
         """Acknowledges the messages that are not settled: with one basic.ack when the batches before are settled.
@@ -69,14 +93,14 @@ class DeliveryBatch(Generic[T]):
         Returns:
             How many it acknowledged.
         """
-        return self._acknowledge(self.messages)
+        return self._actions.acknowledge(self.messages)
 
 
 class Batches(Generic[T]):
     """Takes messages from one queue in batches. Made by `Client.batches`.
 
     A batch is ready when it has `size` messages, or `wait` seconds after its first one came. A message that cannot be
-    decoded is in no batch: it is dead-lettered, as `Consumer.run` does it. Use it with `async for`, or `run` with a
+    decoded is in no batch: it is parked, as `Consumer.run` does it. Use it with `async for`, or `run` with a
     handler.
 
     Attributes:
@@ -108,27 +132,30 @@ class Batches(Generic[T]):
             messages = await self.consumer.take(self.size, self.wait)
             if not messages:
                 raise StopAsyncIteration
-            values, kept = await self.consumer.decode_all(messages)
+            actions = self.consumer.batch_actions
+            values, kept = await actions.decode(messages)
             if kept:
-                return DeliveryBatch(values, kept, self.consumer.acknowledge)
+                return DeliveryBatch(values, kept, actions)
 
     async def run(self, handler: Callable[[list[T], DeliveryBatch[T]], Awaitable[bool | None]]) -> None:
         """Calls a handler for each batch until the consumer is stopped or this is cancelled.
 
         `concurrency` of the consumer says how many batches are handled at once. The handler's result settles what it
-        has not settled itself: None or True acknowledges, False dead-letters. When it raises or takes longer than
+        has not settled itself: None or True acknowledges, False refuses. When it raises or takes longer than
         `processing_timeout`, each message that it has not settled is treated as by `Consumer.run`.
 
         Args:
             handler: `async def handler(values, batch)`.
 
         Raises:
+            ConfigurationError: The handler cannot be called with values and a batch. Nothing was sent.
             LeveretError: As `Consumer.run`.
         """
+        check_handler(handler, self.consumer.queue, "(values, batch)")
         await self.consumer.share(lambda: self._work(handler))
 
     async def _work(self, handler: Callable[[list[T], DeliveryBatch[T]], Awaitable[bool | None]]) -> None:
-        consumer = self.consumer
+        consumer, actions = self.consumer, self.consumer.batch_actions
         task = asyncio.current_task()
         assert task is not None
         while True:
@@ -147,21 +174,20 @@ class Batches(Generic[T]):
                 has_failed = True
                 error = None if timer.expired() else raised
             except asyncio.CancelledError as raised:
-                if consumer.ends(task):
+                if actions.ends(task):
                     raise
                 has_failed, error = True, raised  # the handler cancelled itself
             if not (has_failed or result is None or isinstance(result, bool)):
                 has_failed = True
                 error = TypeError(f"a handler returns None, True or False, not {type(result).__name__}")
             if has_failed:
-                await consumer.fail(batch.messages, error)
+                await actions.fail(batch.messages, error)
             elif consumer.settings.ack == "manual":
                 pass
             elif result is False:
-                for index in range(len(batch)):
-                    batch.fail(index)
+                await actions.refuse(batch.messages)
             else:
                 batch.ack()
-            if consumer.ends(task):
+            if actions.ends(task):
                 # The handler caught its cancellation and returned.
                 raise asyncio.CancelledError

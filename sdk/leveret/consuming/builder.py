@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from leveret.consuming.batches import Batches
     from leveret.consuming.consumer import Consumer
-    from leveret.consuming.error_policy import OnError
+    from leveret.consuming.error_policy import DeadLetter, Drop, OnError, Park
     from leveret.wire.message import Message
 
 __all__ = ["ConsumerBuilder"]
@@ -70,6 +70,10 @@ class ConsumerBuilder(Generic[T]):
     def on_error(self, policy: OnError) -> Self:
         """Sets the error policy, for messages whose handler raised; see `Client.consumer`."""
         return self.option(on_error=policy)
+
+    def refused(self, action: DeadLetter | Park | Drop) -> Self:
+        """Sets what becomes of a message whose handler returned False; see `Client.consumer`."""
+        return self.option(refused=action)
 
     def processing_timeout(self, seconds: float) -> Self:
         """Sets the seconds after which a handler is cancelled and has failed."""

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret.codecs.decoding import BodyDecoder
 from leveret.consuming.acks import AckWindow
+from leveret.consuming.batch_actions import BatchActions
 from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
 from leveret.consuming.delivery_buffer import DeliveryBuffer
-from leveret.consuming.error_policy import policy_of
+from leveret.consuming.error_policy import checked_refusal, policy_of
 from leveret.consuming.failure_actions import FailureActions
-from leveret.consuming.order import key_function
+from leveret.consuming.held_messages import HeldMessages
+from leveret.consuming.ordering import key_function
 from leveret.consuming.prefetch_tuner import Load, PrefetchTuner
 from leveret.consuming.read_collector import ReadCollector
-from leveret.consuming.settling import Handoff, Settler
+from leveret.consuming.settling import Handoff, Settler, Unlimited
 from leveret.consuming.states import ConsumerHealth, ConsumerLife, ConsumerState
+from leveret.consuming.streams import StreamPosition
 from leveret.consuming.subscription import Subscription
 from leveret.consuming.workers import Workers
-from leveret.errors import ChannelClosed, CircuitOpen, CodecError, ConfigurationError, LeveretError
+from leveret.errors import ChannelClosed, ConfigurationError, LeveretError
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.topology.declared import Declared
 from leveret.topology.restoring import Restorer
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     from leveret.connection.channel import Channel
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
-    from leveret.consuming.error_policy import OnError
+    from leveret.consuming.error_policy import DeadLetter, Drop, OnError, Park
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
     from leveret.wire.message import Message
@@ -55,8 +59,6 @@ T = TypeVar("T")
 #: Acknowledgements wait until this share of the prefetch is ready. RabbitMQ's own tests found 5 to 10 % to be
 #: near the best rate; a larger share means fewer and longer reads and writes.
 _ACK_SHARE: Final = 4
-#: Without acknowledgements reading pauses while more messages wait than this many times the prefetch.
-_MOST_WAITING: Final = 10
 #: Seconds between two looks at whether all is done, while a consumer is drained.
 _DRAIN_STEP: Final = 0.005
 #: The most seconds that `drain` may take.
@@ -72,6 +74,7 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     Attributes:
         settings: What it was made with.
+        batch_actions: What `Batches` does with messages.
     """
 
     def __init__(
@@ -84,13 +87,37 @@ class Consumer(Generic[T], DeliveryBuffer):
         *,
         ordered_by: Callable[[Message], Hashable] | None = None,
         on_error: OnError = None,
+        refused: DeadLetter | Park | Drop | None = None,
         publishing: Link | None = None,
         restorer: Restorer | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         meter = ConsumerMeter(AckWindow(0))
+        restorer = restorer or Restorer(Declared())
+        declared = restorer.declared
+        position = StreamPosition(queue, settings.stream_offset, functools.partial(declared.is_stream, queue))
+        held = HeldMessages(
+            loop,
+            meter,
+            limit=lambda: max(1, self._prefetch // 2),
+            unstarted=lambda: self._unstarted,
+            give=self._give_again,
+            rest=self._rest,
+            withhold=self._withhold,
+        )
         failures = FailureActions(
-            meter, queue, settings, policy_of(on_error), publishing or connect, registry, self._stop_for
+            meter,
+            queue,
+            settings,
+            policy_of(on_error),
+            checked_refusal(refused),
+            publishing or connect,
+            registry,
+            declared,
+            position,
+            held=held,
+            may_hold=lambda: self._life.state in (ConsumerState.NEW, ConsumerState.CONSUMING),
+            stop=self._stop_for,
         )
         acks = Acknowledger(loop, meter, settings.ack_delay, settings.ack == "each")
         keys = ordered_by or key_function(settings.ordered_by)
@@ -104,7 +131,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             waiters=Waiters(loop, asyncio.CancelledError),
             ordered_by=keys,
             no_ack=no_ack,
-            watched=no_ack or is_handed_off or is_tuned,
+            watched=True,
             measured=is_tuned,
         )
         self.settings = settings
@@ -112,12 +139,16 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._loop = loop
         self._decoder = BodyDecoder(registry, model, settings)
         self._is_ordered = keys is not None
+        self._is_watched = no_ack or is_handed_off or is_tuned
         self._no_ack = no_ack
-        self._reading_paused = False
         self._acks = acks
         self._failures = failures
-        self._settler = Settler(acks, meter, self._check_loop, no_ack=no_ack, each=settings.ack == "each")
-        self._handoff = Handoff(acks, settings.handoff_size) if is_handed_off else None
+        self._declared = declared
+        self._held = held
+        self._position = position
+        self._settler = Settler(
+            acks, meter, failures, self._check_loop, position, no_ack=no_ack, each=settings.ack == "each"
+        )
         self._life = ConsumerLife(self._note_state)
         self._workers = Workers(queue, settings, loop, self._life, failures)
         self._tuner: PrefetchTuner | None = None
@@ -130,14 +161,22 @@ class Consumer(Generic[T], DeliveryBuffer):
             connect,
             queue,
             settings,
-            restorer or Restorer(Declared()),
+            restorer,
             self._life,
             prefetch,
+            self._position,
             sink=self,
             opened=self._channel_opened,
             changed=self._note_state,
-            answer_needed=self._resume_reading,
             settle=lambda: acks.flush(stragglers=True),
+        )
+        self._limit: Handoff | Unlimited | None = None
+        if is_handed_off:
+            self._limit = Handoff(acks, settings.handoff_size)
+        elif no_ack:
+            self._limit = Unlimited(self._subscription)
+        self.batch_actions: BatchActions[T] = BatchActions(
+            failures, self._settler, self._workers, give_again=self._give_again, is_last=no_ack or is_handed_off
         )
         self._note_state()
 
@@ -183,6 +222,8 @@ class Consumer(Generic[T], DeliveryBuffer):
         """Computes the caches of the state: the attributes of the compiled part, and the gauges of the meter."""
         life, subscription = self._life, self._subscription
         self._note_end(over=life.is_over, stopping=life.is_stopped)
+        if life.is_over and self._held:
+            self._failures.give_back(self._held.take())
         self.meter.expected = life.state is ConsumerState.LOST or (
             life.state is ConsumerState.CONSUMING and not subscription.is_withheld
         )
@@ -334,6 +375,11 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._workers.close()
         channel = self._subscription.channel
         try:
+            await self._failures.finish()
+            if self._no_ack and channel is not None and channel.is_open:
+                # What the broker has sent and forgotten is counted, too.
+                with contextlib.suppress(LeveretError):
+                    await self._subscription.end()
             await self._subscription.detach()
             if self._tuner is not None:
                 await self._tuner.close()
@@ -341,14 +387,15 @@ class Consumer(Generic[T], DeliveryBuffer):
             try:
                 if channel is not None:
                     if channel.is_open:
-                        self._acks.flush(stragglers=True)
+                        # With basic.nack, because RabbitMQ counts what a closed channel gives back as failed.
+                        self._give_back_unstarted()
                     self._read_at_once()
                     self._end_deliveries()
                     await channel.close()
             finally:
                 self._subscription.tags.clear()
                 self._note_state()
-                self._take_unstarted()
+                self._failures.note_lost(self._kept(self._take_unstarted()))
                 await self._failures.close()
 
     async def __aenter__(self) -> Self:
@@ -366,11 +413,12 @@ class Consumer(Generic[T], DeliveryBuffer):
         """Calls a handler for each message until `stop`, `cancel` or `drain` is called or this is cancelled.
 
         `concurrency` workers share the messages; with one, messages are handled in the queue's order.
-        The handler's result settles its message: None or True acknowledges it, False dead-letters it. When it raises,
-        the error policy `on_error` says what happens to its message. Without a policy the message goes back to the
-        queue once, and is dead-lettered when it fails again (then it is marked redelivered). `CircuitOpen` is no
-        failure: the message is released, and its worker waits up to a second.
-        A body that cannot be decoded is dead-lettered without a call. A handler may settle the message itself.
+        The handler's result settles its message: None or True acknowledges it. False refuses it: it is dead-lettered
+        where the client has declared the queue with a dead-letter exchange, and parked otherwise, unless `refused` says
+        something else. When it raises, the error policy `on_error` says what happens to its message; without a policy
+        it is tried again after 1, 5, 30 and 60 s, and then parked. `CircuitOpen` is no failure: the message is held
+        until the breaker may be closed. A body that cannot be decoded is parked without a call. A handler may settle
+        the message itself.
         The handlers of a worker run in one task, so a context variable that one sets is seen by the next.
 
         Args:
@@ -382,7 +430,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             NotFound: The queue has been missing for `queue_missing_timeout`.
             ConsumerCancelled: The broker cancelled the consumer, and `on_cancel` is "stop".
             ConnectionClosed, TransportError, ChannelClosed: With `auto_recovery=False`: why it was lost.
-            ConfigurationError: The handler cannot be called.
+            ConfigurationError: The handler cannot be called with a value and a message. Nothing was sent.
         """
         call = self._workers.callable_of(handler)
         self._workers.start_clock()
@@ -488,7 +536,11 @@ class Consumer(Generic[T], DeliveryBuffer):
         """
         if self._subscription.has_begun or self._life.state is ConsumerState.CONSUMING:
             raise ConfigurationError("get is of no use while deliveries come", option="get")
+        self._position.check_takes_nothing_back("get", "get")
         channel = await self._subscription.open()
+        due = self._pop()
+        if due is not None:
+            return due  # it was held here
         message = await channel.basic_get(self.queue, no_ack=self._no_ack)
         if message is not None:
             deliveries = self._acks.current
@@ -499,65 +551,24 @@ class Consumer(Generic[T], DeliveryBuffer):
                 deliveries.acks.track(message.delivery_tag)
         return message
 
-    # ------------------------------------------------------------------ Batches uses these
-
-    async def decode_all(self, messages: list[Message]) -> tuple[list[T], list[Message]]:
-        """Decodes messages; those that cannot be decoded are settled as `run` does it, and left out."""
-        values: list[T] = []
-        kept: list[Message] = []
-        for index, message in enumerate(messages):
-            try:
-                values.append(message.value)
-            except CodecError as error:
-                action = self._failures.undecodable(message, error)
-                if action is None:
-                    continue
-                try:
-                    await action
-                except BaseException:
-                    self._put_back([*kept, *messages[index + 1 :]])
-                    self._wake_more()
-                    raise
-            else:
-                kept.append(message)
-        return values, kept
-
-    def acknowledge(self, messages: list[Message]) -> int:
-        """Acknowledges those of some messages that are not settled, and writes that at once.
-
-        Returns:
-            How many it acknowledged.
-        """
-        return self._settler.acknowledge(messages)
-
-    async def fail(self, messages: list[Message], error: BaseException | None) -> None:
-        """Does with the messages of a batch what `run` does with each when its handler raised this.
-
-        Args:
-            messages: The messages.
-            error: What the handler raised, or None when it took longer than `processing_timeout`.
-        """
-        pause: Coroutine[Any, Any, None] | None = None
-        for message in messages:
-            if self._no_ack or self._handoff is not None or not message.is_settled:
-                more = self._workers.failed(message, error)
-                if isinstance(error, CircuitOpen):
-                    if pause is not None:
-                        pause.close()
-                    pause = more
-                elif more is not None:
-                    await more
-        if pause is not None:
-            await pause
-
-    def ends(self, task: asyncio.Task[Any]) -> bool:
-        """Returns whether a task that shares the work was cancelled to end it; see `Workers.ends`."""
-        return self._workers.ends(task)
-
     # ------------------------------------------------------------------ the parts call these
 
     def _check_loop(self) -> None:
         self._connection.check_loop()
+
+    def _give_again(self, messages: list[Message]) -> None:
+        """Puts messages that were held before those that wait."""
+        self._put_back(messages)
+        self._wake_more()
+
+    def _withhold(self, is_withheld: bool) -> None:
+        """Tells the subscription whether the broker shall send deliveries, while many messages are held."""
+        if self._declared.is_transient(self.queue):
+            return  # without a consumer an auto-delete queue would be deleted; the prefetch is the limit
+        if is_withheld:
+            self._subscription.withhold(self._held)
+        else:
+            self._subscription.allow(self._held)
 
     def _stop_for(self, error: BaseException) -> None:
         """Ends the consumer with an error, because the error policy said so."""
@@ -568,15 +579,18 @@ class Consumer(Generic[T], DeliveryBuffer):
         transport = channel.connection.transport
         deliveries = ChannelDeliveries(self.queue, channel.number, transport.out, self._decoder, self._settler.settle)
         self._acks.begin(deliveries, transport.flush)
+        self._position.opened(deliveries)
+        self._watched = True
         self.meter.replace(deliveries.acks)
+        self._failures.connected(channel.connection)
         if self.settings.read_delay:
             self._collector = ReadCollector(self._loop, transport.collect, transport.reader, self.settings.read_delay)
 
     def _give_back_unstarted(self) -> None:
         """Gives messages back that no handler has begun with, and writes the acknowledgements that are ready."""
-        if not self._no_ack and self._handoff is None:
-            for message in self._take_unstarted():
-                message.release()
+        self._failures.give_back(self._held.take())
+        if self._limit is None:
+            self._failures.give_back_unstarted(self._take_unstarted())
         self._acks.flush(stragglers=True)
 
     def _end_deliveries(self) -> None:
@@ -589,28 +603,22 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     def _delivered(self, run: ContentRun) -> None:
         """Notes the deliveries of a read, when the settings need that."""
+        if self._position.is_watching:
+            self._position.delivered(run.messages)
+            self._watched = self._is_watched or self._position.is_watching
+            if self._position.needs_confirmation:
+                self._subscription.confirm_stream()
         if self._tuner is not None:
             self._tuner.delivered(len(run.messages), self._subscription)
-        if self._handoff is not None:
-            self._handoff.take(run.messages, self._unstarted + self._running)
-            self._pressed = self._handoff.is_full
-        elif (
-            self._no_ack
-            and self._buffered > _MOST_WAITING * self._prefetch
-            and self._subscription.tags
-            and not self._reading_paused
-        ):
-            # Without acknowledgements the broker knows no limit, so the socket has to be it.
-            self._reading_paused = self._pressed = True
-            self._connection.transport.pause_reading()
+        if self._limit is not None:
+            self._limit.delivered(run.messages, self._unstarted, self._running)
+            self._pressed = self._limit.is_full
 
     def _taken(self) -> None:
-        """Notes that a message was taken from a buffer that was too full."""
-        if self._reading_paused and self._buffered <= self._prefetch:
-            self._resume_reading()
-        if self._handoff is not None:
-            self._handoff.acknowledge(self._unstarted + self._running)
-        self._pressed = self._reading_paused or (self._handoff is not None and self._handoff.is_full)
+        """Notes that a message was taken while there were too many."""
+        assert self._limit is not None
+        self._limit.taken(self._unstarted, self._running)
+        self._pressed = self._limit.is_full
 
     # ------------------------------------------------------------------ the channel calls these, and `delivered`
 
@@ -624,9 +632,10 @@ class Consumer(Generic[T], DeliveryBuffer):
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; the broker delivers again what was not settled."""
         self._end_deliveries()
-        if self._handoff is not None:
-            self._handoff.forget()
+        if self._limit is not None:
+            self._limit.forget()
         # What the broker has forgotten, with `ack` "none" and "handoff", is handled all the same.
+        self._held.forget(self._kept)
         self._put_back(self._take_unstarted())
         self._wake_more()
         self._read_at_once()
@@ -634,11 +643,5 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     def _read_at_once(self) -> None:
         """Lets the connection go on without this consumer."""
-        self._resume_reading()
         if self._collector is not None:
             self._collector.stop()
-
-    def _resume_reading(self) -> None:
-        if self._reading_paused:
-            self._reading_paused = False
-            self._connection.transport.resume_reading()

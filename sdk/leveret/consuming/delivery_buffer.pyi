@@ -22,7 +22,7 @@ class ConsumerUpcalls(Protocol):
     """Methods of the subclass, `Consumer`. With ordinary settings none of them is called."""
 
     def _delivered(self, run: ContentRun) -> None:
-        """A read brought these; called when `watched`."""
+        """A read brought these; called when `_watched`."""
 
     def _taken(self) -> None:
         """A message was taken; called while `_pressed`."""
@@ -45,6 +45,7 @@ class DeliveryBuffer:
     _collector: ReadCollector | None
     _prefetch: int
     _pressed: bool
+    _watched: bool
     def __init__(
         self,
         acks: Acknowledger,
@@ -85,4 +86,5 @@ class DeliveryBuffer:
     def _idle_seconds(self, now: float) -> float: ...
     def _wake_more(self) -> None: ...
     def _wake_all(self) -> None: ...
+    def _rest(self, resting: bool) -> None: ...
     def _note_end(self, *, over: bool, stopping: bool) -> None: ...

@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from leveret.errors import ConfigurationError, LeveretError, TableSyntaxError, printable
@@ -26,10 +26,13 @@ __all__ = [
     "ErrorPolicy",
     "OnError",
     "Park",
+    "Refused",
     "Requeue",
     "Retry",
     "Stop",
     "attempts_of",
+    "checked_delay",
+    "checked_refusal",
     "error_text",
     "policy_of",
 ]
@@ -51,82 +54,139 @@ _MAX_DELAYS: Final = 16
 #: A number of attempts from the network is not believed beyond this.
 _MAX_COUNT: Final = 1_000_000
 _ERROR_LENGTH: Final = 200
-_THEN: Final = ("dead_letter", "park", "drop")
+_THEN: Final = ("park", "dead_letter", "drop")
+_DEFAULT_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """Back to the queue at once (basic.reject with requeue), and dead-lettered when the delivery is marked redelivered.
+    """Back to the queue at once (basic.reject with requeue). A delivery that is already marked redelivered is refused.
 
-    So a message that always fails is tried twice and does not spin. This is what happens without a policy.
+    So a message that always fails is tried twice and does not spin; `refused` of the consumer says what becomes of it.
     """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Retry:
-    """Handled again after a delay, which grows from attempt to attempt.
+    """Handled again after a delay. This is what happens without a policy: after 1, 5, 30 and 60 s, then parked.
 
     The message is published to a retry queue that Leveret declares, `<queue>.retry.<milliseconds>`, and comes back from
-    there. The first `max_attempts` failures are retried, so a message is handled up to `max_attempts + 1` times.
+    there. A message of a transient queue, or one whose retry queue cannot be used, is held by the consumer instead.
 
-    There is one queue for each delay. Delays that differ are at most 16: when there would be more, some are rounded up
-    to the next one, and the longest stays; `delays` holds what results.
+    Args:
+        delays: Seconds before each retry, 0.1 to 604800, one for each failure that is retried: 1 to 1000, at most 16 of
+            them different. So a message is handled up to `len(delays) + 1` times.
+        delay: In place of `delays`, which is computed then: seconds before the first retry, 0.1 to 604800; 5 by
+            default.
+        max_attempts: How many failures are retried, 1 to 1000; 5 by default.
+        factor: What each delay is multiplied by for the next one, 1 to 100; 2 by default.
+        max_delay: The longest delay in seconds, `delay` to 604800; 3600 by default. There is one queue for each delay:
+            when more than 16 would differ, some are rounded up to the next one, and the longest stays.
+        then: What happens after that: "park", "dead_letter" or "drop".
 
     Attributes:
-        delay: Seconds before the first retry, 0.1 to 604800.
-        max_attempts: How many failures are retried, 1 to 1000.
-        factor: What each delay is multiplied by for the next one, 1 to 100.
-        max_delay: The longest delay in seconds, `delay` to 604800.
-        then: What happens after that: "dead_letter", "park" or "drop".
         delays: The delay of each retry in seconds.
+        then: See above.
+
+    Raises:
+        ConfigurationError: An option is out of range, or `delays` is given with an option that it takes the place of.
 
     Example:
+        >>> Retry(delays=(1, 10))
+        Retry(delays=(1.0, 10.0), then='park')
         >>> Retry(delay=5, max_attempts=4, factor=3, max_delay=60).delays
         (5.0, 15.0, 45.0, 60.0)
     """
 
-    delay: float = 5.0
-    max_attempts: int = 5
-    factor: float = 2.0
-    max_delay: float = 3600.0
-    then: Literal["dead_letter", "park", "drop"] = "dead_letter"
-    delays: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    delays: tuple[float, ...]
+    then: Literal["park", "dead_letter", "drop"]
 
-    def __post_init__(self) -> None:
-        for name, low, high, unit in (
-            ("delay", _MIN_DELAY, _MAX_DELAY, " s"),
-            ("factor", 1.0, 100.0, ""),
-            ("max_delay", _MIN_DELAY, _MAX_DELAY, " s"),
-        ):
-            value = _number(name, getattr(self, name))
-            if not low <= value <= high:
-                raise _out_of_range(name, f"{value:g}{unit}", f"{low:g} to {high:.15g}{unit}")
-            object.__setattr__(self, name, float(value))
-        attempts: object = self.max_attempts
-        if isinstance(attempts, bool) or not isinstance(attempts, int):
-            raise _wrong_type("max_attempts", attempts, "a whole number")
-        if not 1 <= attempts <= _MAX_ATTEMPTS:
-            raise _out_of_range("max_attempts", str(attempts), f"1 to {_MAX_ATTEMPTS}")
-        if self.max_delay < self.delay:
-            raise _out_of_range("max_delay", f"{self.max_delay:g} s", f"delay, {self.delay:g} s, or more")
-        if self.then not in _THEN:
-            shown = printable(repr(self.then), 64)
-            raise _out_of_range("then", shown, " or ".join(map(repr, _THEN)))
-        object.__setattr__(self, "delays", self._delays())
+    def __init__(
+        self,
+        delays: Iterable[float] | None = None,
+        *,
+        delay: float | None = None,
+        max_attempts: int | None = None,
+        factor: float | None = None,
+        max_delay: float | None = None,
+        then: Literal["park", "dead_letter", "drop"] = "park",
+    ) -> None:
+        computed = {"delay": delay, "max_attempts": max_attempts, "factor": factor, "max_delay": max_delay}
+        given = [name for name, value in computed.items() if value is not None]
+        if delays is not None and given:
+            raise ConfigurationError(
+                f"{given[0]} computes the delays of a Retry, and delays lists them; give one of the two",
+                option=given[0],
+            )
+        if then not in _THEN:
+            raise _out_of_range("then", printable(repr(then), 64), " or ".join(map(repr, _THEN)))
+        if given:
+            made = _growing_delays(
+                5.0 if delay is None else delay,
+                5 if max_attempts is None else max_attempts,
+                2.0 if factor is None else factor,
+                3600.0 if max_delay is None else max_delay,
+            )
+        else:
+            made = _listed_delays(_DEFAULT_DELAYS if delays is None else delays)
+        object.__setattr__(self, "delays", made)
+        object.__setattr__(self, "then", then)
 
-    def _delays(self) -> tuple[float, ...]:
-        wanted = []
-        delay = self.delay
-        for _ in range(self.max_attempts):
-            # Whole milliseconds, rounded up: never earlier than was asked for.
-            wanted.append(math.ceil(round(delay * 1000, 3)))
-            delay = min(delay * self.factor, self.max_delay)
-        distinct = sorted(set(wanted))
-        count = len(distinct)
-        if count > _MAX_DELAYS:
-            kept = [distinct[(i + 1) * count // _MAX_DELAYS - 1] for i in range(_MAX_DELAYS)]
-            wanted = [next(level for level in kept if level >= milliseconds) for milliseconds in wanted]
-        return tuple(milliseconds / 1000 for milliseconds in wanted)
+
+def checked_delay(name: str, value: object) -> float:
+    """Returns a delay in seconds, rounded up to whole milliseconds: never earlier than was asked for.
+
+    Args:
+        name: How an error calls it.
+        value: The seconds.
+
+    Raises:
+        ConfigurationError: It is no number of 0.1 to 604800.
+    """
+    seconds = _number(name, value)
+    if not _MIN_DELAY <= seconds <= _MAX_DELAY:
+        raise _out_of_range(name, f"{seconds:g} s", f"{_MIN_DELAY:g} to {_MAX_DELAY:.15g} s")
+    return math.ceil(round(seconds * 1000, 3)) / 1000
+
+
+def _listed_delays(delays: object) -> tuple[float, ...]:
+    if isinstance(delays, str | bytes) or not isinstance(delays, Iterable):
+        raise _wrong_type("delays", delays, "a sequence of seconds")
+    listed = tuple(checked_delay("delays", delay) for delay in delays)
+    if not 1 <= len(listed) <= _MAX_ATTEMPTS:
+        raise _out_of_range("delays", f"of {len(listed)} values", f"of 1 to {_MAX_ATTEMPTS}")
+    different = len(set(listed))
+    if different > _MAX_DELAYS:
+        raise _out_of_range("delays", f"of {different} different values", f"of at most {_MAX_DELAYS}: each has a queue")
+    return listed
+
+
+def _growing_delays(delay: float, max_attempts: int, factor: float, max_delay: float) -> tuple[float, ...]:
+    for name, given, low, high, unit in (
+        ("delay", delay, _MIN_DELAY, _MAX_DELAY, " s"),
+        ("factor", factor, 1.0, 100.0, ""),
+        ("max_delay", max_delay, _MIN_DELAY, _MAX_DELAY, " s"),
+    ):
+        value = _number(name, given)
+        if not low <= value <= high:
+            raise _out_of_range(name, f"{value:g}{unit}", f"{low:g} to {high:.15g}{unit}")
+    attempts: object = max_attempts
+    if isinstance(attempts, bool) or not isinstance(attempts, int):
+        raise _wrong_type("max_attempts", attempts, "a whole number")
+    if not 1 <= attempts <= _MAX_ATTEMPTS:
+        raise _out_of_range("max_attempts", str(attempts), f"1 to {_MAX_ATTEMPTS}")
+    if max_delay < delay:
+        raise _out_of_range("max_delay", f"{max_delay:g} s", f"delay, {delay:g} s, or more")
+    wanted = []
+    for _ in range(attempts):
+        wanted.append(math.ceil(round(delay * 1000, 3)))
+        delay = min(delay * factor, max_delay)
+    distinct = sorted(set(wanted))
+    count = len(distinct)
+    if count > _MAX_DELAYS:
+        kept = [distinct[(i + 1) * count // _MAX_DELAYS - 1] for i in range(_MAX_DELAYS)]
+        wanted = [next(level for level in kept if level >= milliseconds) for milliseconds in wanted]
+    return tuple(milliseconds / 1000 for milliseconds in wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +198,14 @@ class DeadLetter:
 class Park:
     """Put aside in the queue `<queue>.parked`, which Leveret declares, for a person to look at.
 
-    It is safe whether or not the queue has a dead-letter exchange.
+    A message of a transient queue goes to `leveret.parked`, which all of them share. It is safe whether or not the
+    queue has a dead-letter exchange.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Acknowledged and counted: the message is gone."""
+    """Acknowledged, logged and counted: the message is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +213,14 @@ class Stop:
     """Released to the queue, and the consumer ends with the error."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a handler's False says: `refused` of the consumer decides. A policy returns it; it is no action to give."""
+
+
 Action: TypeAlias = Requeue | Retry | DeadLetter | Park | Drop | Stop
 _ACTIONS: Final = (Requeue, Retry, DeadLetter, Park, Drop, Stop)
+_REFUSALS: Final = (DeadLetter, Park, Drop)
 Decider: TypeAlias = Callable[[BaseException, "Message"], Action | bool]
 
 
@@ -163,9 +230,10 @@ class ErrorPolicy:
     Args:
         rules: Actions by exception class; of those that fit, the most specific counts (the first in the class's
             `__mro__`). Or a function of (error, message) that returns an action, True to try again (`default` when that
-            is `Retry`, otherwise `Requeue()`) or False for `DeadLetter()`. It is called in the event loop and must not
-            wait. When it raises or returns anything else, that is logged and `default` happens: no message is lost.
-        default: What happens when no rule fits; `Requeue()` unless given.
+            is `Retry` or `Requeue`, otherwise `Retry()`) or False, which means what it means as a handler's result. It
+            is called in the event loop and must not wait. When it raises or returns anything else, that is logged and
+            `default` happens: no message is lost.
+        default: What happens when no rule fits; `Retry()` unless given.
 
     Raises:
         ConfigurationError: A rule is none; the text names it.
@@ -185,7 +253,7 @@ class ErrorPolicy:
     def __init__(
         self, rules: Mapping[type[BaseException], Action] | Decider | None = None, default: Action | None = None
     ) -> None:
-        self.default: Action = Requeue() if default is None else _checked("default", default)
+        self.default: Action = Retry() if default is None else _checked("default", default)
         self.rules: Mapping[type[BaseException], Action] = {}
         self._decider: Decider | None = None
         given: object = rules
@@ -201,17 +269,12 @@ class ErrorPolicy:
         return f"ErrorPolicy({{{rules}}}, default={self.default})"
 
     @property
-    def uses_queues(self) -> bool:
-        """Whether a rule or the default needs queues that Leveret declares; what a function returns is not known."""
-        return any(isinstance(action, Retry | Park) for action in (self.default, *self.rules.values()))
-
-    @property
     def delays(self) -> tuple[float, ...]:
         """The delays in seconds of all rules and the default, each once: each is one retry queue."""
         retries = [action for action in (self.default, *self.rules.values()) if isinstance(action, Retry)]
         return tuple(sorted({delay for action in retries for delay in action.delays}))
 
-    def decide(self, error: BaseException, message: Message) -> Action:
+    def decide(self, error: BaseException, message: Message) -> Action | Refused:
         """Chooses what to do with a message.
 
         Args:
@@ -219,10 +282,11 @@ class ErrorPolicy:
             message: The message.
 
         Returns:
-            The action. It is `DeadLetter()` where a rule says `Requeue()` and the delivery is marked redelivered.
+            The action. It is `Refused()` where a function returned False, and where a rule says `Requeue()` and the
+            delivery is marked redelivered.
         """
         action = self._by_class(error) if self._decider is None else self._by_function(self._decider, error, message)
-        return DeadLetter() if type(action) is Requeue and message.redelivered else action
+        return Refused() if type(action) is Requeue and message.redelivered else action
 
     def has_rule_for(self, error: BaseException) -> bool:
         """Whether this policy says something about an error, other than by its default."""
@@ -235,7 +299,7 @@ class ErrorPolicy:
                 return action
         return self.default
 
-    def _by_function(self, decide: Decider, error: BaseException, message: Message) -> Action:
+    def _by_function(self, decide: Decider, error: BaseException, message: Message) -> Action | Refused:
         try:
             answer: object = decide(error, message)
         except Exception as raised:
@@ -250,9 +314,9 @@ class ErrorPolicy:
             )
             return self.default
         if answer is True:
-            return self.default if isinstance(self.default, Retry) else Requeue()
+            return self.default if isinstance(self.default, Retry | Requeue) else Retry()
         if answer is False:
-            return DeadLetter()
+            return Refused()
         if isinstance(answer, _ACTIONS):
             return answer
         if inspect.iscoroutine(answer):
@@ -290,8 +354,22 @@ def policy_of(on_error: OnError) -> ErrorPolicy:
     return ErrorPolicy(on_error)
 
 
+def checked_refusal(refused: object) -> DeadLetter | Park | Drop | None:
+    """Returns what a caller gave as `refused`.
+
+    Raises:
+        ConfigurationError: It is neither None nor one of the three actions.
+    """
+    if refused is None or isinstance(refused, _REFUSALS):
+        return refused
+    hint = f"; write {refused.__name__}()" if isinstance(refused, type) and refused in _REFUSALS else ""
+    raise ConfigurationError(
+        f"refused is {_name(refused)}; it must be DeadLetter(), Park(), Drop() or None{hint}", option="refused"
+    )
+
+
 def attempts_of(message: Message) -> int:
-    """Returns how often a message has failed and was published again by `Retry` or `Park`.
+    """Returns how often a message has failed: before it came, by its header, and since then, while it was held here.
 
     Any publisher to the queue can write the header, so it is checked: a value that is no count is 0, and a huge one is
     1000000.
@@ -302,13 +380,14 @@ def attempts_of(message: Message) -> int:
     Returns:
         The count, 0 for one that has not failed.
     """
+    here = message.failed_here
     try:
         value: object = message.headers.get(ATTEMPT_HEADER)
     except TableSyntaxError:
-        return 0
+        return here
     if type(value) is not int or value < 0:
-        return 0
-    return min(value, _MAX_COUNT)
+        return here
+    return min(value + here, _MAX_COUNT)
 
 
 def error_text(error: BaseException) -> str:

@@ -9,6 +9,8 @@ from leveret.protocol.recovery import may_mend
 from leveret.wire.numbers import PRECONDITION_FAILED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from leveret.errors import LeveretError
     from leveret.settings import ConsumerSettings
 
@@ -27,19 +29,19 @@ class LossRules:
 
     Args:
         settings: The consumer's.
-        auto_recovery: The connection's setting; False ends the consumer at its first loss.
+        may_recover: Says whether lost connections are made again; False ends the consumer at its first loss.
     """
 
-    def __init__(self, settings: ConsumerSettings, *, auto_recovery: bool) -> None:
+    def __init__(self, settings: ConsumerSettings, may_recover: Callable[[], bool]) -> None:
         self._stops_when_cancelled = settings.on_cancel == "stop"
         self._timeout = settings.queue_missing_timeout
-        self._auto_recovery = auto_recovery
+        self._may_recover = may_recover
         # When the first of the present 404s came, by the loop's clock.
         self._missing_since: float | None = None
 
     def go_on_after(self, error: LeveretError) -> bool:
         """Returns whether the consumer tries to subscribe again after this loss."""
-        if not self._auto_recovery or (self._stops_when_cancelled and isinstance(error, ConsumerCancelled)):
+        if not self._may_recover() or (self._stops_when_cancelled and isinstance(error, ConsumerCancelled)):
             return False
         return may_mend(error)
 
@@ -51,7 +53,7 @@ class LossRules:
             queue: The queue's name.
             now: The loop's time.
         """
-        if not may_mend(error):
+        if not may_mend(error) or not self._may_recover():
             return error
         if not _is_missing(error):
             self._missing_since = None

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
-from leveret.consuming.error_policy import ATTEMPT_HEADER, ERROR_HEADER, Retry, attempts_of, error_text
+from leveret.consuming.error_policy import ATTEMPT_HEADER, ERROR_HEADER, attempts_of, error_text
+from leveret.consuming.means import SHARED_PARKING
 from leveret.errors import (
+    AccessRefused,
     BodyTooLarge,
     ChannelClosed,
-    ConfigurationError,
+    EncodeFailed,
+    LeveretError,
     MessageReturned,
+    OperationTimeout,
     PublishError,
+    TableSyntaxError,
     again,
     printable,
 )
-from leveret.message import Outcome
+from leveret.message import PERSISTENT, Outcome
 from leveret.publishing.producer import Producer
 from leveret.settings import ProducerSettings
 from leveret.topology.topology import Quorum
 from leveret.wire.header_bytes import replace_headers
+from leveret.wire.properties import Properties
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
@@ -34,10 +40,11 @@ __all__ = ["RetryQueues"]
 
 logger = logging.getLogger("leveret.consuming")
 
-#: A short string's limit (AMQP 0-9-1 section 4.2.5.3).
-_NAME_BYTES: Final = 255
-#: The longest that stands behind a queue's name: a week in milliseconds.
-_LONGEST_SUFFIX: Final = ".retry.604800000"
+#: The longest that a copy may take in seconds: meanwhile a worker waits for it.
+_COPY_TIMEOUT: Final = 5.0
+#: After a failure that concerns all copies, and after a refusal, none is tried for so many seconds.
+_AWAY_PAUSE: Final = 1.0
+_REFUSED_PAUSE: Final = 30.0
 #: A policy that is a function may come up with any delay: beyond so many queues it gets the nearest there is.
 _MOST_QUEUES: Final = 64
 #: Parked messages may be looked at and put back any number of times. RabbitMQ 4.0 and later drop a quorum queue's
@@ -48,12 +55,13 @@ _NEVER: Final = 1_000_000_000
 class RetryQueues:
     """Puts copies of failed messages of one queue where they wait. Made by consumers.
 
-    A copy is confirmed by the broker before `retry` or `park` returns, and only then may the caller acknowledge the
+    A copy is confirmed by the broker before `delay` or `park` returns, and only then may the caller acknowledge the
     original. So no message is lost; when the process, a channel or a connection goes between the two, there are two of
     it. The same is true when this raises a `PublishError` whose outcome is UNKNOWN: the copy may be in its queue.
 
     The copy has the body, and every property and header as it came, except:
         `x-leveret-attempt`, `x-leveret-error`: how often it has failed, and what it failed with last.
+        `x-leveret-queue`: the queue that it came from.
         `x-leveret-exchange`, `x-leveret-routing-key`: where it was published first; when it comes back, its exchange is
             the default one and its routing key is the queue.
         `CC`, `BCC`: would route it to their queues again; `x-leveret-cc` and `x-leveret-bcc` have them.
@@ -61,6 +69,9 @@ class RetryQueues:
         `expiration`: would end the wait early, or drop it from the parking queue; `x-leveret-expiration` has it.
         `x-delivery-count`, `x-acquired-count`: are the queue's and begin anew.
         `x-death`: `x-leveret-death` has it, unless it only says that the message waited in retry queues; see `_copied`.
+
+    A message whose properties are malformed can be parked only: its copy has none but these headers, and
+    `x-leveret-properties` has the packed properties as they came.
 
     Retry queues are quorum queues, which RabbitMQ replicates in every version from 3.10 on; mirrored classic queues are
     gone in 4.0, and others live on one node. On RabbitMQ they hand messages back at least once
@@ -72,32 +83,19 @@ class RetryQueues:
         link: The connection that publishes.
         queue: The queue whose consumer has the messages.
         registry: The plugins.
-
-    Raises:
-        ConfigurationError: The queue's name leaves no room for the names of retry queues, or may not begin such names.
+        is_shared: Park in the queue of all transient queues; there are no retry queues then.
 
     Attributes:
         queue: The queue.
         parked: The name of the parking queue.
+        refused: What this user may not do, as the broker has told it when a copy was refused; None until then, and
+            again when a copy was confirmed.
     """
 
-    def __init__(self, link: Link, queue: str, registry: PluginRegistry) -> None:
-        size = len(queue.encode("utf-8", "surrogateescape"))
-        most = _NAME_BYTES - len(_LONGEST_SUFFIX)
-        if not 1 <= size <= most:
-            raise ConfigurationError(
-                f"the name of queue {printable(queue, 64)!r} has {size} bytes; with retry queues, whose names begin "
-                f"with it, it must have 1 to {most}",
-                option="queue",
-            )
-        if queue.startswith("amq."):
-            # The broker chose it, and keeps the prefix for itself.
-            raise ConfigurationError(
-                f"queue {queue!r} cannot have retry queues: names that begin with 'amq.' are the broker's",
-                option="queue",
-            )
+    def __init__(self, link: Link, queue: str, registry: PluginRegistry, *, is_shared: bool = False) -> None:
         self.queue = queue
-        self.parked = f"{queue}.parked"
+        self.parked = SHARED_PARKING if is_shared else f"{queue}.parked"
+        self.refused: AccessRefused | None = None
         self._link = link
         self._registry = registry
         self._producer: Producer | None = None
@@ -107,23 +105,19 @@ class RetryQueues:
         self._declared: set[str] = set()
         self._declaring: dict[str, asyncio.Lock] = {}
         self._closed = False
+        # Why copies failed last, and until when none is tried again: by their queue, and None for all.
+        self._failures: dict[str | None, tuple[float, LeveretError]] = {}
 
     def __repr__(self) -> str:
         return f"<RetryQueues of {self.queue!r}: {len(self._declared)} declared>"
 
-    async def retry(
-        self, message: Message, action: Retry, error: BaseException
-    ) -> Literal["retried", "dead_letter", "park", "drop"]:
-        """Publishes a copy of a message to the retry queue of its next delay.
+    async def delay(self, message: Message, seconds: float, error: BaseException | str) -> None:
+        """Publishes a copy of a message to a retry queue, from where it comes back; acknowledge the original then.
 
         Args:
             message: A delivery of the queue, not settled yet.
-            action: Says how often and when.
-            error: What the handler raised.
-
-        Returns:
-            "retried" when the broker has confirmed the copy: acknowledge the original. When the message has failed more
-            than `max_attempts` times, `action.then`, which the caller does; nothing was published.
+            seconds: When it comes back.
+            error: What the handler raised, or a text.
 
         Raises:
             PublishError: The copy was not confirmed.
@@ -131,27 +125,39 @@ class RetryQueues:
             BodyTooLarge: The body was larger than this side takes, and was not kept.
             EncodeFailed: Properties and headers do not fit a frame any more.
             TableSyntaxError: The headers are malformed.
+            OperationTimeout: It took longer than 5 s.
             LeveretError: There is no connection.
         """
-        attempts = attempts_of(message)
-        if attempts >= action.max_attempts:
-            return action.then
-        milliseconds = self._nearest(round(action.delays[attempts] * 1000))
-        name = self._delays[milliseconds]
-        await self._publish(message, name, milliseconds, attempts + 1, error)
-        return "retried"
+        body = _body_of(message)
+        raw = _copied(message, self.queue, attempts_of(message) + 1, error)
+        milliseconds = self._nearest(round(seconds * 1000))
+        await self._publish(body, self._delays[milliseconds], milliseconds, raw)
 
-    async def park(self, message: Message, error: BaseException) -> None:
+    async def park(self, message: Message, error: BaseException | str) -> None:
         """Publishes a copy of a message to the parking queue; acknowledge the original when this returns.
 
         Args:
             message: A delivery of the queue, not settled yet.
-            error: What the handler raised.
+            error: What the handler raised, or a text.
 
         Raises:
-            LeveretError: As `retry`.
+            LeveretError: As `delay`, but for the TableSyntaxError.
         """
-        await self._publish(message, self.parked, None, attempts_of(message) + 1, error)
+        body = _body_of(message)
+        attempt = attempts_of(message) + 1
+        try:
+            raw = _copied(message, self.queue, attempt, error)
+        except TableSyntaxError:
+            raw = _packed_up(message, self.queue, attempt, error)
+        await self._publish(body, self.parked, None, raw)
+
+    async def prepare_parking(self) -> None:
+        """Declares the parking queue.
+
+        Raises:
+            LeveretError: It could not be declared.
+        """
+        await self._guarded(self.parked, lambda: self._declare(self.parked, None))
 
     async def close(self) -> None:
         """Waits for publishings in flight, for at most `confirm_timeout` seconds, and closes the producer."""
@@ -163,24 +169,49 @@ class RetryQueues:
 
     # ------------------------------------------------------------------ publishing
 
-    async def _publish(
-        self, message: Message, name: str, milliseconds: int | None, attempt: int, error: BaseException
-    ) -> None:
-        body = message.body
-        if body is None:
-            raise BodyTooLarge(f"the body has {message.body_size} bytes, more than max_body_size; it cannot be copied")
-        if not isinstance(body, bytes):
-            body = bytes(body)  # a view of memory that is used again
-        raw = _copied(message, self.queue, attempt, error)
-        producer = await self._open()
-        await self._declare(name, milliseconds)
-        try:
-            await producer.publish_raw(body, name, raw)
-        except MessageReturned:
-            # The queue was deleted. It is declared once more only: if it is deleted again, that is intended.
-            self._declared.discard(name)
+    async def _publish(self, body: bytes, name: str, milliseconds: int | None, raw: bytes) -> None:
+        async def publish() -> None:
+            producer = await self._open()
             await self._declare(name, milliseconds)
-            await producer.publish_raw(body, name, raw)
+            try:
+                await producer.publish_raw(body, name, raw)
+            except MessageReturned:
+                # The queue was deleted. It is declared once more only: if it is deleted again, that is intended.
+                self._declared.discard(name)
+                await self._declare(name, milliseconds)
+                await producer.publish_raw(body, name, raw)
+
+        await self._guarded(name, publish)
+        self.refused = None
+
+    async def _guarded(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Does what needs the broker within `_COPY_TIMEOUT`, and not at all shortly after it has failed.
+
+        Otherwise each failed message would wait as long for a broker that is away, or be refused once more.
+        """
+        now = asyncio.get_running_loop().time
+        for key in (None, name):
+            until, error = self._failures.get(key, (0.0, None))
+            if error is not None and now() < until:
+                raise again(error)
+        deadline = asyncio.timeout(_COPY_TIMEOUT)
+        try:
+            async with deadline:
+                await work()
+        except (BodyTooLarge, EncodeFailed):
+            raise
+        except (LeveretError, TimeoutError) as failure:
+            if deadline.expired():
+                late = OperationTimeout(f"a copy for {printable(name, 255)!r} took longer than {_COPY_TIMEOUT:g} s")
+                self._failures[None] = (now() + _AWAY_PAUSE, late)
+                raise late from failure
+            if isinstance(failure, AccessRefused):
+                self.refused = failure
+                self._failures[name] = (now() + _REFUSED_PAUSE, failure)
+            elif isinstance(failure, LeveretError) and not self._closed:
+                key = name if isinstance(failure, ChannelClosed | MessageReturned) else None
+                self._failures[key] = (now() + _AWAY_PAUSE, failure)
+            raise
 
     async def _open(self) -> Producer:
         producer = self._producer
@@ -191,7 +222,11 @@ class RetryQueues:
                 producer = self._producer
                 if producer is None or not producer.is_open:
                     settings = ProducerSettings(
-                        serializer="bytes", mandatory=True, max_outstanding=1000, max_body_size=2**40
+                        serializer="bytes",
+                        mandatory=True,
+                        max_outstanding=1000,
+                        max_body_size=2**40,
+                        publish_timeout=_COPY_TIMEOUT,
                     )
                     producer = await Producer(self._link, settings, self._registry).open()
                     self._producer = producer
@@ -248,23 +283,50 @@ def _named(error: ChannelClosed, name: str) -> ChannelClosed:
     """The same error, with a text that says which queue it is about."""
     named = again(error)
     assert isinstance(named, ChannelClosed)
-    named.args = (f"retry queue {printable(name, _NAME_BYTES)!r} could not be declared: {error}",)
+    named.args = (f"queue {printable(name, 255)!r} could not be declared: {error}",)
     return named
 
 
-def _copied(message: Message, queue: str, attempt: int, error: BaseException) -> bytes:
+def _body_of(message: Message) -> bytes:
+    """The body of a message's copy."""
+    body = message.body
+    if body is None:
+        raise BodyTooLarge(f"the body has {message.body_size} bytes, more than max_body_size; it cannot be copied")
+    return body if isinstance(body, bytes) else bytes(body)  # a view of memory that is used again
+
+
+def _how_it_failed(queue: str, attempt: int, error: BaseException | str) -> dict[str, Any]:
+    text = error_text(error) if isinstance(error, BaseException) else printable(error, 200)
+    return {ATTEMPT_HEADER: attempt, ERROR_HEADER: text, "x-leveret-queue": queue}
+
+
+def _where_it_came_from(message: Message) -> dict[str, Any]:
+    return {"x-leveret-exchange": message.exchange, "x-leveret-routing-key": message.routing_key}
+
+
+def _packed_up(message: Message, queue: str, attempt: int, error: BaseException | str) -> bytes:
+    """The packed properties of a copy of a message whose own cannot be read."""
+    headers = {
+        **_how_it_failed(queue, attempt, error),
+        **_where_it_came_from(message),
+        "x-leveret-properties": message.raw_properties,
+    }
+    return Properties(headers=headers, delivery_mode=PERSISTENT).encode()
+
+
+def _copied(message: Message, queue: str, attempt: int, error: BaseException | str) -> bytes:
     """The packed properties of a message's copy; see `RetryQueues`."""
     properties = message.properties
     headers = message.headers
-    changes: dict[str, Any] = {ATTEMPT_HEADER: attempt, ERROR_HEADER: error_text(error)}
-    if attempt == 1 or "x-leveret-exchange" not in headers:
-        changes["x-leveret-exchange"] = message.exchange
-        changes["x-leveret-routing-key"] = message.routing_key
+    changes = _how_it_failed(queue, attempt, error)
+    if attempt == message.failed_here + 1 or "x-leveret-exchange" not in headers:
+        changes.update(_where_it_came_from(message))
     if properties.user_id is not None:
         changes["x-leveret-user-id"] = properties.user_id
     if properties.expiration is not None:
         changes["x-leveret-expiration"] = properties.expiration
-    renamed = {"CC": "x-leveret-cc", "BCC": "x-leveret-bcc"}
+    # A reader of the copy would take its queue for a stream.
+    renamed = {"CC": "x-leveret-cc", "BCC": "x-leveret-bcc", "x-stream-offset": "x-leveret-stream-offset"}
     dropped = ["x-delivery-count", "x-acquired-count"]
     if "x-death" in headers:
         # It cannot stay. RabbitMQ 4 writes it anew, without what a publisher sent. RabbitMQ 3 continues it, and drops

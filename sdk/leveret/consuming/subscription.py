@@ -8,7 +8,9 @@ import secrets
 from typing import TYPE_CHECKING
 
 from leveret.consuming.losses import LossRules, is_outage, typed
+from leveret.consuming.stand_in import StandIn
 from leveret.consuming.states import ConsumerState
+from leveret.consuming.streams import confirm
 from leveret.errors import (
     ChannelClosed,
     ConfigurationError,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.consuming.states import ConsumerLife
+    from leveret.consuming.streams import StreamPosition
     from leveret.protocol.recovery import Backoff
     from leveret.settings import ConsumerSettings
     from leveret.topology.declared import DeclaredQueue
@@ -46,10 +49,10 @@ class Subscription:
         restorer: Knows what the client has declared, and declares a queue again that went with its last consumer.
         life: The consumer's state.
         prefetch: How many deliveries the broker sends ahead.
+        position: Where the consumer is, when the queue is a stream.
         sink: Gets the deliveries and losses of the channel.
         opened: Called with each channel before the first delivery on it.
         changed: Called when the prefetch or the consumer tags have changed.
-        answer_needed: Called before the answer to a request is awaited: the connection has to be read.
         settle: Called before a channel is closed: writes the acknowledgements that are ready.
 
     Attributes:
@@ -66,11 +69,11 @@ class Subscription:
         restorer: Restorer,
         life: ConsumerLife,
         prefetch: int,
+        position: StreamPosition,
         *,
         sink: ConsumerSink,
         opened: Callable[[Channel], None],
         changed: Callable[[], None],
-        answer_needed: Callable[[], None],
         settle: Callable[[], None],
     ) -> None:
         self.channel: Channel | None = None
@@ -82,15 +85,17 @@ class Subscription:
         self._restorer = restorer
         # The queue, when this client has declared it.
         self._declared: DeclaredQueue | None = None
-        self._rules = LossRules(settings, auto_recovery=link.auto_recovery)
+        self._rules = LossRules(settings, lambda: link.may_recover)
         # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
         self._was_live = False
         self._was_cancelled = False
+        # The link's failed attempts when `start` was called.
+        self._failed_before: int | None = None
         self._life = life
+        self._position = position
         self._sink = sink
         self._opened = opened
         self._changed = changed
-        self._answer_needed = answer_needed
         self._settle = settle
         self._no_ack = settings.ack == "none"
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
@@ -107,6 +112,10 @@ class Subscription:
         # Why no deliveries may come although the consumer is CONSUMING, and the task that tells the broker.
         self._reasons: set[object] = set()
         self._adjusting: asyncio.Task[None] | None = None
+        # Keeps the queue in use while deliveries are withheld, when it might be deleted otherwise.
+        self._stand_in: StandIn | None = None
+        # Asks the broker whether the queue is a stream.
+        self._confirming: asyncio.Task[None] | None = None
         # One task at a time opens the channel; one at a time changes what the broker knows of this consumer.
         self._opening = asyncio.Lock()
         self._changing = asyncio.Lock()
@@ -160,6 +169,8 @@ class Subscription:
 
     async def begin(self) -> None:
         """Starts the deliveries of a consumer that is NEW."""
+        if self._no_ack:
+            self._position.check_takes_nothing_back('ack="none"', "ack")
         channel = await self.open()
         async with self._changing:
             if self._life.state is not ConsumerState.NEW:
@@ -178,8 +189,9 @@ class Subscription:
             LeveretError: As `begin`, when no further attempt is made.
         """
         try:
-            outage = self._link.outage
-            if outage is not None and self._life.state is ConsumerState.NEW and self._link.auto_recovery:
+            self._failed_before = self._link.meter.failed
+            outage = self._link.outage if self._link.may_recover else None
+            if outage is not None and self._life.state is ConsumerState.NEW:
                 raise again(outage)
             await self.begin()
         except LeveretError as error:
@@ -200,7 +212,13 @@ class Subscription:
             if self.tags and channel is not None and not self._no_ack:
                 before = self.prefetch
                 try:
-                    await self._consume(channel, prefetch)
+                    if self._position.is_stream:
+                        # A second subscription would read the stream beside the first one.
+                        await self._cancel_tags()
+                        self._use_prefetch(prefetch)
+                        await self._consume_or_give_up(channel)
+                    else:
+                        await self._consume(channel, prefetch)
                 except OperationTimeout:
                     if self.tags:
                         self._use_prefetch(before)  # the old consumer goes on
@@ -249,7 +267,8 @@ class Subscription:
         channel, self.channel = self.channel, None
         if self._declared is not None:
             self._restorer.declared.leave(self._declared, self)
-        tasks = [*self._asking, *(task for task in (self._reopening, self._adjusting) if task is not None)]
+        others = (self._reopening, self._adjusting, self._confirming)
+        tasks = [*self._asking, *(task for task in others if task is not None)]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -322,9 +341,9 @@ class Subscription:
         assert channel is not None
         try:
             if self._reasons:
-                await self._cancel_tags()
+                await self._withhold_on(channel)
             else:
-                await self._consume_or_give_up(channel)
+                await self._allow_on(channel)
         except LeveretError as failure:
             # A lost channel is taken care of where its loss is noted.
             if not self._is_adjusted:
@@ -337,6 +356,34 @@ class Subscription:
             error.__cause__ = failure
             return error
         return None
+
+    async def _withhold_on(self, channel: Channel) -> None:
+        stand_in = None
+        # With acknowledgements the prefetch is a limit, too, and nobody withholds what a queue might go with.
+        if self._no_ack and self._restorer.declared.may_vanish(self.queue) and not self._settings.exclusive:
+            stand_in = StandIn(channel, self.queue, self._next_tag(), self._sink)
+            await stand_in.begin()
+        await self._cancel_tags()
+        self._stand_in = stand_in
+
+    async def _allow_on(self, channel: Channel) -> None:
+        await self._consume_or_give_up(channel)
+        await self._end_stand_in()
+
+    async def _end_stand_in(self) -> None:
+        stand_in, self._stand_in = self._stand_in, None
+        if stand_in is not None:
+            await stand_in.end()
+
+    # ------------------------------------------------------------------ streams
+
+    def confirm_stream(self) -> None:
+        """Has the broker asked whether the queue is a stream, as one of its deliveries says."""
+        if self.channel is not None and (self._confirming is None or self._confirming.done()):
+            self._confirming = asyncio.get_running_loop().create_task(
+                confirm(self._position, self.queue, self._tag, self.channel.connection),
+                name=f"leveret: is {self.queue} a stream",
+            )
 
     # ------------------------------------------------------------------ requests
 
@@ -360,12 +407,11 @@ class Subscription:
 
     async def _consume(self, channel: Channel, prefetch: int) -> None:
         """Sends basic.qos and basic.consume; a consumer that the broker knows already stays."""
+        if self._confirming is not None:
+            await asyncio.wait([self._confirming])  # what it learns says where to begin
         await channel.basic_qos(prefetch)
         await self._find_queue(channel)
-        # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
-        # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
-        tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
-        self._begun += 1
+        tag = self._next_tag()
         # From here on the request is on its way, whether or not its caller waits for the answer.
         was_new = self._life.state is ConsumerState.NEW
         self._life.become(ConsumerState.CONSUMING)
@@ -400,12 +446,20 @@ class Subscription:
         queue = self._look_up()
         if queue is None:
             return
-        if queue.entity.auto_delete and self._was_live and not self._was_cancelled and not self.tags:
+        left = self._was_live and not self._was_cancelled and not self.tags and self._stand_in is None
+        if queue.entity.auto_delete and left:
             # The broker has deleted it with its last consumer, unless there are others. One that cancelled the consumer
             # has deleted the queue for somebody else, who does not want it made again.
             queue.is_missing = True
         if queue.is_missing:
             await self._restorer.ensure(queue, channel.connection)
+
+    def _next_tag(self) -> str:
+        # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
+        # settled, and RabbitMQ 3.10 ends the connection (541) because it takes the first of the new consumer for a gap.
+        tag = f"{self._tag}~{self._begun}" if self._begun else self._tag
+        self._begun += 1
+        return tag
 
     async def _consume_or_give_up(self, channel: Channel) -> None:
         """Calls `_consume`; a channel on which nothing is answered is given up."""
@@ -419,7 +473,9 @@ class Subscription:
     async def _ask(self, channel: Channel, tag: str) -> None:
         """Sends basic.consume, and gives the channel up when the answer does not come."""
         settings = self._settings
-        arguments = None if settings.priority is None else {"x-priority": settings.priority}
+        arguments = self._position.arguments()
+        if settings.priority is not None:
+            arguments["x-priority"] = settings.priority
         try:
             await channel.basic_consume(
                 self.queue,
@@ -427,7 +483,7 @@ class Subscription:
                 consumer_tag=tag,
                 no_ack=self._no_ack,
                 exclusive=settings.exclusive,
-                arguments=arguments,
+                arguments=arguments or None,
             )
         except LeveretError as error:
             # On another channel, the same tag is another consumer's.
@@ -443,6 +499,7 @@ class Subscription:
             raise
         if channel is self.channel:
             self._unanswered.discard(tag)
+            self._position.begun()
             self._was_live, self._was_cancelled = True, False
             self._rules.subscribed()
             if self._declared is not None:
@@ -470,11 +527,18 @@ class Subscription:
         """Sends basic.cancel; deliveries that are on their way arrive before this returns."""
         channel = self.channel
         while len(self.tags) > keep and channel is not None and channel.is_open:
-            self._answer_needed()
             # For the broker it is done once it is sent, whether or not the caller waits for the answer.
             tag = self.tags[0]
             self._forget(tag)
-            await channel.basic_cancel(tag)
+            try:
+                await channel.basic_cancel(tag)
+            except OperationTimeout as error:
+                if self._position.is_stream and channel is self.channel:
+                    # Late deliveries would hide where the next subscription has to begin.
+                    self._give_up(channel, error)
+                raise
+        if not keep:
+            await self._end_stand_in()
 
     def _use_prefetch(self, prefetch: int) -> None:
         self.prefetch = prefetch
@@ -498,8 +562,17 @@ class Subscription:
 
     def channel_lost(self, error: LeveretError) -> None:
         """Notes that the channel is gone; subscribes again if it may."""
+        self._position.lost()
+        self._stand_in = None
+        if self._unanswered:
+            error = self._position.explained(error, no_ack=self._no_ack)
+            if isinstance(error, ConfigurationError):
+                self._life.fail(error, ConsumerState.LOST)
         # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes.
-        refused = bool(self._unanswered) and not self._was_live and not is_outage(error)
+        # After an outage, others may have to declare the queue again.
+        first = bool(self._unanswered) and not self._was_live
+        outage = self._failed_before is not None and self._link.meter.failed > self._failed_before
+        refused = first and not outage and not is_outage(error)
         self.tags.clear()
         self._unanswered.clear()
         self._lost(typed(error, self.queue), refused=refused)

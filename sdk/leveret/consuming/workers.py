@@ -1,17 +1,15 @@
-"""The tasks and threads that run a consumer's handlers, and the clock that cancels handlers that take too long."""
+"""The tasks that run a consumer's handlers, and the clock that cancels handlers that take too long."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+from leveret.consuming.handlers import HandlerThreads, check_handler, is_async
 from leveret.consuming.states import ConsumerState
 from leveret.consuming.worker import Worker
-from leveret.errors import ConfigurationError, ProcessingTimeout, printable
+from leveret.errors import ProcessingTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from leveret.settings import ConsumerSettings
     from leveret.wire.message import Message
 
-__all__ = ["HandlerThreads", "Workers"]
+__all__ = ["Workers"]
 
 logger = logging.getLogger("leveret.consuming")
 
@@ -85,24 +83,14 @@ class Workers:
         for task in self._tasks:
             task.cancel()
 
-    def callable_of(self, handler: object) -> Callable[[Any, Message], Awaitable[object]]:
+    def callable_of(self, handler: Callable[[Any, Message], Any]) -> Callable[[Any, Message], Awaitable[object]]:
         """Returns the handler as a function whose result can be awaited; a plain function gets threads.
 
         Raises:
-            ConfigurationError: The handler cannot be called, or is a generator.
+            ConfigurationError: The handler cannot be called with a value and a message, or is a generator.
         """
-        if not callable(handler):
-            raise ConfigurationError(
-                f"the handler must be a function of (value, message), not {printable(repr(handler), 80)}",
-                option="handler",
-            )
-        if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-            raise ConfigurationError("the handler must not be a generator", option="handler")
-        if (
-            inspect.iscoroutinefunction(handler)
-            or inspect.iscoroutinefunction(type(handler).__call__)
-            or hasattr(handler, "_is_coroutine")  # compiled by Cython
-        ):
+        check_handler(handler, self._queue)
+        if is_async(handler):
             return handler
         self._threads = HandlerThreads(handler, self._settings.concurrency, self._queue, self._loop)
         return self._threads.call
@@ -113,8 +101,9 @@ class Workers:
         """Handles messages until the consumer ends; each of the tasks does this."""
         task = asyncio.current_task()
         assert task is not None
-        results_settle = self._settings.ack in ("coalesced", "each")
-        worker = Worker(buffer, acks, self._failures, self, call, task, results_settle)
+        mode = self._settings.ack
+        results_settle = mode in ("coalesced", "each")
+        worker = Worker(buffer, acks, self._failures, self, call, task, results_settle, mode != "manual")
         self._workers.add(worker)
         try:
             await worker
@@ -185,48 +174,3 @@ class Workers:
             )
         if self._threads is not None:
             self._threads.close()
-
-
-class HandlerThreads:
-    """Threads that run a handler which is a plain function.
-
-    Args:
-        handler: The function of (value, message).
-        count: How many threads.
-        queue: The queue, for the names of the threads.
-        loop: The event loop.
-    """
-
-    def __init__(
-        self, handler: Callable[[Any, Message], object], count: int, queue: str, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._handler = handler
-        self._loop = loop
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix=f"leveret {queue}"[:64])
-        # The calls that have not returned.
-        self._calls: dict[Message, Future[Any]] = {}
-
-    def call(self, value: Any, message: Message) -> Awaitable[object]:
-        """Calls the handler in a thread."""
-        calls = self._calls
-        future = calls[message] = self._pool.submit(self._handler, value, message)
-        future.add_done_callback(lambda _: calls.pop(message, None))
-        return asyncio.wrap_future(future, loop=self._loop)
-
-    def wait_for(self, message: Message, action: Coroutine[Any, Any, None] | None) -> Coroutine[Any, Any, None] | None:
-        """Adds to an action for a message whose handler is late that its thread is waited for.
-
-        Otherwise the next message would wait for the thread, and be late as well.
-        """
-        call = self._calls.get(message)
-        return action if call is None else self._then(action, call)
-
-    async def _then(self, action: Coroutine[Any, Any, None] | None, call: Future[Any]) -> None:
-        if action is not None:
-            await action
-        with contextlib.suppress(Exception):
-            await asyncio.wrap_future(call, loop=self._loop)
-
-    def close(self) -> None:
-        """Ends the threads that are idle, and the others when their handlers return."""
-        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -33,10 +33,18 @@ CATALOGUE: Final = {
     "acked": Metric("deliveries_acked", "counter", "messages", "Deliveries acknowledged.", _CONSUMER),
     "requeued": Metric("deliveries_requeued", "counter", "messages", "Failed deliveries given back.", _CONSUMER),
     "released": Metric("deliveries_released", "counter", "messages", "Deliveries given back untried.", _CONSUMER),
-    "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries rejected.", _CONSUMER),
+    "dead_lettered": Metric("deliveries_dead_lettered", "counter", "messages", "Deliveries dead-lettered.", _CONSUMER),
+    "rejected": Metric(
+        "deliveries_rejected",
+        "counter",
+        "messages",
+        "Deliveries rejected, perhaps without a dead-letter exchange.",
+        _CONSUMER,
+    ),
     "retried": Metric("deliveries_retried", "counter", "messages", "Failed deliveries to be retried later.", _CONSUMER),
     "parked": Metric("deliveries_parked", "counter", "messages", "Failed deliveries that were parked.", _CONSUMER),
-    "dropped": Metric("deliveries_dropped", "counter", "messages", "Failed deliveries that were dropped.", _CONSUMER),
+    "dropped": Metric("deliveries_dropped", "counter", "messages", "Deliveries that were dropped or lost.", _CONSUMER),
+    "held": Metric("deliveries_held", "gauge", "messages", "Failed deliveries held until their next try.", _CONSUMER),
     "undecodable": Metric(
         "deliveries_undecodable", "counter", "messages", "Deliveries whose body could not be decoded.", _CONSUMER
     ),

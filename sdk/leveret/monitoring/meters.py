@@ -69,9 +69,11 @@ class ConsumerMeter:
         "dropped",
         "expected",
         "handler_errors",
+        "held",
         "live",
         "parked",
         "prefetch",
+        "rejected",
         "released",
         "requeued",
         "retried",
@@ -92,6 +94,9 @@ class ConsumerMeter:
         self.retried = 0
         self.parked = 0
         self.dropped = 0
+        self.rejected = 0
+        # Failed messages that wait here for their next attempt.
+        self.held = 0
         # Settlements that came after their channel was gone.
         self.stale = 0
         # The current channel's window, and the deliveries acknowledged and ignored on earlier channels. One tuple,
@@ -121,6 +126,8 @@ class ConsumerMeter:
             "retried": self.retried,
             "parked": self.parked,
             "dropped": self.dropped,
+            "rejected": self.rejected,
+            "held": self.held,
             "acked": acked + acks.acked,
             "unsettled": acks.unsettled,
             "stale_acks": ignored + acks.ignored + self.stale,

@@ -101,12 +101,15 @@ class ChannelEnded:
     Attributes:
         error: Why; None when this side asked for it.
         tokens: The requests that will not be answered.
+        by_server: The server has closed it. Until it reads channel.close-ok, RabbitMQ may still send deliveries that
+            were on their way, and repeats channel.close when another delivery on the channel times out.
         crossed: Both sides closed at once, so the server's answer to this side's close may still come. Until then the
             channel's number must not be used again: RabbitMQ may send it even behind the next channel's open-ok.
     """
 
     error: LeveretError | None
     tokens: tuple[Any, ...]
+    by_server: bool = False
     crossed: bool = False
 
 
@@ -235,6 +238,9 @@ class ChannelState:
     def _request(self, method: commands.Method, token: Any) -> None:
         # Encoded first: when an argument does not fit, no place in the queue was taken.
         frame = commands.encode(self.number, method)
+        if field := commands.not_utf8(method):
+            name = commands.spec_of(type(method)).name
+            raise EncodeFailed(f"{name} {field} is no UTF-8; RabbitMQ ends a connection on which such a name comes")
         if len(frame) > self._frame_max:
             name = commands.spec_of(type(method)).name
             raise EncodeFailed(f"{name} takes {len(frame)} bytes; the negotiated frame_max is {self._frame_max}")
@@ -251,12 +257,12 @@ class ChannelState:
         due = " or ".join(self._requests[0][0]) if self._requests else "nothing"
         raise RemoteProtocolError(f"the server answered {name} on channel {self.number}, where {due} was due")
 
-    def _end(self, error: LeveretError | None, *, crossed: bool = False) -> ChannelEnded:
+    def _end(self, error: LeveretError | None, *, by_server: bool = False, crossed: bool = False) -> ChannelEnded:
         if self.phase is not ChannelPhase.CLOSED:
             self._move(ChannelPhase.CLOSED)
         tokens = tuple(token for _, token in self._requests)
         self._requests.clear()
-        return ChannelEnded(error, tokens, crossed)
+        return ChannelEnded(error, tokens, by_server, crossed)
 
     def lost(self, error: LeveretError | None) -> ChannelEnded:
         """The connection is over."""
@@ -282,7 +288,7 @@ class ChannelState:
         if isinstance(method, Channel.Close):
             self._out.append(commands.encode(self.number, commands.make(Channel.CloseOk)))
             if self.phase is ChannelPhase.CLOSING:
-                return self._end(None, crossed=True)
+                return self._end(None, by_server=True, crossed=True)
             return self._end(
                 channel_error(
                     self.number,
@@ -290,7 +296,8 @@ class ChannelState:
                     method.reply_text or "",
                     method.class_id or 0,
                     method.method_id or 0,
-                )
+                ),
+                by_server=True,
             )
         if isinstance(method, Channel.CloseOk):
             if self.phase is not ChannelPhase.CLOSING:

@@ -36,6 +36,7 @@ __all__ = [
     "encode",
     "make",
     "method_name",
+    "not_utf8",
     "spec_of",
 ]
 
@@ -153,6 +154,33 @@ def encode(channel: int, method: Method) -> bytes:
     spec = spec_of(type(method))
     values = tuple(getattr(method, field) for field in spec.fields)
     return encode_method(channel, spec.class_id, spec.method_id, spec.types, values, spec.name, spec.fields)
+
+
+def not_utf8(method: Method) -> str:
+    """Finds a short string that is no UTF-8, for which RabbitMQ ends the connection (501).
+
+    RabbitMQ looks at all methods but those with content: an exchange or routing key of basic.publish may be any bytes.
+
+    Args:
+        method: From `make` or `decode`.
+
+    Returns:
+        The name of the first such argument, or an empty string.
+    """
+    spec = spec_of(type(method))
+    for field, letter in zip(spec.fields, spec.types, strict=True):
+        value = getattr(method, field)
+        if letter == "s" and isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return field
+        elif letter == "s" and isinstance(value, (bytes, bytearray, memoryview)):
+            try:
+                bytes(value).decode()
+            except UnicodeDecodeError:
+                return field
+    return ""
 
 
 def decode(frame: MethodFrame, *, max_table_depth: int = 32, max_table_entries: int = 16384) -> Method:

@@ -1,4 +1,4 @@
-"""The log of publishings that end UNKNOWN or NOT_SENT because their producer is closed before their outcomes came."""
+"""The log of publishings that end UNKNOWN or NOT_SENT while their producer is being closed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from leveret.errors import printable
+from leveret.publishing.lifecycle import ProducerState
 
 if TYPE_CHECKING:
-    from leveret.publishing.confirms import ConfirmWindow
+    from typing import Self
 
-__all__ = ["log_given_up"]
+    from leveret.publishing.confirms import ConfirmWindow
+    from leveret.publishing.lifecycle import ProducerLife
+
+__all__ = ["GivenUp"]
 
 logger = logging.getLogger("leveret.publishing")
 
@@ -18,27 +22,46 @@ logger = logging.getLogger("leveret.publishing")
 _NAMED: Final = 20
 
 
-def log_given_up(window: ConfirmWindow, exchange: str, reason: object) -> None:
-    """Names the publishings that have no outcome yet: the broker may have them or not, unless they were not written.
+class GivenUp:
+    """Logs the publishings of a closing producer that end in its `with` block.
+
+    The broker may have those that end UNKNOWN, and has none of those that were kept for a channel and end NOT_SENT.
 
     Args:
         window: The publishings of the producer.
+        life: The producer's state; nothing is logged unless it is CLOSING at the beginning.
         exchange: The producer's exchange.
         reason: Why no outcome will come.
     """
-    count = window.outstanding
-    if not count:
-        return
-    named = ", ".join(
-        str(tag) if message_id is None else f"{tag} ({printable(message_id, 64)!r})"
-        for tag, message_id in window.in_flight(_NAMED)
-    )
-    logger.warning(
-        "closing a producer of exchange %r: %d publishings end %s, with delivery tags (and message ids) %s%s: %s",
-        exchange,
-        count,
-        f"UNKNOWN or NOT_SENT ({window.held} of them)" if window.held else "UNKNOWN",
-        named,
-        f" and {count - _NAMED} more" if count > _NAMED else "",
-        reason,
-    )
+
+    def __init__(self, window: ConfirmWindow, life: ProducerLife, exchange: str, reason: object) -> None:
+        self._window = window
+        self._exchange = exchange
+        self._reason = reason
+        self._is_closing = life.at(ProducerState.CLOSING)
+        self._before = window.unknown, window.not_sent
+        self._open = window.in_flight(_NAMED) if self._is_closing else []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        window = self._window
+        unknown, not_sent = window.unknown - self._before[0], window.not_sent - self._before[1]
+        count = unknown + not_sent
+        if not count or not self._is_closing:
+            return
+        ended = [(tag, message_id) for tag, message_id in self._open if not window.is_open(tag)]
+        named = ", ".join(
+            str(tag) if message_id is None else f"{tag} ({printable(message_id, 64)!r})" for tag, message_id in ended
+        )
+        more = f" and {count - len(ended)} more" if count > len(ended) else ""
+        logger.warning(
+            "closing a producer of exchange %r: %d publishings end %s, with delivery tags (and message ids) %s%s: %s",
+            self._exchange,
+            count,
+            f"UNKNOWN or NOT_SENT ({not_sent} of them)" if not_sent else "UNKNOWN",
+            named,
+            more,
+            self._reason,
+        )

@@ -18,7 +18,7 @@ from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.culprits import Culprits
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
-from leveret.publishing.given_up import log_given_up
+from leveret.publishing.given_up import GivenUp
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening, first_channel, publishing_channel
 from leveret.publishing.nack_doubt import NackDoubt
@@ -573,7 +573,9 @@ class Producer(CompiledPublisher):
             self._give_up(error)
             return
         paced = connection.error is not None or closed_by_publishing(error)
-        self._reopen(self._culprits.judge(error) if self._confirms else None, paced=paced)
+        with GivenUp(self._window, self._life, self.settings.exchange, error):
+            finished = self._culprits.judge(error) if self._confirms else None
+        self._reopen(finished, paced=paced)
 
     def _reopen(self, finished: list[Ticket] | None, *, paced: bool) -> None:
         """Goes on with another channel; see `Reopening.begin`."""
@@ -612,10 +614,9 @@ class Producer(CompiledPublisher):
             self._timer = None
         self._reopening.cancel()
         self._room.close(self._loop.time())
-        if life.at(ProducerState.CLOSING):
-            log_given_up(self._window, self.settings.exchange, error)
         unsent = not_sent("the producer is closed", cause=error)
-        self._hand_out(self._window.expire(self._window.next_delivery_tag, error, unsent))
+        with GivenUp(self._window, life, self.settings.exchange, error):
+            self._hand_out(self._window.expire(self._window.next_delivery_tag, error, unsent))
         self._deadlines.clear()
         self._wake()
 
@@ -641,7 +642,8 @@ class Producer(CompiledPublisher):
         connected = self._reopening.task is None
         sent = self._transport.progress if connected else None
         deadlines.tick(now, window.first, window.next_delivery_tag - 1, sent)
-        for finished in deadlines.expire(now, window, connected=connected):
-            self._hand_out(finished)
-            self._wake()
+        with GivenUp(window, self._life, self.settings.exchange, "no confirm came in time"):
+            for finished in deadlines.expire(now, window, connected=connected):
+                self._hand_out(finished)
+                self._wake()
         self._start_clock()

@@ -188,9 +188,10 @@ class ConnectionSettings(Options):
             text = f"recovery_max_delay is {shown_number(self.recovery_max_delay)} s; it must not be less than"
             initial = shown_number(self.recovery_initial_delay)
             raise wrong("recovery_max_delay", f"{text} recovery_initial_delay, {initial} s")
-        if self.credentials is not None:
-            if not callable(self.credentials):
-                text = f"credentials is of type {type(self.credentials).__name__}; it must be a function that returns"
+        provider: object = self.credentials
+        if provider is not None:
+            if not callable(provider):
+                text = f"credentials is of type {type(provider).__name__}; it must be a function that returns"
                 raise wrong("credentials", f"{text} (username, password)")
             if self.mechanism == "EXTERNAL":
                 raise wrong("credentials", "credentials is of no use with the mechanism EXTERNAL")

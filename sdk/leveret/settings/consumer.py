@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _ACK_MODES: Final = ("coalesced", "each", "manual", "handoff", "none")
 _ON_CANCEL: Final = ("resubscribe", "stop")
+_STREAM_OFFSETS: Final = ("first", "last", "next")
 _WHY_NO_ZERO: Final = " (AMQP's 0 means unlimited: memory would be unbounded)"
 
 
@@ -47,6 +48,10 @@ class ConsumerSettings(Section):
         exclusive: True refuses other consumers of the queue.
         consumer_tag: At most 240 bytes; empty has a new one made, `leveret-` and 16 digits. When the consumer begins
             again on its channel, after a pause or with another prefetch, `~` and a number follow it.
+        stream_offset: Where to begin in a stream (`x-stream-offset`): "first", "last" (the last chunk), "next" (what is
+            published from now on), or an offset, 0 to 2**63 - 1. None means the broker's default, "next"; other queues
+            refuse an offset. After a loss it goes on at the first message that was not handled. Refused together with
+            `ack="none"`.
         priority: The consumer's priority (`x-priority`), a 32-bit number; None means the broker's default of 0.
         accept: The content types to take, each of 1 to 255 bytes; empty means those of all serializers that can make
             the model and are safe. Refused together with `serializer`.
@@ -64,7 +69,7 @@ class ConsumerSettings(Section):
 
     _family = "CONSUMER_"
 
-    prefetch: int | Literal["auto"] = option(100, minimum=1, maximum=65_535, note=_WHY_NO_ZERO, word="auto")
+    prefetch: int | Literal["auto"] = option(100, minimum=1, maximum=65_535, note=_WHY_NO_ZERO, words=("auto",))
     prefetch_min: int = option(1, minimum=1, maximum=65_535)
     prefetch_max: int = option(1000, minimum=1, maximum=65_535)
     concurrency: int = option(1, minimum=1, maximum=10_000)
@@ -78,6 +83,9 @@ class ConsumerSettings(Section):
     queue_missing_timeout: float = seconds(60.0, 0)
     exclusive: bool = option(False)
     consumer_tag: str = option("", maximum=240)
+    stream_offset: int | Literal["first", "last", "next"] | None = option(
+        None, int, minimum=0, maximum=2**63 - 1, words=_STREAM_OFFSETS
+    )
     priority: int | None = option(None, int, minimum=-(2**31), maximum=2**31 - 1)
     accept: Sequence[str] = option((), items=Rule(kind=str, minimum=1, maximum=255))
     serializer: str | None = option(None, str, minimum=1, maximum=255)
@@ -99,3 +107,6 @@ class ConsumerSettings(Section):
             raise wrong("prefetch", "prefetch cannot be 'auto' for an exclusive consumer: it cannot be changed")
         if self.prefetch == "auto" and self.ack == "none":
             raise wrong("prefetch", "prefetch cannot be 'auto' without acknowledgements: the broker has no limit then")
+        if self.stream_offset is not None and self.ack == "none":
+            # RabbitMQ would end the connection (540).
+            raise wrong("ack", "ack cannot be 'none' with stream_offset: a stream needs acknowledgements")

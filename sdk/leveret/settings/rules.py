@@ -87,7 +87,7 @@ class Rule:
     whole: bool = False  # a float without a fraction
     choices: tuple[object, ...] = ()
     aliases: Mapping[str, object] = field(default_factory=dict)  # words for values
-    word: str = ""  # a value beside those of the kind
+    words: tuple[str, ...] = ()  # values beside those of the kind
     note: str = ""  # why the bounds are what they are
     code_only: bool = False  # refused in URLs, environment variables and files
 
@@ -95,8 +95,8 @@ class Rule:
         """Returns the value in its own type, or raises a `ConfigurationError`; no secret is in its text."""
         if value is None and self.optional:
             return None
-        if self.word and value == self.word:
-            return self.word
+        if isinstance(value, str) and value in self.words:
+            return value
         if self.kind is Secret and isinstance(value, (str, Secret)):
             return Secret(self.check_amount(name, value if isinstance(value, str) else value.reveal()))
         if self.kind is tuple and isinstance(value, (list, tuple)) and self.items:
@@ -139,7 +139,7 @@ class Rule:
             raise wrong(name, f"{name} can be set from code only")
         if text and self.kind is tuple:
             value = [item.strip() for item in value.split(",")] if value else []
-        elif text and self.kind in (bool, int, float) and value not in self.aliases and value != (self.word or None):
+        elif text and self.kind in (bool, int, float) and value not in (*self.aliases, *self.words):
             number = r"-?[0-9]{1,20}" if self.kind is int else r"-?[0-9]{1,20}(\.[0-9]{1,20})?"
             good = value.lower() in _BOOLEANS if self.kind is bool else re.fullmatch(number, value)
             if not good:
@@ -152,8 +152,8 @@ class Rule:
         if self.choices:
             return " or ".join(map(repr, self.choices))
         name = self.kind.__name__
-        if self.word:
-            return f"{_WORDS[name]} or {self.word!r}"
+        if self.words:
+            return " or ".join((_WORDS[name], *map(repr, self.words)))
         return f"a list of {self.items.wanted()}" if self.items else _WORDS.get(name, name)
 
 

@@ -108,6 +108,16 @@ class Declared:
         found = self.queue(queue)
         return queue.startswith("amq.") if found is None else found.is_transient
 
+    def may_vanish(self, queue: str) -> bool:
+        """Returns whether a queue may be deleted when it has no consumer: also one that this client did not declare."""
+        found = self.queue(queue)
+        return found is None or found.entity.auto_delete or "x-expires" in found.entity.arguments
+
+    def is_stream(self, queue: str) -> bool:
+        """Returns whether this client has declared that queue as a stream."""
+        found = self.queue(queue)
+        return found is not None and found.entity.arguments.get("x-queue-type") == "stream"
+
     def queue(self, name: str) -> DeclaredQueue | None:
         """Returns the queue of this name, the present or one of the last former ones; None when it is not known."""
         return self._queues.get(name) or self._renamed.get(name)

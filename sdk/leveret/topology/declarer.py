@@ -61,7 +61,7 @@ class Declarer:
             self._link_of(queue.name)
         at_home = [queue for queue in topology.queues if queue.needs_home]
         others = [queue for queue in topology.queues if not queue.needs_home]
-        await self._declare(self._shared, lambda: [*topology.exchanges, *others], remember)
+        await self._declare(self._shared, lambda: [*topology.exchanges, *others], remember, always=True)
         await self._declare(self._home, lambda: at_home, remember)
 
         def bindings(link: Link) -> Callable[[], Sequence[Entity]]:
@@ -128,8 +128,11 @@ class Declarer:
         link: Link,
         entities: Callable[[], Sequence[Entity]],
         declared: Callable[[Entity, Method | None], object],
+        *,
+        always: bool = False,
     ) -> None:
-        if entities():
+        # An empty topology asks for a channel all the same: the caller learns that there is no connection.
+        if always or entities():
             async with link.channels.acquire() as channel:
                 await declare_each(channel, entities(), declared)
 

@@ -153,6 +153,29 @@ def confirm_and_return(s: Callable[..., Stranger]) -> object:
     return [*seen, stranger.next(), stranger.next()]
 
 
+def _publish_with_header(stranger: Stranger, value: bytes) -> Stranger:
+    table = b"\1k" + value
+    stranger.raw(encode_method(1, 60, 40, "hsso", (0, "", "nowhere", 0)))
+    return stranger.frame(2, 1, struct.pack(">HHQHI", 60, 0, 0, 0x2000, len(table)) + table)
+
+
+def second_close_ok(s: Callable[..., Stranger]) -> object:
+    stranger = s().opened(1).send(1, Queue.Declare, queue="missing", passive=True)
+    seen = stranger.next()
+    return seen, stranger.send(1, Channel.CloseOk).send(1, Channel.CloseOk).next()
+
+
+_NAN = b"d\x7f\xf8" + bytes(6)
+STRANGE |= {
+    "second close-ok": second_close_ok,
+    "queue name that is no UTF-8": lambda s: s().opened(1).send(1, Queue.Declare, queue=b"q\xff").next(),
+    "consumer tag that is no UTF-8": lambda s: s().opened(1).send(1, Basic.Consume, consumer_tag=b"\xc3(").next(),
+    "infinite header": lambda s: _publish_with_header(s().opened(1), b"d\x7f\xf0" + bytes(6)).next(),
+    "header that is no number": lambda s: _publish_with_header(s().opened(1), b"f\x7f\xc0\0\0").next(),
+    "header that is no number, in a list in a table": lambda s: _publish_with_header(
+        s().opened(1), b"F\0\0\0\x10\1kA\0\0\0\x09" + _NAN
+    ).next(),
+}
 STRANGE |= {
     "consumer tag in use": reuse_tag,
     "going on after channel.close": go_on_after_channel_close,

@@ -114,7 +114,10 @@ async def test_nothing_is_delivered_when_the_connection_ends_inside_a_message(si
         peer.send_bytes(delivery[:size])
         peer.hang_up()
 
-    async with two_connections(script) as url, leveret.connect(url, close_timeout=0.5) as client:
+    async with (
+        two_connections(script) as url,
+        leveret.connect(url, close_timeout=0.5, auto_recovery=False) as client,
+    ):
         consumer = client.consumer("q", consumer_tag="tag")
         error = await refusal(anext(consumer), within=1)
         assert type(error) is ConnectionLost

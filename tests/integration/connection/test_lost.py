@@ -76,9 +76,12 @@ class Waiters:
 
 @every_loop
 @pytest.mark.parametrize("how", ["reset", "half_close"])
-async def test_everything_that_waits_ends_when_the_connection_is_cut(
-    proxy: FaultProxy, proxied: leveret.Client, queue: str, how: str
-) -> None:
+async def test_everything_that_waits_ends_when_the_connection_is_cut(proxy: FaultProxy, queue: str, how: str) -> None:
+    async with leveret.connect(proxy.url, close_timeout=0.5, auto_recovery=False) as proxied:
+        await end_everything_that_waits(proxy, proxied, queue, how)
+
+
+async def end_everything_that_waits(proxy: FaultProxy, proxied: leveret.Client, queue: str, how: str) -> None:
     waiters = Waiters(proxied, queue)
     await waiters.start()
     proxy.swallow()
@@ -154,6 +157,13 @@ async def test_the_reason_is_told_when_the_broker_closes_the_connection(
 ) -> None:
     other_queue = name("queue")
     await client.declare(Topology().queue(other_queue))
+    async with leveret.connect(broker.url, auto_recovery=False) as ending:
+        await tell_the_reason(broker, ending, queue, other_queue)
+        async with ending.producer() as producer:
+            assert (await producer.publish(1, queue)).outcome is Outcome.CONFIRMED  # on the next connection
+
+
+async def tell_the_reason(broker: Broker, client: leveret.Client, queue: str, other_queue: str) -> None:
     waiters = Waiters(client, queue)
     await waiters.start()
     publishing = asyncio.create_task(publish_until_it_fails(waiters.producer, other_queue))
@@ -169,7 +179,6 @@ async def test_the_reason_is_told_when_the_broker_closes_the_connection(
         assert type(lost) is ConnectionClosed
         assert lost.reply_code == 320
         assert lost.reply_text.startswith("CONNECTION_FORCED")
-    assert (await waiters.producer.publish(1, queue)).outcome is Outcome.CONFIRMED  # on the next connection
 
 
 async def test_nothing_hangs_when_a_task_group_fails_around_everything(broker: Broker, queue: str) -> None:

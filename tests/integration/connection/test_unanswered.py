@@ -31,7 +31,7 @@ async def test_a_call_ends_when_the_broker_does_not_answer(proxy: FaultProxy, qu
         for name, call in {
             "queue.declare": channel.queue_declare(queue),
             "basic.get": consumer.get(),
-            "basic.qos": anext(consumer),
+            "basic.qos": consumer.subscribe(),
             "channel.open": client.channel(),
             "connection.update-secret": client.connection.update_secret("guest"),
         }.items():

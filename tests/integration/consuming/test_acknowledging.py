@@ -323,10 +323,11 @@ async def test_nothing_is_settled_on_another_channel_when_that_of_a_message_was_
 
 
 async def test_a_message_comes_again_when_the_connection_is_lost_while_it_is_handled(
-    proxy: FaultProxy, proxied: leveret.Client, client: leveret.Client, queue: str
+    proxy: FaultProxy, client: leveret.Client, queue: str
 ) -> None:
     async with client.producer() as producer:
         await producer.publish("work", queue)
+    proxied = await leveret.connect(proxy.url, close_timeout=0.5, auto_recovery=False)
     consumer = proxied.consumer(queue)
     started, lost = asyncio.Event(), asyncio.Event()
     settled = []
@@ -339,10 +340,11 @@ async def test_a_message_comes_again_when_the_connection_is_lost_while_it_is_han
     task = asyncio.create_task(consumer.run(handler))
     await started.wait()
     proxy.reset()
-    assert isinstance(await failure_at_once(proxied.consumer(queue).get()), ConnectionLost)
+    await until(lambda: not consumer.health().live)
     lost.set()
     assert isinstance(await failure_at_once(task), ConnectionLost)
     assert settled == [False]
+    await proxied.close()
     async with asyncio.timeout(5), client.consumer(queue) as again:
         message = await anext(again)
         assert (message.value, message.redelivered) == ("work", True)

@@ -188,7 +188,8 @@ async def test_a_backoff_policy_chooses_when_a_consumer_begins_again(broker: Bro
             proxy.reset()
             await queues.publish(1)
             await until(lambda: seen == [1])
-    assert Steady.asked == [1, 1]  # the consumer's own sequence, and that of its connection
+    # The consumer's own sequence, and that of its connection, whose first attempt counts.
+    assert Steady.asked == [1, 2]
 
 
 async def test_a_consumer_that_was_cancelled_does_not_begin_again(broker: Broker, queues: Queues) -> None:

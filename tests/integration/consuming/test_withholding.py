@@ -12,13 +12,13 @@ from tests.support.handling import Held, Queues, ends, running, until
 from tests.support.queues import consumer_count
 from tests.support.scripted import Scripted, connected
 
-import leveret
 from leveret.consuming.states import ConsumerState
 from leveret.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import leveret
     from leveret.consuming.subscription import Subscription
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -27,13 +27,8 @@ ENDLESS = float("inf")
 
 
 @pytest.fixture
-async def client(request: pytest.FixtureRequest) -> AsyncIterator[leveret.Client]:
-    """A client of the scripted broker, or of a real one for a test that has queues."""
-    if "scripted" not in request.fixturenames:
-        async with leveret.connect(request.getfixturevalue("broker").url) as client:
-            yield client
-        return
-    scripted = request.getfixturevalue("scripted")
+async def client_of_script(scripted: Scripted) -> AsyncIterator[leveret.Client]:
+    """A client of the scripted broker."""
     async with connected(scripted, operation_timeout=0.3, close_timeout=0.2) as client:
         yield client
 
@@ -87,9 +82,9 @@ async def test_the_broker_has_no_consumer_while_deliveries_are_withheld_and_none
 
 
 async def test_the_last_of_several_reasons_lets_the_deliveries_go_on(
-    scripted: Scripted, client: leveret.Client
+    scripted: Scripted, client_of_script: leveret.Client
 ) -> None:
-    async with client.consumer("q") as consumer:
+    async with client_of_script.consumer("q") as consumer:
         await consumer.subscribe()
         subscription = subscription_of(consumer)
         for reason in ("a", "b", "a"):
@@ -108,9 +103,9 @@ async def test_the_last_of_several_reasons_lets_the_deliveries_go_on(
 
 
 async def test_nothing_is_sent_when_deliveries_are_allowed_again_at_once(
-    scripted: Scripted, client: leveret.Client
+    scripted: Scripted, client_of_script: leveret.Client
 ) -> None:
-    async with client.consumer("q") as consumer:
+    async with client_of_script.consumer("q") as consumer:
         await consumer.subscribe()
         subscription_of(consumer).withhold("a")
         subscription_of(consumer).allow("a")
@@ -120,9 +115,9 @@ async def test_nothing_is_sent_when_deliveries_are_allowed_again_at_once(
 
 
 async def test_a_consumer_that_is_withheld_before_it_begins_subscribes_when_it_is_allowed(
-    scripted: Scripted, client: leveret.Client
+    scripted: Scripted, client_of_script: leveret.Client
 ) -> None:
-    async with client.consumer("q") as consumer:
+    async with client_of_script.consumer("q") as consumer:
         subscription_of(consumer).withhold("a")
         await consumer.subscribe()
         assert consumer.state is ConsumerState.CONSUMING
@@ -134,9 +129,9 @@ async def test_a_consumer_that_is_withheld_before_it_begins_subscribes_when_it_i
 
 
 async def test_a_prefetch_that_is_set_while_deliveries_are_withheld_is_used_when_they_go_on(
-    scripted: Scripted, client: leveret.Client
+    scripted: Scripted, client_of_script: leveret.Client
 ) -> None:
-    async with client.consumer("q", prefetch=10) as consumer:
+    async with client_of_script.consumer("q", prefetch=10) as consumer:
         await consumer.subscribe()
         subscription_of(consumer).withhold("a")
         await until(lambda: not consumer.health().live)
@@ -147,8 +142,8 @@ async def test_a_prefetch_that_is_set_while_deliveries_are_withheld_is_used_when
         assert [qos.prefetch_count for _, qos in scripted.got("Basic.Qos")] == [10, 20]
 
 
-async def test_a_pause_and_a_reason_are_two_things(scripted: Scripted, client: leveret.Client) -> None:
-    async with client.consumer("q") as consumer:
+async def test_a_pause_and_a_reason_are_two_things(scripted: Scripted, client_of_script: leveret.Client) -> None:
+    async with client_of_script.consumer("q") as consumer:
         await consumer.subscribe()
         subscription = subscription_of(consumer)
         subscription.withhold("a")
@@ -167,9 +162,9 @@ async def test_a_pause_and_a_reason_are_two_things(scripted: Scripted, client: l
 
 @pytest.mark.parametrize("what", ["channel", "connection"])
 async def test_a_channel_without_a_consumer_is_opened_after_a_loss_while_deliveries_are_withheld(
-    scripted: Scripted, client: leveret.Client, what: str
+    scripted: Scripted, client_of_script: leveret.Client, what: str
 ) -> None:
-    consumer = client.consumer("q")
+    consumer = client_of_script.consumer("q")
     async with running(consumer, lambda value, message: None):
         await until(lambda: consumer.health().live)
         subscription_of(consumer).withhold("a")
@@ -206,10 +201,10 @@ async def test_the_backoff_is_kept_when_deliveries_are_allowed_between_two_attem
 
 
 async def test_deliveries_go_on_when_basic_cancel_is_not_answered(
-    scripted: Scripted, client: leveret.Client, caplog: pytest.LogCaptureFixture
+    scripted: Scripted, client_of_script: leveret.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted.unanswered["Basic.Cancel"] = 1
-    async with client.consumer("q") as consumer:
+    async with client_of_script.consumer("q") as consumer:
         await consumer.subscribe()
         subscription_of(consumer).withhold("a")
         await until(lambda: "Basic.Cancel" in caplog.text or "basic.cancel" in caplog.text)
@@ -219,9 +214,9 @@ async def test_deliveries_go_on_when_basic_cancel_is_not_answered(
 
 @pytest.mark.parametrize("method", ["Basic.Qos", "Basic.Consume"])
 async def test_another_channel_is_opened_when_the_broker_does_not_answer_what_follows_allow(
-    scripted: Scripted, client: leveret.Client, method: str
+    scripted: Scripted, client_of_script: leveret.Client, method: str
 ) -> None:
-    consumer = client.consumer("q")
+    consumer = client_of_script.consumer("q")
     async with running(consumer, lambda value, message: None):
         await until(lambda: consumer.health().live)
         subscription_of(consumer).withhold("a")
@@ -232,16 +227,16 @@ async def test_another_channel_is_opened_when_the_broker_does_not_answer_what_fo
         await until(lambda: consumer.health().live)
 
 
-async def test_run_raises_when_the_broker_refuses_what_follows_allow(
-    scripted: Scripted, client: leveret.Client
+async def test_run_raises_when_the_queue_is_missing_when_deliveries_are_allowed_again(
+    scripted: Scripted, client_of_script: leveret.Client
 ) -> None:
-    consumer = client.consumer("q")
+    consumer = client_of_script.consumer("q", queue_missing_timeout=0.2)
     async with running(consumer, lambda value, message: None) as task:
         await until(lambda: consumer.health().live)
         subscription_of(consumer).withhold("a")
         await until(lambda: not consumer.health().live)
         scripted.instead["Basic.Consume"] = lambda peer, channel, _: peer.send(
-            Channel.Close(404, "no queue", 60, 20), channel
+            Channel.Close(404, "NOT_FOUND - no queue 'q' in vhost '/'", 60, 20), channel
         )
         subscription_of(consumer).allow("a")
         await ends(task)
@@ -252,9 +247,9 @@ async def test_run_raises_when_the_broker_refuses_what_follows_allow(
 @pytest.mark.parametrize("end", ["stop", "cancel", "drain", "close"])
 @pytest.mark.parametrize("moment", ["withheld", "cancelling", "subscribing"])
 async def test_a_consumer_ends_at_once_whatever_withhold_and_allow_are_at(
-    scripted: Scripted, client: leveret.Client, end: str, moment: str
+    scripted: Scripted, client_of_script: leveret.Client, end: str, moment: str
 ) -> None:
-    consumer = client.consumer("q")
+    consumer = client_of_script.consumer("q")
     async with running(consumer, lambda value, message: None) as task:
         await until(lambda: consumer.health().live)
         subscription = subscription_of(consumer)

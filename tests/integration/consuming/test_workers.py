@@ -13,8 +13,6 @@ import leveret
 from leveret.errors import AccessRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.support.brokers import Broker
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -164,23 +162,3 @@ async def test_other_consumers_are_refused_when_one_is_exclusive(queues: Queues)
             with pytest.raises(AccessRefused, match=queues.work):
                 await anext(second)
         (await anext(first)).ack()
-
-
-async def test_reading_goes_on_only_when_no_consumer_is_behind(queues: Queues, name: Callable[[str], str]) -> None:
-    other = await Queues(queues.client, name).declare()
-    await queues.publish(*range(3_000))
-    slow = queues.client.consumer(queues.work, ack="none", prefetch=1)
-    quick = queues.client.consumer(other.work, ack="none", prefetch=1)
-    async with slow, quick:
-        await slow.subscribe()
-        await until(lambda: slow.health().waiting > 10)
-        transport = slow._connection.transport
-        assert not transport.reading
-        # As if the other one had been behind and is not any more.
-        quick._connection = slow._connection
-        quick._reading_paused = True
-        transport.pause_reading()
-        quick._resume_reading()
-        assert not transport.reading, "the first one is still behind"
-        await slow.close()
-        assert transport.reading

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 #: Delays that keep tests short.
-QUICK: dict[str, Any] = {"recovery_initial_delay": 0.01, "recovery_max_delay": 0.05, "handshake_timeout": 0.5}
+QUICK: dict[str, Any] = {"recovery_initial_delay": 0.01, "recovery_max_delay": 0.05}
 
 
 class Seen:
@@ -375,7 +375,7 @@ async def test_an_exclusive_queue_is_taken_back_when_the_broker_still_has_it_for
         # Another connection has the name, as the old one of the client has it until the broker misses its heartbeats.
         old = lossy.client.consuming_link.connection
         async with leveret.connect(broker.url) as thief:
-            lossy.proxy.deaf = True  # the client dials in vain
+            lossy.proxy.refuse()
             lossy.proxy.reset()
             await until(lambda: not consumer.health().live)
             async with asyncio.timeout(10):
@@ -383,7 +383,7 @@ async def test_an_exclusive_queue_is_taken_back_when_the_broker_still_has_it_for
                     with contextlib.suppress(ResourceLocked):
                         await thief.declare(Topology().queue(queue, exclusive=True))
                         break
-            lossy.proxy.deaf = False
+            lossy.proxy.accept()
             await until(lambda: "RESOURCE_LOCKED" in caplog.text)
             assert not consumer.health().live
         await until(lambda: consumer.health().live)

@@ -43,7 +43,7 @@ LOSSES = [
 
 
 def rules(*, auto_recovery: bool = True, **options: Any) -> LossRules:
-    return LossRules(ConsumerSettings(**options), auto_recovery=auto_recovery)
+    return LossRules(ConsumerSettings(**options), lambda: auto_recovery)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,11 @@ def rules(*, auto_recovery: bool = True, **options: Any) -> LossRules:
 def test_a_consumer_goes_on_after_every_loss_by_default(error: LeveretError) -> None:
     assert rules().go_on_after(error)
     assert not rules(auto_recovery=False).go_on_after(error)
+
+
+def test_a_consumer_ends_when_its_client_was_closed_meanwhile() -> None:
+    error = ConnectionLost("reset")
+    assert rules(auto_recovery=False).end_after(error, "q", 0.0) is error
 
 
 @pytest.mark.parametrize("error", [ConfigurationError("wrong"), EncodeFailed("too long")])

@@ -378,7 +378,9 @@ def test_closing_ends_without_error_when_the_server_agrees() -> None:
 
 def test_closing_ends_without_error_when_both_sides_close_at_once() -> None:
     client = Client().advance(ChannelPhase.CLOSING)
-    assert client.receive(Channel.Close(404, "NOT_FOUND", 60, 40)) == ChannelEnded(None, ("close",), crossed=True)
+    assert client.receive(Channel.Close(404, "NOT_FOUND", 60, 40)) == ChannelEnded(
+        None, ("close",), by_server=True, crossed=True
+    )
     assert sent_names(client.out) == ["Channel.CloseOk"]
     assert client.receive(Channel.CloseOk()) is None  # the answer to ours, which the server may still send
 

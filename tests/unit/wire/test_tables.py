@@ -24,6 +24,7 @@ from tests.corpus.frames import longstr, shortstr
 from leveret.errors import EncodeFailed, TableSyntaxError
 from leveret.wire.decoding import decode_table
 from leveret.wire.encoding import FieldValue, encode_table
+from leveret.wire.properties import Properties
 
 if TYPE_CHECKING:
     from tests.corpus.malformed import Block
@@ -170,21 +171,41 @@ def test_no_table_is_an_empty_table_when_packed() -> None:
 # ---------------------------------------------------------------------------------------------- edges
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, 0.0, -0.0, 5e-324, 1.7976931348623157e308])
+@pytest.mark.parametrize("value", [0.0, -0.0, 5e-324, 1.7976931348623157e308])
 def test_float_comes_back_bit_by_bit_when_it_is_special(value: float) -> None:
     back = decode_table(encode_table({"k": value}))["k"]
     assert struct.pack(">d", back) == struct.pack(">d", value)
 
 
-@pytest.mark.parametrize("kind", ["f", "d"])
-def test_nan_stays_nan_when_packed_and_read(kind: str) -> None:
-    assert math.isnan(decode_table(encode_table({"k": FieldValue(kind, math.nan)}))["k"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda value: value,
+        lambda value: FieldValue("d", value),
+        lambda value: FieldValue("f", value),
+        lambda value: [1, value],
+        lambda value: {"a": {"b": [{"c": value}]}},
+        lambda value: FieldValue("A", [FieldValue("F", {"x": FieldValue("f", value)})]),
+    ],
+    ids=["float", "d", "f", "array", "nested", "nested with types"],
+)
+def test_a_float_that_is_infinite_or_nan_is_refused_at_any_depth(value: float, wrap: Any) -> None:
+    with pytest.raises(EncodeFailed, match=r"'\w': a float that is infinite or NaN"):
+        encode_table({"k": wrap(value)})
+    with pytest.raises(EncodeFailed, match="infinite or NaN"):
+        Properties(headers={"k": wrap(value)}).encode()
 
 
-def test_infinity_fits_a_single_float_and_a_large_finite_number_does_not() -> None:
-    assert decode_table(encode_table({"k": FieldValue("f", -math.inf)}))["k"] == -math.inf
+@pytest.mark.parametrize("raw", [b"d\x7f\xf0" + bytes(6), b"f\x7f\xc0\0\0"])
+def test_a_float_that_is_infinite_or_nan_is_read_when_a_peer_sends_one(raw: bytes) -> None:
+    assert not math.isfinite(decode_table(longstr(b"\x01k" + raw))["k"])
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 3.5e38])
+def test_a_finite_float_is_refused_when_it_would_be_infinite_as_a_single_one(value: float) -> None:
     with pytest.raises(EncodeFailed, match=r"'k'.*float.*'f'"):
-        encode_table({"k": FieldValue("f", 1e39)})
+        encode_table({"k": FieldValue("f", value)})
 
 
 @pytest.mark.parametrize(

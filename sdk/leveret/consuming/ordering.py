@@ -1,4 +1,4 @@
-"""What keeps messages in order: the key that `ordered_by` means."""
+"""The key whose messages one consumer handles in order, as its settings name it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["key_function"]
 
 
 def key_function(ordered_by: str | None) -> Callable[[Message], Hashable] | None:
-    """Returns the function that `ConsumerSettings.ordered_by` names; None when no order is kept."""
+    """Returns the function that finds the key of a message, as `ConsumerSettings.ordered_by` says; None without one."""
     if ordered_by is None:
         return None
     if ordered_by == "routing_key":
