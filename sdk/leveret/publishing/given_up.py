@@ -1,4 +1,4 @@
-"""The log of publishings that end UNKNOWN while their producer is being closed."""
+"""The log of publishings that end UNKNOWN or NOT_SENT while their producer is being closed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _NAMED: Final = 20
 
 
 class GivenUp:
-    """Logs the publishings of a closing producer that end UNKNOWN in its `with` block: the broker may have them or not.
+    """Logs the publishings of a closing producer that end in its `with` block.
+
+    The broker may have those that end UNKNOWN, and has none of those that were kept for a channel and end NOT_SENT.
 
     Args:
         window: The publishings of the producer.
@@ -37,7 +39,7 @@ class GivenUp:
         self._exchange = exchange
         self._reason = reason
         self._is_closing = life.at(ProducerState.CLOSING)
-        self._unknown = window.unknown
+        self._before = window.unknown, window.not_sent
         self._open = window.in_flight(_NAMED) if self._is_closing else []
 
     def __enter__(self) -> Self:
@@ -45,7 +47,8 @@ class GivenUp:
 
     def __exit__(self, *_: object) -> None:
         window = self._window
-        count = window.unknown - self._unknown
+        unknown, not_sent = window.unknown - self._before[0], window.not_sent - self._before[1]
+        count = unknown + not_sent
         if not count or not self._is_closing:
             return
         ended = [(tag, message_id) for tag, message_id in self._open if not window.is_open(tag)]
@@ -54,10 +57,10 @@ class GivenUp:
         )
         more = f" and {count - len(ended)} more" if count > len(ended) else ""
         logger.warning(
-            "closing a producer of exchange %r: %d publishings end UNKNOWN, with delivery tags (and message ids) "
-            "%s%s: %s",
+            "closing a producer of exchange %r: %d publishings end %s, with delivery tags (and message ids) %s%s: %s",
             self._exchange,
             count,
+            f"UNKNOWN or NOT_SENT ({not_sent} of them)" if not_sent else "UNKNOWN",
             named,
             more,
             self._reason,

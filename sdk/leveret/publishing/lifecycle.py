@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.protocol.recovery import Backoff
+    from leveret.settings import ProducerSettings
 
 __all__ = ["PRODUCER_TRANSITIONS", "ProducerLife", "ProducerState", "Reopening", "first_channel", "publishing_channel"]
 
@@ -92,41 +93,45 @@ class ProducerLife:
 
 
 async def first_channel(
-    link: Link, open_channel: Callable[[Connection], Awaitable[Channel]], seconds: float, what: str
+    link: Link, open_channel: Callable[[Connection], Awaitable[Channel]], settings: ProducerSettings, what: str
 ) -> Channel:
     """Opens a channel, and waits for a lost connection to come back before.
 
     Args:
         link: Gives the connection. Without `auto_recovery` a lost one is dialed once.
         open_channel: Opens a channel on a connection.
-        seconds: How long that may take in all: the option `publish_timeout`.
+        settings: All of it may take `publish_timeout`.
         what: What the channel is for; the error says it.
 
     Raises:
         PublishError: It took longer; the outcome is NOT_SENT, the stage "connection".
         LeveretError: No connection or channel could be opened.
     """
+    seconds = settings.publish_timeout
+    deadline = asyncio.timeout(seconds)
     lost: LeveretError | None = None
     try:
-        async with asyncio.timeout(seconds):
+        async with deadline:
             while True:
                 last = link.connection
-                recovers = last is not None and last.settings.auto_recovery
-                connection = await (link.recovered() if recovers else link())
+                dials = last is not None and not last.settings.auto_recovery
+                connection = await (link() if dials else link.recovered())
                 try:
                     return await open_channel(connection)
                 except LeveretError as error:
                     if connection.error is None or not connection.settings.auto_recovery:
                         raise
                     lost = error
-    except TimeoutError as error:
-        if isinstance(error, LeveretError):
+    except TimeoutError:
+        # A request has a deadline of its own.
+        if not deadline.expired():
             raise
-        lost = lost or (None if link.connection is None else link.connection.error)
-        reason = "" if lost is None else f"; it was lost: {lost}"
+        cause = link.failure or link.outage or lost
         raise not_sent(
-            f"{what} waited publish_timeout of {seconds:g} s for a connection{reason}", "connection", lost
-        ) from lost
+            f"{what} had no connection within publish_timeout of {seconds:g} s{f': {cause}' if cause else ''}",
+            "connection",
+            cause,
+        ) from cause
 
 
 async def publishing_channel(connection: Connection, *, confirms: bool) -> Channel:

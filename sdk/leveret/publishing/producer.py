@@ -54,6 +54,8 @@ __all__ = ["Producer"]
 
 logger = logging.getLogger("leveret.publishing")
 
+#: Seconds that `flush` waits longer than the deadline of each publishing, which is noticed late in a busy event loop.
+_FLUSH_SLACK: Final = 1.0
 #: The first size of a window that adapts.
 _FIRST_WINDOW: Final = 200
 
@@ -179,8 +181,7 @@ class Producer(CompiledPublisher):
             raise ConfigurationError("a producer can be opened once")
         self._move(ProducerState.OPENING)
         try:
-            timeout = self.settings.publish_timeout
-            channel = await first_channel(self._connect, self._open_channel, timeout, "the producer")
+            channel = await first_channel(self._connect, self._open_channel, self.settings, "the producer")
             if not self._life.at(ProducerState.OPENING):
                 channel.abandon()
                 raise not_sent("the producer was closed while it was opened", cause=self._life.error)
@@ -348,10 +349,7 @@ class Producer(CompiledPublisher):
             raw_properties: What `Properties.encode` returns.
 
         Returns:
-            As `publish`.
-
-        Raises:
-            LeveretError: As `publish`.
+            As `publish`, which also tells what is raised.
         """
         return await self._writer.publish_raw(body, routing_key, raw_properties)
 
@@ -495,8 +493,7 @@ class Producer(CompiledPublisher):
             return
         self._connection.check_loop()
         self._connection.transport.flush()
-        # The clock may give up two of its steps late.
-        seconds = timeout if timeout is not None else self.settings.publish_timeout + 2 * self._deadlines.step
+        seconds = timeout if timeout is not None else self.settings.publish_timeout + _FLUSH_SLACK
         await self._tickets.flush(seconds)
 
     # ------------------------------------------------------------------ called by the compiled publisher
@@ -600,10 +597,7 @@ class Producer(CompiledPublisher):
         await self._resender.write_all(self._batch, self._connection)
         self._deadlines.resent(self._loop.time())
         self._wake()
-        name = self._connection.name
-        logger.info(
-            "a producer goes on with a new channel on connection %r, and sent %d publishings first", name, count
-        )
+        logger.info("a producer goes on with a new channel of %r; %d publishings went first", self._connection, count)
         self._reopening.end()
         if self._life.at(ProducerState.REOPENING):
             self._move(ProducerState.OPEN)

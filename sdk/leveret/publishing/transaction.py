@@ -121,7 +121,7 @@ class Transaction:
         if refusal is not None:
             raise refusal
         try:
-            channel = await first_channel(self._link, self._select, self._settings.publish_timeout, "the transaction")
+            channel = await first_channel(self._link, self._select, self._settings, "the transaction")
         except (PublishError, ConfigurationError, ChannelClosed):
             raise
         except LeveretError as error:

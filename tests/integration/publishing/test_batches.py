@@ -219,7 +219,10 @@ async def test_other_producers_are_told_of_a_loss_when_a_cancelled_batch_was_hal
         await go_on.wait()
         peer.hang_up()
 
-    async with FakeServer(script) as server, leveret.connect(server.url, close_timeout=0.1) as client:
+    async with (
+        FakeServer(script) as server,
+        leveret.connect(server.url, close_timeout=0.1, auto_recovery=False) as client,
+    ):
         guarded = await client.producer(retry=NeverRetries()).open()
         other = await client.producer(confirm_timeout=1.0).open()
         waiting = asyncio.create_task(other.publish(1, "q"))

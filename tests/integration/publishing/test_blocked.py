@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp.commands import Channel, Confirm, Connection
 from tests.support.brokers import publish_until_blocked
-from tests.support.confirming import producing
 from tests.support.outcomes import AT_ONCE
+from tests.support.peers import FakeServer
 
 import leveret
 from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
@@ -107,15 +107,13 @@ async def test_callers_that_the_broker_blocks_end_at_once_when_the_producer_give
         await peer.answer(Channel.Open, Confirm.Select)
         peer.send(Connection.Blocked("low on disk"))
         await asyncio.sleep(0.2)
-        peer.send(Channel.Close(541, "INTERNAL_ERROR", 0, 0), 1)
-        await peer.expect(Channel.CloseOk)
-        channel, _ = await peer.receive()
-        peer.send(Channel.OpenOk(), channel)
-        await peer.receive()
-        peer.send(Channel.Close(403, "ACCESS_REFUSED", 85, 10), channel)
-        await peer.linger()
+        peer.hang_up()
 
-    async with producing(script, confirm_timeout=20, publish_timeout=20) as producer:
+    async with (
+        FakeServer(script) as server,
+        leveret.connect(server.url, auto_recovery=False) as client,
+        client.producer(serializer="bytes", confirm_timeout=20, publish_timeout=20) as producer,
+    ):
         began = time.monotonic()
         await asyncio.sleep(0.1)  # blocked by now
         with pytest.raises(PublishError):

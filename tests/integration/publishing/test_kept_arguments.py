@@ -119,7 +119,7 @@ async def test_all_attempts_send_the_same_message_when_the_caller_changes_the_va
     channel = await tight_client.channel()
     message = await channel.basic_get("full", no_ack=True)
     assert message is not None
-    assert (message.body, message.headers) == (b'{"n":1}', {"n": 1})
+    assert (message.body, message.headers) == (b'{"n":1}', {"n": 1, "x-leveret-resent": 1})
 
 
 async def test_a_value_is_packed_before_it_waits_for_room() -> None:

@@ -199,7 +199,7 @@ async def test_a_missing_exchange_is_tried_again_when_the_policy_says_so(tight_c
 
     tasks: list[asyncio.Task[object]] = []
     policy = DeclaresIt()
-    async with tight_client.producer(exchange="late", retry=policy) as producer:
+    async with tight_client.producer(exchange="late", retry=policy, mandatory=False) as producer:
         assert (await producer.publish(1)).outcome is Outcome.CONFIRMED
     assert policy.asked == [(1, Outcome.UNKNOWN)]
     await asyncio.gather(*tasks)

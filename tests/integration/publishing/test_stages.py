@@ -13,7 +13,7 @@ from tests.support.queues import messages
 
 import leveret
 from leveret import Outcome
-from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
+from leveret.errors import ConfirmTimeout, PublishError
 
 if TYPE_CHECKING:
     from tests.support.brokers import Broker
@@ -74,13 +74,20 @@ async def test_the_stage_is_connection_when_it_did_not_come_back_in_time(
         await producer.publish("before", queue)
         proxy.close()
         await client.connection._ended
-        for call in (producer.publish("lost", queue), producer.enqueue("lost", queue)):
+        calls = [
+            producer.publish("lost", queue),
+            awaited(await producer.enqueue("lost", queue)),
+            awaited(producer.publish_nowait("lost", queue)),
+        ]
+        for call in calls:
             error = await failure(call)
             assert isinstance(error, PublishError)
-            assert (error.outcome, error.stage) == (Outcome.NOT_SENT, "connection")
+            assert (error.outcome, error.stage, error.attempts) == (Outcome.NOT_SENT, "connection", 0)
             assert "waited publish_timeout of 0.2 s" in str(error)
-        with pytest.raises(BackpressureError, match="another one is not open yet"):
-            producer.publish_nowait("lost", queue)
+        batch = await producer.publish_batch(["lost"], queue)
+        (error,) = batch.failures.values()
+        assert isinstance(error, PublishError)
+        assert (error.outcome, error.stage) == (Outcome.NOT_SENT, "connection")
     assert [message.value for message in await messages(other, queue)] == ["before"]
 
 

@@ -250,6 +250,7 @@ def test_it_is_refused_when_its_loop_does_not_run() -> None:
 
     async def opened() -> Producer:
         client = await stack.enter_async_context(leveret.connect(broker.url))
+        await client.declare(leveret.Topology().queue("q"))
         producer = await stack.enter_async_context(client.producer())
         await producer.publish(1, "q")
         producer.publish_nowait(1, "q")
