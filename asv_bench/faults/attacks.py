@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pika
 import pika.exceptions
@@ -25,14 +25,27 @@ if TYPE_CHECKING:
 #: The user of the client under test, whose password is changed.
 USER: Final = "shop"
 PASSWORD: Final = "s3cret"
-#: How long the broker waits for an acknowledgement, and how often it looks, in milliseconds.
-CONFIG: Final = "consumer_timeout = 4000\nchannel_tick_interval = 1000\n"
+#: How often the broker looks for deliveries that were not acknowledged in time, in milliseconds.
+SETTINGS: Final = "-rabbit channel_tick_interval 1000"
+#: How long it waits for an acknowledgement, and how long while a delivery timeout is made, in milliseconds. A channel
+#: reads it when it begins.
+ACKNOWLEDGED: Final = 1_800_000
+ACKNOWLEDGED_SOON: Final = 4_000
 #: Seconds that a handler takes for a delivery timeout.
 SLOW: Final = 9.0
+#: Seconds in which a fault that needs the client to be connected waits for that.
+_GO_ON: Final = 60.0
 #: Seconds in which a queue has to become empty that is to be deleted.
 _EMPTY: Final = 60.0
 _NUMBER: Final = re.compile(rb"\d+")
 _DELETED: Final = "audit"
+#: `list_queues` counts quorum queues every five seconds, and without the messages that a target queue did not take yet.
+_COUNTS: Final = """[{element(4, amqqueue:get_name(Q)), case amqqueue:get_type(Q) of
+    rabbit_quorum_queue ->
+        {ok, {_, #{num_messages := N}}, _} = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1), N;
+    _ -> proplists:get_value(messages, rabbit_amqqueue:info(Q, [messages]))
+end} || Q <- rabbit_amqqueue:list()]."""
+_COUNTED: Final = re.compile(r'\{<<"([^"]+)">>,\s*(\d+)\}')
 
 
 class CannotAttackError(Exception):
@@ -56,8 +69,8 @@ class Attacks:
         self._ledger = ledger
         self._command = command
         self._makers: dict[str, Callable[[Step], None]] = {
-            "reset": lambda step: self._count(proxy.reset()),
-            "half-close": lambda step: self._count(proxy.half_close(step.direction)),  # type: ignore[arg-type]
+            "reset": lambda step: self._connected(proxy.reset),
+            "half-close": lambda step: self._connected(lambda: proxy.half_close(step.direction)),  # type: ignore[arg-type]
             "stall": self._stall,
             "kill": lambda step: self._restart(node.kill, step),
             "stop": lambda step: self._restart(node.stop, step),
@@ -82,9 +95,13 @@ class Attacks:
 
     # ------------------------------------------------------------------ on the way
 
-    def _count(self, connections: int) -> None:
-        if not connections:
-            raise CannotAttackError("the client had no connection")
+    def _connected(self, attack: Callable[[], int]) -> None:
+        """Attacks connections: waits for one to attack."""
+        deadline = time.monotonic() + _GO_ON
+        while not attack():
+            if time.monotonic() > deadline:
+                raise CannotAttackError(f"the client had no connection for {_GO_ON:g} s")
+            time.sleep(0.05)
 
     def _stall(self, step: Step) -> None:
         self._proxy.stall(step.direction)  # type: ignore[arg-type]
@@ -129,6 +146,8 @@ class Attacks:
                 channel.queue_declare(_DELETED, durable=True)
         finally:
             self._command(f"loud {_DELETED}")
+            # It was not forgotten, but left alone.
+            self._ledger.confirmed_at[_DELETED] = self._ledger.handled_at[_DELETED] = time.monotonic()
 
     def _wait_until_empty(self) -> None:
         """Waits until nothing of the queue is ready, unacknowledged, waiting for a retry, or on its way."""
@@ -143,8 +162,22 @@ class Attacks:
     # ------------------------------------------------------------------ in the client
 
     def _time_out(self, step: Step) -> None:
-        self._command(f"slow {SLOW:g}")
-        time.sleep(SLOW)
+        try:
+            self._limit(ACKNOWLEDGED_SOON)
+            self._command(f"slow {SLOW:g}")
+            time.sleep(SLOW)
+        finally:
+            self._limit(ACKNOWLEDGED)
+
+    def _limit(self, milliseconds: int) -> None:
+        """Changes how long the broker waits for acknowledgements; has the client open its channels again."""
+        self._node.ctl("eval", f"application:set_env(rabbit, consumer_timeout, {milliseconds}).")
+        moment = time.monotonic()
+        self._proxy.reset()
+        while self._ledger.handled_at["orders"] <= moment + 0.5:  # what was handled before the reset may come late
+            if time.monotonic() > moment + _GO_ON:
+                raise CannotAttackError(f"the consumer of orders did not go on within {_GO_ON:g} s")
+            time.sleep(0.05)
 
     def _outage(self, step: Step) -> None:
         self._command(f"outage {step.seconds:g}")
@@ -153,9 +186,9 @@ class Attacks:
     # ------------------------------------------------------------------ looking
 
     def counts(self) -> dict[str, int]:
-        """Returns how many messages each queue has, unacknowledged ones included."""
-        table = self._node.ctl("list_queues", "name", "messages", "--no-table-headers")
-        return {name: int(count) for name, _, count in (line.rpartition("\t") for line in table.splitlines()) if name}
+        """Returns how many messages each queue has, with those that are unacknowledged or wait to be dead-lettered."""
+        table = self._node.ctl("eval", _COUNTS)
+        return {name: int(count) for name, count in _COUNTED.findall(table)}
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
@@ -170,14 +203,14 @@ class Attacks:
     def take_all(self) -> dict[str, list[int]]:
         """Takes everything out of all queues; returns the numbers of the messages, by queue."""
         found: dict[str, list[int]] = {}
-        with self.channel() as channel:
-            for queue in self.counts():
-                while (body := self._take(channel, queue)) is not None:
-                    found.setdefault(queue, []).append(number_of(body))
+        for queue in [queue for queue, count in self.counts().items() if count]:
+            try:
+                with self.channel() as channel:
+                    while (body := channel.basic_get(queue, auto_ack=True)[2]) is not None:
+                        found.setdefault(queue, []).append(number_of(body))
+            except pika.exceptions.AMQPError as error:
+                raise CannotAttackError(f"queue {queue} could not be read: {error!r}") from error
         return found
-
-    def _take(self, channel: BlockingChannel, queue: str) -> Any:
-        return channel.basic_get(queue, auto_ack=True)[2]
 
 
 def number_of(body: bytes) -> int:

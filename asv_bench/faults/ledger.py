@@ -91,10 +91,10 @@ class Ledger:
         else:
             raise ValueError(f"the client reported {line!r}")
 
-    def moved_since(self, moment: float) -> list[str]:
+    def missing_since(self, moment: float) -> set[str]:
         """Returns what has not happened since a moment: a confirm, or a handled message, of each queue."""
-        missing = [f"nothing was confirmed for {queue}" for queue, at in self.confirmed_at.items() if at <= moment]
-        return missing + [f"nothing of {queue} was handled" for queue, at in self.handled_at.items() if at <= moment]
+        missing = {f"nothing was confirmed for {queue}" for queue, at in self.confirmed_at.items() if at <= moment}
+        return missing | {f"nothing of {queue} was handled" for queue, at in self.handled_at.items() if at <= moment}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,12 +65,11 @@ def shares(count: int) -> Counter[str]:
     """Returns how many faults of each kind there are among so many."""
     total = sum(SHARES.values())
     parts = Counter({kind: max(1, share * count // total) for kind, share in SHARES.items()})
-    while parts.total() != count:
-        # What rounding left, to the most frequent; and from them what one of each kind took.
-        kind = max(parts, key=lambda kind: parts[kind] - SHARES[kind] * count / total)
-        if parts.total() < count:
-            kind = max(parts, key=lambda kind: SHARES[kind] * count / total - parts[kind])
-        parts[kind] += 1 if parts.total() < count else -1
+    while (missing := count - parts.total()) != 0:
+        step = 1 if missing > 0 else -1
+        # Those whose share is furthest away in that direction; each kind keeps one.
+        kinds = [kind for kind in parts if parts[kind] + step >= 1]
+        parts[max(kinds, key=lambda kind: step * (SHARES[kind] * count / total - parts[kind]))] += step
     return parts
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger = logging.getLogger("faults")
+
 #: The share of handlers that fail.
 FAILING: Final = 0.01
 #: One message of so many has a body that does not fit its model.
@@ -194,10 +196,11 @@ class Service:
         topology = leveret.Topology().exchange("calls", "topic").queue("calls").bind("calls", "calls", "#")
         while not self.ending.is_set():
             await asyncio.sleep(1.0)
-            for what, call in (
-                ("declare", lambda: self._client.declare(topology)),
-                ("queue_depth", lambda: self._client.queue_depth("orders")),
-            ):
+            calls: dict[str, Callable[[], Awaitable[Any]]] = {
+                "declare": lambda: self._client.declare(topology),
+                "purge": lambda: self._client.purge("calls"),
+            }
+            for what, call in calls.items():
                 try:
                     await self.timed(what, self._call_limit, call())
                 except leveret.LeveretError:
@@ -207,15 +210,16 @@ class Service:
 
     # ------------------------------------------------------------------ consuming
 
-    def handler(self, queue: str) -> Callable[[Order, leveret.Message[Order]], Awaitable[None]]:
+    def handler(self, queue: str) -> Callable[[Order, leveret.Message], Awaitable[None]]:
         """Makes the handler of a queue."""
 
-        async def handle(order: Order, message: leveret.Message[Order]) -> None:
+        async def handle(order: Order, message: leveret.Message) -> None:
             if queue == "orders" and self._slow:
                 seconds, self._slow = self._slow, 0.0
                 await asyncio.sleep(seconds)
             if time.monotonic() < self._outage_until or self._chance.random() < FAILING:
                 report("F", queue)
+                logger.info("%s %d fails on purpose: %s", queue, order.id, message.headers)
                 raise UnavailableError
             await asyncio.sleep(self._chance.uniform(0, 0.003))
             report("H", queue, order.id)

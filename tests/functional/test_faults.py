@@ -17,8 +17,8 @@ from tests.support.paths import ROOT
 
 @pytest.mark.integration
 def test_nothing_is_lost_under_one_fault_of_each_kind() -> None:
-    command = [sys.executable, "-m", "asv_bench.faults.run", "--faults", "12", "--duration", "60", "--seed", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-m", "asv_bench.faults.run", "--faults", "12", "--duration", "30", "--seed", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ALL_WELL in done.stdout
 
@@ -133,16 +133,16 @@ def test_a_run_in_which_nothing_was_handled_fails() -> None:
     ]
 
 
-def test_what_has_not_moved_since_a_moment_is_named() -> None:
+def test_what_is_missing_since_a_moment_is_named() -> None:
     told = ledger()
-    assert told.moved_since(0) == []
+    assert told.missing_since(0) == set()
     moment = max(told.handled_at.values())
     told.read("C orders 7")
-    assert told.moved_since(moment) == [
+    assert told.missing_since(moment) == {
         "nothing was confirmed for audit",
         "nothing was confirmed for events",
         *(f"nothing of {queue} was handled" for queue in (*DURABLE, EVENTS)),
-    ]
+    }
 
 
 def test_duplicates_are_counted() -> None:

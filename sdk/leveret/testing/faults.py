@@ -127,8 +127,8 @@ def check_number(name: str, value: float, least: float, most: float) -> None:
     Raises:
         ConfigurationError: It is no number, or out of range. The text names it, the range and the value.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:
+    is_number = type(value) in {int, float}
+    if not (is_number and least <= value <= most):
         raise ConfigurationError(f"{name} is a number from {least:g} to {most:g}, not {value!r}", option=name)
 
 

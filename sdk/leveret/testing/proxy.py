@@ -16,7 +16,7 @@ from leveret.testing.relay import DIRECTIONS, Pending, Relay, serve, share_port
 from leveret.testing.ways import How
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 __all__ = ["FaultProxy", "Pending"]
@@ -168,7 +168,8 @@ class FaultProxy:
         Returns:
             How many connections there were.
         """
-        return self._call(Relay.reset)
+        reset: Callable[[Relay], Any] = Relay.reset
+        return int(self._call(reset))
 
     def half_close(self, direction: Direction = "both") -> int:
         """Ends each connection in one direction, or both, without a word of AMQP (FIN).
@@ -295,8 +296,8 @@ class FaultProxy:
     def _change(self, direction: Direction, **values: Any) -> None:
         self._call(Relay.change, _directions(direction), values)
 
-    def _call(self, function: Callable[..., T | Awaitable[T]], *arguments: Any) -> T:
-        """Calls a method of the relay in its thread, and returns its result."""
+    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a method of the relay in its thread, and returns its result; that of a coroutine function, too."""
         relay = self._running()
         if threading.current_thread() is self._thread:
             raise RuntimeError(

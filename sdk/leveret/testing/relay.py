@@ -10,18 +10,16 @@ import sys
 from collections import Counter
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from leveret.testing.ways import Conditions, Cut, How, Route, Way
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from leveret.testing.faults import Fault
 
 __all__ = ["DIRECTIONS", "Pending", "Relay", "serve"]
-
-T = TypeVar("T")
 
 #: The ways of each direction.
 DIRECTIONS: Final = {"both": ("to_client", "to_broker"), "to_client": ("to_client",), "to_broker": ("to_broker",)}
@@ -79,7 +77,7 @@ class Relay:
         counts: How many frames were handed on, by direction and kind.
     """
 
-    def __init__(self, port: int, addresses: list[tuple[int, Any]], has_frames: bool) -> None:
+    def __init__(self, port: int, addresses: Sequence[tuple[int, Any]], has_frames: bool) -> None:
         self.loop = asyncio.get_running_loop()
         self.routes: set[Route] = set()
         self.accepted = 0
@@ -96,13 +94,13 @@ class Relay:
 
     # ------------------------------------------------------------------ calls from other threads
 
-    def begin(self, done: Future[T], function: Callable[[], T | Awaitable[T]]) -> None:
+    def begin(self, done: Future[Any], function: Callable[[], Any]) -> None:
         """Calls a function, or runs a coroutine function in a task, for who waits for `done`."""
 
         async def run() -> None:
             try:
                 result = function()
-                done.set_result(await result if inspect.iscoroutine(result) else result)  # type: ignore[arg-type]
+                done.set_result(await result if inspect.iscoroutine(result) else result)
             except Exception as error:
                 done.set_exception(error)
 
@@ -270,7 +268,7 @@ def share_port(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
-def serve(port: int, addresses: list[tuple[int, Any]], has_frames: bool, started: Future[Relay]) -> None:
+def serve(port: int, addresses: Sequence[tuple[int, Any]], has_frames: bool, started: Future[Relay]) -> None:
     """Runs a relay until it is stopped; the function of a proxy's thread."""
 
     async def main() -> None:
