@@ -36,7 +36,7 @@ class Parcel(Struct):
 async def bill(order: Order, message: leveret.Message) -> bool:
     """Publishes the parcel before the order is acknowledged: a crash in between bills twice, and loses no order."""
     if order.amount <= 0:
-        return False  # to the dead-letter exchange, if the queue has one
+        return False  # its queue has no dead-letter exchange, so it goes to shop.billing.parked
     await app.client.message(Parcel(order.id)).routing_key("shop.shipping").publish()
     return True
 
@@ -62,9 +62,9 @@ if __name__ == "__main__":
 
     @app.on_shutdown
     async def clean_up(client: leveret.Client) -> None:
-        for queue in ("shop.billing", "shop.shipping"):
+        for queue in ("shop.billing", "shop.billing.parked", "shop.shipping"):
             await client.delete_queue(queue)
 
     app.run()
     counters = app.counters()
-    print(f"{len(shipped)} parcels; {counters['acked']} acknowledged, {counters['dead_lettered']} dead-lettered")
+    print(f"{len(shipped)} parcels; {counters['acked']} acknowledged, {counters['parked']} parked")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger = logging.getLogger("faults")
+
 #: The share of handlers that fail.
 FAILING: Final = 0.01
 #: One message of so many has a body that does not fit its model.
@@ -217,6 +219,7 @@ class Service:
                 await asyncio.sleep(seconds)
             if time.monotonic() < self._outage_until or self._chance.random() < FAILING:
                 report("F", queue)
+                logger.info("%s %d fails on purpose: %s", queue, order.id, message.headers)
                 raise UnavailableError
             await asyncio.sleep(self._chance.uniform(0, 0.003))
             report("H", queue, order.id)

@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
 @pytest.mark.integration
 def test_nothing_is_lost_under_one_fault_of_each_kind() -> None:
     command = [sys.executable, "-m", "asv_bench.faults.run", "--faults", "12", "--duration", "30", "--seed", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ALL_WELL in done.stdout
 

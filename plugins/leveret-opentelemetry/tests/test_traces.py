@@ -307,7 +307,7 @@ async def test_message_is_given_back_and_dead_lettered_when_a_traced_handler_rai
 
     async with client.producer() as producer:
         await producer.publish(7, "work")
-    await consume(client, handle(fail), 2)
+    await consume(client, handle(fail), 2, on_error=leveret.Requeue())
     async with client.consumer("dead") as consumer:
         letter = await anext(consumer)
 

@@ -566,7 +566,7 @@ async def test_bad_bodies_are_dead_lettered_without_quoting_and_the_next_is_hand
     await consumer.run(handle)
     assert consumer.counters()["undecodable"] == len(bad)
     assert SENTINEL not in caplog.text
-    async with client.consumer("dead", serializer="bytes") as letters:
+    async with client.consumer("q.parked", serializer="bytes") as letters:
         for body in bad:
             message = await anext(letters)
             assert message.value == body

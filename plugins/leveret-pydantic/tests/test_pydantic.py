@@ -734,7 +734,7 @@ async def test_publish_fails_without_quoting_when_the_value_cannot_be_written(cl
     assert SENTINEL not in whole_text(failure.value)
 
 
-async def test_bad_bodies_are_dead_lettered_without_quoting_and_the_next_is_handled(
+async def test_bad_bodies_are_parked_without_quoting_and_the_next_is_handled(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -751,7 +751,7 @@ async def test_bad_bodies_are_dead_lettered_without_quoting_and_the_next_is_hand
     assert consumer.counters()["undecodable"] == len(bad)
     assert "Expected a valid Order: json_invalid" in caplog.text
     assert SENTINEL not in caplog.text
-    async with client.consumer("dead", serializer="bytes") as letters:
+    async with client.consumer("q.parked", serializer="bytes") as letters:
         for body in bad:
             message = await anext(letters)
             assert message.value == body.encode()

@@ -105,8 +105,14 @@ class ClientBase:
         return self.publishing_link.channels
 
     async def channel(self) -> Channel:
-        """Opens a channel on that connection, for methods of AMQP that have no other place here; it is the caller's."""
-        return await (await self.publishing_link()).channel()
+        """Opens a channel on that connection, for methods of AMQP that have no other place here; it is the caller's.
+
+        Raises:
+            OperationTimeout: A lost connection did not come back, or the broker did not answer, within
+                `operation_timeout`.
+            LeveretError: What `Connection.channel` raises.
+        """
+        return await (await self.publishing_link.for_call("a channel")).channel()
 
     # ------------------------------------------------------------------ topology
 

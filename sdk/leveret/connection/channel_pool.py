@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from leveret.errors import ConfigurationError, OperationTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from leveret.connection.channel import Channel
     from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
     from leveret.settings import ConnectionSettings
 
 __all__ = ["ChannelPool"]
@@ -36,9 +37,9 @@ class ChannelPool:
             await channel.queue_declare("orders")
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], settings: ConnectionSettings) -> None:
+    def __init__(self, link: Link, settings: ConnectionSettings) -> None:
         self.limit = min(settings.max_pooled_channels, settings.channel_max)
-        self._connect = connect
+        self._link = link
         self._timeout = settings.operation_timeout
         # All that the broker may know of: lent, idle, being opened or being closed.
         self._channels: set[Channel] = set()
@@ -61,7 +62,8 @@ class ChannelPool:
             Something to use with `async with`; it gives the channel.
 
         Raises:
-            OperationTimeout: None was free within `operation_timeout` seconds, or the broker did not open one.
+            OperationTimeout: None was free within `operation_timeout` seconds, the broker did not open one, or the lost
+                connection did not come back.
             ConfigurationError: All `channel_max` channels of the connection are in use by others.
             LeveretError: There is no connection, and none could be made.
         """
@@ -72,9 +74,9 @@ class ChannelPool:
             self._give_back(channel)
 
     async def _take(self) -> Channel:
-        connection = await self._connect()
-        connection.check_loop()
         deadline = asyncio.get_running_loop().time() + self._timeout
+        connection = await self._connected(deadline)
+        connection.check_loop()
         try:
             if self._turns:
                 await self._wait(connection, deadline)
@@ -86,7 +88,7 @@ class ChannelPool:
                     self._wake()
                     return channel
                 if connection.error is not None:
-                    connection = await self._connect()
+                    connection = await self._connected(deadline)
                     continue
                 if len(self._channels) < self.limit and (new := self._new(connection)) is not None:
                     self._wake()
@@ -97,6 +99,9 @@ class ChannelPool:
             # It may have been this one's turn.
             self._wake()
             raise
+
+    async def _connected(self, deadline: float) -> Connection:
+        return await self._link.for_call("a channel", max(0.0, deadline - asyncio.get_running_loop().time()))
 
     def _new(self, connection: Connection) -> Channel | None:
         try:

@@ -198,7 +198,7 @@ class Connection:
             ConnectionClosed: The server refused, for example the virtual host (reply code 530).
             IncompatibleProtocol: The peer does not speak AMQP 0-9-1.
             OperationTimeout: The handshake was not over within `handshake_timeout` seconds, or the credential provider
-                did not answer within `connect_timeout`.
+                did not answer within `connect_timeout`. Several hosts take no longer than both together.
         """
         if on_event is not None:
             plain_function("on_event", on_event, "when something happens to the connection")
@@ -206,24 +206,39 @@ class Connection:
         credentials = credentials or Credentials(settings)
         login = await credentials.ask()
         failures: list[LeveretError] = []
-        while dialing:
-            connection = cls(settings, name or settings.client_name, credentials, login, on_event)
-            try:
-                await connection._dial(dialing)
-            except (ConnectFailed, OperationTimeout) as error:
-                failures.append(error)
-            except (TransportError, ProtocolError) as error:
-                connection._name_in(error)
-                failures.append(error)
-            except ConnectionClosed as error:
-                connection._name_in(error)
-                # A node that is starting or stopping says so; anything else would be refused elsewhere too.
-                if error.reply_code not in (CONNECTION_FORCED, INTERNAL_ERROR):
-                    raise
-                failures.append(error)
-            else:
-                return connection
+        seconds = settings.connect_timeout + settings.handshake_timeout
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                while dialing:
+                    connection = cls(settings, name or settings.client_name, credentials, login, on_event)
+                    failure = await connection._attempt(dialing)
+                    if failure is None:
+                        return connection
+                    failures.append(failure)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            text = f"connecting took longer than connect_timeout and handshake_timeout together, {seconds:g} s"
+            failures.append(OperationTimeout(text))
         raise joined(failures)
+
+    async def _attempt(self, dialing: Dialing) -> LeveretError | None:
+        """Dials, and returns why that failed; raises what every other host would answer, too."""
+        try:
+            await self._dial(dialing)
+        except (ConnectFailed, OperationTimeout) as error:
+            return error
+        except (TransportError, ProtocolError) as error:
+            self._name_in(error)
+            return error
+        except ConnectionClosed as error:
+            self._name_in(error)
+            # A node that is starting or stopping says so.
+            if error.reply_code not in (CONNECTION_FORCED, INTERNAL_ERROR):
+                raise
+            return error
+        return None
 
     async def _dial(self, dialing: Dialing) -> None:
         settings = self.settings

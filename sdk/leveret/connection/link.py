@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import random
@@ -99,7 +100,7 @@ class Link:
         self.failure: LeveretError | None = None
         self.established = established
         self._credentials = credentials or Credentials(settings)
-        self.channels = ChannelPool(self._for_a_channel, settings)
+        self.channels = ChannelPool(self, settings)
         self.prepare: Callable[[Connection, Connection | None], Awaitable[object]] | None = None
         self._settings = settings
         self._registry = registry
@@ -225,8 +226,32 @@ class Link:
             if not deadline.expired():
                 raise
             raise OperationTimeout(
-                f"{what}: connection {self.name!r} was not there within {option} of {seconds:g} s{self.reason}"
+                f"{what}: connection {self.name!r} was not there within {option} of {seconds:.3g} s{self.reason}"
             ) from self.failure
+
+    async def for_call(self, what: str, seconds: float | None = None) -> Connection:
+        """Returns the connection for a call that does not last: while there is none, it waits for the next one.
+
+        The first call after a loss dials at once, and wakes those that wait. When that fails, calls wait as others do.
+
+        Args:
+            what: What needs the connection, for the error's text.
+            seconds: The deadline; `operation_timeout` by default. Without `auto_recovery` the link dials once instead.
+
+        Raises:
+            LeveretError: As `within`, or as a call of the link.
+        """
+        if not self.auto_recovery:
+            return await self()
+        seconds = self.operation_timeout if seconds is None else seconds
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        if self.failure is None:
+            with contextlib.suppress(LeveretError, TimeoutError):
+                async with asyncio.timeout_at(until):
+                    return await self()
+            self._check_not_closed()
+        return await self.within(max(0.0, until - clock()), "operation_timeout", what)
 
     @property
     def reason(self) -> str:
@@ -330,12 +355,6 @@ class Link:
                 await connection.close(0 if isinstance(error, asyncio.CancelledError) else None)
                 raise
         return connection
-
-    async def _for_a_channel(self) -> Connection:
-        """Waits for a connection as long as for an answer on it; without `auto_recovery` it dials once."""
-        if not self.auto_recovery:
-            return await self()
-        return await self.within(self.operation_timeout, "operation_timeout", "no channel could be opened")
 
     async def _wait_for_recovery(self) -> None:
         task = self._recovery

@@ -53,10 +53,9 @@ __all__ = ["FailureActions"]
 # A user looks for what happens to a consumer's messages under the consumer's name.
 logger = logging.getLogger("leveret.consuming")
 
-#: A message whose handler raised CircuitOpen is held for so many seconds when the error does not say how long, and at
-#: most for so many.
+#: A message whose handler raised CircuitOpen is held for at most so many seconds: others may close the breaker sooner
+#: than the error says.
 _BREAKER_HOLD: Final = 1.0
-_LONGEST_BREAKER_HOLD: Final = 60.0
 #: Closing a consumer waits so many seconds for copies that are being published.
 _LAST_COPIES: Final = 2.0
 
@@ -193,8 +192,8 @@ class FailureActions:
         if isinstance(error, CircuitOpen):
             # The message was not tried, so it has not failed.
             if not self._is_done(message):
-                delay = error.retry_after if error.retry_after > 0 else _BREAKER_HOLD
-                self._hold_or_return(message, min(delay, _LONGEST_BREAKER_HOLD), "the circuit breaker was open")
+                delay = min(error.retry_after, _BREAKER_HOLD) if error.retry_after > 0 else _BREAKER_HOLD
+                self._hold_or_return(message, delay, "the circuit breaker was open")
             return None
         self._meter.handler_errors += 1
         self._log.failure("the handler failed for %r: %s", message, type(error).__name__, error=error)

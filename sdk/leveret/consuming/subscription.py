@@ -569,7 +569,7 @@ class Subscription:
             if isinstance(error, ConfigurationError):
                 self._life.fail(error, ConsumerState.LOST)
         # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes.
-        # But after an outage others may have to declare the queue again.
+        # After an outage, others may have to declare the queue again.
         first = bool(self._unanswered) and not self._was_live
         outage = self._failed_before is not None and self._link.meter.failed > self._failed_before
         refused = first and not outage and not is_outage(error)

@@ -23,9 +23,9 @@ _NAMED: Final = 20
 
 
 class GivenUp:
-    """Logs the publishings of a closing producer that end UNKNOWN or NOT_SENT in its `with` block.
+    """Logs the publishings of a closing producer that end in its `with` block.
 
-    The broker may have those that are UNKNOWN.
+    The broker may have those that end UNKNOWN, and has none of those that were kept for a channel and end NOT_SENT.
 
     Args:
         window: The publishings of the producer.
@@ -39,7 +39,7 @@ class GivenUp:
         self._exchange = exchange
         self._reason = reason
         self._is_closing = life.at(ProducerState.CLOSING)
-        self._unknown, self._not_sent = window.unknown, window.not_sent
+        self._before = window.unknown, window.not_sent
         self._open = window.in_flight(_NAMED) if self._is_closing else []
 
     def __enter__(self) -> Self:
@@ -47,8 +47,8 @@ class GivenUp:
 
     def __exit__(self, *_: object) -> None:
         window = self._window
-        not_sent = window.not_sent - self._not_sent
-        count = window.unknown - self._unknown + not_sent
+        unknown, not_sent = window.unknown - self._before[0], window.not_sent - self._before[1]
+        count = unknown + not_sent
         if not count or not self._is_closing:
             return
         ended = [(tag, message_id) for tag, message_id in self._open if not window.is_open(tag)]

@@ -55,6 +55,8 @@ __all__ = ["Producer"]
 
 logger = logging.getLogger("leveret.publishing")
 
+#: Seconds that `flush` waits longer than the deadline of each publishing, which is noticed late in a busy event loop.
+_FLUSH_SLACK: Final = 1.0
 #: The first size of a window that adapts.
 _FIRST_WINDOW: Final = 200
 
@@ -495,8 +497,7 @@ class Producer(CompiledPublisher):
             return
         self._connection.check_loop()
         self._connection.transport.flush()
-        # The clock may give up two of its steps late.
-        seconds = timeout if timeout is not None else self.settings.publish_timeout + 2 * self._deadlines.step
+        seconds = timeout if timeout is not None else self.settings.publish_timeout + _FLUSH_SLACK
         await self._tickets.flush(seconds)
 
     # ------------------------------------------------------------------ called by the compiled publisher

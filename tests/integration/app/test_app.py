@@ -260,7 +260,7 @@ async def test_broker_that_is_not_there_yet_is_waited_for(
     app.consumer("a")(plain)
     app.on_startup(lambda client: app.stop())
     running = asyncio.create_task(app.serve())
-    await until(lambda: "it is tried again" in caplog.text)
+    await until(lambda: "cannot start, and goes on trying" in caplog.text)
     async with EmbeddedBroker(port=unused_tcp_port):
         assert await running
 
@@ -301,7 +301,7 @@ async def test_serializer_that_nobody_has_ends_the_app_before_others_begin(broke
     async def handle(order: Order, message: leveret.Message) -> None:
         handled.append(order)
 
-    app.consumer("a", serializer="nobody-has-it")(plain)
+    app.consumer("b", serializer="nobody-has-it")(plain)
     with pytest.raises(ConfigurationError, match="nobody-has-it"):
         await app.serve()
     assert handled == []

@@ -82,7 +82,7 @@ async def test_everything_ends_with_the_reason_when_the_server_breaks_the_protoc
         farewell.set_result(await peer.expect(Connection.Close))
 
     async with FakeServer(script) as server:
-        client = await leveret.connect(server.url, close_timeout=0.5)
+        client = await leveret.connect(server.url, close_timeout=0.5, auto_recovery=False)
         producer = await client.producer().open()
         channel = await client.channel()
         publishing = asyncio.create_task(producer.publish("in flight", "key"))

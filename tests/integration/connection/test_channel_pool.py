@@ -407,7 +407,8 @@ async def test_no_channel_is_leaked_when_the_connection_is_lost_again_and_again(
 ) -> None:
     chance = random.Random(1)
     limit, queue = 5, unique_name("queue")
-    async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
+    quick: dict[str, Any] = {"recovery_initial_delay": 0.001, "recovery_max_delay": 0.002}
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url, **quick) as client:
         await client.declare(Topology().queue(queue))
         dedicated = await client.dedicated_connection("unlucky", max_channels=limit)
 

@@ -92,12 +92,13 @@ async def test_a_provider_is_asked_at_each_connect(accounts: Accounts, kind: str
         asked.append(threading.current_thread())
         return accounts.user, password
 
-    provider: Callable[[], Any] = {
+    providers: dict[str, Callable[[], Any]] = {
         "async": from_a_vault,
         "plain": from_a_file,
         "partial of async": functools.partial(from_a_vault, lambda: password),
         "lambda": lambda: from_a_vault(lambda: password),
-    }[kind]
+    }
+    provider = providers[kind]
     async with leveret.connect(accounts.url, credentials=provider, **QUICK) as client:
         assert len(asked) == 1
         password = "second"

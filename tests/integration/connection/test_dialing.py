@@ -170,7 +170,7 @@ async def test_a_client_goes_back_to_the_host_it_was_connected_to() -> None:
     async with EmbeddedBroker() as one, EmbeddedBroker() as other, EmbeddedBroker() as third:
         brokers = {broker.port: broker for broker in (one, other, third)}
         options = settings(brokers, recovery_initial_delay=0.001, recovery_max_delay=0.002)
-        async with leveret.connect(options) as client, client.producer() as producer:
+        async with leveret.connect(options) as client, client.producer(mandatory=False) as producer:
             endpoint = client.connection.endpoint
             assert endpoint is not None
             for _ in range(20):

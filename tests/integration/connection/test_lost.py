@@ -11,7 +11,7 @@ from tests.support.outcomes import failure_at_once
 
 import leveret
 from leveret import Outcome, Topology
-from leveret.errors import ConnectFailed, ConnectionClosed, ConnectionLost, PublishError
+from leveret.errors import ConnectFailed, ConnectionClosed, ConnectionLost, OperationTimeout, PublishError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -137,14 +137,17 @@ async def test_what_was_open_is_refused_at_once_when_the_connection_was_lost_and
         await refuse_what_was_open(proxy, proxied, queue, how)
 
 
-async def test_the_reason_is_told_when_no_new_connection_can_be_made(
-    proxy: FaultProxy, proxied: leveret.Client
-) -> None:
-    channel = await proxied.channel()
-    proxy.close()
-    assert type(await failure_at_once(channel.basic_qos(1))) is ConnectionLost
-
-    assert type(await failure_at_once(proxied.channel())) is ConnectFailed
+@pytest.mark.parametrize("auto_recovery", [True, False])
+async def test_the_reason_is_told_when_no_new_connection_can_be_made(proxy: FaultProxy, auto_recovery: bool) -> None:
+    options: dict[str, Any] = {"operation_timeout": 0.3, "close_timeout": 0.5, "auto_recovery": auto_recovery}
+    async with leveret.connect(proxy.url, **options) as proxied:
+        channel = await proxied.channel()
+        proxy.close()
+        assert type(await failure_at_once(channel.basic_qos(1))) is ConnectionLost
+        refused = await failure_at_once(proxied.channel())
+        assert type(refused) is (OperationTimeout if auto_recovery else ConnectFailed)
+        assert "Connection refused" in str(refused)
+        assert type(refused.__cause__) is (ConnectFailed if auto_recovery else ConnectionRefusedError)
 
 
 async def publish_until_it_fails(producer: leveret.Producer, queue: str) -> None:

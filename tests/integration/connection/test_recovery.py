@@ -310,7 +310,7 @@ async def test_those_who_wait_have_the_connection_at_once_when_somebody_else_mak
                 for _ in range(50):
                     await other.channel()
                 assert counted(client)["connections_opened"] == 1
-        await client.channel()
+        await client.publishing_link()
         assert await waiting is client.connection
         assert counted(client)["connections_opened"] == 2
 

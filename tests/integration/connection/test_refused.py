@@ -265,3 +265,42 @@ async def test_a_producer_ends_with_what_only_another_program_can_mend() -> None
         assert not producer.is_open
         with contextlib.suppress(ConnectionClosed, ConnectionLost):
             await client.publishing_link.recovered()
+
+
+@pytest.mark.parametrize("call", ["declare", "channel", "purge", "pool"])
+async def test_a_call_waits_for_a_connection_that_is_away(call: str) -> None:
+    async def pooled(client: leveret.Client) -> None:
+        async with client.channels.acquire() as channel:
+            await channel.queue_declare("q")
+
+    calls: dict[str, Callable[[leveret.Client], Any]] = {
+        "declare": lambda client: client.declare(Topology().queue("q")),
+        "channel": lambda client: client.channel(),
+        "purge": lambda client: client.purge("q"),
+        "pool": pooled,
+    }
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url, **QUICK) as client:
+        await client.declare(Topology().queue("q"))
+        await broker.stop()
+        await until(lambda: client.connection.error is not None)
+        calling = asyncio.ensure_future(calls[call](client))
+        await until(lambda: client.publishing_link.failure)
+        assert not calling.done()
+        await broker.start()
+        async with asyncio.timeout(10):
+            await calling
+
+
+async def test_a_call_that_waits_in_vain_says_for_what_how_long_and_why() -> None:
+    options: dict[str, Any] = {"operation_timeout": 0.3, **QUICK}
+    async with EmbeddedBroker() as broker, leveret.connect(broker.url, **options) as client:
+        await broker.stop()
+        await until(lambda: client.connection.error is not None)
+        started = time.monotonic()
+        with pytest.raises(OperationTimeout) as caught:
+            await client.declare(Topology().queue("q"))
+        assert time.monotonic() - started < 2
+        text = str(caught.value)
+        assert text.startswith("a channel: connection 'leveret (publish)' was not there within operation_timeout of 0.")
+        assert "; the last attempt failed: cannot connect to 127.0.0.1:" in text
+        assert text.endswith("Connection refused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.handling import until
 from tests.support.loops import every_loop
-from tests.support.peers import silent_address
+from tests.support.peers import FakeServer, Peer, silent_address
 
 import leveret
 from leveret import ConnectionSettings, Topology
 from leveret.broker import EmbeddedBroker
+from leveret.connection.connection import Connection
 from leveret.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -24,6 +26,7 @@ from leveret.errors import (
     PluginError,
 )
 from leveret.protocol.recovery import SparseLog
+from leveret.settings import Endpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,7 +209,7 @@ async def _handler(value: object, message: leveret.Message) -> None:
 
 async def test_an_app_goes_on_when_its_login_is_refused_for_a_while_later() -> None:
     async with EmbeddedBroker(users={"svc": "first"}) as broker:
-        quick = {"recovery_initial_delay": 0.01, "recovery_max_delay": 0.05}
+        quick: dict[str, Any] = {"recovery_initial_delay": 0.01, "recovery_max_delay": 0.05}
         app = leveret.App(f"amqp://svc:first@127.0.0.1:{broker.port}", **quick)
         app.topology = Topology().queue("q")
         app.consumer("q")(_handler)
@@ -222,3 +225,17 @@ async def test_an_app_goes_on_when_its_login_is_refused_for_a_while_later() -> N
         assert not serving.done()
         app.stop()
         assert await serving
+
+
+async def test_an_attempt_has_one_deadline_for_all_hosts_that_are_silent_in_the_handshake() -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.read(8)
+
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(FakeServer(silent)) for _ in range(5)]
+        endpoints = [Endpoint("127.0.0.1", server.port) for server in servers]
+        settings = ConnectionSettings(endpoints=tuple(endpoints), connect_timeout=0.3, handshake_timeout=0.5)
+        started = time.monotonic()
+        with pytest.raises(ConnectFailed, match=r"was silent in the AMQP handshake.*together, 0\.8 s"):
+            await Connection.open(settings)
+        assert time.monotonic() - started < 0.8 + 1

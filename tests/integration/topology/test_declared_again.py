@@ -232,8 +232,9 @@ async def test_a_consumer_follows_its_queue_when_the_server_names_it_again(
     assert len(names) == 4
     assert all(name.startswith("amq.gen-") for name in names)
     # The report's entry still means the queue, and so does a name in between.
-    for known in (queue, *names):
-        async with running(lossy.client.consumer(known), later):
+    known: list[Any] = [queue, *names]
+    for each in known:
+        async with running(lossy.client.consumer(each), later):
             assert await routed(lossy.client, exchange)
             await until(lambda: later.values)
             later.values.clear()

@@ -165,18 +165,18 @@ async def test_whether_a_dead_letter_is_marked_redelivered_when_it_was_rejected(
             await asyncio.sleep(0.01)
     await channel.close()
     calls: list[bool] = []
-    consumer = client.consumer(dead)
+    consumer = client.consumer(dead, on_error=leveret.Requeue(), refused=leveret.DeadLetter())
 
     async def handler(value: int, message: leveret.Message) -> None:
         calls.append(message.redelivered)
         raise ValueError
 
     running = asyncio.create_task(consumer.run(handler))
-    await until(lambda: consumer.counters()["dead_lettered"])
+    await until(lambda: consumer.counters()["rejected"])
     consumer.stop()
     await running
     marked = broker.version >= (4, 3) or (broker.version >= (4,) and source is Quorum and target is Quorum)
-    # The default error policy gives a message back once, unless it is marked: it is tried once less then.
+    # `Requeue` gives a message back once, unless it is marked: it is tried once less then.
     assert calls == ([True] if marked else [False, True])
 
 

@@ -78,7 +78,7 @@ def test_two_handlers_of_a_queue_that_decode_differently_are_refused(option: str
     with pytest.raises(ConfigurationError, match=f"another {option} than") as raised:
         app.consumer("a")(other)
     assert raised.value.option == option
-    app.consumer("a", settings=ConsumerSettings(**{option: value}))(other)  # type: ignore[arg-type]
+    app.consumer("a", settings=ConsumerSettings(**{option: value}))(other)
     assert len(app.registrations) == 2
 
 

@@ -180,6 +180,7 @@ def test_a_message_is_reserved_once_and_restored_once() -> None:
     out = SendBuffer(lambda: None, lambda: None)
     assert acks.flush(out) == 0, "the prefix ends before a reserved delivery"
     assert acks.unsettled == 1
+    assert acks.first_unhandled() == 1
     assert restore(one)
     assert not restore(one)
     assert not restore(two), "it is acknowledged"

@@ -188,6 +188,9 @@ def test_the_core_imports_no_plugin_distribution() -> None:
 USED_ANYWAY = {
     "leveret.app.process": {"os._exit": "the documented name of the function"},
     "leveret.testing.child": {"os._exit": "the documented name of the function"},
+    "leveret.runtime.loop_watch": {
+        "sys._current_frames": "the documented name of the function that shows another thread's stack",
+    },
     "leveret.publishing.writing": {
         "asyncio._get_running_loop": "asyncio.get_running_loop, which raises, costs more for each message",
     },
