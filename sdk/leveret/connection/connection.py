@@ -7,11 +7,11 @@ import contextlib
 import enum
 import logging
 import os
-import platform
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.connection.channel import Channel
+from leveret.connection.client_properties import client_properties
 from leveret.connection.credentials import Credentials, secret_of
 from leveret.errors import (
     ConfigurationError,
@@ -58,28 +58,6 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "ConnectionStage"]
 
 logger = logging.getLogger("leveret.connection")
-
-# The client's capabilities (RabbitMQ: capabilities). The broker sends these notifications only to clients that say so.
-_CAPABILITIES = {
-    "publisher_confirms": True,
-    "exchange_exchange_bindings": True,
-    "basic.nack": True,
-    "consumer_cancel_notify": True,
-    "connection.blocked": True,
-    "authentication_failure_close": True,
-}
-
-
-def _client_properties(name: str) -> dict[str, Any]:
-    from leveret import __version__
-
-    return {
-        "product": "Leveret",
-        "version": __version__,
-        "platform": f"{platform.python_implementation()} {platform.python_version()}",
-        "connection_name": name,
-        "capabilities": dict(_CAPABILITIES),
-    }
 
 
 class ConnectionStage(enum.Enum):
@@ -154,6 +132,7 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         external = settings.mechanism == "EXTERNAL"
         username, secret = login
+        self._username = username
         self._state = ConnectionState(
             mechanism=settings.mechanism,
             response="" if external else f"\0{username}\0{secret.reveal()}",
@@ -161,7 +140,7 @@ class Connection:
             frame_max=settings.frame_max,
             channel_max=settings.channel_max,
             heartbeat=int(settings.heartbeat),
-            client_properties=_client_properties(name),
+            client_properties=client_properties(name),
             max_table_depth=settings.max_table_depth,
             max_table_entries=settings.max_table_entries,
         )
@@ -268,7 +247,7 @@ class Connection:
     def _name_in(self, error: LeveretError) -> None:
         """Says in an error of the handshake who connected where to what; the password is never in it."""
         settings = self.settings
-        who = f"user {printable(settings.username, 64)!r}" if settings.mechanism == "PLAIN" else settings.mechanism
+        who = f"user {printable(self._username, 64)!r}" if settings.mechanism == "PLAIN" else settings.mechanism
         where = self.endpoint or settings.unix_socket
         virtual_host = printable(settings.virtual_host, 64)
         error.args = (f"connecting to {where} as {who}, virtual host {virtual_host!r}, failed: {error}",)

@@ -15,6 +15,7 @@ from leveret.plugins.builtin import BytesSerializer
 from leveret.publishing.adaptive_window import AdaptiveWindow
 from leveret.publishing.batches import Batch, BatchPublisher, Source
 from leveret.publishing.builder import MessageBuilder
+from leveret.publishing.confirm_listeners import tell
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.culprits import Culprits
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
@@ -32,7 +33,7 @@ from leveret.publishing.room import Room, max_span
 from leveret.publishing.template import Template
 from leveret.publishing.transaction import Transaction
 from leveret.publishing.writing import MessageWriter
-from leveret.settings.functions import close_unawaited, name_of, plain_function
+from leveret.settings.functions import plain_function
 from leveret.transport.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ if TYPE_CHECKING:
     from leveret.connection.link import Link
     from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
     from leveret.plugins.registry import PluginRegistry
+    from leveret.publishing.confirm_listeners import ConfirmListener
     from leveret.publishing.options import PublishOptions
     from leveret.settings import ProducerSettings
     from leveret.wire.runs import ContentRun, SettlementRun
 
-    ConfirmListener = Callable[[int, bool], object]
 
 __all__ = ["Producer"]
 
@@ -538,14 +539,8 @@ class Producer(CompiledPublisher):
         # Wakes waiting callers first, or completed publishers would overtake them.
         self._wake()
         self._hand_out(finished)
-        for tag, multiple, nack in told or ():
-            for listener, nacks in tuple(self._listeners):
-                if nack is nacks:
-                    try:
-                        if close_unawaited(listener(tag, multiple)):
-                            logger.warning("the confirm listener %s must not return a coroutine", name_of(listener))
-                    except Exception:
-                        logger.exception("a confirm listener failed")
+        if told:
+            tell(self._listeners, told)
 
     def _hand_out(self, finished: list[Ticket] | None) -> None:
         if finished is None:
