@@ -220,7 +220,7 @@ class Order(msgspec.Struct):
 async def test_everything_arrives_when_a_consumer_without_acknowledgements_is_slower_than_the_broker(
     queues: Queues, way: str
 ) -> None:
-    # More than ten times the prefetch in the buffer stops reading from the socket; it has to go on again.
+    # When more than ten times the prefetch wait, no deliveries are wanted; they have to come again.
     count = 300
     values: list[dict[str, Any]] = [{"id": number} for number in range(count)]
     if way == "run_undecodable":
@@ -307,7 +307,11 @@ async def test_everything_taken_over_is_acknowledged_when_there_are_more_workers
 
 async def test_nothing_is_settled_on_another_channel_when_that_of_a_message_was_closed(queues: Queues) -> None:
     await queues.publish(1, 2)
-    async with queues.client.consumer(queues.work) as consumer:
+    # The number of a channel that the server has closed is used again when there is no other.
+    async with (
+        leveret.connect(queues.client.settings.replace(channel_max=1)) as client,
+        client.consumer(queues.work) as consumer,
+    ):
         message = await consumer.get()
         assert message is not None
         channel = consumer._subscription.channel

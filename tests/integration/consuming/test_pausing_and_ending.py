@@ -202,25 +202,6 @@ async def test_run_ends_when_the_client_is_closed_elsewhere(broker: Broker, queu
     assert await queues.remaining() == ["unfinished"]
 
 
-async def test_draining_is_not_held_up_when_reading_was_paused(queues: Queues) -> None:
-    await queues.publish(*range(5_000))
-    async with leveret.connect(queues.client.settings.replace(operation_timeout=0.5)) as client:
-        consumer = client.consumer(queues.work, ack="none", prefetch=1)
-        seen: list[int] = []
-
-        async def handler(value: int, message: leveret.Message) -> None:
-            seen.append(value)
-            if len(seen) == 1:
-                await asyncio.sleep(1)
-
-        async with running(consumer, handler) as task:
-            await until(lambda: seen and not consumer._connection.transport.reading)
-            assert await consumer.drain(20)
-            await task
-        assert len(seen) == consumer.counters()["delivered"]
-        assert [*seen, *await queues.remaining()] == list(range(5_000))
-
-
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), 1e6])
 async def test_draining_is_refused_when_its_timeout_is_out_of_range(queues: Queues, timeout: float) -> None:
     async with queues.client.consumer(queues.work) as consumer:

@@ -161,9 +161,8 @@ async def test_a_message_that_fails_is_parked_and_the_connection_stays(
         await task
 
 
-@pytest.mark.parametrize("kind", ["batches", "iteration"])
 async def test_unfinished_messages_of_a_stream_come_again_to_the_next_subscription(
-    client: leveret.Client, stream: str, kind: str
+    client: leveret.Client, stream: str
 ) -> None:
     await publish(client, stream, *range(50))
     consumer = client.consumer(stream, stream_offset="first", ack="manual", prefetch=20)
