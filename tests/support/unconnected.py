@@ -81,10 +81,16 @@ class Task:
 TASK: Any = Task()
 
 
-async def unreachable() -> None:
+class Unreachable:
     """A link to a broker that is not there."""
-    await asyncio.sleep(0)
-    raise ConnectFailed("there is no broker")
+
+    connection = None
+
+    async def __call__(self) -> None:
+        await asyncio.sleep(0)
+        raise ConnectFailed("there is no broker")
+
+    recovered = __call__
 
 
 def made(**options: Any) -> Consumer[Any]:
@@ -92,7 +98,7 @@ def made(**options: Any) -> Consumer[Any]:
     ordered_by = options.pop("ordered_by", None)
     on_error = options.pop("on_error", leveret.Requeue())
     consumer: Consumer[Any] = Consumer(
-        unreachable,  # type: ignore[arg-type]
+        Unreachable(),  # type: ignore[arg-type]
         "orders",
         bytes,
         leveret.ConsumerSettings(read_delay=0, **options),
