@@ -260,7 +260,7 @@ async def test_broker_that_is_not_there_yet_is_waited_for(
     app.consumer("a")(plain)
     app.on_startup(lambda client: app.stop())
     running = asyncio.create_task(app.serve())
-    await until(lambda: "it is tried again" in caplog.text)
+    await until(lambda: "goes on trying" in caplog.text)
     async with EmbeddedBroker(port=unused_tcp_port):
         assert await running
 
