@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from asv_bench.programs import execute, judge, progress_bars, screen
 from rich.table import Table
 
 from leveret.testing import FaultProxy
+from leveret.testing.relay import share_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -315,7 +317,12 @@ def broker(version: str | None) -> Iterator[RabbitMQNode]:
             raise SystemExit(f"--server: there is no RabbitMQ {version} here; there are {', '.join(servers) or 'none'}")
         shutil.rmtree(BROKER, ignore_errors=True)
         BROKER.mkdir(parents=True)
-        with RabbitMQNode(BROKER, server=servers[version] if version else None, erl_args=SETTINGS) as node:
+        node = RabbitMQNode(BROKER, server=servers[version] if version else None, erl_args=SETTINGS)
+        # While the node is down, nobody else gets its port from the system: clients would talk to that program.
+        with socket.socket() as holder, contextlib.closing(node):
+            share_port(holder)
+            holder.bind(("127.0.0.1", node.port))
+            node.start()
             yield node
     except RabbitMQUnavailableError as error:
         raise SystemExit(str(error)) from None

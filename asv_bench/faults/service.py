@@ -86,6 +86,8 @@ class Service:
         self._outage_until = 0.0
         self._slow = 0.0
         self._publish_limit = leveret.ProducerSettings().publish_timeout + MARGIN
+        # Each message of a batch has its deadline from when it is taken: one first, then ten, then the others.
+        self._batch_limit = 3 * leveret.ProducerSettings().publish_timeout + MARGIN
         self._call_limit = client.settings.operation_timeout + MARGIN
         self._background: set[asyncio.Task[None]] = set()
         self.ending = asyncio.Event()
@@ -164,7 +166,7 @@ class Service:
             numbered = [self._next() for _ in range(20)]
             report("P", queue, len(numbered))
             batch = producer.publish_batch([value for _, value in numbered], queue)
-            result = await self.timed("publish_batch", self._publish_limit, batch)
+            result = await self.timed("publish_batch", self._batch_limit, batch)
             confirmed = []
             for index, (number, _) in enumerate(numbered):
                 if result.outcome(index) is leveret.Outcome.CONFIRMED:
