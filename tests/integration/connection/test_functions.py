@@ -176,7 +176,7 @@ async def test_policies_given_as_objects_have_no_async_methods(client: leveret.C
 
 def test_descriptors_have_no_async_functions() -> None:
     wrong: Any = function
-    specs: dict[str, Any] = {
+    specs: Any = {
         "compressors": CompressorSpec(name="odd", content_encoding="odd", factory=wrong, levels=(1, 9)),
         "metrics": MetricsSpec(name="odd", factory=wrong),
     }

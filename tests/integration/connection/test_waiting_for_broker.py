@@ -209,7 +209,7 @@ async def _handler(value: object, message: leveret.Message) -> None:
 
 async def test_an_app_goes_on_when_its_login_is_refused_for_a_while_later() -> None:
     async with EmbeddedBroker(users={"svc": "first"}) as broker:
-        quick: dict[str, Any] = {"recovery_initial_delay": 0.01, "recovery_max_delay": 0.05}
+        quick: Any = {"recovery_initial_delay": 0.01, "recovery_max_delay": 0.05}
         app = leveret.App(f"amqp://svc:first@127.0.0.1:{broker.port}", **quick)
         app.topology = Topology().queue("q")
         app.consumer("q")(_handler)

@@ -62,7 +62,7 @@ def test_delays_are_those_that_were_listed() -> None:
 
 @pytest.mark.parametrize("name", ["delay", "max_attempts", "factor", "max_delay"])
 def test_delays_are_listed_or_computed_and_not_both(name: Any) -> None:
-    options: dict[str, Any] = {name: 2}
+    options: Any = {name: 2}
     with pytest.raises(ConfigurationError, match=f"{name} computes the delays of a Retry, and delays lists") as refused:
         Retry(delays=(1, 2), **options)
     assert refused.value.option == name

@@ -194,9 +194,6 @@ USED_ANYWAY = {
     "leveret.publishing.writing": {
         "asyncio._get_running_loop": "asyncio.get_running_loop, which raises, costs more for each message",
     },
-    "leveret.consuming.handlers": {
-        "handler._is_coroutine": "the mark of a coroutine function that Cython compiled; inspect does not know it",
-    },
     "leveret.settings.functions": {
         "function._is_coroutine": "the mark of a coroutine function that Cython compiled; inspect does not know it",
     },
