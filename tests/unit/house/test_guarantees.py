@@ -28,7 +28,7 @@ def rows() -> list[Row]:
     return [Row(*(cell.strip() for cell in line.strip("|").split(" | "))) for line in lines[1:]]
 
 
-def tests_in(path: Path) -> set[str]:
+def names_of_tests_in(path: Path) -> set[str]:
     functions = ast.FunctionDef | ast.AsyncFunctionDef
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, functions)}
 
@@ -41,4 +41,4 @@ def test_the_table_has_a_row_for_each_thing_that_goes_wrong() -> None:
 def test_each_row_is_held_by_tests_that_exist(row: Row) -> None:
     links = [(match["name"], (PAGE.parent / match["path"]).resolve()) for match in LINK.finditer(row.held_by)]
     assert links, "no test is linked"
-    assert [name for name, path in links if not path.is_file() or name not in tests_in(path)] == []
+    assert [name for name, path in links if not path.is_file() or name not in names_of_tests_in(path)] == []
