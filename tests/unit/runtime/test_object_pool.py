@@ -226,10 +226,10 @@ async def _coroutine() -> None: ...
         ("size", -3, "size is -3; it must be 1 or more"),
         ("size", 2.0, "size is a whole number, not a float"),
         ("size", True, "size is a whole number, not a bool"),
-        ("create", 5, "create is a int, which cannot be called"),
-        ("create", _coroutine, "create is a coroutine function"),
-        ("reset", "no", "reset is a str, which cannot be called"),
-        ("reset", _coroutine, "reset is a coroutine function"),
+        ("create", 5, "create is a int, not a function"),
+        ("create", _coroutine, "create is the `async def` function _coroutine"),
+        ("reset", "no", "reset is a str, not a function"),
+        ("reset", _coroutine, "reset is the `async def` function _coroutine"),
     ],
 )
 def test_s31_options_are_checked(option: str, value: Any, text: str) -> None:

@@ -348,7 +348,7 @@ def test_nothing_is_appended_when_a_large_body_is_over_the_limit() -> None:
     publisher = Publisher(flush_bytes=1 << 20, max_body_size=LARGE)
     publisher.batch.add(publisher.template, bytes(LARGE))
     before = len(publisher.buffer)
-    with pytest.raises(BodyTooLarge, match=r"100001 bytes.*limit of 100000"):
+    with pytest.raises(BodyTooLarge, match=r"100001 bytes.*max_body_size of 100000"):
         publisher.batch.add(publisher.template, bytes(LARGE + 1))
     assert len(publisher.buffer) == before
     assert publisher.window.next_delivery_tag == 2
