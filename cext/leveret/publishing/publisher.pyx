@@ -235,7 +235,7 @@ cdef class PublishBatch:
             body = memoryview(body).cast("B").tobytes()
         size = PyBytes_GET_SIZE(<bytes>body)
         if size > self.max_body_size:
-            raise BodyTooLarge(f"a body of {size} bytes is larger than the limit of {self.max_body_size}")
+            raise BodyTooLarge(f"a body of {size} bytes is larger than max_body_size of {self.max_body_size}")
         self.total(template, size)
         tag = self.held.open(ticket, index, template, <bytes>body, size)
         self.held.slots[tag & self.held.mask].sends = 0
@@ -279,7 +279,8 @@ cdef class PublishBatch:
             slot = &window.slots[tag & window.mask]
             if tag < window.first or slot.state == FREE:
                 continue
-            template, body, size, sends = <PublishTemplate>slot.template, <bytes>slot.body, slot.size, slot.sends & SENDS
+            template, body = <PublishTemplate>slot.template, <bytes>slot.body
+            size, sends = slot.size, slot.sends & SENDS
             # The slots may move from here on: making objects may collect garbage, whose finalizers may publish.
             try:
                 if sends:

@@ -24,8 +24,8 @@ cdef enum:
     RESENT_SIZE = 22
 
 
-# The bytes of a field value behind its type (AMQP 0-9-1 section 4.2.5.3, with RabbitMQ's types); -1 for a type that there
-# is not.
+# The bytes of a field value behind its type (AMQP 0-9-1 section 4.2.5.3, with RabbitMQ's types); -1 for a type that
+# there is not.
 cdef Py_ssize_t _value_size(uint8_t kind, const uint8_t* p, Py_ssize_t left) noexcept:
     if kind == b"S" or kind == b"x" or kind == b"A" or kind == b"F":
         return -1 if left < 4 else 4 + <Py_ssize_t>lv_get32(p)
@@ -72,7 +72,6 @@ cdef bytes _with_resent(bytes raw, uint32_t resent):
     cdef Py_ssize_t start, end, entry
     cdef Py_ssize_t entry_size = 0
     cdef uint16_t flags, word
-    cdef uint8_t* p
     cdef Writer w = Writer()
     if size < 2:
         raise EncodeFailed("the properties are malformed")

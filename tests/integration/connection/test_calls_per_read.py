@@ -88,11 +88,13 @@ async def test_calls_do_not_grow_when_workers_wait_for_the_deliveries(
     consumer: leveret.Consumer[Any], count: int
 ) -> None:
     transport = consumer._connection.transport
+    read(transport, deliveries(1, 1))  # the first one shows whether this is a stream
+    await anext(consumer)
     waiting = [asyncio.create_task(anext(consumer)) for _ in range(8)]
     await asyncio.sleep(0)
     calls: list[str] = []
     # Not in this task: no other one can go on in it.
-    asyncio.get_running_loop().call_soon(lambda: calls.extend(read(transport, deliveries(1, count))))
+    asyncio.get_running_loop().call_soon(lambda: calls.extend(read(transport, deliveries(2, count))))
     assert len(await asyncio.gather(*waiting)) == 8
     # One of them went on during the read, and woke the others. Waking is compiled, too: uvloop's call_soon is.
     assert calls == ["Consumer.__anext__"]

@@ -130,7 +130,8 @@ async def test_closing_loses_nothing_of_what_a_broker_confirms_in_time(client: l
 class HangingSink:
     """A metrics sink whose `close` does not return."""
 
-    gate = threading.Event()
+    def __init__(self, gate: threading.Event) -> None:
+        self.gate = gate
 
     def start(self, source: object) -> None: ...
 
@@ -141,7 +142,9 @@ class HangingSink:
 async def test_metrics_sinks_are_closed_within_the_same_deadline(
     proxy: FaultProxy, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    registry = PluginRegistry.from_plugins(plugin("hangs", metrics=[MetricsSpec(name="hangs", factory=HangingSink)]))
+    gate = threading.Event()
+    spec = MetricsSpec(name="hangs", factory=lambda: HangingSink(gate))
+    registry = PluginRegistry.from_plugins(plugin("hangs", metrics=[spec]))
     client = await leveret.connect(
         proxy.url, close_timeout=1, plugins=registry, monitoring=MonitoringSettings(sinks=["hangs"], sink_timeout=30)
     )
@@ -150,7 +153,7 @@ async def test_metrics_sinks_are_closed_within_the_same_deadline(
     try:
         assert await seconds_of(client.close()) < 1 + BUSY
     finally:
-        HangingSink.gate.set()
+        gate.set()
     assert re.search(r"did not close within the 0\.\d+ s that were left of close_timeout", caplog.text)
 
 

@@ -80,7 +80,7 @@ async def test_a_listener_that_returns_a_coroutine_is_named_in_the_log(
 ) -> None:
     caplog.set_level(logging.WARNING, "leveret")
     async with client.producer() as producer:
-        producer.on_confirm(function)
+        producer.on_confirm(lambda *confirm: function(*confirm))  # noqa: PLW0108 - it is no `async def` itself
         await producer.publish(1, queue)
     assert "<lambda> must not return a coroutine" in caplog.text
 
@@ -90,8 +90,12 @@ async def test_the_handler_of_batches_is_an_async_def(client: leveret.Client, qu
         """Would be called in the event loop."""
 
     batches: Any = client.batches(queue, size=1)
-    for wrong in (store, lambda values, batch: function(), 5):
-        with pytest.raises(ConfigurationError, match="must be an `async def` function") as caught:
+    for wrong, text in (
+        (store, "must be an `async def` function"),
+        (lambda values, batch: function(), "must be an `async def` function"),
+        (5, "must be a function of"),
+    ):
+        with pytest.raises(ConfigurationError, match=text) as caught:
             await batches.run(wrong)
         assert caught.value.option == "handler"
     async with client.producer() as producer:

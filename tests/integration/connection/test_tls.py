@@ -53,7 +53,7 @@ async def test_messages_go_through_tls_when_the_broker_proves_who_it_is(
         transport = client.connection.transport
         assert transport.extra_info("ssl_object").version() in ("TLSv1.2", "TLSv1.3")
         assert transport.extra_info("peercert")["subjectAltName"]
-        await client.declare(Topology().queue(queue, exclusive=True))
+        await client.declare(Topology().queue(queue))
         async with client.producer(serializer="bytes") as producer:
             assert await producer.publish_batch([bytes(size) for size in (0, 1, 100_000, 1_000_000)], queue)
         channel = await client.channel()
@@ -61,6 +61,7 @@ async def test_messages_go_through_tls_when_the_broker_proves_who_it_is(
             message = await channel.basic_get(queue, no_ack=True)
             assert message is not None
             assert message.body_size == size
+        await client.delete_queue(queue)
     assert transport.closed  # after both sides took leave
 
 

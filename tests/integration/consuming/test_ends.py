@@ -189,7 +189,7 @@ async def test_a_batch_is_taken_when_its_time_ends_as_a_message_comes(
 
 
 @pytest.mark.parametrize("ack", ["handoff", "none"])
-async def test_the_log_says_that_a_message_is_lost_when_its_copy_is_not_published(
+async def test_a_message_whose_copy_is_not_published_is_held_and_the_log_says_that_it_is_lost_at_the_end(
     scripted: Scripted, client: leveret.Client, ack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted.instead["Basic.Publish"] = lambda peer, channel, _: peer.send(Basic.Nack(1), channel)
@@ -201,7 +201,8 @@ async def test_the_log_says_that_a_message_is_lost_when_its_copy_is_not_publishe
     async with running(consumer, handler):
         await until(lambda: consumer.health().live)
         scripted.deliver(1)
-        await until(lambda: any("copy" in record.getMessage() for record in caplog.records))
-    (text,) = [text for record in caplog.records if "copy" in (text := record.getMessage())]
-    assert "is lost" in text
-    assert "goes back" not in text
+        await until(lambda: any("copied" in record.getMessage() for record in caplog.records))
+        await until(lambda: consumer.counters()["held"] == 1)
+    assert any("is held, because it could not be copied" in record.getMessage() for record in caplog.records)
+    (lost,) = [text for record in caplog.records if "dropped" in (text := record.getMessage())]
+    assert "the consumer ended before its next attempt; the broker does not have it any more" in lost

@@ -264,15 +264,15 @@ async def reopening(opened_after: float, **options: Any) -> list[Any]:
             await peer.receive()
         peer.send(Channel.Close(404, "NOT_FOUND - no exchange 'missing' in vhost '/'", 60, 40), 1)
         await peer.expect(Channel.CloseOk)
-        _, opening = await peer.receive()
+        channel, opening = await peer.receive()
         assert isinstance(opening, Channel.Open)
         await asyncio.sleep(opened_after)
-        peer.send(Channel.OpenOk(), 1)
+        peer.send(Channel.OpenOk(), channel)
         await peer.answer(Confirm.Select)
         await peer.expect(Basic.Publish, ContentHeader)
         await peer.receive()
         await asyncio.sleep(0.1)
-        peer.send(Basic.Ack(1), 1)
+        peer.send(Basic.Ack(1), channel)
         await peer.linger()
 
     async with (

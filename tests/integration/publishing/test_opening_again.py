@@ -456,7 +456,8 @@ async def test_nothing_is_left_behind_when_the_channel_was_replaced_many_times(
             await open_again(producer)
         assert channels(producer) == 1
         assert producer._channel is not None
-        assert producer._channel.number <= 3  # one of them is the pool's
+        # The broker may still send frames to the numbers that it has closed, so they are used again at last.
+        assert producer._channel.number == 102  # one of them is the pool's
         assert (producer.outstanding, len(producer._waiting), producer._flushing) == (0, 0, [])
         assert producer._reopening.task is None
         others = {task.get_name() for task in asyncio.all_tasks()}

@@ -166,22 +166,20 @@ async def test_calls_end_at_their_deadline_when_no_channel_can_be_opened(how: st
             await producer.close()
 
 
-async def close_behind(peer: Peer, answers: bytes) -> None:
-    """Closes channel 1 in the same write as its last answer."""
-    _, method = await peer.receive()
+async def close_behind(peer: Peer) -> None:
+    """Closes a channel in the same write as its last answer."""
+    channel, method = await peer.receive()
     assert isinstance(method, Confirm.Select)
-    peer.send_bytes(answers)
+    closing = Channel.Close(541, "INTERNAL_ERROR", 0, 0)
+    peer.send_bytes(frame.marshal(Confirm.SelectOk(), channel) + frame.marshal(closing, channel))
     await peer.expect(Channel.CloseOk)
-
-
-CLOSE_AT_ONCE = frame.marshal(Confirm.SelectOk(), 1) + frame.marshal(Channel.Close(541, "INTERNAL_ERROR", 0, 0), 1)
 
 
 async def test_a_channel_that_is_closed_right_behind_its_opening_is_not_used() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await peer.answer(Channel.Open)
-        await close_behind(peer, CLOSE_AT_ONCE)
+        await close_behind(peer)
         await peer.answer(Channel.Open, Confirm.Select)  # the second try
         await peer.linger()
 
@@ -202,10 +200,11 @@ async def test_another_channel_is_tried_when_the_next_one_is_closed_right_behind
         while not isinstance((await peer.receive())[1], Channel.CloseOk):
             pass
         await peer.answer(Channel.Open)
-        await close_behind(peer, CLOSE_AT_ONCE)
+        await close_behind(peer)
         await peer.answer(Channel.Open, Confirm.Select)
-        await peer.expect(Basic.Publish)
-        peer.send(Basic.Ack(1), 1)
+        channel, publishing = await peer.receive()
+        assert isinstance(publishing, Basic.Publish)
+        peer.send(Basic.Ack(1), channel)
         await peer.linger()
 
     async with producing(script) as producer:
