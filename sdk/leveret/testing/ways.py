@@ -330,7 +330,7 @@ class Route:
 
     async def _run(self) -> None:
         try:
-            self._broker = broker = await self._dial()
+            broker = await self._dial()
             self.ways = (
                 Way(self, "to_broker", self._client, broker, self._conditions["to_broker"], self._watcher),
                 Way(self, "to_client", broker, self._client, self._conditions["to_client"], self._watcher),
@@ -362,7 +362,8 @@ class Route:
         loop = asyncio.get_running_loop()
         failure = OSError("the broker's host has no address")
         for family, address in self._addresses:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            # `_close` closes it, and resets it when this is cancelled: it may be connected by then.
+            self._broker = sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -371,7 +372,4 @@ class Route:
             except OSError as error:
                 sock.close()
                 failure = error
-            except BaseException:
-                sock.close()
-                raise
         raise failure

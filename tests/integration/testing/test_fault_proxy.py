@@ -50,6 +50,13 @@ def connected(proxy: FaultProxy, server: socket.socket) -> Iterator[tuple[socket
             yield client, accepted
 
 
+def carried(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Waits until the proxy carries bytes between them: what the broker has accepted may be unknown to it still."""
+    client, accepted = ends
+    client.sendall(b"!")
+    assert accepted.recv(1) == b"!"
+
+
 def read(sock: socket.socket, size: int) -> bytes:
     """Reads so many bytes, or fewer where the stream ends."""
     data = b""
@@ -132,6 +139,7 @@ def test_its_url_has_everything_that_the_brokers_has() -> None:
 
 def test_reset_ends_both_sides_with_an_error(plain: FaultProxy, server: socket.socket) -> None:
     with connected(plain, server) as first, connected(plain, server) as second:
+        carried(first)
         assert plain.reset() == 2
         assert plain.connections == 0
         for sock in (*first, *second):
@@ -141,6 +149,7 @@ def test_reset_ends_both_sides_with_an_error(plain: FaultProxy, server: socket.s
 
 def test_half_close_ends_one_direction_and_leaves_the_other(plain: FaultProxy, server: socket.socket) -> None:
     with connected(plain, server) as (client, broker):
+        carried((client, broker))
         assert plain.half_close("to_client") == 1
         assert client.recv(1) == b""
         broker.sendall(b"nobody reads this")
@@ -154,6 +163,7 @@ def test_half_close_ends_one_direction_and_leaves_the_other(plain: FaultProxy, s
 
 def test_half_close_of_both_directions_ends_the_connection_in_order(plain: FaultProxy, server: socket.socket) -> None:
     with connected(plain, server) as (client, broker):
+        carried((client, broker))
         plain.half_close()
         assert (client.recv(1), broker.recv(1)) == (b"", b"")
 
