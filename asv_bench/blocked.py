@@ -246,6 +246,7 @@ async def hold_back(peer: Peer, obstacle: str, kind: str, size: int, seconds: fl
         await client.declare(leveret.Topology().exchange(EXCHANGE, "fanout"))
         producer = await client.producer(
             exchange=EXCHANGE,
+            mandatory=False,  # no queue is bound
             serializer="bytes",
             max_outstanding=1_000_000,
             max_buffered=1_000_000,

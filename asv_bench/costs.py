@@ -140,6 +140,7 @@ async def share(url: str, point: Point, watch: Stopwatch) -> None:
             await stack.enter_async_context(
                 client.producer(
                     exchange=EXCHANGE,
+                    mandatory=False,
                     serializer="bytes",
                     batch_size=BATCH,
                     confirm_timeout=PATIENCE,
@@ -169,6 +170,7 @@ async def slide_window(url: str, point: Point, watch: Stopwatch) -> None:
         leveret.connect(url) as client,
         client.producer(
             exchange=EXCHANGE,
+            mandatory=False,
             serializer="bytes",
             batch_size=CHUNK,
             max_outstanding=point.value,
@@ -191,6 +193,7 @@ async def fill_window(url: str, point: Point, watch: Stopwatch) -> None:
         leveret.connect(f"{url}?write_high_watermark={1024 * MEBIBYTE}") as client,
         client.producer(
             exchange=EXCHANGE,
+            mandatory=False,
             serializer="bytes",
             max_outstanding=point.value,
             max_buffered=point.value,
@@ -216,7 +219,7 @@ async def publish(url: str, point: Point, watch: Stopwatch, send_buffer: int) ->
     async with (
         leveret.connect(f"{url}?socket_send_buffer_size={send_buffer}") as client,
         client.producer(
-            exchange=EXCHANGE, serializer="bytes", confirm_timeout=PATIENCE, publish_timeout=PATIENCE
+            exchange=EXCHANGE, mandatory=False, serializer="bytes", confirm_timeout=PATIENCE, publish_timeout=PATIENCE
         ) as producer,
     ):
         await producer.publish(body, "costs")
