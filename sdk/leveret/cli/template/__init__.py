@@ -193,10 +193,11 @@ async def main() -> None:$settings
         await client.declare(leveret.Topology().queue("greetings"))
         async with client.producer($producer) as producer:
             await producer.publish({"hello": "world"}, "greetings")
-        async for message in client.consumer("greetings"):
-            print(message.value)
-            message.ack()
-            break
+        async with client.consumer("greetings") as consumer:
+            async for message in consumer:
+                print(message.value)
+                message.ack()
+                break
         await client.delete_queue("greetings")
 
 
