@@ -25,8 +25,9 @@ setup: $(VENV)/.built $(VENV)/.plugins ## make .venv with everything needed, bui
 demo: setup ## publish and consume typed orders on the embedded broker
 	@$(BIN)/leveret demo
 
+# In their order, with the unit tests last: files that take minutes and have few tests would be the last otherwise.
 test: setup rabbitmq ## run all tests, on every RabbitMQ server found and on the embedded broker; a skipped test fails
-	@$(BIN)/python -m pytest -q -ra --no-skips -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -q -ra --no-skips -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-pythons: setup rabbitmq ## run all tests on each Python from 3.11 to 3.14 that is found, the unit tests on 3.14t and 3.15
 	@$(BIN)/python tools/versions.py pythons $(if $(VERSIONS),--only $(VERSIONS)) $(if $(TESTS),--tests $(TESTS)) -- $(ARGS)
@@ -80,7 +81,7 @@ asan: setup ## unit tests and more with the compiled modules under gcc's address
 	@LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" PYTHONPATH="$(CURDIR)/build/asan/lib" \
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:quarantine_size_mb=64 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    $(BIN)/python -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider \
+	    $(BIN)/python -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -p no:cacheprovider \
 	    $(or $(ARGS),@tests/without_rabbitmq.txt)
 
 # Python's own modules are traced as well as Cython's, so each test takes a few times as long.
@@ -88,7 +89,7 @@ coverage: setup ## unit tests and more with line tracing: how many lines of Pyth
 	@$(call APART,trace)
 	@rm -f build/trace/data*
 	@export COVERAGE_FILE="$(CURDIR)/build/trace/data" PYTHONPATH="$(CURDIR)/build/trace/lib:$(CURDIR)/cext:$(CURDIR)/tools"; \
-	status=0; $(BIN)/coverage run -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile -p no:cacheprovider \
+	status=0; $(BIN)/coverage run -m pytest -q -ra -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -p no:cacheprovider \
 	    $(or $(ARGS),@tests/without_rabbitmq.txt) || status=$$?; \
 	$(BIN)/coverage combine -q && $(BIN)/coverage report && exit $$status
 

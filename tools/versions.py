@@ -203,6 +203,7 @@ def test(name: str, python: Path, wanted: list[str], tests: Sequence[str], argum
         "4",
         "--dist",
         "loadfile",
+        "--no-loadscope-reorder",
     ]
     environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
     # Tests that start a program by name get the environment's program.
