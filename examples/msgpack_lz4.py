@@ -15,10 +15,11 @@ async def main() -> None:
         await client.declare(TOPOLOGY)
         async with client.producer(exchange="hutch", serializer="msgpack", compressor="lz4") as producer:
             await producer.publish({"id": 1, "carrots": ["nantaise"] * 1000})
-        async for message in client.consumer("carrots"):
-            print(message.content_type, message.content_encoding, len(message.value["carrots"]))
-            message.ack()
-            break
+        async with client.consumer("carrots") as consumer:
+            async for message in consumer:
+                print(message.content_type, message.content_encoding, len(message.value["carrots"]))
+                message.ack()
+                break
         await client.delete_queue("carrots")
         await client.delete_exchange("hutch")
 

@@ -1,4 +1,4 @@
-"""What became of each message, as the client's process reported it before it acknowledged anything.
+"""The ledger of `make faults`: it counts what the client's process reports of each message before it acknowledges it.
 
 A report is a line: a letter, the queue, and a number or words. The client writes it to a pipe, whose other end is here.
 """

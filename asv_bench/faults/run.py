@@ -100,7 +100,7 @@ class Client:
         self._process.stdin.flush()
 
     def has_ended(self) -> bool:
-        """Whether the process has ended."""
+        """Returns whether the client's process has ended."""
         return self._process.poll() is not None
 
     def end(self) -> int | None:
@@ -225,7 +225,7 @@ class Run:
 
 
 def is_of_durable(name: str) -> bool:
-    """Whether a queue is one of the durable ones, or belongs to one."""
+    """Returns whether a queue is durable, or is a retry or parking queue of a durable one."""
     return name.startswith(DURABLE)
 
 
@@ -318,7 +318,8 @@ def broker(version: str | None) -> Iterator[RabbitMQNode]:
         shutil.rmtree(BROKER, ignore_errors=True)
         BROKER.mkdir(parents=True)
         node = RabbitMQNode(BROKER, server=servers[version] if version else None, erl_args=SETTINGS)
-        # While the node is down, nobody else gets its port from the system: clients would talk to that program.
+        # The holder keeps the node's port while the node is down. The system would give it to another program, and the
+        # client would talk to that one.
         with socket.socket() as holder, contextlib.closing(node):
             share_port(holder)
             holder.bind(("127.0.0.1", node.port))

@@ -47,13 +47,13 @@ DRAIN: Final = 20.0
 
 
 class Order(Struct):
-    """What is published."""
+    """The messages of both producers and of all three consumers."""
 
     id: int
 
 
 class UnavailableError(Exception):
-    """What handlers need is not there."""
+    """Raised by every handler during an outage, as if a database that handlers need were away."""
 
 
 def report(*words: object) -> None:

@@ -5,10 +5,12 @@ Callers branch on types and fields, never on text. No message of ours carries cr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from leveret.message import Outcome
+
+E = TypeVar("E", bound="LeveretError")
 
 
 def printable(text: str, limit: int = 256) -> str:
@@ -35,24 +37,25 @@ class LeveretError(Exception):
         return _bare, (self.__class__, self.args), self.__dict__
 
 
-def _bare(kind: type[LeveretError], args: tuple[object, ...]) -> LeveretError:
+def _bare(kind: type[E], args: tuple[object, ...]) -> E:
     error = kind.__new__(kind)
     error.args = args
     return error
 
 
-def again(error: LeveretError) -> LeveretError:
+def again(error: E, text: str | None = None) -> E:
     """A copy of a stored error, to raise: raising one object again and again grows its traceback.
 
     Args:
         error: The stored error.
+        text: What the copy says instead.
 
     Returns:
-        An equal error with the same cause.
+        An equal error with the same cause; with a text of its own, the stored error is its cause.
     """
-    copy = _bare(error.__class__, error.args)
+    copy = _bare(error.__class__, error.args if text is None else (text,))
     copy.__dict__.update(error.__dict__)
-    copy.__cause__ = error.__cause__
+    copy.__cause__ = error.__cause__ if text is None else error
     return copy
 
 

@@ -16,8 +16,7 @@ from leveret.app.registration import (
     checked_hook,
 )
 from leveret.app.supervision import GRACE, AppRun
-from leveret.client.client import Client, connect, connection_settings
-from leveret.client.opening import check_connection_options
+from leveret.client.client import Client, check_connection_options, connect, connection_settings
 from leveret.consuming.handlers import check_handler
 from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, printable
 from leveret.runtime.tasks import cancel_all

@@ -70,8 +70,6 @@ async def wait_for_broker(link: Link, seconds: float, initial_delay: float) -> N
         if failure is None:
             text = f"connection {link.name!r}: no broker answered within wait of {seconds:g} s"
             raise OperationTimeout(text) from None
-        late = again(failure)
-        late.args = (f"{failure}; the broker was waited for {seconds:g} s (wait)",)
-        raise late from failure
+        raise again(failure, f"{failure}; the broker was waited for {seconds:g} s (wait)") from failure
     if failure is not None:
         logger.info("connection %r: the broker is there after %.1f s", link.name, loop.time() - begun)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from leveret.client.arrival import wait_for_broker
 from leveret.client.base import ClientBase
 from leveret.client.dedicated_connection import DedicatedConnection
-from leveret.client.opening import Opening, check_connection_options
+from leveret.client.opening import Opening
 from leveret.connection.credentials import Credentials, secret_of
 from leveret.connection.link import Link
 from leveret.errors import ConfigurationError, ConnectionClosed, TransportError
@@ -26,20 +26,21 @@ from leveret.settings import (
     ProducerSettings,
     Settings,
 )
+from leveret.settings.names import arguments_of, refuse_unknown
+from leveret.settings.rules import rules_of
 from leveret.topology.declared import Declared
 from leveret.topology.restoring import Restorer
 from leveret.wire.numbers import REPLY_SUCCESS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from leveret.plugins.interfaces import Sample
     from leveret.settings import Secret
     from leveret.settings.connection import CredentialProvider
 
-__all__ = ["Client", "ClientState", "connect", "connection_settings"]
-
+__all__ = ["Client", "ClientState", "check_connection_options", "connect", "connection_settings"]
 
 #: The share of `close_timeout` that is kept for the metrics sinks.
 _SINKS: Final = 0.2
@@ -259,6 +260,21 @@ def _with_argument(settings: ConnectionSettings, option: str, value: object, arg
         return settings.replace(**{option: value})
     except ConfigurationError as error:
         raise ConfigurationError(str(error).replace(option, argument), option=argument) from None
+
+
+def check_connection_options(options: Mapping[str, object], taker: Callable[..., object]) -> None:
+    """Checks the names of options of connections.
+
+    Args:
+        options: The options.
+        taker: The function or class that took them: an unknown one may be a misspelt argument of it.
+
+    Raises:
+        ConfigurationError: A name is unknown.
+    """
+    rules = rules_of(ConnectionSettings)
+    if not rules.keys() >= options.keys():
+        refuse_unknown(options, (*rules, *arguments_of(taker)))
 
 
 def connection_settings(

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeV
 
 from leveret.errors import ConfigurationError, NotOpened
 from leveret.protocol.transitions import moved
-from leveret.settings import ConnectionSettings
-from leveret.settings.names import arguments_of, refuse_unknown
-from leveret.settings.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Mapping
     from types import TracebackType
 
-__all__ = ["OPENING_TRANSITIONS", "AsyncCloseable", "Opening", "OpeningState", "check_connection_options"]
+__all__ = ["OPENING_TRANSITIONS", "AsyncCloseable", "Opening", "OpeningState"]
 
 
 class AsyncCloseable(Protocol):
@@ -43,21 +40,6 @@ OPENING_TRANSITIONS: Final[Mapping[OpeningState, frozenset[OpeningState]]] = {
     OpeningState.IN_USE: frozenset({OpeningState.FREE}),
     OpeningState.FREE: frozenset({OpeningState.IN_USE}),
 }
-
-
-def check_connection_options(options: Mapping[str, object], taker: Callable[..., object]) -> None:
-    """Checks the names of options of connections.
-
-    Args:
-        options: The options.
-        taker: The function or class that took them: an unknown one may be a misspelt argument of it.
-
-    Raises:
-        ConfigurationError: A name is unknown.
-    """
-    rules = rules_of(ConnectionSettings)
-    if not rules.keys() >= options.keys():
-        refuse_unknown(options, (*rules, *arguments_of(taker)))
 
 
 class Opening(Generic[C]):

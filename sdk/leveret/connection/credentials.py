@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.errors import ConfigurationError, ConnectFailed, OperationTimeout
 from leveret.settings import ConnectionSettings, Secret
+from leveret.settings.functions import is_async
 from leveret.settings.rules import rules_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def secret_of(value: object) -> Secret:
 
 async def _answer_of(provider: Callable[[], Any]) -> Any:
     """Calls a provider: an async one in the event loop, a plain one in a thread, because it may read files."""
-    if inspect.iscoroutinefunction(provider) or inspect.iscoroutinefunction(type(provider).__call__):
+    if is_async(provider):
         return await provider()
     answer = await _in_thread(provider)
     # A lambda or a partial that returns an async function's coroutine.

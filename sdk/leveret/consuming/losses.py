@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from leveret.errors import ChannelClosed, ConsumerCancelled, DeliveryTimeout, NotFound
+from leveret.errors import ChannelClosed, ConsumerCancelled, DeliveryTimeout, NotFound, again
 from leveret.protocol.recovery import may_mend
 from leveret.wire.numbers import PRECONDITION_FAILED
 
@@ -64,16 +64,9 @@ class LossRules:
             self._missing_since = now
         if now - self._missing_since < self._timeout:
             return None
-        assert isinstance(error, NotFound)
-        ended = NotFound(
-            f"queue {queue!r} has been missing for queue_missing_timeout of {self._timeout:g} s: {error}",
-            reply_code=error.reply_code,
-            reply_text=error.reply_text,
-            class_id=error.class_id,
-            method_id=error.method_id,
+        return again(
+            error, f"queue {queue!r} has been missing for queue_missing_timeout of {self._timeout:g} s: {error}"
         )
-        ended.__cause__ = error
-        return ended
 
     def subscribed(self) -> None:
         """Notes that the broker has answered basic.consume: the queue is there."""

@@ -257,7 +257,7 @@ class RetryQueues:
             try:
                 await channel.queue_declare(name, arguments=self._arguments(connection, milliseconds))
             except ChannelClosed as error:
-                raise _named(error, name) from error
+                raise again(error, f"queue {printable(name, 255)!r} could not be declared: {error}") from error
             finally:
                 await channel.close()
             self._declared.add(name)
@@ -277,14 +277,6 @@ class RetryQueues:
             arguments=lossless,
         )
         return waiting.x_arguments()
-
-
-def _named(error: ChannelClosed, name: str) -> ChannelClosed:
-    """The same error, with a text that says which queue it is about."""
-    named = again(error)
-    assert isinstance(named, ChannelClosed)
-    named.args = (f"queue {printable(name, 255)!r} could not be declared: {error}",)
-    return named
 
 
 def _body_of(message: Message) -> bytes:

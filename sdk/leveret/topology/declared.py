@@ -15,7 +15,7 @@ from leveret.topology.entities import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["Declared", "DeclaredQueue"]
 
@@ -196,16 +196,16 @@ class Declared:
     def forget_queue(self, name: str) -> None:
         """Forgets a queue and its bindings."""
         queue = self.queue(name)
-        sources = [binding.exchange for _, binding in self._bindings_of(name)]
+        others = [key for key in self._other_bindings if key[0] == name]
+        bindings = [self._other_bindings.pop(key) for key in others]
         if queue is not None:
+            bindings += queue.bindings.values()
             del self._queues[queue.name]
             for former in queue.former_names:
                 self._renamed.pop(former, None)
             queue.is_forgotten = True
             queue.bindings = {}
-        for key in [key for key in self._other_bindings if key[0] == name]:
-            del self._other_bindings[key]
-        self._forget_unused(sources)
+        self._forget_unused([binding.exchange for binding in bindings])
 
     def forget_exchange(self, name: str) -> None:
         """Forgets an exchange and its bindings."""
@@ -251,12 +251,6 @@ class Declared:
             self.forget_queue(queue.name)
 
     # ------------------------------------------------------------------ inside
-
-    def _bindings_of(self, name: str) -> Iterator[tuple[object, BindingEntity]]:
-        queue = self.queue(name)
-        if queue is not None:
-            yield from queue.bindings.items()
-        yield from (item for item in self._other_bindings.items() if item[0][0] == name)
 
     def _forget_unused(self, exchanges: list[str]) -> None:
         """Forgets auto-delete exchanges whose last binding has gone: the broker has deleted them."""
