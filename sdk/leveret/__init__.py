@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from leveret.consuming.batches import DeliveryBatch as DeliveryBatch
     from leveret.consuming.builder import ConsumerBuilder as ConsumerBuilder
     from leveret.consuming.consumer import Consumer as Consumer
-    from leveret.consuming.error_policy import DeadLetter as DeadLetter
-    from leveret.consuming.error_policy import Drop as Drop
-    from leveret.consuming.error_policy import ErrorPolicy as ErrorPolicy
-    from leveret.consuming.error_policy import Park as Park
-    from leveret.consuming.error_policy import Requeue as Requeue
-    from leveret.consuming.error_policy import Retry as Retry
-    from leveret.consuming.error_policy import Stop as Stop
+    from leveret.consuming.failing.error_policy import DeadLetter as DeadLetter
+    from leveret.consuming.failing.error_policy import Drop as Drop
+    from leveret.consuming.failing.error_policy import ErrorPolicy as ErrorPolicy
+    from leveret.consuming.failing.error_policy import Park as Park
+    from leveret.consuming.failing.error_policy import Requeue as Requeue
+    from leveret.consuming.failing.error_policy import Retry as Retry
+    from leveret.consuming.failing.error_policy import Stop as Stop
     from leveret.consuming.prefetch import prefetch_for as prefetch_for
     from leveret.errors import BackpressureError as BackpressureError
     from leveret.errors import LeveretError as LeveretError
@@ -75,13 +75,13 @@ _HOMES = {
     "ConsumerBuilder": "consuming.builder",
     "Batches": "consuming.batches",
     "DeliveryBatch": "consuming.batches",
-    "DeadLetter": "consuming.error_policy",
-    "Drop": "consuming.error_policy",
-    "ErrorPolicy": "consuming.error_policy",
-    "Park": "consuming.error_policy",
-    "Requeue": "consuming.error_policy",
-    "Retry": "consuming.error_policy",
-    "Stop": "consuming.error_policy",
+    "DeadLetter": "consuming.failing.error_policy",
+    "Drop": "consuming.failing.error_policy",
+    "ErrorPolicy": "consuming.failing.error_policy",
+    "Park": "consuming.failing.error_policy",
+    "Requeue": "consuming.failing.error_policy",
+    "Retry": "consuming.failing.error_policy",
+    "Stop": "consuming.failing.error_policy",
     "BackpressureError": "errors",
     "LeveretError": "errors",
     "PublishError": "errors",

@@ -13,7 +13,7 @@ from tests.support.queues import messages, taken
 
 import leveret
 from leveret import Quorum, Retry, Topology
-from leveret.consuming.error_policy import attempts_of
+from leveret.consuming.failing.error_policy import attempts_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from leveret.connection.channel_pool import ChannelPool
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
-    from leveret.consuming.error_policy import DeadLetter, Drop, OnError, Park
+    from leveret.consuming.failing.error_policy import DeadLetter, Drop, OnError, Park
     from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings, ProducerSettings, Settings

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from leveret.consuming.failure_actions import FailureActions
+    from leveret.consuming.failing.actions import FailureActions
     from leveret.consuming.settling import Settler
     from leveret.consuming.workers import Workers
     from leveret.wire.message import Message

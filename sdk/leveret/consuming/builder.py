@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from leveret.consuming.batches import Batches
     from leveret.consuming.consumer import Consumer
-    from leveret.consuming.error_policy import DeadLetter, Drop, OnError, Park
+    from leveret.consuming.failing.error_policy import DeadLetter, Drop, OnError, Park
     from leveret.wire.message import Message
 
 __all__ = ["ConsumerBuilder"]

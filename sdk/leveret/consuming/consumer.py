@@ -18,9 +18,9 @@ from leveret.consuming.acks import AckWindow
 from leveret.consuming.batch_actions import BatchActions
 from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
 from leveret.consuming.delivery_buffer import DeliveryBuffer
-from leveret.consuming.error_policy import checked_refusal, policy_of
-from leveret.consuming.failure_actions import FailureActions
-from leveret.consuming.held_messages import HeldMessages
+from leveret.consuming.failing.actions import FailureActions
+from leveret.consuming.failing.error_policy import checked_refusal, policy_of
+from leveret.consuming.failing.held_messages import HeldMessages
 from leveret.consuming.ordering import key_function
 from leveret.consuming.prefetch_tuner import Load, PrefetchTuner
 from leveret.consuming.read_collector import ReadCollector
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from leveret.connection.channel import Channel
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
-    from leveret.consuming.error_policy import DeadLetter, Drop, OnError, Park
+    from leveret.consuming.failing.error_policy import DeadLetter, Drop, OnError, Park
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings
     from leveret.wire.message import Message

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.consuming.error_policy import checked_delay
+from leveret.consuming.failing.error_policy import checked_delay
 from leveret.wire.content import append_settlement
 from leveret.wire.numbers import BASIC_NACK, BASIC_REJECT, NACK_REQUEUE, REJECT_REQUEUE
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
     from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
-    from leveret.consuming.failure_actions import FailureActions
+    from leveret.consuming.failing.actions import FailureActions
     from leveret.consuming.streams import StreamPosition
     from leveret.consuming.subscription import Subscription
     from leveret.monitoring.meters import ConsumerMeter

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from leveret.consuming.channel_deliveries import Acknowledger
     from leveret.consuming.delivery_buffer import DeliveryBuffer
-    from leveret.consuming.failure_actions import FailureActions
+    from leveret.consuming.failing.actions import FailureActions
     from leveret.consuming.states import ConsumerLife
     from leveret.settings import ConsumerSettings
     from leveret.wire.message import Message

@@ -11,7 +11,7 @@ from pamqp.commands import Basic, Channel
 from tests.support.handling import running, until
 from tests.support.scripted import Scripted, connected
 
-from leveret.consuming.error_policy import Park
+from leveret.consuming.failing.error_policy import Park
 from leveret.consuming.states import ConsumerState
 from leveret.errors import PreconditionFailed
 

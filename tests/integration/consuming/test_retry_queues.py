@@ -16,8 +16,8 @@ from tests.support.queues import taken
 
 import leveret
 from leveret import Classic, Retry, Topology
-from leveret.consuming.error_policy import attempts_of
-from leveret.consuming.retry_queues import RetryQueues
+from leveret.consuming.failing.error_policy import attempts_of
+from leveret.consuming.failing.retry_queues import RetryQueues
 from leveret.errors import BodyTooLarge, MessageReturned, NotFound, PreconditionFailed
 from leveret.wire.encoding import FieldValue
 from leveret.wire.properties import decode_properties

@@ -12,7 +12,7 @@ from tests.support.queues import messages, taken
 
 import leveret
 from leveret import DeadLetter, Drop, Park, Retry, Topology
-from leveret.consuming.error_policy import attempts_of
+from leveret.consuming.failing.error_policy import attempts_of
 from leveret.errors import CircuitOpen, ConfigurationError
 
 if TYPE_CHECKING:

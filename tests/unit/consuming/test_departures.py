@@ -11,7 +11,7 @@ import pytest
 from tests.corpus import frames
 
 from leveret.consuming.acks import AckWindow
-from leveret.consuming.departures import Departures
+from leveret.consuming.failing.departures import Departures
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.wire.properties import Properties
 from leveret.wire.reader import FrameReader

@@ -13,7 +13,7 @@ from tests.corpus import strategies
 
 import leveret
 from leveret import DeadLetter, Drop, ErrorPolicy, Park, Requeue, Retry, Stop
-from leveret.consuming.error_policy import Refused, attempts_of, checked_refusal, error_text, policy_of
+from leveret.consuming.failing.error_policy import Refused, attempts_of, checked_refusal, error_text, policy_of
 from leveret.errors import CodecError, ConfigurationError, DecodeFailed, NotFound
 from leveret.publishing.publisher import PublishBatch
 from leveret.publishing.template import PublishTemplate
@@ -324,7 +324,7 @@ def test_every_form_of_a_policy_becomes_one() -> None:
 
 def test_actions_are_at_hand_in_the_package() -> None:
     names = ("ErrorPolicy", "Requeue", "Retry", "DeadLetter", "Park", "Drop", "Stop")
-    assert all(getattr(leveret, name).__module__ == "leveret.consuming.error_policy" for name in names)
+    assert all(getattr(leveret, name).__module__ == "leveret.consuming.failing.error_policy" for name in names)
 
 
 # ---------------------------------------------------------------------- headers

@@ -12,7 +12,7 @@ from tests.corpus import frames
 
 from leveret.consuming.acks import AckWindow
 from leveret.consuming.channel_deliveries import ChannelDeliveries, reserve, restore
-from leveret.consuming.held_messages import LONGEST_HOLD, HeldMessages, Intake, hold_delay
+from leveret.consuming.failing.held_messages import LONGEST_HOLD, HeldMessages, Intake, hold_delay
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.reader import FrameReader

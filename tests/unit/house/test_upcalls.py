@@ -61,9 +61,9 @@ ROLES = [
     Role("Acknowledger", ("self.meter",), "StaleCounter", ("leveret.monitoring.meters.ConsumerMeter",)),
     Role("ReadCollector", ("self.reader",), "ByteCounter", ("leveret.wire.reader.FrameReader",)),
     Role("DeliveryBuffer", ("self",), "ConsumerUpcalls", ("leveret.consuming.consumer.Consumer",)),
-    Role("DeliveryBuffer", ("self.failures",), "KeyFailures", ("leveret.consuming.failure_actions.FailureActions",)),
+    Role("DeliveryBuffer", ("self.failures",), "KeyFailures", ("leveret.consuming.failing.actions.FailureActions",)),
     Role("DeliveryBuffer", ("self.meter",), "DeliveryCounter", ("leveret.monitoring.meters.ConsumerMeter",)),
-    Role("Worker", ("self.failures",), "FailureSink", ("leveret.consuming.failure_actions.FailureActions",)),
+    Role("Worker", ("self.failures",), "FailureSink", ("leveret.consuming.failing.actions.FailureActions",)),
     Role("Worker", ("self.owner",), "WorkerOwner", ("leveret.consuming.workers.Workers",)),
 ]
 

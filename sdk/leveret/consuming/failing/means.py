@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.consuming.error_policy import DeadLetter, Park, Requeue, Retry
+from leveret.consuming.failing.error_policy import DeadLetter, Park, Requeue, Retry
 from leveret.errors import TableSyntaxError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from leveret.consuming.error_policy import Action
+    from leveret.consuming.failing.error_policy import Action
     from leveret.topology.declared import Declared
     from leveret.wire.message import Message
 

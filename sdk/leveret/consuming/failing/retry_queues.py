@@ -6,8 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.consuming.error_policy import ATTEMPT_HEADER, ERROR_HEADER, attempts_of, error_text
-from leveret.consuming.means import SHARED_PARKING
+from leveret.consuming.failing.error_policy import ATTEMPT_HEADER, ERROR_HEADER, attempts_of, error_text
+from leveret.consuming.failing.means import SHARED_PARKING
 from leveret.errors import (
     AccessRefused,
     BodyTooLarge,

@@ -8,8 +8,8 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.consuming.channel_deliveries import reserve, restore
-from leveret.consuming.departures import Departures, id_of
-from leveret.consuming.error_policy import (
+from leveret.consuming.failing.departures import Departures, id_of
+from leveret.consuming.failing.error_policy import (
     DeadLetter,
     Drop,
     Park,
@@ -20,10 +20,10 @@ from leveret.consuming.error_policy import (
     attempts_of,
     error_text,
 )
-from leveret.consuming.failure_log import FailureLog
-from leveret.consuming.held_messages import hold_delay
-from leveret.consuming.means import Means, default_delivery_limit, delivery_count, fitting_action, means_for
-from leveret.consuming.retry_queues import RetryQueues
+from leveret.consuming.failing.held_messages import hold_delay
+from leveret.consuming.failing.log import FailureLog
+from leveret.consuming.failing.means import Means, default_delivery_limit, delivery_count, fitting_action, means_for
+from leveret.consuming.failing.retry_queues import RetryQueues
 from leveret.errors import (
     AccessRefused,
     BodyTooLarge,
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
-    from leveret.consuming.error_policy import Action, ErrorPolicy
-    from leveret.consuming.held_messages import HeldMessages
+    from leveret.consuming.failing.error_policy import Action, ErrorPolicy
+    from leveret.consuming.failing.held_messages import HeldMessages
     from leveret.consuming.streams import StreamPosition
     from leveret.monitoring.meters import ConsumerMeter
     from leveret.plugins.registry import PluginRegistry
