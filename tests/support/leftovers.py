@@ -40,12 +40,11 @@ async def nothing_left_behind(seconds: float = TEST_DEADLINE) -> AsyncIterator[N
         logger.addHandler(collector)
 
     def cancel_the_test() -> None:
-        nonlocal alarm
         for task in asyncio.all_tasks() - before:
             task.cancel("the test took too long")
-        alarm = loop.call_later(TEST_DEADLINE, cancel_the_test)  # what it does to clean up may hang as well
+        alarms.append(loop.call_later(TEST_DEADLINE, cancel_the_test))  # what it does to clean up may hang as well
 
-    alarm = loop.call_later(seconds, cancel_the_test)
+    alarms = [loop.call_later(seconds, cancel_the_test)]
     try:
         yield
         left = asyncio.all_tasks() - before - {asyncio.current_task()}
@@ -55,7 +54,7 @@ async def nothing_left_behind(seconds: float = TEST_DEADLINE) -> AsyncIterator[N
         await asyncio.sleep(0)  # transports that were closed tell their protocols in the next turn
         gc.collect()
     finally:
-        alarm.cancel()
+        alarms[-1].cancel()
         for logger in loggers:
             logger.removeHandler(collector)
     assert not left, f"tasks were left behind: {left}"
