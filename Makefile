@@ -3,6 +3,9 @@
 # ARGS=--other-servers=none runs them on the first RabbitMQ only), TESTS=tests/unit and VERSIONS="3.12 3.14" (for test-pythons;
 # TESTS for test-floors, too).
 
+# The tests start a thousand processes: without bytecode files each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard cext/leveret/* cext/leveret/*/*)
