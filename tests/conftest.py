@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails the run (as with CI=true)")
@@ -42,6 +45,19 @@ def pytest_configure() -> None:
 def pytest_xdist_auto_num_workers() -> int:
     # A third of the time a test waits for a broker or a process, so two processes keep one core busy.
     return 2 * (os.cpu_count() or 1)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """Gives each process files, as ``--dist loadfile`` does, and all of tests/packaging to one, which builds once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneBuild(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/packaging" if nodeid.startswith("tests/packaging/") else super()._split_scope(nodeid)
+
+    return OneBuild(config, log)
 
 
 def pytest_report_header() -> str:

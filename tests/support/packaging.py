@@ -57,7 +57,7 @@ class Environment:
         return run_or_fail(self.programs / program, *arguments, cwd=cwd or self.folder)
 
     def install(self, *arguments: object, cwd: Path | None = None) -> None:
-        self("python", "-m", "pip", "install", "--quiet", *arguments, cwd=cwd)
+        self("python", "-m", "pip", "install", "--quiet", "--no-compile", *arguments, cwd=cwd)
 
     def prints(self, program: str) -> str:
         return self("python", "-I", "-c", program)
