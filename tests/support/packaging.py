@@ -6,29 +6,38 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 SOURCES = ROOT / "cext" / "leveret"
 EXTENSIONS = sorted(str(path.relative_to(SOURCES).with_suffix("")) for path in SOURCES.rglob("*.pyx"))
 
 
-def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a command that sees nothing of this checkout or its environment."""
+def run(
+    *command: object, cwd: Path, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that sees nothing of this checkout or its environment, but these variables."""
     unwanted = ("PYTHON", "VIRTUAL_ENV", "LEVERET_", "PYTEST_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
-def run_or_fail(*command: object, cwd: Path) -> str:
+def run_or_fail(*command: object, cwd: Path, variables: Mapping[str, str] = MappingProxyType({})) -> str:
     """Runs a command as `run` does, and returns what it printed."""
-    done = run(*command, cwd=cwd)
+    done = run(*command, cwd=cwd, variables=variables)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout.strip()
 
