@@ -331,7 +331,7 @@ def connect(
 
     Raises:
         ConfigurationError: A URL part or option is unknown or out of range; it is named.
-        And on entering or awaiting, what `Connection.open` and `PluginRegistry.load` raise, and `PluginError` when a
+        And on entering or awaiting, what `Connection.open` and `PluginRegistry.shared` raise, and `PluginError` when a
         metrics sink cannot be started.
     """
     check_connection_options(options, connect)
@@ -355,6 +355,6 @@ def connect(
     )
 
     async def opened() -> Client:
-        return await Client(settings, registry or PluginRegistry.load(settings.plugins)).open()
+        return await Client(settings, registry or PluginRegistry.shared(settings.plugins)).open()
 
     return Opening(opened, "connect(...)")

@@ -8,6 +8,7 @@ for one name are an error unless the settings choose.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -56,12 +57,17 @@ _FIRST_PARTY: Final = {
     **dict.fromkeys(("exponential", "linear", "fixed", "failure-rate"), "leveret-resilience"),
 }
 
+#: Registries by settings and import path, and the most of them.
+_shared: dict[tuple[object, ...], PluginRegistry] = {}
+_MOST_SHARED: Final = 16
+
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class PluginRegistry:
     """The serializers, compressors, sinks, policies and commands of all plugins. Immutable; clients may share it.
 
-    Make it with `load`, or in tests with `from_plugins`, and pass it to `leveret.connect(plugins=...)`.
+    `connect` takes the `shared` one. Make another with `load`, or in tests with `from_plugins`, and pass it to
+    `leveret.connect(plugins=...)`.
 
     Attributes:
         settings: The settings that it was made with.
@@ -105,6 +111,32 @@ class PluginRegistry:
             ConfigurationError: The settings name a plugin that is not installed.
         """
         return cls._found(settings, None)
+
+    @classmethod
+    def shared(cls, settings: PluginSettings | None = None) -> PluginRegistry:
+        """Returns the registry of these settings, which is loaded once per process; `connect` uses it.
+
+        Plugins that are installed later are not in it, unless they are in a folder that was added to `sys.path`
+        since.
+
+        Args:
+            settings: As for `load`.
+
+        Returns:
+            The registry.
+
+        Raises:
+            PluginConflictError, PluginError, ConfigurationError: As `load`; the next call tries again.
+        """
+        settings = PluginSettings.from_env() if settings is None else settings
+        key = (settings.allow, settings.block, settings.strict, *sorted(settings.choose.items()), *sys.path)
+        registry = _shared.get(key)
+        if registry is None:
+            registry = cls.load(settings)
+            if len(_shared) == _MOST_SHARED:
+                _shared.clear()
+            _shared[key] = registry
+        return registry
 
     @classmethod
     def survey(cls, settings: PluginSettings | None = None) -> PluginRegistry:

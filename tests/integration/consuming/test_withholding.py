@@ -193,7 +193,7 @@ async def test_the_backoff_is_kept_when_deliveries_are_allowed_between_two_attem
             scripted.peers[-1].send(Channel.Close(406, "lost", 0, 0), 1)
             # The backoff is drawn at random and may be shorter than a step of `until`.
             async with asyncio.timeout(10):
-                while subscription_of(consumer).wants_deliveries:
+                while subscription_of(consumer).wants_deliveries:  # noqa: ASYNC110 - it has no event
                     await asyncio.sleep(0)
             opened = len(scripted.got("Channel.Open"))
             subscription_of(consumer).allow("a")

@@ -62,6 +62,13 @@ def test_plugins_are_found_with_their_distribution_when_they_are_installed(insta
     assert made.decoder(None)(made.encode("abc")) == "abc"
 
 
+def test_the_shared_registry_is_made_once_for_settings_and_import_path(installed: Installed) -> None:
+    registry = PluginRegistry.shared(PluginSettings(block=("first",)))
+    assert PluginRegistry.shared(PluginSettings(block=("first",))) is registry
+    assert PluginRegistry.shared(PluginSettings(block=("second",))) is not registry
+    assert PluginRegistry.shared(PluginSettings(block=("first",), strict=True)) is not registry
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
