@@ -64,7 +64,7 @@ async def test_the_connection_goes_on_when_a_frame_comes_late_on_a_closed_channe
         scripted.instead.clear()
         other = await client.connection.channel()
         await other.basic_qos(1)
-        await until(lambda: len(scripted.got("Channel.CloseOk")) == 1)
+        await until(lambda: len(scripted.got("Channel.CloseOk")) >= 1)
         assert client.connection.is_open
         assert other.number != channel.number
         # RabbitMQ ends the connection at the second one: the channel is closed for it after the first.

@@ -92,7 +92,7 @@ async def test_an_acknowledgement_of_a_lost_channel_does_not_go_to_the_next(
         scripted.deliver(1)
         old = await anext(consumer)
         lose_channel(scripted)
-        await until(lambda: len(scripted.got("Basic.Consume")) == 2)
+        await until(lambda: len(scripted.got("Basic.Consume")) >= 2)
         await until(lambda: consumer.health().live)
         scripted.deliver(1, redelivered=True)
         new = await anext(consumer)
@@ -102,7 +102,7 @@ async def test_an_acknowledgement_of_a_lost_channel_does_not_go_to_the_next(
         assert not scripted.got("Basic.Ack")
         assert not scripted.got("Basic.Reject")
         assert new.ack()
-        await until(lambda: len(scripted.got("Basic.Ack")) == 1)
+        await until(lambda: len(scripted.got("Basic.Ack")) >= 1)
 
 
 async def test_the_prefetch_is_the_last_one_on_the_next_channel(scripted: Scripted, client: leveret.Client) -> None:
@@ -110,7 +110,7 @@ async def test_the_prefetch_is_the_last_one_on_the_next_channel(scripted: Script
         await consumer.subscribe()
         await consumer.set_prefetch(20)
         lose_channel(scripted)
-        await until(lambda: len(scripted.got("Basic.Consume")) == 3)
+        await until(lambda: len(scripted.got("Basic.Consume")) >= 3)
         await until(lambda: consumer.health().live)
     assert [qos.prefetch_count for _, qos in scripted.got("Basic.Qos")] == [10, 20, 20]
 

@@ -176,7 +176,7 @@ async def test_the_prefetch_can_be_changed_again_when_a_change_was_broken_off(
         await consumer.set_prefetch(40)
         assert consumer.prefetch == 40
         await queues.publish(*range(5))
-        await until(lambda: len(seen) == 5)
+        await until(lambda: len(seen) >= 5)
         assert await consumer_count(queues.client, queues.work) == 1
 
 

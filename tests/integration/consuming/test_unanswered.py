@@ -170,7 +170,7 @@ async def test_another_channel_is_opened_when_basic_qos_is_not_answered_after_a_
         await until(lambda: consumer.health().live)
         scripted.unanswered["Basic.Qos"] = 1
         scripted.peers[-1].send(Channel.Close(406, "lost", 0, 0), 1)
-        await until(lambda: len(scripted.got("Channel.Open")) == 3)
+        await until(lambda: len(scripted.got("Channel.Open")) >= 3)
         await until(lambda: consumer.health().live)
 
 
@@ -194,7 +194,7 @@ async def test_a_channel_that_is_closed_as_it_is_opened_is_no_channel(
         await consumer.pause()
         scripted.instead["Channel.Open"] = open_and_close
         scripted.peers[-1].send(Channel.Close(406, "lost", 0, 0), 1)
-        await until(lambda: len(scripted.got("Channel.Open")) == 2)
+        await until(lambda: len(scripted.got("Channel.Open")) >= 2)
         await asyncio.sleep(0.1)
         await consumer.resume()
     await until(lambda: consumer.health().live)

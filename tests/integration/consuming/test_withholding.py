@@ -89,7 +89,7 @@ async def test_the_last_of_several_reasons_lets_the_deliveries_go_on(
         subscription = subscription_of(consumer)
         for reason in ("a", "b", "a"):
             subscription.withhold(reason)
-        await until(lambda: len(scripted.got("Basic.Cancel")) == 1)
+        await until(lambda: len(scripted.got("Basic.Cancel")) >= 1)
         await until(lambda: not consumer.health().live)
         subscription.allow("a")
         subscription.allow("never withheld")
@@ -173,7 +173,7 @@ async def test_a_channel_without_a_consumer_is_opened_after_a_loss_while_deliver
             scripted.peers[-1].send(Channel.Close(406, "lost", 0, 0), 1)
         else:
             scripted.peers[-1].hang_up()
-        await until(lambda: len(scripted.got("Channel.Open")) == 2)
+        await until(lambda: len(scripted.got("Channel.Open")) >= 2)
         await until(lambda: subscription_of(consumer).wants_deliveries)
         await asyncio.sleep(0.05)
         assert len(scripted.got("Basic.Consume")) == 1
@@ -226,7 +226,7 @@ async def test_another_channel_is_opened_when_the_broker_does_not_answer_what_fo
         await until(lambda: not consumer.health().live)
         scripted.unanswered[method] = 1
         subscription_of(consumer).allow("a")
-        await until(lambda: len(scripted.got("Channel.Open")) == 2)
+        await until(lambda: len(scripted.got("Channel.Open")) >= 2)
         await until(lambda: consumer.health().live)
 
 
@@ -265,7 +265,7 @@ async def test_a_consumer_ends_at_once_whatever_withhold_and_allow_are_at(
         if moment == "subscribing":
             scripted.unanswered["Basic.Consume"] = 1
             subscription.allow("a")
-            await until(lambda: len(scripted.got("Basic.Consume")) == 2)
+            await until(lambda: len(scripted.got("Basic.Consume")) >= 2)
         if end == "stop":
             consumer.stop()
         elif end == "drain":
