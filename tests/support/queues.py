@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,17 @@ async def messages(client: leveret.Client, queue: str, model: Any = None) -> lis
             assert message.ack()
             found.append(message)
     return found
+
+
+async def ready(client: leveret.Client, queue: str, count: int, *, seconds: float = 10.0) -> None:
+    """Waits until a queue has so many messages to deliver: what a closed channel had comes back somewhat later."""
+    channel = await client.channel()
+    try:
+        async with asyncio.timeout(seconds):
+            while (await channel.queue_declare(queue, passive=True)).message_count != count:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        await channel.close()
 
 
 async def consumer_count(client: leveret.Client, queue: str) -> int:

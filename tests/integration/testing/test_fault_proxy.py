@@ -118,9 +118,10 @@ def test_a_reset_of_one_side_resets_the_other(plain: FaultProxy, server: socket.
 def test_a_client_is_reset_when_the_broker_is_not_there(server: socket.socket) -> None:
     with FaultProxy(f"amqp://127.0.0.1:{server.getsockname()[1]}") as proxy:
         server.close()
+        # The reset may come before `connect` has returned.
         with (
-            socket.create_connection(("127.0.0.1", proxy.port), PATIENCE) as client,
             pytest.raises(ConnectionResetError),
+            socket.create_connection(("127.0.0.1", proxy.port), PATIENCE) as client,
         ):
             client.recv(1)
         wait_until_closed(proxy)
