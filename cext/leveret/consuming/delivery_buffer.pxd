@@ -1,5 +1,8 @@
+from libc.stdint cimport int64_t
+
 from leveret.consuming.channel_deliveries cimport Acknowledger
 from leveret.consuming.read_collector cimport ReadCollector
+from leveret.monitoring.histogram cimport Histogram
 from leveret.transport.waiting cimport Waiter, Waiters
 from leveret.wire.message cimport Message
 
@@ -11,6 +14,13 @@ cdef class DeliveryBuffer:
     cdef Acknowledger acks
     cdef object failures
     cdef public object meter
+    # The meter's: nanoseconds from the read that brought a message to its handler, in handlers, and from the read to
+    # the settlement.
+    cdef Histogram waiting_time
+    cdef Histogram handler_time
+    cdef Histogram settled_time
+    # Handlers that take more nanoseconds are reported.
+    cdef int64_t slow_after
     cdef object loop
     # The waits of workers that have nothing to do.
     cdef object idle

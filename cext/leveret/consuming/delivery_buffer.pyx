@@ -1,8 +1,10 @@
 """The buffer of deliveries that no worker has begun with, and the waits of workers that have none."""
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SET_ITEM
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport INT64_MAX, int64_t
 
 from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
+from leveret.monitoring.histogram cimport monotonic
 from leveret.transport.waiting cimport Waiter, Waiters
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
@@ -23,7 +25,7 @@ cdef class DeliveryBuffer:
     Args:
         acks: Acknowledges messages.
         failures: Its `without_key` settles a message that has no key.
-        meter: Counts the deliveries.
+        meter: Counts the deliveries, and has the histograms of their times.
         loop: The event loop.
         waiters: Makes what workers wait for.
         ordered_by: Returns the key of a message, or None when messages may overtake each other.
@@ -43,6 +45,10 @@ cdef class DeliveryBuffer:
         self.acks = acks
         self.failures = failures
         self.meter = meter
+        self.waiting_time = self.meter.waiting_time
+        self.handler_time = self.meter.handler_time
+        self.settled_time = self.meter.settled_time
+        self.slow_after = INT64_MAX
         self.loop = loop
         self.waiters = waiters
         self.ordered_by = ordered_by
@@ -75,11 +81,11 @@ cdef class DeliveryBuffer:
     def delivered(self, ContentRun run not None):
         """Takes the deliveries of one read; the channel calls this."""
         cdef ChannelDeliveries deliveries = self.acks.current
-        cdef object now
+        cdef double now
         cdef Py_ssize_t held = 0
         if deliveries is None or not deliveries.alive:
             return  # they were on their way when the channel was closed, and go back to the queue
-        now = self.loop.time()
+        now = monotonic() * 1e-9
         self._delivered_at = now
         deliveries.adopt(run, now)
         if not self.no_ack:
@@ -102,6 +108,10 @@ cdef class DeliveryBuffer:
                 self.wake(1)
             finally:
                 self.waiters.release()
+
+    def report_slow(self, seconds):
+        """Has handlers that take more seconds reported in the log; None for no more. See `Client.report`."""
+        self.slow_after = INT64_MAX if seconds is None else <int64_t>(<double>seconds * 1e9)
 
     def _pop(self):
         """Takes the next message of the buffer, or None."""

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from leveret.consuming.channel_deliveries cimport Acknowledger
 from leveret.consuming.delivery_buffer cimport DeliveryBuffer
@@ -26,6 +26,9 @@ cdef class Worker:
     cdef int cancellation_now
     # Messages since others were let run.
     cdef int turn
+    # When the handler of this message began, and when the last one ended, in nanoseconds; 0 once others were let run.
+    cdef int64_t begun
+    cdef int64_t now
 
     cdef object step(self, object error)
     cdef bint begin(self) except -1
@@ -33,4 +36,5 @@ cdef class Worker:
     cdef int failed(self, object error) except -1
     cdef int act(self, object action) except -1
     cdef int end_message(self) except -1
+    cdef int handled(self) except -1
     cdef int note_cancellation(self, object error) except -1

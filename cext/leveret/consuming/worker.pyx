@@ -6,9 +6,11 @@ coroutines one after the other: a handler that waits for nothing costs no turn o
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
+from libc.stdint cimport int64_t
 
 from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
 from leveret.consuming.delivery_buffer cimport DeliveryBuffer
+from leveret.monitoring.histogram cimport monotonic
 from leveret.wire.message cimport Message
 
 cdef extern from "Python.h":
@@ -158,6 +160,7 @@ cdef class Worker:
                         raise self.buffer.waiters.cancelled_error()
                 if self.turn >= TURN:
                     self.turn = 0
+                    self.now = 0
                     self.acks.write_in_time()
                     return None  # a turn of the event loop
                 if self.state_now == ENDED or not self.begin():
@@ -187,6 +190,7 @@ cdef class Worker:
                 continue
             if waits:
                 self.turn = 0
+                self.now = 0
                 if self.state_now != IDLE:
                     self.buffer.wake_more()
                     self.acks.write_in_time()
@@ -234,6 +238,9 @@ cdef class Worker:
         except BaseException as error:
             self.act(self.failures.undecodable(message, error))
             return True
+        # A handler that begins when the one before ended shares the reading of the clock.
+        self.begun = self.now or monotonic()
+        buffer.waiting_time.add(self.begun - <int64_t>(message.received_at * 1e9), 1)
         self.state_now = HANDLING
         try:
             coroutine = self.handler(value, message)
@@ -249,9 +256,11 @@ cdef class Worker:
             self.cancellation_now = CANCELLED
         self.state_now = READY
         if state == HANDLING:
+            self.handled()
             if result is None or result is True:
                 if self.results_settle:
                     self.acks.finish(self.message)
+                    self.buffer.settled_time.add(self.now - <int64_t>(self.message.received_at * 1e9), 1)
             elif not self.results_count:
                 pass
             elif result is False:
@@ -291,10 +300,20 @@ cdef class Worker:
                 self.failures.abandoned(self.message)
             self.end_message()
             raise error
+        self.handled()
         return self.act(self.owner.failed(self.message, error))
+
+    # A handler has ended.
+    cdef int handled(self) except -1:
+        self.now = monotonic()
+        self.buffer.handler_time.add(self.now - self.begun, 1)
+        if self.now - self.begun > self.buffer.slow_after:
+            self.failures.slow(self.message, (self.now - self.begun) * 1e-9)
+        return 0
 
     # Awaits an action of the error policy, or goes on at once when that is None.
     cdef int act(self, object action) except -1:
+        self.now = 0
         if action is None:
             self.state_now = READY
             return self.end_message()

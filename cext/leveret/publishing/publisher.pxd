@@ -17,7 +17,10 @@ cdef class PublishBatch:
     cdef Py_ssize_t copied_size
     cdef readonly uint64_t published
     cdef readonly uint64_t published_bytes
+    # `out.sent_bytes` when the window noted the time: what is appended until that changes leaves in the same write.
+    cdef uint64_t marked
 
+    cdef int mark(self) except -1
     cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
     cdef uint64_t put_large(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
     cdef Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1

@@ -37,6 +37,9 @@ cdef enum:
     # Frames without their body of more bytes than this count among the bytes that are kept.
     LARGE_FRAMES = 1024
 
+# No count of bytes that were sent.
+cdef uint64_t NOT_MARKED = 0xFFFFFFFFFFFFFFFF
+
 # An outcome's value (leveret.message), and that of `ConfirmWindow` for what is written without confirms.
 cdef enum:
     UNKNOWN = 5
@@ -74,6 +77,7 @@ cdef class PublishBatch:
         """Goes over to another channel, maybe of another connection."""
         check_frame_max(frame_max)
         self.out = out
+        self.marked = NOT_MARKED
         self.channel = channel
         self.frame_max = frame_max
         # Frames that are small themselves need no separate pieces.
@@ -91,6 +95,8 @@ cdef class PublishBatch:
         # between here and commit() nothing may run that appends to the block.
         if self.window is not None:
             self.window.make_room()
+            if self.marked != self.out.sent_bytes:
+                self.mark()
         p = self.out.reserve(total)
         if self.window is not None:
             tag = self.window.open(ticket, index, template, body, size)
@@ -99,6 +105,12 @@ cdef class PublishBatch:
         self.published_bytes += <uint64_t>size
         self.out.commit(total)
         return tag
+
+    # Notes the time: what was appended before has left.
+    cdef int mark(self) except -1:
+        self.window.mark()
+        self.marked = self.out.sent_bytes
+        return 0
 
     # The bytes of a publishing's frames.
     cdef inline Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1:
@@ -176,6 +188,8 @@ cdef class PublishBatch:
         total = self.total(template, size)
         pieces = self.large_pieces(self.out.seal(), template, body)
         if self.window is not None:
+            if self.marked != self.out.sent_bytes:
+                self.mark()
             tag = self.window.open(ticket, index, template, body, size)
         self.published += 1
         self.published_bytes += <uint64_t>size
@@ -237,6 +251,7 @@ cdef class PublishBatch:
         if size > self.max_body_size:
             raise BodyTooLarge(f"a body of {size} bytes is larger than max_body_size of {self.max_body_size}")
         self.total(template, size)
+        self.held.mark()
         tag = self.held.open(ticket, index, template, <bytes>body, size)
         self.held.slots[tag & self.held.mask].sends = 0
         self.held.held += 1

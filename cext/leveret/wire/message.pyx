@@ -81,7 +81,7 @@ cdef class Message:
         method_id: The basic method that announced it: 60 deliver, 71 get-ok, 50 return, 40 publish.
         mandatory: For basic.publish: the mandatory bit.
         immediate: For basic.publish: the immediate bit.
-        received_at: When a consumer read it from the socket, in seconds of the event loop's clock (`loop.time`).
+        received_at: When a consumer read it from the socket, in seconds of `time.monotonic`.
         failed_here: How often it has failed since it was delivered; more than once when the consumer holds it between
             its attempts.
     """

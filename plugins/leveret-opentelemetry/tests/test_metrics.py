@@ -316,9 +316,15 @@ async def test_all_metrics_of_a_client_are_observed_until_it_closes(
             async with client.producer() as producer:
                 await producer.publish_batch(range(5), "work")
             observed = collect()
-            expected = {f"leveret.{sample.metric.name}" for sample in client.metrics()}
+            expected = {
+                f"leveret.{sample.metric.name}{ending}"
+                for sample in client.metrics()
+                for ending in ((".count", ".sum") if sample.metric.kind == "histogram" else ("",))
+            }
 
     assert observed["leveret.publishings", ("billing", "")] == 5
     assert observed["leveret.publishings_confirmed", ("billing", "")] == 5
+    assert observed["leveret.publishings_confirm_time.count", ("billing", "")] == 5
+    assert 0 < observed["leveret.publishings_confirm_time.sum", ("billing", "")] < 5 * 30
     assert {name for name, _ in observed} == expected
     assert collect() == {}

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from leveret.codecs.decoding import BodyDecoder
@@ -31,6 +32,7 @@ from leveret.consuming.subscription import Subscription
 from leveret.consuming.workers import Workers
 from leveret.errors import ChannelClosed, ConfigurationError, LeveretError
 from leveret.monitoring.meters import ConsumerMeter
+from leveret.settings.functions import name_of
 from leveret.topology.declared import Declared
 from leveret.topology.restoring import Restorer
 from leveret.transport.waiting import Waiters
@@ -187,7 +189,7 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     def counters(self) -> dict[str, int]:
         """Returns the deliveries so far, what became of them, and `unsettled`: those that are being worked on."""
-        return self.meter.read()
+        return self.meter.counters()
 
     @property
     def queue(self) -> str:
@@ -213,7 +215,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         return ConsumerHealth(
             expected=self.meter.expected,
             live=self.meter.live,
-            delivery_age=None if self._delivered_at is None else self._loop.time() - self._delivered_at,
+            delivery_age=None if self._delivered_at is None else time.monotonic() - self._delivered_at,
             working=self._running,
             waiting=self._unstarted,
         )
@@ -433,6 +435,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             ConfigurationError: The handler cannot be called with a value and a message. Nothing was sent.
         """
         call = self._workers.callable_of(handler)
+        self._failures.handler_name = name_of(handler)
         self._workers.start_clock()
         try:
             await self.share(lambda: self._workers.work(self, self._acks, call))

@@ -8,6 +8,7 @@ from typing_extensions import disjoint_base
 
 from leveret.consuming.channel_deliveries import Acknowledger
 from leveret.consuming.read_collector import ReadCollector
+from leveret.monitoring.histogram import Histogram
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.transport.waiting import Waiter, Waiters
 from leveret.wire.message import Message
@@ -35,9 +36,12 @@ class KeyFailures(Protocol):
 
 @type_check_only
 class DeliveryCounter(Protocol):
-    """Counts deliveries: `ConsumerMeter`."""
+    """Counts deliveries and has the histograms of their times: `ConsumerMeter`."""
 
     delivered: int
+    waiting_time: Histogram
+    handler_time: Histogram
+    settled_time: Histogram
 
 @disjoint_base
 class DeliveryBuffer:
@@ -75,6 +79,7 @@ class DeliveryBuffer:
     def _buffered(self) -> int: ...
     @property
     def _unstarted(self) -> int: ...
+    def report_slow(self, seconds: float | None) -> None: ...
     def _pop(self) -> Message | None: ...
     def _put_back(self, messages: list[Message]) -> None: ...
     def _kept(self, messages: list[Message]) -> list[Message]: ...

@@ -121,6 +121,7 @@ class Settler:
         if verb == "ack":
             if not window.ack(tag):
                 return _NO
+            self._meter.settled_time.record_since(message.received_at)
             if self._each:
                 deliveries.flush(stragglers=True)
             else:
@@ -129,6 +130,7 @@ class Settler:
         self._position.check_takes_nothing_back(verb, verb)
         if not window.reject(tag):
             return _NO
+        self._meter.settled_time.record_since(message.received_at)
         if verb == "dead_letter":
             append_settlement(deliveries.out, deliveries.channel, BASIC_REJECT, tag)
             self._failures.note_rejected(message, detail)
@@ -162,8 +164,9 @@ class Settler:
         self._check_loop()
         count = 0
         for message in messages:
-            if not message.is_settled:
-                count += deliveries.acks.ack(message.delivery_tag)
+            if not message.is_settled and deliveries.acks.ack(message.delivery_tag):
+                count += 1
+                self._meter.settled_time.record_since(message.received_at)
         deliveries.flush()
         self._acks.write_in_time()
         return count

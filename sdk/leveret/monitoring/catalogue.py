@@ -29,6 +29,14 @@ CATALOGUE: Final = {
     "batch_milliseconds": Metric(
         "batches_time", "counter", "milliseconds", "Time from the start of batches to their last confirms.", _PRODUCER
     ),
+    "batch_sizes": Metric("batches_size", "histogram", "messages", "Publishings of each batch.", _PRODUCER),
+    "confirm_time": Metric(
+        "publishings_confirm_time",
+        "histogram",
+        "seconds",
+        "From the call that published to its confirm, of those that were confirmed.",
+        _PRODUCER,
+    ),
     "delivered": Metric("deliveries", "counter", "messages", "Deliveries taken from the broker.", _CONSUMER),
     "acked": Metric("deliveries_acked", "counter", "messages", "Deliveries acknowledged.", _CONSUMER),
     "requeued": Metric("deliveries_requeued", "counter", "messages", "Failed deliveries given back.", _CONSUMER),
@@ -57,6 +65,21 @@ CATALOGUE: Final = {
         "consumers_expected", "gauge", "consumers", "Consumers that should get deliveries now.", _CONSUMER
     ),
     "live": Metric("consumers_live", "gauge", "consumers", "Consumers that the broker has on its list.", _CONSUMER),
+    "waiting_time": Metric(
+        "deliveries_waiting_time",
+        "histogram",
+        "seconds",
+        "From the read that brought a delivery to the beginning of its handler.",
+        _CONSUMER,
+    ),
+    "handler_time": Metric("handler_time", "histogram", "seconds", "In handlers, failed ones included.", _CONSUMER),
+    "settled_time": Metric(
+        "deliveries_settled_time",
+        "histogram",
+        "seconds",
+        "From the read that brought a delivery to its settlement.",
+        _CONSUMER,
+    ),
     "opened": Metric("connections_opened", "counter", "connections", "Connections that were opened.", _CONNECTION),
     "failed": Metric(
         "connections_failed", "counter", "connections", "Attempts to connect that did not succeed.", _CONNECTION

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from leveret.monitoring.histogram import Histogram
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from leveret.consuming.acks import AckWindow
     from leveret.message import BatchResult
+    from leveret.plugins.distributions import Distribution
     from leveret.publishing.confirms import ConfirmWindow
     from leveret.publishing.publisher import PublishBatch
 
@@ -19,15 +24,15 @@ __all__ = ["ConnectionMeter", "ConsumerMeter", "Meter", "ProducerMeter"]
 class Meter(Protocol):
     """Reads the counters of one owner. It outlives the owner, so that its final counts reach the sums."""
 
-    def read(self) -> dict[str, int]:
-        """Returns the counters by name. Any thread may call it."""
+    def read(self) -> Mapping[str, int | Distribution]:
+        """Returns the counters and distributions by name. Any thread may call it."""
         ...
 
 
 class ProducerMeter:
     """Reads the counters in a producer's compiled parts, and counts its batches."""
 
-    __slots__ = ("_batch_seconds", "batch", "batch_confirmed", "batches", "window")
+    __slots__ = ("_batch_seconds", "batch", "batch_confirmed", "batch_sizes", "batches", "window")
 
     def __init__(self, window: ConfirmWindow) -> None:
         self.window = window
@@ -35,14 +40,24 @@ class ProducerMeter:
         self.batches = 0
         self.batch_confirmed = 0
         self._batch_seconds = 0.0
+        self.batch_sizes = Histogram()
 
     def add_batch(self, result: BatchResult) -> None:
         """Counts a call of `publish_batch` that has all its outcomes."""
         self.batches += 1
         self.batch_confirmed += result.confirmed
         self._batch_seconds += result.elapsed
+        self.batch_sizes.record(result.count)
 
-    def read(self) -> dict[str, int]:
+    def read(self) -> dict[str, int | Distribution]:
+        """Returns the counters, how long confirms took, and how large batches were."""
+        return {
+            **self.counters(),
+            "confirm_time": self.window.confirm_time.read(),
+            "batch_sizes": self.batch_sizes.read(1.0),
+        }
+
+    def counters(self) -> dict[str, int]:
         """Returns how many publishings were written, how many have which outcome, and how many wait for one."""
         window, batch = self.window, self.batch
         return {
@@ -69,6 +84,7 @@ class ConsumerMeter:
         "dropped",
         "expected",
         "handler_errors",
+        "handler_time",
         "held",
         "live",
         "parked",
@@ -77,8 +93,10 @@ class ConsumerMeter:
         "released",
         "requeued",
         "retried",
+        "settled_time",
         "stale",
         "undecodable",
+        "waiting_time",
     )
 
     def __init__(self, acks: AckWindow) -> None:
@@ -99,6 +117,9 @@ class ConsumerMeter:
         self.held = 0
         # Settlements that came after their channel was gone.
         self.stale = 0
+        self.waiting_time = Histogram()
+        self.handler_time = Histogram()
+        self.settled_time = Histogram()
         # The current channel's window, and the deliveries acknowledged and ignored on earlier channels. One tuple,
         # because another thread may read between two assignments.
         self._now = (acks, 0, 0)
@@ -113,7 +134,16 @@ class ConsumerMeter:
         now, acked, ignored = self._now
         self._now = (acks, acked + now.acked, ignored + now.ignored)
 
-    def read(self) -> dict[str, int]:
+    def read(self) -> dict[str, int | Distribution]:
+        """Returns the counters, and how long deliveries took."""
+        return {
+            **self.counters(),
+            "waiting_time": self.waiting_time.read(),
+            "handler_time": self.handler_time.read(),
+            "settled_time": self.settled_time.read(),
+        }
+
+    def counters(self) -> dict[str, int]:
         """Returns how many deliveries came, how they were settled, and how many are `unsettled`."""
         acks, acked, ignored = self._now
         return {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.monitoring.catalogue import CATALOGUE, METRICS
+from leveret.plugins.distributions import Distribution
 from leveret.plugins.interfaces import Sample
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Monitor:
         # Keys of owners that were garbage collected. That may happen in any thread, with the lock held, so appending
         # does not take the lock.
         self._gone: deque[int] = deque()
-        self._sums: Counter[tuple[str, tuple[str, str]]] = Counter()
+        self._sums: dict[tuple[str, tuple[str, str]], Any] = {}
 
     def add(self, owner: object, kind: str, label: str, meter: Meter) -> None:
         """Adds a meter, which is read until its owner is garbage collected.
@@ -71,17 +72,23 @@ class Monitor:
             del self._references[key]
             labels, meter = self._meters.pop(key)
             for name, value in meter.read().items():
-                if name in CATALOGUE and CATALOGUE[name].kind == "counter":
-                    self._sums[name, labels] += value
+                if name in CATALOGUE and CATALOGUE[name].kind != "gauge":
+                    self._sums[name, labels] = self._sums.get((name, labels), 0) + value
 
     def snapshot(self) -> list[Sample]:
-        """Returns the current value of every counter and gauge."""
+        """Returns the current value of every counter, gauge and histogram."""
         with self._lock:
             self._fold()
-            values = Counter(self._sums)
+            values = dict(self._sums)
             meters = list(self._meters.values())
         for labels, meter in meters:
             for name, value in meter.read().items():
                 if name in CATALOGUE:
-                    values[name, labels] += value
-        return [Sample(CATALOGUE[name], (self._client_name, label), n) for (name, (_, label)), n in values.items()]
+                    values[name, labels] = values.get((name, labels), 0) + value
+        return [self._sample(name, label, value) for (name, (_, label)), value in values.items()]
+
+    def _sample(self, name: str, label: str, value: int | Distribution) -> Sample:
+        labels = (self._client_name, label)
+        if isinstance(value, Distribution):
+            return Sample(CATALOGUE[name], labels, value.count, value)
+        return Sample(CATALOGUE[name], labels, value)

@@ -17,6 +17,7 @@ in any release.
 
 from __future__ import annotations
 
+from leveret.plugins.distributions import Distribution
 from leveret.plugins.hookspecs import hookimpl
 from leveret.plugins.interfaces import (
     API_VERSION,
@@ -43,7 +44,7 @@ from leveret.plugins.interfaces import (
     SerializerSpec,
 )
 from leveret.plugins.registry import PluginRegistry
-from leveret.plugins.sums import MetricsFeed, MetricsSums
+from leveret.plugins.sums import MetricsFeed, MetricsSums, plus
 
 __all__ = [
     "API_VERSION",
@@ -57,6 +58,7 @@ __all__ = [
     "ConnectionEvent",
     "ConnectionEventKind",
     "Delivery",
+    "Distribution",
     "Metric",
     "MetricsFeed",
     "MetricsSink",
@@ -72,4 +74,5 @@ __all__ = [
     "Serializer",
     "SerializerSpec",
     "hookimpl",
+    "plus",
 ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from leveret.errors import LeveretError
     from leveret.message import BatchResult
+    from leveret.plugins.distributions import Distribution
     from leveret.publishing.confirms import Receipt
 
 __all__ = [
@@ -191,18 +192,19 @@ class CompressorSpec(CheckedNames):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Describes a counter or gauge of the core.
+    """Describes a counter, gauge or histogram of the core.
 
     Attributes:
         name: Lower-case words with `_`, without prefix, unit or `total`.
-        kind: "counter" for a number that never falls, otherwise "gauge".
+        kind: "counter" for a number that never falls, "histogram" for the distribution of values, of which each is
+            counted once, otherwise "gauge".
         unit: "messages", "bytes" and so on.
         help: A description in one line.
         labels: The names of the labels of its samples.
     """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     unit: str
     help: str
     labels: tuple[str, ...]
@@ -215,12 +217,14 @@ class Sample:
     Attributes:
         metric: The metric.
         labels: The values of the metric's labels, in their order.
-        value: The value.
+        value: The value; of a histogram, how many values came.
+        distribution: Of a histogram, the values, in the metric's unit; None of the others.
     """
 
     metric: Metric
     labels: tuple[str, ...]
     value: int
+    distribution: Distribution | None = None
 
 
 class MetricsSource(Protocol):

@@ -6,8 +6,9 @@ counter must not fall when one of them closes.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from leveret.plugins.distributions import Distribution
 
 if TYPE_CHECKING:
     import logging
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
     from leveret.plugins.interfaces import Metric, MetricsSource
 
-__all__ = ["MetricsFeed", "MetricsSums"]
+__all__ = ["MetricsFeed", "MetricsSums", "SeriesValue", "plus"]
 
 K = TypeVar("K", bound="Hashable")
 #: The names and values of a series' labels.
 Labels = tuple[tuple[str, str], ...]
+#: Of a counter or gauge its number, of a histogram its distribution.
+SeriesValue = int | Distribution
 
 
 class MetricsFeed(Generic[K]):
@@ -27,30 +30,31 @@ class MetricsFeed(Generic[K]):
 
     Attributes:
         source: The source.
-        counters: The values of its counters when they were last read.
+        counters: The values of its counters and histograms when they were last read.
     """
 
     def __init__(self, source: MetricsSource, key: Callable[[Metric], K], logger: logging.Logger) -> None:
         self.source = source
-        self.counters: Mapping[tuple[K, Labels], int] = {}
+        self.counters: Mapping[tuple[K, Labels], SeriesValue] = {}
         self._key = key
         self._logger = logger
         self._failed = False
 
-    def pull(self) -> Mapping[tuple[K, Labels], int]:
-        """Reads the source: stores its counters, and returns its gauges.
+    def pull(self) -> Mapping[tuple[K, Labels], SeriesValue]:
+        """Reads the source: stores its counters and histograms, and returns its gauges.
 
         Never raises. The first error of a source is logged. A source that fails has no gauges, and its counters keep
         their last values, because counters that it shares with another client must not fall.
         """
-        counters: defaultdict[tuple[K, Labels], int] = defaultdict(int)
-        gauges: defaultdict[tuple[K, Labels], int] = defaultdict(int)
+        counters: dict[tuple[K, Labels], SeriesValue] = {}
+        gauges: dict[tuple[K, Labels], SeriesValue] = {}
         try:
             for sample in self.source.snapshot():
                 metric = sample.metric
                 labels = tuple(zip(metric.labels, map(_exportable, sample.labels), strict=True))
-                values = counters if metric.kind == "counter" else gauges
-                values[self._key(metric), labels] += sample.value
+                values = gauges if metric.kind == "gauge" else counters
+                value = sample.value if sample.distribution is None else sample.distribution
+                _add(values, (self._key(metric), labels), value)
         except Exception:
             if not self._failed:
                 self._failed = True
@@ -75,12 +79,12 @@ class MetricsSums(Generic[K]):
 
     Attributes:
         feeds: The open sources.
-        closed: The sums of the counters of closed sources, those that were closed last at the end.
+        closed: The sums of the counters and histograms of closed sources, those that were closed last at the end.
     """
 
     def __init__(self, key: Callable[[Metric], K], logger: logging.Logger, *, most_closed: int) -> None:
         self.feeds: list[MetricsFeed[K]] = []
-        self.closed: dict[tuple[K, Labels], int] = {}
+        self.closed: dict[tuple[K, Labels], SeriesValue] = {}
         self._key = key
         self._logger = logger
         self._most_closed = most_closed
@@ -97,7 +101,8 @@ class MetricsSums(Generic[K]):
         self.feeds.remove(feed)
         feed.pull()
         for series, value in feed.counters.items():
-            self.closed[series] = self.closed.pop(series, 0) + value
+            before = self.closed.pop(series, None)
+            self.closed[series] = value if before is None else plus(before, value)
         if len(self.closed) > self._most_closed:
             self._drop_oldest()
 
@@ -116,14 +121,25 @@ class MetricsSums(Generic[K]):
                 self._most_closed,
             )
 
-    def read(self) -> dict[tuple[K, Labels], int]:
-        """Reads all open sources; returns the sums of their counters and gauges, without `closed`."""
-        values: dict[tuple[K, Labels], int] = {}
+    def read(self) -> dict[tuple[K, Labels], SeriesValue]:
+        """Reads all open sources; returns the sums of their counters, gauges and histograms, without `closed`."""
+        values: dict[tuple[K, Labels], SeriesValue] = {}
         for feed in self.feeds:
             gauges = feed.pull()
             for series, value in (*feed.counters.items(), *gauges.items()):
-                values[series] = values.get(series, 0) + value
+                _add(values, series, value)
         return values
+
+
+def plus(one: SeriesValue, other: SeriesValue) -> SeriesValue:
+    """Adds up two values of one series."""
+    both: Any = one
+    return both + other  # type: ignore[no-any-return] # they are of one kind
+
+
+def _add(values: dict[tuple[K, Labels], SeriesValue], series: tuple[K, Labels], value: SeriesValue) -> None:
+    before = values.get(series)
+    values[series] = value if before is None else plus(before, value)
 
 
 def _exportable(value: str) -> str:

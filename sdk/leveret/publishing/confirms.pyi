@@ -6,6 +6,7 @@ from typing import Any, Protocol, final, type_check_only
 
 from leveret.errors import LeveretError
 from leveret.message import Outcome
+from leveret.monitoring.histogram import Histogram
 from leveret.wire.message import Message
 from leveret.wire.runs import SettlementRun
 
@@ -58,6 +59,8 @@ class ConfirmWindow:
     def first(self) -> int: ...
     @property
     def next_delivery_tag(self) -> int: ...
+    @property
+    def confirm_time(self) -> Histogram: ...
     @property
     def outstanding(self) -> int: ...
     @property

@@ -284,7 +284,7 @@ class Producer(CompiledPublisher):
 
     def counters(self) -> dict[str, int]:
         """How many publishings were written and how they ended so far, by outcome."""
-        return self.meter.read()
+        return self.meter.counters()
 
     def on_confirm(self, listener: ConfirmListener, *, nacks: bool = False) -> Callable[[], None]:
         """Calls a function for each confirm that comes, with the delivery tag and `multiple`.

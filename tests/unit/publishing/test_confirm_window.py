@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 import weakref
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -398,6 +399,7 @@ class ConfirmModel(RuleBasedStateMachine):
         assert window.held == sum(sent.sends == 0 for sent in self.open.values())
         assert window.outstanding_bytes == sum(len(sent.body) for sent in self.open.values())
         assert {name: getattr(window, name) for name in self.counts} == self.counts
+        assert window.confirm_time.count == window.confirmed
         for tag in {
             0,
             self.first - 1,
@@ -689,3 +691,59 @@ def test_a_receipt_is_refused_when_its_tag_is_none(tag: Any) -> None:
 
 def test_what_says_the_same_for_everybody_is_shared_when_there_are_no_confirms() -> None:
     assert Receipt(0, Outcome.UNKNOWN) == NO_RECEIPT
+
+
+def test_each_confirm_is_timed_from_the_write_that_its_publishing_left_with() -> None:
+    window, out = ConfirmWindow(), SendBuffer(lambda: None, lambda: None)
+    batch = PublishBatch(out, window)
+    for size in (0, 0, 20_000):  # the third goes as a piece of its own, in the same write
+        batch.add(ORDERS, bytes(size))
+    out.take()
+    time.sleep(0.05)
+    for size in (20_000, 0):
+        batch.add(ORDERS, bytes(size))
+    out.take()
+    time.sleep(0.002)
+    window.settle(ack(5))
+    assert 0.002 <= window.confirm_time.read().highest < 0.05
+    window.settle(ack(2))
+    window.settle(ack(4, multiple=True))
+    times = window.confirm_time.read()
+    assert times.count == 5
+    assert 0.052 <= times.highest < 10
+    assert times.at_most([0.04, 10]) == [2, 5]
+
+
+def test_what_is_held_and_sent_again_is_timed_from_its_call() -> None:
+    window, out = ConfirmWindow(), SendBuffer(lambda: None, lambda: None)
+    batch = PublishBatch(out, window)
+    batch.add(ORDERS, b"")
+    out.take()
+    batch.hold(ORDERS, b"")
+    time.sleep(0.03)
+    window.renumber()
+    batch.attach(SendBuffer(lambda: None, lambda: None), 2, 4096)
+    assert batch.resend(10)
+    batch.add(ORDERS, b"")
+    window.settle(ack(3, multiple=True))
+    times = window.confirm_time.read()
+    assert times.count == 3
+    assert times.at_most([0.02, 10]) == [1, 3]
+
+
+def test_marks_are_bounded_by_the_publishings_without_an_outcome() -> None:
+    window, out = ConfirmWindow(), SendBuffer(lambda: None, lambda: None)
+    batch = PublishBatch(out, window)
+    for round_ in range(3):
+        for _ in range(1000):
+            batch.add(ORDERS, b"")
+            out.take()  # each leaves by itself
+        window.settle(ack(1000 * (round_ + 1), multiple=True))
+    assert window.confirm_time.count == 3000
+    before = sys.getsizeof(window)
+    for _ in range(10_000):
+        batch.add(ORDERS, b"")
+        out.take()
+        window.settle(ack(window.first))
+    assert sys.getsizeof(window) == before
+    assert window.confirm_time.count == 13_000

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 
-from leveret.plugins import MetricsSums
+from leveret.plugins import Distribution, MetricsSums, plus
 from leveret_opentelemetry._conventions import SCOPE, __version__, checked
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ _UNITS: Final = {"": "1", "bytes": "By", "seconds": "s"}
 
 class OpenTelemetrySink:
     """Exports the counters of one client to OpenTelemetry, as observable counters and up-down counters.
+
+    OpenTelemetry has no histograms that are observed, so of each of the core's there are two counters: how many values
+    came (`leveret.handler_time.count`), and their sum (`leveret.handler_time.sum`).
 
     The sink reads the counters when a metric reader collects, and does nothing per message. All clients of a meter
     provider share the instruments, and numbers of clients with equal labels are added up. After `close` the client is
@@ -97,22 +100,21 @@ class _Instruments:
     def make(self, wanted: Iterable[Metric], meter: Meter) -> None:
         """Makes the instruments that do not exist yet."""
         for metric in wanted:
-            with self._lock:
-                known = metric.name in self._names
-                self._names.add(metric.name)
-            if not known:
-                # Without the lock, because the meter holds its own lock while it calls `observe`.
-                create = (
-                    meter.create_observable_counter
-                    if metric.kind == "counter"
-                    else meter.create_observable_up_down_counter
-                )
-                create(
-                    f"leveret.{metric.name}",
-                    callbacks=[self._callback(metric.name)],
-                    unit=_unit(metric.unit),
-                    description=metric.help,
-                )
+            if metric.kind == "histogram":
+                self._make(metric, f"{metric.name}.count", "{value}", meter.create_observable_counter)
+                self._make(metric, f"{metric.name}.sum", _unit(metric.unit), meter.create_observable_counter)
+            elif metric.kind == "counter":
+                self._make(metric, metric.name, _unit(metric.unit), meter.create_observable_counter)
+            else:
+                self._make(metric, metric.name, _unit(metric.unit), meter.create_observable_up_down_counter)
+
+    def _make(self, metric: Metric, name: str, unit: str, create: Callable[..., object]) -> None:
+        with self._lock:
+            known = name in self._names
+            self._names.add(name)
+        if not known:
+            # Without the lock, because the meter holds its own lock while it calls `observe`.
+            create(f"leveret.{name}", callbacks=[self._callback(name)], unit=unit, description=metric.help)
 
     def add(self, source: MetricsSource) -> MetricsFeed[str]:
         with self._lock:
@@ -153,7 +155,13 @@ class _Instruments:
         for series, value in self._sums.read().items():
             name, labels = series
             # Sums of closed clients are observed only together with an open client that shares the series.
-            observations[name].append(Observation(value + self._sums.closed.get(series, 0), dict(labels)))
+            closed = self._sums.closed.get(series)
+            whole = value if closed is None else plus(value, closed)
+            if isinstance(whole, Distribution):
+                observations[f"{name}.count"].append(Observation(whole.count, dict(labels)))
+                observations[f"{name}.sum"].append(Observation(whole.total, dict(labels)))
+            else:
+                observations[name].append(Observation(whole, dict(labels)))
         return observations
 
 

@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal
 from weakref import WeakKeyDictionary
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from leveret.errors import ConfigurationError
-from leveret.plugins import MetricsSums
+from leveret.plugins import Distribution, MetricsSums, plus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +32,12 @@ logger = logging.getLogger("leveret.prometheus")
 
 #: The most counters of closed clients that are kept.
 MOST_CLOSED: Final = 10_000
+#: The upper bounds of buckets: of durations, and of what is counted.
+_SECONDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_COUNTS: Final = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 100_000.0)
 _PREFIX: Final = "leveret_"
 _NOT_IN_NAMES: Final = re.compile(r"[^a-zA-Z0-9_]+")
 
@@ -42,20 +48,22 @@ class Family:
 
     Attributes:
         name: The name with prefix and unit, without `_total`.
-        kind: "counter" or "gauge".
+        kind: "counter", "gauge" or "histogram".
         unit: The unit, which ends the name, or an empty string.
         help: One line.
     """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     unit: str = field(compare=False)
     help: str = field(compare=False)
 
-    def empty(self) -> CounterMetricFamily | GaugeMetricFamily:
+    def empty(self) -> ExportedMetric:
         """Makes the exported metric, without samples; prometheus_client adds `_total` to its counters."""
         if self.kind == "counter":
             return CounterMetricFamily(self.name, self.help, labels=(), unit=self.unit)
+        if self.kind == "histogram":
+            return HistogramMetricFamily(self.name, self.help, labels=(), unit=self.unit)
         return GaugeMetricFamily(self.name, self.help, labels=(), unit=self.unit)
 
 
@@ -134,8 +142,8 @@ class Collector:
         with self._lock:
             values = dict(self._sums.closed)
             for series, value in self._sums.read().items():
-                values[series] = values.get(series, 0) + value
-        exported: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+                values[series] = plus(values[series], value) if series in values else value
+        exported: dict[str, ExportedMetric] = {}
         kinds: dict[str, str] = {}
         for (family, labels), value in values.items():
             metric = exported.get(family.name)
@@ -144,9 +152,21 @@ class Collector:
                 kinds[family.name] = family.kind
             elif kinds[family.name] != family.kind:
                 continue  # a name cannot be both a counter and a gauge; the first one has it
+            if isinstance(value, Distribution):
+                _add_histogram(metric, family, dict(labels), value)
+                continue
             suffix = "_total" if family.kind == "counter" else ""
             metric.add_sample(metric.name + suffix, dict(labels), value)
         return exported.values()
+
+
+def _add_histogram(metric: ExportedMetric, family: Family, labels: dict[str, str], values: Distribution) -> None:
+    bounds = _SECONDS if family.unit == "seconds" else _COUNTS
+    for bound, count in zip(bounds, values.at_most(bounds), strict=True):
+        metric.add_sample(f"{metric.name}_bucket", labels | {"le": repr(bound)}, count)
+    metric.add_sample(f"{metric.name}_bucket", labels | {"le": "+Inf"}, values.count)
+    metric.add_sample(f"{metric.name}_count", labels, values.count)
+    metric.add_sample(f"{metric.name}_sum", labels, values.total)
 
 
 _collectors: WeakKeyDictionary[CollectorRegistry, Collector] = WeakKeyDictionary()

@@ -83,6 +83,9 @@ class FailureActions:
         held: Holds messages that no copy could be made of.
         may_hold: Returns whether messages may be held: the consumer goes on.
         stop: Ends the consumer with an error.
+
+    Attributes:
+        handler_name: The handler's name, for the log.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class FailureActions:
         self._is_last = settings.ack in ("none", "handoff")
         self._no_ack = settings.ack == "none"
         self._log = FailureLog(queue)
+        self.handler_name = ""
         self._departures = Departures(queue, meter, asyncio.get_running_loop())
         self._retry_queues: dict[Means, RetryQueues] = {}
         # Messages whose copy is being published, and the tasks that do it for `retry` and `park` of a message.
@@ -224,6 +228,10 @@ class FailureActions:
         """Notes that a handler was broken off because its consumer ends."""
         if self._is_last and not self._is_done(message):
             self._departures.dropped(message, "its handler was broken off, and the broker does not have it any more")
+
+    def slow(self, message: Message, seconds: float) -> None:
+        """Reports a handler that took longer than `slow_handler`."""
+        self._log.failure("the handler %s took %.3g s for message %s", self.handler_name, seconds, id_of(message))
 
     # ------------------------------------------------------------------ what a user asks for
 

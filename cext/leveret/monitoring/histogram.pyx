@@ -1,0 +1,91 @@
+"""Log-linear histograms: how often values of each size came, in fixed memory."""
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+cdef extern from *:
+    """
+    /* The bucket of a value: the first 32 have a value each, and then 16 of equal width share each power of two. The
+       last one takes everything from 2**45 on, which is ten hours in nanoseconds. */
+    static inline int lv_bucket(uint64_t value) {
+        int shift;
+        if (value < 16) return (int)value;
+        if (value >= ((uint64_t)1 << 45)) return 671;
+        shift = 59 - __builtin_clzll(value);
+        return (shift << 4) + (int)(value >> shift);
+    }
+    """
+    int bucket_of "lv_bucket"(uint64_t value) noexcept
+
+cdef enum:
+    BUCKETS = 672
+
+
+@cython.final
+cdef class Histogram:
+    """Counts whole numbers that are not negative by their size, to a sixteenth of it.
+
+    It takes 5.3 KiB from its first value on, however many values come. `leveret.plugins.distributions` says what its
+    buckets are.
+
+    Attributes:
+        count: How many values came.
+        total: Their sum.
+        highest: The highest of them.
+    """
+
+    def __dealloc__(self):
+        free(self.counts)
+
+    cdef int allocate(self) except -1:
+        self.counts = <uint64_t*>calloc(BUCKETS, sizeof(uint64_t))
+        if self.counts is NULL:
+            raise MemoryError()
+        return 0
+
+    cdef int add(self, int64_t value, uint64_t count) except -1:
+        cdef uint64_t size = <uint64_t>value if value > 0 else 0
+        if self.counts is NULL:
+            self.allocate()
+        self.counts[bucket_of(size)] += count
+        self.count += count
+        self.total += size * count
+        if size > self.highest:
+            self.highest = size
+        return 0
+
+    def record(self, int64_t value, uint64_t count=1):
+        """Counts a value; a negative one, as a clock that was set back makes them, counts as 0."""
+        self.add(value, count)
+
+    def record_since(self, double start):
+        """Counts the nanoseconds from then to now; `start` is in seconds of `time.monotonic`."""
+        self.add(monotonic() - <int64_t>(start * 1e9), 1)
+
+    def merge(self, Histogram other not None):
+        """Adds the values of another one."""
+        cdef Py_ssize_t i
+        if other.counts is NULL:
+            return
+        if self.counts is NULL:
+            self.allocate()
+        for i in range(BUCKETS):
+            self.counts[i] += other.counts[i]
+        self.count += other.count
+        self.total += other.total
+        self.highest = max(self.highest, other.highest)
+
+    def read(self, double scale=1e-9):
+        """Returns the `Distribution` of what came so far.
+
+        Args:
+            scale: What the values are to be multiplied with; by default they are nanoseconds, and become seconds.
+        """
+        from leveret.plugins.distributions import Distribution  # here, because importing this module has to be cheap
+        cdef Py_ssize_t i
+        cdef dict buckets = {}
+        if self.counts is not NULL:
+            for i in range(BUCKETS):
+                if self.counts[i]:
+                    buckets[i] = self.counts[i]
+        return Distribution(self.count, self.total * scale, self.highest * scale, buckets, scale)
