@@ -14,11 +14,23 @@ from leveret.settings.rules import Options, Rule, Table, option, rules_of, secon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitoringSettings(Section):
-    """The metrics sinks that get a client's counters.
+    """What is told of a client: to metrics sinks, in reports and in alerts.
 
     Attributes:
         sinks: The names of metrics sinks, which plugins bring; empty for none. Counting costs the same either way.
         sink_timeout: Seconds that a sink gets to start, and again to close, 0.001 to 86400.
+        report_every: Seconds between two reports in the log, 0.1 to 86400; None for no reports.
+        report_queues: Queues that reports ask the broker for; one declare-passive each per report.
+        slow_handler: A handler that takes more seconds is reported with its queue and message, 0.000001 to 86400; None
+            for never.
+        alert_success: Alerts, with a report, when a smaller share succeeds of what is published or consumed, 0 to 1;
+            None for never.
+        alert_confirm_p99: The same when of 100 confirms one takes more seconds.
+        alert_handler_p99: The same when of 100 handlers one takes more seconds.
+        alert_silence: The same when there was no delivery for so many seconds, while consumers were to get some.
+        alert_blocked: The same when the broker blocks publishings for so many seconds.
+        alert_parked: The same when so many deliveries are parked in one period.
+        alert_queue_depth: The same when one of `report_queues` has more ready messages.
 
     Example:
         >>> MonitoringSettings(sinks=["prometheus"]).sinks
@@ -29,6 +41,16 @@ class MonitoringSettings(Section):
 
     sinks: Sequence[str] = option((), items=Rule(kind=str, minimum=1, maximum=255))
     sink_timeout: float = seconds(5.0)
+    report_every: float | None = option(None, float, unit="s", minimum=0.1, maximum=86_400)
+    report_queues: Sequence[str] = option((), items=Rule(kind=str, minimum=1, maximum=255))
+    slow_handler: float | None = option(None, float, unit="s", minimum=0.000001, maximum=86_400)
+    alert_success: float | None = option(None, float, minimum=0, maximum=1)
+    alert_confirm_p99: float | None = option(None, float, unit="s", minimum=0.000001, maximum=86_400)
+    alert_handler_p99: float | None = option(None, float, unit="s", minimum=0.000001, maximum=86_400)
+    alert_silence: float | None = option(None, float, unit="s", minimum=0.001, maximum=86_400)
+    alert_blocked: float | None = option(None, float, unit="s", minimum=0.001, maximum=86_400)
+    alert_parked: int | None = option(None, int, minimum=1, maximum=2**40)
+    alert_queue_depth: int | None = option(None, int, minimum=1, maximum=2**40)
 
     def _check_together(self) -> None:
         if len(set(self.sinks)) < len(self.sinks):

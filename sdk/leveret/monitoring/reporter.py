@@ -1,0 +1,149 @@
+"""The reporter of a client: makes a report each period, logs it and tells who wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from leveret.monitoring.alerts import Alert, AlertRule, Alerts
+from leveret.monitoring.listener import Listener
+from leveret.monitoring.report import QueueDepth, Report, Totals
+from leveret.monitoring.usage import UsageMeter
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from leveret.plugins.interfaces import Sample
+
+__all__ = ["Reporter"]
+
+logger = logging.getLogger("leveret.monitoring")
+
+
+class Reporter:
+    """Reports on a client until it is closed.
+
+    Args:
+        client: The client's name.
+        every: Seconds between two reports.
+        snapshot: Returns the client's metrics.
+        depth: Asks the broker for a queue.
+        queues: The queues to ask for.
+        rules: The alert rules.
+        on_report: Called with each report; it may be async.
+        on_alert: Called with each alert; it may be async.
+    """
+
+    def __init__(
+        self,
+        client: str,
+        every: float,
+        snapshot: Callable[[], Iterable[Sample]],
+        depth: Callable[[str], Awaitable[QueueDepth]],
+        *,
+        queues: Iterable[str] = (),
+        rules: Iterable[AlertRule] = (),
+        on_report: Callable[[Report], object] | None = None,
+        on_alert: Callable[[Alert], object] | None = None,
+    ) -> None:
+        self._client = client
+        self._every = every
+        self._snapshot = snapshot
+        self._depth = depth
+        self._queues = tuple(queues)
+        self._alerts = Alerts(rules)
+        self._on_report = Listener("on_report", on_report or _nothing)
+        self._on_alert = Listener("on_alert", on_alert or _nothing)
+        self._logged: set[str] = set()
+        self._usage = UsageMeter()
+        self._before, self._since = Totals(snapshot()), time.monotonic()
+        self._last: Report | None = None
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"leveret report of {client}")
+
+    @property
+    def last(self) -> Report | None:
+        """The last report, or None before the first."""
+        return self._last
+
+    @property
+    def firing(self) -> tuple[str, ...]:
+        """The names of the alert rules that fire now."""
+        return self._alerts.firing
+
+    def stop(self) -> None:
+        """Ends the reports."""
+        self._usage.close()
+        self._task.cancel()
+
+    async def close(self) -> None:
+        """Ends the reports, and callbacks that are still at work."""
+        self.stop()
+        await asyncio.wait([self._task])
+        await self._on_report.close()
+        await self._on_alert.close()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._every
+        while True:
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            # A loop that was blocked for several periods gets one report, not several at once.
+            due = max(due + self._every, loop.time())
+            try:
+                report = await self._report()
+            except Exception:
+                self._once("report", "cannot report on %s (logged once)", self._client)
+                continue
+            logger.info("%s", report, extra={"leveret_report": report.as_dict()})
+            self._on_report.tell(report)
+            self._alert(report)
+
+    async def _report(self) -> Report:
+        depths = await asyncio.gather(*map(self._depth_of, self._queues))
+        now, totals = time.monotonic(), Totals(self._snapshot())
+        report = Report.between(
+            self._client,
+            max(now - self._since, 1e-9),
+            self._before,
+            totals,
+            self._usage.read(),
+            dict(zip(self._queues, depths, strict=True)),
+            self._last,
+        )
+        self._before, self._since, self._last = totals, now, report
+        return report
+
+    async def _depth_of(self, queue: str) -> QueueDepth | None:
+        try:
+            async with asyncio.timeout(self._every):
+                return await self._depth(queue)
+        except Exception as error:
+            self._once(f"queue {queue}", "cannot ask for queue %r: %s (logged once)", queue, error, traceback=False)
+            return None
+
+    def _alert(self, report: Report) -> None:
+        try:
+            alerts = self._alerts.apply(report)
+        except Exception:
+            self._once("rules", "an alert rule failed (logged once)")
+            return
+        for alert in alerts:
+            logger.log(
+                logging.WARNING if alert.firing else logging.INFO,
+                "%s: %s",
+                self._client,
+                alert,
+                extra={"leveret_alert": {"rule": alert.rule, "firing": alert.firing, "seconds": alert.seconds}},
+            )
+            self._on_alert.tell(alert)
+
+    def _once(self, key: str, text: str, *args: object, traceback: bool = True) -> None:
+        if key not in self._logged:
+            self._logged.add(key)
+            logger.warning(text, *args, exc_info=traceback)
+
+
+def _nothing(_: object) -> None:
+    """Nobody listens."""

@@ -1,0 +1,102 @@
+"""Alert rules over reports: each fires once and is over once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+import leveret
+from leveret.monitoring.alerts import AlertRule, Alerts, rules_for
+from leveret.monitoring.histogram import Histogram
+from leveret.monitoring.report import QueueDepth, Report, Totals
+from leveret.monitoring.usage import ProcessUsage
+
+QUIET = Report.between("c", 1.0, Totals(), Totals(), ProcessUsage(None, 0.0, 0, 0.0), {}, None)
+
+
+def report(**changes: Any) -> Report:
+    return dataclasses.replace(QUIET, **changes)
+
+
+def slow(seconds: float) -> Any:
+    histogram = Histogram()
+    histogram.record(int(seconds * 1e9))
+    return histogram.read()
+
+
+@pytest.mark.parametrize(
+    ("options", "good", "bad", "rule"),
+    [
+        (
+            {"alert_success": 0.99},
+            {"published": dataclasses.replace(QUIET.published, success=0.99)},
+            {"published": dataclasses.replace(QUIET.published, success=0.98)},
+            "publish_success",
+        ),
+        (
+            {"alert_success": 0.99},
+            {"consumed": dataclasses.replace(QUIET.consumed, success=1.0)},
+            {"consumed": dataclasses.replace(QUIET.consumed, success=0.5)},
+            "consume_success",
+        ),
+        (
+            {"alert_confirm_p99": 0.5},
+            {"published": dataclasses.replace(QUIET.published, duration=slow(0.4))},
+            {"published": dataclasses.replace(QUIET.published, duration=slow(0.6))},
+            "confirm_p99",
+        ),
+        ({"alert_handler_p99": 0.5}, {"handling": slow(0.4)}, {"handling": slow(0.6)}, "handler_p99"),
+        ({"alert_silence": 30}, {"silent": 29.0}, {"silent": 30.0}, "silence"),
+        (
+            {"alert_blocked": 10},
+            {"blocked": 1, "blocked_for": 9.0},
+            {"blocked": 1, "blocked_for": 10.0},
+            "blocked",
+        ),
+        ({"alert_parked": 5}, {"parked": 4}, {"parked": 5}, "parked"),
+        (
+            {"alert_queue_depth": 100},
+            {"queues": {"q": QueueDepth(100, 1), "gone": None}},
+            {"queues": {"q": QueueDepth(101, 1), "gone": None}},
+            "queue_depth",
+        ),
+    ],
+)
+def test_each_threshold_fires_once_beyond_it_and_is_over_once(
+    options: dict[str, Any], good: dict[str, Any], bad: dict[str, Any], rule: str
+) -> None:
+    alerts = Alerts(rules_for(leveret.MonitoringSettings(**options)))
+    assert alerts.apply(report(**good)) == []
+    (begun,) = alerts.apply(report(**bad))
+    assert (begun.rule, begun.firing, alerts.firing) == (rule, True, (rule,))
+    assert str(begun).startswith(f"alert {rule}: ")
+    assert alerts.apply(report(**bad)) == []
+    (over,) = alerts.apply(report(**good))
+    assert (over.rule, over.firing, over.text, alerts.firing) == (rule, False, begun.text, ())
+    assert "is over after 0 s" in str(over)
+    assert alerts.apply(report(**good)) == []
+
+
+def test_without_thresholds_there_are_no_rules() -> None:
+    assert rules_for(leveret.MonitoringSettings()) == []
+
+
+def test_a_rule_of_one_s_own_is_applied() -> None:
+    alerts = Alerts([AlertRule("lost", lambda it: f"{it.lost} connections were lost" if it.lost else None)])
+    assert [str(alert) for alert in alerts.apply(report(lost=2))] == ["alert lost: 2 connections were lost"]
+
+
+def test_silence_and_blocking_add_up_over_reports_and_end() -> None:
+    def following(last: Report | None, **numbers: int) -> Report:
+        totals = Totals()
+        totals._values.update(numbers)
+        return Report.between("c", 10.0, Totals(), totals, ProcessUsage(None, 0.0, 0, 0.0), {}, last)
+
+    first = following(None, consumers_expected=1, connections_blocked=1)
+    second = following(first, consumers_expected=1, connections_blocked=1)
+    assert (first.silent, second.silent, first.blocked_for, second.blocked_for) == (10, 20, 10, 20)
+    third = following(second, consumers_expected=1, deliveries=1)
+    assert (third.silent, third.blocked_for) == (0, 0)
+    assert following(second).silent == 0, "no consumer is to get anything"
