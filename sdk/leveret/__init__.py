@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from leveret.errors import PublishError as PublishError
     from leveret.message import BatchResult as BatchResult
     from leveret.message import Outcome as Outcome
+    from leveret.monitoring.alerts import Alert as Alert
+    from leveret.monitoring.alerts import AlertRule as AlertRule
+    from leveret.monitoring.health import Health as Health
+    from leveret.monitoring.report import Report as Report
     from leveret.publishing.builder import MessageBuilder as MessageBuilder
     from leveret.publishing.confirms import Receipt as Receipt
     from leveret.publishing.confirms import Ticket as Ticket
@@ -88,6 +92,10 @@ _HOMES = {
     "GcPolicy": "runtime.gc_policy",
     "BatchResult": "message",
     "Outcome": "message",
+    "Alert": "monitoring.alerts",
+    "AlertRule": "monitoring.alerts",
+    "Health": "monitoring.health",
+    "Report": "monitoring.report",
     "Receipt": "publishing.confirms",
     "ObjectPool": "runtime.object_pool",
     "prefetch_for": "consuming.prefetch",

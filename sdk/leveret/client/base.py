@@ -81,6 +81,7 @@ class ClientBase:
         self._producers: WeakSet[Producer] = WeakSet()
         self._consumers: WeakSet[Consumer[Any]] = WeakSet()
         self._first_use_producer = FirstUseProducer(self.producer)
+        self._slow_handler = settings.monitoring.slow_handler
 
     async def _close(self, until: float) -> None:
         """Closes what was made here, then its connections, all before a time of the loop's clock."""
@@ -90,6 +91,17 @@ class ClientBase:
         finally:
             self._consumers.clear()
             self._producers.clear()
+
+    @property
+    def consumers(self) -> list[Consumer[Any]]:
+        """The consumers that were made here and are still in use."""
+        return list(self._consumers)
+
+    def report_slow_handlers(self, seconds: float | None) -> None:
+        """Has handlers that take longer reported in the log, of these consumers and further ones; None for no more."""
+        self._slow_handler = seconds
+        for consumer in self._consumers:
+            consumer.report_slow(seconds)
 
     @property
     def connection(self) -> Connection:
@@ -298,6 +310,7 @@ class ClientBase:
             publishing=self.publishing_link,
             restorer=self._restorer,
         )
+        consumer.report_slow(self._slow_handler)
         self._consumers.add(consumer)
         self._monitor.add(consumer, "consumer", queue, consumer.meter)
         return consumer

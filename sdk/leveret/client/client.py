@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import enum
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.client.arrival import wait_for_broker
@@ -33,9 +34,13 @@ from leveret.topology.restoring import Restorer
 from leveret.wire.numbers import REPLY_SUCCESS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
+    from leveret.monitoring.alerts import Alert, AlertRule
+    from leveret.monitoring.health import Health
+    from leveret.monitoring.report import QueueDepth, Report
+    from leveret.monitoring.reporter import Reporter
     from leveret.plugins.interfaces import Sample
     from leveret.settings import Secret
     from leveret.settings.connection import CredentialProvider
@@ -44,6 +49,8 @@ __all__ = ["Client", "ClientState", "check_connection_options", "connect", "conn
 
 #: The share of `close_timeout` that is kept for the metrics sinks.
 _SINKS: Final = 0.2
+#: Seconds between two reports where neither the settings nor the call say it.
+_REPORT_EVERY: Final = 10.0
 
 
 class ClientState(enum.Enum):
@@ -96,6 +103,8 @@ class Client(ClientBase):
         self._sinks = Sinks(registry, settings.monitoring)
         self._dedicated: dict[str, DedicatedConnection] = {}
         self._opening = asyncio.Lock()
+        self._opened_at: float | None = None
+        self._reporter: Reporter | None = None
         self._state = ClientState.NEW
 
     def __repr__(self) -> str:
@@ -124,6 +133,9 @@ class Client(ClientBase):
                     await self.close()
                     raise
                 self._move(ClientState.OPEN)
+                self._opened_at = time.monotonic()
+                if self._defaults.monitoring.report_every is not None:
+                    self.report()
         return self
 
     async def close(self) -> None:
@@ -138,6 +150,8 @@ class Client(ClientBase):
         deadline = loop.time() + self.settings.close_timeout
         # Sinks read the last counters, so they come last, and get a share even when the broker takes all the rest.
         until = deadline - (_SINKS * self.settings.close_timeout if self._sinks else 0.0)
+        if self._reporter is not None:
+            await self._reporter.close()
         try:
             closing = [self._close(until), *(it.close_by(until) for it in list(self._dedicated.values()))]
             results = await asyncio.gather(*closing, return_exceptions=True)
@@ -204,6 +218,86 @@ class Client(ClientBase):
         """
         return self._monitor.snapshot()
 
+    def report(
+        self,
+        *,
+        on_report: Callable[[Report], object] | None = None,
+        on_alert: Callable[[Alert], object] | None = None,
+        rules: Iterable[AlertRule] = (),
+        **options: Any,
+    ) -> Reporter:
+        """Reports from now on: a line in the log for each period, and alerts.
+
+            client.report(every=10, slow_handler=1.0, alert_success=0.99)
+
+        A report has rates, durations with percentiles, shares of success, and what the process used. It takes the place
+        of the reports before, if there were any, and ends with the client. To read numbers now, use `metrics`; to hand
+        them to a monitoring system, `MonitoringSettings(sinks=...)`.
+
+        Args:
+            on_report: Called with each `Report`; it may be async. What it raises is logged once.
+            on_alert: Called with each `Alert`, once when it begins and once when it is over; it may be async.
+            rules: Alert rules of your own beside those of the thresholds that are set.
+            **options: `every` for `report_every` (10 s where the settings say nothing), `queues` for `report_queues`,
+                and `slow_handler` and the alerts of `MonitoringSettings`, over those of the settings.
+
+        Returns:
+            What makes the reports; its `last` has the last one.
+
+        Raises:
+            ConfigurationError: An option is unknown or out of range.
+            ConnectionClosed: The client was closed.
+        """
+        # Here, because most scripts need none of it.
+        from leveret.monitoring.alerts import rules_for
+        from leveret.monitoring.reporter import Reporter
+
+        if self._state is ClientState.CLOSED:
+            raise ConnectionClosed("the client is closed", reply_code=REPLY_SUCCESS)
+        for short in ("every", "queues"):
+            if short in options:
+                options[f"report_{short}"] = options.pop(short)
+        settings = self._defaults.monitoring.replace(**options)
+        before, self._reporter = self._reporter, None
+        if before is not None:
+            before.stop()
+        for part in (self, *self._dedicated.values()):
+            part.report_slow_handlers(settings.slow_handler)
+        self._reporter = Reporter(
+            self.settings.client_name,
+            settings.report_every or _REPORT_EVERY,
+            self._monitor.snapshot,
+            self._depth_of,
+            queues=settings.report_queues,
+            rules=[*rules_for(settings), *rules],
+            on_report=on_report,
+            on_alert=on_alert,
+        )
+        return self._reporter
+
+    async def _depth_of(self, queue: str) -> QueueDepth:
+        from leveret.monitoring.report import QueueDepth
+
+        async with self.channels.acquire() as channel:
+            declared = await channel.queue_declare(queue, passive=True)
+        return QueueDepth(declared.message_count or 0, declared.consumer_count or 0)
+
+    def health(self) -> Health:
+        """Returns whether the client is ready and live, and why not, without a round trip."""
+        from leveret.client.health import health_of
+
+        links = {"publish": self.publishing_link, "consume": self.consuming_link}
+        links |= {name: dedicated.publishing_link for name, dedicated in self._dedicated.items()}
+        consumers = [consumer for part in (self, *self._dedicated.values()) for consumer in part.consumers]
+        return health_of(
+            links,
+            consumers,
+            asyncio.get_running_loop().time(),
+            opened_at=self._opened_at,
+            is_closed=self._state is ClientState.CLOSED,
+            alerts=() if self._reporter is None else self._reporter.firing,
+        )
+
     # ------------------------------------------------------------------ connections of their own
 
     def dedicated_connection(self, name: str, max_channels: int | None = None) -> Opening[DedicatedConnection]:
@@ -241,6 +335,7 @@ class Client(ClientBase):
             dedicated = DedicatedConnection(
                 all_settings, self.registry, self._monitor, self._restorer, self._credentials, forget
             )
+            dedicated.report_slow_handlers(self._slow_handler)
             # Noted before it is open: its name is taken from now on, and closing the client closes it.
             self._dedicated[name] = dedicated
             try:

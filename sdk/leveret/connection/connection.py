@@ -86,6 +86,7 @@ class Connection:
         transport: The socket's side.
         error: Why it is closed, or None while it is open.
         blocked: The broker's reason for blocking publishers, or None.
+        blocked_at: When it began to block them, the last time, by the loop's clock.
         opened_at: When the handshake was over, by the loop's clock; 0 before.
         ended_at: When it ended, by the loop's clock; 0 before.
         spare_channel: Called when no channel number is free; gives up an idle open channel. Set by a channel pool.
@@ -106,6 +107,7 @@ class Connection:
         self._on_event = on_event
         self.error: LeveretError | None = None
         self.blocked: str | None = None
+        self.blocked_at = 0.0
         self.endpoint: Endpoint | None = None
         self.opened_at = 0.0
         self.ended_at = 0.0
@@ -566,7 +568,7 @@ class Connection:
                 self._opened.set_result(None)
             self._tell(ConnectionEventKind.OPENED)
         elif isinstance(event, protocol.Blocked):
-            self.blocked = event.reason
+            self.blocked, self.blocked_at = event.reason, self._loop.time()
             self.transport.out.blocked = True
             logger.warning("connection %r: the broker blocks publishers: %s", self.name, event.reason)
             self._tell(ConnectionEventKind.BLOCKED, event.reason)
