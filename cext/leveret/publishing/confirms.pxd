@@ -46,9 +46,10 @@ cdef class Receipt:
 
 cdef class Ticket:
     cdef readonly uint64_t delivery_tag
-    cdef readonly Py_ssize_t count
-    cdef readonly Py_ssize_t pending
-    cdef readonly Py_ssize_t confirmed
+    # Of 32 bits, because a publish of one message makes one: a larger object costs more to clear.
+    cdef readonly uint32_t count
+    cdef readonly uint32_t pending
+    cdef readonly uint32_t confirmed
     cdef public object failures
     cdef public object future
     cdef public bint observed
@@ -56,7 +57,6 @@ cdef class Ticket:
     cdef dict sends
     cdef object owner
 
-    cpdef Py_ssize_t attempts(self, Py_ssize_t index=*)
 
 cdef class ConfirmWindow:
     cdef Slot* slots

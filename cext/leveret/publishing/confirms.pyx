@@ -10,6 +10,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_CLEAR, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 from leveret.monitoring.histogram cimport Histogram, monotonic
 from leveret.publishing.template cimport PublishTemplate
@@ -105,7 +106,7 @@ cdef class Ticket:
         """True when every publishing has its outcome."""
         return self.pending == 0
 
-    cpdef Py_ssize_t attempts(self, Py_ssize_t index=0):
+    def attempts(self, Py_ssize_t index=0):
         """Returns how often the publishing with this index was written, once it has its outcome."""
         return 1 if self.sends is None else self.sends.get(index, 1)
 
@@ -139,6 +140,13 @@ cdef bint _same_properties(bytes raw_properties, Message message) except -1:
         return decode_properties(raw_properties) == message.properties
     except LeveretError:
         return False
+
+
+# Whether a publishing is open, was written once and not returned: one look at what lies beside each other.
+cdef inline bint is_ordinary(Slot* slot) noexcept:
+    cdef uint32_t both
+    memcpy(&both, &slot.state, sizeof(both))
+    return both == 0x00010001  # OPEN and 1, in any order of bytes
 
 
 @cython.final
@@ -314,10 +322,11 @@ cdef class ConfirmWindow:
     cdef int end(self, uint64_t tag, int outcome, reason=None) except -1:
         cdef Slot* slot = &self.slots[tag & self.mask]
         cdef Ticket ticket = <Ticket>self.tickets[tag & self.mask]
-        if slot.state == OPEN_RETURNED:
-            outcome = RETURNED  # basic.return said so, and nothing that comes or does not come after it changes that
-        if slot.sends != 1:
-            outcome = self.end_unusual(tag, slot, ticket, outcome)
+        if not is_ordinary(slot):
+            if slot.state == OPEN_RETURNED:
+                outcome = RETURNED  # basic.return said so, and nothing that comes or does not come after changes that
+            if slot.sends != 1:
+                outcome = self.end_unusual(tag, slot, ticket, outcome)
         slot.state = FREE
         Py_CLEAR(slot.template)
         Py_CLEAR(slot.body)

@@ -266,8 +266,10 @@ class TicketBook:
         A caller that stops waiting calls `wake` after that.
         """
         future: asyncio.Future[None] = self._loop.create_future()
-        self.flushing.append((delivery_tag, future))
-        self.wake()
+        if delivery_tag <= self._window.first:
+            future.set_result(None)
+        else:
+            self.flushing.append((delivery_tag, future))
         return future
 
     def wake(self) -> None:
