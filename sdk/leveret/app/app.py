@@ -19,6 +19,7 @@ from leveret.app.supervision import GRACE, AppRun
 from leveret.client.client import Client, check_connection_options, connect, connection_settings
 from leveret.consuming.handlers import check_handler
 from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, printable
+from leveret.monitoring.health import Health
 from leveret.runtime.tasks import cancel_all
 from leveret.settings import ConnectionSettings, ConsumerSettings, Settings
 
@@ -226,6 +227,15 @@ class App:
             are the last ones.
         """
         return dict(self._last_counters) if self._run is None else self._run.counters()
+
+    def health(self) -> Health:
+        """Returns whether the running app is ready and live, and why not, without a round trip; see `Client.health`.
+
+        An app that is not running is neither. To be called in its event loop.
+        """
+        if self._run is None:
+            return Health(ready=False, live=False, reasons=("the app is not running",))
+        return self._run.health()
 
     def stop(self) -> None:
         """Stops the running app as a first signal does; may be called from handlers, hooks and other threads."""

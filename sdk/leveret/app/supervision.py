@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import enum
 import inspect
 import logging
@@ -10,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import ConsumerCancelled, LeveretError, OperationTimeout, PreconditionFailed
+from leveret.monitoring.health import Health
 from leveret.protocol.recovery import Backoff, Prospect, SparseLog, prospect_of
 from leveret.protocol.transitions import moved
 from leveret.runtime.tasks import cancel_all, done_before, set_within
@@ -173,6 +175,9 @@ class AppRun:
         self.client: Client | None = None
         self.state = RunState.STARTING
         self._app = app
+        self._name = app.name or "app"
+        # Why it could not start, the last time.
+        self._failure: str | None = None
         self._connect = connect
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
@@ -184,6 +189,22 @@ class AppRun:
             total.update(consumer.counters())
             total["restarts"] += consumer.restarts
         return dict(total)
+
+    def health(self) -> Health:
+        """Returns the health of its client, and of consumers that are between two starts."""
+        if self.client is None:
+            why = ("the app is not connected yet",)
+            return Health(ready=False, live=True, reasons=why, last_error=self._failure)
+        health = self.client.health()
+        reasons = health.reasons
+        expected = health.consumers_expected
+        if self.state is RunState.CONSUMING:
+            absent = [it.registration.queue for it in self.consumers if it.consumer is None]
+            reasons += tuple(f"the consumer of queue {queue!r} is started again later" for queue in absent)
+            expected += len(absent)
+        else:
+            reasons = (f"the app {self.state.value}", *reasons)
+        return dataclasses.replace(health, ready=not reasons, reasons=reasons, consumers_expected=expected)
 
     async def work(self) -> bool:
         """Goes the whole way, from the connection to the shutdown.
@@ -204,6 +225,7 @@ class AppRun:
 
     async def _start(self) -> None:
         client = await self._connected()
+        logger.info("%s: connected to %s", self._name, client.settings.redacted_url)
         for hook in self._on_startup:
             await self._call(hook, client)
         self._move(RunState.CONSUMING)
@@ -227,10 +249,11 @@ class AppRun:
                 refused = prospect is Prospect.LATER and self.client is None
                 if prospect is Prospect.NEVER or refused or isinstance(error, PreconditionFailed):
                     raise
+                self._failure = str(error)
                 delay = backoff.delay(prospect)
                 if sparse.is_due(error, self.loop.time()):
                     logger.warning(
-                        "%s: cannot start, and goes on trying (next in %.1f s): %s", app.name or "app", delay, error
+                        "%s: cannot start, and goes on trying (next in %.1f s): %s", self._name, delay, error
                     )
             await asyncio.sleep(delay)
             backoff.count_attempt()
@@ -239,7 +262,12 @@ class AppRun:
         client, stopping = self.client, self.stopping
         assert client is not None
         for consumer in self.consumers:
-            consumer.make(client)  # before any of them takes a message, so that wrong options end the app then
+            # Before any of them takes a message, so that wrong options end the app then.
+            settings = consumer.make(client).settings
+            logger.info(
+                "%s: consumes queue %r with %d workers, prefetch %s",
+                *(self._name, consumer.registration.queue, settings.concurrency, settings.prefetch),
+            )
         tasks = [asyncio.create_task(consumer.keep_running(client, stopping)) for consumer in self.consumers]
         waiting = asyncio.create_task(stopping.wait())
         whole = False
@@ -260,6 +288,7 @@ class AppRun:
 
     async def _drain(self, tasks: list[asyncio.Task[None]]) -> bool:
         timeout = self._app.drain_timeout
+        logger.info("%s: takes no more messages; handlers have %g s to finish", self._name, timeout)
         deadline = self.loop.time() + timeout
         drained = [it.consumer.drain(timeout) for it in self.consumers if it.consumer is not None]
         whole = all(await asyncio.gather(*drained))
@@ -283,6 +312,7 @@ class AppRun:
                         logger.exception("shutdown hook %s failed", name_of(hook))
         finally:
             await client.close()
+            logger.info("%s: stopped", self._name)
 
     async def _call(self, hook: Callable[[Client], object], client: Client) -> None:
         result = hook(client)

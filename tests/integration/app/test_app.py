@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -352,3 +353,47 @@ def test_run_says_in_one_line_what_no_attempt_can_mend() -> None:
     with pytest.raises(SystemExit, match=r"shop: the app has no consumers") as ended:
         leveret.App("amqp://localhost", name="shop").run()
     assert isinstance(ended.value.__cause__, ConfigurationError)
+
+
+async def test_the_app_says_what_it_does_and_how_it_is(
+    broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "leveret.app")
+    app = leveret.App(broker.url, name="shop", drain_timeout=5)
+    app.topology = leveret.Topology().queue("orders")
+    assert app.health() == leveret.Health(ready=False, live=False, reasons=("the app is not running",))
+
+    @app.consumer("orders", prefetch=7, concurrency=2)
+    async def handle(value: object, message: leveret.Message) -> None: ...
+
+    @app.consumer("missing")
+    async def wait(value: object, message: leveret.Message) -> None: ...
+
+    @app.on_shutdown
+    def look(client: leveret.Client) -> None:
+        told.append(app.health())
+
+    told: list[leveret.Health] = []
+    running = asyncio.create_task(app.serve())
+    await asyncio.sleep(0)
+    assert app.health().reasons[0] == "the app is not connected yet"
+    await until(lambda: app.health().consumers_live == 1 and app.counters()["restarts"] >= 1)
+    health = app.health()
+    assert (health.ready, health.live, health.consumers_expected) == (False, True, 2)
+    assert health.reasons == ("the consumer of queue 'missing' is started again later",)
+    await app.client.declare(leveret.Topology().queue("missing"))
+    await until(lambda: app.health().ready)
+    app.stop()
+    await running
+    assert [(it.ready, it.live, it.reasons[0]) for it in told] == [
+        (False, True, "the app calls the shutdown hooks and closes the client")
+    ]
+    assert app.health().reasons == ("the app is not running",)
+    texts = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert texts == [
+        f"shop: connected to {broker.url.replace('guest:guest', 'guest:***')}",
+        "shop: consumes queue 'orders' with 2 workers, prefetch 7",
+        "shop: consumes queue 'missing' with 1 workers, prefetch 100",
+        "shop: takes no more messages; handlers have 5 s to finish",
+        "shop: stopped",
+    ]
