@@ -15,6 +15,7 @@ from leveret.errors import ConfigurationError, ConnectionClosed
 from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.producer import Producer
+from leveret.runtime.tasks import one_deadline
 from leveret.settings.functions import plain_function, refuse_async_methods
 from leveret.settings.names import arguments_of, refuse_unknown
 from leveret.settings.rules import Options, rules_of
@@ -124,7 +125,8 @@ class ClientBase:
                 `operation_timeout`.
             LeveretError: What `Connection.channel` raises.
         """
-        return await (await self.publishing_link.for_call("a channel")).channel()
+        async with one_deadline(self.settings.operation_timeout, "opening a channel"):
+            return await (await self.publishing_link.for_call("a channel")).channel()
 
     # ------------------------------------------------------------------ topology
 
@@ -145,6 +147,8 @@ class ClientBase:
         Raises:
             PreconditionFailed: Something exists with other arguments; `argument`, `wanted` and `actual` tell which.
             ChannelClosed: The broker refused for another reason. What comes before it exists.
+            OperationTimeout: Not all of it was declared within `operation_timeout` seconds, and as many again for each
+                100 entities. What is left out here comes with the next call.
             ConfigurationError: An exclusive or server-named queue belongs to another connection of the client.
         """
         return await self._declarer.declare(topology)

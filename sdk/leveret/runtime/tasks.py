@@ -5,14 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from leveret.errors import OperationTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
-__all__ = ["cancel_all", "done_before", "set_within"]
+__all__ = ["cancel_all", "done_before", "one_deadline", "set_within"]
+
+#: Seconds by which a deadline for several waits comes after that of one of them.
+_SLACK: Final = 0.05
 
 logger = logging.getLogger("leveret.runtime")
+
+
+@contextlib.asynccontextmanager
+async def one_deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    """Gives several waits one deadline together, each of which may have the whole time for itself.
+
+    Args:
+        seconds: How long they may take.
+        what: What they do, as the beginning of an error's text.
+
+    Raises:
+        OperationTimeout: They took longer. An error that one of them raises at its own end says more, and comes first.
+    """
+    deadline = asyncio.timeout(seconds + _SLACK)
+    try:
+        async with deadline:
+            yield
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise OperationTimeout(f"{what} was not done within {seconds:g} s") from error
 
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import ConfigurationError
 from leveret.protocol.commands import Exchange, Queue
+from leveret.runtime.tasks import one_deadline
 from leveret.topology.declaring import declare_each, queue_info
 from leveret.topology.entities import BindingEntity, ExchangeBindingEntity, ExchangeEntity, QueueEntity
 from leveret.topology.topology import DeclareReport, QueueInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from leveret.connection.link import Link
     from leveret.protocol.commands import Method
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from leveret.topology.topology import Topology
 
 __all__ = ["Declarer", "undeclared"]
+
+#: `declare` has `operation_timeout` seconds, and as many again for each of so many entities.
+_EACH: Final = 100
 
 
 class Declarer:
@@ -59,6 +64,18 @@ class Declarer:
             )
         for queue in topology.queues:
             self._link_of(queue.name)
+        count = len(topology.exchanges) + len(topology.queues) + len(topology.bindings)
+        async with self._deadline(f"declaring {count} entities", count):
+            await self._declare_all(topology, queues, remember)
+        in_order = {queue.name: queues[queue.name] for queue in topology.queues}
+        return DeclareReport(tuple(it.name for it in topology.exchanges), in_order, len(topology.bindings))
+
+    async def _declare_all(
+        self,
+        topology: Topology,
+        queues: Mapping[str, QueueInfo],
+        remember: Callable[[Entity, Method | None], object],
+    ) -> None:
         at_home = [queue for queue in topology.queues if queue.needs_home]
         others = [queue for queue in topology.queues if not queue.needs_home]
         await self._declare(self._shared, lambda: [*topology.exchanges, *others], remember, always=True)
@@ -78,34 +95,32 @@ class Declarer:
         await self._declare(self._shared, bindings(self._shared), remember)
         if self._home is not self._shared:
             await self._declare(self._home, bindings(self._home), remember)
-        in_order = {queue.name: queues[queue.name] for queue in topology.queues}
-        return DeclareReport(tuple(it.name for it in topology.exchanges), in_order, len(topology.bindings))
 
     async def unbind(self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None) -> None:
         """Undoes `Topology.bind`."""
-        async with self._link_of(queue).channels.acquire() as channel:
+        async with self._deadline("unbinding"), self._link_of(queue).channels.acquire() as channel:
             await channel.queue_unbind(self.name_of(queue), exchange, routing_key, arguments=arguments)
 
     async def unbind_exchange(
         self, destination: str, source: str, routing_key: str, arguments: Mapping[str, Any] | None
     ) -> None:
         """Undoes `Topology.bind_exchange`."""
-        async with self._shared.channels.acquire() as channel:
+        async with self._deadline("unbinding"), self._shared.channels.acquire() as channel:
             await channel.exchange_unbind(destination, source, routing_key, arguments=arguments)
 
     async def purge(self, queue: str) -> int:
         """Drops a queue's ready messages; returns how many there were."""
-        async with self._link_of(queue).channels.acquire() as channel:
+        async with self._deadline("purging"), self._link_of(queue).channels.acquire() as channel:
             return await channel.queue_purge(self.name_of(queue))
 
     async def delete_queue(self, queue: str) -> int:
         """Deletes a queue; returns how many messages it had."""
-        async with self._link_of(queue).channels.acquire() as channel:
+        async with self._deadline("deleting"), self._link_of(queue).channels.acquire() as channel:
             return await channel.queue_delete(self.name_of(queue))
 
     async def delete_exchange(self, exchange: str) -> None:
         """Deletes an exchange."""
-        async with self._shared.channels.acquire() as channel:
+        async with self._deadline("deleting"), self._shared.channels.acquire() as channel:
             await channel.exchange_delete(exchange)
 
     def name_of(self, queue: str) -> str:
@@ -122,6 +137,10 @@ class Declarer:
         self._link_of(queue)
 
     # ------------------------------------------------------------------ inside
+
+    def _deadline(self, what: str, count: int = 0) -> AbstractAsyncContextManager[None]:
+        # Waiting for a connection and for a channel, and each answer, all have `operation_timeout` for themselves.
+        return one_deadline(self._shared.operation_timeout * (1 + count // _EACH), what)
 
     async def _declare(
         self,
