@@ -107,11 +107,11 @@ cdef class ConfirmWindow:
                        Py_ssize_t size) except 0
     cdef int make_room(self) except -1
     cdef int grow(self) except -1
-    cdef int end(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef int end(self, uint64_t tag, int outcome, object reason) except -1
     cdef int end_unusual(self, uint64_t tag, Slot* slot, Ticket ticket, int outcome) except -1
     cdef int weigh(self, uint64_t tag, Py_ssize_t size) except -1
-    cdef int end_through(self, uint64_t tag, int outcome, reason=*) except -1
-    cdef bint end_one(self, uint64_t tag, int outcome, reason=*) except -1
+    cdef int end_through(self, uint64_t tag, int outcome, object reason) except -1
+    cdef bint end_one(self, uint64_t tag, int outcome, object reason) except -1
     cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, int64_t now, list told) except -1
     cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0
     cdef void advance(self) noexcept

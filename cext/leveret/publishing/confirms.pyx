@@ -278,7 +278,7 @@ cdef class ConfirmWindow:
                 last = min(tag, self.marks[(self.first_mark + 1) & self.mark_mask].tag - 1)
             time = self.marks[self.first_mark & self.mark_mask].time
             confirmed = self.confirmed
-            self.end_through(last, CONFIRMED)
+            self.end_through(last, CONFIRMED, None)
             if self.confirmed != confirmed:
                 self.confirm_time.add(now - time, self.confirmed - confirmed)
         return 0
@@ -286,9 +286,10 @@ cdef class ConfirmWindow:
     # Confirms one publishing if it is open; returns whether it was.
     cdef bint confirm_one(self, uint64_t tag, int64_t now) except -1:
         cdef uint64_t confirmed = self.confirmed
-        if not self.end_one(tag, CONFIRMED):
+        if not self.end_one(tag, CONFIRMED, None):
             return False
         if self.confirmed != confirmed:
+            self.drop_marks()
             self.confirm_time.add(now - self.time_of(tag), 1)
         return True
 
@@ -319,7 +320,7 @@ cdef class ConfirmWindow:
         return tag
 
     # Gives an open publishing its outcome, and its ticket the reason. The caller advances `first`.
-    cdef int end(self, uint64_t tag, int outcome, reason=None) except -1:
+    cdef int end(self, uint64_t tag, int outcome, object reason) except -1:
         cdef Slot* slot = &self.slots[tag & self.mask]
         cdef Ticket ticket = <Ticket>self.tickets[tag & self.mask]
         if not is_ordinary(slot):
@@ -380,7 +381,7 @@ cdef class ConfirmWindow:
         slot.sends |= HEAVY
         return 0
 
-    cdef int end_through(self, uint64_t tag, int outcome, reason=None) except -1:
+    cdef int end_through(self, uint64_t tag, int outcome, object reason) except -1:
         while self.first <= tag:
             if self.slots[self.first & self.mask].state != FREE:
                 self.end(self.first, outcome, reason)
@@ -388,7 +389,7 @@ cdef class ConfirmWindow:
         return 0
 
     # Ends one publishing if it is open; returns whether it was.
-    cdef bint end_one(self, uint64_t tag, int outcome, reason=None) except -1:
+    cdef bint end_one(self, uint64_t tag, int outcome, object reason) except -1:
         if tag < self.first or tag >= self.next_delivery_tag or self.slots[tag & self.mask].state == FREE:
             return False
         self.end(tag, outcome, reason)
@@ -443,8 +444,8 @@ cdef class ConfirmWindow:
                 if outcome == CONFIRMED:
                     self.confirm_through(tag, now)
                 else:
-                    self.end_through(tag, outcome)
-            elif not (self.confirm_one(tag, now) if outcome == CONFIRMED else self.end_one(tag, outcome)):
+                    self.end_through(tag, outcome, None)
+            elif not (self.confirm_one(tag, now) if outcome == CONFIRMED else self.end_one(tag, outcome, None)):
                 self.ignored += 1
                 continue
             self.advance()
@@ -474,7 +475,7 @@ cdef class ConfirmWindow:
                 if outcome == CONFIRMED:
                     known = self.confirm_one(again, now) or known
                 else:
-                    known = self.end_one(again, outcome) or known
+                    known = self.end_one(again, outcome, None) or known
         if multiple and <Py_ssize_t>tag > self.resent_from:
             self.resent_from = <Py_ssize_t>tag
         if not known:
@@ -626,7 +627,7 @@ cdef class ConfirmWindow:
         while tag < self.next_delivery_tag:
             slot = &self.slots[tag & self.mask]
             if slot.state == OPEN_RETURNED:
-                self.end(tag, UNKNOWN)
+                self.end(tag, UNKNOWN, None)
             tag += 1
         self.advance()
         self.resent = []

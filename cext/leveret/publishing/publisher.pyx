@@ -317,7 +317,7 @@ cdef class PublishBatch:
             self.note_write(tag, template, sends)
             window.resent.append(tag)
             if self.window is None:
-                window.end(tag, WRITTEN)
+                window.end(tag, WRITTEN, None)
             if sends == 0:
                 self.published += 1
                 self.published_bytes += <uint64_t>size
