@@ -34,6 +34,6 @@ cdef class Acknowledger:
     cdef double delay
     cdef bint each
 
-    cdef int finish(self, Message message) except -1
+    cdef bint finish(self, Message message) except -1
     cpdef int write_in_time(self) except -1
     cdef int run_dry(self) except -1

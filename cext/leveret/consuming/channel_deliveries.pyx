@@ -141,17 +141,19 @@ cdef class Acknowledger:
         self.current = deliveries
         self.flush_transport = flush_transport
 
-    # Acknowledges a message whose handler has returned, unless it is settled.
-    cdef int finish(self, Message message) except -1:
+    # Acknowledges a message whose handler has returned, unless it is settled. Returns whether it did.
+    cdef bint finish(self, Message message) except -1:
         cdef ChannelDeliveries deliveries = <ChannelDeliveries>message.owner
         if not deliveries.alive:
             self.meter.stale += 1
-        elif not self.each:
+            return False
+        if not self.each:
             # `write_in_time` writes it when the worker lets others run: nothing can be sent before that.
-            deliveries.acks.finish(message.delivery_tag)
-        elif deliveries.acks.finish_alone(message.delivery_tag):
-            deliveries.acks.write_alone(deliveries.out, message.delivery_tag)
-        return 0
+            return deliveries.acks.finish(message.delivery_tag) > 0
+        if not deliveries.acks.finish_alone(message.delivery_tag):
+            return False
+        deliveries.acks.write_alone(deliveries.out, message.delivery_tag)
+        return True
 
     cpdef int write_in_time(self) except -1:
         """Writes the acknowledgements when enough of them are ready, or starts the timer that writes them."""

@@ -258,8 +258,7 @@ cdef class Worker:
         if state == HANDLING:
             self.handled()
             if result is None or result is True:
-                if self.results_settle:
-                    self.acks.finish(self.message)
+                if self.results_settle and self.acks.finish(self.message):
                     self.buffer.settled_time.add(self.now - <int64_t>(self.message.received_at * 1e9), 1)
             elif not self.results_count:
                 pass

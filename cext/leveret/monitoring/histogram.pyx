@@ -23,7 +23,7 @@ cdef enum:
 
 @cython.final
 cdef class Histogram:
-    """Counts whole numbers that are not negative by their size, to a sixteenth of it.
+    """Counts whole numbers from 0 on by their size, to a sixteenth of it.
 
     It takes 5.3 KiB from its first value on, however many values come. `leveret.plugins.distributions` says what its
     buckets are.
@@ -55,25 +55,12 @@ cdef class Histogram:
         return 0
 
     def record(self, int64_t value, uint64_t count=1):
-        """Counts a value; a negative one, as a clock that was set back makes them, counts as 0."""
+        """Counts a value `count` times; a negative value counts as 0."""
         self.add(value, count)
 
     def record_since(self, double start):
-        """Counts the nanoseconds from then to now; `start` is in seconds of `time.monotonic`."""
+        """Counts the nanoseconds since `start`, which is in seconds of `time.monotonic`."""
         self.add(monotonic() - <int64_t>(start * 1e9), 1)
-
-    def merge(self, Histogram other not None):
-        """Adds the values of another one."""
-        cdef Py_ssize_t i
-        if other.counts is NULL:
-            return
-        if self.counts is NULL:
-            self.allocate()
-        for i in range(BUCKETS):
-            self.counts[i] += other.counts[i]
-        self.count += other.count
-        self.total += other.total
-        self.highest = max(self.highest, other.highest)
 
     def read(self, double scale=1e-9):
         """Returns the `Distribution` of what came so far.

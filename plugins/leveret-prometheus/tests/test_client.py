@@ -82,6 +82,31 @@ async def exported(broker: EmbeddedBroker, registry: CollectorRegistry) -> dict[
     }
 
 
+async def test_histograms_are_exported_as_buckets_with_count_and_sum_and_survive_their_client(
+    broker: EmbeddedBroker, registry: CollectorRegistry
+) -> None:
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, {"client": "billing", **labels})
+
+    async with connect(broker, registry) as client:
+        kept = await publish_and_consume(client, 5)
+        name, labels = "leveret_handler_time_seconds", {"queue": "work"}
+        counts = [value(f"{name}_bucket", **labels, le=bound) for bound in ("0.0001", "0.01", "1.0", "60.0", "+Inf")]
+        assert None not in counts
+        assert counts == sorted(counts, key=float)  # type: ignore[arg-type]
+        assert counts[-1] == value(f"{name}_count", **labels) == 5
+        total = value(f"{name}_sum", **labels)
+        assert total is not None
+        assert 0 < total < 60
+        assert value("leveret_batches_size_messages_bucket", exchange="", le="5.0") == 1
+        assert value("leveret_batches_size_messages_bucket", exchange="", le="2.0") == 0
+        del kept
+    async with connect(broker, registry) as client:
+        kept = await publish_and_consume(client, 5)
+        assert value(f"{name}_count", **labels) == 10
+        del kept
+
+
 def expressions(value: Any) -> list[str]:
     """Every PromQL expression in the dashboard, those of variables too."""
     if isinstance(value, dict):

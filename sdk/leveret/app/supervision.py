@@ -10,11 +10,11 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.errors import ConsumerCancelled, LeveretError, OperationTimeout, PreconditionFailed
+from leveret.errors import ConsumerCancelled, LeveretError, PreconditionFailed
 from leveret.monitoring.health import Health
 from leveret.protocol.recovery import Backoff, Prospect, SparseLog, prospect_of
 from leveret.protocol.transitions import moved
-from leveret.runtime.tasks import cancel_all, done_before, set_within
+from leveret.runtime.tasks import cancel_all, done_before, one_deadline, set_within
 from leveret.settings.functions import name_of
 
 if TYPE_CHECKING:
@@ -317,13 +317,5 @@ class AppRun:
     async def _call(self, hook: Callable[[Client], object], client: Client) -> None:
         result = hook(client)
         if inspect.isawaitable(result):
-            seconds = self._app.hook_timeout
-            # Not every TimeoutError is the deadline's: the hook may raise one itself.
-            deadline = asyncio.timeout(seconds)
-            try:
-                async with deadline:
-                    await result
-            except TimeoutError as error:
-                if not deadline.expired():
-                    raise
-                raise OperationTimeout(f"hook {name_of(hook)} took longer than {seconds:g} s") from error
+            async with one_deadline(self._app.hook_timeout, f"hook {name_of(hook)}"):
+                await result

@@ -134,7 +134,7 @@ class Client(ClientBase):
                     raise
                 self._move(ClientState.OPEN)
                 self._opened_at = time.monotonic()
-                if self._defaults.monitoring.report_every is not None:
+                if self._defaults.monitoring.reports:
                     self.report()
         return self
 
@@ -150,10 +150,10 @@ class Client(ClientBase):
         deadline = loop.time() + self.settings.close_timeout
         # Sinks read the last counters, so they come last, and get a share even when the broker takes all the rest.
         until = deadline - (_SINKS * self.settings.close_timeout if self._sinks else 0.0)
-        if self._reporter is not None:
-            await self._reporter.close()
         try:
             closing = [self._close(until), *(it.close_by(until) for it in list(self._dedicated.values()))]
+            if self._reporter is not None:
+                closing.append(self._reporter.close(max(0.0, until - loop.time())))
             results = await asyncio.gather(*closing, return_exceptions=True)
         finally:
             await self._sinks.close(max(0.0, deadline - loop.time()))
@@ -230,22 +230,23 @@ class Client(ClientBase):
 
             client.report(every=10, slow_handler=1.0, alert_success=0.99)
 
-        A report has rates, durations with percentiles, shares of success, and what the process used. It takes the place
-        of the reports before, if there were any, and ends with the client. To read numbers now, use `metrics`; to hand
-        them to a monitoring system, `MonitoringSettings(sinks=...)`.
+        A report has rates, durations with percentiles, shares of success, and the memory and CPU time of the process.
+        A further call replaces the reports of the call before. They end with the client. To read numbers now, use
+        `metrics`; to hand them to a monitoring system, `MonitoringSettings(sinks=...)`.
 
         Args:
             on_report: Called with each `Report`; it may be async. What it raises is logged once.
             on_alert: Called with each `Alert`, once when it begins and once when it is over; it may be async.
-            rules: Alert rules of your own beside those of the thresholds that are set.
+            rules: Your own alert rules, beside those of the alert options.
             **options: `every` for `report_every` (10 s where the settings say nothing), `queues` for `report_queues`,
                 and `slow_handler` and the alerts of `MonitoringSettings`, over those of the settings.
 
         Returns:
-            What makes the reports; its `last` has the last one.
+            The reporter; its `last` is the last report.
 
         Raises:
-            ConfigurationError: An option is unknown or out of range.
+            ConfigurationError: An option is unknown or out of range, two rules have one name, or a listener is not
+                callable.
             ConnectionClosed: The client was closed.
         """
         # Here, because most scripts need none of it.
@@ -258,12 +259,7 @@ class Client(ClientBase):
             if short in options:
                 options[f"report_{short}"] = options.pop(short)
         settings = self._defaults.monitoring.replace(**options)
-        before, self._reporter = self._reporter, None
-        if before is not None:
-            before.stop()
-        for part in (self, *self._dedicated.values()):
-            part.report_slow_handlers(settings.slow_handler)
-        self._reporter = Reporter(
+        reporter = Reporter(
             self.settings.client_name,
             settings.report_every or _REPORT_EVERY,
             self._monitor.snapshot,
@@ -273,7 +269,12 @@ class Client(ClientBase):
             on_report=on_report,
             on_alert=on_alert,
         )
-        return self._reporter
+        if self._reporter is not None:
+            self._reporter.stop()
+        self._reporter = reporter
+        for part in (self, *self._dedicated.values()):
+            part.report_slow_handlers(settings.slow_handler)
+        return reporter
 
     async def _depth_of(self, queue: str) -> QueueDepth:
         from leveret.monitoring.report import QueueDepth

@@ -42,9 +42,8 @@ def health_of(
     lasting = True
     for purpose, link in links.items():
         connection = link.connection
-        error = link.failure or link.outage
-        if error is not None:
-            last_error = str(error)
+        if link.last_error is not None:
+            last_error = str(link.last_error)
         if connection is None:
             if link.failure is not None:
                 connections[purpose] = f"cannot connect: {link.failure}"

@@ -77,6 +77,7 @@ class Link:
         prepare: Called with each new connection and the lost one that it replaces (None for the first), before anybody
             uses the new one. When it raises, the attempt to connect has failed. Set by the client.
         failure: Why the last attempt to connect failed; None after one that succeeded, and before the first.
+        last_error: Why a connection was lost or could not be opened, the last time; None when that never was.
         established: See above; set once the client is connected.
 
     Raises:
@@ -98,6 +99,7 @@ class Link:
         self.meter = ConnectionMeter()
         self.connection: Connection | None = None
         self.failure: LeveretError | None = None
+        self.last_error: LeveretError | None = None
         self.established = established
         self._credentials = credentials or Credentials(settings)
         self.channels = ChannelPool(self, settings)
@@ -330,7 +332,7 @@ class Link:
             connection = task.result()
         except LeveretError as error:
             self.meter.failed += 1
-            self.failure = error
+            self.failure = self.last_error = error
             raise
         self.failure = None
         return connection
@@ -417,4 +419,5 @@ class Link:
     def _on_event(self, event: ConnectionEvent) -> None:
         if event.error is not None:
             self.meter.lost += 1
+            self.last_error = event.error
         self._registry.connection_event(event)

@@ -549,7 +549,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             deliveries = self._acks.current
             assert deliveries is not None
             self.meter.delivered += 1
-            deliveries.adopt_one(message, self._loop.time())
+            deliveries.adopt_one(message, time.monotonic())
             if not self._no_ack:
                 deliveries.acks.track(message.delivery_tag)
         return message

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from leveret.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from leveret.monitoring.report import Report
+    from leveret.plugins.distributions import Distribution
     from leveret.settings import MonitoringSettings
 
 __all__ = ["Alert", "AlertRule", "Alerts", "rules_for"]
 
+logger = logging.getLogger("leveret.monitoring")
+
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """Says when something is wrong.
+    """A condition that reports are checked for.
 
     Attributes:
-        name: Its name, unique among the rules of a client.
-        check: Returns what is wrong, in a few words; None when nothing is.
+        name: The rule's name, unique among the rules of a client.
+        check: Called with each `Report`. It returns what is wrong, in a few words, or None.
     """
 
     name: str
@@ -30,14 +37,14 @@ class AlertRule:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A rule has begun to fire, or its alert is over.
+    """The beginning or the end of an alert.
 
     Attributes:
         rule: The rule's name.
-        firing: True when it begins, False when it is over.
-        text: What is wrong or was, last.
-        seconds: How long it has been firing: 0 at its beginning.
-        report: The report that it was told by.
+        firing: True at the beginning, False at the end.
+        text: The text of the rule; at the end, its last one.
+        seconds: Seconds since the beginning; 0 at the beginning.
+        report: The report that the rule was applied to.
     """
 
     rule: str
@@ -53,14 +60,22 @@ class Alert:
 
 
 class Alerts:
-    """Applies rules to one report after the other.
+    """Applies rules to one report after the other. A rule that raises is logged once, and keeps its state.
 
     Args:
         rules: The rules.
+
+    Raises:
+        ConfigurationError: Two rules have one name.
     """
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:
         self._rules = tuple(rules)
+        names = Counter(rule.name for rule in self._rules)
+        for name, count in names.items():
+            if count > 1:
+                raise ConfigurationError(f"{count} alert rules are named {name!r}", option="rules")
+        self._failed: set[str] = set()
         self._firing: dict[str, tuple[float, str]] = {}
 
     @property
@@ -73,7 +88,13 @@ class Alerts:
         told: list[Alert] = []
         now = time.monotonic()
         for rule in self._rules:
-            text = rule.check(report)
+            try:
+                text = rule.check(report)
+            except Exception:
+                if rule.name not in self._failed:
+                    self._failed.add(rule.name)
+                    logger.warning("the alert rule %r failed (logged once)", rule.name, exc_info=True)
+                continue
             begun = self._firing.get(rule.name)
             if text is not None:
                 self._firing[rule.name] = (now if begun is None else begun[0], text)
@@ -86,7 +107,13 @@ class Alerts:
 
 
 def rules_for(settings: MonitoringSettings) -> list[AlertRule]:
-    """Returns the rules of the thresholds that are set."""
+    """Returns the rules of the alert options that are set.
+
+    Raises:
+        ConfigurationError: `alert_queue_depth` is set, and `report_queues` names no queue.
+    """
+    if settings.alert_queue_depth is not None and not settings.report_queues:
+        raise ConfigurationError("alert_queue_depth needs report_queues", option="alert_queue_depth")
     rules: list[AlertRule] = []
 
     def add(name: str, limit: float | None, check: Callable[[Report, float], str | None]) -> None:
@@ -119,17 +146,16 @@ def _success(what: str, share: float | None, limit: float) -> str | None:
 
 
 def _confirm_p99(report: Report, limit: float) -> str | None:
-    seconds = report.published.duration.percentile(99)
-    if seconds <= limit:
-        return None
-    return f"of 100 confirms one took {seconds:.3g} s or longer; alert_confirm_p99 is {limit:g} s"
+    return _p99("confirms", report.published.duration, "alert_confirm_p99", limit)
 
 
 def _handler_p99(report: Report, limit: float) -> str | None:
-    seconds = report.handling.percentile(99)
-    if seconds <= limit:
-        return None
-    return f"of 100 handlers one took {seconds:.3g} s or longer; alert_handler_p99 is {limit:g} s"
+    return _p99("handlers", report.handling, "alert_handler_p99", limit)
+
+
+def _p99(what: str, durations: Distribution, option: str, limit: float) -> str | None:
+    seconds = durations.percentile(99)
+    return f"the 99th percentile of {what} is {seconds:.3g} s; {option} is {limit:g} s" if seconds > limit else None
 
 
 def _silence(report: Report, limit: float) -> str | None:

@@ -1,4 +1,4 @@
-"""Health: whether a client, or an app of them, does its work, and why not."""
+"""The health of a client or app: ready, live, and the reasons why not."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ __all__ = ["Health"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a client is, without a round trip to the broker.
+    """The state of a client or app, without a round trip to the broker.
 
     Attributes:
-        ready: It is connected, not blocked, and each of its consumers gets deliveries: a service behind it may be sent
-            work.
-        live: It will get ready by itself, if at all. When it is not, only a new process helps.
-        reasons: Why it is not ready or not live; empty when it is.
+        ready: The client is connected and not blocked, and each of its consumers gets deliveries.
+        live: The client recovers by itself from what keeps it from being ready. If not, only a new one helps.
+        reasons: The reasons why it is not ready; empty when it is.
         uptime: Seconds since it was opened.
-        connections: "open", "blocked: ..." or what a connection waits for, by its purpose ("publish", "consume") or the
-            name of a dedicated connection. One that was not needed yet is left out.
+        connections: "open", "blocked: ...", "lost: ..." or "cannot connect: ...", by purpose ("publish", "consume") or
+            by the name of a dedicated connection. A connection that was not needed yet is left out.
         blocked: Seconds for which the broker has blocked publishings; 0 when it does not.
         consumers_expected: Consumers that should get deliveries.
-        consumers_live: Those that do.
+        consumers_live: Consumers that get deliveries.
         delivery_age: Seconds since the last delivery to any of them; None before the first.
         last_error: Why a connection was lost or could not be opened, the last time; None when that never was.
         alerts: The alert rules that fire now; see `Client.report`.

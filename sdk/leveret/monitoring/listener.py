@@ -1,4 +1,4 @@
-"""A listener: calls what a user gave, plain or async, without ever being disturbed by it."""
+"""Calls a user's function with events, plain or async, and keeps its errors away from the caller."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from leveret.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,68 +17,68 @@ __all__ = ["Listener"]
 
 logger = logging.getLogger("leveret.monitoring")
 
-#: Events that wait for an async function that does not return; further ones are left out.
+#: The most events that wait for an async function to return; further ones are dropped.
 _MOST_WAITING: Final = 100
 
 
 class Listener:
-    """Calls a function with one event after the other. What it raises, and that it hangs, is logged once each.
+    """Calls a function with one event after the other. Errors, and dropped events, are logged once each.
 
     Args:
-        name: The option that the function was given as.
-        function: It may be async; then the next event waits until it has returned.
+        option: The option that the function was given as.
+        function: A plain function, or an async one, which gets the next event when it has returned. None: no calls.
+
+    Attributes:
+        task: The async call that is at work, or None.
+
+    Raises:
+        ConfigurationError: `function` is not callable.
     """
 
-    def __init__(self, name: str, function: Callable[[Any], object]) -> None:
-        self._name = name
+    def __init__(self, option: str, function: Callable[[Any], object] | None) -> None:
+        if function is not None and not callable(function):
+            raise ConfigurationError(f"{option} is a function, not a {type(function).__name__}", option=option)
+        self.task: asyncio.Future[Any] | None = None
+        self._option = option
         self._function = function
         self._waiting: deque[object] = deque()
-        self._task: asyncio.Task[None] | None = None
         self._logged: set[str] = set()
 
     def tell(self, event: object) -> None:
-        """Passes an event on: at once, or when the function has returned from those before."""
-        if self._task is None:
+        """Passes an event on: at once, or when the async function has returned from the events before."""
+        if self.task is None:
             self._call(event)
         elif len(self._waiting) < _MOST_WAITING:
             self._waiting.append(event)
         else:
-            self._once("does not return, and further events are left out", None)
+            self._once("does not return, and further events are dropped", None)
+
+    def stop(self) -> None:
+        """Drops the events that wait, and cancels the async call that is at work."""
+        self._waiting.clear()
+        if self.task is not None:
+            self.task.cancel()
 
     def _call(self, event: object) -> None:
-        result = self._result_of(event)
-        if result is not None:
-            self._task = asyncio.ensure_future(self._work(result))
-
-    async def _work(self, result: Any) -> None:
-        try:
-            while result is not None:
-                try:
-                    await result
-                except Exception as error:
-                    self._once("raised", error)
-                result = None
-                while self._waiting and result is None:
-                    result = self._result_of(self._waiting.popleft())
-        finally:
-            self._task = None
-
-    def _result_of(self, event: object) -> Any:
+        if self._function is None:
+            return
         try:
             result = self._function(event)
+            if inspect.isawaitable(result):
+                self.task = asyncio.ensure_future(result)
+                self.task.add_done_callback(self._returned)
         except Exception as error:
             self._once("raised", error)
-            return None
-        return result if inspect.isawaitable(result) else None
 
-    async def close(self) -> None:
-        """Cancels the function where it is still at work."""
-        self._waiting.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=1)
+    def _returned(self, task: asyncio.Future[Any]) -> None:
+        self.task = None
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._once("raised", error)
+        while self._waiting and self.task is None:
+            self._call(self._waiting.popleft())
 
-    def _once(self, what: str, error: Exception | None) -> None:
+    def _once(self, what: str, error: BaseException | None) -> None:
         if what not in self._logged:
             self._logged.add(what)
-            logger.warning("%s %s (logged once)", self._name, what, exc_info=error)
+            logger.warning("%s %s (logged once)", self._option, what, exc_info=error)

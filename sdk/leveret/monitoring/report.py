@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Flow", "QueueDepth", "Report", "Totals"]
 
 _PERCENTILES: Final = (50.0, 95.0, 99.0, 99.9)
-#: What became of a failed delivery; each of its attempts is counted under one of these.
+#: Each failed attempt at a delivery is counted under one of these.
 _FAILED: Final = (
     "deliveries_retried",
     "deliveries_parked",
@@ -39,8 +39,7 @@ class Totals:
         self._values: dict[str, Any] = {}
         for sample in samples:
             name = sample.metric.name
-            value = sample.value if sample.distribution is None else sample.distribution
-            self._values[name] = self._values.get(name, 0) + value
+            self._values[name] = self._values.get(name, 0) + sample.summand
 
     def number(self, name: str) -> int:
         """Returns a counter or gauge; 0 when nothing counted it."""
@@ -56,13 +55,13 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What went in one direction in a period.
+    """The messages that a client published, or consumed, in a period.
 
     Attributes:
-        count: Messages.
-        rate: Messages in a second.
+        count: Messages that were written, or delivered.
+        rate: Messages per second.
         success: The share that succeeded, from 0 to 1; None when none has an outcome.
-        duration: How long they took: from the publish to the confirm, or from the read to the settlement.
+        duration: Seconds from the publish to the confirm, or from the read to the settlement.
     """
 
     count: int
@@ -73,7 +72,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """What the broker says of a queue.
+    """The counts of a queue that the broker returned (queue.declare-ok).
 
     Attributes:
         messages: Messages that are ready to be delivered.
@@ -86,18 +85,18 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a client did in a period, and how it stands at its end.
+    """The work of a client in a period, and its gauges at the end of the period.
 
     Attributes:
         client: The client's name.
-        seconds: How long the period was.
-        published: What was published. Success is confirmed.
-        consumed: What was consumed. Success is acknowledged and neither retried nor parked.
-        waiting: From the read that brought a delivery to its handler.
-        handling: In handlers.
+        seconds: The length of the period in seconds.
+        published: The publishings. A confirmed one is a success.
+        consumed: The deliveries. One that was acknowledged, and neither retried nor parked, is a success.
+        waiting: Seconds from the read that brought a delivery to its handler.
+        handling: Seconds in handlers.
         parked: Deliveries that were parked in the period.
-        received: Bytes that were read from sockets, in a second.
-        sent: Bytes that were given to sockets, in a second.
+        received: Bytes per second that were read from sockets.
+        sent: Bytes per second that were given to sockets.
         outstanding: Publishings without an outcome.
         unsettled: Deliveries being worked on.
         prefetch: Deliveries that the broker may send ahead, of all consumers together.
@@ -106,10 +105,10 @@ class Report:
         blocked: Connections whose publishings the broker blocks.
         consumers_expected: Consumers that should get deliveries.
         consumers_live: Consumers that do.
-        silent: Seconds without a delivery until the end of the period, while consumers were to get some.
-        blocked_for: Seconds during which the broker blocked publishings, until the end of the period.
-        process: What the whole process used.
-        queues: The queues that the settings name, by name; None for one that could not be asked for.
+        silent: Seconds without a delivery, in whole periods, while at least one consumer was expected to get some.
+        blocked_for: Seconds for which the broker has blocked publishings, in whole periods.
+        process: Memory, CPU time and garbage collections of the whole process.
+        queues: The depths of `report_queues` by name; None where the broker refused or did not answer.
     """
 
     client: str

@@ -23,17 +23,20 @@ logger = logging.getLogger("leveret.monitoring")
 
 
 class Reporter:
-    """Reports on a client until it is closed.
+    """Makes a report of a client each period, logs it, applies the alert rules and calls the listeners.
 
     Args:
         client: The client's name.
         every: Seconds between two reports.
         snapshot: Returns the client's metrics.
-        depth: Asks the broker for a queue.
-        queues: The queues to ask for.
+        depth: Asks the broker how many messages and consumers a queue has.
+        queues: The queues whose depth is reported.
         rules: The alert rules.
         on_report: Called with each report; it may be async.
         on_alert: Called with each alert; it may be async.
+
+    Raises:
+        ConfigurationError: Two rules have one name, or a listener is not callable.
     """
 
     def __init__(
@@ -54,10 +57,10 @@ class Reporter:
         self._depth = depth
         self._queues = tuple(queues)
         self._alerts = Alerts(rules)
-        self._on_report = Listener("on_report", on_report or _nothing)
-        self._on_alert = Listener("on_alert", on_alert or _nothing)
+        self._on_report = Listener("on_report", on_report)
+        self._on_alert = Listener("on_alert", on_alert)
         self._logged: set[str] = set()
-        self._usage = UsageMeter()
+        self._usage = UsageMeter()  # behind what may raise: it registers a callback
         self._before, self._since = Totals(snapshot()), time.monotonic()
         self._last: Report | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"leveret report of {client}")
@@ -73,16 +76,17 @@ class Reporter:
         return self._alerts.firing
 
     def stop(self) -> None:
-        """Ends the reports."""
+        """Ends the reports, and cancels async listeners that are at work."""
         self._usage.close()
         self._task.cancel()
+        self._on_report.stop()
+        self._on_alert.stop()
 
-    async def close(self) -> None:
-        """Ends the reports, and callbacks that are still at work."""
+    async def close(self, timeout: float) -> None:
+        """Does what `stop` does, and waits up to `timeout` seconds until the listeners have ended."""
         self.stop()
-        await asyncio.wait([self._task])
-        await self._on_report.close()
-        await self._on_alert.close()
+        tasks = [self._task, *(it.task for it in (self._on_report, self._on_alert) if it.task is not None)]
+        await asyncio.wait(tasks, timeout=timeout)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -117,19 +121,16 @@ class Reporter:
 
     async def _depth_of(self, queue: str) -> QueueDepth | None:
         try:
-            async with asyncio.timeout(self._every):
+            # Less than a period: a blocked broker does not answer, and the report comes all the same.
+            async with asyncio.timeout(self._every / 2):
                 return await self._depth(queue)
         except Exception as error:
-            self._once(f"queue {queue}", "cannot ask for queue %r: %s (logged once)", queue, error, traceback=False)
+            reason = str(error) or type(error).__name__
+            self._once(f"queue {queue}", "cannot ask for queue %r: %s (logged once)", queue, reason, traceback=False)
             return None
 
     def _alert(self, report: Report) -> None:
-        try:
-            alerts = self._alerts.apply(report)
-        except Exception:
-            self._once("rules", "an alert rule failed (logged once)")
-            return
-        for alert in alerts:
+        for alert in self._alerts.apply(report):
             logger.log(
                 logging.WARNING if alert.firing else logging.INFO,
                 "%s: %s",
@@ -143,7 +144,3 @@ class Reporter:
         if key not in self._logged:
             self._logged.add(key)
             logger.warning(text, *args, exc_info=traceback)
-
-
-def _nothing(_: object) -> None:
-    """Nobody listens."""

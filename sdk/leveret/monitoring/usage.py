@@ -1,4 +1,4 @@
-"""What the process uses: memory, CPU and the garbage collector's time, with the standard library alone."""
+"""Measures the process: memory, CPU time and garbage collections, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def resident_memory() -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
-    """What the whole process used in a period.
+    """Memory, CPU time and garbage collections of the process in a period.
 
     Attributes:
         rss: The memory in use at its end, in bytes (see `resident_memory`).

@@ -44,7 +44,7 @@ from leveret.plugins.interfaces import (
     SerializerSpec,
 )
 from leveret.plugins.registry import PluginRegistry
-from leveret.plugins.sums import MetricsFeed, MetricsSums, plus
+from leveret.plugins.sums import MetricsFeed, MetricsSums
 
 __all__ = [
     "API_VERSION",
@@ -74,5 +74,4 @@ __all__ = [
     "Serializer",
     "SerializerSpec",
     "hookimpl",
-    "plus",
 ]

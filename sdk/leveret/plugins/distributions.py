@@ -84,7 +84,9 @@ class Distribution:
     def _middle(self, bucket: int) -> float:
         return (lower_bound(bucket) + lower_bound(bucket + 1) - 1) / 2 * self.scale
 
-    def __add__(self, other: Distribution) -> Distribution:
+    def __add__(self, other: Distribution | int) -> Distribution:
+        if other == 0:  # what sums and counters begin with
+            return self
         if not isinstance(other, Distribution):
             return NotImplemented
         if not other.count or not self.count:
@@ -100,8 +102,7 @@ class Distribution:
             self.scale,
         )
 
-    def __radd__(self, other: object) -> Distribution:
-        return self if other == 0 else NotImplemented  # so that `sum` and counters begin with 0
+    __radd__ = __add__
 
     def __sub__(self, other: Distribution) -> Distribution:
         if not isinstance(other, Distribution):

@@ -226,6 +226,11 @@ class Sample:
     value: int
     distribution: Distribution | None = None
 
+    @property
+    def summand(self) -> int | Distribution:
+        """What is added up over several clients or labels: the distribution of a histogram, the value of the others."""
+        return self.value if self.distribution is None else self.distribution
+
 
 class MetricsSource(Protocol):
     """The numbers of one client, which a sink reads."""

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from leveret.plugins.distributions import Distribution
-
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable, Hashable, Mapping
 
     from leveret.plugins.interfaces import Metric, MetricsSource
 
-__all__ = ["MetricsFeed", "MetricsSums", "SeriesValue", "plus"]
+__all__ = ["MetricsFeed", "MetricsSums"]
 
 K = TypeVar("K", bound="Hashable")
 #: The names and values of a series' labels.
 Labels = tuple[tuple[str, str], ...]
-#: Of a counter or gauge its number, of a histogram its distribution.
-SeriesValue = int | Distribution
+#: Of a counter or gauge an int, of a histogram a `Distribution`. The values of one series can be added up, and to 0.
+SeriesValue = Any
 
 
 class MetricsFeed(Generic[K]):
@@ -53,8 +51,8 @@ class MetricsFeed(Generic[K]):
                 metric = sample.metric
                 labels = tuple(zip(metric.labels, map(_exportable, sample.labels), strict=True))
                 values = gauges if metric.kind == "gauge" else counters
-                value = sample.value if sample.distribution is None else sample.distribution
-                _add(values, (self._key(metric), labels), value)
+                series = self._key(metric), labels
+                values[series] = values.get(series, 0) + sample.summand
         except Exception:
             if not self._failed:
                 self._failed = True
@@ -101,8 +99,7 @@ class MetricsSums(Generic[K]):
         self.feeds.remove(feed)
         feed.pull()
         for series, value in feed.counters.items():
-            before = self.closed.pop(series, None)
-            self.closed[series] = value if before is None else plus(before, value)
+            self.closed[series] = self.closed.pop(series, 0) + value
         if len(self.closed) > self._most_closed:
             self._drop_oldest()
 
@@ -127,19 +124,8 @@ class MetricsSums(Generic[K]):
         for feed in self.feeds:
             gauges = feed.pull()
             for series, value in (*feed.counters.items(), *gauges.items()):
-                _add(values, series, value)
+                values[series] = values.get(series, 0) + value
         return values
-
-
-def plus(one: SeriesValue, other: SeriesValue) -> SeriesValue:
-    """Adds up two values of one series."""
-    both: Any = one
-    return both + other  # type: ignore[no-any-return] # they are of one kind
-
-
-def _add(values: dict[tuple[K, Labels], SeriesValue], series: tuple[K, Labels], value: SeriesValue) -> None:
-    before = values.get(series)
-    values[series] = value if before is None else plus(before, value)
 
 
 def _exportable(value: str) -> str:

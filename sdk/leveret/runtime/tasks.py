@@ -22,14 +22,14 @@ logger = logging.getLogger("leveret.runtime")
 
 @contextlib.asynccontextmanager
 async def one_deadline(seconds: float, what: str) -> AsyncIterator[None]:
-    """Gives several waits one deadline together, each of which may have the whole time for itself.
+    """Gives several waits one deadline together.
 
     Args:
         seconds: How long they may take.
-        what: What they do, as the beginning of an error's text.
+        what: Names the waits, as the beginning of the error's text.
 
     Raises:
-        OperationTimeout: They took longer. An error that one of them raises at its own end says more, and comes first.
+        OperationTimeout: They took longer. A wait inside whose own deadline is as long raises its own error first.
     """
     deadline = asyncio.timeout(seconds + _SLACK)
     try:
@@ -38,7 +38,7 @@ async def one_deadline(seconds: float, what: str) -> AsyncIterator[None]:
     except TimeoutError as error:
         if not deadline.expired():
             raise
-        raise OperationTimeout(f"{what} was not done within {seconds:g} s") from error
+        raise OperationTimeout(f"{what} took longer than {seconds:g} s") from error
 
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -14,23 +14,29 @@ from leveret.settings.rules import Options, Rule, Table, option, rules_of, secon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitoringSettings(Section):
-    """What is told of a client: to metrics sinks, in reports and in alerts.
+    """Metrics sinks, reports and alerts of a client.
 
     Attributes:
         sinks: The names of metrics sinks, which plugins bring; empty for none. Counting costs the same either way.
         sink_timeout: Seconds that a sink gets to start, and again to close, 0.001 to 86400.
         report_every: Seconds between two reports in the log, 0.1 to 86400; None for no reports.
-        report_queues: Queues that reports ask the broker for; one declare-passive each per report.
-        slow_handler: A handler that takes more seconds is reported with its queue and message, 0.000001 to 86400; None
-            for never.
-        alert_success: Alerts, with a report, when a smaller share succeeds of what is published or consumed, 0 to 1;
-            None for never.
-        alert_confirm_p99: The same when of 100 confirms one takes more seconds.
-        alert_handler_p99: The same when of 100 handlers one takes more seconds.
-        alert_silence: The same when there was no delivery for so many seconds, while consumers were to get some.
-        alert_blocked: The same when the broker blocks publishings for so many seconds.
-        alert_parked: The same when so many deliveries are parked in one period.
-        alert_queue_depth: The same when one of `report_queues` has more ready messages.
+        report_queues: The queues whose ready messages and consumers each report has; each costs a passive queue.declare
+            per report.
+        slow_handler: Handlers that take more seconds than this are logged with queue, handler and message id, 0.000001
+            to 86400; None for no such lines. It needs no reports.
+        alert_success: Alert when the share of successes in a period is below this, for publishing or consuming, 0 to 1;
+            None for no alert. Alerts are checked with each report, so an alert option alone begins reports each 10 s.
+        alert_confirm_p99: Alert when the 99th percentile of publish to confirm is above so many seconds, 0.000001 to
+            86400; None for no alert.
+        alert_handler_p99: Alert when the 99th percentile of handlers is above so many seconds, 0.000001 to 86400; None
+            for no alert.
+        alert_silence: Alert when no delivery came for so many seconds, 0.001 to 86400, although a consumer is
+            subscribed; None for no alert.
+        alert_blocked: Alert when the broker has blocked publishings for so many seconds, 0.001 to 86400; None for no
+            alert.
+        alert_parked: Alert when so many deliveries, 1 or more, were parked in one period; None for no alert.
+        alert_queue_depth: Alert when a queue of `report_queues` has more ready messages than this, 1 or more; None for
+            no alert.
 
     Example:
         >>> MonitoringSettings(sinks=["prometheus"]).sinks
@@ -51,6 +57,12 @@ class MonitoringSettings(Section):
     alert_blocked: float | None = option(None, float, unit="s", minimum=0.001, maximum=86_400)
     alert_parked: int | None = option(None, int, minimum=1, maximum=2**40)
     alert_queue_depth: int | None = option(None, int, minimum=1, maximum=2**40)
+
+    @property
+    def reports(self) -> bool:
+        """True when an option is set that needs reports."""
+        wanted = (getattr(self, name) for name in rules_of(type(self)) if name.startswith(("report_", "alert_")))
+        return any(value not in (None, ()) for value in wanted)
 
     def _check_together(self) -> None:
         if len(set(self.sinks)) < len(self.sinks):

@@ -127,6 +127,42 @@ async def test_settings_begin_the_reports_and_the_call_replaces_them(
         assert not caplog.records
 
 
+async def test_reports_that_are_replaced_leave_nothing_at_work(client: leveret.Client) -> None:
+    cancelled = asyncio.Event()
+
+    async def hang(report: leveret.Report) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    before = client.report(every=0.1, on_report=hang)
+    await until(lambda: before.last is not None)
+    client.report(every=60)
+    async with asyncio.timeout(5):
+        await cancelled.wait()
+
+
+async def test_a_listener_that_does_not_let_itself_be_cancelled_does_not_keep_the_client_open(
+    embedded: EmbeddedBroker,
+) -> None:
+    go_on = asyncio.Event()
+
+    async def stubborn(report: leveret.Report) -> None:
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                continue
+
+    client = await leveret.connect(embedded.url, close_timeout=0.5)
+    reporter = client.report(every=0.1, on_report=stubborn)
+    await until(lambda: reporter.last is not None)
+    async with asyncio.timeout(5):
+        await client.close()
+    go_on.set()
+
+
 async def test_callbacks_that_raise_or_hang_and_rules_that_fail_disturb_nothing(
     client: leveret.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -146,11 +182,13 @@ async def test_callbacks_that_raise_or_hang_and_rules_that_fail_disturb_nothing(
     assert reporter.last is not None
     assert reporter.last.queues == {"missing": None}
     texts = [record.getMessage() for record in caplog.records if record.name == "leveret.monitoring"]
-    assert len([text for text in texts if "an alert rule failed" in text]) == 1
+    assert len([text for text in texts if "the alert rule 'fails' failed" in text]) == 1
     assert len([text for text in texts if "cannot ask for queue 'missing'" in text]) == 1
 
 
-@pytest.mark.parametrize(("options", "wrong"), [({"every": 0}, "report_every"), ({"evry": 1}, "evry")])
+@pytest.mark.parametrize(
+    ("options", "wrong"), [({"every": 0}, "report_every"), ({"evry": 1}, "evry"), ({"on_alert": 5}, "on_alert")]
+)
 async def test_wrong_options_are_refused(client: leveret.Client, options: dict[str, Any], wrong: str) -> None:
     with pytest.raises(ConfigurationError) as refusal:
         client.report(**options)
@@ -185,6 +223,37 @@ async def test_each_delivery_is_timed_once_however_it_is_settled(client: leveret
         await until(lambda: settled.count == 4)
         await asyncio.sleep(0.05)
         assert settled.count == 4
+
+
+@pytest.mark.parametrize("ack", ["coalesced", "each"])
+@pytest.mark.parametrize("own", ["ack", "park", "dead_letter", None])
+async def test_a_delivery_that_its_handler_settles_itself_is_timed_once(
+    client: leveret.Client, ack: str, own: str | None
+) -> None:
+    async with client.producer() as producer:
+        await producer.publish_batch(range(10), "orders")
+
+    async def handle(value: int, message: leveret.Message) -> None:
+        if own is not None:
+            await getattr(message, own)()
+
+    consumer = client.consumer("orders", ack=ack)
+    settled = consumer.meter.settled_time
+    async with running(consumer, handle):
+        await until(lambda: settled.count >= 10)
+        await asyncio.sleep(0.05)
+        assert settled.count == consumer.meter.handler_time.count == 10
+
+
+async def test_a_message_that_was_fetched_is_timed(client: leveret.Client) -> None:
+    async with client.producer() as producer:
+        await producer.publish(1, "orders")
+    async with client.consumer("orders") as consumer:
+        message = await consumer.get()
+        assert message is not None
+        await asyncio.sleep(0.02)
+        message.ack()
+        assert 0.015 <= consumer.meter.settled_time.read().highest < 30
 
 
 async def test_failed_handlers_are_timed_and_cancelled_ones_are_not(client: leveret.Client) -> None:

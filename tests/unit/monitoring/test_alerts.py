@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import leveret
+from leveret.errors import ConfigurationError
 from leveret.monitoring.alerts import AlertRule, Alerts, rules_for
 from leveret.monitoring.histogram import Histogram
 from leveret.monitoring.report import QueueDepth, Report, Totals
@@ -57,7 +58,7 @@ def slow(seconds: float) -> Any:
         ),
         ({"alert_parked": 5}, {"parked": 4}, {"parked": 5}, "parked"),
         (
-            {"alert_queue_depth": 100},
+            {"alert_queue_depth": 100, "report_queues": ["q", "gone"]},
             {"queues": {"q": QueueDepth(100, 1), "gone": None}},
             {"queues": {"q": QueueDepth(101, 1), "gone": None}},
             "queue_depth",
@@ -81,6 +82,42 @@ def test_each_threshold_fires_once_beyond_it_and_is_over_once(
 
 def test_without_thresholds_there_are_no_rules() -> None:
     assert rules_for(leveret.MonitoringSettings()) == []
+
+
+def test_a_depth_without_queues_would_never_fire_and_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="alert_queue_depth needs report_queues"):
+        rules_for(leveret.MonitoringSettings(alert_queue_depth=1))
+
+
+def test_two_rules_of_one_name_are_refused() -> None:
+    rule = AlertRule("lost", lambda it: None)
+    with pytest.raises(ConfigurationError, match="2 alert rules are named 'lost'") as refusal:
+        Alerts([rule, rule])
+    assert refusal.value.option == "rules"
+
+
+def test_a_rule_that_raises_is_logged_once_and_the_others_are_applied(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(it: Report) -> str | None:
+        raise ValueError
+
+    alerts = Alerts([AlertRule("fails", fail), AlertRule("lost", lambda it: "lost" if it.lost else None)])
+    assert [(it.rule, it.firing) for it in alerts.apply(report(lost=1))] == [("lost", True)]
+    assert [(it.rule, it.firing) for it in alerts.apply(report())] == [("lost", False)]
+    assert [record.getMessage() for record in caplog.records] == ["the alert rule 'fails' failed (logged once)"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reports"),
+    [
+        ({}, False),
+        ({"sinks": ["prometheus"], "slow_handler": 1.0}, False),
+        ({"report_every": 5}, True),
+        ({"report_queues": ["q"]}, True),
+        ({"alert_silence": 60}, True),
+    ],
+)
+def test_an_option_that_needs_reports_begins_them(options: dict[str, Any], reports: bool) -> None:
+    assert leveret.MonitoringSettings(**options).reports is reports
 
 
 def test_a_rule_of_one_s_own_is_applied() -> None:

@@ -47,9 +47,6 @@ def test_a_sum_has_the_values_of_both_and_a_difference_those_that_came_between(o
     between = both - first
     assert (between.count, between.total, between.buckets) == (second.count, second.total, second.buckets)
     assert second.highest <= between.highest * (1 + 1e-9) <= max(second.highest * 17 / 16, second.highest + 1)
-    merged = histogram_of(one)
-    merged.merge(histogram_of(two))
-    assert merged.read(1.0) == both
 
 
 def test_what_lies_beyond_both_ends_is_counted_at_them() -> None:

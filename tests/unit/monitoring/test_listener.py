@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from leveret.errors import ConfigurationError
 from leveret.monitoring.listener import Listener
 
 if TYPE_CHECKING:
@@ -15,13 +16,22 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
+async def stopped(listener: Listener) -> None:
+    task = listener.task
+    listener.stop()
+    if task is not None:
+        async with asyncio.timeout(5):
+            await asyncio.wait([task])
+    assert listener.task is None
+
+
 async def test_a_plain_function_is_called_at_once() -> None:
     got: list[object] = []
     listener = Listener("on_report", got.append)
     listener.tell(1)
     listener.tell(2)
     assert got == [1, 2]
-    await listener.close()
+    await stopped(listener)
 
 
 async def test_an_async_function_gets_one_after_the_other() -> None:
@@ -38,7 +48,7 @@ async def test_an_async_function_gets_one_after_the_other() -> None:
         while len(got) < 5:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.002)
     assert got == [0, 1, 2, 3, 4]
-    await listener.close()
+    await stopped(listener)
 
 
 def plain(event: object) -> None:
@@ -58,11 +68,11 @@ async def test_what_it_raises_is_logged_once(
     for event in range(3):
         listener.tell(event)
         await asyncio.sleep(0.01)
-    await listener.close()
+    await stopped(listener)
     assert [record.getMessage() for record in caplog.records] == ["on_alert raised (logged once)"]
 
 
-async def test_one_that_hangs_costs_bounded_memory_and_does_not_keep_close_from_ending(
+async def test_one_that_hangs_costs_bounded_memory_and_is_cancelled_by_stop(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     called = 0
@@ -78,7 +88,13 @@ async def test_one_that_hangs_costs_bounded_memory_and_does_not_keep_close_from_
     await asyncio.sleep(0)
     assert called == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "on_report does not return, and further events are left out (logged once)"
+        "on_report does not return, and further events are dropped (logged once)"
     ]
     async with asyncio.timeout(5):
-        await listener.close()
+        await stopped(listener)
+
+
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="on_report is a function, not a int") as refusal:
+        Listener("on_report", 5)  # type: ignore[arg-type]
+    assert refusal.value.option == "on_report"

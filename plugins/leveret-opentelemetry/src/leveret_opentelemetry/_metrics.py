@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 
-from leveret.plugins import Distribution, MetricsSums, plus
+from leveret.plugins import Distribution, MetricsSums
 from leveret_opentelemetry._conventions import SCOPE, __version__, checked
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ class _Instruments:
         for series, value in self._sums.read().items():
             name, labels = series
             # Sums of closed clients are observed only together with an open client that shares the series.
-            closed = self._sums.closed.get(series)
-            whole = value if closed is None else plus(value, closed)
+            whole = value + self._sums.closed.get(series, 0)
             if isinstance(whole, Distribution):
                 observations[f"{name}.count"].append(Observation(whole.count, dict(labels)))
                 observations[f"{name}.sum"].append(Observation(whole.total, dict(labels)))

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from leveret.errors import ConfigurationError
-from leveret.plugins import Distribution, MetricsSums, plus
+from leveret.plugins import Distribution, MetricsSums
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,7 +142,7 @@ class Collector:
         with self._lock:
             values = dict(self._sums.closed)
             for series, value in self._sums.read().items():
-                values[series] = plus(values[series], value) if series in values else value
+                values[series] = values.get(series, 0) + value
         exported: dict[str, ExportedMetric] = {}
         kinds: dict[str, str] = {}
         for (family, labels), value in values.items():
