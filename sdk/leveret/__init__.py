@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from leveret.monitoring.alerts import Alert as Alert
     from leveret.monitoring.alerts import AlertRule as AlertRule
     from leveret.monitoring.health import Health as Health
+    from leveret.monitoring.logs import setup_logging as setup_logging
     from leveret.monitoring.report import Report as Report
     from leveret.publishing.builder import MessageBuilder as MessageBuilder
     from leveret.publishing.confirms import Receipt as Receipt
@@ -96,6 +97,7 @@ _HOMES = {
     "AlertRule": "monitoring.alerts",
     "Health": "monitoring.health",
     "Report": "monitoring.report",
+    "setup_logging": "monitoring.logs",
     "Receipt": "publishing.confirms",
     "ObjectPool": "runtime.object_pool",
     "prefetch_for": "consuming.prefetch",

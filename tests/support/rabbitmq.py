@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import random
 import re
 import shutil
 import signal
@@ -123,12 +124,20 @@ def ask_version(folder: Path) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports of 127.0.0.1 that were free a moment ago, all different."""
+    """Returns ports of 127.0.0.1 that were free a moment ago, all different.
+
+    The system does not give them to outgoing connections (`ip_local_port_range` begins at 32768), which would take one
+    before its server does, or while its server is stopped.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
+        found: list[int] = []
+        while len(found) < count:
+            port = random.randrange(20_000, 32_000)
+            sock = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # in use
+                sock.bind(("127.0.0.1", port))
+                found.append(port)
+        return found
 
 
 class RabbitMQNode:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from leveret.app.process import check_main_thread, run_process
+from leveret.app.process import check_main_thread
 from leveret.app.registration import (
     INFERRED,
     Registration,
@@ -18,14 +18,16 @@ from leveret.app.registration import (
 from leveret.app.supervision import GRACE, AppRun
 from leveret.client.client import Client, check_connection_options, connect, connection_settings
 from leveret.consuming.handlers import check_handler
-from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, printable
+from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, OperationTimeout, printable
 from leveret.monitoring.health import Health
+from leveret.monitoring.logs import process_index
 from leveret.runtime.tasks import cancel_all
 from leveret.settings import ConnectionSettings, ConsumerSettings, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leveret.plugins.interfaces import Sample
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import MonitoringSettings, PluginSettings
     from leveret.topology.topology import Topology
@@ -36,6 +38,8 @@ H = TypeVar("H", bound="Callable[..., Any]")
 
 #: A day; what is longer is a mistake in the unit.
 _MAX_SECONDS: Final = 86_400.0
+#: Seconds between two looks at whether an app is ready.
+_READY_EVERY: Final = 0.02
 
 
 class App:
@@ -237,6 +241,42 @@ class App:
             return Health(ready=False, live=False, reasons=("the app is not running",))
         return self._run.health()
 
+    def metrics(self) -> list[Sample]:
+        """Returns everything that the running app's client has counted; see `Client.metrics`. Empty when it has none.
+
+        Any thread may call it.
+        """
+        run = self._run
+        return [] if run is None or run.client is None else run.client.metrics()
+
+    @property
+    def process_index(self) -> int:
+        """The number of this process among those of `leveret run --processes N`: 0 to N - 1, and 0 elsewhere.
+
+        It is what the environment variable `LEVERET_PROCESS` says, for work that one of several processes shall do.
+        """
+        return process_index()
+
+    async def ready(self, timeout: float = 30.0) -> None:
+        """Waits until the app is ready: it is connected, and each of its consumers gets deliveries; for tests.
+
+        Args:
+            timeout: Seconds to wait at most, above 0.
+
+        Raises:
+            OperationTimeout: It was not ready in time; the text says why.
+            ConnectionClosed: The app has ended meanwhile.
+        """
+        began, ran = asyncio.get_running_loop().time(), False
+        while not (health := self.health()).ready:
+            if ran and self._run is None:
+                raise ConnectionClosed("the app has ended before it was ready")
+            ran = self._run is not None
+            if asyncio.get_running_loop().time() - began >= timeout:
+                raise OperationTimeout(f"the app was not ready within {timeout:g} s: {'; '.join(health.reasons)}")
+            # Health is computed when it is asked for, so that nothing is noted for those who do not ask.
+            await asyncio.sleep(_READY_EVERY)
+
     def stop(self) -> None:
         """Stops the running app as a first signal does; may be called from handlers, hooks and other threads."""
         run = self._run
@@ -291,20 +331,27 @@ class App:
             self._last_counters = self.counters()
             self._run = None
 
-    def run(self) -> None:
+    def run(self, *, health: str | None = None) -> None:
         """Runs the app as the program: until SIGINT or SIGTERM, which drain it, on uvloop where it is installed.
 
         A second signal ends the process at once, with status 130 or 143; what was not acknowledged is delivered again.
         What no attempt can mend ends it with one line and status 1.
 
+        Args:
+            health: `HOST:PORT` to serve `/live`, `/ready`, `/health` and `/metrics` on, from a thread; None serves
+                nothing. `leveret run --health` does the same for several processes.
+
         Raises:
             SystemExit: See above; its cause is the error.
-            ConfigurationError: It was not called in the main thread, where signals arrive; `serve` can be.
+            ConfigurationError: It was not called in the main thread, where signals arrive; `serve` can be. Or `health`
+                is no address.
             Exception: What a start-up hook raised.
         """
+        from leveret.app.watching import watch_process
+
         check_main_thread()
         try:
-            run_process(self)
+            watch_process(self, self.name or "leveret", health)
         except LeveretError as error:
             raise SystemExit(f"{self.name or 'leveret'}: {printable(str(error), 1000)}") from error
 

@@ -264,9 +264,31 @@ def demo(where: str, count: int, quiet: bool) -> None:
     metavar="SECONDS",
     help="Time for running handlers to end after a signal.  [default: the app's own, 30]",
 )
+@click.option(
+    "--health",
+    metavar="HOST:PORT",
+    help="Serve /live, /ready, /health and /metrics over HTTP, for all processes together.",
+)
+@click.option(
+    "--log-file", type=click.Path(dir_okay=False), help="Append the log to this file.  [default: write it to stderr]"
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="Lines of text, or one JSON object per line.  [default: text, or what the module has set up]",
+)
 @click.option("--quiet", is_flag=True, help="Show no summary, and log only warnings.")
 @click.option("--worker-fd", type=click.IntRange(3), hidden=True)  # for processes that `run_workers` starts
-def run_app(target: str, processes: int, drain_timeout: float | None, quiet: bool, worker_fd: int | None) -> None:
+def run_app(
+    target: str,
+    processes: int,
+    drain_timeout: float | None,
+    health: str | None,
+    log_file: str | None,
+    log_format: str | None,
+    quiet: bool,
+    worker_fd: int | None,
+) -> None:
     """Run the consumers of a leveret.App, in one process or several, until Ctrl-C or SIGTERM.
 
     MODULE is imported from the current directory or the Python path. APP is the name of the app in it, as in
@@ -277,21 +299,86 @@ def run_app(target: str, processes: int, drain_timeout: float | None, quiet: boo
     at once.
 
     Consumers that lose their connection start again, and so do processes that crash. If a process crashes 5 times
-    within 30 seconds, the command ends with status 1. A terminal shows a summary; elsewhere it is logged each minute:
-    deliveries and acknowledgements per second, failures, unsettled messages, restarts.
+    within 30 seconds, the command ends with status 1. A terminal shows a summary; elsewhere a report is logged each
+    minute: rates, durations with percentiles, failures, memory and CPU time, and why the app is not ready.
+
+    Each process has its number, from 0 up, in the environment variable LEVERET_PROCESS.
     """
+    from leveret.cli.serve import RunOptions
+
+    options = RunOptions(
+        target=target,
+        drain_timeout=drain_timeout,
+        quiet=quiet,
+        health=health,
+        log_file=log_file,
+        log_format=log_format,
+    )
     if worker_fd is not None:
         from leveret.cli.serve import serve_as_worker
 
-        serve_as_worker(target, drain_timeout, worker_fd, quiet=quiet)
+        serve_as_worker(options, worker_fd)
     elif processes == 1:
         from leveret.cli.serve import serve_here
 
-        serve_here(target, drain_timeout, quiet=quiet)
+        serve_here(options)
     else:
         from leveret.cli.workers import run_workers
 
-        run_workers(target, processes, drain_timeout, quiet=quiet)
+        run_workers(options, processes)
+
+
+_URL: Final = click.argument("url", metavar="URL")
+_PATIENCE: Final = click.option(
+    "--timeout",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True),
+    metavar="SECONDS",
+    help="Time for an answer.",
+)
+
+
+@app.command()
+@_URL
+@click.option("--live", is_flag=True, help="Ask whether it is live, instead of ready.")
+@_PATIENCE
+@click.pass_context
+def health(ctx: click.Context, url: str, live: bool, timeout: float) -> None:
+    """Ask a run whether it is ready, for example as an exec probe.
+
+    URL is what `leveret run --health` serves, as in 127.0.0.1:8080. The exit status is 0 when the run is ready, 1 when
+    it is not, and 3 when it does not answer.
+    """
+    from leveret.cli.probe import print_health
+
+    ctx.exit(print_health(url, live=live, timeout=timeout))
+
+
+@app.command()
+@_URL
+@click.option(
+    "--every",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 3600),
+    metavar="SECONDS",
+    help="Time between two drawings.",
+)
+@click.option("--once", is_flag=True, help="Print it once, and end.")
+@_PATIENCE
+def top(url: str, every: float, once: bool, timeout: float) -> None:
+    """Show what a run does now: rates, durations, processes, queues and exchanges.
+
+    URL is what `leveret run --health` serves, as in 127.0.0.1:8080.
+    """
+    from leveret.cli.probe import EndpointUnreachable
+    from leveret.cli.top import show_top
+
+    try:
+        show_top(url, every=every, once=once, timeout=timeout)
+    except EndpointUnreachable as error:
+        raise click.ClickException(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -1,182 +1,123 @@
-"""`leveret run` in one process: finds the app, runs it, and reports to a parent process if there is one."""
+"""`leveret run` in one process: runs the app, and reports to a parent process if there is one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
-import importlib
-import inspect
-import json
 import logging
-import os
-import pkgutil
-import re
 import socket
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.app.app import App
+import msgspec
+
 from leveret.app.process import run_process
+from leveret.app.snapshot import Sampler, Snapshot
+from leveret.app.watching import INTERVAL, watch_process
 from leveret.cli.failures import CommandFailed
-from leveret.cli.summary import INTERVAL, Summary
+from leveret.cli.summary import Summary
+from leveret.cli.target import load
 from leveret.errors import LeveretError, printable
+from leveret.monitoring.logs import setup_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-__all__ = ["load", "log_to_stderr", "serve_as_worker", "serve_here"]
+    from leveret.app.app import App
+
+__all__ = ["RunOptions", "WorkerLine", "serve_as_worker", "serve_here", "start_log"]
 
 #: Moves to the beginning of the terminal's line and clears it, as the summary may stand there.
 _CLEAR_LINE: Final = "\r\x1b[K"
 _LONGEST_REASON: Final = 1000
-#: No report is written while the parent has left so many bytes unread, because it is stopped or busy.
+#: No snapshot is written while the parent has left so many bytes unread, because it is stopped or busy.
 _UNREAD: Final = 16_384
 
 
-# ---------------------------------------------------------------------- finding the app
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of `leveret run` that its processes share.
+
+    Attributes:
+        target: `module:attribute`.
+        drain_timeout: Seconds for running handlers to end; None for the app's own setting.
+        quiet: Show no summary, and log only warnings.
+        health: `HOST:PORT` of the health endpoint, or None.
+        log_file: The file to log to; None for stderr.
+        log_format: "text" or "json"; None for text, unless the app's module has configured logging.
+    """
+
+    target: str
+    drain_timeout: float | None = None
+    quiet: bool = False
+    health: str | None = None
+    log_file: str | None = None
+    log_format: str | None = None
 
 
-def load(target: str) -> App:
-    """Imports a module from the current directory or the Python path, and returns the app in it.
+class WorkerLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of JSON from a worker process to its parent.
 
-    Args:
-        target: `module:attribute`; both may have dots.
+    Attributes:
+        ready: The process has loaded the app, and begins.
+        longest_shutdown: Seconds that it may need to end, at most.
+        failed: The error that ends it, which a restart cannot help.
+        snapshot: What it has counted and how it is.
+    """
 
-    Returns:
-        The app.
+    ready: bool = False
+    longest_shutdown: float | None = None
+    failed: str = ""
+    snapshot: Snapshot | None = None
+
+    def encoded(self) -> bytes:
+        """Returns the line."""
+        return msgspec.json.encode(self) + b"\n"
+
+
+def start_log(options: RunOptions) -> None:
+    """Writes the log to stderr or to a file, unless the app's module has configured logging and no option asks for it.
 
     Raises:
-        CommandFailed: There is no such module or attribute, the attribute is not an app, or importing the module
-            failed. The text says which, and suggests a similar name.
+        ConfigurationError: The file cannot be written.
     """
-    module_name, colon, attribute = target.partition(":")
-    if re.search(r"[/\\]|\.py$", module_name):
-        meant = re.sub(r"\.py$", "", module_name).strip("./\\").replace("/", ".").replace("\\", ".")
-        raise CommandFailed(f"{target!r} names a file; write MODULE:ATTRIBUTE, {meant}:{attribute or 'app'}")
-    if not colon or not all(name.isidentifier() for name in (*module_name.split("."), *attribute.split("."))):
-        hint = f", for example {target}:app" if all(map(str.isidentifier, target.split("."))) else ""
-        raise CommandFailed(f"{target!r} is not MODULE:ATTRIBUTE{hint}")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    found: Any = _import(module_name)
-    passed = module_name
-    for name in attribute.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise CommandFailed(f"{passed!r} has no attribute {name!r}{_meant(name, _names(found))}") from None
-        passed += f"{'.' if passed != module_name else ':'}{name}"
-    if not isinstance(found, App):
-        what = f"class {found.__name__}" if inspect.isclass(found) else f"of type {type(found).__name__}"
-        apps = [name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, App)]
-        hint = f"; did you mean {module_name}:{apps[0]}?" if len(apps) == 1 else ""
-        raise CommandFailed(f"{target!r} is {what}, not a leveret.App{hint}")
-    return found
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and (name == missing or name.startswith(f"{missing}.")):
-            parent, _, last = missing.rpartition(".")
-            paths = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
-            prefix = f"{parent}." if parent else ""
-            others = [prefix + module.name for module in pkgutil.iter_modules(paths)]
-            raise CommandFailed(f"there is no module {missing!r}{_meant(prefix + last, others)}") from None
-        # The module itself failed: show its author where.
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
-        if own and not isinstance(error, LeveretError):
-            sys.stderr.write("".join(traceback.StackSummary.from_list(own).format()))
-        place = f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
-        reason = printable(f"{type(error).__name__}: {error}", _LONGEST_REASON)
-        raise CommandFailed(f"module {name!r} cannot be imported: {reason}{place}") from error
-
-
-def _names(holder: object) -> list[str]:
-    # If there are apps, suggest only these.
-    names = [name for name in dir(holder) if not name.startswith("_")]
-    apps = [name for name in names if isinstance(inspect.getattr_static(holder, name, None), App)]
-    return apps or names
-
-
-def _meant(name: str, others: Iterable[str]) -> str:
-    others = list(others)
-    nearest = difflib.get_close_matches(name, others, 1)
-    if nearest:
-        return f"; did you mean {nearest[0]!r}?"
-    return ""
-
-
-# ---------------------------------------------------------------------- logging
-
-
-def log_to_stderr(*, quiet: bool) -> None:
-    """Writes Leveret's log to stderr, unless the app's module has configured logging.
-
-    Args:
-        quiet: True: logs warnings and errors only.
-    """
-    ours = logging.getLogger("leveret")
-    if ours.hasHandlers():
+    asked = options.log_file is not None or options.log_format is not None
+    if not asked and logging.getLogger("leveret").hasHandlers():
         return
-    handler = logging.StreamHandler()
-    clear = _CLEAR_LINE if sys.stderr.isatty() and not quiet else ""
-    handler.setFormatter(logging.Formatter(f"{clear}%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"))
-    ours.addHandler(handler)
-    ours.setLevel(logging.WARNING if quiet else logging.INFO)
+    level = logging.WARNING if options.quiet else logging.INFO
+    handler = setup_logging(level, format=options.log_format or "text", file=options.log_file)
+    if options.log_file is None and options.log_format != "json" and sys.stderr.isatty() and not options.quiet:
+        text = handler.formatter._fmt if handler.formatter is not None else None
+        handler.setFormatter(logging.Formatter(f"{_CLEAR_LINE}{text}"))
 
 
-# ---------------------------------------------------------------------- running
-
-
-def _prepared(target: str, drain_timeout: float | None, *, quiet: bool) -> App:
-    app = load(target)
-    log_to_stderr(quiet=quiet)
-    if drain_timeout is not None:
-        app.drain_timeout = drain_timeout
+def _prepared(options: RunOptions) -> App:
+    app = load(options.target)
+    start_log(options)
+    if options.drain_timeout is not None:
+        app.drain_timeout = options.drain_timeout
     return app
 
 
-def serve_here(target: str, drain_timeout: float | None, *, quiet: bool) -> None:
+def serve_here(options: RunOptions) -> None:
     """Runs an app in this process until a signal, and shows a summary.
-
-    Args:
-        target: `module:attribute`.
-        drain_timeout: Seconds for running handlers to end; None for the app's own setting.
-        quiet: True: shows no summary and logs only warnings.
 
     Raises:
         CommandFailed: The app was not found.
         SystemExit: A second signal came.
         LeveretError: An error that trying again cannot help.
     """
-    app = _prepared(target, drain_timeout, quiet=quiet)
-
-    async def show(app: App, stop: asyncio.Event) -> None:
-        with Summary(target, enabled=not quiet) as summary:
-            while True:
-                await asyncio.sleep(INTERVAL)
-                counters = app.counters()
-                summary.tick(counters, 1, counters.get("restarts", 0), stopping=stop.is_set())
-
-    run_process(app, show, last=True)
+    app = _prepared(options)
+    with Summary(options.target, enabled=not options.quiet) as summary:
+        watch_process(app, options.target, options.health, summary.tick, last=True)
 
 
-def serve_as_worker(target: str, drain_timeout: float | None, fd: int, *, quiet: bool) -> None:
+def serve_as_worker(options: RunOptions, fd: int) -> None:
     """Runs an app as one of several processes, until a signal or until the parent closes its end of the socket.
 
     Args:
-        target: `module:attribute`.
-        drain_timeout: Seconds for running handlers to end; None for the app's own setting.
-        fd: A stream socket to the parent. The process sends a line of JSON each second. It stops at the end of its
+        options: The options; of `health` only whether it is set.
+        fd: A stream socket to the parent. The process sends a `WorkerLine` each second. It stops at the end of its
             input: the parent has closed its end, or is gone.
-        quiet: True: logs only warnings.
 
     Raises:
         SystemExit: Status 1 after an error that trying again cannot help. The parent was told.
@@ -189,28 +130,29 @@ def serve_as_worker(target: str, drain_timeout: float | None, fd: int, *, quiet:
         # Processes that handlers start must not hold the socket open after this process has ended.
         parent.set_inheritable(False)
         try:
-            app = _prepared(target, drain_timeout, quiet=quiet)
-            run_process(app, _reporting(parent), last=True)
+            app = _prepared(options)
+            run_process(app, _reporting(parent, depths=options.health is not None), last=True)
         except (LeveretError, CommandFailed) as error:
-            line = {"failed": printable(str(error), _LONGEST_REASON)}
+            line = WorkerLine(failed=printable(str(error), _LONGEST_REASON))
             with contextlib.suppress(OSError):  # the parent is gone
                 parent.setblocking(False)
-                parent.send(json.dumps(line).encode() + b"\n")
+                parent.send(line.encoded())
             raise SystemExit(1) from error
 
 
-def _reporting(parent: socket.socket) -> Any:
+def _reporting(parent: socket.socket, *, depths: bool) -> Any:
     async def report(app: App, stop: asyncio.Event) -> None:
         # A duplicate, because the transport closes its socket with the loop.
         reader, writer = await asyncio.open_unix_connection(sock=parent.dup())
         listening = asyncio.create_task(_listen(reader, stop))
         try:
-            for line in _lines(app):
-                if writer.is_closing():
-                    break
-                if writer.transport.get_write_buffer_size() < _UNREAD:
-                    writer.write(line)
-                await asyncio.sleep(INTERVAL)
+            with contextlib.closing(Sampler(app, depths=depths)) as sampler:
+                for line in _lines(app, sampler):
+                    if writer.is_closing():
+                        break
+                    if writer.transport.get_write_buffer_size() < _UNREAD:
+                        writer.write(line.encoded())
+                    await asyncio.sleep(INTERVAL)
             await listening
         finally:
             listening.cancel()
@@ -220,10 +162,10 @@ def _reporting(parent: socket.socket) -> Any:
     return report
 
 
-def _lines(app: App) -> Iterator[bytes]:
-    yield json.dumps({"ready": True, "longest_shutdown": app.longest_shutdown}).encode() + b"\n"
+def _lines(app: App, sampler: Sampler) -> Iterator[WorkerLine]:
+    yield WorkerLine(ready=True, longest_shutdown=app.longest_shutdown, snapshot=sampler.take())
     while True:
-        yield json.dumps({"counters": app.counters()}).encode() + b"\n"
+        yield WorkerLine(snapshot=sampler.take())
 
 
 async def _listen(reader: asyncio.StreamReader, stop: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""One line about running consumers: redrawn each second on a terminal, logged each minute elsewhere."""
+"""One line about a run: redrawn each second on a terminal, and logged with a report each minute elsewhere."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Final
 from leveret.cli.output import console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
     from rich.console import Console
 
-__all__ = ["INTERVAL", "Summary"]
+    from leveret.app.board import Board, Point
+
+__all__ = ["Summary", "summary_of"]
 
 logger = logging.getLogger("leveret.run")
 
-#: Seconds between two reports of a process, and two drawings.
-INTERVAL: Final = 1.0
 #: Seconds between two lines in a log.
 _LOG_INTERVAL: Final = 60.0
 
 
 class Summary:
-    """Shows the rates and failures of consumers, from counters that are read once a second.
+    """Shows the rates and failures of a run, and why it is not ready.
 
     Args:
         name: The name of the app that runs.
@@ -55,9 +55,8 @@ class Summary:
             if enabled and screen.is_terminal
             else None
         )
-        self._interval = 0.0 if self._live else _LOG_INTERVAL
-        self._last_at = clock()
-        self._last: Mapping[str, int] = {}
+        self._logged_at = clock()
+        self._logged: Point | None = None
 
     def __enter__(self) -> Self:
         if self._live:
@@ -70,37 +69,49 @@ class Summary:
         if self._live:
             self._live.stop()
 
-    def tick(self, counters: Mapping[str, int], processes: int, restarts: int, *, stopping: bool = False) -> None:
+    def tick(self, board: Board) -> None:
         """Shows the state: on a terminal at each call, in a log once a minute.
 
         Args:
-            counters: The sums over all processes since they began.
-            processes: How many processes run.
-            restarts: How often a process or a consumer was started again.
-            stopping: Whether they are being stopped.
+            board: What the processes said.
         """
+        if not self._enabled:
+            return
+        if self._live is not None:
+            from rich.text import Text
+
+            line = Text(f"{self._name}: {summary_of(board)}", no_wrap=True, overflow="ellipsis")
+            self._live.update(line, refresh=True)
+            return
         now = self._clock()
-        passed = now - self._last_at
-        if not self._enabled or passed <= 0 or passed < self._interval:
+        if now - self._logged_at < _LOG_INTERVAL:
             return
-        text = self._text(counters, passed, processes, restarts)
-        self._last_at, self._last = now, dict(counters)
-        if self._live is None:
-            logger.info("%s", text)
-            return
-        from rich.text import Text
+        report, self._logged_at = board.report(self._logged or board.first), now
+        self._logged = board.mark
+        if board.standing().ready:
+            logger.info("%s; %s", summary_of(board), report, extra={"leveret_report": report.as_dict()})
+        else:
+            logger.warning("%s; %s", summary_of(board), report, extra={"leveret_report": report.as_dict()})
 
-        line = f"{self._name}: {text}{', stopping' if stopping else ''}"
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
-    def _text(self, counters: Mapping[str, int], passed: float, processes: int, restarts: int) -> str:
-        def rate(name: str) -> float:
-            # Not below 0: a process that ended took the counts since its last report with it.
-            return max(0, counters.get(name, 0) - self._last.get(name, 0)) / passed
-
-        failures = counters.get("handler_errors", 0) + counters.get("undecodable", 0)
-        return (
-            f"{processes} process{'' if processes == 1 else 'es'}, {rate('delivered'):,.0f} deliveries/s, "
-            f"{rate('acked'):,.0f} acked/s, {failures:,} failures, {counters.get('unsettled', 0):,} unsettled, "
-            f"{restarts:,} restarts"
-        )
+def summary_of(board: Board) -> str:
+    """Returns the state of a run in one line: rates, failures and restarts, and why it is not ready."""
+    report, standing = board.report(), board.standing()
+    running = board.running
+    parts = [f"{running} process{'' if running == 1 else 'es'}"]
+    if running < board.processes:
+        parts = [f"{running} of {board.processes} processes"]
+    if not standing.ready:
+        first, *others = standing.reasons or ("unknown",)
+        more = f" (and {len(others)} more reasons)" if others else ""
+        parts.append(f"not ready: {first}{more}")
+    # While nothing is connected, "no failures" would be a lie.
+    if standing.ready or report.connections:
+        parts += [
+            *([f"{report.published.rate:,.0f} published/s"] if report.published.count else []),
+            f"{report.consumed.rate:,.0f} deliveries/s",
+            f"{board.acked_rate:,.0f} acked/s",
+            f"{board.failures:,} failures",
+            f"{report.unsettled:,} unsettled",
+        ]
+    return ", ".join([*parts, f"{board.restarts:,} restarts"])

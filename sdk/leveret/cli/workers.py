@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
+import os
 import signal
 import socket
 import sys
-from collections import Counter, deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from leveret.app.board import Board
 from leveret.app.process import Signals
 from leveret.app.supervision import restart_backoff
+from leveret.app.systemd import Notifier
+from leveret.app.watching import INTERVAL, note_standing, served
 from leveret.cli.failures import CommandFailed
-from leveret.cli.serve import log_to_stderr
-from leveret.cli.summary import INTERVAL, Summary
+from leveret.cli.serve import WorkerLine, start_log
+from leveret.cli.summary import Summary
+from leveret.monitoring.logs import PROCESS_VARIABLE
 from leveret.runtime.tasks import set_within
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
+    from leveret.cli.serve import RunOptions
+
 __all__ = ["run_workers"]
 
 logger = logging.getLogger("leveret.run")
+
+_LINES: Final = msgspec.json.Decoder(WorkerLine)
 
 #: A worker that crashes this often within so many seconds is not started again, and the command fails.
 _CRASHES: Final = 5
@@ -34,21 +44,20 @@ _CRASH_WINDOW: Final = 30.0
 _LONGEST_SHUTDOWN: Final = 60.0
 #: Seconds that a worker gets beyond that time, and that a killed process may take to be gone.
 _GRACE: Final = 5.0
+#: The longest line that a worker may send; one with 1000 exchanges and queues, each with its histograms, is shorter.
+_LONGEST_LINE: Final = 32 * 1024 * 1024
 #: Exit statuses of a process that a signal stopped, whether it drained or had not yet begun.
 _STOPPED: Final = (0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 @dataclass(slots=True)
 class _Worker:
-    """One worker: its current process, and the sums of its earlier ones.
+    """One worker and its current process.
 
     Attributes:
-        number: The worker's number, from 1 up.
+        number: The worker's number, from 0 up.
         process: The current process.
         line: The parent's end of the socket pair.
-        counted: The counters that the current process reported last.
-        gone: The sums of the last reports of earlier processes.
-        restarts: How often another process was started.
         longest_shutdown: Seconds that the process says it may need to end.
         failure: The error that the process reported when a restart cannot help.
     """
@@ -56,9 +65,6 @@ class _Worker:
     number: int
     process: Process | None = None
     line: socket.socket | None = None
-    counted: Counter[str] = field(default_factory=Counter)
-    gone: Counter[str] = field(default_factory=Counter)
-    restarts: int = 0
     longest_shutdown: float = _LONGEST_SHUTDOWN
     failure: str = ""
 
@@ -73,52 +79,44 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
 
-    def forget(self) -> None:
-        self.counted["unsettled"] = 0  # the broker returned its unsettled deliveries to the queue
-        self.gone.update(self.counted)
-        self.counted = Counter()
 
-
-def run_workers(target: str, processes: int, drain_timeout: float | None, *, quiet: bool) -> None:
+def run_workers(options: RunOptions, processes: int) -> None:
     """Runs an app in several processes until a signal.
 
     The first process is started alone, the others when it is ready. If the app does not exist, or the broker refuses
     its credentials, there is one error and not one for each process.
 
     Args:
-        target: `module:attribute`.
+        options: What the processes run, and how.
         processes: The number of processes.
-        drain_timeout: Seconds for running handlers to end; None for the app's own setting.
-        quiet: True: shows no summary and logs only warnings.
 
     Raises:
         CommandFailed: A worker met an error that a restart cannot help, crashed repeatedly, or had to be killed.
         SystemExit: A second signal came. The status is 128 plus the signal's number.
     """
-    log_to_stderr(quiet=quiet)
-    options = [] if drain_timeout is None else ["--drain-timeout", str(drain_timeout)]
-    options += ["--quiet"] if quiet else []
-    with Signals() as signals:
+    start_log(options)
+    board = Board(options.target, processes)
+    with Signals() as signals, served(board, options.health):
         # Plain asyncio: uvloop cannot start a process in its own process group.
-        asyncio.run(_Supervisor(target, processes, options, signals).run(enabled=not quiet))
+        asyncio.run(_Supervisor(options, board, signals).run())
         if signals.second:
             raise SystemExit(128 + signals.second)
 
 
 class _Supervisor:
-    def __init__(self, target: str, processes: int, options: list[str], signals: Signals) -> None:
-        self._target = target
+    def __init__(self, options: RunOptions, board: Board, signals: Signals) -> None:
         self._options = options
+        self._board = board
         self._signals = signals
-        self._workers = [_Worker(number) for number in range(1, processes + 1)]
+        self._workers = [_Worker(number) for number in range(board.processes)]
         self._stopping = asyncio.Event()
         self._first_is_ready = asyncio.Event()
         self._aborting = False
 
-    async def run(self, *, enabled: bool) -> None:
+    async def run(self) -> None:
         self._signals.attach(self._stop, self._abort)
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
-        others = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._show(enabled))]
+        others = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._show())]
         try:
             # No deadline: this lasts until the command ends. Before that a keeper ends only when it failed.
             first, _ = await asyncio.wait((*keepers, others[0]), return_when=asyncio.FIRST_COMPLETED)
@@ -139,7 +137,7 @@ class _Supervisor:
         if failures:
             raise failures[0]
         if late and not self._signals.second:
-            raise CommandFailed(f"workers did not end within {limit:g} s and were killed")
+            raise CommandFailed(f"processes did not end within {limit:g} s and were killed")
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -151,17 +149,13 @@ class _Supervisor:
         for worker in self._workers:
             worker.kill()
 
-    async def _show(self, enabled: bool) -> None:
-        with Summary(self._target, enabled=enabled) as summary:
+    async def _show(self) -> None:
+        notifier = Notifier()
+        with Summary(self._options.target, enabled=not self._options.quiet) as summary:
             while True:
+                note_standing(self._board, notifier, stopping=self._stopping.is_set())
+                summary.tick(self._board)
                 await asyncio.sleep(INTERVAL)
-                total: Counter[str] = Counter()
-                for worker in self._workers:
-                    total.update(worker.counted)
-                    total.update(worker.gone)
-                running = sum(worker.process is not None for worker in self._workers)
-                restarts = total["restarts"] + sum(worker.restarts for worker in self._workers)
-                summary.tick(total, running, restarts, stopping=self._stopping.is_set())
 
     # ------------------------------------------------------------------ one worker
 
@@ -171,7 +165,7 @@ class _Supervisor:
         Raises:
             CommandFailed: Starting another process cannot help.
         """
-        if worker.number > 1 and not await self._first_ready():
+        if worker.number > 0 and not await self._first_ready():
             return
         loop = asyncio.get_running_loop()
         backoff = restart_backoff()
@@ -183,20 +177,20 @@ class _Supervisor:
                 raise CommandFailed(worker.failure)
             if self._stopping.is_set():
                 if status not in _STOPPED and not self._aborting:
-                    raise CommandFailed(f"worker {worker.number} {_how_ended(status)} while it was being stopped")
+                    raise CommandFailed(f"process {worker.number} {_how_ended(status)} while it was being stopped")
                 return
             backoff.ran_for(loop.time() - started)
             if status not in _STOPPED:
                 crashes.append(loop.time())
                 if len(crashes) == _CRASHES and crashes[-1] - crashes[0] < _CRASH_WINDOW:
                     raise CommandFailed(
-                        f"worker {worker.number} crashed {_CRASHES} times within {_CRASH_WINDOW:g} s; the last one "
+                        f"process {worker.number} crashed {_CRASHES} times within {_CRASH_WINDOW:g} s; the last one "
                         f"{_how_ended(status)}"
                     )
             delay = backoff.delay()
-            worker.restarts += 1
+            self._board.ended(worker.number)
             logger.warning(
-                "worker %d (process %d) %s; starting another process in %.1f s",
+                "process %d (pid %d) %s; starting another process in %.1f s",
                 worker.number,
                 pid,
                 _how_ended(status),
@@ -223,7 +217,8 @@ class _Supervisor:
                 # terminal reaches the parent only; for the process it would be a second signal.
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "leveret.cli", "run", "--worker-fd", str(theirs.fileno())),
-                    *(*self._options, "--", self._target),
+                    *(*_arguments(self._options), "--", self._options.target),
+                    env=os.environ | {PROCESS_VARIABLE: str(worker.number)},
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     process_group=0,
@@ -245,25 +240,39 @@ class _Supervisor:
                 worker.process = worker.line = None
                 listening.cancel()
                 await asyncio.wait((listening,), timeout=INTERVAL)
-                worker.forget()
             return process.pid, status
 
     async def _listen(self, worker: _Worker, line: socket.socket) -> None:
         # A duplicate, because the transport closes its socket.
-        reader, writer = await asyncio.open_unix_connection(sock=line.dup())
+        reader, writer = await asyncio.open_unix_connection(sock=line.dup(), limit=_LONGEST_LINE)
         try:
-            with contextlib.suppress(ConnectionError, ValueError):  # cut off, or too long for a report
+            # Cut off, too long, or not a line of this version: the process is still supervised.
+            with contextlib.suppress(ConnectionError, ValueError):
                 async for text in reader:
-                    self._report_received(worker, json.loads(text))
+                    self._said(worker, _LINES.decode(text))
         finally:
             writer.close()
 
-    def _report_received(self, worker: _Worker, report: dict[str, Any]) -> None:
-        worker.counted = Counter(report.get("counters", worker.counted))
-        worker.longest_shutdown = report.get("longest_shutdown", worker.longest_shutdown)
-        worker.failure = report.get("failed", worker.failure)
-        if report.get("ready"):
+    def _said(self, worker: _Worker, line: WorkerLine) -> None:
+        worker.longest_shutdown = line.longest_shutdown or worker.longest_shutdown
+        worker.failure = line.failed or worker.failure
+        if line.snapshot is not None:
+            self._board.update(line.snapshot)
+        if line.ready:
             self._first_is_ready.set()
+
+
+def _arguments(options: RunOptions) -> list[str]:
+    """Returns the options as a command line."""
+    given: list[str] = ["--quiet"] if options.quiet else []
+    for option, value in (
+        ("--drain-timeout", options.drain_timeout),
+        ("--health", options.health),
+        ("--log-file", options.log_file),
+        ("--log-format", options.log_format),
+    ):
+        given += [] if value is None else [option, str(value)]
+    return given
 
 
 def _how_ended(status: int) -> str:

@@ -19,6 +19,7 @@ from leveret.monitoring.monitor import Monitor
 from leveret.monitoring.sinks import Sinks
 from leveret.plugins.registry import PluginRegistry
 from leveret.protocol.transitions import moved
+from leveret.runtime.tasks import one_deadline
 from leveret.settings import (
     ConnectionSettings,
     ConsumerSettings,
@@ -263,7 +264,7 @@ class Client(ClientBase):
             self.settings.client_name,
             settings.report_every or _REPORT_EVERY,
             self._monitor.snapshot,
-            self._depth_of,
+            self.queue_depth,
             queues=settings.report_queues,
             rules=[*rules_for(settings), *rules],
             on_report=on_report,
@@ -276,10 +277,26 @@ class Client(ClientBase):
             part.report_slow_handlers(settings.slow_handler)
         return reporter
 
-    async def _depth_of(self, queue: str) -> QueueDepth:
+    async def queue_depth(self, queue: str) -> QueueDepth:
+        """Asks the broker how many messages of a queue are ready, and how many consumers it has (queue.declare-ok).
+
+        Args:
+            queue: The queue.
+
+        Returns:
+            The counts at the time of the answer. Messages that are delivered and not acknowledged are not counted.
+
+        Raises:
+            NotFound: There is no such queue.
+            OperationTimeout: The broker did not answer within `operation_timeout`.
+            LeveretError: What `Client.channel` raises.
+        """
         from leveret.monitoring.report import QueueDepth
 
-        async with self.channels.acquire() as channel:
+        async with (
+            one_deadline(self.settings.operation_timeout, f"asking for the depth of queue {queue!r}"),
+            self.channels.acquire() as channel,
+        ):
             declared = await channel.queue_declare(queue, passive=True)
         return QueueDepth(declared.message_count or 0, declared.consumer_count or 0)
 

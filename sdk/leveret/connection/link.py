@@ -392,7 +392,11 @@ class Link:
             self._opened.clear()
             backoff.count_attempt()
             try:
-                return await self()
+                lost = self.connection is not None
+                connection = await self()
+                if lost:
+                    logger.info("connection %r is open again, at attempt %d", self.name, backoff.attempts)
+                return connection
             except LeveretError as error:
                 if self._state is LinkState.CLOSED:
                     raise

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Any
 
 __all__ = ["Health"]
 
@@ -34,7 +31,7 @@ class Health:
     live: bool
     reasons: tuple[str, ...] = ()
     uptime: float = 0.0
-    connections: Mapping[str, str] = field(default_factory=dict)
+    connections: dict[str, str] = field(default_factory=dict)
     blocked: float = 0.0
     consumers_expected: int = 0
     consumers_live: int = 0

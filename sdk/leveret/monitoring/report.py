@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from leveret.monitoring.usage import ProcessUsage
     from leveret.plugins.interfaces import Sample
 
-__all__ = ["Flow", "QueueDepth", "Report", "Totals"]
+__all__ = ["Flow", "QueueDepth", "Report", "Totals", "durations"]
 
 _PERCENTILES: Final = (50.0, 95.0, 99.0, 99.9)
 #: Each failed attempt at a delivery is counted under one of these.
@@ -192,8 +192,8 @@ class Report:
             "seconds": round(self.seconds, 3),
             "published": _flow(self.published),
             "consumed": _flow(self.consumed),
-            "waiting": _durations(self.waiting),
-            "handling": _durations(self.handling),
+            "waiting": durations(self.waiting),
+            "handling": durations(self.handling),
             "parked": self.parked,
             "received_bytes_per_second": round(self.received),
             "sent_bytes_per_second": round(self.sent),
@@ -256,10 +256,11 @@ def _share(good: int, bad: int) -> float | None:
 
 def _flow(flow: Flow) -> dict[str, Any]:
     success = None if flow.success is None else round(flow.success, 6)
-    return {"count": flow.count, "rate": round(flow.rate, 1), "success": success, "duration": _durations(flow.duration)}
+    return {"count": flow.count, "rate": round(flow.rate, 1), "success": success, "duration": durations(flow.duration)}
 
 
-def _durations(distribution: Distribution) -> dict[str, float]:
+def durations(distribution: Distribution) -> dict[str, float]:
+    """Returns count, mean, highest and percentiles of a distribution as plain numbers."""
     found = {"count": distribution.count, "mean": distribution.mean, "max": distribution.highest}
     return found | {f"p{percent:g}": distribution.percentile(percent) for percent in _PERCENTILES}
 

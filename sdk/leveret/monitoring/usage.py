@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ProcessUsage", "UsageMeter", "resident_memory"]
+__all__ = ["ProcessUsage", "UsageMeter", "Used", "resident_memory"]
 
 _STATM: Final = Path("/proc/self/statm")
 
@@ -33,6 +33,33 @@ def resident_memory() -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Used:
+    """What a process has used since it was first measured.
+
+    Attributes:
+        rss: The memory in use now, in bytes (see `resident_memory`).
+        cpu: CPU time of all threads, in seconds.
+        gc_collections: Garbage collections.
+        gc_pause: Seconds in them, in all.
+    """
+
+    rss: int | None = None
+    cpu: float = 0.0
+    gc_collections: int = 0
+    gc_pause: float = 0.0
+
+    def __add__(self, other: Used) -> Used:
+        """Adds up the usage of two processes."""
+        rss = None if self.rss is None and other.rss is None else (self.rss or 0) + (other.rss or 0)
+        return Used(
+            rss,
+            self.cpu + other.cpu,
+            self.gc_collections + other.gc_collections,
+            self.gc_pause + other.gc_pause,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessUsage:
     """Memory, CPU time and garbage collections of the process in a period.
 
@@ -48,6 +75,16 @@ class ProcessUsage:
     gc_collections: int
     gc_pause: float
 
+    @classmethod
+    def between(cls, before: Used, now: Used, seconds: float) -> ProcessUsage:
+        """Returns what was used between two readings that are so many seconds apart."""
+        return cls(
+            now.rss,
+            100 * max(0.0, now.cpu - before.cpu) / seconds if seconds > 0 else 0.0,
+            max(0, now.gc_collections - before.gc_collections),
+            max(0.0, now.gc_pause - before.gc_pause),
+        )
+
 
 class UsageMeter:
     """Measures the process from one reading to the next. Its callback in `gc.callbacks` runs once per collection."""
@@ -56,8 +93,7 @@ class UsageMeter:
         self._collections = 0
         self._pause = 0.0
         self._began: float | None = None
-        self._wall, self._cpu = time.monotonic(), time.process_time()
-        self._read = (0, 0.0)
+        self._read_at, self._before = time.monotonic(), self.used()
         gc.callbacks.append(self._observe)
 
     def close(self) -> None:
@@ -73,12 +109,13 @@ class UsageMeter:
             self._began = None
             self._collections += 1
 
+    def used(self) -> Used:
+        """Returns what was used so far; of CPU time, since the process began."""
+        return Used(resident_memory(), time.process_time(), self._collections, self._pause)
+
     def read(self) -> ProcessUsage:
-        """Returns what was used since the last reading."""
-        wall, cpu = time.monotonic(), time.process_time()
-        seconds = wall - self._wall
-        percent = 100 * (cpu - self._cpu) / seconds if seconds > 0 else 0.0
-        collections, pause = self._collections, self._pause
-        before_collections, before_pause = self._read
-        self._wall, self._cpu, self._read = wall, cpu, (collections, pause)
-        return ProcessUsage(resident_memory(), percent, collections - before_collections, pause - before_pause)
+        """Returns what was used since the last call."""
+        at, now = time.monotonic(), self.used()
+        usage = ProcessUsage.between(self._before, now, at - self._read_at)
+        self._read_at, self._before = at, now
+        return usage

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 __all__ = ["Distribution", "lower_bound"]
 
@@ -41,7 +41,7 @@ class Distribution:
     count: int = 0
     total: float = 0.0
     highest: float = 0.0
-    buckets: Mapping[int, int] = field(default_factory=dict, repr=False)
+    buckets: dict[int, int] = field(default_factory=dict, repr=False)
     scale: float = field(default=1.0, repr=False)
 
     def __bool__(self) -> bool:

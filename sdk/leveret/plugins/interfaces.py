@@ -269,11 +269,15 @@ class MetricsSpec(CheckedNames):
         name: The name for `sinks=` of `MonitoringSettings`, unique among sinks.
         factory: Makes a `MetricsSink` for one client.
         api_version: The version of the plugin interface that it was written for.
+        render: Writes the numbers of a source as text for an HTTP answer: the content type, and the body. None when
+            the monitoring system does not fetch its numbers. `leveret run --health` calls it, in any thread, for
+            `/metrics`.
     """
 
     name: str
     factory: Callable[[], MetricsSink]
     api_version: int = 1
+    render: Callable[[MetricsSource], tuple[str, bytes]] | None = None
 
 
 # ---------------------------------------------------------------------- policies

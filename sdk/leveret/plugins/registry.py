@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from importlib.metadata import EntryPoint
 
-    from leveret.plugins.interfaces import Compressor, MetricsSink, Serializer
+    from leveret.plugins.interfaces import Compressor, MetricsSink, MetricsSource, Serializer
 
     #: Conflicts, each with the names and distributions of the plugins that are to be marked.
     Conflicts = list[tuple[PluginConflictError, set[tuple[str, str]]]]
@@ -360,6 +360,12 @@ class PluginRegistry:
         made = self._call(provided, "could not be made", provided.spec.factory)
         _check_has(provided, made, ("start", "close"))
         return made, provided
+
+    def renderer(self) -> Callable[[MetricsSource], tuple[str, bytes]] | None:
+        """Returns what writes metrics as text for HTTP, of the first sink by name that can; None if none can."""
+        specs = [it.spec for (kind, _), it in self._by_name.items() if kind == "metrics"]
+        able = [it for it in specs if isinstance(it, MetricsSpec) and it.render is not None]
+        return min(able, key=lambda spec: spec.name).render if able else None
 
     def retry_policy(self, name: str) -> RetryPolicy:
         """Makes a retry policy with its defaults; raises like `make_sink`."""

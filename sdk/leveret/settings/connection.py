@@ -39,7 +39,10 @@ _NOT_IN_QUERY: Final = ("endpoints", "username", "password", "virtual_host", "tl
 _PLACES: Final = "a URL is amqp://username:password@endpoints/virtual_host?option=value, and amqps:// with TLS"
 _TLS_IN_QUERY: Final = ("cafile", "certfile", "keyfile", "server_hostname", "insecure_skip_verification")
 #: Variables that belong to others; those that end in "_" are families.
-_OTHER_VARIABLES: Final = ("PLUGINS", "BUILD", "ANNOTATE", "PLUGINS_", "PRODUCER_", "CONSUMER_", "MONITORING_", "TLS_")
+_OTHER_VARIABLES: Final = (
+    *("PLUGINS", "BUILD", "ANNOTATE", "PROCESS"),
+    *("PLUGINS_", "PRODUCER_", "CONSUMER_", "MONITORING_", "TLS_"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

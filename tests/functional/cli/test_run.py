@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -13,147 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.servers import ON_EVERY_SERVER, node_of
+from tests.support.shop import DEADLINE, Shop, alive, ended, problems, until
 
 import leveret
-from leveret.cli.process import BrokerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from tests.support.rabbitmq import RabbitMQNode
-
-DEADLINE = 25.0
-
-#: Writes down its processes, and what its handlers have finished: one line for each, by one write.
-SHOP = """
-from __future__ import annotations
-
-import asyncio
-import os
-import time
-
-import msgspec
-
-import leveret
-
-
-class Order(msgspec.Struct):
-    id: int
-
-
-def note(file: str, text: object) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(descriptor, f"{text}\\n".encode())
-    os.close(descriptor)
-
-
-app = leveret.App(os.environ["SHOP_URL"], name="shop")
-app.topology = leveret.Topology().queue(os.environ["SHOP_QUEUE"])
-app.on_startup(lambda client: note("started", os.getpid()))
-app.on_shutdown(lambda client: note("ended", os.getpid()))
-
-
-@app.consumer(os.environ["SHOP_QUEUE"], concurrency=4, prefetch=20)
-async def handle(order: Order, message: leveret.Message) -> None:
-    assert type(order) is Order
-    note("begun", os.getpid())
-    await asyncio.sleep(float(os.environ.get("SHOP_SECONDS", "0.005")))
-    note("handled", order.id)
-
-
-stuck = leveret.App(os.environ["SHOP_URL"])
-
-
-@stuck.consumer(os.environ["SHOP_QUEUE"])
-def block(order: Order, message: leveret.Message) -> None:
-    note("begun", os.getpid())
-    time.sleep(60)
-
-
-busy = leveret.App(os.environ["SHOP_URL"])
-
-
-@busy.consumer(os.environ["SHOP_QUEUE"])
-async def keep_the_loop(order: Order, message: leveret.Message) -> None:
-    note("begun", os.getpid())
-    while True:
-        pass
-
-
-crashing = leveret.App(os.environ["SHOP_URL"])
-crashing.consumer(os.environ["SHOP_QUEUE"])(handle)
-crashing.on_startup(lambda client: note("started", os.getpid()))
-crashing.on_startup(lambda client: os._exit(3))
-
-half = leveret.App(os.environ["SHOP_URL"])
-half.consumer(os.environ["SHOP_QUEUE"])(handle)
-
-
-@half.on_startup
-def only_the_first(client):
-    try:
-        os.mkdir("first")
-    except FileExistsError:
-        os._exit(3)
-
-
-half.on_shutdown(lambda client: os._exit(4))
-"""
-
-
-class Shop:
-    """A directory with the app, a queue, and what the app's processes wrote down."""
-
-    def __init__(self, folder: Path, url: str, queue: str) -> None:
-        self.folder = folder
-        self.url = url
-        self.queue = queue
-        (folder / "shop.py").write_text(SHOP)
-
-    def lines(self, file: str) -> list[int]:
-        path = self.folder / file
-        return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-    @contextlib.contextmanager
-    def program(self, *command: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=self.folder,
-            env=os.environ | {"SHOP_URL": self.url, "SHOP_QUEUE": self.queue} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-
-    def running(self, *arguments: str, **environment: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-        return self.program("-m", "leveret.cli", "run", *arguments, **environment)
-
-    async def publish(self, count: int) -> None:
-        async with leveret.connect(self.url) as client, client.producer() as producer:
-            await client.declare(leveret.Topology().queue(self.queue))
-            result = await producer.publish_batch(({"id": i} for i in range(count)), self.queue)
-            result.raise_for_failures()
-
-    async def left(self) -> list[tuple[int, bool]]:
-        """Takes what is in the queue: the numbers, and whether they were delivered before."""
-        found = []
-        async with leveret.connect(self.url) as client, client.consumer(self.queue) as consumer:
-            while (message := await consumer.get()) is not None:
-                found.append((message.value["id"], message.redelivered))
-                message.ack()
-        return found
-
-
-@pytest.fixture(scope="module")
-def embedded_url() -> Iterator[str]:
-    with BrokerProcess() as broker:
-        yield broker.url
 
 
 @pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])
@@ -165,40 +32,6 @@ async def shop(
     yield made
     async with leveret.connect(made.url) as client:
         await client.delete_queue(made.queue)
-
-
-@pytest.fixture
-async def local_shop(tmp_path: Path, embedded_url: str, unique_name: Callable[[str], str]) -> AsyncIterator[Shop]:
-    """What does not depend on the broker is tested with one only."""
-    made = Shop(tmp_path, embedded_url, unique_name("shop"))
-    yield made
-    async with leveret.connect(made.url) as client:
-        await client.delete_queue(made.queue)
-
-
-async def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():
-            assert process is None or process.poll() is None, process.communicate()
-            await asyncio.sleep(0.02)
-
-
-async def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, error = await asyncio.to_thread(process.communicate, timeout=DEADLINE)
-    return process.returncode, error
-
-
-def problems(error: str) -> list[str]:
-    """The lines that are no plain news of the app."""
-    return [line for line in error.splitlines() if " INFO [" not in line]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------------- signals
@@ -291,7 +124,7 @@ async def test_worker_that_is_killed_is_replaced_and_nothing_is_lost(shop: Shop)
         process.terminate()
         status, error = await ended(process)
     assert status == 0, error
-    assert re.search(rf"worker [12] \(process {victim}\) was killed by SIGKILL; starting another process in", error)
+    assert re.search(rf"process [01] \(pid {victim}\) was killed by SIGKILL; starting another process in", error)
     assert len(problems(error)) == 1
     assert other in shop.lines("ended")
     # Only what the victim had begun may have been handled twice.
@@ -316,7 +149,7 @@ async def test_the_error_is_the_one_that_ended_the_command(local_shop: Shop) -> 
         status, error = await ended(process)
     assert status == 1
     [last] = [line for line in error.splitlines() if line.startswith("Error: ")]
-    assert last.startswith("Error: worker 2 crashed 5 times within 30 s; the last one ended with status 3")
+    assert last.startswith("Error: process 1 crashed 5 times within 30 s; the last one ended with status 3")
 
 
 async def test_workers_drain_when_their_parent_is_killed(local_shop: Shop) -> None:

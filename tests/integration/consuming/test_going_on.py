@@ -121,7 +121,7 @@ async def test_every_way_to_consume_waits_for_the_connection_when_it_is_started_
 async def test_what_has_a_deadline_keeps_it_in_an_outage_and_says_why_there_is_no_connection(
     queues: Queues, proxy: FaultProxy, name: Callable[[str], str]
 ) -> None:
-    async with leveret.connect(proxy.url, operation_timeout=0.3, **QUICK) as client:
+    async with leveret.connect(proxy.url, operation_timeout=1.0, **QUICK) as client:
         await cut_off(proxy, client)
         consumer = client.consumer(queues.work)
         new = name("new")
@@ -133,9 +133,9 @@ async def test_what_has_a_deadline_keeps_it_in_an_outage_and_says_why_there_is_n
             lambda: client.purge(queues.work),
         ):
             began = time.monotonic()
-            with pytest.raises(OperationTimeout, match=r"operation_timeout of 0\.\d+ s; the last attempt failed: "):
+            with pytest.raises(OperationTimeout, match=r"operation_timeout of [01][.\d]* s; the last attempt failed: "):
                 await call()
-            assert 0.25 < time.monotonic() - began < 3
+            assert 0.9 < time.monotonic() - began < 6
         # None of them is spoiled.
         declaring = asyncio.create_task(client.declare(Topology().queue(new)))
         await asyncio.sleep(0)

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from tests.support.snapshots import snapshot
 
+from leveret.app.board import Board
 from leveret.cli.app import app
 from leveret.cli.failures import CommandFailed
-from leveret.cli.serve import load, log_to_stderr
+from leveret.cli.serve import RunOptions, start_log
 from leveret.cli.summary import Summary
+from leveret.cli.target import load
+from leveret.monitoring.health import Health
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +131,7 @@ def test_option_that_is_wrong_in_a_module_is_one_line_without_the_password(capsy
 def test_help_says_how_it_ends() -> None:
     printed = CliRunner().invoke(app, ["run", "--help"], prog_name="leveret", terminal_width=100).stdout
     assert "MODULE:APP" in printed
-    assert all(f"--{option}" in printed for option in ("processes", "drain-timeout", "quiet"))
+    assert all(f"--{option}" in printed for option in ("processes", "drain-timeout", "health", "log-file", "quiet"))
     assert "second signal" in " ".join(printed.split())
     assert "worker-fd" not in printed
 
@@ -158,58 +162,102 @@ class Clock:
         return self.now
 
 
-def counters(delivered: int, acked: int = 0, **others: int) -> dict[str, int]:
-    return {"delivered": delivered, "acked": acked, **others}
-
-
 def test_terminal_gets_one_line_that_is_drawn_again() -> None:
     clock = Clock()
+    board = Board("shop:app", 2, clock)
     screen = Console(file=io.StringIO(), force_terminal=True, width=200)
     with Summary("shop:app", screen=screen, clock=clock) as summary:
-        for second in range(1, 4):
+        for second in range(1, 7):
             clock.now = float(second)
-            summary.tick(
-                counters(1500 * second, 1000 * second, handler_errors=second, undecodable=1, unsettled=7), 2, 1
-            )
-        clock.now = 4.0
-        summary.tick(counters(100, 100), 1, 2, stopping=True)  # a process took its counters with it
+            for process in (0, 1):
+                board.update(
+                    snapshot(
+                        process,
+                        deliveries=750 * second,
+                        deliveries_acked=500 * second,
+                        handler_errors=2,
+                        deliveries_unsettled=7,
+                    )
+                )
+            board.tick()
+            summary.tick(board)
+        board.ended(1)
+        board.tick()
+        summary.tick(board)
     written = screen.file.getvalue()  # type: ignore[attr-defined]
-    line = "shop:app: 2 processes, 1,500 deliveries/s, 1,000 acked/s, 4 failures, 7 unsettled, 1 restarts"
-    assert line in written
-    assert "shop:app: 1 process, 0 deliveries/s, 0 acked/s, 0 failures, 0 unsettled, 2 restarts, stopping" in written
+    assert "shop:app: 2 processes, 1,500 deliveries/s, 1,000 acked/s, 4 failures, 14 unsettled, 0 restarts" in written
+    assert "shop:app: 1 of 2 processes, not ready: process 1: has ended, and is started again, " in written
+    assert "4 failures, 7 unsettled, 1 restarts" in written
     assert written.count("\n") <= 2
 
 
-def test_elsewhere_it_is_logged_each_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_elsewhere_a_report_is_logged_each_minute(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "leveret")
     clock = Clock()
+    board = Board("shop:app", 1, clock)
     screen = Console(file=io.StringIO(), width=200)
     with Summary("shop:app", screen=screen, clock=clock) as summary:
         for second in range(1, 125):
             clock.now = float(second)
-            summary.tick(counters(second), 1, 0)
-    assert caplog.messages == ["1 process, 1 deliveries/s, 0 acked/s, 0 failures, 0 unsettled, 0 restarts"] * 2
+            board.update(snapshot(0, deliveries=second, deliveries_acked=second))
+            board.tick()
+            summary.tick(board)
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    for message in caplog.messages:
+        assert message.startswith(
+            "1 process, 1 deliveries/s, 1 acked/s, 0 failures, 0 unsettled, 0 restarts; shop:app, 60.0 s: consumed 60 "
+        )
     assert screen.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_no_failures_are_counted_while_nothing_is_connected(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    board = Board("shop:app", 1, clock)
+    reasons = ("the app is not connected yet",)
+    with Summary("shop:app", screen=Console(file=io.StringIO()), clock=clock) as summary:
+        clock.now = 61.0
+        board.update(snapshot(0, health=Health(ready=False, live=True, reasons=reasons), connections_open=0))
+        board.tick()
+        summary.tick(board)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages[0].startswith("1 process, not ready: the app is not connected yet, 0 restarts; ")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_quiet_summary_says_nothing(terminal: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "leveret")
     clock = Clock()
+    board = Board("shop:app", 1, clock)
     screen = Console(file=io.StringIO(), force_terminal=terminal, width=200)
     with Summary("shop:app", enabled=False, screen=screen, clock=clock) as summary:
         clock.now = 100.0
-        summary.tick(counters(5), 1, 0)
+        summary.tick(board)
     assert caplog.messages == []
     assert screen.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
-def test_logs_are_shown_unless_the_app_has_chosen_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = logging.getLogger("leveret")
-    monkeypatch.setattr(ours, "handlers", [])
-    monkeypatch.setattr(ours, "level", ours.level)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    log_to_stderr(quiet=True)
-    log_to_stderr(quiet=False)
-    assert len(ours.handlers) == 1
-    assert ours.level == logging.WARNING
+@pytest.fixture
+def plain_logging(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """Loggers without handlers, as a new process has them."""
+    root = logging.getLogger()
+    monkeypatch.setattr(logging.getLogger("leveret"), "handlers", [])
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    return root
+
+
+def test_logs_are_shown_unless_the_app_has_chosen_otherwise(plain_logging: logging.Logger) -> None:
+    plain_logging.handlers.clear()  # pytest's
+    start_log(RunOptions(target="shop:app", quiet=True))
+    start_log(RunOptions(target="shop:app"))
+    assert len(plain_logging.handlers) == 1
+    assert plain_logging.level == logging.WARNING
+
+
+def test_log_option_wins_over_what_the_app_has_chosen(plain_logging: logging.Logger, tmp_path: Path) -> None:
+    chosen = logging.NullHandler()
+    plain_logging.addHandler(chosen)
+    start_log(RunOptions(target="shop:app", log_file=str(tmp_path / "run.log"), log_format="json"))
+    logging.getLogger("leveret.run").info("begun")
+    assert chosen in plain_logging.handlers
+    assert '"message": "begun"' in (tmp_path / "run.log").read_text()

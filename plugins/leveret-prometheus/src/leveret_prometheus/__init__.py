@@ -12,7 +12,7 @@ import threading
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 
 from leveret.errors import ConfigurationError
 from leveret.plugins import MetricsSpec, hookimpl
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from leveret.plugins import MetricsFeed, MetricsSource
     from leveret_prometheus._collector import Family
 
-__all__ = ["PrometheusSink", "dashboard", "leveret_metrics"]
+__all__ = ["PrometheusSink", "dashboard", "leveret_metrics", "render"]
 
 __version__ = "0.1.0"
 
@@ -82,6 +82,21 @@ class PrometheusSink:
                 collector_of(self._registry).remove(feed)
 
 
+def render(source: MetricsSource) -> tuple[str, bytes]:
+    """Writes the numbers of a source in Prometheus' text format, as `leveret run --health` serves them.
+
+    Args:
+        source: The source.
+
+    Returns:
+        The content type and the body.
+    """
+    registry = CollectorRegistry()
+    sink = PrometheusSink(registry)
+    sink.start(source)
+    return CONTENT_TYPE_LATEST, generate_latest(registry)
+
+
 def dashboard() -> str:
     """Returns a Grafana dashboard as JSON. Import it in Grafana (Dashboards, New, Import) or provision it.
 
@@ -97,4 +112,4 @@ def dashboard() -> str:
 @hookimpl
 def leveret_metrics() -> Iterable[MetricsSpec]:
     """Returns the sink `prometheus`, which exports to the process's default registry."""
-    return [MetricsSpec(name="prometheus", factory=PrometheusSink)]
+    return [MetricsSpec(name="prometheus", factory=PrometheusSink, render=render)]
