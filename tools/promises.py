@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Updates the lists of tests in docs/promises.md: adds the tests of a promise that are missing there.
 
-The names of a promise's tests begin with `test_s` and its number. Names of deleted tests are removed and printed. If
+The names of a promise's tests begin with `test_s` (or `test_d`) and its number. Names of deleted tests are removed and printed. If
 such a test had a name without the number, add the test that replaces it by hand.
 """
 
@@ -23,15 +23,15 @@ def names_of_tests() -> set[str]:
 def updated(page: str, tests: set[str]) -> tuple[str, list[str]]:
     """Returns the page with correct lists, and the names that were removed."""
     gone: list[str] = []
-    parts = re.split(r"(?m)^(?=## S\d+: )", page)
+    parts = re.split(r"(?m)^(?=## [SD]\d+: )", page)
     for index, part in enumerate(parts):
-        heading = re.match(r"## S(\d+): ", part)
+        heading = re.match(r"## ([SD]\d+): ", part)
         if heading is None:
             continue
         before = re.findall(r"`(test_\w+)`", part)
-        own = sorted(test for test in tests if re.match(rf"test_(?:s\d+_)*s{heading[1]}_", test))
+        own = sorted(test for test in tests if re.match(rf"test_(?:[sd]\d+_)*{heading[1].lower()}_", test))
         named = own + [test for test in before if test in tests and test not in own]
-        gone += [f"S{heading[1]}: {test}" for test in before if test not in tests]
+        gone += [f"{heading[1]}: {test}" for test in before if test not in tests]
         rest = re.sub(r"\* Tests: .*\Z", "", part, flags=re.DOTALL).rstrip()
         listed = ",\n  ".join(f"`{test}`" for test in named)
         parts[index] = rest + (f"\n* Tests: {listed}.\n\n" if named else "\n\n")

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from leveret.app.checks import HealthCheck
 from leveret.app.process import check_main_thread
 from leveret.app.registration import (
     INFERRED,
@@ -109,8 +110,11 @@ class App:
         self._registrations: list[Registration] = []
         self._on_startup: list[Callable[[Client], object]] = []
         self._on_shutdown: list[Callable[[Client], object]] = []
+        self._checks: list[tuple[Callable[[Client], object], float, float]] = []
         self._run: AppRun | None = None
         self._last_counters: dict[str, int] = {}
+        # How many runs have ended.
+        self._ended = 0
 
     def __repr__(self) -> str:
         queues = ", ".join(sorted({it.queue for it in self._registrations}))
@@ -210,6 +214,33 @@ class App:
         self._on_shutdown.append(checked_hook(hook, "on_shutdown"))
         return hook
 
+    def health_check(self, *, every: float = 10.0, timeout: float = 5.0) -> Callable[[H], H]:
+        """Registers a function whose answer is part of the app's health, as the decorator `@app.health_check()`.
+
+            @app.health_check(every=15)
+            async def database(client: leveret.Client) -> str | None: ...
+
+        It is called with the client while the app consumes. It returns None, or in a few words what is wrong; what it
+        raises is wrong, too. While something is wrong, the app is not ready. A plain function is called in a thread.
+
+        Args:
+            every: Seconds between two calls, above 0 and up to 86400.
+            timeout: Seconds for a call, likewise; an async function is cancelled then.
+
+        Returns:
+            The decorator.
+
+        Raises:
+            ConfigurationError: A time is out of range, or it is not a function.
+        """
+        every, timeout = _seconds("every", every), _seconds("timeout", timeout)
+
+        def register(function: H) -> H:
+            self._checks.append((checked_hook(function, "health_check"), every, timeout))
+            return function
+
+        return register
+
     # ------------------------------------------------------------------ while it runs
 
     @property
@@ -267,11 +298,10 @@ class App:
             OperationTimeout: It was not ready in time; the text says why.
             ConnectionClosed: The app has ended meanwhile.
         """
-        began, ran = asyncio.get_running_loop().time(), False
+        began, ended = asyncio.get_running_loop().time(), self._ended
         while not (health := self.health()).ready:
-            if ran and self._run is None:
+            if self._ended > ended:
                 raise ConnectionClosed("the app has ended before it was ready")
-            ran = self._run is not None
             if asyncio.get_running_loop().time() - began >= timeout:
                 raise OperationTimeout(f"the app was not ready within {timeout:g} s: {'; '.join(health.reasons)}")
             # Health is computed when it is asked for, so that nothing is noted for those who do not ask.
@@ -317,7 +347,9 @@ class App:
             raise ConfigurationError("the app is running already")
         if not self._registrations:
             raise ConfigurationError("the app has no consumers; register handlers with @app.consumer(queue)")
-        run = self._run = AppRun(self, self._connect, self._on_startup, self._on_shutdown)
+        run = self._run = AppRun(
+            self, self._connect, self._on_startup, self._on_shutdown, [HealthCheck(*it) for it in self._checks]
+        )
         # The task that runs the app, and one that stops it when `stop` is set.
         working = asyncio.create_task(run.work())
         watching = None if stop is None else asyncio.create_task(stop.wait())
@@ -330,6 +362,7 @@ class App:
             await cancel_all([working] if watching is None else [working, watching], self.longest_shutdown)
             self._last_counters = self.counters()
             self._run = None
+            self._ended += 1
 
     def run(self, *, health: str | None = None) -> None:
         """Runs the app as the program: until SIGINT or SIGTERM, which drain it, on uvloop where it is installed.

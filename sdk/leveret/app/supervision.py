@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from leveret.app.app import App
+    from leveret.app.checks import HealthCheck
     from leveret.app.registration import Registration
     from leveret.client.client import Client
     from leveret.consuming.consumer import Consumer
@@ -153,6 +154,7 @@ class AppRun:
         connect: Makes an open client.
         on_startup: Called with the client, in this order, before any consumer starts.
         on_shutdown: Called with the client, the last first, when the consumers have ended.
+        checks: Checks of the app's own, which are part of its health while it consumes.
 
     Attributes:
         loop: The event loop.
@@ -168,6 +170,7 @@ class AppRun:
         connect: Callable[[], Awaitable[Client]],
         on_startup: Sequence[Callable[[Client], object]],
         on_shutdown: Sequence[Callable[[Client], object]],
+        checks: Sequence[HealthCheck] = (),
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.stopping = asyncio.Event()
@@ -181,6 +184,7 @@ class AppRun:
         self._connect = connect
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
+        self._checks = checks
 
     def counters(self) -> dict[str, int]:
         """Adds up what all consumers have counted, and their restarts."""
@@ -191,7 +195,7 @@ class AppRun:
         return dict(total)
 
     def health(self) -> Health:
-        """Returns the health of its client, and of consumers that are between two starts."""
+        """Returns the health of its client, of consumers that are between two starts, and of the app's own checks."""
         if self.client is None:
             why = ("the app is not connected yet",)
             return Health(ready=False, live=True, reasons=why, last_error=self._failure)
@@ -201,6 +205,7 @@ class AppRun:
         if self.state is RunState.CONSUMING:
             absent = [it.registration.queue for it in self.consumers if it.consumer is None]
             reasons += tuple(f"the consumer of queue {queue!r} is started again later" for queue in absent)
+            reasons += tuple(it.problem for it in self._checks if it.problem is not None)
             expected += len(absent)
         else:
             reasons = (f"the app {self.state.value}", *reasons)
@@ -270,6 +275,7 @@ class AppRun:
             )
         tasks = [asyncio.create_task(consumer.keep_running(client, stopping)) for consumer in self.consumers]
         waiting = asyncio.create_task(stopping.wait())
+        checking = [asyncio.create_task(check.keep(client)) for check in self._checks]
         whole = False
         try:
             # No deadline: this is the app's whole life. A consumer's task ends earlier only when it failed.
@@ -278,7 +284,7 @@ class AppRun:
             self._move(RunState.DRAINING)
             whole = await self._drain(tasks)
         finally:
-            await cancel_all([*tasks, waiting], GRACE)
+            await cancel_all([*tasks, waiting, *checking], GRACE)
         errors = [error for task in tasks if task.done() and not task.cancelled() and (error := task.exception())]
         for other in errors[1:]:
             logger.error("another consumer failed: %s", other)

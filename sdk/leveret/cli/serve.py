@@ -18,7 +18,7 @@ from leveret.cli.failures import CommandFailed
 from leveret.cli.summary import Summary
 from leveret.cli.target import load
 from leveret.errors import LeveretError, printable
-from leveret.monitoring.logs import setup_logging
+from leveret.monitoring.logs import TEXT, setup_logging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,8 +86,7 @@ def start_log(options: RunOptions) -> None:
     level = logging.WARNING if options.quiet else logging.INFO
     handler = setup_logging(level, format=options.log_format or "text", file=options.log_file)
     if options.log_file is None and options.log_format != "json" and sys.stderr.isatty() and not options.quiet:
-        text = handler.formatter._fmt if handler.formatter is not None else None
-        handler.setFormatter(logging.Formatter(f"{_CLEAR_LINE}{text}"))
+        handler.setFormatter(logging.Formatter(f"{_CLEAR_LINE}{TEXT}"))
 
 
 def _prepared(options: RunOptions) -> App:

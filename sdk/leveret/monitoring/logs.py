@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["FORMATS", "PROCESS_VARIABLE", "process_index", "setup_logging"]
+__all__ = ["FORMATS", "PROCESS_VARIABLE", "TEXT", "process_index", "setup_logging"]
 
 #: The environment variable with the number of a process that `leveret run` started, from 0 up.
 PROCESS_VARIABLE: Final = "LEVERET_PROCESS"
-_TEXT: Final = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
+#: The lines for people.
+TEXT: Final = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 #: What every record has. Anything else came with `extra=`.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -55,7 +56,7 @@ class JsonFormatter(logging.Formatter):
 
 #: The formatters by the names of `--log-format`.
 FORMATS: Final[dict[str, Callable[[], logging.Formatter]]] = {
-    "text": lambda: logging.Formatter(_TEXT),
+    "text": lambda: logging.Formatter(TEXT),
     "json": JsonFormatter,
 }
 

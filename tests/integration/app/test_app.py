@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from typing import TYPE_CHECKING
@@ -397,3 +398,89 @@ async def test_the_app_says_what_it_does_and_how_it_is(
         "shop: takes no more messages; handlers have 5 s to finish",
         "shop: stopped",
     ]
+
+
+# ---------------------------------------------------------------------- checks of its own
+
+
+async def ignore(value: object, message: leveret.Message) -> None:
+    """A handler."""
+
+
+@contextlib.asynccontextmanager
+async def running(app: leveret.App) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(app.serve(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+async def test_an_app_is_ready_while_its_own_checks_are_well(broker: EmbeddedBroker) -> None:
+    found: list[str | None] = [None]
+    app = leveret.App(broker.url)
+    app.topology = leveret.Topology().queue("work")
+    app.consumer("work")(ignore)
+
+    @app.health_check(every=0.01)
+    async def database(client: leveret.Client) -> str | None:
+        assert client is app.client
+        return found[0]
+
+    @app.health_check(every=0.01)
+    def disk(client: leveret.Client) -> None:
+        if found[0] is not None:
+            raise OSError("it is full")
+
+    async with running(app):
+        await app.ready()
+        found[0] = "it does not answer"
+        await until(lambda: len(app.health().reasons) == 2)
+        assert app.health().live
+        first, second = app.health().reasons
+        assert first.endswith("database: it does not answer")
+        assert second.endswith("disk: OSError: it is full")
+        found[0] = None
+        await app.ready()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_check_that_hangs_is_a_reason_and_is_called_once(
+    broker: EmbeddedBroker, plain: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+    go_on = threading.Event()
+    app = leveret.App(broker.url)
+    app.topology = leveret.Topology().queue("work")
+    app.consumer("work")(ignore)
+
+    def hang(client: leveret.Client) -> None:
+        calls.append(1)
+        go_on.wait(20)
+
+    async def hang_in_the_loop(client: leveret.Client) -> None:
+        calls.append(1)
+        await asyncio.Event().wait()
+
+    app.health_check(every=60, timeout=0.1)(hang if plain else hang_in_the_loop)
+    async with running(app):
+        await until(lambda: any("did not answer within 0.1 s" in reason for reason in app.health().reasons))
+        assert not app.health().ready
+        go_on.set()
+    assert len(calls) == 1
+    assert sum("did not answer" in message for message in caplog.messages) == 1
+
+
+async def test_an_app_that_is_not_ready_in_time_says_why(broker: EmbeddedBroker) -> None:
+    app = leveret.App(broker.url)
+    app.topology = leveret.Topology().queue("work")
+    app.consumer("work")(ignore)
+    with pytest.raises(OperationTimeout, match=r"not ready within 0\.05 s: the app is not running"):
+        await app.ready(0.05)
+    app.on_startup(lambda client: app.stop())
+    serving = asyncio.create_task(app.serve())
+    with pytest.raises(ConnectionClosed, match="the app has ended before it was ready"):
+        await app.ready()
+    await serving
