@@ -161,7 +161,7 @@ def _share(success: float | None) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 0.001:
-        return f"{seconds * 1e6:.0f} us"
+        return f"{seconds * 1e6:.3g} us"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
