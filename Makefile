@@ -16,7 +16,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts faults ordered costs prefetch blocked \
+.PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts faults ordered costs prefetch blocked dashboard \
     rabbitmq rabbitmq4 rabbitmq-c asan coverage clean
 
 help: ## list the targets
@@ -78,6 +78,9 @@ prefetch: setup rabbitmq ## compare fixed prefetches with "auto" on RabbitMQ (se
 
 blocked: setup ## client memory while the broker takes no publishings for a minute, in 12 runs; ARGS="--seconds 5" takes two minutes
 	@$(BIN)/python -m asv_bench.blocked $(ARGS)
+
+dashboard: setup ## run every query of the Grafana dashboard on a real Prometheus (apt-get install prometheus); under two minutes
+	@$(BIN)/python tools/dashboard.py $(ARGS)
 
 asan: setup ## unit tests and more with the compiled modules under gcc's address and undefined-behaviour sanitizers; ten to thirty minutes (ARGS: other tests)
 	@$(call APART,asan)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Updates the lists of tests in docs/promises.md: adds the tests of a promise that are missing there.
 
-The names of a promise's tests begin with `test_s` (or `test_d`) and its number. Names of deleted tests are removed and printed. If
-such a test had a name without the number, add the test that replaces it by hand.
+The names of a promise's tests begin with `test_s` (or `test_d`) and its number. Names of deleted tests are removed and
+printed. If such a test had a name without the number, add the test that replaces it by hand.
 """
 
 from __future__ import annotations
