@@ -62,6 +62,11 @@ cdef class RecvBuffer:
     cdef Py_ssize_t start
     cdef Py_ssize_t end
     cdef Py_ssize_t capacity
+    cdef Py_ssize_t most
+    # Reads in a row that the first buffer would have had room for.
+    cdef Py_ssize_t calm
+    # The last read took all that was offered, so there may be more.
+    cdef bint filled
     cdef readonly uint64_t received_bytes
 
     cdef int allocate(self, Py_ssize_t capacity) except -1

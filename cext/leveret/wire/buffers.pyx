@@ -12,8 +12,10 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 cdef enum:
-    # The least free space for a read, in bytes. With less, the buffer moves its content to the front first.
-    MIN_READ = 65536
+    # What a receive buffer offers for a read at first, in bytes. Most connections never need more.
+    FIRST_READ = 8192
+    # A buffer that has grown is made small again after so many reads in a row that needed no more than that.
+    CALM_READS = 256
     # The first block of an idle connection. Heartbeats and acknowledgements fit.
     MIN_BLOCK = 512
     # Extra room of a full block for its last message: a body that is copied, and its method and header frames.
@@ -30,15 +32,17 @@ cdef enum:
 cdef class RecvBuffer:
     """A contiguous receive buffer: each frame lies in one piece.
 
+    It begins with 8 KiB, and grows up to `most` when a read fills what it offered. It grows further for a frame that
+    needs more, so the reader's frame limit plus one read bounds it. It is small again after 256 reads that would have
+    fitted.
+
     Args:
-        capacity: Bytes to start with. The buffer grows only for a frame that needs more, so the reader's frame limit
-            plus one read bounds it.
+        most: The most bytes that it offers for a read.
     """
 
-    def __init__(self, Py_ssize_t capacity=262144):
-        if capacity < MIN_READ:
-            capacity = MIN_READ
-        self.allocate(capacity)
+    def __init__(self, Py_ssize_t most=262144):
+        self.most = max(most, FIRST_READ)
+        self.allocate(FIRST_READ)
         self.start = self.end = 0
 
     cdef int allocate(self, Py_ssize_t capacity) except -1:
@@ -77,12 +81,26 @@ cdef class RecvBuffer:
         """Returns writable memory for the next read (`asyncio.BufferedProtocol.get_buffer`).
 
         Args:
-            sizehint: The least number of bytes, at least 64 KiB. The buffer offers all of its free memory.
+            sizehint: Not used: uvloop always says 64 KiB, and -1 is asyncio's.
 
         Returns:
-            A memoryview of at least 64 KiB. It is valid until the next call.
+            A memoryview of at least 2 KiB: all that is free. It is valid until the next call.
         """
-        self.make_room(max(MIN_READ, sizehint))
+        if self.start == self.end:
+            self.start = self.end = 0
+            if self.filled and self.capacity < self.most:
+                self.allocate(min(4 * self.capacity, self.most))
+            elif self.calm >= CALM_READS and self.capacity > FIRST_READ:
+                self.allocate(FIRST_READ)
+                self.calm = 0
+            self.filled = False
+            return self.view
+        if self.filled and self.capacity < self.most:
+            # `make_room` doubles it at least.
+            self.make_room(self.capacity)
+        else:
+            self.make_room(self.capacity // 4)
+        self.filled = False
         return self.view if self.end == 0 else self.view[self.end:]
 
     def written(self, Py_ssize_t n):
@@ -93,6 +111,8 @@ cdef class RecvBuffer:
         """
         if n < 0 or n > self.capacity - self.end:
             raise ValueError(f"{n} bytes do not fit the {self.capacity - self.end} that were offered")
+        self.filled = n > 0 and n == self.capacity - self.end
+        self.calm = self.calm + 1 if self.end - self.start + n <= FIRST_READ // 2 else 0
         self.end += n
         self.received_bytes += <uint64_t>n
 

@@ -64,7 +64,7 @@ cdef class FrameReader:
             read and dropped.
         max_table_depth: The deepest nesting of tables in a message's headers.
         max_table_entries: The most values in a message's headers together.
-        capacity: Bytes of the receive buffer to start with.
+        capacity: The most bytes that are read at once. The receive buffer begins with 8 KiB.
         body_pool: The pool for `view_bodies`; None for a pool of its own. Readers of one thread may share a pool.
 
     Attributes:
@@ -146,6 +146,7 @@ cdef class FrameReader:
         if self.error is not None:
             # The stream has ended: drop later bytes and incomplete messages.
             self.buffer.start = self.buffer.end = 0
+            self.buffer.filled = False
             self.assemblies.clear()
             self.last = None
             self.last_channel = -1

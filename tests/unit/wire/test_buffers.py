@@ -44,16 +44,45 @@ class Blocks:
 # ---------------------------------------------------------------------------------------------- receiving
 
 
-def test_memory_of_at_least_64_KiB_is_offered_when_asked_for_any_size() -> None:
-    buffer = RecvBuffer()
-    for sizehint in (-1, 0, 1, 64 * KiB):
-        assert len(buffer.get_buffer(sizehint)) >= 64 * KiB
-    assert len(buffer.get_buffer(1_000_000)) >= 1_000_000
-    assert len(RecvBuffer(0).get_buffer(-1)) >= 64 * KiB
+@pytest.mark.parametrize("most", [0, 8 * KiB, 256 * KiB])
+def test_8_KiB_are_offered_at_first_whatever_is_asked_for(most: int) -> None:
+    for sizehint in (-1, 0, 1, 64 * KiB, 1_000_000):
+        assert len(RecvBuffer(most).get_buffer(sizehint)) == 8 * KiB
+
+
+def test_more_is_offered_when_a_read_took_all_up_to_the_most() -> None:
+    reader = FrameReader(capacity=256 * KiB)
+    offered = []
+    for _ in range(5):
+        view = reader.get_buffer(-1)
+        offered.append(len(view))
+        # Heartbeats, and the beginning of one.
+        data = (b"\x08\x00\x00\x00\x00\x00\x00\xce" * (len(view) // 8))[: len(view)]
+        view[:] = data
+        reader.received(len(view))
+    assert offered == [8 * KiB, 32 * KiB, 128 * KiB, 256 * KiB, 256 * KiB]
+
+
+def test_it_is_small_again_after_256_small_reads() -> None:
+    reader = FrameReader(capacity=256 * KiB)
+    heartbeat = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+    def receive(count: int) -> int:
+        view = reader.get_buffer(-1)
+        size = min(count * 8, len(view))
+        view[:size] = heartbeat * (size // 8)
+        reader.received(size)
+        return len(view)
+
+    for _ in range(3):
+        receive(100_000)
+    for _ in range(256):
+        assert receive(1) == 256 * KiB
+    assert receive(1) == 8 * KiB
 
 
 def test_memory_behind_what_was_read_is_offered_when_nothing_was_consumed() -> None:
-    buffer = RecvBuffer(128 * KiB)
+    buffer = RecvBuffer(16 * KiB)
     before = len(buffer.get_buffer(-1))
     buffer.get_buffer(-1)[:3] = b"abc"
     buffer.written(3)
@@ -62,10 +91,10 @@ def test_memory_behind_what_was_read_is_offered_when_nothing_was_consumed() -> N
     assert buffer.received_bytes == 3
 
 
-@pytest.mark.parametrize("n", [-1, 262_145, 2**40])
+@pytest.mark.parametrize("n", [-1, 8_193, 2**40])
 def test_a_count_that_was_not_offered_is_refused_when_reported_as_written(n: int) -> None:
     buffer = RecvBuffer(262_144)
-    with pytest.raises(ValueError, match=f"{n} bytes.*262144"):
+    with pytest.raises(ValueError, match=f"{n} bytes.*8192"):
         buffer.written(n)
     assert len(buffer) == 0
     reader = FrameReader()
