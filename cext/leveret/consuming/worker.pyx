@@ -111,6 +111,14 @@ cdef class Worker:
         """True while a handler is at work."""
         return self.state_now == HANDLING
 
+    def overdue(self):
+        """Returns for how many seconds the handler has been at work, if that is more than `slow_handler`; 0.0 if not."""
+        cdef int64_t passed
+        if self.state_now != HANDLING:
+            return 0.0
+        passed = monotonic() - self.begun
+        return passed * 1e-9 if passed > self.buffer.slow_after else 0.0
+
     def time_out(self):
         """Cancels the handler that is at work; the owner is told that it failed, with None for the error."""
         self.cancellation_now = TIMING_OUT
@@ -293,7 +301,7 @@ cdef class Worker:
             if late:
                 error = None
             # Otherwise the handler cancelled itself; its worker goes on.
-        elif not isinstance(error, Exception) or state != HANDLING:
+        elif state != HANDLING or isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             self.state_now = ENDED
             if state == HANDLING:
                 self.failures.abandoned(self.message)

@@ -154,7 +154,7 @@ class Client(ClientBase):
         try:
             closing = [self._close(until), *(it.close_by(until) for it in list(self._dedicated.values()))]
             if self._reporter is not None:
-                closing.append(self._reporter.close(max(0.0, until - loop.time())))
+                closing.append(self._reporter.close(max(0.0, until - loop.time()), asyncio.current_task()))
             results = await asyncio.gather(*closing, return_exceptions=True)
         finally:
             await self._sinks.close(max(0.0, deadline - loop.time()))

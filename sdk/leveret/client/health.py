@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from leveret.connection.link import LinkState
 from leveret.monitoring.health import Health
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def health_of(
     """
     reasons: list[str] = []
     connections: dict[str, str] = {}
+    idle: set[str] = set()
     blocked = 0.0
     last_error: str | None = None
     lasting = True
@@ -50,7 +52,11 @@ def health_of(
             elif purpose == "publish":
                 connections[purpose] = "not connected yet"
             continue
-        if not connection.is_open:
+        if not connection.is_open and link.may_recover and link.state is LinkState.LOST:
+            # Nobody waits for it. A service that only consumes works without the connection that publishes.
+            connections[purpose] = f"lost, and made again when it is needed: {link.failure or connection.error}"
+            idle.add(purpose)
+        elif not connection.is_open:
             connections[purpose] = f"lost: {link.failure or connection.error}"
             lasting = lasting and link.may_recover
         elif connection.blocked is not None:
@@ -58,7 +64,11 @@ def health_of(
             blocked = max(blocked, now - connection.blocked_at)
         else:
             connections[purpose] = "open"
-    reasons += [f"connection {purpose!r}: {state}" for purpose, state in connections.items() if state != "open"]
+    reasons += [
+        f"connection {purpose!r}: {state}"
+        for purpose, state in connections.items()
+        if state != "open" and purpose not in idle
+    ]
     expected = live = 0
     ages: list[float] = []
     for consumer in consumers:

@@ -78,9 +78,16 @@ class HandlerThreads:
     def call(self, value: Any, message: Message) -> Awaitable[object]:
         """Calls the handler in a thread."""
         calls = self._calls
-        future = calls[message] = self._pool.submit(self._handler, value, message)
+        future = calls[message] = self._pool.submit(self._run, value, message)
         future.add_done_callback(lambda _: calls.pop(message, None))
         return asyncio.wrap_future(future, loop=self._loop)
+
+    def _run(self, value: Any, message: Message) -> object:
+        try:
+            return self._handler(value, message)
+        except StopIteration as error:
+            # It cannot be raised into a future, whose worker would wait for ever. A coroutine makes the same of it.
+            raise RuntimeError("the handler raised StopIteration") from error
 
     def wait_for(self, message: Message, action: Coroutine[Any, Any, None] | None) -> Coroutine[Any, Any, None] | None:
         """Adds to an action for a message whose handler is late that its thread is waited for.

@@ -28,6 +28,8 @@ logger = logging.getLogger("leveret.consuming")
 
 #: How finely processing_timeout is measured: a handler may run this fraction of it too long.
 _CLOCK_STEPS: Final = 10
+#: Seconds between two looks for handlers that do not end.
+_LOOK: Final = 1.0
 #: How many of the messages that are given up are named in the log.
 _NAMED: Final = 20
 
@@ -61,6 +63,9 @@ class Workers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers: set[Worker] = set()
         self._clock: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        # The sequence of each worker whose handler was reported because it did not end.
+        self._reported: dict[Worker, int] = {}
         # The sequence of each worker when the clock ticked, and how often it was the same before.
         self._seen: dict[Worker, tuple[int, int]] = {}
         self._threads: HandlerThreads | None = None
@@ -111,6 +116,7 @@ class Workers:
         finally:
             self._workers.remove(worker)
             self._seen.pop(worker, None)
+            self._reported.pop(worker, None)
 
     def ends(self, task: asyncio.Task[Any]) -> bool:
         """Returns whether one of the tasks was cancelled to end it.
@@ -138,15 +144,28 @@ class Workers:
         )
 
     def start_clock(self) -> None:
-        """Begins to cancel handlers that take longer than `processing_timeout`, if there is one."""
+        """Begins to cancel handlers that take longer than `processing_timeout`, and to report those that do not end."""
         limit = self._settings.processing_timeout
         if limit is not None:
             self._clock = self._loop.call_later(limit / _CLOCK_STEPS, self._tick)
+        if self._watch is None:
+            self._watch = self._loop.call_later(_LOOK, self._look)
 
     def stop_clock(self) -> None:
         """Ends what `start_clock` began."""
-        if self._clock is not None:
-            self._clock.cancel()
+        for timer in (self._clock, self._watch):
+            if timer is not None:
+                timer.cancel()
+        self._clock = self._watch = None
+
+    def _look(self) -> None:
+        """Reports handlers that have been at work for longer than `slow_handler`: those that never end, too."""
+        self._watch = self._loop.call_later(_LOOK, self._look)
+        for worker in self._workers:
+            seconds, message = worker.overdue(), worker.message
+            if seconds and message is not None and self._reported.get(worker) != worker.sequence:
+                self._reported[worker] = worker.sequence
+                self._failures.still_running(message, seconds)
 
     def _tick(self) -> None:
         """Looks at all workers, so that no message needs a timer of its own."""

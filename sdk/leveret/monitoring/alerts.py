@@ -6,9 +6,10 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from leveret.errors import ConfigurationError
+from leveret.settings.functions import plain_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,11 +29,24 @@ class AlertRule:
 
     Attributes:
         name: The rule's name, unique among the rules of a client.
-        check: Called with each `Report`. It returns what is wrong, in a few words, or None.
+        check: A plain function, called with each `Report`. It returns what is wrong, in a few words, or None when all
+            is well, or `AlertRule.UNKNOWN` when the report does not tell: then an alert that fires goes on.
+
+    Raises:
+        ConfigurationError: `name` is no text, or `check` is no plain function.
     """
+
+    #: What `check` returns when a report does not tell whether all is well.
+    UNKNOWN: ClassVar = "unknown"
 
     name: str
     check: Callable[[Report], str | None]
+
+    def __post_init__(self) -> None:
+        name: object = self.name
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"the name of an alert rule is a text, not {name!r:.80}", option="name")
+        plain_function("check", self.check, "for each report")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +84,14 @@ class Alerts:
     """
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:
-        self._rules = tuple(rules)
+        try:
+            self._rules = tuple(rules)
+        except TypeError:
+            raise ConfigurationError(f"rules is a list of AlertRule, not {rules!r:.80}", option="rules") from None
+        for rule in self._rules:
+            given: object = rule
+            if not isinstance(given, AlertRule):
+                raise ConfigurationError(f"rules has a {type(given).__name__}, not an AlertRule", option="rules")
         names = Counter(rule.name for rule in self._rules)
         for name, count in names.items():
             if count > 1:
@@ -88,12 +109,8 @@ class Alerts:
         told: list[Alert] = []
         now = time.monotonic()
         for rule in self._rules:
-            try:
-                text = rule.check(report)
-            except Exception:
-                if rule.name not in self._failed:
-                    self._failed.add(rule.name)
-                    logger.warning("the alert rule %r failed (logged once)", rule.name, exc_info=True)
+            text = self._checked(rule, report)
+            if text == AlertRule.UNKNOWN:
                 continue
             begun = self._firing.get(rule.name)
             if text is not None:
@@ -104,6 +121,21 @@ class Alerts:
                 del self._firing[rule.name]
                 told.append(Alert(rule.name, False, begun[1], now - begun[0], report))
         return told
+
+    def _checked(self, rule: AlertRule, report: Report) -> str | None:
+        try:
+            text: object = rule.check(report)
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"it returned a {type(text).__name__}, not a text or None")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            # A CancelledError, too: it is the rule's own, and must not end the reports.
+            if rule.name not in self._failed:
+                self._failed.add(rule.name)
+                logger.warning("the alert rule %r failed (logged once)", rule.name, exc_info=True)
+            return AlertRule.UNKNOWN
+        return text
 
 
 def rules_for(settings: MonitoringSettings) -> list[AlertRule]:
@@ -140,7 +172,9 @@ def _consume_success(report: Report, limit: float) -> str | None:
 
 
 def _success(what: str, share: float | None, limit: float) -> str | None:
-    if share is None or share >= limit:
+    if share is None:
+        return AlertRule.UNKNOWN
+    if share >= limit:
         return None
     return f"{100 * share:.4g} % of the {what} succeeded; alert_success is {100 * limit:g} %"
 
@@ -154,6 +188,8 @@ def _handler_p99(report: Report, limit: float) -> str | None:
 
 
 def _p99(what: str, durations: Distribution, option: str, limit: float) -> str | None:
+    if not durations:
+        return AlertRule.UNKNOWN
     seconds = durations.percentile(99)
     return f"the 99th percentile of {what} is {seconds:.3g} s; {option} is {limit:g} s" if seconds > limit else None
 
@@ -180,4 +216,7 @@ def _queue_depth(report: Report, limit: float) -> str | None:
     deep = [
         f"{name!r} has {depth.messages}" for name, depth in report.queues.items() if depth and depth.messages > limit
     ]
-    return f"ready messages: {', '.join(deep)}; alert_queue_depth is {limit:g}" if deep else None
+    if not deep:
+        known = any(depth is not None for depth in report.queues.values())
+        return None if known or not report.queues else AlertRule.UNKNOWN
+    return f"ready messages: {', '.join(deep)}; alert_queue_depth is {limit:g}"

@@ -19,6 +19,9 @@ CATALOGUE: Final = {
     "returned": Metric("publishings_returned", "counter", "messages", "Publishings that no queue took.", _PRODUCER),
     "nacked": Metric("publishings_nacked", "counter", "messages", "Publishings the broker refused.", _PRODUCER),
     "unknown": Metric("publishings_unknown", "counter", "messages", "Publishings whose confirm never came.", _PRODUCER),
+    "not_sent": Metric(
+        "publishings_not_sent", "counter", "messages", "Publishings that were never written.", _PRODUCER
+    ),
     "outstanding": Metric(
         "publishings_outstanding", "gauge", "messages", "Publishings without an outcome yet.", _PRODUCER
     ),

@@ -13,7 +13,8 @@ class Health:
     """The state of a client or app, without a round trip to the broker.
 
     Attributes:
-        ready: The client is connected and not blocked, and each of its consumers gets deliveries.
+        ready: What the client needs is connected and not blocked, and each of its consumers gets deliveries. A lost
+            connection that nobody waits for is made again when it is needed, and keeps it ready.
         live: The client recovers by itself from what keeps it from being ready. If not, only a new one helps.
         reasons: The reasons why it is not ready; empty when it is.
         uptime: Seconds since it was opened.

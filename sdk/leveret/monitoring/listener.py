@@ -53,10 +53,10 @@ class Listener:
         else:
             self._once("does not return, and further events are dropped", None)
 
-    def stop(self) -> None:
-        """Drops the events that wait, and cancels the async call that is at work."""
+    def stop(self, caller: asyncio.Task[Any] | None = None) -> None:
+        """Drops the events that wait, and cancels the async call that is at work, unless that is the caller itself."""
         self._waiting.clear()
-        if self.task is not None:
+        if self.task is not None and self.task is not caller:
             self.task.cancel()
 
     def _call(self, event: object) -> None:
@@ -67,7 +67,10 @@ class Listener:
             if inspect.isawaitable(result):
                 self.task = asyncio.ensure_future(result)
                 self.task.add_done_callback(self._returned)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # A CancelledError, too: it is the function's own, and must not end the reports.
             self._once("raised", error)
 
     def _returned(self, task: asyncio.Future[Any]) -> None:

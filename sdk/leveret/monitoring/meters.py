@@ -32,7 +32,7 @@ class Meter(Protocol):
 class ProducerMeter:
     """Reads the counters in a producer's compiled parts, and counts its batches."""
 
-    __slots__ = ("_batch_seconds", "batch", "batch_confirmed", "batch_sizes", "batches", "window")
+    __slots__ = ("_batch_seconds", "batch", "batch_confirmed", "batch_sizes", "batches", "unwritten", "window")
 
     def __init__(self, window: ConfirmWindow) -> None:
         self.window = window
@@ -41,6 +41,8 @@ class ProducerMeter:
         self.batch_confirmed = 0
         self._batch_seconds = 0.0
         self.batch_sizes = Histogram()
+        # Messages that waited for room and got none.
+        self.unwritten = 0
 
     def add_batch(self, result: BatchResult) -> None:
         """Counts a call of `publish_batch` that has all its outcomes."""
@@ -68,6 +70,7 @@ class ProducerMeter:
             "returned": window.returned,
             "nacked": window.nacked,
             "unknown": window.unknown,
+            "not_sent": window.not_sent + self.unwritten,
             "batches": self.batches,
             "batch_confirmed": self.batch_confirmed,
             "batch_milliseconds": int(self._batch_seconds * 1000),

@@ -25,7 +25,7 @@ _FAILED: Final = (
     "deliveries_rejected",
     "deliveries_dropped",
 )
-_UNCONFIRMED: Final = ("publishings_returned", "publishings_nacked", "publishings_unknown")
+_UNCONFIRMED: Final = ("publishings_returned", "publishings_nacked", "publishings_unknown", "publishings_not_sent")
 
 
 class Totals:
@@ -218,7 +218,7 @@ class Report:
 
     def __str__(self) -> str:
         parts = []
-        if self.published.count or self.published.duration:
+        if self.published.count or self.published.duration or self.published.success is not None:
             parts.append(f"published {_line(self.published)}")
         if self.consumed.count or self.consumed.duration:
             parts.append(f"consumed {_line(self.consumed)}")
@@ -267,7 +267,8 @@ def durations(distribution: Distribution) -> dict[str, float]:
 
 def _line(flow: Flow) -> str:
     success = "" if flow.success is None else f", success {100 * flow.success:.4g} %"
-    return f"{flow.count:,} ({flow.rate:,.1f}/s){success}, {_spread(flow.duration)}"
+    spread = f", {_spread(flow.duration)}" if flow.duration else ""
+    return f"{flow.count:,} ({flow.rate:,.1f}/s){success}{spread}"
 
 
 def _spread(distribution: Distribution) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leveret.monitoring.alerts import Alert, AlertRule, Alerts
 from leveret.monitoring.listener import Listener
@@ -60,6 +60,7 @@ class Reporter:
         self._on_report = Listener("on_report", on_report)
         self._on_alert = Listener("on_alert", on_alert)
         self._logged: set[str] = set()
+        self._stopped = False
         self._usage = UsageMeter()  # behind what may raise: it registers a callback
         self._before, self._since = Totals(snapshot()), time.monotonic()
         self._last: Report | None = None
@@ -75,24 +76,39 @@ class Reporter:
         """The names of the alert rules that fire now."""
         return self._alerts.firing
 
-    def stop(self) -> None:
-        """Ends the reports, and cancels async listeners that are at work."""
+    def stop(self, caller: asyncio.Task[Any] | None = None) -> None:
+        """Ends the reports, and cancels async listeners that are at work, but not one that has called this."""
+        self._stopped = True
         self._usage.close()
         self._task.cancel()
-        self._on_report.stop()
-        self._on_alert.stop()
+        for listener in (self._on_report, self._on_alert):
+            listener.stop(caller)
 
-    async def close(self, timeout: float) -> None:
+    async def close(self, timeout: float, caller: asyncio.Task[Any] | None = None) -> None:
         """Does what `stop` does, and waits up to `timeout` seconds until the listeners have ended."""
-        self.stop()
-        tasks = [self._task, *(it.task for it in (self._on_report, self._on_alert) if it.task is not None)]
-        await asyncio.wait(tasks, timeout=timeout)
+        self.stop(caller)
+        listeners = (it.task for it in (self._on_report, self._on_alert) if it.task is not None)
+        _, late = await asyncio.wait([self._task, *(it for it in listeners if it is not caller)], timeout=timeout)
+        if late:
+            logger.warning(
+                "%s: %d listeners of reports did not end %.1f s after they were cancelled",
+                *(self._client, len(late), timeout),
+            )
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time() + self._every
         while True:
-            await asyncio.sleep(max(0.0, due - loop.time()))
+            try:
+                await asyncio.sleep(max(0.0, due - loop.time()))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._stopped or task is None:
+                    raise
+                # A listener or rule has cancelled the task that called it.
+                task.uncancel()
+                self._once("cancelled", "a listener or rule of %s cancelled the reports, which go on", self._client)
+                continue
             # A loop that was blocked for several periods gets one report, not several at once.
             due = max(due + self._every, loop.time())
             try:

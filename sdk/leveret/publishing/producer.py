@@ -107,7 +107,7 @@ class Producer(CompiledPublisher):
         self._packer = Packer(settings, self._encoder, self._encoded)
         self._tickets = TicketBook(self._window, self._loop, settings.confirm_timeout)
         self._deadlines = Deadlines(settings.publish_timeout, settings.confirm_timeout)
-        self._room = Room(self._life, self._window, settings, self._waiters, self._run_clock)
+        self._room = Room(self._life, self._window, settings, self._waiters, self._run_clock, self.meter)
         self._open_channel = partial(publishing_channel, confirms=settings.confirms)
         self._reopening = Reopening(connect, self._open_channel, self._take_over, self._give_up)
         self._culprits = Culprits(self._window, settings.on_loss)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from leveret.connection.connection import Connection
     from leveret.errors import PublishError
+    from leveret.monitoring.meters import ProducerMeter
     from leveret.publishing.confirms import ConfirmWindow
     from leveret.publishing.lifecycle import ProducerLife
     from leveret.settings import ProducerSettings
@@ -45,6 +46,7 @@ class Room:
         settings: Its options.
         waiters: Make what callers wait for.
         start_clock: Starts the producer's clock, which calls `expire`, unless it runs.
+        meter: Counts the messages that get no room.
 
     Attributes:
         limit: How many publishings may be unconfirmed before `publish` waits.
@@ -59,6 +61,7 @@ class Room:
         settings: ProducerSettings,
         waiters: Waiters,
         start_clock: Callable[[], None],
+        meter: ProducerMeter,
     ) -> None:
         self.limit = 1
         self.waiting: deque[tuple[int, int, float, Waiter]] = deque()
@@ -66,6 +69,7 @@ class Room:
         self._window = window
         self._waiters = waiters
         self._start_clock = start_clock
+        self._meter = meter
         self._timeout = settings.publish_timeout
         self._max_bytes = settings.max_outstanding_bytes
         self._max_span = max_span(settings)
@@ -155,6 +159,7 @@ class Room:
         try:
             while in_time:
                 if life.over:
+                    self._meter.unwritten += 1
                     raise self.refusal()
                 if life.writable and self._connection.obstacle() is not None:
                     in_time = await self._wait_flowing(deadline)
@@ -177,6 +182,7 @@ class Room:
             raise
         self.wake()
         stage, text = self.obstacle(limit, held_up_by)
+        self._meter.unwritten += 1
         raise not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s", stage, life.error)
 
     async def _wait_flowing(self, deadline: float) -> bool:

@@ -113,6 +113,125 @@ async def test_a_slow_handler_is_reported_with_queue_handler_and_message_id(
     assert text.endswith("for message 'slow'")
 
 
+async def test_a_handler_that_does_not_end_is_reported_once(
+    client: leveret.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = client.consumer("orders")
+    client.report(every=10, slow_handler=0.05)
+    go_on = asyncio.Event()
+
+    async def hang(value: int, message: leveret.Message) -> None:
+        await go_on.wait()
+
+    def said() -> list[str]:
+        return [text for text in caplog.messages if "has been at work" in text]
+
+    async with client.producer() as producer, running(consumer, hang):
+        await producer.publish(1, "orders", message_id="endless")
+        await until(said)
+        await asyncio.sleep(1.2)
+        go_on.set()
+        await until(lambda: consumer.counters()["acked"] == 1)
+    (text,) = said()
+    assert re.search(r"queue 'orders': the handler \S*hang has been at work for \S+ s on message 'endless'", text)
+
+
+async def test_publishings_that_were_never_written_are_failures(proxy: FaultProxy) -> None:
+    async with leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
+        reports: list[leveret.Report] = []
+        alerts: list[leveret.Alert] = []
+        client.report(every=0.2, on_report=reports.append, on_alert=alerts.append, alert_success=0.9)
+        async with client.producer(publish_timeout=0.3) as producer:
+            proxy.refuse()
+            proxy.reset()
+            for _ in range(3):
+                with pytest.raises(leveret.PublishError):
+                    await producer.publish(1, "orders", mandatory=False)
+            await until(lambda: alerts)
+            assert producer.counters()["not_sent"] + producer.counters()["unknown"] == 3
+            assert alerts[0].rule == "publish_success"
+            assert min(it.published.success for it in reports if it.published.success is not None) < 0.9
+            proxy.accept()
+            await producer.publish(1, "orders", mandatory=False)
+
+
+async def test_a_service_that_only_consumes_is_ready_again_after_an_outage(proxy: FaultProxy) -> None:
+    async with leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
+        await client.declare(leveret.Topology().queue("orders"))
+        async with running(client.consumer("orders"), lambda value, message: None):
+            await until(lambda: client.health().consumers_live == 1)
+            lost = client.metrics
+            proxy.reset()
+            await until(lambda: sum(it.value for it in lost() if it.metric.name == "connections_lost") == 2)
+            await until(lambda: client.health().ready)
+            assert client.health().connections["publish"].startswith("lost, and made again when it is needed: ")
+
+
+async def test_a_listener_may_close_the_client(embedded: EmbeddedBroker, caplog: pytest.LogCaptureFixture) -> None:
+    client = await leveret.connect(embedded.url)
+    closed = asyncio.Event()
+
+    async def close(report: leveret.Report) -> None:
+        await client.close()
+        closed.set()
+
+    client.report(every=0.1, on_report=close)
+    async with asyncio.timeout(10):
+        await closed.wait()
+    assert client.health().reasons[0] == "the client is closed"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+class NativePanic(BaseException):
+    """What some libraries in native code raise."""
+
+
+def raise_cancelled(report: leveret.Report) -> None:
+    raise asyncio.CancelledError
+
+
+def raise_panic(report: leveret.Report) -> None:
+    raise NativePanic
+
+
+def cancel_the_task(report: leveret.Report) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+@pytest.mark.parametrize("as_rule", [True, False])
+@pytest.mark.parametrize("function", [raise_cancelled, raise_panic, cancel_the_task])
+async def test_no_callback_ends_the_reports(
+    client: leveret.Client, caplog: pytest.LogCaptureFixture, function: Any, as_rule: bool
+) -> None:
+    options: dict[str, Any] = {"rules": [leveret.AlertRule("mine", function)]} if as_rule else {"on_report": function}
+    reporter = client.report(every=0.1, **options)
+    await until(lambda: reporter.last is not None)
+    first = reporter.last
+    await until(lambda: reporter.last is not first and caplog.records)
+    second = reporter.last
+    await until(lambda: reporter.last is not second)
+    assert len([it for it in caplog.records if it.levelno == logging.WARNING]) == 1
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_what_a_handler_raises_is_the_failure_of_its_message(client: leveret.Client, plain: bool) -> None:
+    consumer = client.consumer("orders", on_error=leveret.Park())
+    error = StopIteration() if plain else NativePanic()
+
+    def raise_plainly(value: int, message: leveret.Message) -> None:
+        raise error
+
+    async def raise_in_the_loop(value: int, message: leveret.Message) -> None:
+        raise error
+
+    async with client.producer() as producer, running(consumer, raise_plainly if plain else raise_in_the_loop):
+        await producer.publish(1, "orders")
+        await until(lambda: consumer.counters()["parked"] == 1)
+        assert consumer.counters()["handler_errors"] == 1
+
+
 async def test_settings_begin_the_reports_and_the_call_replaces_them(
     embedded: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -296,17 +415,22 @@ async def test_a_client_is_ready_while_it_is_connected_and_its_consumers_get_del
     assert str(closed).startswith("not live: the client is closed")
 
 
+async def publish_one(client: leveret.Client) -> None:
+    async with client.producer() as producer:
+        await producer.publish(1, "missing", mandatory=False)
+
+
 async def test_a_client_without_a_connection_is_live_and_not_ready_and_says_why(proxy: FaultProxy) -> None:
     async with leveret.connect(proxy.url, recovery_max_delay=0.1) as client:
         assert client.health().ready
         proxy.refuse()
         proxy.reset()
+        publishing = asyncio.create_task(publish_one(client))
         await until(lambda: not client.health().ready)
         health = client.health()
         assert health.live
         assert health.connections["publish"].startswith("lost: ")
         assert health.last_error
         proxy.accept()
-        async with client.producer() as producer:
-            await producer.publish(1, "missing", mandatory=False)
+        await publishing
         await until(lambda: client.health().ready)

@@ -80,6 +80,69 @@ def test_each_threshold_fires_once_beyond_it_and_is_over_once(
     assert alerts.apply(report(**good)) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "bad", "unknown"),
+    [
+        (
+            {"alert_success": 0.99},
+            {"published": dataclasses.replace(QUIET.published, success=0.5)},
+            {"published": QUIET.published},
+        ),
+        ({"alert_handler_p99": 0.5}, {"handling": slow(0.6)}, {}),
+        (
+            {"alert_queue_depth": 100, "report_queues": ["q"]},
+            {"queues": {"q": QueueDepth(101, 1)}},
+            {"queues": {"q": None}},
+        ),
+    ],
+)
+def test_an_alert_goes_on_while_nothing_tells_that_all_is_well(
+    options: dict[str, Any], bad: dict[str, Any], unknown: dict[str, Any]
+) -> None:
+    alerts = Alerts(rules_for(leveret.MonitoringSettings(**options)))
+    assert len(alerts.apply(report(**bad))) == 1
+    assert alerts.apply(report(**unknown)) == []
+    assert len(alerts.firing) == 1
+
+
+def test_a_rule_of_one_s_own_may_not_know() -> None:
+    answers = ["bad", AlertRule.UNKNOWN, None]
+    alerts = Alerts([AlertRule("mine", lambda it: answers.pop(0))])
+    assert [len(alerts.apply(report())) for _ in range(3)] == [1, 0, 1]
+
+
+async def wait_for_it(it: Report) -> str | None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "said"),
+    [
+        ("", len, "the name of an alert rule is a text"),
+        (None, len, "the name of an alert rule is a text"),
+        ("mine", None, "check is a NoneType, not a function"),
+        ("mine", wait_for_it, "check is the `async def` function"),
+    ],
+)
+def test_a_rule_that_could_never_be_applied_is_refused(name: Any, check: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        AlertRule(name, check)
+
+
+@pytest.mark.parametrize("rules", [5, AlertRule("mine", lambda it: None), [object()]])
+def test_what_is_no_list_of_rules_is_refused(rules: Any) -> None:
+    with pytest.raises(ConfigurationError, match="rules") as refusal:
+        Alerts(rules)
+    assert refusal.value.option == "rules"
+
+
+def test_a_rule_that_returns_something_else_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    answer: Any = 7
+    alerts = Alerts([AlertRule("mine", lambda it: answer)])
+    assert alerts.apply(report()) == alerts.apply(report()) == []
+    assert len(caplog.records) == 1
+
+
 def test_without_thresholds_there_are_no_rules() -> None:
     assert rules_for(leveret.MonitoringSettings()) == []
 

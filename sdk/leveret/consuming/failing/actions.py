@@ -233,6 +233,12 @@ class FailureActions:
         """Reports a handler that took longer than `slow_handler`."""
         self._log.failure("the handler %s took %.3g s for message %s", self.handler_name, seconds, id_of(message))
 
+    def still_running(self, message: Message, seconds: float) -> None:
+        """Reports a handler that takes longer than `slow_handler` and has not ended."""
+        self._log.failure(
+            "the handler %s has been at work for %.3g s on message %s", self.handler_name, seconds, id_of(message)
+        )
+
     # ------------------------------------------------------------------ what a user asks for
 
     def claim(self, message: Message) -> bool:
