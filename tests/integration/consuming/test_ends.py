@@ -58,11 +58,11 @@ async def test_run_returns_when_its_handler_closes_the_consumer(
         assert not scripted.got("Basic.Ack")
 
 
-class Unusual(BaseException):
-    """Not an Exception."""
+class Unusual(GeneratorExit):
+    """Like KeyboardInterrupt and SystemExit, it is no failure of a message. (Those end the event loop of a test.)"""
 
 
-async def test_run_raises_what_is_no_exception_and_the_message_goes_back(
+async def test_run_raises_what_ends_more_than_a_message_which_goes_back(
     scripted: Scripted, client: leveret.Client
 ) -> None:
     consumer = client.consumer("q", concurrency=2)

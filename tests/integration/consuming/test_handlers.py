@@ -487,7 +487,7 @@ async def test_what_a_handler_raises_ends_its_message_or_run_and_nothing_hangs(
 
 
 async def test_run_ends_when_one_of_its_workers_cannot_go_on(queues: Queues) -> None:
-    class Fatal(BaseException):
+    class Fatal(GeneratorExit):
         pass
 
     await queues.publish(1, 2)
