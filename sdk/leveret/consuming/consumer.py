@@ -21,7 +21,8 @@ from leveret.consuming.channel_deliveries import Acknowledger, ChannelDeliveries
 from leveret.consuming.delivery_buffer import DeliveryBuffer
 from leveret.consuming.failing.actions import FailureActions
 from leveret.consuming.failing.error_policy import checked_refusal, policy_of
-from leveret.consuming.failing.held_messages import HeldMessages
+from leveret.consuming.failing.held_messages import HeldMessages, Intake
+from leveret.consuming.failing.renewal import Renewal
 from leveret.consuming.ordering import key_function
 from leveret.consuming.prefetch_tuner import Load, PrefetchTuner
 from leveret.consuming.read_collector import ReadCollector
@@ -101,11 +102,10 @@ class Consumer(Generic[T], DeliveryBuffer):
         held = HeldMessages(
             loop,
             meter,
-            limit=lambda: max(1, self._prefetch // 2),
+            share=lambda: self._prefetch // 2,
             unstarted=lambda: self._unstarted,
-            give=self._give_again,
-            rest=self._rest,
-            withhold=self._withhold,
+            give=self._give_due,
+            renewal=lambda: self._renewal,
         )
         failures = FailureActions(
             meter,
@@ -145,7 +145,6 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._no_ack = no_ack
         self._acks = acks
         self._failures = failures
-        self._declared = declared
         self._held = held
         self._position = position
         self._settler = Settler(
@@ -172,6 +171,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             changed=self._note_state,
             settle=lambda: acks.flush(stragglers=True),
         )
+        self._renewal = Renewal(self._subscription, settings, declared, held)
         self._limit: Handoff | Unlimited | None = None
         if is_handed_off:
             self._limit = Handoff(acks, settings.handoff_size)
@@ -226,9 +226,9 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._note_end(over=life.is_over, stopping=life.is_stopped)
         if life.is_over and self._held:
             self._failures.give_back(self._held.take())
-        self.meter.expected = life.state is ConsumerState.LOST or (
-            life.state is ConsumerState.CONSUMING and not subscription.is_withheld
-        )
+        # Deliveries should come to a consumer that holds too many failed messages to get them.
+        wanted = self._held.intake is Intake.FULL or not subscription.is_withheld
+        self.meter.expected = life.state is ConsumerState.LOST or (life.state is ConsumerState.CONSUMING and wanted)
         self.meter.live = subscription.is_live
         if self._prefetch != subscription.prefetch:
             self._prefetch = self.meter.prefetch = subscription.prefetch
@@ -269,7 +269,8 @@ class Consumer(Generic[T], DeliveryBuffer):
             ChannelClosed: The queue cannot be consumed any more.
         """
         self.settings.replace(prefetch=prefetch)  # raises when it is out of range
-        await self._subscription.change_prefetch(prefetch)
+        async with self._renewal.lock:
+            await self._subscription.change_prefetch(prefetch)
 
     async def pause(self) -> None:
         """Stops the deliveries (basic.cancel) until `resume`.
@@ -313,7 +314,8 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         It stops the deliveries (basic.cancel), gives messages back that no handler has begun with, waits for the
         handlers that are at work, and writes their acknowledgements. Then `run` returns. With `ack` "none" and
-        "handoff" the messages that wait here cannot go back, and are handled, too.
+        "handoff" the messages that wait here cannot go back, and are handled, too. A handler that awaits `drain` waits
+        for itself until the timeout cancels it: call `stop` there, or await `drain` in a task of your own.
 
         Args:
             timeout: Seconds for all of it, 0 to 86400. Handlers that take longer are cancelled, and their messages go
@@ -383,6 +385,7 @@ class Consumer(Generic[T], DeliveryBuffer):
                 with contextlib.suppress(LeveretError):
                     await self._subscription.end()
             await self._subscription.detach()
+            await self._renewal.close()
             if self._tuner is not None:
                 await self._tuner.close()
         finally:
@@ -560,18 +563,14 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._connection.check_loop()
 
     def _give_again(self, messages: list[Message]) -> None:
-        """Puts messages that were held before those that wait."""
+        """Puts messages that were taken before those that wait."""
         self._put_back(messages)
         self._wake_more()
 
-    def _withhold(self, is_withheld: bool) -> None:
-        """Tells the subscription whether the broker shall send deliveries, while many messages are held."""
-        if self._declared.is_transient(self.queue):
-            return  # without a consumer an auto-delete queue would be deleted; the prefetch is the limit
-        if is_withheld:
-            self._subscription.withhold(self._held)
-        else:
-            self._subscription.allow(self._held)
+    def _give_due(self, messages: list[Message]) -> None:
+        """Puts messages that were held behind those that wait."""
+        self._put_back([*self._take_unstarted(), *messages])
+        self._wake_more()
 
     def _stop_for(self, error: BaseException) -> None:
         """Ends the consumer with an error, because the error policy said so."""

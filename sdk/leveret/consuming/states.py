@@ -179,6 +179,8 @@ class ConsumerHealth:
 
     Attributes:
         expected: Deliveries should come: it has subscribed, and was neither paused, drained, cancelled nor stopped.
+            True while it takes none because it holds as many failed messages as it may; False while it takes none
+            because it is full, with `ack` "none".
         live: The broker has it among the queue's consumers, as far as this side knows: it has answered basic.consume.
         delivery_age: Seconds since the last delivery came, or None when none has.
         working: Messages that handlers are at work on.

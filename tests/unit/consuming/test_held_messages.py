@@ -1,4 +1,4 @@
-"""Messages that a consumer holds: each comes back when it is due, and the consumer rests while too many are held."""
+"""Messages that a consumer holds: each comes back when it is due, and no others come while too many are held."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.corpus import frames
 
 from leveret.consuming.acks import AckWindow
 from leveret.consuming.channel_deliveries import ChannelDeliveries, reserve, restore
+from leveret.consuming.failing import held_messages
 from leveret.consuming.failing.held_messages import LONGEST_HOLD, HeldMessages, Intake, hold_delay
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.wire.buffers import SendBuffer
@@ -67,21 +68,20 @@ class Decoder:
 class Consumer:
     """What holds messages, and what it does to the rest of a consumer."""
 
-    def __init__(self, count: int, limit: int) -> None:
+    def __init__(self, count: int, share: int, body: bytes = b"x") -> None:
         self.loop = Loop()
         self.meter = ConsumerMeter(AckWindow(0))
         self.given: list[tuple[float, int]] = []
         self.unstarted = 0
-        self.resting: list[bool] = []
-        self.withheld: list[bool] = []
+        # What was asked of the renewal: None to look, or whether to withhold.
+        self.asked: list[bool | None] = []
         self.held = HeldMessages(
             self.loop,  # type: ignore[arg-type]
             self.meter,
-            limit=lambda: limit,
+            share=lambda: share,
             unstarted=lambda: self.unstarted,
             give=self._give,
-            rest=self.resting.append,
-            withhold=self.withheld.append,
+            renewal=lambda: self,  # type: ignore[arg-type, return-value]
         )
         decoder = Decoder()
         self.deliveries = ChannelDeliveries(
@@ -91,17 +91,28 @@ class Consumer:
             decoder,
             lambda *_: None,  # type: ignore[arg-type]
         )
-        run = frames.run_of(FrameReader().feed(b"".join(frames.delivery(1, tag, b"x") for tag in range(1, count + 1))))
+        run = frames.run_of(FrameReader().feed(b"".join(frames.delivery(1, tag, body) for tag in range(1, count + 1))))
         self.deliveries.acks.delivered(run)
         self.deliveries.adopt(run, 0.0)
         self.messages = run.messages
+
+    def look(self) -> None:
+        self.asked.append(None)
+
+    def withhold(self, is_withheld: bool) -> None:
+        self.asked.append(is_withheld)
+
+    @property
+    def withheld(self) -> list[bool]:
+        """What was asked, without the looks."""
+        return [what for what in self.asked if what is not None]
 
     def _give(self, messages: list[Message]) -> None:
         self.given += [(self.loop.now, message.delivery_tag) for message in messages]
 
 
 def test_each_message_comes_back_when_it_is_due_and_can_be_settled_then() -> None:
-    consumer = Consumer(3, limit=10)
+    consumer = Consumer(3, share=10)
     one, two, three = consumer.messages
     for message, delay in ((one, 5.0), (two, 1.0), (three, 1.0)):
         consumer.held.hold(message, delay)
@@ -117,59 +128,91 @@ def test_each_message_comes_back_when_it_is_due_and_can_be_settled_then() -> Non
 
 
 def test_no_hold_is_longer_than_ten_minutes() -> None:
-    consumer = Consumer(1, limit=10)
+    consumer = Consumer(1, share=10)
     consumer.held.hold(consumer.messages[0], 10_000_000)
     consumer.loop.go_to(LONGEST_HOLD)
     assert LONGEST_HOLD == 600
     assert consumer.given == [(600.0, 1)]
 
 
-def test_the_consumer_rests_and_withholds_until_one_is_due_and_the_rest_is_handled() -> None:
-    consumer = Consumer(3, limit=2)
+@pytest.fixture
+def two_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_messages, "MOST_HELD", 2)
+
+
+@pytest.mark.usefixtures("two_at_most")
+def test_deliveries_are_withheld_until_fewer_are_held_and_none_waits() -> None:
+    consumer = Consumer(3, share=1)
     one, two, three = consumer.messages
     consumer.held.hold(one, 1)
-    assert (consumer.resting, consumer.withheld) == ([], [])
+    assert (consumer.held.intake, consumer.asked) == (Intake.OPEN, [None])
     consumer.unstarted = 1
     consumer.held.hold(two, 3)
-    assert (consumer.held.intake, consumer.resting, consumer.withheld) == (Intake.FULL, [True], [True])
-    consumer.loop.go_to(1)
-    # Workers go on; the broker sends nothing more before what is here was handled.
-    assert (consumer.held.intake, consumer.resting, consumer.withheld) == (Intake.CLEARING, [True, False], [True])
+    assert (consumer.held.intake, consumer.asked) == (Intake.FULL, [None, True])
+    # What is here is handled and may be held as well; what is due comes back.
     consumer.held.hold(three, 5)
-    assert (consumer.held.intake, consumer.resting, consumer.withheld) == (Intake.FULL, [True, False, True], [True])
-    consumer.loop.go_to(3)
-    assert consumer.held.intake is Intake.CLEARING
-    consumer.unstarted = 0
     consumer.loop.go_to(4)
-    assert (consumer.held.intake, consumer.withheld) == (Intake.OPEN, [True, False])
+    assert (consumer.given, consumer.held.intake) == ([(1.0, 1), (3.0, 2)], Intake.FULL)
+    consumer.unstarted = 0
+    consumer.loop.go_to(4.1)
+    assert (consumer.held.intake, consumer.asked) == (Intake.OPEN, [None, True, False, None])
     assert len(consumer.held) == 1
 
 
+@pytest.mark.usefixtures("two_at_most")
+def test_half_of_a_large_prefetch_is_held_in_any_case() -> None:
+    consumer = Consumer(3, share=3)
+    for message in consumer.messages[:2]:
+        consumer.held.hold(message, 1)
+    assert consumer.withheld == []
+    consumer.held.hold(consumer.messages[2], 1)
+    assert (consumer.held.intake, consumer.withheld) == (Intake.FULL, [True])
+
+
+def test_large_bodies_are_held_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_messages, "MOST_BYTES", 2000)
+    consumer = Consumer(3, share=1, body=bytes(999))
+    one, two, three = consumer.messages
+    consumer.held.hold(one, 1)
+    assert consumer.withheld == []
+    consumer.held.hold(two, 5)
+    assert consumer.withheld == [True]
+    consumer.loop.go_to(2)
+    assert consumer.withheld == [True, False]
+    consumer.held.hold(three, 5)
+    assert consumer.withheld == [True, False, True]
+    consumer.deliveries.end()
+    consumer.held.forget(lambda messages: messages[:1])
+    assert consumer.withheld == [True, False, True, False]
+
+
+@pytest.mark.usefixtures("two_at_most")
 def test_all_messages_are_taken_and_the_consumer_takes_others_again() -> None:
-    consumer = Consumer(3, limit=3)
+    consumer = Consumer(3, share=1)
     for message, delay in zip(consumer.messages, (3, 2, 1), strict=True):
         consumer.held.hold(message, delay)
     assert consumer.held.intake is Intake.FULL
     assert [message.delivery_tag for message in consumer.held.take()] == [1, 2, 3]
-    assert (consumer.held.intake, consumer.resting, consumer.withheld) == (Intake.OPEN, [True, False], [True, False])
+    assert (consumer.held.intake, consumer.withheld) == (Intake.OPEN, [True, False])
     assert not any(message.is_settled for message in consumer.messages)
     consumer.loop.go_to(10)
     assert consumer.given == []
 
 
+@pytest.mark.usefixtures("two_at_most")
 def test_messages_of_a_lost_channel_are_forgotten_but_for_those_that_the_broker_has_forgotten() -> None:
-    consumer = Consumer(3, limit=3)
-    for message in consumer.messages:
-        consumer.held.hold(message, 1)
+    consumer = Consumer(3, share=1)
+    for message, delay in zip(consumer.messages, (1, 2, 3), strict=True):
+        consumer.held.hold(message, delay)
     consumer.deliveries.end()
     consumer.held.forget(lambda messages: messages[1:2])
     assert consumer.held.intake is Intake.OPEN
-    consumer.loop.go_to(1)
-    assert consumer.given == [(1.0, 2)]
+    consumer.loop.go_to(3)
+    assert consumer.given == [(2.0, 2)]
 
 
 def test_a_message_is_reserved_once_and_restored_once() -> None:
-    consumer = Consumer(2, limit=1)
+    consumer = Consumer(2, share=1)
     one, two = consumer.messages
     acks = consumer.deliveries.acks
     assert reserve(one)

@@ -170,22 +170,22 @@ class FailureActions:
 
     def undecodable(self, message: Message, error: BaseException) -> Coroutine[Any, Any, None] | None:
         """Does what a rule of the policy says about a body that cannot be decoded; parks it without a rule."""
-        self._meter.undecodable += 1
-        count = self._meter.undecodable
-        if count in (1, 10, 100) or count % 1000 == 0:
-            logger.warning(
-                "queue %r: %s could not be decoded, the last one with message id %s: %s",
-                self._queue,
-                "1 message" if count == 1 else f"{count} messages",
-                id_of(message),
-                error,
-            )
+        if self._count_undecodable(message):
+            count = self._meter.undecodable
+            if count in (1, 10, 100) or count % 1000 == 0:
+                logger.warning(
+                    "queue %r: %s could not be decoded, the last one with message id %s: %s",
+                    self._queue,
+                    "1 message" if count == 1 else f"{count} messages",
+                    id_of(message),
+                    error,
+                )
         action = self._policy.decide(error, message) if self._policy.has_rule_for(error) else Park()
         return self._act(message, action, error)
 
     def without_key(self, message: Message, error: BaseException) -> None:
         """Parks a message that has no key, so that it cannot be handled in order."""
-        self._meter.undecodable += 1
+        self._count_undecodable(message)
         self._log.failure("ordered_by raised %s for %r", type(error).__name__, message)
         action = self._act(message, Park(), error)
         if action is not None:
@@ -450,6 +450,13 @@ class FailureActions:
         restore(message)
         if not message.is_settled:
             self.give_back_unstarted([message])
+
+    def _count_undecodable(self, message: Message) -> bool:
+        """Counts a message, unless it was held here and is tried again; returns whether it did."""
+        if message.failed_here:
+            return False
+        self._meter.undecodable += 1
+        return True
 
     # ------------------------------------------------------------------ delivery limits and rights
 
