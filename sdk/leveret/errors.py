@@ -159,7 +159,15 @@ class TableSyntaxError(RemoteProtocolError):
 
 
 class IncompatibleProtocol(RemoteProtocolError):
-    """The peer does not speak AMQP 0-9-1."""
+    """The peer does not speak AMQP 0-9-1.
+
+    Attributes:
+        began_with: The first bytes that it sent, at most 8; empty when they are not what is wrong.
+    """
+
+    def __init__(self, message: str, *, reply_code: int | None = None, began_with: bytes = b"") -> None:
+        super().__init__(message, reply_code=reply_code)
+        self.began_with = began_with
 
 
 class TransportError(LeveretError):

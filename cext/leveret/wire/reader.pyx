@@ -295,9 +295,9 @@ cdef class FrameReader:
             if left < 8:
                 return 0
             raise IncompatibleProtocol(f"the server speaks AMQP {start[5]}-{start[6]}-{start[7]} (protocol id "
-                                       f"{start[4]}), not 0-9-1")
+                                       f"{start[4]}), not 0-9-1", began_with=start)
         if self.received_frames == 0:
-            raise IncompatibleProtocol(f"the peer does not speak AMQP: it began with {start!r}")
+            raise IncompatibleProtocol(f"the peer does not speak AMQP: it began with {start!r}", began_with=start)
         raise FrameError(f"unknown frame type {p[0]}")
 
     cdef _Assembly _assembly(self, uint16_t channel):

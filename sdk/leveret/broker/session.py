@@ -47,10 +47,12 @@ if TYPE_CHECKING:
     from leveret.transport.frame_transport import FrameTransport
     from leveret.wire.buffers import SendBuffer
 
-__all__ = ["BrokerSession", "SessionState"]
+__all__ = ["PRODUCT", "BrokerSession", "SessionState"]
 
 logger = logging.getLogger("leveret.broker")
 
+#: What the broker calls itself in its server properties.
+PRODUCT: Final = "Leveret embedded broker"
 #: Unsent bytes above which the session handles no further requests, because the client does not read its answers.
 HOLD_BYTES: Final = 4 * 1024 * 1024
 #: Seconds that a client may take to answer connection.close.
@@ -291,7 +293,7 @@ class BrokerSession:
             "mechanisms": "PLAIN",
             "locales": "en_US",
             "server_properties": {
-                "product": "Leveret embedded broker",
+                "product": PRODUCT,
                 "version": __version__,
                 "platform": f"Python {platform.python_version()}",
                 "information": "Keeps everything in memory and nothing on disk: durable queues and persistent "

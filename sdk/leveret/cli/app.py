@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 import leveret
+from leveret.cli.doctor.command import doctor
 from leveret.cli.failures import Incomplete, reported
 from leveret.cli.output import STDOUT, check_writable, console, write_json
 from leveret.cli.plugin_commands import ExtensibleGroup
@@ -55,6 +56,7 @@ def app() -> None:
 
 
 app.add_command(plugins)
+app.add_command(doctor)
 
 
 @app.command()

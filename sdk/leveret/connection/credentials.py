@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-import threading
 from typing import TYPE_CHECKING, Any
 
 from leveret.errors import ConfigurationError, ConnectFailed, OperationTimeout
+from leveret.runtime.threads import in_daemon_thread
 from leveret.settings import ConnectionSettings, Secret
 from leveret.settings.functions import is_async
 from leveret.settings.rules import rules_of
@@ -85,41 +84,9 @@ async def _answer_of(provider: Callable[[], Any]) -> Any:
     """Calls a provider: an async one in the event loop, a plain one in a thread, because it may read files."""
     if is_async(provider):
         return await provider()
-    answer = await _in_thread(provider)
+    answer = await in_daemon_thread(provider, "leveret credential provider")
     # A lambda or a partial that returns an async function's coroutine.
     return await answer if inspect.isawaitable(answer) else answer
-
-
-async def _in_thread(function: Callable[[], Any]) -> Any:
-    """Calls a function in a daemon thread: one that hangs keeps neither the event loop nor the process."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def finish(answer: Any, error: BaseException | None) -> None:
-        if done.done():
-            if inspect.iscoroutine(answer):
-                answer.close()
-        elif error is None:
-            done.set_result(answer)
-        else:
-            done.set_exception(error)
-
-    def work() -> None:
-        answer: Any = None
-        failure: BaseException | None = None
-        try:
-            answer = function()
-        except BaseException as error:
-            failure = error
-            if isinstance(error, StopIteration) or not isinstance(error, Exception):
-                # No future can carry that, or it would end the event loop.
-                failure = RuntimeError(f"it raised {type(error).__name__}")
-                failure.__cause__ = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits for the answer
-            loop.call_soon_threadsafe(finish, answer, failure)
-
-    threading.Thread(target=work, name="leveret credential provider", daemon=True).start()
-    return await done
 
 
 def _checked(answer: object) -> tuple[tuple[str, Secret] | None, str]:

@@ -29,13 +29,22 @@ if TYPE_CHECKING:
 
     MakeTransport = Callable[[FrameReceiver], FrameTransport]
 
-__all__ = ["Dialing", "joined", "set_socket_options"]
+__all__ = ["Dialing", "joined", "set_socket_options", "tls_context"]
 
 #: Seconds between the beginnings of two attempts: "Connection Attempt Delay", RFC 8305 section 5.
 STAGGER = 0.25
 
 
-def _tls_context(tls: TLSSettings, where: str) -> ssl.SSLContext:
+def tls_context(tls: TLSSettings, where: str) -> ssl.SSLContext:
+    """Makes the TLS context of connections.
+
+    Args:
+        tls: The settings.
+        where: The hosts, for the error.
+
+    Raises:
+        ConfigurationError: A certificate or key file cannot be used.
+    """
     try:
         context = ssl.create_default_context(
             ssl.Purpose.SERVER_AUTH, cafile=tls.cafile, capath=tls.capath, cadata=tls.cadata
@@ -159,7 +168,7 @@ class Dialing:
         self._steps = deque(_Step(endpoint) for endpoint in endpoints)
         self._context = None
         if settings.tls is not None:
-            self._context = _tls_context(settings.tls, ", ".join(map(str, settings.endpoints)))
+            self._context = tls_context(settings.tls, ", ".join(map(str, settings.endpoints)))
 
     def __bool__(self) -> bool:
         """True while something is left to try."""

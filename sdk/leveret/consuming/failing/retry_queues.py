@@ -31,12 +31,11 @@ from leveret.wire.properties import Properties
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from leveret.connection.connection import Connection
     from leveret.connection.link import Link
     from leveret.plugins.registry import PluginRegistry
     from leveret.wire.message import Message
 
-__all__ = ["RetryQueues"]
+__all__ = ["RetryQueues", "parking_queue", "queue_arguments", "retry_queue"]
 
 logger = logging.getLogger("leveret.consuming")
 
@@ -94,7 +93,7 @@ class RetryQueues:
 
     def __init__(self, link: Link, queue: str, registry: PluginRegistry, *, is_shared: bool = False) -> None:
         self.queue = queue
-        self.parked = SHARED_PARKING if is_shared else f"{queue}.parked"
+        self.parked = SHARED_PARKING if is_shared else parking_queue(queue)
         self.refused: AccessRefused | None = None
         self._link = link
         self._registry = registry
@@ -239,7 +238,7 @@ class RetryQueues:
         if milliseconds in self._delays:
             return milliseconds
         if len(self._delays) < _MOST_QUEUES:
-            self._delays[milliseconds] = f"{self.queue}.retry.{milliseconds}"
+            self._delays[milliseconds] = retry_queue(self.queue, milliseconds)
             return milliseconds
         longest = max(self._delays)
         nearest = min((delay for delay in self._delays if delay >= milliseconds), default=longest)
@@ -255,28 +254,47 @@ class RetryQueues:
             connection = await self._link()
             channel = await connection.channel()
             try:
-                await channel.queue_declare(name, arguments=self._arguments(connection, milliseconds))
+                properties = connection.negotiated.server_properties
+                await channel.queue_declare(name, arguments=queue_arguments(self.queue, properties, milliseconds))
             except ChannelClosed as error:
                 raise again(error, f"queue {printable(name, 255)!r} could not be declared: {error}") from error
             finally:
                 await channel.close()
             self._declared.add(name)
 
-    def _arguments(self, connection: Connection, milliseconds: int | None) -> Mapping[str, Any]:
-        if milliseconds is None:
-            return Quorum(delivery_limit=_NEVER).x_arguments()
-        lossless: dict[str, Any] = {}
-        if connection.negotiated.server_properties.get("product") == "RabbitMQ":
-            # It needs reject-publish (RabbitMQ: quorum queues, at-least-once dead lettering), which changes nothing
-            # here: without a length limit nothing is rejected.
-            lossless = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
-        waiting = Quorum(
-            message_ttl=milliseconds / 1000,
-            dead_letter_exchange="",
-            dead_letter_routing_key=self.queue,
-            arguments=lossless,
-        )
-        return waiting.x_arguments()
+
+def parking_queue(queue: str) -> str:
+    """Returns the name of a durable queue's parking queue."""
+    return f"{queue}.parked"
+
+
+def retry_queue(queue: str, milliseconds: int) -> str:
+    """Returns the name of the queue in which messages of a queue wait so long."""
+    return f"{queue}.retry.{milliseconds}"
+
+
+def queue_arguments(queue: str, server_properties: Mapping[str, Any], milliseconds: int | None) -> Mapping[str, Any]:
+    """Returns the arguments that a retry or parking queue is declared with.
+
+    Args:
+        queue: The queue whose messages it takes.
+        server_properties: What the broker has told of itself.
+        milliseconds: How long messages wait there; None for a parking queue.
+    """
+    if milliseconds is None:
+        return Quorum(delivery_limit=_NEVER).x_arguments()
+    lossless: dict[str, Any] = {}
+    if server_properties.get("product") == "RabbitMQ":
+        # It needs reject-publish (RabbitMQ: quorum queues, at-least-once dead lettering), which changes nothing
+        # here: without a length limit nothing is rejected.
+        lossless = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+    waiting = Quorum(
+        message_ttl=milliseconds / 1000,
+        dead_letter_exchange="",
+        dead_letter_routing_key=queue,
+        arguments=lossless,
+    )
+    return waiting.x_arguments()
 
 
 def _body_of(message: Message) -> bytes:
