@@ -17,7 +17,7 @@ from . import corpus
 from .support import Broker, channel_deliveries, discarding_buffer, need, runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
 #: Messages in one read, in one batch, or tasks that publish at the same time.
 GROUP = 100
@@ -157,6 +157,86 @@ def _publish_batch(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[i
     return _with_producer(workload)
 
 
+# ---------------------------------------------------------------------- through a consumer
+
+
+class _Delivering:
+    """A client's socket that brings GROUP deliveries in each turn of the event loop, and drops what is written.
+
+    Until `deliver` is called it writes to the real socket, so that a broker answers the handshake and the subscription.
+    """
+
+    def __init__(self, socket: asyncio.Transport, protocol: Any) -> None:
+        self._socket = socket
+        self._reads: Iterator[bytes] | None = None
+        self.protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def write(self, data: bytes) -> None:
+        if self._reads is None:
+            self._socket.write(data)
+
+    def deliver(self, reads: list[bytes]) -> None:
+        self._reads = iter(reads)
+        self._read()
+
+    def _read(self) -> None:
+        assert self._reads is not None
+        data = next(self._reads, None)
+        if data is not None:
+            asyncio.get_running_loop().call_soon(self._read)
+            self.protocol.get_buffer(len(data))[: len(data)] = data
+            self.protocol.buffer_updated(len(data))
+
+
+def consume(total: int) -> Callable[[int], None]:
+    """`Consumer.run` with a handler that waits for nothing, and default options."""
+    import leveret
+    from leveret.transport.frame_transport import FrameTransport
+
+    sockets: list[Any] = []
+    transport: Any = FrameTransport
+    connected = transport.connection_made
+
+    def connection_made(protocol: Any, socket: asyncio.Transport) -> None:
+        sockets.append(_Delivering(socket, protocol))
+        connected(protocol, sockets[-1])
+
+    async def open_client() -> Any:
+        transport.connection_made = connection_made
+        client = await leveret.connect(broker.url, plugins=leveret.PluginSettings(allow=[]), heartbeat=0)
+        await client.declare(leveret.Topology().queue("orders"))
+        return client
+
+    async def workload(count: int) -> None:
+        left = count
+        handled = asyncio.get_running_loop().create_future()
+        consumer = client.consumer("orders")
+
+        async def handle(value: bytes, message: Any) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                handled.set_result(None)
+
+        running = asyncio.create_task(consumer.run(handle))
+        while not (tags := [tag for each in sockets for it in each.protocol.channels.values() for tag in it.consumers]):
+            await asyncio.sleep(0.01)
+        tag = tags[0].encode()
+        reads = [corpus.reads_of(tag, first, GROUP, BODY) for first in range(1, total + 1, GROUP)]
+        sockets[-1].deliver(reads[: count // GROUP])
+        await handled
+        running.cancel()
+
+    broker = Broker()
+    atexit.register(broker.close)
+    loop = runner()
+    client = loop.run(open_client())
+    return lambda count: loop.run(workload(count))
+
+
 # ---------------------------------------------------------------------- confirms and acknowledgements
 
 
@@ -205,6 +285,7 @@ WORKLOADS: dict[str, Callable[[int], Callable[[int], None]]] = {
     "template": _publish(_with_template),
     "template_nowait": _publish_nowait(_with_template),
     "template_batch": _publish_batch(_with_template),
+    "consume": consume,
     "confirm": confirm,
     "acknowledge": acknowledge,
 }
