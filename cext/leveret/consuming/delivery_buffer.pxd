@@ -64,7 +64,7 @@ cdef class DeliveryBuffer:
     # The key of the message that `take` returned last, with `ordered_by`.
     cdef object taken_key
 
-    cdef int64_t sent_at_of(self, bytes raw_properties) noexcept
+    cdef int64_t look_at(self, bytes raw_properties) noexcept
     cdef int count_transit(self, ContentRun run) except -1
     cdef int add_transit(self, int64_t sent_at, int64_t now, uint64_t count) except -1
     cdef Message pop(self)

@@ -93,7 +93,7 @@ cdef class DeliveryBuffer:
         now = monotonic() * 1e-9
         self._delivered_at = now
         deliveries.adopt(run, now)
-        if run.common_properties is None or self.sent_at_of(run.common_properties):
+        if run.common_properties is None or self.look_at(run.common_properties):
             self.count_transit(run)
         if not self.no_ack:
             held = deliveries.acks.unsettled
@@ -117,7 +117,7 @@ cdef class DeliveryBuffer:
                 self.waiters.release()
 
     # The time in the header `x-leveret-sent-at`; 0 for none. Messages of one write have the same, as one object.
-    cdef inline int64_t sent_at_of(self, bytes raw_properties) noexcept:
+    cdef inline int64_t look_at(self, bytes raw_properties) noexcept:
         if raw_properties is not self.looked_at:
             self.looked_at = raw_properties
             self.sent_at = sent_at_of(raw_properties)
@@ -132,7 +132,7 @@ cdef class DeliveryBuffer:
         cdef uint64_t count = 0
         cdef Message message
         for message in run.messages:
-            sent_at = 0 if message.redelivered else self.sent_at_of(message.raw_properties)
+            sent_at = 0 if message.redelivered else self.look_at(message.raw_properties)
             if sent_at != last:
                 self.add_transit(last, now, count)
                 last, count = sent_at, 0

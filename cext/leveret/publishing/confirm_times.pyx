@@ -1,6 +1,6 @@
 """How long confirms take: when publishings were handed over, and the histogram of the times until their confirms."""
 cimport cython
-from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
 
 from leveret.monitoring.histogram cimport Histogram, monotonic

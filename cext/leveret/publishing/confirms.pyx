@@ -17,10 +17,10 @@ from leveret.publishing.template cimport PublishTemplate
 from leveret.wire.content cimport body_of
 from leveret.wire.message cimport Message
 from leveret.wire.numbers cimport SETTLE_MULTIPLE, SETTLE_NACK
+from leveret.wire.own_headers cimport with_sent_at
 from leveret.wire.runs cimport SettlementRun
 
 from leveret.errors import LeveretError
-from leveret.wire.own_headers import SENT_AT_HEADER
 from leveret.wire.properties import decode_properties
 
 cdef enum:
@@ -134,18 +134,15 @@ cdef Receipt new_receipt(uint64_t delivery_tag):
 
 
 cdef bint _same_properties(PublishTemplate template, Message message) except -1:
-    if template.raw_properties == message.raw_properties:
-        return True
+    cdef bytes theirs = message.raw_properties
+    cdef Py_ssize_t value_at
     try:
-        ours, theirs = decode_properties(template.raw_properties), decode_properties(message.raw_properties)
+        if template.sent_at:
+            theirs = with_sent_at(theirs, &value_at)  # without its time, as in the template
+        return (template.raw_properties == theirs
+                or decode_properties(template.raw_properties) == decode_properties(theirs))
     except LeveretError:
         return False
-    if template.sent_at:
-        # A template has no time in this header.
-        for properties in (ours, theirs):
-            if properties.headers is not None:
-                properties.headers.pop(SENT_AT_HEADER, None)
-    return ours == theirs
 
 
 # Whether a publishing is open, was written once and not returned: one look at what lies beside each other.

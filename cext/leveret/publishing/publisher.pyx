@@ -9,7 +9,7 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from leveret.monitoring.histogram cimport wall_clock
@@ -291,6 +291,7 @@ cdef class PublishBatch:
         cdef Py_ssize_t sends
         cdef Py_ssize_t last_sends = 0
         cdef uint64_t tag
+        cdef int64_t now
         if window is None or not window.resending:
             raise ValueError("there is nothing to send again: `renumber` comes before")
         while window.resend_at < window.next_delivery_tag:
@@ -305,7 +306,8 @@ cdef class PublishBatch:
             size, sends = slot.size, slot.sends & SENDS
             if template.sent_at:
                 # Sent again, it keeps the time of its call.
-                self.sent_at = wall_clock() - window.age_of(tag) // 1000
+                now = wall_clock()
+                self.sent_at = now - window.age_of(tag) // 1000
             # The slots may move from here on: making objects may collect garbage, whose finalizers may publish.
             try:
                 if sends:

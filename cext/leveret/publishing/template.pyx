@@ -10,6 +10,7 @@ from leveret.wire.own_headers cimport with_resent, with_sent_at
 
 from leveret.errors import EncodeFailed
 
+
 @cython.final
 cdef class PublishTemplate:
     """The frames of a publishing, packed once: all but its channel, its body and its body's size.

@@ -49,7 +49,6 @@ from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from leveret.monitoring.histogram import Histogram
     from leveret.protocol.commands import Method
     from leveret.settings import ConnectionSettings, Endpoint, Secret
     from leveret.transport.frame_transport import FrameReceiver
@@ -303,10 +302,6 @@ class Connection:
     def sent_bytes(self) -> int:
         """Bytes given to the socket so far."""
         return self.transport.out.sent_bytes
-
-    def count_writes(self, sizes: Histogram) -> None:
-        """Counts the bytes of each write to the socket from now on."""
-        self.transport.write_sizes = sizes
 
     def socket_options(self) -> dict[str, int]:
         """Asks the kernel which options the connection's socket has.

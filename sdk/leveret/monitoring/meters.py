@@ -138,13 +138,17 @@ class ConsumerMeter:
         self._now = (acks, acked + now.acked, ignored + now.ignored)
 
     def read(self) -> dict[str, int | Distribution]:
-        """Returns the counters, and how long deliveries took."""
+        """Returns the counters, and how long deliveries took.
+
+        The times on the way are left out until a message came that tells when it was sent.
+        """
+        transit = {"transit_time": self.transit_time.read(1e-6)} if self.transit_time.count else {}
         return {
             **self.counters(),
+            **transit,
             "waiting_time": self.waiting_time.read(),
             "handler_time": self.handler_time.read(),
             "settled_time": self.settled_time.read(),
-            "transit_time": self.transit_time.read(1e-6),
         }
 
     def counters(self) -> dict[str, int]:
@@ -172,7 +176,7 @@ class ConsumerMeter:
 
 
 class _MeteredConnection(Protocol):
-    """The part of a connection that a meter reads, or has count."""
+    """The part of a connection that a meter reads."""
 
     @property
     def is_open(self) -> bool: ...
@@ -185,8 +189,6 @@ class _MeteredConnection(Protocol):
 
     @property
     def sent_bytes(self) -> int: ...
-
-    def count_writes(self, sizes: Histogram, /) -> None: ...
 
 
 class ConnectionMeter:
@@ -208,7 +210,6 @@ class ConnectionMeter:
         before = self.counters()
         self._now = (connection, before["received_bytes"], before["sent_bytes"])
         self.opened += 1
-        connection.count_writes(self.write_sizes)
 
     def read(self) -> dict[str, int | Distribution]:
         """Returns the counters, and how large writes were."""
