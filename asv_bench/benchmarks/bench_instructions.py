@@ -51,6 +51,9 @@ class Instructions:
         if shutil.which("valgrind") is None:
             raise NotImplementedError("valgrind is not installed")
         need("leveret.publishing.publisher")
+        if workload.endswith("_monitored"):
+            need("leveret.monitoring.report")
+            need("leveret_prometheus")
 
     def track_instructions(self, workload: str) -> float:
         less, more = (_instructions(workload, 2 * COUNT, count) for count in (COUNT, 2 * COUNT))

@@ -20,6 +20,8 @@ ROUTING_KEY = b"order.created"
 CONSUMER_TAG = b"leveret-1"
 #: content_type application/json, delivery_mode 2.
 RAW_PROPERTIES = b"\x90\x00\x10application/json\x02"
+#: content_type application/octet-stream, delivery_mode 2.
+BYTES_PROPERTIES = b"\x90\x00\x18application/octet-stream\x02"
 
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:
@@ -30,8 +32,8 @@ def _shortstr(raw: bytes) -> bytes:
     return bytes([len(raw)]) + raw
 
 
-def _content(method: bytes, body: bytes) -> bytes:
-    header = struct.pack(">HHQ", 60, 0, len(body)) + RAW_PROPERTIES
+def _content(method: bytes, body: bytes, raw_properties: bytes = RAW_PROPERTIES) -> bytes:
+    header = struct.pack(">HHQ", 60, 0, len(body)) + raw_properties
     chunks = [body[at : at + FRAME_MAX - 8] for at in range(0, len(body), FRAME_MAX - 8)]
     return _frame(1, 1, method) + _frame(2, 1, header) + b"".join(_frame(3, 1, chunk) for chunk in chunks)
 
@@ -43,6 +45,17 @@ def deliveries(count: int, size: int) -> bytes:
     return b"".join(
         _content(struct.pack(">HH", 60, 60) + _shortstr(CONSUMER_TAG) + struct.pack(">QB", tag, 0) + names, body)
         for tag in range(1, count + 1)
+    )
+
+
+def reads_of(tag: bytes, first: int, count: int, body: bytes) -> bytes:
+    """Returns `count` basic.deliver messages with plain bytes to a consumer, from a delivery tag on."""
+    names = _shortstr(EXCHANGE) + _shortstr(ROUTING_KEY)
+    return b"".join(
+        _content(
+            struct.pack(">HH", 60, 60) + _shortstr(tag) + struct.pack(">QB", number, 0) + names, body, BYTES_PROPERTIES
+        )
+        for number in range(first, first + count)
     )
 
 

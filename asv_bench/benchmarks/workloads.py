@@ -11,14 +11,17 @@ import atexit
 import gc
 import struct
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import corpus
 from .support import Broker, channel_deliveries, discarding_buffer, need, runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
+#: In a monitored program, messages for each report and each scrape: 10 s of 1,000 per second.
+LOOK_EVERY = 10_000
 #: Messages in one read, in one batch, or tasks that publish at the same time.
 GROUP = 100
 BODY = bytes(1024)
@@ -77,7 +80,40 @@ class _Confirming:
         self._protocol.buffer_updated(len(frame))
 
 
-def _with_producer(workload: Callable[[Any, int], Coroutine[Any, Any, None]]) -> Callable[[int], Callable[[int], None]]:
+def _options(monitored: bool) -> dict[str, Any]:
+    """What a client is made with. Loading plugins takes more instructions than all messages."""
+    import leveret
+
+    if not monitored:
+        return {"plugins": leveret.PluginSettings(allow=[]), "heartbeat": 0}
+    return {
+        "plugins": leveret.PluginSettings(allow=["prometheus"]),
+        "monitoring": leveret.MonitoringSettings(sinks=["prometheus"]),
+        "heartbeat": 0,
+    }
+
+
+def _look(client: Any, count: int) -> None:
+    """Makes the reports and the scrapes of a monitored client that handled so many messages."""
+    from prometheus_client import generate_latest
+
+    from leveret.monitoring.report import Report, Totals
+    from leveret.monitoring.usage import UsageMeter
+
+    usage, before = UsageMeter(), Totals()
+    for _ in range(count // LOOK_EVERY):
+        now = Totals(client.metrics())
+        report = Report.between("bench", 10.0, before, now, usage.read(), {}, None)
+        assert str(report)
+        assert report.as_dict()
+        assert generate_latest()
+        before = now
+    usage.close()
+
+
+def _with_producer(
+    workload: Callable[[Any, int], Coroutine[Any, Any, None]], *, monitored: bool = False
+) -> Callable[[int], Callable[[int], None]]:
     """A workload that gets a producer with default options, except `confirm_timeout`, and a number of messages."""
 
     def prepare(total: int) -> Callable[[int], None]:
@@ -92,21 +128,25 @@ def _with_producer(workload: Callable[[Any, int], Coroutine[Any, Any, None]]) ->
             sockets.append(_Confirming(socket, protocol))
             connected(protocol, sockets[-1])
 
-        async def open_producer() -> Any:
+        async def open_producer() -> tuple[Any, Any]:
             transport.connection_made = connection_made
-            # Loading plugins takes more instructions than all messages.
-            plugins = leveret.PluginSettings(allow=[])
-            client = await leveret.connect(broker.url, plugins=plugins, heartbeat=0)
+            client = await leveret.connect(broker.url, **_options(monitored))
             # A distant deadline, because the timer of deadlines runs by time, not by messages.
             producer = await client.producer(exchange="orders", serializer="bytes", confirm_timeout=86400).open()
             sockets[-1].producer = producer
-            return producer
+            return client, producer
 
         broker = Broker()
         atexit.register(broker.close)
         running = runner()
-        producer = running.run(open_producer())
-        return lambda count: running.run(workload(producer, count))
+        client, producer = running.run(open_producer())
+
+        def run(count: int) -> None:
+            running.run(workload(producer, count))
+            if monitored:
+                _look(client, count)
+
+        return run
 
     return prepare
 
@@ -119,7 +159,7 @@ def _with_template(producer: Any) -> Any:
     return producer.template("order.created", priority=5, headers={"tenant": 7})
 
 
-def _publish(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[int], None]]:
+def _publish(routing: Callable[[Any], Any], *, monitored: bool = False) -> Callable[[int], Callable[[int], None]]:
     """GROUP tasks that await `publish`, one message after the other."""
 
     async def workload(producer: Any, count: int) -> None:
@@ -132,7 +172,7 @@ def _publish(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[int], N
 
         await asyncio.gather(*(task() for _ in range(GROUP)))
 
-    return _with_producer(workload)
+    return _with_producer(workload, monitored=monitored)
 
 
 def _publish_nowait(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[int], None]]:
@@ -155,6 +195,92 @@ def _publish_batch(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[i
         await producer.publish_batch([BODY] * count, routing(producer))
 
     return _with_producer(workload)
+
+
+# ---------------------------------------------------------------------- through a consumer
+
+
+class _Delivering:
+    """A client's socket that brings GROUP deliveries in each turn of the event loop, and drops what is written.
+
+    Until `deliver` is called it writes to the real socket, so that a broker answers the handshake and the subscription.
+    """
+
+    def __init__(self, socket: asyncio.Transport, protocol: Any) -> None:
+        self._socket = socket
+        self._reads: Iterator[bytes] | None = None
+        self.protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def write(self, data: bytes) -> None:
+        if self._reads is None:
+            self._socket.write(data)
+
+    def deliver(self, reads: list[bytes]) -> None:
+        self._reads = iter(reads)
+        self._read()
+
+    def _read(self) -> None:
+        assert self._reads is not None
+        data = next(self._reads, None)
+        if data is not None:
+            asyncio.get_running_loop().call_soon(self._read)
+            self.protocol.get_buffer(len(data))[: len(data)] = data
+            self.protocol.buffer_updated(len(data))
+
+
+def _consume(total: int, *, monitored: bool = False) -> Callable[[int], None]:
+    """`Consumer.run` with a handler that waits for nothing, and default options."""
+    import leveret
+    from leveret.transport.frame_transport import FrameTransport
+
+    sockets: list[Any] = []
+    transport: Any = FrameTransport
+    connected = transport.connection_made
+
+    def connection_made(protocol: Any, socket: asyncio.Transport) -> None:
+        sockets.append(_Delivering(socket, protocol))
+        connected(protocol, sockets[-1])
+
+    async def open_client() -> Any:
+        transport.connection_made = connection_made
+        client = await leveret.connect(broker.url, **_options(monitored))
+        await client.declare(leveret.Topology().queue("orders"))
+        return client
+
+    async def workload(count: int) -> None:
+        left = count
+        handled = asyncio.get_running_loop().create_future()
+        consumer = client.consumer("orders")
+
+        async def handle(value: bytes, message: Any) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                handled.set_result(None)
+
+        running = asyncio.create_task(consumer.run(handle))
+        tags: list[str] = []
+        for _ in range(1000):
+            tags = [tag for each in sockets for it in each.protocol.channels.values() for tag in it.consumers]
+            if tags:
+                break
+            await asyncio.sleep(0.01)
+        tag = tags[0].encode()
+        reads = [corpus.reads_of(tag, first, GROUP, BODY) for first in range(1, total + 1, GROUP)]
+        sockets[-1].deliver(reads[: count // GROUP])
+        await handled
+        if monitored:
+            _look(client, count)
+        running.cancel()
+
+    broker = Broker()
+    atexit.register(broker.close)
+    loop = runner()
+    client = loop.run(open_client())
+    return lambda count: loop.run(workload(count))
 
 
 # ---------------------------------------------------------------------- confirms and acknowledgements
@@ -205,6 +331,9 @@ WORKLOADS: dict[str, Callable[[int], Callable[[int], None]]] = {
     "template": _publish(_with_template),
     "template_nowait": _publish_nowait(_with_template),
     "template_batch": _publish_batch(_with_template),
+    "consume": _consume,
+    "publish_monitored": _publish(_with_routing_key, monitored=True),
+    "consume_monitored": partial(_consume, monitored=True),
     "confirm": confirm,
     "acknowledge": acknowledge,
 }

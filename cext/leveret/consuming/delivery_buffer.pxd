@@ -1,10 +1,11 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from leveret.consuming.channel_deliveries cimport Acknowledger
 from leveret.consuming.read_collector cimport ReadCollector
 from leveret.monitoring.histogram cimport Histogram
 from leveret.transport.waiting cimport Waiter, Waiters
 from leveret.wire.message cimport Message
+from leveret.wire.runs cimport ContentRun
 
 
 cdef class DeliveryBuffer:
@@ -19,6 +20,11 @@ cdef class DeliveryBuffer:
     cdef Histogram waiting_time
     cdef Histogram handler_time
     cdef Histogram settled_time
+    # Microseconds from the publishing to the read, of messages with the header `x-leveret-sent-at`.
+    cdef Histogram transit_time
+    # The packed properties that were looked at last, and the time in their header.
+    cdef bytes looked_at
+    cdef int64_t sent_at
     # Handlers that take more nanoseconds are reported.
     cdef int64_t slow_after
     cdef object loop
@@ -58,6 +64,9 @@ cdef class DeliveryBuffer:
     # The key of the message that `take` returned last, with `ordered_by`.
     cdef object taken_key
 
+    cdef int64_t look_at(self, bytes raw_properties) noexcept
+    cdef int count_transit(self, ContentRun run) except -1
+    cdef int add_transit(self, int64_t sent_at, int64_t now, uint64_t count) except -1
     cdef Message pop(self)
     cdef Message take(self)
     cdef int taken(self) except -1

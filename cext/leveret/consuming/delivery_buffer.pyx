@@ -1,12 +1,13 @@
 """The buffer of deliveries that no worker has begun with, and the waits of workers that have none."""
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SET_ITEM
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
 from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
-from leveret.monitoring.histogram cimport monotonic
+from leveret.monitoring.histogram cimport monotonic, wall_clock
 from leveret.transport.waiting cimport Waiter, Waiters
 from leveret.wire.message cimport Message
+from leveret.wire.own_headers cimport sent_at_of
 from leveret.wire.runs cimport ContentRun
 
 from collections import deque
@@ -14,6 +15,9 @@ from collections import deque
 cdef enum:
     # The buffer moves when this many of its places, and half of all, are free.
     COMPACT = 1024
+
+# Microseconds, 400 days: the times of older messages are taken for wrong.
+cdef int64_t LONGEST_TRANSIT = <int64_t>400 * 86400 * 1000000
 
 
 cdef class DeliveryBuffer:
@@ -48,6 +52,7 @@ cdef class DeliveryBuffer:
         self.waiting_time = self.meter.waiting_time
         self.handler_time = self.meter.handler_time
         self.settled_time = self.meter.settled_time
+        self.transit_time = self.meter.transit_time
         self.slow_after = INT64_MAX
         self.loop = loop
         self.waiters = waiters
@@ -88,6 +93,8 @@ cdef class DeliveryBuffer:
         now = monotonic() * 1e-9
         self._delivered_at = now
         deliveries.adopt(run, now)
+        if run.common_properties is None or self.look_at(run.common_properties):
+            self.count_transit(run)
         if not self.no_ack:
             held = deliveries.acks.unsettled
             deliveries.acks.delivered(run)
@@ -108,6 +115,34 @@ cdef class DeliveryBuffer:
                 self.wake(1)
             finally:
                 self.waiters.release()
+
+    # The time in the header `x-leveret-sent-at`; 0 for none. Messages of one write have the same, as one object.
+    cdef inline int64_t look_at(self, bytes raw_properties) noexcept:
+        if raw_properties is not self.looked_at:
+            self.looked_at = raw_properties
+            self.sent_at = sent_at_of(raw_properties)
+        return self.sent_at
+
+    # Counts how long messages were on their way, up to this read: those with one time together. Messages that were
+    # delivered before do not count.
+    cdef int count_transit(self, ContentRun run) except -1:
+        cdef int64_t now = wall_clock()
+        cdef int64_t last = 0
+        cdef int64_t sent_at
+        cdef uint64_t count = 0
+        cdef Message message
+        for message in run.messages:
+            sent_at = 0 if message.redelivered else self.look_at(message.raw_properties)
+            if sent_at != last:
+                self.add_transit(last, now, count)
+                last, count = sent_at, 0
+            count += 1
+        return self.add_transit(last, now, count)
+
+    cdef int add_transit(self, int64_t sent_at, int64_t now, uint64_t count) except -1:
+        if sent_at > 0 and now - sent_at <= LONGEST_TRANSIT:
+            self.transit_time.add(now - sent_at, count)  # counts as 0 when the publisher's clock is ahead of this one
+        return 0
 
     def report_slow(self, seconds):
         """Has handlers that take more seconds reported in the log; None for no more. See `Client.report`."""

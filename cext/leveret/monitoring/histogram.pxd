@@ -10,9 +10,18 @@ cdef extern from *:
         clock_gettime(CLOCK_MONOTONIC, &now);
         return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
+
+    /* The clock of time.time. */
+    static inline int64_t lv_wall_clock(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+    }
     """
     # Nanoseconds of a clock that never goes back.
     int64_t monotonic "lv_monotonic"() noexcept
+    # Microseconds since 1970, of a clock that may be set.
+    int64_t wall_clock "lv_wall_clock"() noexcept
 
 
 cdef class Histogram:

@@ -1,7 +1,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from leveret.monitoring.histogram cimport Histogram
+from leveret.publishing.confirm_times cimport ConfirmTimes
 from leveret.publishing.template cimport PublishTemplate
 from leveret.wire.message cimport Message
 
@@ -30,12 +30,6 @@ cdef struct Slot:
     # Beside each other and of one type: together they are one store.
     uint16_t state
     uint16_t sends
-
-
-# Publishings with this tag or a higher one, up to the next mark, were handed over at this time.
-cdef struct Mark:
-    uint64_t tag
-    int64_t time
 
 
 cdef class Receipt:
@@ -91,18 +85,12 @@ cdef class ConfirmWindow:
     cdef bint resending
     cdef readonly uint64_t resend_at
     cdef uint64_t offset
-    # Times of publishing, oldest first, in a ring: of each run of publishings that are written together.
-    cdef Mark* marks
-    cdef Py_ssize_t mark_mask
-    cdef uint64_t first_mark
-    cdef uint64_t next_mark
-    cdef readonly Histogram confirm_time
+    cdef ConfirmTimes times
 
     cdef int mark(self) except -1
-    cdef void drop_marks(self) noexcept
-    cdef int64_t time_of(self, uint64_t tag) noexcept
-    cdef int confirm_through(self, uint64_t tag, int64_t now) except -1
-    cdef bint confirm_one(self, uint64_t tag, int64_t now) except -1
+    cdef int64_t age_of(self, uint64_t tag) except? -1
+    cdef int confirm_through(self, uint64_t tag) except -1
+    cdef bint confirm_one(self, uint64_t tag) except -1
     cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
                        Py_ssize_t size) except 0
     cdef int make_room(self) except -1
@@ -112,7 +100,7 @@ cdef class ConfirmWindow:
     cdef int weigh(self, uint64_t tag, Py_ssize_t size) except -1
     cdef int end_through(self, uint64_t tag, int outcome, object reason) except -1
     cdef bint end_one(self, uint64_t tag, int outcome, object reason) except -1
-    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, int64_t now, list told) except -1
+    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, list told) except -1
     cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0
     cdef void advance(self) noexcept
     cdef list take_finished(self)

@@ -12,11 +12,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from leveret.monitoring.histogram cimport Histogram, monotonic
+from leveret.publishing.confirm_times cimport ConfirmTimes
 from leveret.publishing.template cimport PublishTemplate
 from leveret.wire.content cimport body_of
 from leveret.wire.message cimport Message
 from leveret.wire.numbers cimport SETTLE_MULTIPLE, SETTLE_NACK
+from leveret.wire.own_headers cimport with_sent_at
 from leveret.wire.runs cimport SettlementRun
 
 from leveret.errors import LeveretError
@@ -24,7 +25,6 @@ from leveret.wire.properties import decode_properties
 
 cdef enum:
     FIRST_SLOTS = 256
-    FIRST_MARKS = 16
 
 # Outcome's values (leveret.message), without a Python object for each message.
 cdef enum:
@@ -133,11 +133,14 @@ cdef Receipt new_receipt(uint64_t delivery_tag):
     return receipt
 
 
-cdef bint _same_properties(bytes raw_properties, Message message) except -1:
-    if raw_properties == message.raw_properties:
-        return True
+cdef bint _same_properties(PublishTemplate template, Message message) except -1:
+    cdef bytes theirs = message.raw_properties
+    cdef Py_ssize_t value_at
     try:
-        return decode_properties(raw_properties) == message.properties
+        if template.sent_at:
+            theirs = with_sent_at(theirs, &value_at)  # without its time, as in the template
+        return (template.raw_properties == theirs
+                or decode_properties(template.raw_properties) == decode_properties(theirs))
     except LeveretError:
         return False
 
@@ -183,17 +186,12 @@ cdef class ConfirmWindow:
         # hold this window. Templates and bodies hold nothing.
         self.tickets = [None] * FIRST_SLOTS
         self.mask = FIRST_SLOTS - 1
-        self.marks = <Mark*>calloc(FIRST_MARKS, sizeof(Mark))
-        if self.marks is NULL:
-            raise MemoryError()
-        self.mark_mask = FIRST_MARKS - 1
         self.first = self.next_delivery_tag = 1
         self.finished = []
-        self.confirm_time = Histogram()
+        self.times = ConfirmTimes()
 
     def __dealloc__(self):
         cdef Py_ssize_t i
-        free(self.marks)
         if self.slots is not NULL:
             for i in range(self.mask + 1):
                 Py_CLEAR(self.slots[i].template)
@@ -225,72 +223,34 @@ cdef class ConfirmWindow:
 
     # Notes that publishings from the next tag on are handed over now.
     cdef int mark(self) except -1:
-        cdef Mark* marks
-        cdef uint64_t i
-        cdef Mark* last
-        self.drop_marks()
-        if self.next_mark - self.first_mark > <uint64_t>self.mark_mask:
-            marks = <Mark*>calloc(2 * (self.mark_mask + 1), sizeof(Mark))
-            if marks is NULL:
-                raise MemoryError()
-            for i in range(self.first_mark, self.next_mark):
-                marks[i & (2 * self.mark_mask + 1)] = self.marks[i & self.mark_mask]
-            free(self.marks)
-            self.marks = marks
-            self.mark_mask = 2 * self.mark_mask + 1
-        last = &self.marks[(self.next_mark - 1) & self.mark_mask]
-        if self.next_mark == self.first_mark or last.tag != self.next_delivery_tag:  # or else that publishing failed
-            last = &self.marks[self.next_mark & self.mark_mask]
-            self.next_mark += 1
-        last.tag = self.next_delivery_tag
-        last.time = monotonic()
-        return 0
+        return self.times.handed_over(self.next_delivery_tag, self.first)
 
-    # Leaves out marks that no open publishing is behind. There are at most as many others as publishings in the window.
-    cdef inline void drop_marks(self) noexcept:
-        while (self.next_mark - self.first_mark > 1
-               and self.marks[(self.first_mark + 1) & self.mark_mask].tag <= self.first):
-            self.first_mark += 1
+    # Nanoseconds since this publishing was handed over.
+    cdef int64_t age_of(self, uint64_t tag) except? -1:
+        self.times.begin()
+        self.times.seek(tag, self.first)
+        return self.times.now - self.times.mark.time
 
-    # When this publishing was handed over. Confirms mostly come in the order of publishing: the first mark is likely.
-    cdef int64_t time_of(self, uint64_t tag) noexcept:
-        cdef uint64_t low = self.first_mark
-        cdef uint64_t high = self.next_mark
-        cdef uint64_t middle
-        if high - low > 1 and tag < self.marks[(low + 1) & self.mark_mask].tag:
-            high = low + 1
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if self.marks[middle & self.mark_mask].tag <= tag:
-                low = middle
-            else:
-                high = middle
-        return self.marks[low & self.mark_mask].time
-
-    # Confirms every open publishing up to this one: in one step for each mark, not for each publishing.
-    cdef int confirm_through(self, uint64_t tag, int64_t now) except -1:
-        cdef uint64_t last, confirmed
-        cdef int64_t time
+    # Confirms every open publishing up to this one.
+    cdef int confirm_through(self, uint64_t tag) except -1:
+        cdef uint64_t confirmed
         while self.first <= tag:
-            self.drop_marks()
-            last = tag
-            if self.next_mark - self.first_mark > 1:
-                last = min(tag, self.marks[(self.first_mark + 1) & self.mark_mask].tag - 1)
-            time = self.marks[self.first_mark & self.mark_mask].time
+            if self.first >= self.times.end or self.first < self.times.mark.tag:
+                self.times.seek(self.first, self.first)
             confirmed = self.confirmed
-            self.end_through(last, CONFIRMED, None)
-            if self.confirmed != confirmed:
-                self.confirm_time.add(now - time, self.confirmed - confirmed)
+            self.end_through(min(tag, self.times.end - 1), CONFIRMED, None)
+            self.times.count += self.confirmed - confirmed
         return 0
 
     # Confirms one publishing if it is open; returns whether it was.
-    cdef bint confirm_one(self, uint64_t tag, int64_t now) except -1:
+    cdef bint confirm_one(self, uint64_t tag) except -1:
         cdef uint64_t confirmed = self.confirmed
         if not self.end_one(tag, CONFIRMED, None):
             return False
         if self.confirmed != confirmed:
-            self.drop_marks()
-            self.confirm_time.add(now - self.time_of(tag), 1)
+            if tag >= self.times.end or tag < self.times.mark.tag:
+                self.times.seek(tag, self.first)
+            self.times.count += 1
         return True
 
     cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
@@ -421,12 +381,12 @@ cdef class ConfirmWindow:
         cdef uint64_t tag
         cdef int outcome
         cdef bint multiple
-        cdef int64_t now = monotonic()
+        self.times.begin()
         for i in range(run.count):
             tag = run.tags[i]
             outcome = NACKED if run.flags[i] & SETTLE_NACK else CONFIRMED
             multiple = run.flags[i] & SETTLE_MULTIPLE
-            if self.resent is not None and self.settle_resent(tag, multiple, outcome, now, told):
+            if self.resent is not None and self.settle_resent(tag, multiple, outcome, told):
                 continue
             if multiple and tag == 0:
                 tag = self.next_delivery_tag - 1  # all of them (AMQP 0-9-1 section 1.8.3.13)
@@ -442,17 +402,18 @@ cdef class ConfirmWindow:
                     self.ignored += 1
                     continue
                 if outcome == CONFIRMED:
-                    self.confirm_through(tag, now)
+                    self.confirm_through(tag)
                 else:
                     self.end_through(tag, outcome, None)
-            elif not (self.confirm_one(tag, now) if outcome == CONFIRMED else self.end_one(tag, outcome, None)):
+            elif not (self.confirm_one(tag) if outcome == CONFIRMED else self.end_one(tag, outcome, None)):
                 self.ignored += 1
                 continue
             self.advance()
+        self.times.finish()
         return self.take_finished()
 
     # After `renumber`: the confirm of publishings that were sent again. Returns whether it was one of those alone.
-    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, int64_t now, list told) except -1:
+    cdef bint settle_resent(self, uint64_t tag, bint multiple, int outcome, list told) except -1:
         cdef Py_ssize_t count = PyList_GET_SIZE(self.resent)
         cdef Py_ssize_t i
         cdef uint64_t again
@@ -473,7 +434,7 @@ cdef class ConfirmWindow:
                 if told is not None:
                     told.append((again, False, outcome == NACKED))
                 if outcome == CONFIRMED:
-                    known = self.confirm_one(again, now) or known
+                    known = self.confirm_one(again) or known
                 else:
                     known = self.end_one(again, outcome, None) or known
         if multiple and <Py_ssize_t>tag > self.resent_from:
@@ -482,6 +443,10 @@ cdef class ConfirmWindow:
             self.ignored += 1
         self.advance()
         return True
+
+    @property
+    def confirm_time(self):
+        return self.times.histogram
 
     def is_open(self, uint64_t delivery_tag):
         """True while this publishing has no outcome."""
@@ -540,7 +505,7 @@ cdef class ConfirmWindow:
                 template = <PublishTemplate>slot.template
                 if (template.mandatory and template.routing_key == message.routing_key
                         and template.exchange == message.exchange and <bytes>slot.body == message.body
-                        and (any_properties or _same_properties(template.raw_properties, message))):
+                        and (any_properties or _same_properties(template, message))):
                     return tag
             tag += 1
         return 0

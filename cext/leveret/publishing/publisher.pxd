@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret.publishing.confirms cimport ConfirmWindow, Ticket
 from leveret.publishing.template cimport PublishTemplate
@@ -19,6 +19,8 @@ cdef class PublishBatch:
     cdef readonly uint64_t published_bytes
     # `out.sent_bytes` when the window noted the time: what is appended until that changes leaves in the same write.
     cdef uint64_t marked
+    # What the header `x-leveret-sent-at` tells of messages in that write; 0 before the first one that has it.
+    cdef int64_t sent_at
 
     cdef int mark(self) except -1
     cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0

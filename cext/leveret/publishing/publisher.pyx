@@ -9,9 +9,10 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from leveret.monitoring.histogram cimport wall_clock
 from leveret.publishing.confirms cimport (
     CONFIRMED, FREE, HEAVY, SENDS, ConfirmWindow, Receipt, Slot, Ticket, new_receipt, new_ticket
 )
@@ -93,10 +94,10 @@ cdef class PublishBatch:
         total = self.total(template, size)
         # Everything that can fail comes before the tag is taken: a failed publish must not skew the numbers. And
         # between here and commit() nothing may run that appends to the block.
+        if self.marked != self.out.sent_bytes:
+            self.mark()
         if self.window is not None:
             self.window.make_room()
-            if self.marked != self.out.sent_bytes:
-                self.mark()
         p = self.out.reserve(total)
         if self.window is not None:
             tag = self.window.open(ticket, index, template, body, size)
@@ -108,7 +109,9 @@ cdef class PublishBatch:
 
     # Notes the time: what was appended before has left.
     cdef int mark(self) except -1:
-        self.window.mark()
+        if self.window is not None:
+            self.window.mark()
+        self.sent_at = 0
         self.marked = self.out.sent_bytes
         return 0
 
@@ -126,6 +129,10 @@ cdef class PublishBatch:
         lv_put16(p + 1, self.channel)
         lv_put16(p + template.header_at + 1, self.channel)
         lv_put64(p + template.header_at + 11, <uint64_t>size)
+        if template.sent_at:
+            if self.sent_at == 0:
+                self.sent_at = wall_clock()
+            lv_put64(p + template.sent_at, <uint64_t>self.sent_at)
 
     cdef inline void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept:
         self.write_prefix(p, template, size)
@@ -186,10 +193,10 @@ cdef class PublishBatch:
         if size > self.max_body_size:
             raise BodyTooLarge(f"a body of {size} bytes is larger than max_body_size of {self.max_body_size}")
         total = self.total(template, size)
+        if self.marked != self.out.sent_bytes:
+            self.mark()
         pieces = self.large_pieces(self.out.seal(), template, body)
         if self.window is not None:
-            if self.marked != self.out.sent_bytes:
-                self.mark()
             tag = self.window.open(ticket, index, template, body, size)
         self.published += 1
         self.published_bytes += <uint64_t>size
@@ -284,6 +291,7 @@ cdef class PublishBatch:
         cdef Py_ssize_t sends
         cdef Py_ssize_t last_sends = 0
         cdef uint64_t tag
+        cdef int64_t now
         if window is None or not window.resending:
             raise ValueError("there is nothing to send again: `renumber` comes before")
         while window.resend_at < window.next_delivery_tag:
@@ -296,6 +304,10 @@ cdef class PublishBatch:
                 continue
             template, body = <PublishTemplate>slot.template, <bytes>slot.body
             size, sends = slot.size, slot.sends & SENDS
+            if template.sent_at:
+                # Sent again, it keeps the time of its call.
+                now = wall_clock()
+                self.sent_at = now - window.age_of(tag) // 1000
             # The slots may move from here on: making objects may collect garbage, whose finalizers may publish.
             try:
                 if sends:

@@ -11,6 +11,8 @@ cdef class PublishTemplate:
     cdef uint8_t* data
     cdef Py_ssize_t size
     cdef Py_ssize_t header_at
+    # Where the time of the header `x-leveret-sent-at` is to be written; 0 without the header.
+    cdef Py_ssize_t sent_at
 
     cpdef PublishTemplate marked(self, uint32_t resent)
 

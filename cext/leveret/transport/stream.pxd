@@ -1,3 +1,4 @@
+from leveret.monitoring.histogram cimport Histogram
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.reader cimport FrameReader
 
@@ -10,6 +11,7 @@ cdef class Stream:
     cdef public object session
     cdef public object _transport
     cdef public object _loop
+    cdef public Histogram write_sizes
     cdef bint flush_scheduled
 
     cdef bint handed_over(self, event) except -1

@@ -1,5 +1,6 @@
 """The base of a frame transport: its work for each read and each write, without a Python frame."""
 from cpython.list cimport PyList_GET_SIZE
+from libc.stdint cimport int64_t, uint64_t
 
 from leveret.wire.numbers cimport BASIC_DELIVER
 from leveret.wire.reader cimport FrameReader
@@ -20,6 +21,7 @@ cdef class Stream:
         closed: True when nothing is written any more.
         channels: Channels by number (`StreamChannel` in the stub). When a read brings nothing but one run of deliveries
             or confirms, it goes straight to the consumer or publisher of its channel, and not to the session.
+        write_sizes: Counts the bytes of each write; None does not.
     """
 
     def __cinit__(self, session, FrameReader reader not None, *args, **kwargs):
@@ -67,6 +69,7 @@ cdef class Stream:
 
     def flush(self):
         """Writes the appended frames."""
+        cdef uint64_t before = self.out.sent_bytes
         if self.out.in_pieces:
             pieces = self.out.take_pieces()
             if not self.closed and self._transport is not None:
@@ -75,6 +78,8 @@ cdef class Stream:
             block = self.out.take()
             if not self.closed and self._transport is not None:
                 self._transport.write(block)
+        if self.write_sizes is not None and self.out.sent_bytes != before:
+            self.write_sizes.add(<int64_t>(self.out.sent_bytes - before), 1)
 
     def _schedule_flush(self):
         if not self.flush_scheduled:

@@ -173,6 +173,7 @@ class Link:
             self.established = True
             self._move(LinkState.OPEN)
             self.meter.replace(connection)
+            connection.transport.write_sizes = self.meter.write_sizes
             self._opened.set()
             if lost is not None:
                 recovered = ConnectionEvent(kind=ConnectionEventKind.RECOVERED, connection_name=self.name)

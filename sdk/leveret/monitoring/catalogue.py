@@ -83,6 +83,13 @@ CATALOGUE: Final = {
         "From the read that brought a delivery to its settlement.",
         _CONSUMER,
     ),
+    "transit_time": Metric(
+        "deliveries_transit_time",
+        "histogram",
+        "seconds",
+        "From the publishing to the read that brought it, of deliveries with the header x-leveret-sent-at.",
+        _CONSUMER,
+    ),
     "opened": Metric("connections_opened", "counter", "connections", "Connections that were opened.", _CONNECTION),
     "failed": Metric(
         "connections_failed", "counter", "connections", "Attempts to connect that did not succeed.", _CONNECTION
@@ -94,6 +101,7 @@ CATALOGUE: Final = {
     ),
     "received_bytes": Metric("received", "counter", "bytes", "Read from sockets.", _CONNECTION),
     "sent_bytes": Metric("sent", "counter", "bytes", "Given to sockets.", _CONNECTION),
+    "write_sizes": Metric("writes_size", "histogram", "bytes", "Bytes of each write to a socket.", _CONNECTION),
     "gc_collections": Metric(
         "gc_collections", "counter", "collections", "Garbage collections of the process.", _GENERATION
     ),

@@ -98,6 +98,7 @@ class ConsumerMeter:
         "retried",
         "settled_time",
         "stale",
+        "transit_time",
         "undecodable",
         "waiting_time",
     )
@@ -123,6 +124,8 @@ class ConsumerMeter:
         self.waiting_time = Histogram()
         self.handler_time = Histogram()
         self.settled_time = Histogram()
+        # In microseconds.
+        self.transit_time = Histogram()
         # The current channel's window, and the deliveries acknowledged and ignored on earlier channels. One tuple,
         # because another thread may read between two assignments.
         self._now = (acks, 0, 0)
@@ -138,9 +141,14 @@ class ConsumerMeter:
         self._now = (acks, acked + now.acked, ignored + now.ignored)
 
     def read(self) -> dict[str, int | Distribution]:
-        """Returns the counters, and how long deliveries took."""
+        """Returns the counters, and how long deliveries took.
+
+        The times on the way are left out until a message came that tells when it was sent.
+        """
+        transit = {"transit_time": self.transit_time.read(1e-6)} if self.transit_time.count else {}
         return {
             **self.counters(),
+            **transit,
             "waiting_time": self.waiting_time.read(),
             "handler_time": self.handler_time.read(),
             "settled_time": self.settled_time.read(),
@@ -189,24 +197,29 @@ class _MeteredConnection(Protocol):
 class ConnectionMeter:
     """Counts for one link: the connections that replaced each other, and the failed attempts to connect."""
 
-    __slots__ = ("_now", "failed", "lost", "opened")
+    __slots__ = ("_now", "failed", "lost", "opened", "write_sizes")
 
     def __init__(self) -> None:
         self.opened = 0
         self.failed = 0
         self.lost = 0
+        self.write_sizes = Histogram()
         # The current connection, and the bytes received and sent by earlier ones. One tuple, because another thread
         # may read between two assignments.
         self._now: tuple[_MeteredConnection | None, int, int] = (None, 0, 0)
 
     def replace(self, connection: _MeteredConnection) -> None:
         """Counts a new open connection, and continues with its byte counts."""
-        before = self.read()
+        before = self.counters()
         self._now = (connection, before["received_bytes"], before["sent_bytes"])
         self.opened += 1
 
-    def read(self) -> dict[str, int]:
-        """Returns the counters."""
+    def read(self) -> dict[str, int | Distribution]:
+        """Returns the counters, and how large writes were."""
+        return {**self.counters(), "write_sizes": self.write_sizes.read(1.0)}
+
+    def counters(self) -> dict[str, int]:
+        """Returns how many connections there were, what became of them, and how many bytes they took and gave."""
         connection, received, sent = self._now
         is_open = connection is not None and connection.is_open
         return {

@@ -92,6 +92,7 @@ class Report:
         seconds: The length of the period in seconds.
         published: The publishings. A confirmed one is a success.
         consumed: The deliveries. One that was acknowledged, and neither retried nor parked, is a success.
+        transit: Seconds from the publishing to the read, of messages with the header `x-leveret-sent-at`.
         waiting: Seconds from the read that brought a delivery to its handler.
         handling: Seconds in handlers.
         parked: Deliveries that were parked in the period.
@@ -115,6 +116,7 @@ class Report:
     seconds: float
     published: Flow
     consumed: Flow
+    transit: Distribution
     waiting: Distribution
     handling: Distribution
     parked: int
@@ -166,6 +168,7 @@ class Report:
                 published, published / seconds, _share(confirmed, unconfirmed), came("publishings_confirm_time")
             ),
             consumed=Flow(delivered, delivered / seconds, _share(succeeded, failed), came("deliveries_settled_time")),
+            transit=came("deliveries_transit_time"),
             waiting=came("deliveries_waiting_time"),
             handling=came("handler_time"),
             parked=counted("deliveries_parked"),
@@ -192,6 +195,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "published": _flow(self.published),
             "consumed": _flow(self.consumed),
+            "transit": durations(self.transit),
             "waiting": durations(self.waiting),
             "handling": durations(self.handling),
             "parked": self.parked,
@@ -222,6 +226,8 @@ class Report:
             parts.append(f"published {_line(self.published)}")
         if self.consumed.count or self.consumed.duration:
             parts.append(f"consumed {_line(self.consumed)}")
+            if self.transit:
+                parts.append(f"on the way {_spread(self.transit)}")
             if self.handling:
                 parts.append(f"handlers {_spread(self.handling)}, waited before {_spread(self.waiting)}")
         if not parts:

@@ -92,7 +92,7 @@ class Packer:
 
     def raw(self, routing_key: str, raw_properties: bytes) -> PublishTemplate:
         """Makes the frames of a message whose properties are packed already."""
-        return self._make(routing_key, {}, Form(""), raw_properties)
+        return self._make(routing_key, {}, Form(""), raw_properties, timed=False)
 
     def check_open(self) -> None:
         """Raises when the producer was never open.
@@ -158,7 +158,13 @@ class Packer:
         return pack_properties(compressed, **defaults)
 
     def _make(
-        self, routing_key: str, options: PublishOptions, form: Form, raw_properties: bytes | None = None
+        self,
+        routing_key: str,
+        options: PublishOptions,
+        form: Form,
+        raw_properties: bytes | None = None,
+        *,
+        timed: bool = True,
     ) -> PublishTemplate:
         self.check_open()
         mandatory: object = options.get("mandatory", self._settings.mandatory)
@@ -175,6 +181,7 @@ class Packer:
             mandatory=mandatory,
             frame_max=self.frame_max,
             misfit=self._misfit(options),
+            timed=timed and self._settings.sent_at_header,
         )
 
     def _misfit(self, options: PublishOptions) -> str | None:

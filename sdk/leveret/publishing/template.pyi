@@ -28,6 +28,7 @@ class PublishTemplate:
         mandatory: bool = False,
         frame_max: int = 131072,
         misfit: str | None = None,
+        timed: bool = False,
     ) -> PublishTemplate: ...
     def marked(self, resent: int) -> PublishTemplate: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import threading
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import pytest
 
 from leveret.errors import PluginError
+from leveret.monitoring.histogram import Histogram
 from leveret.plugins.interfaces import Metric, MetricsSpec, Sample
 from leveret.testing.base import (
     Conformance,
@@ -25,6 +27,7 @@ from leveret.testing.base import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from leveret.plugins import Distribution
     from leveret.plugins.interfaces import MetricsSink
 
 __all__ = ["KitSource", "MetricsConformance", "ReadMetrics"]
@@ -37,6 +40,13 @@ _SENT: Final = Metric("conformance_sendings", "counter", "messages", "Messages o
 _BYTES: Final = Metric("conformance_volume", "counter", "bytes", "Bytes of the kit.", ("client",))
 _WAITING: Final = Metric("conformance_waiting", "gauge", "messages", "Messages that wait.", ("client", "queue"))
 _UP: Final = Metric("conformance_up", "gauge", "", "1 while the kit is up.", ("client",))
+_TIMES: Final = Metric("conformance_times", "histogram", "seconds", "Durations of the kit.", ("client", "queue"))
+#: Durations in nanoseconds, and how often each came.
+_DURATIONS: Final = {2_000_000: 30, 70_000_000: 20, 3_000_000_000: 10}
+#: The numbers that are exported of a histogram, by the words behind its name: how many values came, and their sum.
+_PARTS: Final = ("count", "sum")
+#: A bound this near to a value, as a share of it, may have the value on either side.
+_NEAR: Final = 1 / 8
 
 #: How often a sink may call `snapshot` while nothing reads its export; `start` may need some of these calls.
 _UNASKED: Final = 3
@@ -72,8 +82,8 @@ class KitSource:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Two counters and two gauges."""
-        return (_SENT, _BYTES, _WAITING, _UP)
+        """Two counters, two gauges and a histogram."""
+        return (_SENT, _BYTES, _WAITING, _UP, _TIMES)
 
     def samples(self) -> list[Sample]:
         """The numbers as they are now."""
@@ -85,6 +95,8 @@ class KitSource:
             Sample(_WAITING, (client, "orders"), 7),
             Sample(_WAITING, (client, ""), 0),
             Sample(_UP, (client,), 1),
+            _times((client, "orders"), {value: count * self.step for value, count in _DURATIONS.items()}),
+            _times((client, ""), {5_000_000: self.step}),
         ]
 
     def snapshot(self) -> Iterable[Sample]:
@@ -104,6 +116,10 @@ class MetricsConformance(Conformance):
     function without arguments that reads the export as a monitoring system would, and returns
     `{(metric name, label values): value}` for all sinks of the factory. Names may have a prefix and a suffix, and other
     characters between the words; label values may stand in any order, and there may be more of them.
+
+    Of a histogram two numbers are expected, whose names have the words `count` and `sum` behind the metric's name: how
+    many values came, and their sum. Numbers with the word `bucket` there, and a label that is a number, are checked as
+    well: each is how many values do not exceed that number.
 
     Attributes:
         counters_go_on: True: all sinks export to one place, such as the metrics page of a process. A counter must not
@@ -221,7 +237,10 @@ class MetricsConformance(Conformance):
     # ------------------------------------------------------------------ what is exported
 
     def test_exports_every_sample(self, spec: MetricsSpec, read: ReadMetrics) -> None:
-        """Every sample is exported with its value and labels, under a name that contains the metric's name."""
+        """Every sample is exported with its value and labels, under a name that contains the metric's name.
+
+        A distribution is exported as how many values came, and their sum. Its buckets, if there are any, have them too.
+        """
         source = KitSource()
         sink = spec.factory()
         _start(sink, source)
@@ -252,6 +271,8 @@ class MetricsConformance(Conformance):
     def test_counters_never_fall(self, spec: MetricsSpec, read: ReadMetrics) -> None:
         """A counter does not fall, even when its client was closed and another of the same name begins at zero.
 
+        Neither do the numbers of a histogram.
+
         With `counters_go_on = False` the numbers of each client are compared separately.
         """
         first, second = KitSource(), None
@@ -274,15 +295,16 @@ class MetricsConformance(Conformance):
         for sample in first.samples():
             if sample.metric.kind == "gauge":
                 continue
-            found = [_value_of(sample, numbers) for numbers in exported]
-            runs = [found] if self.counters_go_on else [found[:3], found[3:]]
-            require(
-                all(run == sorted(run) for run in runs),
-                f"the counter {sample.metric.name} {sample.labels} was exported as {found}, one after the other. The "
-                "fourth comes from a second client of the same name, which begins at 0: a counter never falls, so add "
-                "the last numbers of sources that were closed, or, if clients are exported separately, set "
-                "`counters_go_on = False`",
-            )
+            for part in _parts(sample):
+                found = [_value_of(sample, part, numbers) for numbers in exported]
+                runs = [found] if self.counters_go_on else [found[:3], found[3:]]
+                require(
+                    all(run == sorted(run) for run in runs),
+                    f"the counter {_named(sample, part)} {sample.labels} was exported as {found}, one after the other. "
+                    "The fourth comes from a second client of the same name, which begins at 0: a counter never falls, "
+                    "so add the last numbers of sources that were closed, or, if clients are exported separately, set "
+                    "`counters_go_on = False`",
+                )
 
     # ------------------------------------------------------------------ bad sources
 
@@ -331,33 +353,86 @@ def _read(read: ReadMetrics, when: str = "") -> Mapping[tuple[str, tuple[str, ..
         fail(f"reading what is exported{when and ' ' + when} raised {type(error).__name__}: {error}")
 
 
+# ---------------------------------------------------------------------- what was exported
+
+
+def _times(labels: tuple[str, ...], durations: Mapping[int, int]) -> Sample:
+    histogram = Histogram()
+    for value, count in durations.items():
+        histogram.record(value, count)
+    return Sample(_TIMES, labels, histogram.count, histogram.read())
+
+
+def _parts(sample: Sample) -> tuple[str, ...]:
+    return ("",) if sample.distribution is None else _PARTS
+
+
+def _named(sample: Sample, part: str) -> str:
+    return f"{sample.metric.name} ({part})" if part else sample.metric.name
+
+
 def _words(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
-def _found(sample: Sample, exported: Mapping[tuple[str, tuple[str, ...]], float]) -> list[float]:
+def _found(
+    sample: Sample, part: str, exported: Mapping[tuple[str, tuple[str, ...]], float]
+) -> list[tuple[tuple[str, ...], float]]:
+    """Returns the labels and values of what is exported under a sample's labels, with this word behind its name."""
     return [
-        value
+        (labels, value)
         for (name, labels), value in exported.items()
-        if sample.metric.name in _words(name) and all(labels.count(each) >= 1 for each in sample.labels)
+        if sample.metric.name in _words(name)
+        and (not part or part in _words(name).rpartition(sample.metric.name)[2].split("_"))
+        and all(labels.count(each) >= 1 for each in sample.labels)
     ]
 
 
-def _value_of(sample: Sample, exported: Mapping[tuple[str, tuple[str, ...]], float]) -> float:
-    found = _found(sample, exported)
+def _value_of(sample: Sample, part: str, exported: Mapping[tuple[str, tuple[str, ...]], float]) -> float:
+    found = _found(sample, part, exported)
     names = sorted({name for name, _ in exported if "conformance" in name})
     require(
         len(found) == 1,
-        f"{sample.metric.name} with the labels {sample.labels} is exported {len(found)} times, not once; the names of "
-        f"the kit's metrics in what `read` returned are {names}",
+        f"{_named(sample, part)} with the labels {sample.labels} is exported {len(found)} times, not once; the names "
+        f"of the kit's metrics in what `read` returned are {names}",
     )
-    return found[0]
+    return found[0][1]
 
 
 def _require_exported(source: KitSource, exported: Mapping[tuple[str, tuple[str, ...]], float]) -> None:
     for sample in source.samples():
-        value = _value_of(sample, exported)
-        require(
-            value == sample.value,
-            f"{sample.metric.name} with the labels {sample.labels} is exported as {value}, not {sample.value}",
-        )
+        expected: dict[str, float] = {"": sample.value}
+        if sample.distribution is not None:
+            expected = {"count": sample.distribution.count, "sum": sample.distribution.total}
+        for part, wanted in expected.items():
+            value = _value_of(sample, part, exported)
+            require(
+                value == wanted or (part == "sum" and math.isclose(value, wanted, rel_tol=1e-9)),
+                f"{_named(sample, part)} with the labels {sample.labels} is exported as {value}, not {wanted}",
+            )
+        if sample.distribution is not None:
+            _require_buckets(sample, sample.distribution, exported)
+
+
+def _require_buckets(
+    sample: Sample, distribution: Distribution, exported: Mapping[tuple[str, tuple[str, ...]], float]
+) -> None:
+    for labels, value in _found(sample, "bucket", exported):
+        others = list(labels)
+        for label in sample.labels:
+            others.remove(label)
+        for bound in filter(None, map(_number, others)):
+            around = distribution.at_most([bound * (1 - _NEAR), bound * (1 + _NEAR)])
+            if around[0] == around[1]:
+                require(
+                    value == around[0],
+                    f"the bucket {bound:g} of {sample.metric.name} with the labels {sample.labels} is exported as "
+                    f"{value}; {around[0]} values do not exceed its bound",
+                )
+
+
+def _number(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self, type_check_only
 from typing_extensions import disjoint_base
 
 from leveret.errors import ProtocolError
+from leveret.monitoring.histogram import Histogram
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun, SettlementRun
@@ -48,6 +49,7 @@ class Stream:
     closed: bool
     channels: Mapping[int, Any]
     session: Any
+    write_sizes: Histogram | None
     _transport: asyncio.Transport | None
     _loop: asyncio.AbstractEventLoop
     @property

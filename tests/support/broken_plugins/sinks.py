@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
 from collections import Counter
@@ -15,7 +17,7 @@ from leveret.testing import (
 )
 
 if TYPE_CHECKING:
-    from leveret.plugins import MetricsSource
+    from leveret.plugins import Distribution, MetricsSource, Sample
 
 
 class Page:
@@ -46,12 +48,26 @@ class SoundSink:
 
     def numbers(self, *kinds: str) -> Counter[Any]:
         assert self.source is not None
-        samples = self.source.snapshot()
-        return Counter({(each.metric.name, each.labels): each.value for each in samples if each.metric.kind in kinds})
+        numbers: Counter[Any] = Counter()
+        for sample in self.source.snapshot():
+            if sample.metric.kind in kinds:
+                if sample.distribution is None:
+                    numbers[sample.metric.name, sample.labels] = sample.value
+                else:
+                    self.add_distribution(numbers, sample, sample.distribution)
+        return numbers
+
+    def add_distribution(self, numbers: Counter[Any], sample: Sample, distribution: Distribution) -> None:
+        name = sample.metric.name
+        bounds = (0.001, 0.0025, 0.01, 0.1, 1.0, 10.0, math.inf)
+        for bound, count in zip(bounds, distribution.at_most(bounds), strict=True):
+            numbers[f"{name}_bucket", (*sample.labels, str(bound))] = count
+        numbers[f"{name}_count", sample.labels] = distribution.count
+        numbers[f"{name}_sum", sample.labels] = distribution.total  # type: ignore[assignment] # seconds
 
     def read(self) -> Counter[Any]:
         try:
-            return self.numbers("counter", "gauge")
+            return self.numbers("counter", "gauge", "histogram")
         except Exception:
             return Counter()
 
@@ -61,7 +77,7 @@ class SoundSink:
                 return
             self.page.sinks.remove(self)
             try:
-                self.page.closed.update(self.numbers("counter"))
+                self.page.closed.update(self.numbers("counter", "histogram"))
             except Exception:
                 return  # what was counted last is lost, and nothing else
 
@@ -191,7 +207,7 @@ class TestSoundSinkOfEachClient(BrokenSink):
 
 class BreaksWithItsSource(SoundSink):
     def read(self) -> Counter[Any]:
-        return self.numbers("counter", "gauge")
+        return self.numbers("counter", "gauge", "histogram")
 
 
 class TestBrokenByASourceThatRaises(BrokenSink):
@@ -203,7 +219,7 @@ class TestBrokenByASourceThatRaises(BrokenSink):
 class DropsGauges(SoundSink):
     def read(self) -> Counter[Any]:
         try:
-            return self.numbers("counter")
+            return self.numbers("counter", "histogram")
         except Exception:
             return Counter()
 
@@ -212,6 +228,80 @@ class TestBrokenByDroppingGauges(BrokenSink):
     make = DropsGauges
     caught_by = "test_exports_every_sample"
     because = "is exported 0 times, not once"
+
+
+class DropsDistributions(SoundSink):
+    def read(self) -> Counter[Any]:
+        return self.numbers("counter", "gauge")
+
+
+class TestBrokenByDroppingDistributions(BrokenSink):
+    make = DropsDistributions
+    caught_by = "test_exports_every_sample"
+    because = "conformance_times (count) with the labels"
+
+
+class MisnamesDistributions(SoundSink):
+    def add_distribution(self, numbers: Counter[Any], sample: Sample, distribution: Distribution) -> None:
+        # As of a counter: nothing tells that this is a number of values.
+        numbers[sample.metric.name, sample.labels] = distribution.count
+
+
+class TestBrokenByMisnamingDistributions(BrokenSink):
+    make = MisnamesDistributions
+    caught_by = "test_exports_every_sample"
+    because = "conformance_times (count) with the labels"
+
+
+class CountsDistributionsTwice(SoundSink):
+    def add_distribution(self, numbers: Counter[Any], sample: Sample, distribution: Distribution) -> None:
+        super().add_distribution(numbers, sample, distribution + distribution)
+
+
+class TestBrokenByCountingDistributionsTwice(BrokenSink):
+    make = CountsDistributionsTwice
+    caught_by = "test_exports_every_sample"
+    because = "is exported as 120, not 60"
+
+
+class ForgetsSums(SoundSink):
+    def add_distribution(self, numbers: Counter[Any], sample: Sample, distribution: Distribution) -> None:
+        super().add_distribution(numbers, sample, distribution)
+        numbers[f"{sample.metric.name}_sum", sample.labels] = distribution.count
+
+
+class TestBrokenByWrongSums(BrokenSink):
+    make = ForgetsSums
+    caught_by = "test_exports_every_sample"
+    because = "conformance_times (sum) with the labels"
+
+
+class HasBucketsOfTheirOwn(SoundSink):
+    def add_distribution(self, numbers: Counter[Any], sample: Sample, distribution: Distribution) -> None:
+        super().add_distribution(numbers, sample, distribution)
+        # Each bucket by itself, and not with all below it.
+        numbers[f"{sample.metric.name}_bucket", (*sample.labels, "1.0")] -= 30
+
+
+class TestBrokenByWrongBuckets(BrokenSink):
+    make = HasBucketsOfTheirOwn
+    caught_by = "test_exports_every_sample"
+    because = "the bucket 1 of conformance_times"
+
+
+class ForgetsDistributions(SoundSink):
+    def close(self) -> None:
+        with self.page.lock:
+            if self in self.page.sinks:
+                self.page.sinks.remove(self)
+                with contextlib.suppress(Exception):
+                    self.page.closed.update(self.numbers("counter"))
+
+
+class TestBrokenByDistributionsThatFall(BrokenSink):
+    make = ForgetsDistributions
+    caught_by = "test_counters_never_fall"
+    because = "the counter conformance_times (count)"
 
 
 class ExportsTheLastOnly(SoundSink):

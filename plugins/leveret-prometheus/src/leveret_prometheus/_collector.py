@@ -32,12 +32,14 @@ logger = logging.getLogger("leveret.prometheus")
 
 #: The most counters of closed clients that are kept.
 MOST_CLOSED: Final = 10_000
-#: The upper bounds of buckets: of durations, and of what is counted.
+#: The upper bounds of buckets: of durations, of sizes in bytes, and of what is counted.
 _SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
+_BYTES: Final = tuple(4.0**power for power in range(3, 14))
 _COUNTS: Final = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 100_000.0)
+_BOUNDS: Final = {"seconds": _SECONDS, "bytes": _BYTES}
 _PREFIX: Final = "leveret_"
 _NOT_IN_NAMES: Final = re.compile(r"[^a-zA-Z0-9_]+")
 
@@ -161,7 +163,7 @@ class Collector:
 
 
 def _add_histogram(metric: ExportedMetric, family: Family, labels: dict[str, str], values: Distribution) -> None:
-    bounds = _SECONDS if family.unit == "seconds" else _COUNTS
+    bounds = _BOUNDS.get(family.unit, _COUNTS)
     for bound, count in zip(bounds, values.at_most(bounds), strict=True):
         metric.add_sample(f"{metric.name}_bucket", labels | {"le": repr(bound)}, count)
     metric.add_sample(f"{metric.name}_bucket", labels | {"le": "+Inf"}, values.count)

@@ -55,7 +55,7 @@ class TestConformance($kit):
         return spec
 
     @pytest.fixture
-    def read(self) -> Callable[[], dict[tuple[str, tuple[str, ...]], int]]:
+    def read(self) -> Callable[[], dict[tuple[str, tuple[str, ...]], float]]:
         return read
 """
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from leveret.plugins import MetricsSpec, hookimpl
 
 if TYPE_CHECKING:
-    from leveret.plugins import MetricsSource
+    from collections.abc import Iterable
+
+    from leveret.plugins import MetricsSource, Sample
 
 __all__ = ["StatusSink", "leveret_metrics", "read"]
 
@@ -24,16 +26,17 @@ _lock = threading.Lock()
 _sources: dict[StatusSink, MetricsSource] = {}
 
 
-def read() -> dict[tuple[str, tuple[str, ...]], int]:
+def read() -> dict[tuple[str, tuple[str, ...]], float]:
     """Reads the current numbers. Any thread may call it.
 
     Returns:
-        Each number, by its metric's name and the values of its labels. Clients with the
-        same name are added up; closed clients are dropped.
+        Each number, by its metric's name and the values of its labels; of a histogram,
+        how many values came and their sum. Clients with the same name are added up;
+        closed clients are dropped.
     """
     with _lock:
         sources = list(_sources.values())
-    numbers: dict[tuple[str, tuple[str, ...]], int] = {}
+    numbers: dict[tuple[str, tuple[str, ...]], float] = {}
     for source in sources:
         try:
             samples = list(source.snapshot())
@@ -41,9 +44,17 @@ def read() -> dict[tuple[str, tuple[str, ...]], int]:
             logger.exception("cannot read the numbers of a client")
             continue
         for sample in samples:
-            key = (sample.metric.name, sample.labels)
-            numbers[key] = numbers.get(key, 0) + sample.value
+            for name, value in _numbers(sample):
+                key = (name, sample.labels)
+                numbers[key] = numbers.get(key, 0) + value
     return numbers
+
+
+def _numbers(sample: Sample) -> Iterable[tuple[str, float]]:
+    name, distribution = sample.metric.name, sample.distribution
+    if distribution is None:
+        return [(name, sample.value)]
+    return [(f"{name}_count", distribution.count), (f"{name}_sum", distribution.total)]
 
 
 class StatusSink:

@@ -26,6 +26,7 @@ from leveret.publishing.producer import Producer
 from leveret.settings import ProducerSettings
 from leveret.topology.topology import Quorum
 from leveret.wire.header_bytes import replace_headers
+from leveret.wire.own_headers import SENT_AT_HEADER
 from leveret.wire.properties import Properties
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class RetryQueues:
         `CC`, `BCC`: would route it to their queues again; `x-leveret-cc` and `x-leveret-bcc` have them.
         `user_id`: RabbitMQ takes the publisher's own only; `x-leveret-user-id` has it, unchecked from then on.
         `expiration`: would end the wait early, or drop it from the parking queue; `x-leveret-expiration` has it.
+        `x-leveret-sent-at`: would count the time until now as one on the way; `x-leveret-first-sent-at` has it.
         `x-delivery-count`, `x-acquired-count`: are the queue's and begin anew.
         `x-death`: `x-leveret-death` has it, unless it only says that the message waited in retry queues; see `_copied`.
 
@@ -337,6 +339,7 @@ def _copied(message: Message, queue: str, attempt: int, error: BaseException | s
         changes["x-leveret-expiration"] = properties.expiration
     # A reader of the copy would take its queue for a stream.
     renamed = {"CC": "x-leveret-cc", "BCC": "x-leveret-bcc", "x-stream-offset": "x-leveret-stream-offset"}
+    renamed[SENT_AT_HEADER] = "x-leveret-first-sent-at"
     dropped = ["x-delivery-count", "x-acquired-count"]
     if "x-death" in headers:
         # It cannot stay. RabbitMQ 4 writes it anew, without what a publisher sent. RabbitMQ 3 continues it, and drops

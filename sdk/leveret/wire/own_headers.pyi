@@ -1,0 +1,6 @@
+from typing import Final
+
+__test__: dict[str, str]
+__pyx_capi__: dict[str, object]
+
+SENT_AT_HEADER: Final[str]
