@@ -100,7 +100,7 @@ class Producer(CompiledPublisher):
         self._connection: Connection
         self._window = ConfirmWindow()
         #: Read by `counters` and by the client's monitor.
-        self.meter = ProducerMeter(self._window)
+        self.meter = ProducerMeter(self._window, self._encoder.compressor)
         self._life = ProducerLife()
         self._closed = asyncio.Event()
         self._packer = Packer(settings, self._encoder, self._encoded)
