@@ -10,9 +10,17 @@ cdef extern from *:
         clock_gettime(CLOCK_MONOTONIC, &now);
         return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
+    /* The clock of time.time. */
+    static inline double lv_wall_clock(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        return (double)now.tv_sec + now.tv_nsec * 1e-9;
+    }
     """
     # Nanoseconds of a clock that never goes back.
     int64_t monotonic "lv_monotonic"() noexcept
+    # Seconds since 1970; it may be set.
+    double wall_clock "lv_wall_clock"() noexcept
 
 
 cdef class Histogram:
