@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_CheckExact
 from libc.stdint cimport uint16_t
 
 from leveret.consuming.acks cimport AckWindow
+from leveret.monitoring.histogram cimport monotonic, wall_clock
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
@@ -49,6 +50,14 @@ cdef class ChannelDeliveries:
         """True while one of its messages can be settled."""
         return self.alive and self.acks.is_open(message.delivery_tag)
 
+    def now(self):
+        """Returns the time, in seconds of `time.monotonic`."""
+        return monotonic() * 1e-9
+
+    def wall_time(self, double at):
+        """Returns the wall-clock time at a time of `now`, in seconds since 1970, by what the wall clock says now."""
+        return wall_clock() * 1e-6 - (monotonic() * 1e-9 - at)
+
     def settle(self, Message message not None, verb, detail):
         """Settles one of its messages; see the verbs of `Message`."""
         return self.settler(self, message, verb, detail)
@@ -64,7 +73,7 @@ cdef class ChannelDeliveries:
 
         Args:
             run: What one read brought.
-            received_at: When, in seconds of the event loop's clock.
+            received_at: When, in seconds of `time.monotonic`.
         """
         cdef Message message
         for message in run.messages:

@@ -247,7 +247,7 @@ cdef class Worker:
             self.act(self.failures.undecodable(message, error))
             return True
         # A handler that begins when the one before ended shares the reading of the clock.
-        self.begun = self.now or monotonic()
+        self.begun = message.handler_began = self.now or monotonic()
         buffer.waiting_time.add(self.begun - <int64_t>(message.received_at * 1e9), 1)
         self.state_now = HANDLING
         try:

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret.wire.properties cimport Properties
 
@@ -18,24 +18,30 @@ cdef class Message:
     cdef readonly str consumer_tag
     cdef readonly str reply_text
     cdef readonly bytes raw_properties
+    # These are in an order that leaves no holes.
     cdef readonly uint32_t message_count
     cdef readonly uint16_t channel
     cdef readonly uint16_t method_id
     cdef readonly uint16_t reply_code
+    cdef uint16_t max_table_depth
+    cdef uint32_t max_table_entries
+    cdef public uint32_t failed_here
     cdef readonly bint redelivered
     cdef readonly bint mandatory
     cdef readonly bint immediate
     # The body's memory may serve another body when the message is gone.
     cdef bint spare_body
-    cdef uint16_t max_table_depth
-    cdef uint32_t max_table_entries
+    # `decoded_value` is valid.
+    cdef bint is_decoded
     cdef Properties decoded
     cdef object owner
-    # The result of `owner.decode`; valid when `is_decoded` is true.
+    # The result of `owner.decode`.
     cdef object decoded_value
-    cdef bint is_decoded
     cdef readonly double received_at
-    cdef public uint32_t failed_here
+    # When its handler began, in nanoseconds of `monotonic`; 0 before.
+    cdef int64_t handler_began
+    # `received_time` in seconds since 1970; 0 before it is first read.
+    cdef double wall_time
 
     cdef object settle(self, str verb, object detail)
 

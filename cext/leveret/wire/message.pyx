@@ -81,7 +81,7 @@ cdef class Message:
         method_id: The basic method that announced it: 60 deliver, 71 get-ok, 50 return, 40 publish.
         mandatory: For basic.publish: the mandatory bit.
         immediate: For basic.publish: the immediate bit.
-        received_at: When a consumer read it from the socket, in seconds of `time.monotonic`.
+        received_at: When a consumer read it from the socket, in seconds of `time.monotonic`; 0 when no consumer did.
         failed_here: How often it has failed since it was delivered; more than once when the consumer holds it between
             its attempts.
     """
@@ -174,6 +174,38 @@ cdef class Message:
             self.decoded_value = self.owner.decode(self)
             self.is_decoded = True
         return self.decoded_value
+
+    @property
+    def received_time(self):
+        """When a consumer read it from the socket: a `datetime` in UTC, or None when no consumer did.
+
+        It is worked out from `received_at` when it is first read, by the wall clock of that moment, and stays the same.
+        """
+        if self.owner is None:
+            return None
+        if not self.wall_time:
+            self.wall_time = self.owner.wall_time(self.received_at)
+        from datetime import UTC, datetime  # here, because importing this module has to be cheap
+        return datetime.fromtimestamp(self.wall_time, UTC)
+
+    @property
+    def total_time(self):
+        """Seconds since a consumer read it from the socket, or None when no consumer did; they go on."""
+        return None if self.owner is None else self.owner.now() - self.received_at
+
+    @property
+    def waiting_time(self):
+        """Seconds from the read that brought it to the beginning of its handler.
+
+        None before, and for messages that `Consumer.run` does not hand to a handler: those of batches, of `async for`
+        and of `get`.
+        """
+        return self.handler_began * 1e-9 - self.received_at if self.handler_began else None
+
+    @property
+    def handler_time(self):
+        """Seconds since its handler began, or None as for `waiting_time`; they go on when the handler has ended."""
+        return self.owner.now() - self.handler_began * 1e-9 if self.handler_began else None
 
     @property
     def is_settled(self):

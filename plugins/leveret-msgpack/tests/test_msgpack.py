@@ -490,3 +490,56 @@ async def test_errors_name_types_and_places_and_never_values(client: leveret.Cli
         message.value  # noqa: B018 - decodes
 
     assert "secret" not in str(unencodable.value) + str(undecodable.value)
+
+
+class Reading(msgspec.Struct):
+    sensor_id: int
+    raw_data: bytes
+    read_at: datetime
+    free_text: str | None = None
+    by_number: dict[int, Item] = {}
+
+
+def renaming(**options: Any) -> MessagePackSerializer:
+    made = SERIALIZER.factory(**options)
+    assert isinstance(made, MessagePackSerializer)
+    return made
+
+
+AT = datetime(2025, 7, 16, 12, 30, 0, 7, tzinfo=UTC)
+
+
+def test_s29_fields_are_renamed_and_none_is_left_out() -> None:
+    serializer = renaming(rename="camel", omit_none=True)
+    reading = Reading(1, b"\x00\xff", AT, by_number={7: Item("a", b"x")})
+    body = serializer.encode(reading)
+    assert msgpack.unpackb(body, timestamp=3) == {
+        "sensorId": 1,
+        "rawData": b"\x00\xff",
+        "readAt": AT,
+        "byNumber": {"7": {"sku": "a", "data": b"x"}},
+    }
+    assert serializer.decoder(Reading)(body) == reading
+    # Old names are read, too, and plain values have the names that came.
+    assert serializer.decoder(Reading)(MessagePackSerializer().encode(reading)) == reading
+    assert serializer.decoder(None)(body)["sensorId"] == 1
+
+
+def test_s29_plain_values_are_written_as_ever_but_for_their_names() -> None:
+    value = {"sensor_id": 1, 2: [b"x", AT, None], "free_text": None, "naive": datetime(2025, 7, 16)}
+    body = renaming(rename="camel", omit_none=True).encode(value)
+    assert body == MessagePackSerializer().encode({"sensorId": 1, 2: [b"x", AT, None], "naive": value["naive"]})
+
+
+def test_s29_nothing_is_in_the_way_when_the_options_are_off() -> None:
+    assert type(renaming()) is MessagePackSerializer
+    assert type(renaming(rename=None, omit_none=False)) is MessagePackSerializer
+
+
+def test_bodies_are_checked_as_without_new_names() -> None:
+    decode = renaming(rename="camel").decoder(Reading)
+    for body in (b"\x81\xa8sensorId\x01", b"\x81", b"\x81\x01\x02", msgpack.packb({"sensorId": "1"})):
+        with pytest.raises((msgspec.DecodeError, ValueError)):
+            decode(body)
+    with pytest.raises(EncodeFailed, match="get the same name"):
+        renaming(rename="camel").encode({"a_b": 1, "aB": 2})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import WeakSet
 
@@ -23,7 +24,7 @@ from leveret.topology.declarer import Declarer
 from leveret.topology.topology import QueueInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from leveret.connection.channel import Channel
     from leveret.connection.channel_pool import ChannelPool
@@ -52,7 +53,8 @@ class ClientBase:
     Attributes:
         settings: What it was made with.
         registry: The plugins it uses.
-        publishing_link: Gives the connection that publishes, and recovers it.
+        publishing_links: Give the connections that publish, and recover them; producers get them in turn.
+        publishing_link: The first of them, which declares, too.
         consuming_link: Gives the connection that consumes, and recovers it.
         declared: What the client and its dedicated connections have declared and not deleted since.
     """
@@ -62,7 +64,7 @@ class ClientBase:
         settings: Settings,
         registry: PluginRegistry,
         monitor: Monitor,
-        publishing: Link,
+        publishing: Sequence[Link],
         consuming: Link,
         restorer: Restorer,
     ) -> None:
@@ -70,13 +72,16 @@ class ClientBase:
         self.registry = registry
         self._defaults = settings
         self._monitor = monitor
-        self.publishing_link = publishing
+        self.publishing_links = tuple(publishing)
+        self.publishing_link = self.publishing_links[0]
         self.consuming_link = consuming
+        self._links = tuple(dict.fromkeys((*publishing, consuming)))
+        self._turns = itertools.cycle(self.publishing_links)
         self.declared = restorer.declared
         self._restorer = restorer
-        self._declarer = Declarer(restorer.declared, publishing, consuming)
-        publishing.prepare = functools.partial(restorer.prepare, publishing)
-        consuming.prepare = functools.partial(restorer.prepare, consuming)
+        self._declarer = Declarer(restorer.declared, self.publishing_link, consuming)
+        for link in self._links:
+            link.prepare = functools.partial(restorer.prepare, link)
         # Weak references: an open producer or consumer is kept alive by its channel, and closed ones do not pile up in
         # a service that makes a consumer for each message.
         self._producers: WeakSet[Producer] = WeakSet()
@@ -86,9 +91,8 @@ class ClientBase:
 
     async def _close(self, until: float) -> None:
         """Closes what was made here, then its connections, all before a time of the loop's clock."""
-        links = dict.fromkeys((self.publishing_link, self.consuming_link))
         try:
-            await close_by(until, list(self._consumers), list(self._producers), links)
+            await close_by(until, list(self._consumers), list(self._producers), self._links)
         finally:
             self._consumers.clear()
             self._producers.clear()
@@ -106,7 +110,7 @@ class ClientBase:
 
     @property
     def connection(self) -> Connection:
-        """The connection that publishes, with what was negotiated."""
+        """The connection that publishes, with what was negotiated; of several, the first."""
         connection = self.publishing_link.connection
         if connection is None:
             raise ConnectionClosed("the client is not connected; use `async with leveret.connect(...)`")
@@ -207,6 +211,8 @@ class ClientBase:
     ) -> Producer:
         """Makes a producer; use it with `async with`.
 
+        With `publish_connections` each new producer gets the next of these connections, and keeps it.
+
         Args:
             settings: All options at once; those that `connect` was given by default.
             retry: A retry policy, or the name of one, over that of `settings`.
@@ -233,7 +239,8 @@ class ClientBase:
                 f"circuit_breaker is a {type(breaker).__name__}, which is no BreakerPolicy", option="circuit_breaker"
             )
         refuse_async_methods("circuit_breaker", breaker, BreakerPolicy)
-        producer = Producer(self.publishing_link, settings, self.registry, retry=policy, circuit_breaker=breaker)
+        link = next(self._turns)
+        producer = Producer(link, settings, self.registry, retry=policy, circuit_breaker=breaker)
         self._producers.add(producer)
         self._monitor.add(producer, "producer", settings.exchange, producer.meter)
         return producer

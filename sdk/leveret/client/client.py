@@ -75,7 +75,8 @@ class Client(ClientBase):
 
     Publishing and consuming use separate connections, because a broker that is short of memory stops reading from
     connections that publish, and acknowledgements must still get through (RabbitMQ: connection.blocked). The
-    publishing connection is opened by `connect`, the other with the first consumer.
+    publishing connection is opened by `connect`, the other with the first consumer, and further publishing connections
+    (`publish_connections`) with their first producers.
 
     When a connection is lost, producers and consumers wait for the next one and go on, and what was declared here is
     declared again on it; `auto_recovery=False` ends them with the error instead.
@@ -83,7 +84,8 @@ class Client(ClientBase):
     Attributes:
         settings: What it was made with.
         registry: The plugins it uses.
-        publishing_link: Gives the connection that publishes, and recovers it.
+        publishing_links: Give the connections that publish, and recover them; producers get them in turn.
+        publishing_link: The first of them, which declares, too.
         consuming_link: Gives the connection that consumes, and recovers it.
         declared: What the client and its dedicated connections have declared and not deleted since.
     """
@@ -91,16 +93,25 @@ class Client(ClientBase):
     def __init__(self, settings: Settings, registry: PluginRegistry) -> None:
         name = settings.connection.client_name
         credentials = self._credentials = Credentials(settings.connection)
+        purposes = [
+            "publish",
+            *(f"publish-{number}" for number in range(2, settings.connection.publish_connections + 1)),
+        ]
+        links = {
+            purpose: Link(settings.connection, f"{name} ({purpose})", registry, credentials)
+            for purpose in (*purposes, "consume")
+        }
         super().__init__(
             settings,
             registry,
             Monitor(name),
-            Link(settings.connection, f"{name} (publish)", registry, credentials),
-            Link(settings.connection, f"{name} (consume)", registry, credentials),
+            [links[purpose] for purpose in purposes],
+            links["consume"],
             Restorer(Declared()),
         )
-        self._monitor.add(self.publishing_link, "connection", "publish", self.publishing_link.meter)
-        self._monitor.add(self.consuming_link, "connection", "consume", self.consuming_link.meter)
+        self._links_by_purpose = links
+        for purpose, link in links.items():
+            self._monitor.add(link, "connection", purpose, link.meter)
         self._sinks = Sinks(registry, settings.monitoring)
         self._dedicated: dict[str, DedicatedConnection] = {}
         self._opening = asyncio.Lock()
@@ -126,7 +137,8 @@ class Client(ClientBase):
                 await wait_for_broker(self.publishing_link, self.settings.wait, self.settings.recovery_initial_delay)
             else:
                 await self.publishing_link()
-            self.consuming_link.established = True
+            for link in self._links:
+                link.established = True
             if self._state is ClientState.NEW:
                 try:
                     await self._sinks.start(self._monitor)
@@ -179,7 +191,7 @@ class Client(ClientBase):
             ConnectionClosed: The broker refused it (reply code 530); next connections use the one before.
         """
         checked = secret_of(secret)
-        links = {self.publishing_link, self.consuming_link, *(it.publishing_link for it in self._dedicated.values())}
+        links = {*self._links, *(it.publishing_link for it in self._dedicated.values())}
         opened = [link.connection for link in links if link.connection is not None and link.connection.is_open]
         updates = (connection.update_secret(checked, reason) for connection in opened)
         results = await asyncio.gather(*updates, return_exceptions=True)
@@ -304,7 +316,7 @@ class Client(ClientBase):
         """Returns whether the client is ready and live, and why not, without a round trip."""
         from leveret.client.health import health_of
 
-        links = {"publish": self.publishing_link, "consume": self.consuming_link}
+        links = dict(self._links_by_purpose)
         links |= {name: dedicated.publishing_link for name, dedicated in self._dedicated.items()}
         consumers = [consumer for part in (self, *self._dedicated.values()) for consumer in part.consumers]
         return health_of(

@@ -49,7 +49,7 @@ class DedicatedConnection(ClientBase):
     ) -> None:
         connection = settings.connection
         link = Link(connection, connection.client_name, registry, credentials, established=True)
-        super().__init__(settings, registry, monitor, link, link, restorer)
+        super().__init__(settings, registry, monitor, [link], link, restorer)
         self._on_close = on_close
 
     def __repr__(self) -> str:

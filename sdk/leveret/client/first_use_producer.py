@@ -37,12 +37,29 @@ class FirstUseProducer:
         producer = self._producer
         if producer is not None and producer.is_open:
             return await producer.publish(value, routing_key, **options)
+        producer, deadline = await self._open()
+        return await producer.publish_by(deadline, value, routing_key, **options)
+
+    async def enqueue(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket:
+        """Publishes a message as `Producer.enqueue` does; `publish_timeout` covers opening.
+
+        Raises:
+            PublishError, LeveretError: As `publish`.
+        """
+        producer = self._producer
+        if producer is not None and producer.is_open:
+            return await producer.enqueue(value, routing_key, **options)
+        producer, deadline = await self._open()
+        return await producer.enqueue_by(deadline, value, routing_key, **options)
+
+    async def _open(self) -> tuple[Producer, float]:
+        """Returns an open producer, and the deadline of the message that needs it, by the loop's clock."""
         made = self._make()
         seconds = made.settings.publish_timeout
         deadline = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout_at(deadline):
-                producer = await self._opened(made)
+                return await self._opened(made), deadline
         except TimeoutError as error:
             if isinstance(error, LeveretError):
                 raise _not_sent(error) from error
@@ -53,7 +70,6 @@ class FirstUseProducer:
             raise
         except LeveretError as error:
             raise _not_sent(error) from error
-        return await producer.publish_by(deadline, value, routing_key, **options)
 
     async def _opened(self, made: Producer) -> Producer:
         """Opens this producer, unless another call has opened one meanwhile."""
@@ -63,9 +79,11 @@ class FirstUseProducer:
             return self._producer
 
     def publish_nowait(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket:
-        """Publishes a message without waiting, as `Producer.publish_nowait` does; not before a `publish`."""
+        """Publishes without waiting, as `Producer.publish_nowait` does; not before a `publish` or `enqueue`."""
         if self._producer is None:
-            raise _not_sent("the client opens a producer with its first `publish`; make one with `client.producer`")
+            raise _not_sent(
+                "the client opens a producer with its first `publish` or `enqueue`; make one with `client.producer`"
+            )
         return self._producer.publish_nowait(value, routing_key, **options)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from leveret.codecs.forms import NO_ENCODINGS, media_types
+from leveret.codecs.options import check_options_taken, serializer_options
 from leveret.errors import (
     BodyTooLarge,
     CodecError,
@@ -93,12 +94,14 @@ class BodyDecoder:
         settings: Settings that name the serializer or the accepted content types, and limit decompression.
 
     Raises:
-        ConfigurationError: The serializer or content type does not exist, or cannot decode into the model.
+        ConfigurationError: The serializer or content type does not exist, cannot decode into the model, or does not
+            take an option.
         PluginError: The plugin failed to make the serializer.
     """
 
     def __init__(self, registry: PluginRegistry, model: Any, settings: ConsumerSettings) -> None:
         self._registry = registry
+        self._options = serializer_options(settings)
         self._max_size = settings.max_decompressed_size
         self._max_ratio = settings.max_decompression_ratio
         self._raw = settings.serializer == "bytes"
@@ -123,6 +126,7 @@ class BodyDecoder:
             return
         named = None if name is None else registry.provided("serializer", name, option="serializer")
         if named is not None and not isinstance(named.spec, CompositeSpec):
+            check_options_taken(self._options, [named], f"the {named.name} serializer ({named.origin})")
             self._always = self._bind_serializer(named, model)
             return
         readers = dict(registry.readers("serializer"))
@@ -149,6 +153,8 @@ class BodyDecoder:
         bodies = {key: decode for key, decode in self._by_type.items() if readers[key].name != "empty"} or self._by_type
         if not bodies or (bodies is self._by_type and not accept):
             raise ConfigurationError(f"no serializer decodes into {model!r}", option="model")
+        chosen = [readers[key] for key in bodies] if specific is None else [specific]
+        check_options_taken(self._options, chosen, f"what decodes into {model!r}")
         if model is not None:
             # For messages without a content type the consumer's model decides.
             first = bodies.get("application/json") or next(iter(bodies.values()))
@@ -180,7 +186,7 @@ class BodyDecoder:
 
     def _bind_serializer(self, provided: Provided, model: Any) -> _BoundDecoder:
         who = f"the {provided.name} serializer ({provided.origin})"
-        serializer = self._registry.make_serializer(provided)
+        serializer = self._registry.make_serializer(provided, self._options)
         try:
             decode = serializer.decoder(model)
         except (ConfigurationError, KeyboardInterrupt, SystemExit):

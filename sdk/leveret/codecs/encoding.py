@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from leveret.codecs.compressing import BodyCompressor
 from leveret.codecs.forms import NO_ENCODINGS, Form, media_types
-from leveret.errors import BodyTooLarge, CodecError, ConfigurationError, EncodeFailed, PluginError, printable
+from leveret.codecs.options import check_options_taken, serializer_options
+from leveret.errors import CodecError, ConfigurationError, EncodeFailed, PluginError, printable
 from leveret.plugins.interfaces import CompositeSpec
 from leveret.plugins.loading import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from leveret.plugins.interfaces import Compressor
     from leveret.plugins.registry import PluginRegistry, Provided
     from leveret.settings import ProducerSettings
 
 __all__ = ["BodyEncoder"]
 
-#: Consumers refuse bodies that grow more than this by default (`max_decompression_ratio`), so a producer sends such a
-#: body uncompressed.
-_MAX_RATIO: Final = 200
 _BYTES: Final = (bytes, bytearray, memoryview)
 #: How many content types that callers give are remembered.
 _KEPT: Final = 256
@@ -40,9 +38,11 @@ class BodyEncoder:
         name: The serializer's name.
         form: The form of every body; None when forms differ and `pack` returns the form of each.
         encode: The serializer's function.
+        compressor: Compresses bodies; None without compression.
 
     Raises:
-        ConfigurationError: The serializer, compressor or level does not exist.
+        ConfigurationError: The serializer, compressor or level does not exist, or the serializer does not take an
+            option.
         PluginError: The plugin failed to make the serializer or compressor.
     """
 
@@ -53,41 +53,33 @@ class BodyEncoder:
         self._trusted = provided.plugin == "builtin"
         self._select: Callable[[Any], str] | None = None
         self._parts: dict[str, tuple[Callable[[Any], bytes], Form]] = {}
-        self._compressor: Compressor | None = None
-        self._compressor_name = settings.compressor or ""
         self._registry = registry
         self._misfits: dict[tuple[str | None, str | None], str | None] = {}
-        self._max_size = settings.max_body_size
-        self._max_uncompressed = settings.max_uncompressed_size
-        self._threshold = settings.compression_threshold
-        self._ratio = settings.compression_ratio
+        self._options = serializer_options(settings)
+        compressor = settings.compressor
         if isinstance(provided.spec, CompositeSpec):
             self._serializers = [registry.provided("serializer", part) for part in provided.spec.parts]
             for part in self._serializers:
-                self._parts[part.name] = self._part(registry, part)
+                self._parts[part.name] = self._part(part)
             self._select = provided.spec.select
-            self._compressor_name = settings.compressor or provided.spec.compressor or ""
+            compressor = compressor or provided.spec.compressor
             self.encode: Callable[[Any], bytes] = self._encode_part
         else:
             self._serializers = [provided]
-            self.encode, self._form = self._part(registry, provided)
-        if self._compressor_name:
-            compressed_by = registry.provided("compressor", self._compressor_name)
-            self._compressor = registry.make_compressor(compressed_by, settings.compression_level)
-            self._encoding = compressed_by.keys[0]
-            self._compressor_origin = compressed_by.origin
-        elif settings.compression_level is not None:
+            self.encode, self._form = self._part(provided)
+        check_options_taken(self._options, self._serializers, f"the {self.name} serializer ({self._origin})")
+        if not compressor and settings.compression_level is not None:
             raise ConfigurationError("compression_level needs a compressor", option="compression_level")
-        self.form = None if self._select or self._compressor else self._form
+        self.compressor = BodyCompressor(registry, compressor, settings) if compressor else None
+        self.form = None if self._select or self.compressor else self._form
 
-    @staticmethod
-    def _part(registry: PluginRegistry, provided: Provided) -> tuple[Callable[[Any], bytes], Form]:
+    def _part(self, provided: Provided) -> tuple[Callable[[Any], bytes], Form]:
         if isinstance(provided.spec, CompositeSpec):
             raise ConfigurationError(
                 f"the composite serializer {provided.name!r} cannot be a part of another composite serializer",
                 option="serializer",
             )
-        return registry.make_serializer(provided).encode, Form(provided.keys[0])
+        return self._registry.make_serializer(provided, self._options).encode, Form(provided.keys[0])
 
     def _encode_part(self, value: Any) -> bytes:
         return self._choose(value)[0](value)
@@ -192,37 +184,11 @@ class BodyEncoder:
             raise self.failed(error, value)  # noqa: B904 - it has its cause
         if type(body) is not bytes:
             raise self.not_bytes(body)
-        size = len(body)
-        if self._compressor is None or not compress or size <= self._threshold:
+        compressor = self.compressor
+        compressed = compressor.compress(body) if compressor is not None and compress else None
+        if compressor is None or compressed is None:
             return body, form, -1
-        if size > self._max_uncompressed:
-            raise BodyTooLarge(
-                f"a body of {size} bytes before compression is larger than max_uncompressed_size of "
-                f"{self._max_uncompressed} (consumers have max_decompressed_size)"
-            )
-        try:
-            compressed = self._compressor.compress(body)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            raise EncodeFailed(
-                f"the {self._compressor_name} compressor ({self._compressor_origin}) failed on {size} bytes: "
-                f"{type(error).__name__}"
-            ) from error
-        if type(compressed) is not bytes:
-            raise EncodeFailed(
-                f"the {self._compressor_name} compressor ({self._compressor_origin}) returned "
-                f"{type(compressed).__name__}, not bytes"
-            )
-        if size / _MAX_RATIO > len(compressed) and size > self._max_size:
-            raise BodyTooLarge(
-                f"a body of {size} bytes is larger than max_body_size of {self._max_size}, and cannot be sent "
-                f"compressed to {len(compressed)}: consumers refuse what grows more than {_MAX_RATIO} times "
-                "(max_decompression_ratio)"
-            )
-        if not size / _MAX_RATIO <= len(compressed) < self._ratio * size:
-            return body, form, -1
-        return compressed, Form(form.content_type, self._encoding), size
+        return compressed, Form(form.content_type, compressor.encoding), len(body)
 
     def failed(self, error: BaseException, value: object) -> EncodeFailed:
         """Returns the `EncodeFailed` for an exception of the serializer; it names the value's type, not the value."""

@@ -7,6 +7,7 @@ import contextlib
 import enum
 import logging
 import random
+from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from leveret.connection.channel_pool import ChannelPool
@@ -18,13 +19,14 @@ from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol.recovery import Backoff, Prospect, prospect_of
 from leveret.protocol.transitions import moved
 from leveret.runtime.tasks import set_within
+from leveret.settings import ConnectionSettings
 from leveret.wire.numbers import REPLY_SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from leveret.plugins.registry import PluginRegistry
-    from leveret.settings import ConnectionSettings, Endpoint
+    from leveret.settings import Endpoint
 
 __all__ = ["Link", "LinkState"]
 
@@ -33,6 +35,8 @@ logger = logging.getLogger("leveret.client")
 #: Options whose values lie outside of the program, in files and in a credential provider. They were good when the
 #: client connected first, so what is wrong now is being changed.
 _OUTSIDE: Final = ("tls", "credentials")
+#: The options that the broker may lower in the handshake. It may shorten heartbeats, too, which loses nothing.
+_NEGOTIATED: Final = [option for option in fields(ConnectionSettings) if option.name in ("frame_max", "channel_max")]
 
 
 class LinkState(enum.Enum):
@@ -348,6 +352,7 @@ class Link:
             on_event=self._on_event,
             first=self._first_endpoint(lost),
         )
+        self._log_lowered_limits(connection)
         if self.prepare is not None:
             try:
                 await self.prepare(connection, lost)
@@ -358,6 +363,20 @@ class Link:
                 await connection.close(0 if isinstance(error, asyncio.CancelledError) else None)
                 raise
         return connection
+
+    def _log_lowered_limits(self, connection: Connection) -> None:
+        """Logs which limits the broker has lowered; as a warning those that the program has set itself."""
+        for option in _NEGOTIATED:
+            asked, agreed = getattr(self._settings, option.name), getattr(connection.negotiated, option.name)
+            if agreed < asked:
+                logger.log(
+                    logging.INFO if asked == option.default else logging.WARNING,
+                    "connection %r: the broker lowered %s from %d to %d",
+                    self.name,
+                    option.name,
+                    asked,
+                    agreed,
+                )
 
     async def _wait_for_recovery(self) -> None:
         task = self._recovery

@@ -15,6 +15,20 @@ _GENERATION = ("client", "generation")
 CATALOGUE: Final = {
     "published": Metric("publishings", "counter", "messages", "Publishings that were written.", _PRODUCER),
     "published_bytes": Metric("publishing", "counter", "bytes", "Bodies of publishings that were written.", _PRODUCER),
+    "compressed": Metric("publishings_compressed", "counter", "messages", "Bodies that were compressed.", _PRODUCER),
+    "incompressible": Metric(
+        "publishings_incompressible",
+        "counter",
+        "messages",
+        "Bodies over the threshold that compressing made too little smaller, or more than consumers allow.",
+        _PRODUCER,
+    ),
+    "compression_input": Metric(
+        "compression_input", "counter", "bytes", "Compressed bodies before compression.", _PRODUCER
+    ),
+    "compression_output": Metric(
+        "compression_output", "counter", "bytes", "Compressed bodies after compression.", _PRODUCER
+    ),
     "confirmed": Metric("publishings_confirmed", "counter", "messages", "Publishings the broker confirmed.", _PRODUCER),
     "returned": Metric("publishings_returned", "counter", "messages", "Publishings that no queue took.", _PRODUCER),
     "nacked": Metric("publishings_nacked", "counter", "messages", "Publishings the broker refused.", _PRODUCER),

@@ -18,8 +18,8 @@ class Health:
         live: The client recovers by itself from what keeps it from being ready. If not, only a new one helps.
         reasons: The reasons why it is not ready; empty when it is.
         uptime: Seconds since it was opened.
-        connections: "open", "blocked: ...", "lost: ..." or "cannot connect: ...", by purpose ("publish", "consume") or
-            by the name of a dedicated connection. A connection that was not needed yet is left out.
+        connections: "open", "blocked: ...", "lost: ..." or "cannot connect: ...", by purpose ("publish", "publish-2",
+            "consume") or by the name of a dedicated connection. A connection that was not needed yet is left out.
         blocked: Seconds for which the broker has blocked publishings; 0 when it does not.
         consumers_expected: Consumers that should get deliveries.
         consumers_live: Consumers that get deliveries.

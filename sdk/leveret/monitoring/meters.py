@@ -12,6 +12,7 @@ from leveret.monitoring.histogram import Histogram
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from leveret.codecs.compressing import BodyCompressor
     from leveret.consuming.acks import AckWindow
     from leveret.message import BatchResult
     from leveret.plugins.distributions import Distribution
@@ -32,10 +33,14 @@ class Meter(Protocol):
 class ProducerMeter:
     """Reads the counters in a producer's compiled parts, and counts its batches."""
 
-    __slots__ = ("_batch_seconds", "batch", "batch_confirmed", "batch_sizes", "batches", "unwritten", "window")
+    __slots__ = (
+        *("_batch_seconds", "_compressor", "batch", "batch_confirmed", "batch_sizes", "batches"),
+        *("unwritten", "window"),
+    )
 
-    def __init__(self, window: ConfirmWindow) -> None:
+    def __init__(self, window: ConfirmWindow, compressor: BodyCompressor | None = None) -> None:
         self.window = window
+        self._compressor = compressor
         self.batch: PublishBatch | None = None
         self.batches = 0
         self.batch_confirmed = 0
@@ -52,9 +57,10 @@ class ProducerMeter:
         self.batch_sizes.record(result.count)
 
     def read(self) -> dict[str, int | Distribution]:
-        """Returns the counters, how long confirms took, and how large batches were."""
+        """Returns the counters, what compression saved, how long confirms took, and how large batches were."""
         return {
             **self.counters(),
+            **({} if self._compressor is None else self._compressor.counters()),
             "confirm_time": self.window.confirm_time.read(),
             "batch_sizes": self.batch_sizes.read(1.0),
         }

@@ -18,6 +18,7 @@ in any release.
 from __future__ import annotations
 
 from leveret.plugins.distributions import Distribution
+from leveret.plugins.field_names import FieldNames
 from leveret.plugins.hookspecs import hookimpl
 from leveret.plugins.interfaces import (
     API_VERSION,
@@ -59,6 +60,7 @@ __all__ = [
     "ConnectionEventKind",
     "Delivery",
     "Distribution",
+    "FieldNames",
     "Metric",
     "MetricsFeed",
     "MetricsSink",

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from leveret.errors import BodyTooLarge, ConfigurationError
+from leveret.plugins.field_names import FieldNames
 from leveret.plugins.hookspecs import hookimpl
-from leveret.plugins.interfaces import CompositeSpec, CompressorSpec, SerializerSpec
+from leveret.plugins.interfaces import SERIALIZER_OPTIONS, CompositeSpec, CompressorSpec, SerializerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from leveret.plugins.interfaces import Serializer
 
 __all__ = [
     "BytesSerializer",
     "EmptySerializer",
     "JSONSerializer",
+    "RenamingJSONSerializer",
     "TextSerializer",
     "ZlibCompressor",
     "leveret_compressors",
@@ -45,6 +49,42 @@ class JSONSerializer:
                 f"JSON cannot decode into {model!r}: msgspec does not support the type {foreign!r}", option="model"
             )
         return decode
+
+
+class RenamingJSONSerializer(JSONSerializer):
+    """JSON with other names for fields, or without fields that are None; see `FieldNames`.
+
+    Args:
+        names: What is renamed and left out.
+    """
+
+    def __init__(self, names: FieldNames) -> None:
+        super().__init__()
+        write, plain = self.encode, names.plain
+        self._names = names
+        self._write = write
+        self.encode = lambda value: write(plain(value))
+
+    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
+        """Returns a decoder that reads both names of each field; plain values keep the names that they come with."""
+        decode = super().decoder(model)
+        name_fields = None if model is None else self._names.reader(model)
+        if name_fields is None:
+            return decode
+        # Through JSON again, so that values are checked as without new names. Numbers stay the text that they are.
+        read = msgspec.json.Decoder(float_hook=_number_as_it_is).decode
+        write = self._write
+        return lambda body: decode(write(name_fields(read(body))))
+
+
+def _number_as_it_is(text: str) -> msgspec.Raw:
+    return msgspec.Raw(text.encode())
+
+
+def _json(*, rename: str | None = None, omit_none: bool = False) -> JSONSerializer:
+    if rename is None and not omit_none:
+        return JSONSerializer()
+    return RenamingJSONSerializer(FieldNames(rename, omit_none=omit_none))
 
 
 def _foreign_class(model: Any) -> type | None:
@@ -129,14 +169,25 @@ def _hybrid_part(value: Any) -> str:
     return "json" if isinstance(value, bool | int | float | str) else "msgpack"
 
 
+def _fieldless(name: str, content_type: str, make: Callable[[], Serializer]) -> SerializerSpec:
+    """Describes a serializer of values without fields: whatever is said of fields is true of them."""
+    return SerializerSpec(name=name, content_type=content_type, factory=lambda **_: make(), options=SERIALIZER_OPTIONS)
+
+
 @hookimpl
 def leveret_serializers() -> Iterable[SerializerSpec | CompositeSpec]:
     """Returns JSON, text, bytes, empty, and the guide's hybrid of empty, JSON and MessagePack."""
     return [
-        SerializerSpec(name="json", content_type="application/json", factory=JSONSerializer, aliases=("text/json",)),
-        SerializerSpec(name="text", content_type="text/plain", factory=TextSerializer),
-        SerializerSpec(name="bytes", content_type="application/octet-stream", factory=BytesSerializer),
-        SerializerSpec(name="empty", content_type="application/x-empty", factory=EmptySerializer),
+        SerializerSpec(
+            name="json",
+            content_type="application/json",
+            factory=_json,
+            aliases=("text/json",),
+            options=SERIALIZER_OPTIONS,
+        ),
+        _fieldless("text", "text/plain", TextSerializer),
+        _fieldless("bytes", "application/octet-stream", BytesSerializer),
+        _fieldless("empty", "application/x-empty", EmptySerializer),
         CompositeSpec(name="hybrid", parts=("empty", "json", "msgpack"), select=_hybrid_part, compressor="lz4"),
     ]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "API_VERSION",
+    "SERIALIZER_OPTIONS",
     "SUPPORTED_API_VERSIONS",
     "BackoffPolicy",
     "BreakerPolicy",
@@ -48,6 +49,8 @@ __all__ = [
 #: The version of this interface; it grows with each incompatible change. Descriptors that name no version have 1.
 API_VERSION: Final = 1
 SUPPORTED_API_VERSIONS: Final = frozenset({1})
+#: The options of producers and consumers that the factory of a serializer may take.
+SERIALIZER_OPTIONS: Final = ("rename", "omit_none")
 
 
 # ---------------------------------------------------------------------- serializers
@@ -100,6 +103,8 @@ class SerializerSpec(CheckedNames):
             one general serializer. A serializer for certain models may share the content type, and decodes these.
         safe: False when decoding can run code that the sender chose, as with pickle. It then decodes only for a
             consumer that names it with `serializer=`, or its content type with `accept=`.
+        options: Which of the options "rename" and "omit_none" the factory takes as keyword arguments; it gets those
+            that the producer or consumer sets. `FieldNames` does what they say.
         api_version: The version of the plugin interface that it was written for.
 
     Example:
@@ -109,10 +114,11 @@ class SerializerSpec(CheckedNames):
 
     name: str
     content_type: str
-    factory: Callable[[], Serializer]
+    factory: Callable[..., Serializer]
     aliases: Sequence[str] = ()
     models: Callable[[Any], bool] | None = None
     safe: bool = True
+    options: Sequence[str] = ()
     api_version: int = 1
 
 

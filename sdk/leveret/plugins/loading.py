@@ -15,6 +15,7 @@ from leveret.errors import PluginConflictError, PluginError, PluginLoadError, Pl
 from leveret.plugins import builtin
 from leveret.plugins.hookspecs import PROJECT, HookSpecs
 from leveret.plugins.interfaces import (
+    SERIALIZER_OPTIONS,
     SUPPORTED_API_VERSIONS,
     CommandSpec,
     CompositeSpec,
@@ -320,11 +321,13 @@ def _problem(spec: Any) -> str:
             return f"its {name} is a {type(function).__name__}, which cannot be called"
         if is_async(function):
             return f"its {name} is an `async def`, and it is not awaited"
-    for name in ("aliases", "parts"):
+    for name in ("aliases", "parts", "options"):
         texts = getattr(spec, name, ())
         good = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
         if not good or (name == "parts" and hasattr(spec, name) and not texts):
             return f"its {name} are {texts!r}; they must be a list of text"
+    if unknown := set(getattr(spec, "options", ())) - set(SERIALIZER_OPTIONS):
+        return f"its options are {sorted(unknown)!r}; they must be of {', '.join(SERIALIZER_OPTIONS)}"
     compressor: object = getattr(spec, "compressor", None)
     if not isinstance(compressor, str | None):
         return f"its compressor is a {type(compressor).__name__}, not a name or None"

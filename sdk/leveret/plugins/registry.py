@@ -11,6 +11,7 @@ import logging
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -315,14 +316,19 @@ class PluginRegistry:
 
     # ------------------------------------------------------------------ calling factories
 
-    def make_serializer(self, provided: Provided) -> Serializer:
+    def make_serializer(self, provided: Provided, options: Mapping[str, object] | None = None) -> Serializer:
         """Calls a serializer's factory.
+
+        Args:
+            provided: The serializer.
+            options: The options of a producer or consumer; the factory gets those that it takes.
 
         Raises:
             PluginError: The factory failed, or did not return a serializer.
         """
         assert isinstance(provided.spec, SerializerSpec)
-        made = self._call(provided, "could not be made", provided.spec.factory)
+        taken = {name: value for name, value in (options or {}).items() if name in provided.spec.options}
+        made = self._call(provided, "could not be made", partial(provided.spec.factory, **taken))
         _check_has(provided, made, ("encode", "decoder"))
         return cast("Serializer", made)
 

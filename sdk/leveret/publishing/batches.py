@@ -191,6 +191,7 @@ class BatchPublisher:
         batch = self._writer.batch
         # uvloop's clock stands still within a turn of the loop, and counts milliseconds.
         started = time.monotonic()
+        log_chunks = logger.isEnabledFor(logging.DEBUG)
         ticket = Ticket()
         ticket.observed = True
         failures: dict[int, Exception] = {}
@@ -226,6 +227,16 @@ class BatchPublisher:
                 self._room.wake()  # the turn passes to the next caller
             # Chunks of large bodies are smaller: 1000 small messages, 100 large ones, by their bytes.
             sent = max(1, batch.published_bytes - before)
+            if log_chunks:
+                logger.debug(
+                    "wrote a chunk of a batch: values %d to %d, %d messages, %d bytes, %d unconfirmed, %.3f s so far",
+                    index - done,
+                    index - 1,
+                    batch.published - published,
+                    batch.published_bytes - before,
+                    self._window.outstanding,
+                    time.monotonic() - started,
+                )
             size = max(1, min(settings.batch_size, _CHUNK_BYTES * done // sent, 10 * size))
             if not settings.confirms:
                 # Without confirms nothing else in this loop lets other tasks run.

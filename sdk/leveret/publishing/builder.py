@@ -25,12 +25,14 @@ class _Publisher(Protocol):
 
     def publish_nowait(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket: ...
 
+    async def enqueue(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket: ...
+
 
 class MessageBuilder:
     """A message that is put together call by call. Made by `Client.message` and `Producer.message`.
 
-    Each call changes it and returns it, and `publish` or `publish_nowait` comes last. It may be published more than
-    once. It may also be one of the values of `publish_batch`; then its options go over those of the batch.
+    Each call changes it and returns it, and `publish`, `publish_nowait` or `enqueue` comes last. It may be published
+    more than once. It may also be one of the values of `publish_batch`; then its options go over those of the batch.
 
         await client.message(order).exchange("orders").routing_key("order.created").header("tenant", 7).publish()
 
@@ -159,6 +161,10 @@ class MessageBuilder:
     def publish_nowait(self) -> Ticket:
         """Publishes it without waiting; see `Producer.publish_nowait`."""
         return self._bound_publisher().publish_nowait(self.value, self.key, **self.options)
+
+    async def enqueue(self) -> Ticket:
+        """Publishes it as `publish_nowait` does, but waits while there is no room; see `Producer.enqueue`."""
+        return await self._bound_publisher().enqueue(self.value, self.key, **self.options)
 
     def _bound_publisher(self) -> _Publisher:
         if self._publisher is None:

@@ -15,7 +15,7 @@ from leveret.plugins.builtin import BytesSerializer
 from leveret.publishing.adaptive_window import AdaptiveWindow
 from leveret.publishing.batches import Batch, BatchPublisher, Source
 from leveret.publishing.builder import MessageBuilder
-from leveret.publishing.confirm_listeners import tell
+from leveret.publishing.confirm_listeners import ConfirmListeners
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.culprits import Culprits
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
@@ -33,7 +33,6 @@ from leveret.publishing.room import Room, max_span
 from leveret.publishing.template import Template
 from leveret.publishing.transaction import Transaction
 from leveret.publishing.writing import MessageWriter
-from leveret.settings.functions import plain_function
 from leveret.transport.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class Producer(CompiledPublisher):
         self._connection: Connection
         self._window = ConfirmWindow()
         #: Read by `counters` and by the client's monitor.
-        self.meter = ProducerMeter(self._window)
+        self.meter = ProducerMeter(self._window, self._encoder.compressor)
         self._life = ProducerLife()
         self._closed = asyncio.Event()
         self._packer = Packer(settings, self._encoder, self._encoded)
@@ -130,7 +129,7 @@ class Producer(CompiledPublisher):
         self._guard: PublishGuard | None = None
         if retry is not None or circuit_breaker is not None:
             self._guard = PublishGuard(retry, circuit_breaker, settings, self._tickets, self._window, self._life)
-        self._listeners: list[tuple[ConfirmListener, bool]] = []
+        self._listeners = ConfirmListeners(self._update_caches)
         self._adaptive: AdaptiveWindow | None = None
         if settings.max_outstanding == "auto":
             self._adaptive = AdaptiveWindow(
@@ -303,16 +302,7 @@ class Producer(CompiledPublisher):
         Raises:
             ConfigurationError: The listener is no function, or an `async def`.
         """
-        entry = (plain_function("listener", listener, "for each confirm"), nacks)
-        self._listeners.append(entry)
-        self._update_caches()
-
-        def remove() -> None:
-            if entry in self._listeners:
-                self._listeners.remove(entry)
-                self._update_caches()
-
-        return remove
+        return self._listeners.add(listener, nacks=nacks)
 
     # ------------------------------------------------------------------ publishing
 
@@ -405,6 +395,13 @@ class Producer(CompiledPublisher):
         if self._waiting or self._room.is_full(self._max_buffered):
             return await self._writer.enqueue(value, routing_key, options, self._guarded)
         return self.publish_nowait(value, routing_key, **options)
+
+    async def enqueue_by(
+        self, deadline: float, /, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Ticket:
+        """Publishes as `enqueue` does, with a deadline by the event loop's clock in place of `publish_timeout`."""
+        self._packer.check_open()
+        return await self._writer.enqueue(value, routing_key, options, self._guarded, deadline)
 
     def batch(self, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Batch:
         """Collects values, and publishes them when its block ends.
@@ -540,7 +537,7 @@ class Producer(CompiledPublisher):
         self._wake()
         self._hand_out(finished)
         if told:
-            tell(self._listeners, told)
+            self._listeners.tell(told)
 
     def _hand_out(self, finished: list[Ticket] | None) -> None:
         if finished is None:

@@ -219,6 +219,7 @@ class MessageWriter:
         routing_key: str | Template,
         options: PublishOptions,
         guarded: Callable[[Callable[[], Ticket]], Ticket],
+        deadline: float | None = None,
     ) -> Ticket:
         """Packs one message, waits for room and appends it; see `Producer.enqueue`.
 
@@ -227,9 +228,11 @@ class MessageWriter:
             routing_key: The routing key or a template.
             options: The options.
             guarded: Calls what appends the message, if the circuit breaker allows it.
+            deadline: When to give up, by the loop's clock; by default `publish_timeout` seconds after this call.
         """
         refuse_confirm_timeout(options)
-        deadline = self._loop.time() + self.settings.publish_timeout
+        if deadline is None:
+            deadline = self._loop.time() + self.settings.publish_timeout
         limit = self.settings.max_buffered
         packed = self.packer.pack(value, routing_key, options)
         if self.room.waiting or not self.room.may_hold(limit):

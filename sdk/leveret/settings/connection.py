@@ -125,6 +125,8 @@ class ConnectionSettings(Options):
         heartbeat: Whole seconds, 0 to 65535; 0 turns heartbeats off.
         frame_max: Bytes, 4096 to 1048576. RabbitMQ allows 131072 unless it is configured otherwise.
         channel_max: 1 to 65535 channels.
+        publish_connections: How many connections a client publishes on, 1 to 64; producers get them in turn. A
+            dedicated connection is one of its own in any case.
         max_pooled_channels: How many channels of a connection's pool may be open, 1 to 65535; no more than
             `channel_max` ever are.
         socket_receive_buffer_size: Bytes, 4096 to 64 MiB; 0 leaves it to the kernel, which adapts it to the link.
@@ -166,6 +168,7 @@ class ConnectionSettings(Options):
     heartbeat: float = seconds(30.0, 0, 65_535, whole=True)
     frame_max: int = size(131_072, 4096, MIB)
     channel_max: int = option(2047, minimum=1, maximum=65_535)
+    publish_connections: int = option(1, minimum=1, maximum=64)
     max_pooled_channels: int = option(16, minimum=1, maximum=65_535)
     # A size of our own would keep the kernel from adapting it to the link (man 7 tcp, tcp_moderate_rcvbuf).
     socket_receive_buffer_size: int = size(0, 4096, 64 * MIB, or_zero=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from leveret.errors import printable
 from leveret.settings.environment import Section
-from leveret.settings.rules import MIB, Rule, option, seconds, size, wrong
+from leveret.settings.rules import MIB, NAME_STYLES, Rule, option, seconds, size, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,9 @@ class ConsumerSettings(Section):
             the model and are safe. Refused together with `serializer`.
         serializer: The serializer that decodes everything; None chooses by content type. "bytes" takes bodies as they
             came, compressed ones too.
+        rename: The names that fields have in bodies, as in `ProducerSettings`. The model's own names are read as
+            well. Without a model names stay as they come.
+        omit_none: True makes fields None that a body does not have, where the model allows None and has no default.
         max_decompressed_size: The largest body after decompression, 1 to 2**40 bytes.
         max_decompression_ratio: How many times its compressed size a body may have, 1 to 1000000.
         body_view_size: Bodies of at least so many bytes, 1 to 2**40, are memoryviews of pooled memory; None: all are
@@ -89,6 +92,8 @@ class ConsumerSettings(Section):
     priority: int | None = option(None, int, minimum=-(2**31), maximum=2**31 - 1)
     accept: Sequence[str] = option((), items=Rule(kind=str, minimum=1, maximum=255))
     serializer: str | None = option(None, str, minimum=1, maximum=255)
+    rename: Literal["camel", "pascal", "kebab"] | None = option(None, str, choices=NAME_STYLES)
+    omit_none: bool = option(False)
     max_decompressed_size: int = size(64 * MIB)
     max_decompression_ratio: float = option(200.0, minimum=1, maximum=1_000_000)
     body_view_size: int | None = option(None, int, unit="bytes", minimum=1, maximum=2**40)

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from leveret.message import PERSISTENT, TRANSIENT
 from leveret.settings.environment import Section
-from leveret.settings.rules import MIB, option, seconds, size
+from leveret.settings.rules import MIB, NAME_STYLES, option, seconds, size
 
 _DELIVERY_MODES: Final = {"transient": TRANSIENT, "persistent": PERSISTENT}
 
@@ -19,6 +19,9 @@ class ProducerSettings(Section):
     Attributes:
         exchange: Where to publish, at most 255 bytes; the empty name is the default exchange: it routes by queue name.
         serializer: The serializer's name: "json", "text", "bytes", "empty", "hybrid" or a plugin's.
+        rename: The names that fields get in bodies: "camel" (`orderId`), "pascal" (`OrderId`) or "kebab" (`order-id`),
+            as msgspec's `rename` makes them; None keeps them. For the serializers "json", "msgpack" and "hybrid".
+        omit_none: True leaves out fields that are None, for the same serializers.
         compressor: The compressor's name: "gzip", "deflate" or a plugin's; None leaves bodies as they are, except for a
             serializer that has a compressor of its own, as "hybrid" has.
         compression_level: The compressor's level, within its own bounds; None is its default.
@@ -67,6 +70,8 @@ class ProducerSettings(Section):
 
     exchange: str = option("", maximum=255)
     serializer: str = option("json", minimum=1, maximum=255)
+    rename: Literal["camel", "pascal", "kebab"] | None = option(None, str, choices=NAME_STYLES)
+    omit_none: bool = option(False)
     compressor: str | None = option(None, str, minimum=1, maximum=255)
     compression_level: int | None = option(None, int, minimum=-(2**31), maximum=2**31 - 1)
     compression_threshold: int = size(1024, 0)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MIB: Final = 1024 * 1024
+#: The styles of names that serializers make, in msgspec's words.
+NAME_STYLES: Final = ("camel", "pascal", "kebab")
 #: What AMQP's strings cannot carry: NUL (AMQP 0-9-1 section 4.2.5.3, RFC 4616) and halves of characters.
 NOT_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 _WORDS: Final = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import logging
 import random
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from tests.support.bodies import body_of, decoded, sent, taken_raw
+from tests.support.metrics import values
 from tests.support.orders import Order, orders
 from tests.support.plugins import compressor_plugin
+from tests.support.queues import messages
 
 import leveret
 from leveret import ProducerSettings
@@ -107,6 +110,58 @@ async def test_s38_a_body_is_compressed_only_when_that_saves_a_tenth(
                 assert message.headers == {"original-size": 10_000}
             else:
                 assert (message.body, message.content_encoding, message.headers) == (body, None, {}), share
+
+
+def noise(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+async def test_s38_bytes_before_and_after_compression_are_counted_by_exchange(
+    client: leveret.Client, other: leveret.Client, queue: str
+) -> None:
+    bodies = [b"a" * 1500, b"short", bytes(3000), noise(4000), b"abc" * 1000, noise(2000)]
+    async with client.producer(serializer="bytes", compressor="gzip", compression_threshold=1000) as producer:
+        await producer.publish_batch(bodies[:3], queue)
+        for body in bodies[3:]:
+            await producer.publish(body, queue)
+    async with client.producer(serializer="bytes") as producer:  # the same exchange
+        await producer.publish(bytes(5000), queue)
+    small = [len(gzip.compress(body, 1)) for body in (bodies[0], bodies[2], bodies[4])]
+    counted = values(client.metrics())
+    assert counted["publishings_compressed", ""] == 3
+    assert counted["publishings_incompressible", ""] == 2
+    assert counted["compression_input", ""] == 1500 + 3000 + 3000
+    assert counted["compression_output", ""] == sum(small)
+    # What was sent: those, and the others as they were.
+    assert counted["publishing", ""] == sum(small) + 5 + 4000 + 2000 + 5000
+    assert sum(message.body_size for message in await messages(other, queue)) == counted["publishing", ""]
+
+
+async def test_s38_producers_without_a_compressor_count_nothing_of_it(client: leveret.Client, queue: str) -> None:
+    async with client.producer() as producer:
+        await producer.publish("a" * 5000, queue)
+    names = {name for name, _ in values(client.metrics())}
+    assert not names & {"publishings_compressed", "publishings_incompressible", "compression_input"}
+
+
+async def test_s38_the_log_says_what_each_body_was_and_became_when_debugging(
+    client: leveret.Client, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b"a" * 1500
+    async with client.producer(serializer="bytes", compressor="gzip") as producer:
+        caplog.set_level(logging.INFO, "leveret.codecs")
+        await producer.publish(body, queue)
+        assert caplog.messages == []
+        caplog.set_level(logging.DEBUG, "leveret.codecs")
+        await producer.publish(body, queue)
+        await producer.publish(noise(2000), queue)
+        await producer.publish(b"short", queue)
+    size = len(gzip.compress(body, 1))
+    left = len(gzip.compress(noise(2000), 1))
+    assert [record.message for record in caplog.records if record.name == "leveret.codecs"] == [
+        f"gzip, compressed a body: 1500 -> {size} bytes ({size / 1500:.3f})",
+        f"gzip, a body is sent uncompressed: 2000 -> {left} bytes ({left / 2000:.3f})",
+    ]
 
 
 LONG = {"text": "to be or not to be, " * 100}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,6 +58,41 @@ async def test_s34_a_frame_max_of_1_mib_is_lowered_when_the_server_allows_less(
 ) -> None:
     async with leveret.connect(broker.url, frame_max=FRAME_MAX) as client:
         assert client.connection.negotiated.frame_max == 131_072
+
+
+def lowered(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    """The level and text of each line about a lowered limit."""
+    return [(record.levelno, record.message) for record in caplog.records if "lowered" in record.message]
+
+
+async def test_s34_the_log_says_once_for_each_connection_what_the_broker_lowered(
+    broker: Broker, name: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "leveret.client")
+    async with leveret.connect(broker.url, frame_max=FRAME_MAX, client_name="s34") as client:
+        text = "connection 's34 (publish)': the broker lowered frame_max from 1048576 to 131072"
+        assert lowered(caplog) == [(logging.WARNING, text)]
+        async with client.producer(), client.producer():
+            assert len(lowered(caplog)) == 1
+        async with client.consumer("no queue"):
+            await client.consuming_link()
+        assert [line.partition(":")[0] for _, line in lowered(caplog)] == [
+            "connection 's34 (publish)'",
+            "connection 's34 (consume)'",
+        ]
+
+
+async def test_s34_a_lowered_default_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "leveret.client")
+    async with EmbeddedBroker(frame_max=8192, channel_max=7) as broker:
+        async with leveret.connect(broker.url, channel_max=9):
+            assert lowered(caplog) == [
+                (logging.INFO, "connection 'leveret (publish)': the broker lowered frame_max from 131072 to 8192"),
+                (logging.WARNING, "connection 'leveret (publish)': the broker lowered channel_max from 9 to 7"),
+            ]
+        caplog.clear()
+        async with leveret.connect(broker.url, frame_max=8192, channel_max=7):
+            assert lowered(caplog) == []
 
 
 @pytest.fixture(params=ON_EVERY_SERVER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -143,8 +144,81 @@ async def test_s45_a_message_tells_where_and_when_it_came_from(queues: Queues) -
         assert (message.consumer_tag, message.delivery_tag, message.redelivered) == ("who", 1, False)
         assert (message.headers, message.message_id) == ({"tenant": 7}, "m-1")
         assert before <= message.received_at <= time.monotonic()
+        assert message.received_time is not None
+        assert abs(datetime.now(UTC) - message.received_time) < timedelta(seconds=time.monotonic() - before + 0.1)
         assert not message.is_settled
         consumer.stop()
 
     await consumer.run(handler)
     assert consumer.counters()["handler_errors"] == 0
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_s24_a_message_tells_how_long_it_waited_and_how_long_it_is_handled(queues: Queues, kind: str) -> None:
+    await queues.publish(1, 2)
+    consumer = queues.client.consumer(queues.work)
+    seen: list[tuple[float, float, float]] = []
+
+    def note(message: leveret.Message) -> None:
+        waited, handled, total = message.waiting_time, message.handler_time, message.total_time
+        assert waited is not None
+        assert handled is not None
+        assert total is not None
+        seen.append((waited, handled, total))
+        assert message.waiting_time == waited, "it ended when the handler began"
+        later = message.handler_time
+        assert later is not None
+        assert later >= handled
+
+    async def handler(value: int, message: leveret.Message) -> None:
+        while consumer.counters()["delivered"] < 2:  # noqa: ASYNC110 - there is no event for this
+            await asyncio.sleep(0.001)
+        note(message)
+        await asyncio.sleep(0.05)
+        note(message)
+        if value == 2:
+            consumer.stop()
+
+    def plain(value: int, message: leveret.Message) -> None:
+        while consumer.counters()["delivered"] < 2:
+            time.sleep(0.001)
+        note(message)
+        time.sleep(0.05)
+        note(message)
+        if value == 2:
+            loop.call_soon_threadsafe(consumer.stop)
+
+    loop = asyncio.get_running_loop()
+    await consumer.run(handler if kind == "async" else plain)
+    assert consumer.counters()["handler_errors"] == 0
+    for waited, handled, total in seen:
+        assert waited >= 0
+        assert handled >= 0
+        assert waited + handled <= total + 1e-6
+    (_, begun, _), (_, ended, _), (waited, *_), _ = seen
+    # Sleeps may end a little early by the loop's clock, which counts milliseconds.
+    assert ended - begun > 0.045
+    assert waited > 0.045, "the first was handled meanwhile"
+    # They are the histograms' own.
+    times = {sample.metric.name: sample.distribution for sample in queues.client.metrics()}
+    for name, at in (("deliveries_waiting_time", 0), ("handler_time", 1)):
+        distribution = times[name]
+        assert distribution is not None
+        assert distribution.count == 2
+        assert distribution.highest >= max(each[at] for each in seen) * 15 / 16
+
+
+async def test_s24_messages_without_a_handler_have_the_time_since_they_were_received(queues: Queues) -> None:
+    await queues.publish(1, 2)
+    async with queues.client.consumer(queues.work) as consumer:
+        first = await consumer.get()
+        assert first is not None
+        first.ack()
+    async with queues.client.consumer(queues.work) as consumer:
+        second = await anext(consumer)
+        second.ack()
+    for message in (first, second):
+        assert message.total_time is not None
+        assert 0 <= message.total_time <= time.monotonic() - message.received_at
+        assert message.received_time == message.received_time
+        assert (message.waiting_time, message.handler_time) == (None, None)

@@ -63,6 +63,33 @@ async def test_s14_the_rate_of_each_batch_is_in_the_log_and_in_the_metrics(
     assert await other.purge(queue) == 3000
 
 
+async def test_s14_each_chunk_of_a_batch_is_in_the_log_when_debugging(
+    client: leveret.Client, other: leveret.Client, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def chunks() -> list[tuple[object, ...]]:
+        return [record.args for record in caplog.records if record.msg.startswith("wrote a chunk")]  # type: ignore[misc]
+
+    values = [*range(2500), object(), *range(500)]
+    async with client.producer() as producer:
+        caplog.set_level(logging.INFO, "leveret.publishing")
+        await producer.publish_batch(range(10), queue)
+        assert chunks() == []
+        before = producer.counters()["published_bytes"]
+        caplog.set_level(logging.DEBUG, "leveret.publishing")
+        result = await producer.publish_batch(values, queue)
+        size = producer.counters()["published_bytes"] - before
+    assert list(result.failures) == [2500]
+    firsts, lasts, messages, sizes, unconfirmed, elapsed = zip(*chunks(), strict=True)
+    assert (firsts[0], lasts[-1]) == (0, len(values) - 1)
+    assert list(firsts[1:]) == [last + 1 for last in lasts[:-1]]
+    assert max(messages) == 1000
+    assert sum(messages) == 3000
+    assert sum(sizes) == size
+    assert max(unconfirmed) <= 2000
+    assert list(elapsed) == sorted(elapsed)
+    assert await other.purge(queue) == 3010
+
+
 @pytest.mark.parametrize(("size", "chunk"), [(100, 1000), (10_486, 100), (104_858, 10)])
 async def test_s15_a_chunk_has_1000_small_messages_or_100_large_ones(
     client: leveret.Client, other: leveret.Client, queue: str, size: int, chunk: int

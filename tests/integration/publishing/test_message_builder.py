@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.orders import Order, orders
@@ -10,7 +11,11 @@ from tests.support.queues import messages
 
 import leveret
 from leveret import Outcome
-from leveret.errors import MessageReturned
+from leveret.errors import BackpressureError, MessageReturned, PublishError
+from leveret.settings import ConnectionSettings, ProducerSettings, Settings
+
+if TYPE_CHECKING:
+    from leveret.testing import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -79,3 +84,48 @@ async def test_s18_a_message_goes_straight_to_a_queue(
     await client.message({"id": 1}).queue(queue).publish()
     (message,) = await messages(other, queue)
     assert (message.value, message.exchange, message.routing_key) == ({"id": 1}, "", queue)
+
+
+async def test_s18_enqueue_opens_the_clients_producer_and_returns_a_ticket(
+    client: leveret.Client, other: leveret.Client, queue: str
+) -> None:
+    ticket = await client.message({"id": 1}).queue(queue).enqueue()
+    assert (await ticket).outcome is Outcome.CONFIRMED
+    again = await client.message({"id": 2}).queue(queue).enqueue()
+    assert (await again).outcome is Outcome.CONFIRMED
+    # The client has one producer for all of them: tags go on.
+    assert again.delivery_tag == ticket.delivery_tag + 1
+    assert [message.value for message in await messages(other, queue)] == [{"id": 1}, {"id": 2}]
+
+
+async def test_s18_enqueue_waits_for_room_where_publish_nowait_refuses(
+    client: leveret.Client, other: leveret.Client, queue: str
+) -> None:
+    async with client.producer(max_buffered=2) as producer:
+        refused = [producer.message(number).queue(queue) for number in range(3)]
+        tickets = [refused[0].publish_nowait(), refused[1].publish_nowait()]
+        with pytest.raises(BackpressureError):
+            refused[2].publish_nowait()
+        tickets += [await producer.message(number).queue(queue).enqueue() for number in range(2, 20)]
+        assert {(await ticket).outcome for ticket in tickets} == {Outcome.CONFIRMED}
+    assert [message.value for message in await messages(other, queue)] == list(range(20))
+
+
+async def test_s18_enqueue_of_a_client_waits_for_the_connection_within_publish_timeout(
+    proxy: FaultProxy, other: leveret.Client, queue: str
+) -> None:
+    settings = Settings(
+        connection=ConnectionSettings.from_url(proxy.url, recovery_initial_delay=0.01, recovery_max_delay=0.05),
+        producer=ProducerSettings(publish_timeout=0.3),
+    )
+    async with leveret.connect(settings) as client:
+        proxy.refuse()
+        proxy.reset()
+        await client.connection._ended
+        with pytest.raises(PublishError, match="publish_timeout") as caught:
+            await client.message("late").queue(queue).enqueue()
+        assert (caught.value.outcome, caught.value.stage) == (Outcome.NOT_SENT, "connection")
+        proxy.accept()
+        await client.publishing_link.recovered()
+        assert (await (await client.message("in time").queue(queue).enqueue())).outcome is Outcome.CONFIRMED
+    assert [message.value for message in await messages(other, queue)] == ["in time"]

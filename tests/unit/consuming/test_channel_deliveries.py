@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,8 +60,27 @@ def test_a_message_has_no_owner_when_it_was_only_read() -> None:
     assert message.value == b"one", "without an owner the value is the body"
     assert message.queue is None
     assert message.is_settled
+    times = (message.received_time, message.total_time, message.waiting_time, message.handler_time)
+    assert (message.received_at, *times) == (0, None, None, None, None)
     with pytest.raises(LocalProtocolError):
         message.ack()
+
+
+def test_s24_the_time_of_receipt_is_worked_out_once() -> None:
+    _, deliveries, (one, two) = delivered(b"one", b"two")
+    for message in (one, two):
+        deliveries.adopt_one(message, time.monotonic() - 2)
+    wall = time.time()
+    received = one.received_time
+    assert received is not None
+    assert received.utcoffset() == timedelta(0)
+    assert wall - 2.001 <= received.timestamp() <= time.time() - 2 + 0.001
+    time.sleep(0.01)  # the clocks are read again for another message only
+    assert one.received_time == received
+    assert two.received_time is not None
+    assert abs(two.received_time - received) < timedelta(seconds=1)
+    assert one.total_time is not None
+    assert one.total_time >= 2
 
 
 def test_messages_ask_their_consumer_when_they_were_adopted() -> None:

@@ -72,6 +72,7 @@ OTHERS = {
     "Acknowledger": {"self.loop", "self.timer"},
     "CompiledPublisher": {"self._loop", "ticket.future"},
     "DeliveryBuffer": {"self.idle", "self.loop", "self.runnable", "waiting"},
+    "Message": {"datetime"},
     "Properties": {"other"},
     "ReadCollector": {"self.loop", "self.timer"},
     "RecvBuffer": {"data"},

@@ -291,6 +291,11 @@ def test_one_object_registered_twice_is_refused() -> None:
         ({"serializers": [serializer(factory=None)]}, "its factory is a NoneType, which cannot be called"),
         ({"serializers": [serializer(aliases="text/x")]}, "its aliases are 'text/x'; they must be a list of text"),
         ({"serializers": [serializer(aliases=[7])]}, "its aliases are [7]; they must be a list of text"),
+        ({"serializers": [serializer(options="rename")]}, "its options are 'rename'; they must be a list of text"),
+        (
+            {"serializers": [serializer(options=["rename", "indent"])]},
+            "its options are ['indent']; they must be of rename, omit_none",
+        ),
         ({"serializers": [CompositeSpec(name="c", parts="json", select=repr)]}, "its parts are 'json'"),
         ({"serializers": [serializer(aliases=["text"])]}, "'text' is not a content type"),
         ({"serializers": [serializer(models=7)]}, "its models is a int, which cannot be called"),

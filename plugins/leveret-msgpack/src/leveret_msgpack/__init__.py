@@ -16,18 +16,20 @@ import msgpack
 import msgspec
 
 from leveret.errors import ConfigurationError, EncodeFailed
-from leveret.plugins import SerializerSpec, hookimpl
+from leveret.plugins import FieldNames, SerializerSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["SERIALIZER", "MessagePackSerializer", "leveret_serializers"]
+__all__ = ["SERIALIZER", "MessagePackSerializer", "RenamingMessagePackSerializer", "leveret_serializers"]
 
 _BINARY: Final = (bytes, bytearray, memoryview)
 #: Types that MessagePack supports and JSON does not. The packer gets them unchanged, not as text.
 _NATIVE: Final = (*_BINARY, datetime, msgpack.Timestamp)
 #: A packer keeps its buffer, which grows to twice the largest body. It is replaced after a body of more than this.
 _LARGE: Final = 1 << 20
+#: With bytes as a built-in type, msgspec does not decode text as base64.
+_convert: Final[Callable[[Any, Any], Any]] = partial(msgspec.convert, builtin_types=_BINARY, str_keys=True)
 #: The option with which msgpack turns timestamps into aware datetimes, in UTC.
 _AS_DATETIME: Final = 3
 
@@ -96,11 +98,45 @@ class MessagePackSerializer:
         except TypeError as error:
             raise ConfigurationError(f"MessagePack cannot decode into {model!r}: {error}", option="model") from error
 
-        def decode(body: bytes) -> Any:
-            # With bytes as a built-in type, msgspec does not decode text as base64.
-            return msgspec.convert(_decode(body), model, builtin_types=_BINARY, str_keys=True)
+        return lambda body: _convert(_decode(body), model)
 
-        return decode
+
+class RenamingMessagePackSerializer(MessagePackSerializer):
+    """MessagePack with other names for fields, or without fields that are None.
+
+    Args:
+        rename: See `leveret.plugins.FieldNames`.
+        omit_none: Likewise.
+    """
+
+    def __init__(self, rename: str | None, *, omit_none: bool) -> None:
+        super().__init__()
+        self._names = FieldNames(rename, omit_none=omit_none, builtin_types=_NATIVE)
+
+    def encode(self, value: Any, /) -> bytes:
+        """Encodes a value, as `MessagePackSerializer` does.
+
+        Raises:
+            EncodeFailed: As there, or two fields get the same name.
+            OverflowError, ValueError: As there.
+            TypeError: msgspec does not support a type in it.
+        """
+        return super().encode(self._names.plain(value))
+
+    def decoder(self, model: Any, /) -> Callable[[bytes], Any]:
+        """Makes the function that decodes bodies: it reads both names of each field.
+
+        Without a model names stay as they come. Otherwise as `MessagePackSerializer`.
+        """
+        decode = super().decoder(model)
+        name_fields = None if model is None else self._names.reader(model)
+        if name_fields is None:
+            return decode
+
+        def decode_named(body: bytes) -> Any:
+            return _convert(name_fields(_decode(body)), model)
+
+        return decode_named
 
 
 def _packer() -> Callable[[Any], bytes]:
@@ -141,12 +177,19 @@ def _decode(body: bytes) -> Any:
     return _unpack(body)
 
 
+def _serializer(*, rename: str | None = None, omit_none: bool = False) -> MessagePackSerializer:
+    if rename is None and not omit_none:
+        return MessagePackSerializer()
+    return RenamingMessagePackSerializer(rename, omit_none=omit_none)
+
+
 #: The serializer "msgpack".
 SERIALIZER: Final = SerializerSpec(
     name="msgpack",
     content_type="application/msgpack",
-    factory=MessagePackSerializer,
+    factory=_serializer,
     aliases=("application/x-msgpack", "application/vnd.msgpack"),
+    options=("rename", "omit_none"),
     api_version=1,
 )
 
