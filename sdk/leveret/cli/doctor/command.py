@@ -47,7 +47,7 @@ def doctor(url: str, queue: str | None, timeout: float, json_file: str | None) -
     from leveret.cli.doctor.visit import Visit
     from leveret.errors import ConfigurationError
 
-    check_writable(json_file)
+    check_writable(json_file, "--json")
     try:
         settings = leveret.ConnectionSettings.from_url(url)
     except ConfigurationError as error:
