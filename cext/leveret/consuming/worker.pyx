@@ -112,7 +112,7 @@ cdef class Worker:
         return self.state_now == HANDLING
 
     def overdue(self):
-        """Returns for how many seconds the handler has been at work, if that is more than `slow_handler`; 0.0 if not."""
+        """Returns for how many seconds the handler has been at work, if those exceed `slow_handler`; 0.0 if not."""
         cdef int64_t passed
         if self.state_now != HANDLING:
             return 0.0
