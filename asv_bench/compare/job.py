@@ -185,8 +185,8 @@ class Job:
         }
         if self.latencies:
             ordered = sorted(self.latencies)
-            self.figures["latency_p50_s"] = measure.percentile(ordered, 500)
-            self.figures["latency_p99_s"] = measure.percentile(ordered, 990)
+            self.figures["latency_p50_s"] = measure.percentile(ordered, 50)
+            self.figures["latency_p99_s"] = measure.percentile(ordered, 99)
 
     def check(self, *, messages: int, size: int | None = None) -> None:
         """Fails the run when the driver counted another number than the task has.

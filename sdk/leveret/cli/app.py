@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 import leveret
 from leveret.cli.doctor.command import doctor
+from leveret.cli.bench.command import bench
+from leveret.cli.brokers import BROKER, EMBEDDED, QUIET, broker_at, run
 from leveret.cli.failures import Incomplete, reported
-from leveret.cli.output import STDOUT, check_writable, console, write_json
+from leveret.cli.output import console
 from leveret.cli.plugin_commands import ExtensibleGroup
 from leveret.cli.plugins import plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from leveret.cli.demo import DemoResult
+    from leveret.cli.stage import Broker
 
 __all__ = ["app"]
-
-T = TypeVar("T")
-
-_EMBEDDED: Final = "embedded"
-#: The largest body that RabbitMQ 4 accepts by default.
-_MAX_SIZE: Final = 16 * 1024 * 1024
-#: The keys of `leveret.cli.bench.BENCHMARKS`, in the guide's order; a test holds that they agree.
-_BENCHMARKS: Final = (
-    *("basic-publish", "batch-publish", "concurrent-publish"),
-    *("basic-consume", "concurrent-consume", "serialization"),
-)
-_BROKER: Final = click.option(
-    "--broker",
-    "where",
-    default=_EMBEDDED,
-    show_default=True,
-    metavar="embedded|URL",
-    help="The embedded broker, started in its own process, or an amqp:// URL.",
-)
-_QUIET: Final = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 
 
 class _Commands(ExtensibleGroup):
@@ -55,6 +36,7 @@ def app() -> None:
     """Leveret: typed objects in, confirmed messages out, over RabbitMQ (AMQP 0-9-1)."""
 
 
+app.add_command(bench)
 app.add_command(plugins)
 app.add_command(doctor)
 
@@ -90,149 +72,11 @@ def broker(host: str, port: int, path: str | None) -> None:
 
 
 @app.command()
-@click.argument("names", nargs=-1, type=click.Choice(_BENCHMARKS), metavar="[NAME]...")
-@_BROKER
-@click.option(
-    "--count", default=10_000, show_default=True, type=click.IntRange(1, 1_000_000), help="Messages of each benchmark."
-)
-@click.option(
-    "--size",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0, _MAX_SIZE),
-    help="Bytes of each body; 0: the guide's order without padding.",
-)
-@click.option(
-    "--batch-size",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(1, 1_000_000),
-    help="Messages of a batch in batch-publish.",
-)
-@click.option(
-    "--prefetch", default=100, show_default=True, type=click.IntRange(1, 65_535), help="Prefetch of each consumer."
-)
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 1000),
-    help="Consumers of concurrent-consume.  [default: the number of CPUs]",
-)
-@click.option("--confirms/--no-confirms", default=True, show_default=True, help="Wait for the broker's confirms.")
-@click.option(
-    "--queue-type",
-    default="classic",
-    show_default=True,
-    type=click.Choice(["classic", "quorum"]),
-    help="Type of the queues.",
-)
-@click.option(
-    "--repeat",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    help="Runs of each benchmark; the table shows medians.",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, allow_dash=True),
-    help="Write the figures of all runs to this file; '-': stdout.",
-)
-@_QUIET
-def bench(
-    names: tuple[str, ...],
-    where: str,
-    count: int,
-    size: int,
-    batch_size: int,
-    prefetch: int,
-    concurrency: int | None,
-    confirms: bool,
-    queue_type: str,
-    repeat: int,
-    json_file: str | None,
-    quiet: bool,
-) -> None:
-    """Run the performance guide's five benchmarks and concurrent-publish. Without a NAME all of them run.
-
-    \b
-    basic-publish       publish one message at a time and await its confirm
-    batch-publish       publish batches that are all started at once
-    concurrent-publish  200 tasks publish, each awaits the confirm of its message
-    basic-consume       one consumer acknowledges each message after its handler
-    concurrent-consume  several consumers share one queue
-    serialization       encode to JSON and decode, without a broker
-
-    The benchmarks use queues and exchanges of their own, and delete them at the end. If a message is lost or fails, the
-    command ends with an error and shows no figures.
-    """  # noqa: D301 - click wants the character
-    from leveret.cli import bench as benchmarks
-    from leveret.cli import report
-    from leveret.cli.measure import Clocks, cpu_count
-    from leveret.cli.progress import Bars
-    from leveret.cli.stage import Target, identify
-
-    selected = tuple(dict.fromkeys(names)) or _BENCHMARKS
-    consumers = concurrency or cpu_count()
-    needs_broker = not benchmarks.NEEDS_NO_BROKER.issuperset(selected)
-    check_writable(json_file)
-    try:
-        workload = benchmarks.Workload(count, size)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--size") from error
-    to_stdout = json_file == STDOUT
-    with _broker_at(where if needs_broker else None) as (connection, broker_cpu_ns):
-        target = Target(
-            connection=connection,
-            embedded=where == _EMBEDDED,
-            queue_type=queue_type,
-            prefetch=prefetch,
-            batch_size=batch_size,
-            count=count,
-        )
-
-        async def run() -> tuple[dict[str, Any] | None, list[benchmarks.BenchmarkResult]]:
-            identity = await identify(target) if needs_broker else None
-            with Bars(console(stderr=True), enabled=not quiet) as bars:
-                plan = benchmarks.Plan(
-                    target=target,
-                    workload=workload,
-                    clocks=Clocks(broker_cpu_ns, lambda: bars.cpu_ns),
-                    bars=bars,
-                    concurrency=consumers,
-                    confirms=confirms,
-                )
-                return identity, await benchmarks.run_benchmarks(plan, selected, repeat)
-
-        identity, results = _run(run())
-    settings = {
-        "count": count,
-        "smallest_body_bytes": workload.smallest_bytes,
-        "largest_body_bytes": workload.largest_bytes,
-        "batch_size": batch_size,
-        "prefetch": prefetch,
-        "concurrency": consumers,
-        "confirms": confirms,
-        "queue_type": queue_type,
-        "repeat": repeat,
-        "paced_messages": min(count, benchmarks.PACED_MESSAGES),
-        "paced_rate_msgs_per_s": benchmarks.PACED_RATE,
-    }
-    if not (to_stdout and quiet):
-        screen = console(stderr=to_stdout)
-        screen.print(report.bench_table(results, width=screen.width))
-        for line in report.captions(settings, identity):
-            screen.print(line, markup=False, highlight=False)
-    if json_file is not None:
-        write_json(json_file, report.bench_json(results, settings, identity))
-
-
-@app.command()
-@_BROKER
+@BROKER
 @click.option(
     "--count", default=200_000, show_default=True, type=click.IntRange(1, 100_000_000), help="Orders to publish."
 )
-@_QUIET
+@QUIET
 def demo(where: str, count: int, quiet: bool) -> None:
     """Publish typed orders in confirmed batches, consume them, and check that each came exactly once."""
     from leveret.cli import report
@@ -241,15 +85,15 @@ def demo(where: str, count: int, quiet: bool) -> None:
     from leveret.cli.progress import Bars
     from leveret.cli.stage import Target, identify
 
-    with _broker_at(where) as (connection, broker_cpu_ns):
-        target = Target(connection=connection, embedded=where == _EMBEDDED, prefetch=500, count=count)
+    with broker_at(where) as (connection, broker_cpu_ns):
+        target = Target(connection=connection, embedded=where == EMBEDDED, count=count)
 
-        async def run() -> tuple[dict[str, Any], Any]:
+        async def measure() -> tuple[Broker, DemoResult]:
             identity = await identify(target)
             with Bars(console(stderr=True), enabled=not quiet) as bars:
                 return identity, await run_demo(target, Clocks(broker_cpu_ns, lambda: bars.cpu_ns), bars)
 
-        identity, outcome = _run(run())
+        identity, outcome = run(measure())
         console().print(report.demo_table(outcome, count, identity))
         if outcome.errors:
             raise Incomplete("the demo failed: " + "; ".join(outcome.errors))
@@ -381,33 +225,3 @@ def top(url: str, every: float, once: bool, timeout: float) -> None:
         show_top(url, every=every, once=once, timeout=timeout)
     except EndpointUnreachable as error:
         raise click.ClickException(str(error)) from error
-
-
-@contextlib.contextmanager
-def _broker_at(where: str | None) -> Iterator[tuple[leveret.ConnectionSettings, Callable[[], int | None]]]:
-    """Starts the embedded broker if `where` asks for it.
-
-    Args:
-        where: "embedded", an amqp:// URL, or None for no broker.
-
-    Yields:
-        The connection settings, and a function that returns the broker's CPU time or None.
-    """
-    # An error that is logged also ends the command, which prints it in one line.
-    logging.getLogger("leveret").addHandler(logging.NullHandler())
-    if where is None:
-        yield leveret.ConnectionSettings(), lambda: None
-    elif where == _EMBEDDED:
-        from leveret.cli.process import BrokerProcess
-
-        with BrokerProcess() as process:
-            yield leveret.ConnectionSettings.from_url(process.url), process.cpu_ns
-    else:
-        yield leveret.ConnectionSettings.from_url(where), lambda: None
-
-
-def _run(main: Coroutine[Any, Any, T]) -> T:
-    try:
-        return leveret.run(main)
-    finally:
-        main.close()  # Ctrl-C may come before the coroutine has begun

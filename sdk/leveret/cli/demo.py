@@ -24,8 +24,11 @@ __all__ = ["DemoResult", "Ledger", "run_demo"]
 #: While one batch waits for its confirms, the next is made and sent.
 _BATCHES_IN_FLIGHT: Final = 2
 _KEY: Final = "order.created"
+#: Messages of a batch.
+_BATCH_SIZE: Final = 1000
 #: Handlers that run at once.
 _CONCURRENCY: Final = 8
+_PREFETCH: Final = 500
 
 
 class Ledger:
@@ -114,7 +117,7 @@ async def run_demo(target: Target, clocks: Clocks, bars: Bars) -> DemoResult:
     count = target.count
     ledger = Ledger(count)
     async with Stage(target, "demo-orders", _KEY) as stage, stage.producer() as producer:
-        consumer = stage.consumer(Order, concurrency=_CONCURRENCY)
+        consumer = stage.consumer(Order, concurrency=_CONCURRENCY, prefetch=_PREFETCH)
         start = publishing = clocks.now()
 
         async def handle(order: Order, message: leveret.Message) -> None:
@@ -126,7 +129,7 @@ async def run_demo(target: Target, clocks: Clocks, bars: Bars) -> DemoResult:
 
         async def publish_batches() -> None:
             nonlocal publishing
-            while batch := list(islice(made, target.batch_size)):
+            while batch := list(islice(made, _BATCH_SIZE)):
                 (await producer.publish_batch(batch, _KEY)).raise_for_failures()
             publishing = clocks.since(start)
 

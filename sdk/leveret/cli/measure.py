@@ -1,22 +1,21 @@
-"""Measures time, CPU of the client and of the broker, memory and percentiles. Imports only the standard library."""
+"""Measures time, CPU of the client and of the broker, and memory; percentiles. Imports only the standard library."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Self
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "Clocks",
     "Figures",
-    "Percentiles",
     "Span",
     "cpu_count",
     "cpu_of_process_ns",
@@ -29,56 +28,24 @@ __all__ = [
 Figures = dict[str, float | None]
 Number = TypeVar("Number", int, float)
 
-#: The percentiles that are reported, in thousandths.
-REPORTED: Final = {"p50": 500, "p99": 990, "p99_9": 999}
 
-
-def percentile(ordered: Sequence[Number], thousandths: int) -> Number:
-    """Returns a percentile by nearest rank: the lowest sample that so many thousandths of all samples do not exceed.
+def percentile(ordered: Sequence[Number], percent: float) -> Number:
+    """Returns a percentile by nearest rank: the lowest sample that so many per cent of all samples do not exceed.
 
     Args:
         ordered: The samples, sorted; at least one.
-        thousandths: 1 to 1000; 999 is p99.9.
+        percent: 0 to 100; 0 is the lowest sample.
 
     Returns:
         One of the samples; nothing is interpolated.
 
     Raises:
-        ValueError: There are no samples, or the share is out of range.
+        ValueError: There are no samples, or the percentage is out of range.
     """
-    if not ordered or not 1 <= thousandths <= 1000:
-        raise ValueError(f"no percentile {thousandths}/1000 of {len(ordered)} samples")
-    return ordered[-(-len(ordered) * thousandths // 1000) - 1]
-
-
-@dataclass(frozen=True, slots=True)
-class Percentiles:
-    """Latencies in nanoseconds.
-
-    Attributes:
-        samples: How many there were. With fewer than 1000 the p99.9 is the maximum.
-        p50: The median.
-        p99: 99 % of the samples do not exceed it.
-        p99_9: 99.9 % of the samples do not exceed it.
-        maximum: The longest.
-    """
-
-    samples: int
-    p50: int
-    p99: int
-    p99_9: int
-    maximum: int
-
-    @classmethod
-    def of(cls, samples: Iterable[int]) -> Self:
-        """Sorts all samples. Exact, because the number of samples is bounded."""
-        ordered = sorted(samples)
-        return cls(len(ordered), *(percentile(ordered, share) for share in (*REPORTED.values(), 1000)))
-
-    def figures(self, name: str) -> Figures:
-        """The figures of a report, in milliseconds, under names that begin with `name`."""
-        values = {"p50": self.p50, "p99": self.p99, "p99_9": self.p99_9, "max": self.maximum}
-        return {f"{name}_samples": self.samples} | {f"{name}_{key}_ms": ns / 1e6 for key, ns in values.items()}
+    if not ordered or not 0 <= percent <= 100:
+        raise ValueError(f"no percentile {percent:g} of {len(ordered)} samples")
+    # Rounded, because 7 % of 100 samples are a little more than 7 in binary fractions.
+    return ordered[max(1, math.ceil(round(len(ordered) * percent / 100, 6))) - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +62,13 @@ class Span:
     client_cpu_ns: int
     broker_cpu_ns: int | None
 
+    def until(self, later: Span) -> Span:
+        """Returns the span from this moment to a later one, both of `Clocks.now`."""
+        broker = None
+        if self.broker_cpu_ns is not None and later.broker_cpu_ns is not None:
+            broker = later.broker_cpu_ns - self.broker_cpu_ns
+        return Span(later.wall_ns - self.wall_ns, later.client_cpu_ns - self.client_cpu_ns, broker)
+
     def figures(self, messages: int) -> Figures:
         """The figures of a report for this many messages, at least one."""
         broker = self.broker_cpu_ns
@@ -104,6 +78,7 @@ class Span:
             # The guide calls this average latency. It is the inverse of the rate, not the latency of a message.
             "guide_avg_latency_ms": self.wall_ns / 1e6 / messages,
             "client_cpu_us_per_msg": self.client_cpu_ns / 1e3 / messages,
+            "client_cpu_percent": 100 * self.client_cpu_ns / max(1, self.wall_ns),
             "broker_cpu_us_per_msg": None if broker is None else broker / 1e3 / messages,
         }
 
@@ -127,11 +102,7 @@ class Clocks:
 
     def since(self, start: Span) -> Span:
         """Returns the span from a moment that `now` returned to the present."""
-        end = self.now()
-        broker = None
-        if start.broker_cpu_ns is not None and end.broker_cpu_ns is not None:
-            broker = end.broker_cpu_ns - start.broker_cpu_ns
-        return Span(end.wall_ns - start.wall_ns, end.client_cpu_ns - start.client_cpu_ns, broker)
+        return start.until(self.now())
 
 
 def cpu_of_process_ns(pid: int) -> int | None:

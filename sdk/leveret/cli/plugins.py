@@ -68,7 +68,7 @@ def list_plugins(json_file: str | None, strict: bool) -> None:
     from leveret.plugins import PluginRegistry
     from leveret.settings import PluginSettings
 
-    check_writable(json_file)
+    check_writable(json_file, "--json")
     settings = PluginSettings.from_env()
     # Strict settings would raise the first failure, and the list would not be shown.
     registry = PluginRegistry.survey(dataclasses.replace(settings, strict=False))

@@ -1,32 +1,23 @@
-"""Tables, captions and JSON of the commands' results."""
+"""Numbers for readers; the outputs of `leveret demo` and `leveret info`."""
 
 from __future__ import annotations
 
-import platform
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from leveret import __version__
-from leveret.cli.bench import PACED_RATE, PUBLISHING_TASKS
-from leveret.cli.measure import cpu_count
-from leveret.errors import printable
+from leveret.cli.machine import this_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from leveret.cli.bench import BenchmarkResult
     from leveret.cli.demo import DemoResult
-    from leveret.cli.measure import Figures
+    from leveret.cli.stage import Broker
 
-__all__ = ["bench_json", "bench_table", "captions", "demo_table", "info_lines", "machine", "number"]
+__all__ = ["demo_table", "info_lines", "number"]
 
 _DASH = "-"
-_WIDE = 110
-_LATENCIES = ("p50", "p99", "p99_9")
 
 
 def number(value: float | None) -> str:
@@ -38,105 +29,11 @@ def number(value: float | None) -> str:
     return f"{value:.{1 if value >= 10 else 2}f}"
 
 
-def _event_loop() -> str:
-    """Returns the name of the event loop that `leveret.run` uses."""
-    try:
-        import uvloop
-    except ImportError:
-        return "asyncio (uvloop cannot be imported)"
-    return f"uvloop {metadata.version(uvloop.__name__)}"
-
-
-def machine() -> dict[str, Any]:
-    """Returns the versions and the number of CPUs that the figures depend on."""
-    return {
-        "leveret": __version__,
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "event_loop": _event_loop(),
-        "cpu_count": cpu_count(),
-    }
-
-
-def bench_json(
-    results: Sequence[BenchmarkResult], settings: Mapping[str, Any], broker: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Returns the benchmarks' figures for JSON: each run, and the medians."""
-    return {
-        **machine(),
-        "broker": broker,
-        "settings": dict(settings),
-        "benchmarks": [
-            {"name": result.name, "messages": result.messages, "median": result.median, "runs": result.runs}
-            for result in results
-        ],
-    }
-
-
-def bench_table(results: Sequence[BenchmarkResult], *, width: int) -> Table:
-    """Makes a table of the benchmarks' medians.
-
-    Args:
-        results: The benchmarks.
-        width: The width of the output in characters. Below 110 the percentiles stand below one another.
-
-    Returns:
-        The table.
-    """
-    wide = width >= _WIDE
-    shares = "p50 p99 p99.9 ms" if wide else "p50\np99\np99.9 ms"
-    columns: list[tuple[str, Callable[[BenchmarkResult, Figures], str]]] = [
-        ("messages", lambda result, _: f"{result.messages:,}"),
-        ("msgs/s", lambda _, median: number(median["rate_msgs_per_s"])),
-        ("client\nCPU\nus/msg", lambda _, median: number(median["client_cpu_us_per_msg"])),
-        ("broker\nCPU\nus/msg", lambda _, median: number(median["broker_cpu_us_per_msg"])),
-        (f"publish to\nconfirm\n{shares}", lambda _, median: _latency(median, "publish_to_confirm", wide)),
-        (f"publish to\nconsume\n{shares}", lambda _, median: _latency(median, "publish_to_consume", wide)),
-        ("peak\nRSS\nMiB", lambda _, median: number(median["peak_rss_mib"])),
-    ]
-    medians = [result.median for result in results]
-    if all(median["broker_cpu_us_per_msg"] is None for median in medians):
-        del columns[3]  # only the embedded broker's CPU time can be read
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1) if wide else 0, show_edge=wide)
-    table.add_column("benchmark", no_wrap=True)
-    for heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for result, median in zip(results, medians, strict=True):
-        table.add_row(result.name, *(text(result, median) for _, text in columns))
-    return table
-
-
-def _latency(median: Mapping[str, float | None], name: str, wide: bool) -> str:
-    values = [median.get(f"{name}_{share}_ms") for share in _LATENCIES]
-    return _DASH if None in values else (" " if wide else "\n").join(map(number, values))
-
-
-def captions(settings: Mapping[str, Any], broker: Mapping[str, Any] | None) -> list[str]:
-    """Returns the lines below a table, which tell the conditions of the figures."""
-    smallest, largest = settings["smallest_body_bytes"], settings["largest_body_bytes"]
-    size = str(smallest) if smallest == largest else f"{smallest} to {largest}"
-    runs = f"median of {settings['repeat']} runs" if settings["repeat"] > 1 else "one run"
-    lines = [f"JSON bodies of {size} bytes; {runs}"]
-    if broker is not None:
-        kind = "the embedded broker in its own process: " if broker["embedded"] else ""
-        product = printable(f"{broker['product']} {broker['version']}", 128)
-        many = f"batches of {settings['batch_size']}, prefetch {settings['prefetch']}"
-        lines = [
-            f"{kind}{product}; durable {settings['queue_type']} queue, persistent messages",
-            "every publishing confirmed" if settings["confirms"] else "NO CONFIRMS: messages may have been lost",
-            f"{many}, {settings['concurrency']} consumers in concurrent-consume",
-            f"{PUBLISHING_TASKS} tasks in concurrent-publish; the benchmarks of publishing have no consumers",
-            *lines,
-            f"publish to consume at {PACED_RATE} messages per second, from the time each was due",
-        ]
-    here = machine()
-    return [*lines, f"{here['python']}, leveret {here['leveret']}, {here['event_loop']}, {here['cpu_count']} CPUs"]
-
-
-def demo_table(outcome: DemoResult, count: int, broker: Mapping[str, Any]) -> Table:
+def demo_table(outcome: DemoResult, count: int, broker: Broker) -> Table:
     """Makes a table of the demo's result."""
     sent, taken = outcome.producer, outcome.consumer
     publishing, consuming = outcome.publishing.figures(count), outcome.consuming.figures(count)
-    here = machine()
+    here = this_machine()
     table = Table(box=box.SIMPLE, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -153,8 +50,8 @@ def demo_table(outcome: DemoResult, count: int, broker: Mapping[str, Any]) -> Ta
             for name in ("delivered", "acked", "requeued", "dead_lettered", "undecodable")
         ),
         "each order exactly once": "; ".join(outcome.errors) or "yes, and the sums of their amounts are equal",
-        "broker": f"{printable(broker['product'], 64)} {printable(broker['version'], 64)}",
-        "client": f"{here['python']}, leveret {here['leveret']}, {here['event_loop']}, {here['cpu_count']} CPUs",
+        "broker": str(broker),
+        "client": f"{here.software}, {here.hardware}",
     }
     for name, text in rows.items():
         table.add_row(name, escape(text))
@@ -167,8 +64,8 @@ def info_lines() -> list[tuple[str, str]]:
     from leveret.publishing import publisher
     from leveret.wire import buffers, reader
 
-    here = machine()
-    lines = [(name, str(here[name])) for name in ("leveret", "python", "event_loop", "cpu_count")]
+    here = this_machine()
+    lines = [(name, str(getattr(here, name))) for name in ("leveret", "python", "event_loop", "cpu", "cpu_count")]
     for package in ("uvloop", "pamqp", "msgspec", "pluggy", "click", "rich"):
         try:
             version = metadata.version(package)

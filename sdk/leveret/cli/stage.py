@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+import msgspec
 
 import leveret
 from leveret.cli.failures import Incomplete
+from leveret.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from leveret.cli.orders import Order
 
-__all__ = ["QUEUE_TYPES", "STALL", "Stage", "Target", "identify", "together"]
+__all__ = ["STALL", "Broker", "Stage", "Target", "identify", "together"]
 
 #: Seconds without progress after which work counts as failed.
 STALL: Final = 30.0
@@ -31,28 +33,40 @@ _EXPIRES: Final = 3600.0
 #: Messages per second. All batches start together, so the confirm timeout allows for the last one at this rate.
 _SLOWEST_RATE: Final = 5000
 
-QUEUE_TYPES: Final = ("classic", "quorum")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A broker, and the options of the queue, producers and consumers there.
+    """A broker, and the options of the queue there.
 
     Attributes:
         connection: The broker's connection settings.
         embedded: Whether it is the embedded broker, which ends with the command.
         queue_type: `classic` or `quorum`.
-        prefetch: The prefetch of each consumer.
-        batch_size: Messages per batch.
         count: The most messages that will be published.
     """
 
     connection: leveret.ConnectionSettings
     embedded: bool = False
     queue_type: str = "classic"
-    prefetch: int = 100
-    batch_size: int = 1000
     count: int = 10_000
+
+
+class Broker(msgspec.Struct, frozen=True, kw_only=True):
+    """A broker, as it names itself.
+
+    Attributes:
+        product: Its name.
+        version: Its version.
+        embedded: Whether it is Leveret's embedded broker, in a process of its own.
+    """
+
+    product: str
+    version: str
+    embedded: bool
+
+    def __str__(self) -> str:
+        name = printable(f"{self.product} {self.version}", 128)
+        return f"the embedded broker in its own process: {name}" if self.embedded else name
 
 
 def _connect(target: Target) -> Any:
@@ -60,12 +74,12 @@ def _connect(target: Target) -> Any:
     return leveret.connect(target.connection, client_name="leveret command")
 
 
-async def identify(target: Target) -> dict[str, Any]:
+async def identify(target: Target) -> Broker:
     """Connects once; returns the broker's product and version as it names them, and whether it is embedded."""
     async with _connect(target) as client:
         properties = client.connection.negotiated.server_properties
-    identity = {name: str(properties.get(name, "unknown")) for name in ("product", "version")}
-    return {**identity, "embedded": target.embedded}
+    names = {name: str(properties.get(name, "unknown")) for name in ("product", "version")}
+    return Broker(**names, embedded=target.embedded)
 
 
 class Stage:
@@ -136,21 +150,16 @@ class Stage:
         finally:
             await self.client.close()
 
-    def producer(self, *, confirms: bool = True) -> leveret.Producer:
-        """Makes a producer for the exchange."""
-        target = self._target
-        patience = max(STALL, target.count / _SLOWEST_RATE)
+    def producer(self, **options: Any) -> leveret.Producer:
+        """Makes a producer for the exchange, with options of `ProducerSettings`."""
+        patience = max(STALL, self._target.count / _SLOWEST_RATE)
         return self.client.producer(
-            exchange=self.exchange,
-            confirms=confirms,
-            batch_size=target.batch_size,
-            confirm_timeout=patience,
-            publish_timeout=patience,
+            exchange=self.exchange, confirm_timeout=patience, publish_timeout=patience, **options
         )
 
-    def consumer(self, model: type[Order], *, concurrency: int = 1) -> leveret.Consumer[Order]:
-        """Makes a consumer for the queue."""
-        return self.client.consumer(self.queue, model, prefetch=self._target.prefetch, concurrency=concurrency)
+    def consumer(self, model: type[Order], **options: Any) -> leveret.Consumer[Order]:
+        """Makes a consumer for the queue, with options of `ConsumerSettings`."""
+        return self.client.consumer(self.queue, model, **options)
 
     async def fill(self, values: Iterable[Order], count: int) -> None:
         """Publishes messages with confirms, and checks that the queue then holds exactly `count`.

@@ -8,10 +8,14 @@ import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
+from tests.support.bench import NAMES
 from tests.support.command_line import TIMEOUT, ended, leveret, running, start
 from tests.support.servers import ON_EVERY_SERVER, node_of
+
+from leveret.cli.report import number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,37 +23,52 @@ if TYPE_CHECKING:
     from tests.support.rabbitmq import RabbitMQNode
 
 
-# The guide's, and concurrent-publish.
-NAMES = ["basic-publish", "batch-publish", "concurrent-publish", "basic-consume", "concurrent-consume", "serialization"]
-
-
 COMMON = {
     "elapsed_s",
     "rate_msgs_per_s",
     "guide_avg_latency_ms",
     "client_cpu_us_per_msg",
+    "client_cpu_percent",
     "broker_cpu_us_per_msg",
     "peak_rss_mib",
 }
+NETWORK = {"sent_bytes_per_msg", "received_bytes_per_msg", "network_mb_per_s"}
 
 
 def latency(name: str) -> set[str]:
     return {f"{name}_{figure}" for figure in ("samples", "p50_ms", "p99_ms", "p99_9_ms", "max_ms")}
 
 
+FIGURES = {
+    **dict.fromkeys(
+        ("basic-publish", "batch-publish", "concurrent-publish"), COMMON | NETWORK | latency("publish_to_confirm")
+    ),
+    **dict.fromkeys(
+        ("basic-consume", "concurrent-consume"),
+        COMMON
+        | NETWORK
+        | latency("publish_to_consume")
+        | {"from_subscribe_elapsed_s", "from_subscribe_rate_msgs_per_s"},
+    ),
+    "serialization": COMMON | {"body_bytes"},
+}
+
+
+def rows_of(report: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(row["name"], row["variant"]) for row in report["benchmarks"]]
+
+
 def check_figures(report: dict[str, Any], *, count: int, repeat: int) -> None:
-    assert [benchmark["name"] for benchmark in report["benchmarks"]] == NAMES
-    expected = dict.fromkeys(NAMES, COMMON)
-    expected["basic-publish"] = COMMON | latency("publish_to_confirm")
-    expected["batch-publish"] = COMMON | {"batches"}
-    for name in ("basic-consume", "concurrent-consume"):
-        from_subscribe = {"from_subscribe_elapsed_s", "from_subscribe_rate_msgs_per_s"}
-        expected[name] = COMMON | latency("publish_to_consume") | from_subscribe
-    for benchmark in report["benchmarks"]:
-        assert benchmark["messages"] == count
-        assert len(benchmark["runs"]) == repeat
-        for figures in [benchmark["median"], *benchmark["runs"]]:
-            assert figures.keys() == expected[benchmark["name"]], benchmark["name"]
+    assert rows_of(report) == [
+        (name, variant)
+        for name in NAMES
+        for variant in (("json", "msgpack") if name == "serialization" else ("default", "tuned"))
+    ]
+    for row in report["benchmarks"]:
+        assert row["messages"] == count
+        assert len(row["runs"]) == repeat
+        for figures in [row["median"], *row["runs"]]:
+            assert figures.keys() == FIGURES[row["name"]], row["name"]
             assert all(value > 0 for name, value in figures.items() if name != "broker_cpu_us_per_msg")
             for kind in ("publish_to_confirm", "publish_to_consume"):
                 if f"{kind}_samples" in figures:
@@ -57,6 +76,23 @@ def check_figures(report: dict[str, Any], *, count: int, repeat: int) -> None:
                     values = [figures[f"{kind}_{share}_ms"] for share in ("p50", "p99", "p99_9", "max")]
                     assert values == sorted(values)
                     assert values[-1] < 60_000
+        check_series(row, count=count)
+
+
+def check_series(row: dict[str, Any], *, count: int) -> None:
+    """What the charts are drawn from: samples that begin with nothing and end with all messages."""
+    series = row["series"]
+    assert (series["messages"][0], series["messages"][-1]) == (0, count)
+    for name in ("seconds", "messages", "client_cpu_s", "broker_cpu_s", "network_mb"):
+        assert series[name] == sorted(series[name]), "none of them falls"
+    assert len(series["seconds"]) == len(series["rss_mib"]) >= 2
+    if row["name"] == "serialization":
+        assert series["network_mb"] == series["broker_cpu_s"] == []
+        assert row["latency"] is None
+    else:
+        sent = series["network_mb"][-1] * 1e6
+        assert sent > 150 * count, "an order of the guide has at least 147 bytes"
+        assert row["latency"]["samples"] == count
 
 
 def test_bench_on_the_embedded_broker_reports_all_figures() -> None:
@@ -66,38 +102,91 @@ def test_bench_on_the_embedded_broker_reports_all_figures() -> None:
     assert report["broker"]["embedded"] is True
     assert report["settings"]["confirms"] is True
     if sys.platform == "linux":
-        by_name = {benchmark["name"]: benchmark["median"] for benchmark in report["benchmarks"]}
+        by_name = {row["name"]: row["median"] for row in report["benchmarks"]}
         assert by_name["basic-publish"]["broker_cpu_us_per_msg"] > 0
         assert by_name["serialization"]["broker_cpu_us_per_msg"] is None
     assert all(name in done.stderr for name in NAMES)
     assert "\x1b" not in done.stderr, "what is no terminal gets no progress bars"
 
 
-def test_bench_of_publishing_has_batches_and_many_awaiting_tasks() -> None:
-    done = leveret("bench", "batch-publish", "concurrent-publish", "--count", "2500", "--size", "1024", "--json", "-")
+def test_bench_names_this_machine_and_the_guide_s() -> None:
+    done = leveret("bench", "basic-publish", "--count", "100", "--json", "-")
     report = json.loads(done.stdout)
-    assert [benchmark["name"] for benchmark in report["benchmarks"]] == ["batch-publish", "concurrent-publish"]
+    machine = report["machine"]
+    assert machine["python"].endswith(".".join(map(str, sys.version_info[:3])))
+    assert f"this machine: {machine['cpu']}, {machine['cpu_count']} CPU" in done.stderr
+    assert "Standard development machine (8 cores, 16GB RAM)" in done.stderr.replace("\n", " ")
+    assert report["baseline"]["rates"] == {
+        "basic-publish": 50_000,
+        "batch-publish": 180_000,
+        "basic-consume": 45_000,
+        "concurrent-consume": 120_000,
+    }
+    assert [row["baseline"] for row in report["benchmarks"]] == [50_000, 50_000]
+    assert done.stderr.count("50,000") == 2
+
+
+def test_bench_of_publishing_has_batches_and_many_awaiting_tasks() -> None:
+    done = leveret(
+        *("bench", "batch-publish", "concurrent-publish", "--batch-size", "100"),
+        *("--count", "2500", "--size", "1024", "--json", "-"),
+    )
+    report = json.loads(done.stdout)
+    assert rows_of(report) == [
+        ("batch-publish", "given"),
+        ("batch-publish", "tuned"),
+        ("concurrent-publish", "default"),
+        ("concurrent-publish", "tuned"),
+    ]
     assert report["settings"]["smallest_body_bytes"] == report["settings"]["largest_body_bytes"] == 1024
-    for benchmark in report["benchmarks"]:
-        assert benchmark["messages"] == 2500
-        assert benchmark["median"]["rate_msgs_per_s"] > 0
-    for line in ("the embedded broker in its own process", "every publishing confirmed", "200 tasks", "1024 bytes"):
+    for row in report["benchmarks"]:
+        assert row["messages"] == 2500
+        assert row["median"]["rate_msgs_per_s"] > 0
+        assert 1024 < row["median"]["sent_bytes_per_msg"] < 1300
+    for line in (
+        *("the embedded broker in its own process", "every publishing confirmed", "1,024 bytes"),
+        *("batch_size=100", "200 tasks", "500 tasks"),
+    ):
         assert line in done.stderr
 
 
 def test_bench_without_confirms_says_so(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = leveret(
-        *("bench", "basic-publish", "batch-publish"),
+        *("bench", "basic-publish", "batch-publish", "concurrent-publish"),
         *("--no-confirms", "--count", "2500", "--size", "1024", "--json", str(file)),
     )
     report = json.loads(file.read_text())
     settings = report["settings"]
     assert settings["confirms"] is False
     assert settings["smallest_body_bytes"] == settings["largest_body_bytes"] == 1024
-    assert "publish_to_confirm_p50_ms" not in report["benchmarks"][0]["median"]
-    assert report["benchmarks"][1]["median"]["batches"] == 3
+    for row in report["benchmarks"]:
+        assert "publish_to_confirm_p50_ms" not in row["median"]
+        assert row["latency"] is None
+        assert row["series"]["messages"][-1] == 2500
     assert "NO CONFIRMS" in done.stdout
+
+
+def test_bench_runs_only_the_rows_that_are_asked_for() -> None:
+    done = leveret("bench", "basic-consume", "--settings", "tuned", "--count", "100", "--json", "-", "--quiet")
+    assert rows_of(json.loads(done.stdout)) == [("basic-consume", "tuned")]
+
+
+def test_bench_writes_a_page_and_compares_with_an_earlier_run(tmp_path: Path) -> None:
+    earlier, page = tmp_path / "earlier.json", tmp_path / "page.html"
+    names = ("basic-publish", "serialization")
+    leveret("bench", *names, "--count", "200", "--json", str(earlier), "--quiet")
+    done = leveret("bench", *names, "--count", "300", "--compare", str(earlier), "--html", str(page))
+    assert "since" in done.stdout
+    assert "different then: count: 300, earlier 200" in done.stdout
+    assert "different then: machine" not in done.stdout
+    root = ET.fromstring(page.read_text().partition("\n")[2])
+    assert [heading.text for heading in root.iter("h3") if heading.text in NAMES] == [*names, *names]
+    text = "".join(root.itertext())
+    assert "Earlier run" in text
+    assert "count: 300, earlier 200" in text
+    before = json.loads(earlier.read_text())["benchmarks"][0]["median"]["rate_msgs_per_s"]
+    assert number(before) in text
 
 
 @pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])
@@ -119,7 +208,7 @@ def test_bench_on_rabbitmq_reports_all_figures_and_leaves_nothing(rabbitmq: Rabb
     assert done.stderr == ""
     assert report["broker"]["product"] == "RabbitMQ"
     assert report["broker"]["embedded"] is False
-    assert all(benchmark["median"]["broker_cpu_us_per_msg"] is None for benchmark in report["benchmarks"])
+    assert all(row["median"]["broker_cpu_us_per_msg"] is None for row in report["benchmarks"])
     assert left_on(rabbitmq) == []
 
 

@@ -13,13 +13,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from leveret.cli import main
-from leveret.cli.app import _BENCHMARKS, app
-from leveret.cli.bench import BENCHMARKS
+from leveret.cli.app import app
+from leveret.cli.bench.command import NAMES
+from leveret.cli.bench.suite import BENCHMARKS
 from leveret.cli.failures import reported, uninterrupted
 from leveret.cli.measure import cpu_of_process_ns
 from leveret.cli.orders import least_size
 from leveret.cli.process import BrokerProcess, BrokerStartError
 from leveret.errors import ConfigurationError
+
+#: No broker listens there.
+NOWHERE = "amqp://guest:guest@127.0.0.1:1"
 
 
 def run(*arguments: str) -> Result:
@@ -34,9 +38,12 @@ def test_help_lists_the_commands() -> None:
 
 def test_help_of_bench_lists_the_benchmarks_and_options() -> None:
     printed = run("bench", "--help").stdout
-    options = ("broker", "count", "size", "batch-size", "prefetch", "concurrency", "confirms", "no-confirms", "repeat")
-    assert all(f"\n  {name} " in printed for name in _BENCHMARKS)
-    assert all(f"--{option} " in printed for option in (*options, "queue-type", "json", "quiet"))
+    options = [
+        *("broker", "count", "size", "settings", "batch-size", "prefetch", "concurrency", "confirms", "no-confirms"),
+        *("queue-type", "repeat", "json", "html", "compare", "quiet"),
+    ]
+    assert all(f"\n  {name} " in printed for name in NAMES)
+    assert all(f"--{option} " in printed for option in options)
 
 
 def test_version_is_the_package_s() -> None:
@@ -72,11 +79,11 @@ def test_unknown_benchmark_is_refused_with_those_there_are() -> None:
     result = run("bench", "basic-publsh")
     assert result.exit_code == 2
     assert "'basic-publsh'" in result.stderr
-    assert all(name in result.stderr for name in _BENCHMARKS)
+    assert all(name in result.stderr for name in NAMES)
 
 
 def test_names_in_options_are_the_benchmarks() -> None:
-    assert tuple(BENCHMARKS) == _BENCHMARKS
+    assert BENCHMARKS == NAMES
 
 
 @pytest.mark.parametrize(
@@ -91,6 +98,9 @@ def test_names_in_options_are_the_benchmarks() -> None:
         (("--concurrency", "0"), "--concurrency"),
         (("--repeat", "0"), "--repeat"),
         (("--queue-type", "stream"), "--queue-type"),
+        (("--settings", "best"), "--settings"),
+        (("--compare", "/nonexistent"), "--compare"),
+        (("--html", "a.html", "--json", "a.html"), "--html"),
         (("--nonsense",), "--nonsense"),
     ],
 )
@@ -108,10 +118,33 @@ def test_size_below_the_least_is_refused_with_the_least() -> None:
     assert run("bench", "serialization", "--count", "50", "--size", str(least)).exit_code == 0
 
 
-def test_json_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
-    result = run("bench", "serialization", "--json", str(tmp_path / "missing" / "file"))
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("place", ["missing/file", "file/below", "folder"])
+def test_file_that_cannot_be_written_is_refused_at_once(option: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    result = run("bench", "--broker", NOWHERE, option, str(tmp_path / place))
     assert result.exit_code == 2
-    assert "--json" in result.stderr
+    assert option in result.stderr
+    assert "connect" not in result.stderr, "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "missing required field `schema`"),
+        ('{"schema": 99}', "was written in form 99"),
+        ("no json", "is no file that `leveret bench --json` wrote"),
+    ],
+)
+def test_earlier_file_of_another_kind_is_refused_at_once(content: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "earlier.json"
+    file.write_text(content)
+    result = run("bench", "--broker", NOWHERE, "--compare", str(file))
+    assert result.exit_code == 2
+    assert "--compare" in result.stderr
+    assert said in " ".join(result.stderr.split())
+    assert "connect" not in result.stderr, "nothing was begun"
 
 
 @pytest.mark.parametrize("command", ["bench", "demo"])
@@ -141,11 +174,28 @@ def test_serialization_needs_no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = json.loads(result.stdout)
     assert figures["broker"] is None
     assert figures["settings"]["smallest_body_bytes"] == figures["settings"]["largest_body_bytes"] == 1024
-    (benchmark,) = figures["benchmarks"]
-    assert (benchmark["name"], benchmark["messages"], len(benchmark["runs"])) == ("serialization", 1234, 3)
-    assert benchmark["median"]["rate_msgs_per_s"] > 0
+    assert [row["variant"] for row in figures["benchmarks"]] == ["json", "msgpack"]
+    for row in figures["benchmarks"]:
+        assert (row["name"], row["messages"], len(row["runs"])) == ("serialization", 1234, 3)
+        assert row["median"]["rate_msgs_per_s"] > 0
+    json_bytes, msgpack_bytes = (row["median"]["body_bytes"] for row in figures["benchmarks"])
+    assert json_bytes == 1024
+    assert msgpack_bytes < 1024
     assert "serialization" in result.stderr  # the table, out of the JSON's way
-    assert "1024 bytes" in result.stderr
+    assert "1,024 bytes" in result.stderr
+
+
+def test_serializer_that_is_not_there_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LEVERET_PLUGINS_BLOCK", "msgpack")
+    page = tmp_path / "page.html"
+    result = run("bench", "serialization", "--count", "100", "--repeat", "2", "--json", "-", "--html", str(page))
+    assert result.exit_code == 0
+    first, second = json.loads(result.stdout)["benchmarks"]
+    assert (first["variant"], first["skipped"], len(first["runs"])) == ("json", "", 2)
+    assert (second["variant"], second["runs"], second["median"]) == ("msgpack", [], {})
+    assert "there is no serializer 'msgpack'" in second["skipped"]
+    assert "not measured: there is no serializer 'msgpack'" in " ".join(result.stderr.split())
+    assert "not measured: there is no serializer &#x27;msgpack&#x27;" in page.read_text()
 
 
 def test_quiet_json_on_stdout_is_alone() -> None:
