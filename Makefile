@@ -17,7 +17,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts faults ordered costs prefetch blocked dashboard \
-    rabbitmq rabbitmq4 rabbitmq-c asan coverage clean
+    looks rabbitmq rabbitmq4 rabbitmq-c asan coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,9 @@ blocked: setup ## client memory while the broker takes no publishings for a minu
 
 dashboard: setup ## run every query of the Grafana dashboard on a real Prometheus (apt-get install prometheus); under two minutes
 	@$(BIN)/python tools/dashboard.py $(ARGS)
+
+looks: setup ## pictures of the pages that Leveret makes, into LOOKS=build/looks (needs chromium; see docs/benchmarks.md); two minutes
+	@$(BIN)/python tools/looks.py --out $(or $(LOOKS),build/looks) $(ARGS)
 
 asan: setup ## unit tests and more with the compiled modules under gcc's address and undefined-behaviour sanitizers; ten to thirty minutes (ARGS: other tests)
 	@$(call APART,asan)
