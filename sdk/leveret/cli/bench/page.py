@@ -10,7 +10,7 @@ from leveret.cli.bench.charts import Axis, Line, draw, linear, logarithmic, perc
 from leveret.cli.bench.comparison import NOISE, change
 from leveret.cli.bench.markup import Markup, raw, tag
 from leveret.cli.bench.style import STYLE
-from leveret.cli.bench.tables import conditions, guide_lines
+from leveret.cli.bench.tables import conditions, size_line
 from leveret.cli.report import number
 
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ def _machines(report: Report, comparison: Comparison | None) -> Markup:
             ],
         ),
     ]
-    notes = guide_lines(report)[1:]
     parts = [
         tag(
             "p",
@@ -105,7 +104,8 @@ def _machines(report: Report, comparison: Comparison | None) -> Markup:
             "about Leveret.",
         )
     ]
-    parts += [tag("p", f"{line[0].upper()}{line[1:]}.") for line in notes]
+    if size := size_line(report):
+        parts.append(tag("p", f"{size[0].upper()}{size[1:]}."))
     if comparison is not None:
         earlier = comparison.earlier
         cards.insert(1, _card(f"Earlier run, {earlier.when}", _facts(earlier.machine, str(earlier.broker or "none"))))
@@ -158,7 +158,7 @@ def _rates(name: str, rows: Sequence[Row], comparison: Comparison | None) -> Mar
     return tag(
         "section",
         tag("h3", name),
-        tag("p", _WHAT.get(name), class_="faint"),
+        tag("p", _WHAT[name], class_="faint"),
         tag("div", *parts, class_="bars"),
         class_="card",
     )
@@ -219,15 +219,15 @@ def _figures(groups: Iterable[tuple[str, Sequence[Row]]], comparison: Comparison
         tag("th", "settings", class_="name", scope="col"),
         *(tag("th", name, scope="col") for name, _ in columns),
     )
-    lines = []
+    bodies = []
     for name, rows in groups:
+        lines = []
         for index, row in enumerate(rows):
             cells = [tag("td", "-" if row.skipped else text(row)) for _, text in columns]
-            first = tag("th", name, scope="row", class_="name") if not index else tag("th", "", class_="name")
-            lines.append(
-                tag("tr", first, tag("td", row.variant, class_="name"), *cells, class_=None if index else "first")
-            )
-    table = tag("table", tag("thead", heading), tag("tbody", *lines))
+            first = None if index else tag("th", name, scope="rowgroup", rowspan=len(rows), class_="name")
+            lines.append(tag("tr", first, tag("td", row.variant, class_="name"), *cells))
+        bodies.append(tag("tbody", *lines))
+    table = tag("table", tag("thead", heading), *bodies)
     return tag(
         "div", table, class_="card scroll", tabindex="0", role="region", aria_label="All figures, scrolls sideways"
     )

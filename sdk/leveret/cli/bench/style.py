@@ -63,8 +63,8 @@ thead th {
 .name { text-align: left; }
 th:first-child { padding-left: 14px; }
 th:last-child, td:last-child { padding-right: 14px; }
-tbody tr.first > * { border-top: 1px solid var(--grid); }
-tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); }
+tbody { border-top: 1px solid var(--grid); }
+tbody th { font-weight: 600; vertical-align: top; position: sticky; left: 0; background: var(--card); }
 
 .benchmark { margin-top: 14px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 6px 0 4px; padding: 0; list-style: none; }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leveret.cli.bench.comparison import Comparison
     from leveret.cli.bench.results import Report, Row
 
-__all__ = ["bench_table", "body_size", "captions", "conditions", "guide_lines"]
+__all__ = ["bench_table", "captions", "conditions", "size_line"]
 
 _DASH: Final = "-"
 #: Characters from which the table has all columns.
@@ -86,24 +86,24 @@ def _change(figure: str, row: Row, comparison: Comparison) -> str:
     return (change(row.median.get(figure), earlier.median.get(figure)) if earlier else "") or _DASH
 
 
-def body_size(report: Report) -> str:
+def _body_size(report: Report) -> str:
     """Returns the size of the bodies, for a reader."""
     settings = report.settings
     smallest, largest = settings.smallest_body_bytes, settings.largest_body_bytes
     return f"{smallest:,} bytes" if smallest == largest else f"{smallest:,} to {largest:,} bytes"
 
 
-def guide_lines(report: Report) -> list[str]:
-    """Returns what the guide's rates were stated for, and why they are no measure for this run."""
+def guide_line(report: Report) -> str:
+    """Returns what the guide's rates were stated for."""
     guide = report.baseline
-    lines = [
-        f"guide's msgs/s: {guide.environment}, RabbitMQ {guide.rabbitmq}, {guide.message_size}; of another library",
-    ]
-    if not report.settings.smallest_body_bytes == report.settings.largest_body_bytes == BODY_BYTES:
-        lines.append(
-            f"bodies here have {body_size(report)} of JSON: for those of the guide's rates, --size {BODY_BYTES}"
-        )
-    return lines
+    return f"guide's msgs/s: {guide.environment}, RabbitMQ {guide.rabbitmq}, {guide.message_size}; of another library"
+
+
+def size_line(report: Report) -> str:
+    """Returns what to do for bodies of the size that the guide's rates were stated for; empty when these have it."""
+    if report.settings.smallest_body_bytes == report.settings.largest_body_bytes == BODY_BYTES:
+        return ""
+    return f"bodies here have {_body_size(report)} of JSON: for those of the guide's rates, --size {BODY_BYTES}"
 
 
 def conditions(report: Report) -> list[str]:
@@ -111,7 +111,7 @@ def conditions(report: Report) -> list[str]:
     settings, broker = report.settings, report.broker
     paced = f"{settings.paced_messages:,} messages, {settings.paced_rate_msgs_per_s:,} a second"
     runs = f"medians of {settings.repeat} runs" if settings.repeat > 1 else "one run"
-    lines = [f"{settings.count:,} messages with JSON bodies of {body_size(report)}; {runs}"]
+    lines = [f"{settings.count:,} messages with JSON bodies of {_body_size(report)}; {runs}"]
     if broker is not None:
         lines = [
             f"{broker}; durable {settings.queue_type} queue, persistent messages",
@@ -129,7 +129,8 @@ def captions(report: Report, comparison: Comparison | None = None) -> list[str]:
     width = max(len(f"{row.name}, {row.variant}") for row in report.benchmarks)
     lines = [f"{f'{row.name}, {row.variant}':{width}}  {_how(row)}" for row in report.benchmarks]
     machine = report.machine
-    lines += ["", *conditions(report), f"this machine: {machine.hardware}", machine.software, *guide_lines(report)]
+    lines += ["", *conditions(report), f"this machine: {machine.hardware}", machine.software, guide_line(report)]
+    lines += filter(None, [size_line(report)])
     if comparison is not None:
         lines.append(f"since then: compared with the run of {comparison.earlier.when}. {NOISE}")
         lines += [f"different then: {line}" for line in comparison.differences]
