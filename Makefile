@@ -82,7 +82,7 @@ blocked: setup ## client memory while the broker takes no publishings for a minu
 dashboard: setup ## run every query of the Grafana dashboard on a real Prometheus (apt-get install prometheus); under two minutes
 	@$(BIN)/python tools/dashboard.py $(ARGS)
 
-looks: setup ## pictures of the pages that Leveret makes, into LOOKS=build/looks (needs chromium; see docs/benchmarks.md); two minutes
+looks: setup ## pictures of the pages that Leveret makes, into LOOKS=build/looks (needs chromium; see docs/benchmarks.md); a few minutes
 	@$(BIN)/python tools/looks.py --out $(or $(LOOKS),build/looks) $(ARGS)
 
 asan: setup ## unit tests and more with the compiled modules under gcc's address and undefined-behaviour sanitizers; ten to thirty minutes (ARGS: other tests)

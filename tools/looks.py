@@ -30,21 +30,27 @@ WIDTHS: Final = (1280, 400)
 SCHEMES: Final = ("light", "dark")
 #: Seconds that the pictures of a page may take.
 TIMEOUT: Final = 120.0
-#: The tallest picture in pixels; longer pages are cut.
-TALLEST: Final = 12_000
+#: Pixels, more than any page has.
+TALLEST: Final = 20_000
 
 
-def bench(file: Path) -> None:
-    """The page of `leveret bench`, compared with an earlier run."""
-    earlier = file.with_suffix(".earlier.json")
-    options = ["--size", "1024", "--count", "20000", "--repeat", "3"]
-    command = [sys.executable, "-P", "-m", "leveret.cli", "bench", *options]
-    subprocess.run([*command, "--json", earlier], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([*command, "--html", file, "--compare", earlier], check=True)
+def bench(*arguments: str) -> Callable[[Path], None]:
+    """The page of `leveret bench` with these arguments, compared with an earlier run."""
+
+    def make(file: Path) -> None:
+        earlier = file.with_suffix(".earlier.json")
+        command = [sys.executable, "-P", "-m", "leveret.cli", "bench", *arguments, "--size", "1024", "--repeat", "3"]
+        subprocess.run([*command, "--json", earlier], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "--html", file, "--compare", earlier], check=True)
+
+    return make
 
 
 #: The pages by name: what writes each.
-PAGES: Final[dict[str, Callable[[Path], None]]] = {"bench": bench}
+PAGES: Final[dict[str, Callable[[Path], None]]] = {
+    "bench": bench("--count", "20000"),
+    "bench-consume": bench("basic-consume", "--count", "100000"),
+}
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,8 @@ def browser(program: str) -> Iterator[Browser]:
             os.close(write)
 
 
-def take(page: Browser, url: str, file: Path, *, width: int, scheme: str, height: int | None) -> None:
-    """Takes a picture of a page: all of it, or its beginning."""
+def take(page: Browser, url: str, file: Path, *, width: int, scheme: str, height: int, scale: float) -> None:
+    """Takes a picture of a page from its top down."""
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     page.call("Page.navigate", url=url)
@@ -141,7 +147,7 @@ def take(page: Browser, url: str, file: Path, *, width: int, scheme: str, height
     content = page.call("Page.getLayoutMetrics")["cssContentSize"]
     if content["width"] > width:
         print(f"{file.name}: the page is {content['width']} pixels wide and scrolls sideways")
-    clip = {"x": 0, "y": 0, "width": width, "height": min(height or TALLEST, content["height"]), "scale": 1}
+    clip = {"x": 0, "y": 0, "width": width, "height": min(height, content["height"]), "scale": scale}
     shot = page.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
     file.write_bytes(base64.b64decode(shot["data"]))
     print(f"{file} ({file.stat().st_size // 1024} KiB)")
@@ -152,7 +158,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", help=f"which of {', '.join(PAGES)}; all by default")
     parser.add_argument("--out", type=Path, default=Path("build/looks"), help="the folder for pages and pictures")
-    parser.add_argument("--height", type=int, help="pixels of each picture, from the top; by default all of the page")
+    parser.add_argument(
+        "--height", type=int, default=TALLEST, help="the tallest picture in pixels; longer pages are cut"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="the size of the pictures, 1 as it is")
     options = parser.parse_args()
     if unknown := set(options.pages) - PAGES.keys():
         parser.error(f"no such page: {', '.join(sorted(unknown))}; there are {', '.join(PAGES)}")
@@ -166,7 +175,9 @@ def main() -> None:
         with browser(program) as page:
             for width, scheme in itertools.product(WIDTHS, SCHEMES):
                 picture = options.out / f"{name}-{width}-{scheme}.png"
-                take(page, file.as_uri(), picture, width=width, scheme=scheme, height=options.height)
+                take(
+                    page, file.as_uri(), picture, width=width, scheme=scheme, height=options.height, scale=options.scale
+                )
 
 
 if __name__ == "__main__":

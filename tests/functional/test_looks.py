@@ -32,4 +32,4 @@ def test_what_to_install_is_said_before_anything_is_made(tmp_path: Path) -> None
 def test_unknown_page_is_refused_with_those_there_are(tmp_path: Path) -> None:
     done = looks("bnech", path=str(tmp_path))
     assert done.returncode == 2
-    assert "no such page: bnech; there are bench" in done.stderr
+    assert "no such page: bnech; there are bench, bench-consume" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from tests.support.bench import NAMES
-from tests.support.command_line import TIMEOUT, ended, leveret, running, start
+from tests.support.command_line import COMMAND, TIMEOUT, ended, leveret, running, start
 from tests.support.servers import ON_EVERY_SERVER, node_of
 
 from leveret.cli.report import number
@@ -187,6 +188,26 @@ def test_bench_writes_a_page_and_compares_with_an_earlier_run(tmp_path: Path) ->
     assert "count: 300, earlier 200" in text
     before = json.loads(earlier.read_text())["benchmarks"][0]["median"]["rate_msgs_per_s"]
     assert number(before) in text
+
+
+def test_files_are_written_though_nobody_reads_the_table(tmp_path: Path) -> None:
+    figures, page = tmp_path / "figures.json", tmp_path / "page.html"
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*COMMAND, "bench", "serialization", "--count", "100", "--json", figures, "--html", page],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert len(json.loads(figures.read_text())["benchmarks"]) == 2
+    assert page.read_text().endswith("</html>\n")
 
 
 @pytest.fixture(params=[*ON_EVERY_SERVER, "embedded"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -124,6 +125,7 @@ def bench(
     from leveret.cli.bench import consuming, suite
     from leveret.cli.bench.baseline import BASELINE
     from leveret.cli.bench.comparison import Comparison
+    from leveret.cli.bench.page import page
     from leveret.cli.bench.plan import Plan, Workload
     from leveret.cli.bench.results import ForeignFileError, Report, Settings, read_report
     from leveret.cli.machine import this_machine
@@ -184,13 +186,13 @@ def bench(
         benchmarks=rows,
     )
     comparison = None if earlier is None else Comparison(report, earlier)
-    _show(report, comparison, stderr=json_file == STDOUT, quiet=quiet)
-    if json_file is not None:
-        write_json(json_file, report.as_dict())
-    if html_file is not None:
-        from leveret.cli.bench.page import page
-
-        write_text(html_file, page(report, comparison))
+    # The files are written even when the reader of stdout has gone, and each even when the other cannot be.
+    with contextlib.ExitStack() as outputs:
+        if html_file is not None:
+            outputs.callback(write_text, html_file, page(report, comparison))
+        if json_file is not None:
+            outputs.callback(write_json, json_file, report.as_dict())
+        _show(report, comparison, stderr=json_file == STDOUT, quiet=quiet)
 
 
 def _show(report: Report, comparison: Comparison | None, *, stderr: bool, quiet: bool) -> None:

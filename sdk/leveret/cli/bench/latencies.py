@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from leveret.cli.bench.results import Curve
 from leveret.cli.measure import percentile
@@ -10,12 +10,11 @@ from leveret.cli.measure import percentile
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from leveret.cli.bench.results import Between
     from leveret.cli.measure import Figures
     from leveret.plugins.distributions import Distribution
 
 __all__ = ["Counted", "Latencies", "Sampled", "curve_of", "figures_of"]
-
-Measured = Literal["publish to confirm", "publish to consume"]
 
 #: The percentiles that are reported.
 _REPORTED: Final = {"p50": 50.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
@@ -68,7 +67,7 @@ class Counted:
         return self._distribution.percentile(percent) * 1e3
 
 
-def figures_of(latencies: Latencies, measured: Measured) -> Figures:
+def figures_of(latencies: Latencies, measured: Between) -> Figures:
     """Returns the figures of a report, in milliseconds, under names that begin with what was measured."""
     prefix = measured.replace(" ", "_")
     return {f"{prefix}_samples": latencies.count} | {
@@ -76,7 +75,7 @@ def figures_of(latencies: Latencies, measured: Measured) -> Figures:
     }
 
 
-def curve_of(latencies: Latencies, measured: Measured) -> Curve:
+def curve_of(latencies: Latencies, measured: Between) -> Curve:
     """Returns the distribution: more points towards the highest, up to the share that a single sample has."""
     percents = []
     point = 0

@@ -7,7 +7,7 @@ from typing import Final
 
 from leveret.errors import printable
 
-__all__ = ["Markup", "raw", "tag"]
+__all__ = ["Markup", "tag"]
 
 #: Elements that HTML closes by itself.
 _VOID: Final = frozenset({"br", "meta", "path", "rect", "line", "circle"})
@@ -15,14 +15,9 @@ _LONGEST_TEXT: Final = 2000
 
 
 class Markup(str):
-    """Text that is markup already."""
+    """Text that is markup already: what `tag` made, or a style sheet of ours."""
 
     __slots__ = ()
-
-
-def raw(text: str) -> Markup:
-    """Marks text of our own, such as a style sheet, as markup."""
-    return Markup(text)
 
 
 def tag(name: str, /, *children: str | None, **attributes: str | float | None) -> Markup:

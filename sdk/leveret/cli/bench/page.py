@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from leveret.cli.bench.charts import Axis, Line, draw, linear, logarithmic, percentiles, short
 from leveret.cli.bench.comparison import NOISE, change
-from leveret.cli.bench.markup import Markup, raw, tag
+from leveret.cli.bench.markup import Markup, tag
 from leveret.cli.bench.style import STYLE
 from leveret.cli.bench.tables import conditions, size_line
 from leveret.cli.report import number
@@ -56,7 +56,7 @@ def page(report: Report, comparison: Comparison | None = None) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("title", f"Leveret benchmarks, {report.when}"),
-        tag("style", raw(STYLE)),
+        tag("style", Markup(STYLE)),
     )
     main = tag(
         "main",

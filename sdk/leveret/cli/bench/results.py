@@ -13,13 +13,15 @@ from leveret.cli.machine import Machine
 from leveret.cli.stage import Broker
 from leveret.errors import printable
 
-__all__ = ["Curve", "ForeignFileError", "Report", "Row", "Series", "Settings", "read_report"]
+__all__ = ["Between", "Curve", "ForeignFileError", "Report", "Row", "Series", "Settings", "read_report"]
 
 #: Raised when a field changes its meaning or goes; a file of another version is refused.
 _SCHEMA: Final = 1
 _LONGEST_LIST: Final = 10_000
 _LONGEST_ERROR: Final = 300
 
+#: From where to where a latency is measured.
+Between = Literal["publish to confirm", "publish to consume"]
 #: Figures are not negative, and small enough to be drawn.
 Value = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
@@ -66,7 +68,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         ms: For each the milliseconds that so many do not exceed.
     """
 
-    measured: Literal["publish to confirm", "publish to consume"]
+    measured: Between
     samples: Annotated[int, msgspec.Meta(ge=1, le=10**12)]
     percent: Annotated[list[Annotated[float, msgspec.Meta(ge=0, le=100)]], msgspec.Meta(max_length=_LONGEST_LIST)]
     ms: Values
