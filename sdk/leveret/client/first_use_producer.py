@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Unpack
 
+    from leveret.connection.link import Link
     from leveret.publishing.confirms import Receipt, Ticket
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.producer import Producer
@@ -22,8 +23,9 @@ __all__ = ["FirstUseProducer"]
 class FirstUseProducer:
     """Makes and opens a producer when the first message is published, and another one when that was closed."""
 
-    def __init__(self, make: Callable[[], Producer]) -> None:
+    def __init__(self, make: Callable[[], Producer], link: Link) -> None:
         self._make = make
+        self._link = link
         self._lock = asyncio.Lock()
         self._producer: Producer | None = None
 
@@ -65,6 +67,9 @@ class FirstUseProducer:
                 raise _not_sent(error) from error
             late = _not_sent(f"the client's producer was not open within publish_timeout of {seconds:g} s")
             late.stage = "connection"
+            if self._link.blocked is not None:
+                late.stage = "blocked"
+                late.args = (f"{late}: the broker blocks publishers: {self._link.blocked}",)
             raise late from None
         except (PublishError, ConfigurationError, PluginError):
             raise
