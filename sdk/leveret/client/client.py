@@ -159,9 +159,9 @@ class Client(ClientBase):
         producers and `drain` the consumers before. When the caller is cancelled, closing goes on without it.
         """
         self._move(ClientState.CLOSED)
-        await see_through(self._close_all(), f"leveret: close {self!r}")
+        await see_through(self._close_all(asyncio.current_task()), f"leveret: close {self!r}")
 
-    async def _close_all(self) -> None:
+    async def _close_all(self, caller: asyncio.Task[Any] | None) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.close_timeout
         # Sinks read the last counters, so they come last, and get a share even when the broker takes all the rest.
@@ -170,11 +170,11 @@ class Client(ClientBase):
         try:
             closing = [self._close(until), *(it.close_by(until) for it in dedicated)]
             if self._reporter is not None:
-                closing.append(self._reporter.close(max(0.0, until - loop.time()), asyncio.current_task()))
+                closing.append(self._reporter.close(max(0.0, until - loop.time()), caller))
             results = await asyncio.gather(*closing, return_exceptions=True)
         finally:
             # At the end of a loop all of that may be cancelled, before it has begun.
-            for link in (self.publishing_link, self.consuming_link, *(it.publishing_link for it in dedicated)):
+            for link in (*self._links, *(it.publishing_link for it in dedicated)):
                 link.drop()
             await self._sinks.close(max(0.0, deadline - loop.time()))
         for result in results:
