@@ -86,7 +86,7 @@ class ClientBase:
         # a service that makes a consumer for each message.
         self._producers: WeakSet[Producer] = WeakSet()
         self._consumers: WeakSet[Consumer[Any]] = WeakSet()
-        self._first_use_producer = FirstUseProducer(self.producer)
+        self._first_use_producer = FirstUseProducer(self.producer, self.publishing_links)
         self._slow_handler = settings.monitoring.slow_handler
 
     async def _close(self, until: float) -> None:
@@ -94,6 +94,8 @@ class ClientBase:
         try:
             await close_by(until, list(self._consumers), list(self._producers), self._links)
         finally:
+            for link in self._links:
+                link.drop()
             self._consumers.clear()
             self._producers.clear()
 

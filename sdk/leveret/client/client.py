@@ -19,7 +19,7 @@ from leveret.monitoring.monitor import Monitor
 from leveret.monitoring.sinks import Sinks
 from leveret.plugins.registry import PluginRegistry
 from leveret.protocol.transitions import moved
-from leveret.runtime.tasks import one_deadline
+from leveret.runtime.tasks import one_deadline, see_through
 from leveret.settings import (
     ConnectionSettings,
     ConsumerSettings,
@@ -156,19 +156,26 @@ class Client(ClientBase):
 
         Producers wait for the outcomes of what they published. What the broker does not answer in time ends UNKNOWN,
         what consumers did not finish goes back to its queue, and both are logged. To wait longer, `flush` the
-        producers and `drain` the consumers before.
+        producers and `drain` the consumers before. When the caller is cancelled, closing goes on without it.
         """
         self._move(ClientState.CLOSED)
+        await see_through(self._close_all(asyncio.current_task()), f"leveret: close {self!r}")
+
+    async def _close_all(self, caller: asyncio.Task[Any] | None) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.close_timeout
         # Sinks read the last counters, so they come last, and get a share even when the broker takes all the rest.
         until = deadline - (_SINKS * self.settings.close_timeout if self._sinks else 0.0)
+        dedicated = list(self._dedicated.values())
         try:
-            closing = [self._close(until), *(it.close_by(until) for it in list(self._dedicated.values()))]
+            closing = [self._close(until), *(it.close_by(until) for it in dedicated)]
             if self._reporter is not None:
-                closing.append(self._reporter.close(max(0.0, until - loop.time()), asyncio.current_task()))
+                closing.append(self._reporter.close(max(0.0, until - loop.time()), caller))
             results = await asyncio.gather(*closing, return_exceptions=True)
         finally:
+            # At the end of a loop all of that may be cancelled, before it has begun.
+            for link in (*self._links, *(it.publishing_link for it in dedicated)):
+                link.drop()
             await self._sinks.close(max(0.0, deadline - loop.time()))
         for result in results:
             if isinstance(result, BaseException):

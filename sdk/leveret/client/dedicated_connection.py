@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from leveret.client.base import ClientBase
 from leveret.connection.link import Link
+from leveret.runtime.tasks import see_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,9 +65,10 @@ class DedicatedConnection(ClientBase):
         """Closes its consumers and producers and then the connection, within `close_timeout` seconds in all.
 
         What is not confirmed by then ends UNKNOWN, what consumers did not finish goes back to its queue, and both are
-        logged.
+        logged. When the caller is cancelled, closing goes on without it.
         """
-        await self.close_by(asyncio.get_running_loop().time() + self.settings.close_timeout)
+        until = asyncio.get_running_loop().time() + self.settings.close_timeout
+        await see_through(self.close_by(until), f"leveret: close {self!r}")
 
     async def close_by(self, until: float) -> None:
         """Does what `close` does, before a time of the loop's clock."""

@@ -9,9 +9,10 @@ from leveret.errors import ConfigurationError, LeveretError, PluginError, Publis
 from leveret.message import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Unpack
 
+    from leveret.connection.link import Link
     from leveret.publishing.confirms import Receipt, Ticket
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.producer import Producer
@@ -22,8 +23,9 @@ __all__ = ["FirstUseProducer"]
 class FirstUseProducer:
     """Makes and opens a producer when the first message is published, and another one when that was closed."""
 
-    def __init__(self, make: Callable[[], Producer]) -> None:
+    def __init__(self, make: Callable[[], Producer], links: Sequence[Link]) -> None:
         self._make = make
+        self._links = links
         self._lock = asyncio.Lock()
         self._producer: Producer | None = None
 
@@ -65,6 +67,10 @@ class FirstUseProducer:
                 raise _not_sent(error) from error
             late = _not_sent(f"the client's producer was not open within publish_timeout of {seconds:g} s")
             late.stage = "connection"
+            blocked = next((link.blocked for link in self._links if link.blocked is not None), None)
+            if blocked is not None:
+                late.stage = "blocked"
+                late.args = (f"{late}: the broker blocks publishers: {blocked}",)
             raise late from None
         except (PublishError, ConfigurationError, PluginError):
             raise

@@ -138,8 +138,11 @@ class Channel:
             async with asyncio.timeout(limit):
                 return await future
         except TimeoutError:
+            # A blocked broker reads nothing from this connection.
+            reason = self.connection.blocked
             raise OperationTimeout(
                 f"{name} on channel {self.number} was not answered within operation_timeout of {limit:g} s"
+                + ("" if reason is None else f": the broker blocks publishers: {reason}")
             ) from None
 
     async def call(self, method: commands.Method) -> Reply:

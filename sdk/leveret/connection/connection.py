@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leveret.connection.channel import Channel
 from leveret.connection.client_properties import client_properties
-from leveret.connection.credentials import Credentials, secret_of
+from leveret.connection.credentials import Credentials, name_who, secret_of
 from leveret.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -132,12 +132,11 @@ class Connection:
         self._secret_updates: list[tuple[asyncio.Future[None], Secret]] = []
         self._watch = LoopWatch.of(self._loop)
         self._timer: asyncio.TimerHandle | None = None
-        external = settings.mechanism == "EXTERNAL"
         username, secret = login
         self._username = username
         self._state = ConnectionState(
             mechanism=settings.mechanism,
-            response="" if external else f"\0{username}\0{secret.reveal()}",
+            response="" if settings.mechanism == "EXTERNAL" else f"\0{username}\0{secret.reveal()}",
             virtual_host=settings.virtual_host,
             frame_max=settings.frame_max,
             channel_max=settings.channel_max,
@@ -211,10 +210,10 @@ class Connection:
         except (ConnectFailed, OperationTimeout) as error:
             return error
         except (TransportError, ProtocolError) as error:
-            self._name_in(error)
+            name_who(error, self.settings, self._username, self.endpoint)
             return error
         except ConnectionClosed as error:
-            self._name_in(error)
+            name_who(error, self.settings, self._username, self.endpoint)
             # A node that is starting or stopping says so.
             if error.reply_code not in (CONNECTION_FORCED, INTERNAL_ERROR):
                 raise
@@ -245,14 +244,6 @@ class Connection:
         except BaseException:
             self._give_up()
             raise
-
-    def _name_in(self, error: LeveretError) -> None:
-        """Says in an error of the handshake who connected where to what; the password is never in it."""
-        settings = self.settings
-        who = f"user {printable(self._username, 64)!r}" if settings.mechanism == "PLAIN" else settings.mechanism
-        where = self.endpoint or settings.unix_socket
-        virtual_host = printable(settings.virtual_host, 64)
-        error.args = (f"connecting to {where} as {who}, virtual host {virtual_host!r}, failed: {error}",)
 
     def _give_up(self) -> None:
         """Ends a connection that its caller will not get, also when it was opened in this very turn of the loop."""
@@ -460,9 +451,7 @@ class Connection:
         self.check_loop()
         deadline = self._loop.time() + (self.settings.close_timeout if timeout is None else timeout)
         if self.error is None:
-            self._state.close(REPLY_SUCCESS, "closed by the application")
-            # At once: without time to wait for the answer, the broker should hear of it all the same.
-            self.transport.flush()
+            self._say_goodbye()
             try:
                 async with asyncio.timeout_at(deadline):
                     await asyncio.shield(self._ended)
@@ -479,6 +468,17 @@ class Connection:
             async with asyncio.timeout_at(deadline):
                 await asyncio.shield(self._gone)
         self.transport.abort()
+
+    def drop(self) -> None:
+        """Closes the connection without waiting for the broker's answer."""
+        if self.error is None:
+            self._say_goodbye()
+        self._give_up()
+
+    def _say_goodbye(self) -> None:
+        self._state.close(REPLY_SUCCESS, "closed by the application")
+        # At once: without time to wait for the answer, the broker should hear of it all the same.
+        self.transport.flush()
 
     # ------------------------------------------------------------------ transport.FrameReceiver
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from leveret.errors import ConfigurationError, ConnectFailed, OperationTimeout
+from leveret.errors import ConfigurationError, ConnectFailed, OperationTimeout, printable
 from leveret.runtime.threads import in_daemon_thread
 from leveret.settings import ConnectionSettings, Secret
 from leveret.settings.functions import is_async
@@ -15,7 +15,10 @@ from leveret.settings.rules import rules_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Credentials", "secret_of"]
+    from leveret.errors import LeveretError
+    from leveret.settings import Endpoint
+
+__all__ = ["Credentials", "name_who", "secret_of"]
 
 
 class Credentials:
@@ -99,3 +102,18 @@ def _checked(answer: object) -> tuple[tuple[str, Secret] | None, str]:
         return (rules["username"].check("username", answer[0]), rules["password"].check("password", answer[1])), ""
     except ConfigurationError as error:
         return None, f"the credential provider: {error}"
+
+
+def name_who(error: LeveretError, settings: ConnectionSettings, username: str, endpoint: Endpoint | None) -> None:
+    """Says in an error of the handshake who connected where to what; the password is never in it.
+
+    Args:
+        error: The error; its text is changed.
+        settings: Those of the connection.
+        username: Who logged in.
+        endpoint: Where to; None for the unix socket of the settings.
+    """
+    who = f"user {printable(username, 64)!r}" if settings.mechanism == "PLAIN" else settings.mechanism
+    where = endpoint or settings.unix_socket
+    virtual_host = printable(settings.virtual_host, 64)
+    error.args = (f"connecting to {where} as {who}, virtual host {virtual_host!r}, failed: {error}",)

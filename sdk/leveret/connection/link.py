@@ -120,8 +120,8 @@ class Link:
         # The task that dials now, and cancelled ones that are still finishing.
         self._recovery: asyncio.Task[Connection] | None = None
         self._recoveries: set[asyncio.Task[Connection]] = set()
-        # The attempt that is under way.
-        self._dialing: asyncio.Task[Connection] | None = None
+        # The attempt that is under way, and cancelled ones that are still finishing.
+        self._attempts: set[asyncio.Task[Connection]] = set()
         self._waiting = 0
         # The host of a connection that was left for another one.
         self._left: Endpoint | None = None
@@ -144,6 +144,11 @@ class Link:
         if self.state not in (LinkState.LOST, LinkState.RECOVERING) or self.connection is None:
             return None
         return self.connection.error
+
+    @property
+    def blocked(self) -> str | None:
+        """The broker's reason for blocking publishers on the open connection, or None."""
+        return self.connection.blocked if self.connection is not None and self.connection.error is None else None
 
     @property
     def may_recover(self) -> bool:
@@ -171,7 +176,7 @@ class Link:
             connection = await self._dial()
             if self.state is LinkState.CLOSED:
                 # Closed as it was opened: `close` has not seen this connection.
-                await connection.close(0)
+                connection.drop()
                 self._check_not_closed()
             self.connection = connection
             self.established = True
@@ -288,9 +293,7 @@ class Link:
         """
         if self._state is not LinkState.CLOSED:
             self._move(LinkState.CLOSED)
-        tasks = list(self._recoveries)
-        if self._dialing is not None:
-            tasks.append(self._dialing)
+        tasks = [*self._recoveries, *self._attempts]
         for task in tasks:
             task.cancel()
         try:
@@ -299,6 +302,15 @@ class Link:
         finally:
             if self.connection is not None:
                 await self.connection.close(timeout)
+
+    def drop(self) -> None:
+        """Closes the link and its connection without waiting for anything."""
+        if self._state is not LinkState.CLOSED:
+            self._move(LinkState.CLOSED)
+        for task in (*self._recoveries, *self._attempts):
+            task.cancel()
+        if self.connection is not None:
+            self.connection.drop()
 
     # ------------------------------------------------------------------ inside
 
@@ -319,17 +331,18 @@ class Link:
 
     async def _dial(self) -> Connection:
         """Makes one attempt, in a task of its own, so that `close` can end it: the caller may be any task."""
-        task = self._dialing = asyncio.create_task(self._connect(), name=f"leveret: connect {self.name}")
+        task = asyncio.create_task(self._connect(), name=f"leveret: connect {self.name}")
+        self._attempts.add(task)
+        task.add_done_callback(self._attempts.discard)
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             task.cancel()
+            # Not here: the caller may be cancelled again before the attempt has ended.
+            task.add_done_callback(_drop_result)
             await asyncio.wait([task])
-            if not task.cancelled() and task.exception() is None:
-                await task.result().close(0)
             raise
         finally:
-            self._dialing = None
             self._tried_at = asyncio.get_running_loop().time()
         if task.cancelled():
             self._check_not_closed()
@@ -445,3 +458,9 @@ class Link:
             self.meter.lost += 1
             self.last_error = event.error
         self._registry.connection_event(event)
+
+
+def _drop_result(attempt: asyncio.Task[Connection]) -> None:
+    """Drops the connection of an attempt whose caller is gone."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().drop()

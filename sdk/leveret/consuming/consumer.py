@@ -247,9 +247,9 @@ class Consumer(Generic[T], DeliveryBuffer):
         Messages that come before the first handler or `async for` wait here, up to the prefetch.
 
         Raises:
-            OperationTimeout: The broker did not answer. Where basic.consume was sent, the consumer subscribes again by
-                itself, on another channel. There was no connection within `operation_timeout`: call it again.
-            ChannelClosed: The queue cannot be consumed.
+            OperationTimeout: It was not done within `operation_timeout`, all waits together. Where basic.consume was
+                sent, the consumer goes on by itself, on another channel if need be; otherwise call it again.
+            ChannelClosed: The queue cannot be consumed, or the consumer was closed meanwhile.
         """
         await self._subscription.begin()
 
@@ -265,7 +265,7 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         Raises:
             ConfigurationError: The number is out of range, or the consumer is exclusive: two cannot be.
-            OperationTimeout: The broker did not answer; the old consumer goes on.
+            OperationTimeout: It was not done within `operation_timeout`; the old consumer goes on.
             ChannelClosed: The queue cannot be consumed any more.
         """
         self.settings.replace(prefetch=prefetch)  # raises when it is out of range
@@ -543,11 +543,11 @@ class Consumer(Generic[T], DeliveryBuffer):
         if self._subscription.has_begun or self._life.state is ConsumerState.CONSUMING:
             raise ConfigurationError("get is of no use while deliveries come", option="get")
         self._position.check_takes_nothing_back("get", "get")
-        channel = await self._subscription.open()
-        due = self._pop()
-        if due is not None:
-            return due  # it was held here
-        message = await channel.basic_get(self.queue, no_ack=self._no_ack)
+        async with self._subscription.call("get"):
+            channel = await self._subscription.open()
+            if (due := self._pop()) is not None:
+                return due  # it was held here
+            message = await channel.basic_get(self.queue, no_ack=self._no_ack)
         if message is not None:
             deliveries = self._acks.current
             assert deliveries is not None

@@ -9,8 +9,7 @@ from leveret.protocol.recovery import may_mend
 from leveret.wire.numbers import PRECONDITION_FAILED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from leveret.connection.link import Link
     from leveret.errors import LeveretError
     from leveret.settings import ConsumerSettings
 
@@ -29,19 +28,24 @@ class LossRules:
 
     Args:
         settings: The consumer's.
-        may_recover: Says whether lost connections are made again; False ends the consumer at its first loss.
+        link: Says whether lost connections are made again; otherwise the consumer ends at its first loss.
     """
 
-    def __init__(self, settings: ConsumerSettings, may_recover: Callable[[], bool]) -> None:
+    def __init__(self, settings: ConsumerSettings, link: Link) -> None:
         self._stops_when_cancelled = settings.on_cancel == "stop"
         self._timeout = settings.queue_missing_timeout
-        self._may_recover = may_recover
+        self._link = link
+        # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
+        self._was_live = False
+        self._was_cancelled = False
+        # The link's failed attempts when the consumer was started by `run` or iteration.
+        self._failed_before: int | None = None
         # When the first of the present 404s came, by the loop's clock.
         self._missing_since: float | None = None
 
     def go_on_after(self, error: LeveretError) -> bool:
         """Returns whether the consumer tries to subscribe again after this loss."""
-        if not self._may_recover() or (self._stops_when_cancelled and isinstance(error, ConsumerCancelled)):
+        if not self._link.may_recover or (self._stops_when_cancelled and isinstance(error, ConsumerCancelled)):
             return False
         return may_mend(error)
 
@@ -53,7 +57,7 @@ class LossRules:
             queue: The queue's name.
             now: The loop's time.
         """
-        if not may_mend(error) or not self._may_recover():
+        if not may_mend(error) or not self._link.may_recover:
             return error
         if not _is_missing(error):
             self._missing_since = None
@@ -68,9 +72,32 @@ class LossRules:
             error, f"queue {queue!r} has been missing for queue_missing_timeout of {self._timeout:g} s: {error}"
         )
 
+    def starts(self) -> None:
+        """Notes that `run` or iteration starts the consumer, and waits for deliveries from now on."""
+        self._failed_before = self._link.meter.failed
+
     def subscribed(self) -> None:
         """Notes that the broker has answered basic.consume: the queue is there."""
         self._missing_since = None
+        self._was_live, self._was_cancelled = True, False
+
+    def cancelled(self) -> None:
+        """Notes that the broker has cancelled the consumer."""
+        self._was_cancelled = True
+
+    @property
+    def is_known(self) -> bool:
+        """True when the broker has answered a basic.consume, and has not cancelled the consumer since."""
+        return self._was_live and not self._was_cancelled
+
+    def is_refused(self, error: LeveretError) -> bool:
+        """Returns whether the error that answers a basic.consume ends the consumer.
+
+        It does for the first one: more likely a wrong name or right than a fault that passes. After an outage, others
+        may have to declare the queue again.
+        """
+        outage = self._failed_before is not None and self._link.meter.failed > self._failed_before
+        return not (self._was_live or outage or is_outage(error))
 
     def delay(self, seconds: float, now: float) -> float:
         """Shortens the delay before an attempt, so that a missing queue ends the consumer in time."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from typing import TYPE_CHECKING
 
+from leveret.consuming.consumed_queue import ConsumedQueue
 from leveret.consuming.losses import LossRules, is_outage, typed
 from leveret.consuming.stand_in import StandIn
 from leveret.consuming.states import ConsumerState
@@ -20,9 +22,10 @@ from leveret.errors import (
     OperationTimeout,
     again,
 )
+from leveret.runtime.tasks import one_deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from leveret.connection.channel import Channel, ConsumerSink
     from leveret.connection.connection import Connection
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from leveret.consuming.streams import StreamPosition
     from leveret.protocol.recovery import Backoff
     from leveret.settings import ConsumerSettings
-    from leveret.topology.declared import DeclaredQueue
     from leveret.topology.restoring import Restorer
 
 __all__ = ["Subscription"]
@@ -80,17 +82,9 @@ class Subscription:
         self.prefetch = prefetch
         self.tags: list[str] = []
         self._link = link
-        self._queue = queue
+        self._queue = ConsumedQueue(queue, link, restorer)
         self._settings = settings
-        self._restorer = restorer
-        # The queue, when this client has declared it.
-        self._declared: DeclaredQueue | None = None
-        self._rules = LossRules(settings, lambda: link.may_recover)
-        # Whether the broker has answered a basic.consume of this consumer, and has cancelled the last one.
-        self._was_live = False
-        self._was_cancelled = False
-        # The link's failed attempts when `start` was called.
-        self._failed_before: int | None = None
+        self._rules = LossRules(settings, link)
         self._life = life
         self._position = position
         self._sink = sink
@@ -101,7 +95,7 @@ class Subscription:
         self._tag = settings.consumer_tag or f"leveret-{secrets.token_hex(8)}"
         # How often the consumer began on this channel.
         self._begun = 0
-        # The tags whose basic.consume was not answered, and the tasks that wait for the answers.
+        # The tags whose basic.consume was not answered, and the tasks that wait for answers.
         self._unanswered: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         # Made with the first loss.
@@ -123,7 +117,7 @@ class Subscription:
     @property
     def queue(self) -> str:
         """The queue's name now: a server-named queue gets a new one with each connection."""
-        return self._queue if self._declared is None else self._declared.name
+        return self._queue.name
 
     @property
     def is_live(self) -> bool:
@@ -151,10 +145,29 @@ class Subscription:
 
     # ------------------------------------------------------------------ changes that a user asks for
 
+    @contextlib.asynccontextmanager
+    async def call(self, what: str) -> AsyncIterator[None]:
+        """Gives a call of the user one deadline of `operation_timeout` for all that it waits for.
+
+        Args:
+            what: Names the call.
+
+        Raises:
+            OperationTimeout: It took longer.
+            ChannelClosed: It failed because the consumer was closed meanwhile, whatever it waited for.
+        """
+        try:
+            async with one_deadline(self._link.operation_timeout, f"{what} of the consumer of queue {self.queue!r}"):
+                yield
+        except LeveretError:
+            if self._life.state is ConsumerState.CLOSED:
+                self._life.check()
+            raise
+
     async def open(self) -> Channel:
         """Opens the channel, unless it is open."""
         # Locked: of several tasks that use a new consumer at once, one opens its channel.
-        async with self._opening:
+        async with self.call("opening the channel"), self._opening:
             self._life.check()
             if self.channel is None:
                 await self._open_channel(await self._connected())
@@ -171,33 +184,38 @@ class Subscription:
         """Starts the deliveries of a consumer that is NEW."""
         if self._no_ack:
             self._position.check_takes_nothing_back('ack="none"', "ack")
-        channel = await self.open()
-        async with self._changing:
-            if self._life.state is not ConsumerState.NEW:
-                return
-            if self._reasons:
-                self._life.become(ConsumerState.CONSUMING)
-            else:
-                await self._consume(channel, self.prefetch)
+        async with self.call("subscribe"):
+            channel = await self.open()
+            async with self._changing:
+                self._life.check()
+                if self._life.state is not ConsumerState.NEW:
+                    return
+                if self._reasons:
+                    self._life.become(ConsumerState.CONSUMING)
+                else:
+                    await self._consume_or_give_up(channel)
 
     async def start(self) -> None:
         """Subscribes like `begin`, for `run` and iteration, which wait for deliveries anyway.
 
-        While there is no connection, the consumer waits for it as after a loss.
+        While there is no connection it waits for one, as after a loss. When it is closed meanwhile, it does not start.
 
         Raises:
             LeveretError: As `begin`, when no further attempt is made.
         """
+        self._life.check()
         try:
-            self._failed_before = self._link.meter.failed
+            self._rules.starts()
             outage = self._link.outage if self._link.may_recover else None
             if outage is not None and self._life.state is ConsumerState.NEW:
                 raise again(outage)
             await self.begin()
         except LeveretError as error:
+            if self._life.state is ConsumerState.CLOSED:
+                return
             if self._reopening is not None or self._life.is_over:
                 return self._life.check()
-            waits = is_outage(error) or (self._declared is not None and self._declared.is_missing)
+            waits = is_outage(error) or self._queue.is_missing
             if not (waits and self._rules.go_on_after(error)):
                 raise
             self._life.become(ConsumerState.CONSUMING)
@@ -207,27 +225,37 @@ class Subscription:
         """Changes the prefetch; see `Consumer.set_prefetch`."""
         if self._settings.exclusive and self.tags:
             raise ConfigurationError("the prefetch of an exclusive consumer cannot be changed", option="prefetch")
-        async with self._changing:
+        async with self.call("set_prefetch"), self._changing:
             channel = self.channel
-            if self.tags and channel is not None and not self._no_ack:
-                before = self.prefetch
-                try:
-                    if self._position.is_stream:
-                        # A second subscription would read the stream beside the first one.
-                        await self._cancel_tags()
-                        self._use_prefetch(prefetch)
-                        await self._consume_or_give_up(channel)
-                    else:
-                        await self._consume(channel, prefetch)
-                except OperationTimeout:
-                    if self.tags:
-                        self._use_prefetch(before)  # the old consumer goes on
-                    raise
-                finally:
-                    # Cancels the old consumer, and tags left behind by an interrupted change.
-                    await self._cancel_tags(keep=1)
-            else:
+            if not self.tags or channel is None or self._no_ack:
                 self._use_prefetch(prefetch)
+            elif self._position.is_stream:
+                # A second subscription would read the stream beside the first one.
+                try:
+                    await self._cancel_tags()
+                    self._use_prefetch(prefetch)
+                    await self._consume_or_give_up(channel)
+                finally:
+                    self._adjust()  # begins again when nothing was asked for
+            else:
+                await self._replace(channel, prefetch)
+
+    async def _replace(self, channel: Channel, prefetch: int) -> None:
+        """Begins a consumer with another prefetch, and then cancels the old one."""
+        before = self.prefetch
+        try:
+            await self._consume(channel, prefetch)
+        except BaseException:
+            newest = self.tags[-1] if self.tags else ""
+            if newest in self._unanswered and self.is_live:
+                # The old consumer goes on.
+                self.tags.insert(0, self.tags.pop())
+                self._use_prefetch(before)
+            # The call has no time left to wait for the answers.
+            self._cancel_others(channel)
+            raise
+        # The old one, and what was left behind when the channel did not take it.
+        await self._cancel_tags(keep=1)
 
     async def stop_deliveries(self, state: ConsumerState) -> None:
         """Becomes PAUSED, or DRAINING, and stops the deliveries."""
@@ -237,13 +265,13 @@ class Subscription:
 
     async def resume(self) -> None:
         """Starts the deliveries of a consumer that is PAUSED."""
-        async with self._changing:
+        async with self.call("resume"), self._changing:
             if self._life.state is not ConsumerState.PAUSED:
                 return
             self._life.become(ConsumerState.CONSUMING)
             if not self.tags and not self._reasons and self.channel is not None and self.channel.is_open:
                 try:
-                    await self._consume(self.channel, self.prefetch)
+                    await self._consume_or_give_up(self.channel)
                 except BaseException:
                     # Nothing was asked for, and nothing else will: `resume` may be called again.
                     if not self.tags and self._reopening is None:
@@ -265,8 +293,7 @@ class Subscription:
             The channel, for its last acknowledgements.
         """
         channel, self.channel = self.channel, None
-        if self._declared is not None:
-            self._restorer.declared.leave(self._declared, self)
+        self._queue.leave(self)
         others = (self._reopening, self._adjusting, self._confirming)
         tasks = [*self._asking, *(task for task in others if task is not None)]
         for task in tasks:
@@ -317,7 +344,7 @@ class Subscription:
         """Starts the task that tells the broker what `withhold` and `allow` have changed."""
         if self._adjusting is None and not self._is_adjusted:
             self._adjusting = asyncio.get_running_loop().create_task(
-                self._tell(), name=f"leveret: withhold or allow {self._queue}"
+                self._tell(), name=f"leveret: withhold or allow {self.queue}"
             )
         self._changed()
 
@@ -343,15 +370,16 @@ class Subscription:
             if self._reasons:
                 await self._withhold_on(channel)
             else:
-                await self._allow_on(channel)
+                await self._consume_or_give_up(channel)
+                await self._end_stand_in()
         except LeveretError as failure:
             # A lost channel is taken care of where its loss is noted.
             if not self._is_adjusted:
                 return failure
-            logger.warning("the consumer of queue %r: withholding or allowing deliveries: %s", self._queue, failure)
+            logger.warning("the consumer of queue %r: withholding or allowing deliveries: %s", self.queue, failure)
         except Exception as failure:
             # A defect in this code must not leave `run` waiting.
-            logger.exception("the consumer of queue %r could not withhold or allow deliveries", self._queue)
+            logger.exception("the consumer of queue %r could not withhold or allow deliveries", self.queue)
             error = ChannelClosed(f"deliveries were not begun again: {type(failure).__name__}")
             error.__cause__ = failure
             return error
@@ -360,15 +388,11 @@ class Subscription:
     async def _withhold_on(self, channel: Channel) -> None:
         stand_in = None
         # With acknowledgements the prefetch is a limit, too, and nobody withholds what a queue might go with.
-        if self._no_ack and self._restorer.declared.may_vanish(self.queue) and not self._settings.exclusive:
+        if self._no_ack and self._queue.may_vanish and not self._settings.exclusive:
             stand_in = StandIn(channel, self.queue, self._next_tag(), self._sink)
             await stand_in.begin()
         await self._cancel_tags()
         self._stand_in = stand_in
-
-    async def _allow_on(self, channel: Channel) -> None:
-        await self._consume_or_give_up(channel)
-        await self._end_stand_in()
 
     async def _end_stand_in(self) -> None:
         stand_in, self._stand_in = self._stand_in, None
@@ -388,16 +412,14 @@ class Subscription:
     # ------------------------------------------------------------------ requests
 
     async def _open_channel(self, connection: Connection) -> None:
-        self._look_up()
+        self._queue.look_up()
         channel = await connection.channel()
         if channel.error is not None:
             raise again(channel.error)  # it was closed in the read that opened it
-        try:
-            self._life.check()
-        except BaseException:
+        if self._life.error is not None:
             # The consumer was closed meanwhile, so the channel has no owner who would close it.
             channel.abandon()
-            raise
+            self._life.check()
         if self._settings.body_view_size is not None:
             connection.transport.reader.view_bodies(channel.number, self._settings.body_view_size)
         channel.consumer = self._sink
@@ -410,7 +432,7 @@ class Subscription:
         if self._confirming is not None:
             await asyncio.wait([self._confirming])  # what it learns says where to begin
         await channel.basic_qos(prefetch)
-        await self._find_queue(channel)
+        await self._queue.find(channel, left=self._rules.is_known and not self.tags and self._stand_in is None)
         tag = self._next_tag()
         # From here on the request is on its way, whether or not its caller waits for the answer.
         was_new = self._life.state is ConsumerState.NEW
@@ -419,7 +441,7 @@ class Subscription:
         self._unanswered.add(tag)
         self._use_prefetch(prefetch)
         # A task of its own, so that the answer has a deadline when the caller gives up before.
-        task = asyncio.create_task(self._ask(channel, tag), name=f"leveret: consume {self._queue}")
+        task = asyncio.create_task(self._ask(channel, tag), name=f"leveret: consume {self.queue}")
         self._asking.add(task)
         task.add_done_callback(self._asked)
         await asyncio.wait([task])
@@ -432,27 +454,6 @@ class Subscription:
                 self._life.become(ConsumerState.NEW)
             raise
         self._adjust()
-
-    def _look_up(self) -> DeclaredQueue | None:
-        queue = self._declared
-        if queue is None or queue.is_forgotten:
-            queue = self._declared = self._restorer.declared.queue(self._queue)
-        if queue is not None:
-            queue.check_home(self._link)
-        return queue
-
-    async def _find_queue(self, channel: Channel) -> None:
-        """Has a queue declared again that this client has declared and that is not there any more."""
-        queue = self._look_up()
-        if queue is None:
-            return
-        left = self._was_live and not self._was_cancelled and not self.tags and self._stand_in is None
-        if queue.entity.auto_delete and left:
-            # The broker has deleted it with its last consumer, unless there are others. One that cancelled the consumer
-            # has deleted the queue for somebody else, who does not want it made again.
-            queue.is_missing = True
-        if queue.is_missing:
-            await self._restorer.ensure(queue, channel.connection)
 
     def _next_tag(self) -> str:
         # No name twice on one channel: a quorum queue goes on counting deliveries of a name while some of them are not
@@ -490,20 +491,14 @@ class Subscription:
             if tag in self.tags and channel is self.channel:
                 if not isinstance(error, OperationTimeout):
                     self._forget(tag)  # it was not sent, or the channel is closed
-                elif self.is_live:
-                    # The consumer that it was to replace goes on. This one is the next to be cancelled.
-                    self.tags.remove(tag)
-                    self.tags.insert(0, tag)
-                else:
+                elif not self.is_live:  # otherwise the consumer that it was to replace goes on
                     self._give_up(channel, error)
             raise
         if channel is self.channel:
             self._unanswered.discard(tag)
             self._position.begun()
-            self._was_live, self._was_cancelled = True, False
             self._rules.subscribed()
-            if self._declared is not None:
-                self._declared.consumers.add(self)
+            self._queue.join(self)
             self._changed()
 
     def _asked(self, task: asyncio.Task[None]) -> None:
@@ -540,6 +535,15 @@ class Subscription:
         if not keep:
             await self._end_stand_in()
 
+    def _cancel_others(self, channel: Channel) -> None:
+        """Sends basic.cancel for all tags but the newest, without waiting for the answers."""
+        while len(self.tags) > 1 and channel.is_open:
+            tag = self.tags[0]
+            self._forget(tag)
+            task = asyncio.create_task(channel.basic_cancel(tag), name=f"leveret: cancel {tag}")
+            self._asking.add(task)
+            task.add_done_callback(self._asked)
+
     def _use_prefetch(self, prefetch: int) -> None:
         self.prefetch = prefetch
         self._changed()
@@ -550,7 +554,7 @@ class Subscription:
         """Notes that the broker has cancelled one of the tags; subscribes again if it may."""
         if consumer_tag in self.tags:
             self._forget(consumer_tag)
-        self._was_cancelled = True
+        self._rules.cancelled()
         self._lost(
             ConsumerCancelled(
                 f"the broker cancelled the consumer of queue {self.queue!r}: the queue was deleted, its node is "
@@ -568,11 +572,7 @@ class Subscription:
             error = self._position.explained(error, no_ack=self._no_ack)
             if isinstance(error, ConfigurationError):
                 self._life.fail(error, ConsumerState.LOST)
-        # The broker's answer to the first basic.consume: more likely a wrong name or right than a fault that passes.
-        # After an outage, others may have to declare the queue again.
-        first = bool(self._unanswered) and not self._was_live
-        outage = self._failed_before is not None and self._link.meter.failed > self._failed_before
-        refused = first and not outage and not is_outage(error)
+        refused = bool(self._unanswered) and self._rules.is_refused(error)
         self.tags.clear()
         self._unanswered.clear()
         self._lost(typed(error, self.queue), refused=refused)
@@ -606,7 +606,7 @@ class Subscription:
                 try:
                     # Without the lock, because it may take for ever: others can change something meanwhile.
                     connection = await self._link.recovered()
-                    async with self._changing:
+                    async with self._changing, self.call("subscribing again"):
                         await self._subscribe_again(connection)
                 except LeveretError as failure:
                     logger.warning(

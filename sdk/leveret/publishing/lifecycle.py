@@ -7,7 +7,7 @@ import enum
 import logging
 from typing import TYPE_CHECKING, Final
 
-from leveret.errors import ChannelClosed, LeveretError, OperationTimeout, again
+from leveret.errors import ChannelClosed, ConfigurationError, LeveretError, OperationTimeout, again
 from leveret.publishing.outcomes import not_sent
 
 if TYPE_CHECKING:
@@ -76,6 +76,20 @@ class ProducerLife:
         """Whether it is in one of these states."""
         return self.state in states
 
+    def check_may_open(self) -> None:
+        """Refuses to open a producer that is not NEW.
+
+        Raises:
+            ConfigurationError: The text says why, and what to do.
+        """
+        if self.state is ProducerState.OPENING:
+            raise ConfigurationError("the producer is being opened by another task")
+        if self.state is not ProducerState.NEW:
+            raise ConfigurationError(
+                "the producer was closed, or lost for good; a producer can be opened once: make another one with "
+                "`client.producer(...)`"
+            )
+
     @property
     def writable(self) -> bool:
         """Whether there is a channel to write messages to."""
@@ -95,7 +109,7 @@ class ProducerLife:
 async def first_channel(
     link: Link, open_channel: Callable[[Connection], Awaitable[Channel]], settings: ProducerSettings, what: str
 ) -> Channel:
-    """Opens a channel, and waits for a lost connection to come back before.
+    """Opens a channel; before, it waits for a lost connection to come back, and while the broker blocks publishers.
 
     Args:
         link: Gives the connection. Without `auto_recovery` a lost one is dialed once.
@@ -104,7 +118,8 @@ async def first_channel(
         what: What the channel is for; the error says it.
 
     Raises:
-        PublishError: It took longer; the outcome is NOT_SENT, the stage "connection".
+        PublishError: It took longer; the outcome is NOT_SENT, the stage "blocked" while the broker blocks publishers,
+            and "connection" otherwise.
         LeveretError: No connection or channel could be opened.
     """
     seconds = settings.publish_timeout
@@ -117,7 +132,12 @@ async def first_channel(
                 dials = last is not None and not last.settings.auto_recovery
                 connection = await (link() if dials else link.recovered())
                 try:
+                    # A blocked broker reads nothing from this connection.
+                    await connection.wait_unblocked()
                     return await open_channel(connection)
+                except OperationTimeout:
+                    if connection.blocked is None:
+                        raise
                 except LeveretError as error:
                     if connection.error is None or not connection.settings.auto_recovery:
                         raise
@@ -126,6 +146,12 @@ async def first_channel(
         # A request has a deadline of its own.
         if not deadline.expired():
             raise
+        if link.blocked is not None:
+            raise not_sent(
+                f"{what} was not open within publish_timeout of {seconds:g} s: the broker blocks publishers: "
+                f"{link.blocked}",
+                "blocked",
+            ) from None
         cause = link.failure or link.outage or lost
         raise not_sent(
             f"{what} had no connection within publish_timeout of {seconds:g} s{f': {cause}' if cause else ''}",

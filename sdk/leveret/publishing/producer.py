@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.codecs.encoding import BodyEncoder
-from leveret.errors import ConfigurationError, LeveretError, OperationTimeout, PublishError
+from leveret.errors import LeveretError, OperationTimeout, PublishError
 from leveret.message import BatchResult, Outcome
 from leveret.monitoring.meters import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
@@ -171,15 +171,16 @@ class Producer(CompiledPublisher):
     # ------------------------------------------------------------------ life
 
     async def open(self) -> Self:
-        """Opens the channel; `async with` does it. Waits `publish_timeout` seconds for a connection that was lost.
+        """Opens the channel unless it is open; waits for a lost connection, and while the broker blocks publishers.
 
         Raises:
-            PublishError: There was no connection in that time; the outcome is NOT_SENT, the stage "connection".
+            PublishError: `publish_timeout` passed; the outcome is NOT_SENT, the stage "connection" or "blocked".
             LeveretError: No connection or channel could be opened; it may be tried again.
-            ConfigurationError: It is open, being opened, or closed.
+            ConfigurationError: Another task is opening it, or it was closed or lost.
         """
-        if not self._life.at(ProducerState.NEW):
-            raise ConfigurationError("a producer can be opened once")
+        if self._life.usable:
+            return self
+        self._life.check_may_open()
         self._move(ProducerState.OPENING)
         try:
             channel = await first_channel(self._connect, self._open_channel, self.settings, "the producer")
@@ -227,7 +228,6 @@ class Producer(CompiledPublisher):
         # The clock may give up two of its steps late.
         deadline = self._loop.time() + self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
         self._room.close(self._loop.time())
-        reopening: asyncio.Task[None] | None = None
         try:
             if self._channel is not None:
                 await self.flush(deadline - self._loop.time())

@@ -5,19 +5,54 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from leveret.errors import OperationTimeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-__all__ = ["cancel_all", "done_before", "one_deadline", "set_within"]
+__all__ = ["cancel_all", "done_before", "one_deadline", "see_through", "set_within"]
+
+T = TypeVar("T")
 
 #: Seconds by which a deadline for several waits comes after that of one of them.
 _SLACK: Final = 0.05
 
 logger = logging.getLogger("leveret.runtime")
+
+#: The tasks of `see_through`: a loop keeps only weak references to tasks.
+_seen_through: Final[set[asyncio.Task[Any]]] = set()
+
+
+async def see_through(work: Coroutine[Any, Any, T], name: str) -> T:
+    """Runs work to its end, also when its caller is cancelled meanwhile.
+
+    Args:
+        work: The work. It has a deadline of its own, and ends early when it is cancelled itself, as it is at the end of
+            `asyncio.run`.
+        name: The task's name. The log names it when the work fails after its caller was cancelled.
+
+    Returns:
+        What the work returns.
+
+    Raises:
+        CancelledError: The caller was cancelled. The work goes on in its task.
+        Exception: What the work raises.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    _seen_through.add(task)
+    task.add_done_callback(_seen_through.discard)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_log_failure)
+        raise
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("%s: it failed after its caller was cancelled: %s", task.get_name(), error)
 
 
 @contextlib.asynccontextmanager

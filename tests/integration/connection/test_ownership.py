@@ -143,13 +143,22 @@ async def test_s9_opening_twice_is_harmless_or_a_typed_error(broker: Broker, que
         assert set(await asyncio.gather(*(client.open() for _ in range(10)))) == {client}
         assert client.connection is connection
         assert sink.started == 1
-        # What `connect` returned, and a producer: a typed error, and nothing is harmed.
+        # What `connect` returned: a typed error, and nothing is harmed.
         with pytest.raises(ConfigurationError, match=r"connect\(\.\.\.\) was opened already"):
             await connecting
-        async with client.producer() as producer:
-            with pytest.raises(ConfigurationError, match=r"can be opened once"):
-                await producer.open()
+        # A producer: harmless, until it was closed.
+        producer = await client.producer().open()
+        async with producer as entered:
+            assert entered is producer
+            assert await producer.open() is producer
             await producer.publish(1, queue)
+        with pytest.raises(ConfigurationError, match=r"can be opened once: make another one with `client.producer"):
+            await producer.open()
+        producer = client.producer()
+        _, second = await asyncio.gather(producer.open(), producer.open(), return_exceptions=True)
+        assert isinstance(second, ConfigurationError)
+        assert "is being opened by another task" in str(second)
+        await producer.close()
         # A consumer: harmless.
         async with client.consumer(queue) as consumer:
             for _ in range(2):

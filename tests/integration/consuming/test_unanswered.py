@@ -78,6 +78,18 @@ async def test_subscribe_says_that_it_was_not_answered_and_the_consumer_goes_on(
         assert (await anext(consumer)).value == 1
 
 
+async def test_subscribe_takes_another_channel_when_basic_qos_was_not_answered(
+    scripted: Scripted, client: leveret.Client
+) -> None:
+    scripted.unanswered["Basic.Qos"] = 1
+    async with client.consumer("q") as consumer:
+        with pytest.raises(OperationTimeout):
+            await consumer.subscribe()
+        await consumer.subscribe()
+        assert consumer.health().live
+        assert len(scripted.got("Channel.Open")) == 2
+
+
 async def test_iteration_goes_on_when_basic_consume_is_not_answered(scripted: Scripted, client: leveret.Client) -> None:
     scripted.unanswered["Basic.Consume"] = 1
     async with client.consumer("q") as consumer:
@@ -115,13 +127,14 @@ async def test_a_consumer_is_live_when_the_answer_comes_after_its_caller_gave_up
         await until(lambda: consumer.health().live)
 
 
+@pytest.mark.parametrize("method", ["Basic.Qos", "Basic.Consume"])
 async def test_resume_subscribes_on_another_channel_when_it_is_not_answered(
-    scripted: Scripted, client: leveret.Client
+    scripted: Scripted, client: leveret.Client, method: str
 ) -> None:
     async with client.consumer("q") as consumer:
         await consumer.subscribe()
         await consumer.pause()
-        scripted.unanswered["Basic.Consume"] = 1
+        scripted.unanswered[method] = 1
         with pytest.raises(OperationTimeout):
             await consumer.resume()
         assert not consumer.health().live
@@ -140,6 +153,7 @@ async def test_deliveries_go_on_as_before_when_a_new_prefetch_is_not_answered(
         assert consumer.health().live
         assert consumer.prefetch == 10
         (_, first), (_, second) = scripted.got("Basic.Consume")
+        await until(lambda: scripted.got("Basic.Cancel"))
         assert [cancel.consumer_tag for _, cancel in scripted.got("Basic.Cancel")] == [second.consumer_tag]
         assert first.consumer_tag != second.consumer_tag
         assert len(scripted.got("Channel.Open")) == 1

@@ -14,8 +14,10 @@ from tests.support.outcomes import AT_ONCE
 from tests.support.peers import FakeServer
 
 import leveret
-from leveret.errors import BackpressureError, ConfirmTimeout, PublishError
+from leveret import ConnectionSettings, ProducerSettings, Topology
+from leveret.errors import BackpressureError, ConfirmTimeout, OperationTimeout, PublishError
 from leveret.message import Outcome
+from leveret.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +69,38 @@ async def test_publishing_waits_and_acknowledging_goes_on_when_the_broker_is_sho
             while (message := await anext(consumer)).value != "after":
                 message.ack()
         assert client.connection.blocked is None
+
+
+async def test_what_is_opened_says_that_the_broker_blocks(blockable: Broker, queue: str) -> None:
+    settings = Settings(
+        connection=ConnectionSettings.from_url(blockable.url, operation_timeout=1.0, close_timeout=1.0),
+        producer=ProducerSettings(publish_timeout=1.0, confirm_timeout=0.4),
+    )
+    async with leveret.connect(settings) as client, client.producer() as producer:
+        await blockable.block()
+        await publish_until_blocked(client, producer, queue)
+        reason = client.connection.blocked
+        assert reason
+
+        async def transaction() -> None:
+            async with producer.transaction():
+                pass
+
+        opened = client.producer()
+        message = client.message(1).routing_key(queue)
+        calls = [opened.open(), transaction(), message.publish(), message.publish()]
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, PublishError)
+            assert (error.outcome, error.stage) == (Outcome.NOT_SENT, "blocked")
+            assert reason in str(error)
+        with pytest.raises(OperationTimeout, match=reason):
+            await client.declare(Topology().queue(queue))
+
+        patient = asyncio.create_task(client.producer(publish_timeout=30).open())
+        await asyncio.sleep(0)
+        await blockable.unblock()
+        async with await patient as late, opened:
+            assert (await late.publish(1, queue)).outcome is Outcome.CONFIRMED
 
 
 async def test_publishing_waits_when_the_socket_is_full(broker: Broker, queue: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from leveret.connection.link import Link
 from leveret.consuming.losses import LossRules, is_outage, typed
 from leveret.errors import (
     AccessRefused,
@@ -22,7 +23,8 @@ from leveret.errors import (
     PreconditionFailed,
     ResourceLocked,
 )
-from leveret.settings import ConsumerSettings
+from leveret.plugins.registry import PluginRegistry
+from leveret.settings import ConnectionSettings, ConsumerSettings
 
 MISSING = NotFound("gone", reply_code=404, reply_text="NOT_FOUND - no queue 'q' in vhost '/'")
 #: What RabbitMQ says when a queue exists and its node is away.
@@ -43,7 +45,8 @@ LOSSES = [
 
 
 def rules(*, auto_recovery: bool = True, **options: Any) -> LossRules:
-    return LossRules(ConsumerSettings(**options), lambda: auto_recovery)
+    link = Link(ConnectionSettings(auto_recovery=auto_recovery), "rules", PluginRegistry.from_plugins())
+    return LossRules(ConsumerSettings(**options), link)
 
 
 @pytest.mark.parametrize(
