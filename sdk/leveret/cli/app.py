@@ -10,8 +10,6 @@ import leveret
 from leveret.cli.bench.command import bench
 from leveret.cli.brokers import BROKER, EMBEDDED, QUIET, broker_at, run
 from leveret.cli.doctor.command import doctor
-from leveret.cli.bench.command import bench
-from leveret.cli.brokers import BROKER, EMBEDDED, QUIET, broker_at, run
 from leveret.cli.failures import Incomplete, reported
 from leveret.cli.output import console
 from leveret.cli.plugin_commands import ExtensibleGroup
