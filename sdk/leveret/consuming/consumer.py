@@ -269,7 +269,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             ChannelClosed: The queue cannot be consumed any more.
         """
         self.settings.replace(prefetch=prefetch)  # raises when it is out of range
-        async with self._renewal.lock:
+        async with self._subscription.call("set_prefetch"), self._renewal.lock:
             await self._subscription.change_prefetch(prefetch)
 
     async def pause(self) -> None:
