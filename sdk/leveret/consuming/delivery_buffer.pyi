@@ -42,6 +42,7 @@ class DeliveryCounter(Protocol):
     waiting_time: Histogram
     handler_time: Histogram
     settled_time: Histogram
+    transit_time: Histogram
 
 @disjoint_base
 class DeliveryBuffer:

@@ -146,6 +146,7 @@ FLAGS: list[tuple[type, str]] = [
     (ProducerSettings, "omit_none"),
     (ConsumerSettings, "omit_none"),
     (ProducerSettings, "mandatory"),
+    (ProducerSettings, "sent_at_header"),
     (GcSettings, "freeze"),
     (ConsumerSettings, "exclusive"),
     (PluginSettings, "strict"),
