@@ -104,10 +104,9 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.end = self._clocks.now()
+        self._span = self._own(self.end)
         self._timer.cancel()
-        taken = self._cpu_ns
         self._take()
-        self._cpu_ns = taken
         self.counts = self._count() - self._before
 
     def _count(self) -> Counts:
@@ -133,15 +132,14 @@ class Recorder:
 
     def figures(self, messages: int) -> Figures:
         """The figures of the run for this many messages."""
-        span = self._own(self.end)
-        figures = span.figures(messages)
+        figures = self._span.figures(messages)
         if self._client is None:
             return figures
         sent, received = self.counts.sent, self.counts.received
         return figures | {
             "sent_bytes_per_msg": sent / messages,
             "received_bytes_per_msg": received / messages,
-            "network_mb_per_s": (sent + received) * 1e3 / max(1, span.wall_ns),
+            "network_mb_per_s": (sent + received) * 1e3 / max(1, self._span.wall_ns),
         }
 
     def series(self) -> Series:
