@@ -132,11 +132,10 @@ class Connection:
         self._secret_updates: list[tuple[asyncio.Future[None], Secret]] = []
         self._watch = LoopWatch.of(self._loop)
         self._timer: asyncio.TimerHandle | None = None
-        username, secret = login
-        self._username = username
+        self._username, secret = login
         self._state = ConnectionState(
             mechanism=settings.mechanism,
-            response="" if settings.mechanism == "EXTERNAL" else f"\0{username}\0{secret.reveal()}",
+            response="" if settings.mechanism == "EXTERNAL" else f"\0{self._username}\0{secret.reveal()}",
             virtual_host=settings.virtual_host,
             frame_max=settings.frame_max,
             channel_max=settings.channel_max,
@@ -470,8 +469,9 @@ class Connection:
         self.transport.abort()
 
     def drop(self) -> None:
-        """Closes the connection without waiting for the broker's answer."""
+        """Closes the connection without waiting for the broker's answer; raises as `check_loop`."""
         if self.error is None:
+            self.check_loop()
             self._say_goodbye()
         self._give_up()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from leveret.connection.channel_pool import ChannelPool
 from leveret.connection.connection import Connection
 from leveret.connection.credentials import Credentials
-from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, OperationTimeout, again
+from leveret.errors import ConfigurationError, ConnectionClosed, LeveretError, OperationTimeout, WrongLoopError, again
 from leveret.monitoring.meters import ConnectionMeter
 from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol.recovery import Backoff, Prospect, prospect_of
@@ -310,7 +310,9 @@ class Link:
         for task in (*self._recoveries, *self._attempts):
             task.cancel()
         if self.connection is not None:
-            self.connection.drop()
+            # `close` has raised it already; a forked child must not write to its parent's socket.
+            with contextlib.suppress(WrongLoopError):
+                self.connection.drop()
 
     # ------------------------------------------------------------------ inside
 

@@ -265,7 +265,8 @@ class Consumer(Generic[T], DeliveryBuffer):
 
         Raises:
             ConfigurationError: The number is out of range, or the consumer is exclusive: two cannot be.
-            OperationTimeout: It was not done within `operation_timeout`; the old consumer goes on.
+            OperationTimeout: It was not done within `operation_timeout`; the old consumer goes on, or the new one where
+                basic.consume was sent and its answer is only late: see `prefetch`.
             ChannelClosed: The queue cannot be consumed any more.
         """
         self.settings.replace(prefetch=prefetch)  # raises when it is out of range

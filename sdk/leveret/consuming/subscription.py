@@ -245,13 +245,13 @@ class Subscription:
         before = self.prefetch
         try:
             await self._consume(channel, prefetch)
-        except BaseException:
+        except BaseException as error:
             newest = self.tags[-1] if self.tags else ""
-            if newest in self._unanswered and self.is_live:
-                # The old consumer goes on.
-                self.tags.insert(0, self.tags.pop())
+            if isinstance(error, OperationTimeout) and newest in self._unanswered and self.is_live:
+                self.tags.insert(0, self.tags.pop())  # the old consumer goes on
                 self._use_prefetch(before)
-            # The call has no time left to wait for the answers.
+            # Otherwise the new one does, whose answer is on its way: RabbitMQ 3.10 ends the connection (541) when it is
+            # cancelled right behind basic.consume. The call has no time left to wait for answers.
             self._cancel_others(channel)
             raise
         # The old one, and what was left behind when the channel did not take it.

@@ -53,6 +53,7 @@ async def test_a_forked_child_is_told_that_it_was_forked(client: leveret.Client,
             "flush": producer.flush,
             "declare": lambda: client.declare(leveret.Topology().queue(queue)),
             "get": consumer.get,
+            "close": client.close,
         }
         for name, call in calls.items():
 
