@@ -115,6 +115,15 @@ async def test_with_the_rights_of_the_docs_all_checks_pass(restricted: Restricte
     assert "may not declare 'leveret.doctor." in findings["permissions"].found
 
 
+async def test_a_retry_queue_that_may_not_be_declared_is_a_failed_retry(restricted: Restricted) -> None:
+    own = r"leveret\.doctor\.[0-9a-f]{8}"
+    await restricted.grant(configure=own, write=r"amq\.default", read=rf"{own}|{restricted.queue}")
+    findings = await restricted.examined()
+    assert findings["round trip"].state is State.OK
+    assert findings["retry"].state is State.FAILED
+    assert "ACCESS_REFUSED" in findings["retry"].found
+
+
 async def test_parking_for_transient_queues_alone_is_a_warning(restricted: Restricted) -> None:
     queue = restricted.queue
     await restricted.grant(configure=rf"{queue}\..*", write=r"amq\.default", read=rf"{queue}|{queue}\.retry\..*")

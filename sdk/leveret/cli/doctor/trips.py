@@ -87,6 +87,7 @@ async def retry_trip(visit: Visit) -> Finding:
         await channel.queue_declare(waiting, arguments=arguments)
         await channel.close()
     except ChannelClosed as error:
+        visit.not_made(waiting)
         return failed(f"no quorum queue could be declared: {error.reply_text}", advice)
     producer = await visit.producer()
     before, begun = time.time(), time.perf_counter()

@@ -152,6 +152,10 @@ class Visit:
         """Notes a queue that does not go with its connection, before it is declared."""
         self._made.add(queue)
 
+    def not_made(self, queue: str) -> None:
+        """Notes that the broker refused to declare such a queue."""
+        self._made.discard(queue)
+
     async def delete(self, queue: str) -> None:
         """Deletes such a queue."""
         channel = await self.channel()
