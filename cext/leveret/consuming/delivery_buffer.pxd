@@ -45,10 +45,6 @@ cdef class DeliveryBuffer:
     cdef bint over
     # Workers end after the message that they are at.
     cdef bint stopping
-    # No message is handed out for now: too many that have failed are held.
-    cdef bint resting
-    # `stopping` or `resting`.
-    cdef bint halted
     # How many messages are being worked on.
     cdef Py_ssize_t running
     # The seconds that workers waited for messages, together: less the times at which waits began, plus those at which

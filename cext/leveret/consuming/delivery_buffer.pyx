@@ -150,10 +150,7 @@ cdef class DeliveryBuffer:
 
     def _pop(self):
         """Takes the next message of the buffer, or None."""
-        cdef Message message
-        if self.resting:
-            return None
-        message = self.pop()
+        cdef Message message = self.pop()
         if message is not None:
             self.taken()
         return message
@@ -352,16 +349,8 @@ cdef class DeliveryBuffer:
         """
         self.over = over
         self.stopping = stopping
-        self.halted = stopping or self.resting
         if over or stopping:
             self.wake(len(self.idle))
-
-    def _rest(self, bint resting):
-        """Notes whether messages are handed out, and wakes workers when they are."""
-        self.resting = resting
-        self.halted = self.stopping or resting
-        if not resting:
-            self.wake_more()
 
 
 def _arrival(Message message):

@@ -210,12 +210,9 @@ cdef class Worker:
     cdef bint begin(self) except -1:
         cdef DeliveryBuffer buffer = self.buffer
         cdef Message message
-        if not buffer.halted:
-            message = buffer.take()
-        elif buffer.stopping:
+        if buffer.stopping:
             return False
-        else:
-            message = None
+        message = buffer.take()
         if message is None:
             buffer.taken()  # `take` may have passed over messages
             if buffer.over:
