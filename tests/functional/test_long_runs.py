@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 async def run(program: str, *arguments: str, status: int = 0) -> str:
     """Runs one of them as a user does; returns what it printed."""
     command = [sys.executable, "-m", f"asv_bench.{program}", *arguments]
-    done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=25)
+    done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 

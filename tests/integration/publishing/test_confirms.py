@@ -167,6 +167,7 @@ async def test_a_thousand_publishes_are_confirmed_when_they_wait_at_once(client:
             "returned": 0,
             "nacked": 0,
             "unknown": 0,
+            "not_sent": 0,
             "batches": 0,
             "batch_confirmed": 0,
             "batch_milliseconds": 0,

@@ -47,7 +47,7 @@ async def test_no_wait_of_a_call_begins_a_deadline_of_its_own(
         # Three round trips for the connection, and one for a channel where another follows, are over within the second.
         slow.delay(0.28 if request.node.callspec.id == "channel" else 0.22)
         slow.reset()
-        await until(lambda: not client.health().ready)
+        await until(lambda: client.health().connections["publish"] != "open")
         began = asyncio.get_running_loop().time()
         with pytest.raises(OperationTimeout):
             await call(client)
