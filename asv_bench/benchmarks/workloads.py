@@ -227,8 +227,13 @@ class _Delivering:
         data = next(self._reads, None)
         if data is not None:
             asyncio.get_running_loop().call_soon(self._read)
-            self.protocol.get_buffer(len(data))[: len(data)] = data
-            self.protocol.buffer_updated(len(data))
+            rest = memoryview(data)
+            while rest:
+                room = self.protocol.get_buffer(len(rest))
+                size = min(len(room), len(rest))
+                room[:size] = rest[:size]
+                self.protocol.buffer_updated(size)
+                rest = rest[size:]
 
 
 def _consume(total: int, *, monitored: bool = False) -> Callable[[int], None]:
@@ -262,15 +267,15 @@ def _consume(total: int, *, monitored: bool = False) -> Callable[[int], None]:
                 handled.set_result(None)
 
         running = asyncio.create_task(consumer.run(handle))
-        tags: list[str] = []
-        for _ in range(1000):
-            tags = [tag for each in sockets for it in each.protocol.channels.values() for tag in it.consumers]
-            if tags:
+        for _ in range(10_000):
+            if consumer.meter.live:
                 break
             await asyncio.sleep(0.01)
-        tag = tags[0].encode()
-        reads = [corpus.reads_of(tag, first, GROUP, BODY) for first in range(1, total + 1, GROUP)]
-        sockets[-1].deliver(reads[: count // GROUP])
+        ((socket, tag),) = [
+            (each, tag) for each in sockets for channel in each.protocol.channels.values() for tag in channel.consumers
+        ]
+        reads = [corpus.reads_of(tag.encode(), first, GROUP, BODY) for first in range(1, total + 1, GROUP)]
+        socket.deliver(reads[: count // GROUP])
         await handled
         if monitored:
             _look(client, count)
