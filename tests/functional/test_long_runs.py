@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("no_leftovers")
+pytestmark = [pytest.mark.usefixtures("no_leftovers"), pytest.mark.time_limit(110)]
 
 
 async def run(program: str, *arguments: str, status: int = 0) -> str:
