@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -111,21 +112,25 @@ async def test_s18_enqueue_waits_for_room_where_publish_nowait_refuses(
     assert [message.value for message in await messages(other, queue)] == list(range(20))
 
 
+@pytest.mark.time_limit(120)
 async def test_s18_enqueue_of_a_client_waits_for_the_connection_within_publish_timeout(
     proxy: FaultProxy, other: leveret.Client, queue: str
 ) -> None:
-    settings = Settings(
-        connection=ConnectionSettings.from_url(proxy.url, recovery_initial_delay=0.01, recovery_max_delay=0.05),
-        producer=ProducerSettings(publish_timeout=0.3),
-    )
-    async with leveret.connect(settings) as client:
+    def settings(publish_timeout: float) -> Settings:
+        return Settings(
+            connection=ConnectionSettings.from_url(proxy.url, recovery_initial_delay=0.01, recovery_max_delay=0.05),
+            producer=ProducerSettings(publish_timeout=publish_timeout, confirm_timeout=60),
+        )
+
+    async with leveret.connect(settings(0.3)) as hasty, leveret.connect(settings(60)) as patient:
         proxy.refuse()
         proxy.reset()
-        await client.connection._ended
+        await asyncio.gather(hasty.connection._ended, patient.connection._ended)
+        waiting = asyncio.create_task(patient.message("in time").queue(queue).enqueue())
         with pytest.raises(PublishError, match="publish_timeout") as caught:
-            await client.message("late").queue(queue).enqueue()
+            await hasty.message("late").queue(queue).enqueue()
         assert (caught.value.outcome, caught.value.stage) == (Outcome.NOT_SENT, "connection")
+        assert not waiting.done()
         proxy.accept()
-        await client.publishing_link.recovered()
-        assert (await (await client.message("in time").queue(queue).enqueue())).outcome is Outcome.CONFIRMED
+        assert (await (await waiting)).outcome is Outcome.CONFIRMED
     assert [message.value for message in await messages(other, queue)] == ["in time"]
