@@ -128,10 +128,10 @@ def check_out(commit: str, folder: Path) -> None:
 def reuse(commit: str, folder: Path) -> int:
     """Copies the compiled modules of this tree whose sources are the same in a checkout; returns how many.
 
-    A change of a .pxd file or of the build may concern all modules, so none is copied then.
+    A change of a .pxd file or of setup.py may concern all modules, so none is copied then.
     """
     files = changed(commit)
-    if any(not file.startswith("sdk/") and not file.endswith(".pyx") for file in files):
+    if any(file == "setup.py" or file.endswith(".pxd") for file in files):
         return 0
     copied = 0
     for source in sorted((ROOT / "cext").rglob("*.pyx")):
