@@ -202,7 +202,7 @@ def main() -> int:
         with ThreadPoolExecutor(2) as pool:
             folders = ([folder / "sdk"], [ROOT / "sdk"])
             # Installed plugins are those of this tree, and may not fit the parent.
-            before, after = pool.map(lambda paths: counting.instructions(paths, OWN), folders)
+            before, after = pool.map(lambda paths: counting.instructions(paths, [OWN]), folders)
     announced = (
         slower((ROOT / "CHANGELOG.md").read_text()).items() - slower(git("show", f"{base}:CHANGELOG.md")).items()
     )

@@ -1,6 +1,6 @@
 """The program that `counting` starts: counts the workloads in this process, and prints the counts of each as JSON.
 
-    python -m benchmarks.counted METER LIBRARY [NAME ...]
+    python -m benchmarks.counted METER LIBRARY NAME ...
 
 Each workload handles messages once without being counted, then COUNT and twice COUNT of them. The difference of the
 counts, over COUNT, is the cost of a message without what a run costs once.
@@ -107,11 +107,11 @@ def count(meter: Any, name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Counts the workloads that this version can run."""
+    """Counts workloads, without those that this version cannot run."""
     os.environ.pop("LD_PRELOAD", None)  # the broker is not counted
     meter = METERS[sys.argv[1]](sys.argv[2])
     counts = {}
-    for name in sys.argv[3:] or WORKLOADS:
+    for name in sys.argv[3:]:
         try:
             counts[name] = count(meter, name)
         except NotImplementedError as reason:

@@ -12,16 +12,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .counted import COUNT
 from .former import need
+from .workloads import OWN, WORKLOADS
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Programs = Sequence[Sequence[str]]
 
 HERE = Path(__file__).parent
+#: The workloads by the processes that run them. The metrics of a process are those of all its clients, so a monitored
+#: workload has a process of its own.
+PROGRAMS: Programs = (OWN, *([name] for name in WORKLOADS if name not in OWN))
 #: What a program that connects imports; names are loaded when first used.
 IMPORT = "import leveret; leveret.connect, leveret.run"
 _TIMEOUT = 1_500.0
@@ -66,35 +69,45 @@ def _callgrind(out: str, *options: str) -> list[str]:
     return ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *options, sys.executable]
 
 
-def instructions(paths: list[Path] | None = None, names: Sequence[str] = ()) -> dict[str, float]:
+def instructions(paths: list[Path] | None = None, programs: Programs = PROGRAMS) -> dict[str, float]:
     """Counts the instructions of workloads per message.
 
     Args:
         paths: As for `environment`.
-        names: The workloads; none for all that this version can run.
+        programs: The names of workloads, by the processes that run them.
+
+    Returns:
+        The counts by workload, without those that this version cannot run.
 
     Raises:
         RuntimeError: A counted program failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        library = _library("callgrind", folder)
-        command = [*_callgrind(f"{folder}/counts", "--instr-atstart=no"), "-m", f"{__package__}.counted"]
-        _run([*command, "instructions", library, *names], environment(paths) | {"LD_PRELOAD": library})
-        taken: dict[str, list[int]] = {}
-        # Callgrind numbers the files in the order of writing.
-        for file in sorted(Path(folder).glob("counts.*"), key=lambda path: int(path.suffix[1:])):
-            text = file.read_text()
-            name = re.search(r"^desc: Trigger: Client Request: (\w+)$", text, re.MULTILINE)
-            total = re.search(r"^totals: (\d+)$", text, re.MULTILINE)
-            if name and total:
-                taken.setdefault(name[1], []).append(int(total[1]))
+    found: dict[str, float] = {}
+    for names in programs:
+        with tempfile.TemporaryDirectory() as folder:
+            library = _library("callgrind", folder)
+            command = [*_callgrind(f"{folder}/counts", "--instr-atstart=no"), "-m", f"{__package__}.counted"]
+            _run([*command, "instructions", library, *names], environment(paths) | {"LD_PRELOAD": library})
+            found |= _taken(Path(folder))
+    return found
+
+
+def _taken(folder: Path) -> dict[str, float]:
+    """Reads the files that callgrind wrote: three for each workload, the first before anything was counted."""
+    taken: dict[str, list[int]] = {}
+    # Callgrind numbers them in the order of writing.
+    for file in sorted(folder.glob("counts.*"), key=lambda path: int(path.suffix[1:])):
+        text = file.read_text()
+        name = re.search(r"^desc: Trigger: Client Request: (\w+)$", text, re.MULTILINE)
+        total = re.search(r"^totals: (\d+)$", text, re.MULTILINE)
+        if name and total:
+            taken.setdefault(name[1], []).append(int(total[1]))
     return {name: round((twice - once) / COUNT, 1) for name, (_, once, twice) in taken.items()}
 
 
 def calls(paths: list[Path] | None = None) -> dict[str, float]:
     """Counts the Python functions that each workload calls or resumes per message, its own among them."""
-    printed, _ = _run([sys.executable, "-m", f"{__package__}.counted", "calls", ""], environment(paths))
-    return {name: round(counts["calls"], 2) for name, counts in json.loads(printed).items()}
+    return {name: counts["calls"] for name, counts in _counted("calls", "", environment(paths)).items()}
 
 
 def memory(paths: list[Path] | None = None) -> dict[str, dict[str, float]]:
@@ -106,11 +119,16 @@ def memory(paths: list[Path] | None = None) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         library = _library("memory", folder)
         # Without Python's own allocator each block comes from malloc.
-        variables = environment(paths) | {"LD_PRELOAD": library, "PYTHONMALLOC": "malloc"}
-        printed, _ = _run([sys.executable, "-m", f"{__package__}.counted", "memory", library], variables)
-    return {
-        name: {key: round(value, 2) for key, value in counts.items()} for name, counts in json.loads(printed).items()
-    }
+        return _counted("memory", library, environment(paths) | {"LD_PRELOAD": library, "PYTHONMALLOC": "malloc"})
+
+
+def _counted(meter: str, library: str, variables: dict[str, str]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for names in PROGRAMS:
+        printed, _ = _run([sys.executable, "-m", f"{__package__}.counted", meter, library, *names], variables)
+        for name, counts in json.loads(printed).items():
+            found[name] = {key: round(value, 2) for key, value in counts.items()}
+    return found
 
 
 def import_instructions(paths: list[Path] | None = None) -> int:
