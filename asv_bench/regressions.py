@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 LIMIT: Final = 5.0
 #: A rise may be this much above what the changelog says, because it rounds.
 _ROUNDING: Final = 1.0
+#: How often a tree that seems slower is counted again. Addresses differ from run to run, and where two names meet in
+#: Python's cache of methods, a workload takes a few per cent more: the lowest count is the one.
+_AGAIN: Final = 2
 _UNRELEASED: Final = re.compile(r"^## [^\n]*\bUnreleased\b.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _SLOWER: Final = re.compile(r"^[-* ]*slower: (\w+) \+(\d+(?:\.\d+)?) ?%, because \S", re.MULTILINE)
 
@@ -103,6 +106,11 @@ def compare(before: Mapping[str, float], after: Mapping[str, float], named: Mapp
             verdict = Verdict.NAMED if rise <= named.get(workload, 0) + _ROUNDING else Verdict.SLOWER
         rows.append(Row(workload, old, new, verdict))
     return rows
+
+
+def least(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Returns the lower count of each workload."""
+    return {name: min(value, other.get(name, value)) for name, value in one.items()}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -174,6 +182,42 @@ def parent() -> str | None:
     return found
 
 
+def count(package: Path) -> dict[str, float]:
+    """Counts the workloads of the Leveret in a folder, without those that need plugins: only this tree's are here."""
+    return counting.instructions([package], [OWN])
+
+
+def judge(base: str) -> list[Row]:
+    """Builds a commit, counts it and this tree, and compares."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    announced = dict(slower(changelog).items() - slower(git("show", f"{base}:CHANGELOG.md")).items())
+    here = ROOT / "sdk"
+    with tempfile.TemporaryDirectory(prefix="leveret-regressions-") as temporary:
+        folder = Path(temporary)
+        check_out(base, folder)
+        copied = reuse(base, folder)
+        print(
+            f"building {describe(base)}{f', without {copied} modules that are the same here' if copied else ''}",
+            flush=True,
+        )
+        build(folder)
+        print("counting the instructions of both with callgrind", flush=True)
+        with ThreadPoolExecutor(2) as pool:
+            before, after = pool.map(count, (folder / "sdk", here))
+    rows = compare(before, after, announced)
+    for _ in range(_AGAIN):
+        if any(row.verdict is Verdict.SLOWER for row in rows):
+            print("counting this tree again, because something is slower", flush=True)
+            after = least(after, count(here))
+            rows = compare(before, after, announced)
+    return rows
+
+
+def describe(commit: str) -> str:
+    """A commit's short hash and subject."""
+    return git("log", "-1", "--format=%h (%s)", commit)
+
+
 def main() -> int:
     """Compares; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,36 +230,19 @@ def main() -> int:
             parser.error(f"this clone has no commit {options.base}")
         print("HEAD has no parent: there is nothing to compare with")
         return 0
-    name = git("log", "-1", "--format=%h (%s)", base)
     if not changed(base):
-        print(f"{', '.join(SOURCES)} are those of {name}: there is nothing to compare")
+        print(f"{', '.join(SOURCES)} are those of {describe(base)}: there is nothing to compare")
         return 0
     if not counting.has_valgrind():
         sys.exit("valgrind is not installed; run: make valgrind (or: apt-get install valgrind)")
-    with tempfile.TemporaryDirectory(prefix="leveret-regressions-") as temporary:
-        folder = Path(temporary)
-        check_out(base, folder)
-        copied = reuse(base, folder)
-        print(f"building {name}{f', {copied} modules of which are built here' if copied else ''}", flush=True)
-        build(folder)
-        print("counting instructions of both with callgrind", flush=True)
-        with ThreadPoolExecutor(2) as pool:
-            folders = ([folder / "sdk"], [ROOT / "sdk"])
-            # Installed plugins are those of this tree, and may not fit the parent.
-            before, after = pool.map(lambda paths: counting.instructions(paths, [OWN]), folders)
-    announced = (
-        slower((ROOT / "CHANGELOG.md").read_text()).items() - slower(git("show", f"{base}:CHANGELOG.md")).items()
-    )
-    rows = compare(before, after, dict(announced))
+    rows = judge(base)
     print(f"\n{table(rows)}\n")
     bad = [row for row in rows if row.verdict in (Verdict.SLOWER, Verdict.GONE)]
-    print(f"{time.monotonic() - started:.0f} s; {len(bad)} of {len(rows)} workloads failed")
+    print(f"{len(bad)} of {len(rows)} workloads failed; it took {time.monotonic() - started:.0f} s")
     for row in bad:
-        if row.verdict is Verdict.SLOWER and row.rise is not None:
-            print(
-                f"Make {row.workload} faster again, or add to the Unreleased section of CHANGELOG.md:\n"
-                f"    slower: {row.workload} +{row.rise:.0f} %, because ..."
-            )
+        if row.rise is not None:
+            print(f"Make {row.workload} faster again, or say why in the Unreleased section of CHANGELOG.md:")
+            print(f"    slower: {row.workload} +{row.rise:.0f} %, because ...")
     return 1 if bad else 0
 
 

@@ -187,7 +187,8 @@ def main() -> None:
         wanted[tip] = None
     points = history.points()
     missing = [commit for commit in wanted if commit not in points]
-    print(f"{len(wanted) - len(missing)} commits are counted, {len(missing)} are not yet", flush=True)
+    console.log.flush()
+    print(f"\n{len(wanted) - len(missing)} commits are counted, {len(missing)} are not yet", flush=True)
     if missing:
         try:
             history.count(missing, machine)
