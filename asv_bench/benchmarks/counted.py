@@ -2,8 +2,8 @@
 
     python -m benchmarks.counted METER LIBRARY NAME ...
 
-Each workload handles messages once without being counted, then COUNT and twice COUNT of them. The difference of the
-counts, over COUNT, is the cost of a message without what a run costs once.
+Each workload handles messages once without being counted, then `messages` and twice as many. The difference of the
+counts, over the messages, is the cost of a message without what a run costs once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .workloads import LOOK_EVERY, WORKLOADS
+from .workloads import LOOK_EVERY, OWN, WORKLOADS
 
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Of monitored programs a multiple of what they look at.
-COUNT = LOOK_EVERY
+
+def messages(name: str) -> int:
+    """How many messages the shorter of two counted runs of a workload handles."""
+    return 5_000 if name in OWN else LOOK_EVERY
 
 
 class Instructions:
@@ -90,20 +92,21 @@ METERS: dict[str, Any] = {"instructions": Instructions, "memory": Memory, "calls
 
 def count(meter: Any, name: str) -> dict[str, float]:
     """Counts a workload."""
-    run = WORKLOADS[name](4 * COUNT)
+    few = messages(name)
+    run = WORKLOADS[name](4 * few)
     gc.collect()
     gc.disable()
-    run(COUNT)
+    run(few)
     meter.start(name)
     try:
-        run(COUNT)
+        run(few)
         once = meter.take()
-        run(2 * COUNT)
+        run(2 * few)
         twice = meter.take()
     finally:
         meter.stop()
         gc.enable()
-    return {key: max(0, twice[key] - once[key]) / COUNT for key in once}
+    return {key: max(0, twice[key] - once[key]) / few for key in once}
 
 
 def main() -> None:

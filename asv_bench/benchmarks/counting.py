@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .counted import COUNT
+from .counted import messages
 from .former import need
 from .workloads import OWN, WORKLOADS
 
@@ -88,11 +88,11 @@ def instructions(paths: list[Path] | None = None, programs: Programs = PROGRAMS)
             library = _library("callgrind", folder)
             command = [*_callgrind(f"{folder}/counts", "--instr-atstart=no"), "-m", f"{__package__}.counted"]
             _run([*command, "instructions", library, *names], environment(paths) | {"LD_PRELOAD": library})
-            found |= _taken(Path(folder))
+            found |= taken(Path(folder))
     return found
 
 
-def _taken(folder: Path) -> dict[str, float]:
+def taken(folder: Path) -> dict[str, float]:
     """Reads the files that callgrind wrote: three for each workload, the first before anything was counted."""
     taken: dict[str, list[int]] = {}
     # Callgrind numbers them in the order of writing.
@@ -102,7 +102,7 @@ def _taken(folder: Path) -> dict[str, float]:
         total = re.search(r"^totals: (\d+)$", text, re.MULTILINE)
         if name and total:
             taken.setdefault(name[1], []).append(int(total[1]))
-    return {name: round((twice - once) / COUNT, 1) for name, (_, once, twice) in taken.items()}
+    return {name: round((twice - once) / messages(name), 1) for name, (_, once, twice) in taken.items()}
 
 
 def calls(paths: list[Path] | None = None) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Writes docs/speed-history.svg, and the marked place of docs/speed-history.md."""
+"""What docs/speed-history.md and docs/speed-history.svg show."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ _PANELS: Final = (
     ("Bytes copied per message of 1 KiB", COPIED, ("publish", "publish_batch", "consume")),
     ("Million instructions of the import", IMPORT, ("",)),
 )
+#: The benchmarks of all workloads.
+COUNTS: Final = (INSTRUCTIONS, CALLS, ALLOCATIONS, COPIED)
 _COLUMNS: Final = ("publish", "publish_nowait", "publish_batch", "template", "consume")
 
 
@@ -62,28 +64,23 @@ class Point:
     counts: Mapping[str, Mapping[str, float]]
 
 
-def write(points: Sequence[Point], why: Mapping[str, str], machine: Mapping[str, str]) -> None:
-    """Writes the picture and the table.
+def contents(points: Sequence[Point], why: Mapping[str, str]) -> tuple[str, str]:
+    """Returns the page with its marked place filled, and the picture.
 
     Args:
-        points: The commits, in any order.
+        points: The commits, at least two of them, the oldest first.
         why: Why a commit's counts are kept, by its hash.
-        machine: What they were counted with.
     """
-    points = sorted(points, key=lambda point: point.date)
     panels = [
         Panel(heading, [Line(name or "import", [point.counts[key][name] for point in points]) for name in names])
         for heading, key, names in _PANELS
     ]
-    CHART.write_text(draw(panels, f"Leveret from its first commits, {len(points)} of them, to now"))
-    page = PAGE.read_text()
-    PAGE.write_text(_PLACE.sub(lambda _: _table(points, why, machine), page, count=1))
+    page = _PLACE.sub(lambda _: _table(points, why), PAGE.read_text(), count=1)
+    return page, draw(panels, f"What a message of Leveret cost, at {len(points)} of its commits")
 
 
-def _table(points: Sequence[Point], why: Mapping[str, str], machine: Mapping[str, str]) -> str:
+def _table(points: Sequence[Point], why: Mapping[str, str]) -> str:
     lines = [
-        f"Counted with {machine['cpu']} on {machine['os']}, {machine['arch']}. Instructions per message:",
-        "",
         f"| | commit | {' | '.join(f'`{name}`' for name in _COLUMNS)} | what it changed |",
         f"| ---: | --- |{' ---: |' * len(_COLUMNS)} --- |",
     ]

@@ -3,6 +3,7 @@
     python -m asv_bench.history.run             the commits of commits.txt and the tip
     python -m asv_bench.history.run COMMIT ...  these as well
     python -m asv_bench.history.run --again     all of them anew, for another compiler, Python or valgrind
+    python -m asv_bench.history.run --check     none; fails when a count is missing or the page shows others
 
 A commit takes one to three minutes. The results are asv's, for a machine called callgrind: the counts depend on the
 compiler, on Python and on valgrind, which its machine.json names, and hardly on the processor.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -31,7 +33,9 @@ from asv.environment import get_environments
 from asv.plugin_manager import plugin_manager
 from asv.repo import get_repo
 from asv.results import iter_results_for_machine
-from asv_bench.history.page import Point, write
+from asv_bench.benchmarks.counting import has_valgrind
+from asv_bench.benchmarks.workloads import OWN
+from asv_bench.history.page import CHART, COUNTS, PAGE, Point, contents
 from asv_bench.repository import ROOT, changed, commit_of
 
 HERE: Final = Path(__file__).parent
@@ -43,24 +47,16 @@ WANTED: Final = [r"^bench_instructions\.", r"^bench_counts\.", r"^bench_import\.
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """A line of commits.txt: a commit's hash, and why its counts are kept."""
+    """A line of commits.txt: the beginning of a commit's hash, and why its counts are kept."""
 
     commit: str
     why: str
 
 
 def reasons() -> list[Reason]:
-    """Reads commits.txt, and replaces short hashes.
-
-    Raises:
-        SystemExit: This clone does not have one of the commits.
-    """
-    found = []
-    for line in (HERE / "commits.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
-            name, _, why = line.partition(" ")
-            found.append(Reason(known(name), why))
-    return found
+    """Reads commits.txt."""
+    lines = (HERE / "commits.txt").read_text().splitlines()
+    return [Reason(*line.split(" ", 1)) for line in lines if line and not line.startswith("#")]
 
 
 def known(name: str) -> str:
@@ -73,6 +69,11 @@ def known(name: str) -> str:
     if found is None:
         sys.exit(f"this clone has no commit {name}; if it is a shallow one, run: git fetch --unshallow")
     return found
+
+
+def reasons_of(points: list[Point]) -> dict[str, str]:
+    """Why commits are kept, by their whole hashes."""
+    return {point.commit: each.why for each in reasons() for point in points if point.commit.startswith(each.commit)}
 
 
 def toolchain() -> dict[str, str]:
@@ -106,10 +107,9 @@ def check_toolchain(now: dict[str, str]) -> None:
 
 
 class History:
-    """asv's results for the machine that stands for this toolchain."""
+    """asv's results for the machine that stands for this toolchain. The working directory is asv_bench."""
 
     def __init__(self) -> None:
-        os.chdir(HERE.parent)  # asv takes relative paths from there
         self._configuration = Config.load("asv.conf.json")
         for plugin in self._configuration.plugins:
             plugin_manager.import_plugin(plugin)
@@ -119,9 +119,9 @@ class History:
         self._wanted = Benchmarks.discover(self._configuration, repository, here, [None], regex=WANTED)
         self._wanted.save()
 
-    def points(self) -> dict[str, Point]:
-        """The complete results, by commit."""
-        found = {}
+    def points(self) -> list[Point]:
+        """The complete results, in the order of their commits."""
+        found = []
         for result in iter_results_for_machine(self._configuration.results_dir, MACHINE):
             counts: dict[str, dict[str, Any]] = {}
             for name, benchmark in self._wanted.items():
@@ -130,8 +130,8 @@ class History:
                 counts[name] = dict(zip(labels, values, strict=False))
             # NaN is what this version cannot run, None what failed.
             if all(value is not None for each in counts.values() for value in each.values()):
-                found[result.commit_hash] = Point(result.commit_hash, result.date / 1000, counts)
-        return found
+                found.append(Point(result.commit_hash, result.date / 1000, counts))
+        return sorted(found, key=lambda point: point.date)
 
     def _has(self, result: Any, name: str) -> bool:
         return name in result.get_result_keys(self._wanted)
@@ -154,7 +154,8 @@ class History:
                 skip_successful=True,
                 show_stderr=True,
             )
-        left = [commit[:8] for commit in commits if commit not in self.points()]
+        counted = {point.commit for point in self.points()}
+        left = [commit[:8] for commit in commits if commit not in counted]
         if left:
             sys.exit(f"not counted: {', '.join(left)}; what failed is above")
 
@@ -164,13 +165,53 @@ class History:
         return Path(self._configuration.html_dir).absolute()
 
 
-def main() -> None:
+def missing(names: list[str], points: list[Point]) -> list[str]:
+    """The hashes of commits that are not counted yet, and that of the tip, unless its sources are counted."""
+    found = [known(name) for name in names if not any(point.commit.startswith(name) for point in points)]
+    tip = known("HEAD")
+    here = [point.commit for point in points if commit_of(point.commit)]
+    if all(changed(commit, tip) for commit in [*here, *found]):
+        found.append(tip)
+    return list(dict.fromkeys(found))
+
+
+def check(points: list[Point], why: dict[str, str]) -> int:
+    """Prints what the kept results and the page lack; returns the exit code."""
+    lacking = [
+        f"commits.txt has {reason.commit}, which is not counted"
+        for reason in reasons()
+        if not any(point.commit.startswith(reason.commit) for point in points)
+    ]
+    lacking += [
+        f"{point.commit[:8]} has no {name} of {workload}"
+        for point in points
+        for name in COUNTS
+        for workload in OWN
+        if math.isnan(point.counts[name][workload])
+    ]
+    page, chart = contents(points, why)
+    lacking += [
+        f"{path.relative_to(ROOT)} is not of these counts: make history"
+        for path, text in ((PAGE, page), (CHART, chart))
+        if path.read_text() != text
+    ]
+    print("\n".join(lacking) or f"{len(points)} commits are counted, and the page shows them")
+    return 1 if lacking else 0
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs="*", metavar="COMMIT", help="to be counted as well")
     parser.add_argument("--again", action="store_true", help="count all commits anew")
+    parser.add_argument("--check", action="store_true", help="only check what is kept")
     options = parser.parse_args()
-    if shutil.which("valgrind") is None:
-        sys.exit("the history needs valgrind (Debian: apt-get install valgrind)")
+    os.chdir(HERE.parent)  # asv takes relative paths from there
+    history = History()
+    if options.check:
+        points = history.points()
+        return check(points, reasons_of(points))
+    if not has_valgrind():
+        sys.exit("valgrind is not installed; run: make valgrind (or: apt-get install valgrind)")
     machine = toolchain()
     if options.again:
         shutil.rmtree(KEPT, ignore_errors=True)
@@ -179,30 +220,25 @@ def main() -> None:
     os.environ |= {"PIP_CONSTRAINT": constraints, "PIP_BUILD_CONSTRAINT": constraints}
     os.environ.pop("LEVERET_BUILD", None)  # optimized, all of them
     console.log.enable()
-    kept = reasons()
-    history = History()
-    wanted = dict.fromkeys([*(reason.commit for reason in kept), *map(known, options.commits)])
-    tip = known("HEAD")
-    if all(changed(commit, tip) for commit in wanted):
-        wanted[tip] = None
     points = history.points()
-    missing = [commit for commit in wanted if commit not in points]
-    console.log.flush()
-    print(f"\n{len(wanted) - len(missing)} commits are counted, {len(missing)} are not yet", flush=True)
-    if missing:
+    new = missing([*(reason.commit for reason in reasons()), *options.commits], points)
+    print(f"{len(points)} commits are counted, {len(new)} are to be", flush=True)
+    if new:
         try:
-            history.count(missing, machine)
+            history.count(new, machine)
         except util.UserError as error:
             sys.exit(str(error))
         points = history.points()
     site = history.publish()
-    write(list(points.values()), {reason.commit: reason.why for reason in kept}, machine)
     console.log.flush()
-    print(f"\nthe site is in {os.path.relpath(site, ROOT)}; look at it: cd asv_bench && ../.venv/bin/asv preview")
-    print("docs/speed-history.svg and docs/speed-history.md are written anew")
-    if missing:
-        print(f"new results are in {os.path.relpath(KEPT, ROOT)}: commit them, and say why in commits.txt")
+    for path, text in zip((PAGE, CHART), contents(points, reasons_of(points)), strict=True):
+        path.write_text(text)
+    print(f"\nthe site is in {os.path.relpath(site, ROOT)}; to look at it: cd asv_bench && ../.venv/bin/asv preview")
+    print(f"{PAGE.relative_to(ROOT)} and {CHART.relative_to(ROOT)} show {len(points)} commits")
+    if new:
+        print(f"new results are in {KEPT.relative_to(ROOT)}: commit them; commits.txt says why each commit is kept")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
