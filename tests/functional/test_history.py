@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -74,7 +75,7 @@ def find_or_none(name: str) -> object:
 
 def test_names_at_the_ends_of_curves_do_not_overlap() -> None:
     places = apart([100.0, 101.0, 102.0, 300.0], 15)
-    assert all(below - above >= 14.9 for above, below in zip(places, places[1:], strict=False))
+    assert all(below - above >= 14.9 for above, below in itertools.pairwise(places))
     assert places[3] == 300.0
     assert abs(places[1] - 101.0) < 1
 
@@ -88,9 +89,8 @@ def test_a_scale_holds_all_values(lowest: float, highest: float, marks: list[flo
 
 
 def test_a_picture_has_each_curve_with_its_last_value() -> None:
-    picture = draw(
-        [Panel("Instructions", [Line("publish", [9000.0, 8000.0]), Line("confirm", [300.0, 0.0])])], "<cost>"
-    )
+    panel = Panel("Instructions", [Line("publish", [9000.0, 8000.0]), Line("confirm", [300.0, 0.0])])
+    picture = draw([panel], "<cost>")
     assert picture.count("<polyline") == 4  # a curve and a pointer to its name, twice
     assert "publish 8,000" in picture
     assert "&lt;cost&gt;" in picture
