@@ -16,8 +16,8 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test test-pythons test-floors check bench compare soak killed restarts faults ordered costs prefetch blocked dashboard \
-    looks rabbitmq rabbitmq4 rabbitmq-c asan coverage clean
+.PHONY: help setup demo test test-pythons test-floors check bench regressions history compare soak killed restarts faults ordered costs prefetch \
+    blocked dashboard looks rabbitmq rabbitmq4 rabbitmq-c valgrind asan coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,12 @@ check: setup ## lint, types, stubs of the extension modules, layers, dead code
 
 bench: setup ## run the benchmarks quickly and print them
 	@$(BIN)/python -m asv_bench.quick $(ARGS)
+
+regressions: setup valgrind ## compare instructions per message with the parent commit's; more than 5 % fails (see CONTRIBUTING.md); minutes
+	@$(BIN)/python -m asv_bench.regressions $(ARGS)
+
+history: setup valgrind ## count the commits whose counts are missing, and draw the curves (see docs/speed-history.md); minutes for each
+	@$(BIN)/python -m asv_bench.history.run $(ARGS)
 
 compare: setup rabbitmq rabbitmq-c ## compare Leveret with seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
 	@$(BIN)/python -m asv_bench.compare.run $(ARGS)
@@ -110,6 +116,9 @@ rabbitmq4: ## install RabbitMQ 4 into a cache, where the tests find it (Debian, 
 
 rabbitmq-c: ## install the C client's headers, which the comparison compiles its C program against
 	@tools/rabbitmq.sh headers
+
+valgrind: ## install valgrind, which counts instructions
+	@tools/valgrind.sh
 
 clean: ## remove what was built, and caches (the installed tools in .venv stay)
 	@rm -rf build dist sdk/leveret.egg-info $(VENV)/.built $(VENV)/.plugins $(PLUGINS:%=%/build) plugins/*/src/*.egg-info

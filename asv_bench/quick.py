@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ class Benchmark:
     unit: str = ""
     left_out: str = ""
     failure: str = ""
+    cached: tuple[Any, ...] = ()
 
     @property
     def title(self) -> str:
@@ -80,7 +82,12 @@ class Benchmark:
             self.failure = traceback.format_exc()
 
     def _instance(self) -> Any:
-        return self.owner() if self.owner else None
+        """A new instance; what its `setup_cache` returned comes before the parameters, as with asv."""
+        instance = self.owner() if self.owner else None
+        if hasattr(instance, "setup_cache"):
+            assert self.owner is not None
+            self.cached = (_cache_of(self.owner),)
+        return instance
 
     def _method(self, instance: Any) -> Callable[..., Any]:
         found: Callable[..., Any] | None = getattr(instance, self.name) if instance is not None else self.function
@@ -130,11 +137,17 @@ class Benchmark:
     def _track_(self) -> None:
         instance = self._instance()
         try:
-            self._call(instance, "setup", self.params)
+            params = (*self.cached, *self.params)
+            self._call(instance, "setup", params)
             method = self._method(instance)
-            self.value, self.unit = float(method(*self.params)), getattr(method, "unit", "")
+            self.value, self.unit = float(method(*params)), getattr(method, "unit", "")
         finally:
-            self._call(instance, "teardown", self.params)
+            self._call(instance, "teardown", (*self.cached, *self.params))
+
+
+@cache
+def _cache_of(owner: type) -> Any:
+    return owner().setup_cache()
 
 
 def _seconds(function: Callable[..., Any], params: tuple[Any, ...], number: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import corpus
-from .support import channel_deliveries, discarding_buffer, need
+from .former import channel_deliveries, discarding_buffer, find, template_maker
 
 
 class PublishEncode:
@@ -16,10 +16,8 @@ class PublishEncode:
 
     def setup(self, body: str) -> None:
         self.out = discarding_buffer()
-        self.batch = need("leveret.publishing.publisher").PublishBatch(self.out, None)
-        self.template = need("leveret.publishing.template").PublishTemplate(
-            corpus.EXCHANGE.decode(), corpus.ROUTING_KEY.decode(), corpus.RAW_PROPERTIES
-        )
+        self.batch = find("PublishBatch")(self.out, None)
+        self.template = template_maker()(corpus.EXCHANGE.decode(), corpus.ROUTING_KEY.decode(), corpus.RAW_PROPERTIES)
         self.bodies = [bytes(corpus.BODY_SIZES[body])] * corpus.MESSAGES
 
     def time_add(self, body: str) -> None:
@@ -35,7 +33,7 @@ class Template:
     operations = 1
 
     def setup(self) -> None:
-        self.make = need("leveret.publishing.template").PublishTemplate
+        self.make = template_maker()
 
     def time_make(self) -> None:
         self.make("orders", "order.created", corpus.RAW_PROPERTIES)
@@ -51,11 +49,10 @@ class Confirms:
     number = 1
 
     def setup(self, confirms: str) -> None:
-        confirming = need("leveret.publishing.confirms")
-        self.window, self.ticket = confirming.ConfirmWindow(), confirming.Ticket()
+        self.window, self.ticket = find("ConfirmWindow")(), find("Ticket")()
         self.ticket.observed = True
-        batch = need("leveret.publishing.publisher").PublishBatch(discarding_buffer(), self.window)
-        template = need("leveret.publishing.template").PublishTemplate("orders", "order.created")
+        batch = find("PublishBatch")(discarding_buffer(), self.window)
+        template = template_maker()("orders", "order.created")
         for _ in range(self.operations):
             batch.add(template, b"", self.ticket)
         tags = range(1, self.operations + 1)
@@ -66,7 +63,7 @@ class Confirms:
                 entries = [(tags[-1], True, False, False)]
             case _:
                 entries = [(tag, False, confirms.startswith("nacked"), False) for tag in tags]
-        self.run = need("leveret.wire.runs").SettlementRun.of(1, entries)
+        self.run = find("SettlementRun").of(1, entries)
 
     def time_settle(self, confirms: str) -> None:
         self.window.settle(self.run)
@@ -79,13 +76,12 @@ class PublishAndConfirm:
     operations = corpus.MESSAGES
 
     def setup(self) -> None:
-        self.window = need("leveret.publishing.confirms").ConfirmWindow()
-        self.batch = need("leveret.publishing.publisher").PublishBatch(discarding_buffer(), self.window)
-        make = need("leveret.publishing.template").PublishTemplate
-        self.template = make("orders", "order.created", corpus.RAW_PROPERTIES)
+        self.window = find("ConfirmWindow")()
+        self.batch = find("PublishBatch")(discarding_buffer(), self.window)
+        self.template = template_maker()("orders", "order.created", corpus.RAW_PROPERTIES)
         self.bodies = [bytes(1024)] * corpus.MESSAGES
-        self.new_ticket = need("leveret.publishing.confirms").Ticket
-        self.everything = need("leveret.wire.runs").SettlementRun.of(1, [(0, True, False, False)])
+        self.new_ticket = find("Ticket")
+        self.everything = find("SettlementRun").of(1, [(0, True, False, False)])
 
     def time_publish_and_confirm(self) -> None:
         add, template, ticket = self.batch.add, self.template, self.new_ticket()
@@ -105,7 +101,7 @@ class Acks:
 
     def setup(self, order: str) -> None:
         self.deliveries = channel_deliveries()
-        reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
+        reader = find("FrameReader")(frame_max=corpus.FRAME_MAX)
         (self.run,) = reader.feed(corpus.deliveries(self.operations, 0))
         tags = [message.delivery_tag for message in self.run.messages]
         self.hundreds = [tags[at : at + 100] for at in range(0, len(tags), 100)]

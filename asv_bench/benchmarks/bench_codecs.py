@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 
 from . import corpus
-from .support import need
+from .former import find
 
 
 def _order_struct() -> type:
@@ -30,7 +30,7 @@ class JSON:
     def setup(self, value: str) -> None:
         import msgspec
 
-        codec = need("leveret.plugins.builtin").JSONSerializer()
+        codec = find("JSONSerializer")()
         model = _order_struct() if value == "struct" else None
         self.value = msgspec.convert(corpus.ORDER, model) if model else corpus.ORDER
         self.encode, self.decode = codec.encode, codec.decoder(model)
@@ -50,7 +50,7 @@ class Text:
     operations = 1
 
     def setup(self) -> None:
-        codec = need("leveret.plugins.builtin").TextSerializer()
+        codec = find("TextSerializer")()
         self.encode, self.decode = codec.encode, codec.decoder(None)
         self.value = "x" * 1024
         self.body = self.encode(self.value)

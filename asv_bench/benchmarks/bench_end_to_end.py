@@ -11,7 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from . import corpus
-from .support import Broker, need, runner
+from .former import need
+from .support import Broker, runner
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -29,7 +30,6 @@ class _EndToEnd:
 
     def setup(self) -> None:
         self.leveret = need("leveret")
-        need("leveret.client.client")
         self.broker = Broker()
         self.runner = runner()
         self.runner.run(self._open())

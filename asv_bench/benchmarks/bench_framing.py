@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from . import corpus
-from .support import need
+from .former import find
 
 
 class Decode:
@@ -17,7 +17,7 @@ class Decode:
     operations = corpus.MESSAGES
 
     def setup(self, method: str, body: str) -> None:
-        self.reader = need("leveret.wire.reader").FrameReader(server=method == "publish", frame_max=corpus.FRAME_MAX)
+        self.reader = find("FrameReader")(server=method == "publish", frame_max=corpus.FRAME_MAX)
         make = corpus.publishings if method == "publish" else corpus.deliveries
         self.data = make(corpus.MESSAGES, corpus.BODY_SIZES[body])
 
@@ -34,7 +34,7 @@ class DecodeSplit:
     operations = corpus.MESSAGES
 
     def setup(self, read_bytes: int) -> None:
-        self.reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
+        self.reader = find("FrameReader")(frame_max=corpus.FRAME_MAX)
         data = corpus.deliveries(corpus.MESSAGES, 1024)
         self.pieces = [data[at : at + read_bytes] for at in range(0, len(data), read_bytes)]
 
@@ -50,7 +50,7 @@ class DecodeLargeBody:
     operations = 8
 
     def setup(self) -> None:
-        self.reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
+        self.reader = find("FrameReader")(frame_max=corpus.FRAME_MAX)
         data = corpus.deliveries(1, 8 * 1024 * 1024)
         self.pieces = [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
 
@@ -83,7 +83,7 @@ class DecodeBodyViews:
     operations = 8
 
     def setup(self, form: str, body: str, held: int) -> None:
-        self.reader = need("leveret.wire.reader").FrameReader(frame_max=corpus.FRAME_MAX)
+        self.reader = find("FrameReader")(frame_max=corpus.FRAME_MAX)
         if form == "views":
             if not hasattr(self.reader, "view_bodies"):
                 raise NotImplementedError("this version has no views of bodies")
@@ -110,7 +110,7 @@ class DecodeConfirms:
     operations = corpus.MESSAGES
 
     def setup(self) -> None:
-        self.reader = need("leveret.wire.reader").FrameReader()
+        self.reader = find("FrameReader")()
         self.data = corpus.confirms(corpus.MESSAGES)
 
     def time_feed(self) -> None:
@@ -127,13 +127,14 @@ class Tables:
 
     def setup(self, table: str) -> None:
         self.table = corpus.TABLES[table]
-        self.raw = need("leveret.wire.encoding").encode_table(self.table)
+        self.encode, self.decode = find("encode_table"), find("decode_table")
+        self.raw = self.encode(self.table)
 
     def time_encode(self, table: str) -> None:
-        need("leveret.wire.encoding").encode_table(self.table)
+        self.encode(self.table)
 
     def time_decode(self, table: str) -> None:
-        need("leveret.wire.decoding").decode_table(self.raw)
+        self.decode(self.raw)
 
 
 class Properties:
@@ -146,10 +147,11 @@ class Properties:
 
     def setup(self, properties: str) -> None:
         self.values = corpus.PROPERTIES[properties]
-        self.raw = need("leveret.wire.properties").Properties(**self.values).encode()
+        self.make, self.decode = find("Properties"), find("decode_properties")
+        self.raw = self.make(**self.values).encode()
 
     def time_encode(self, properties: str) -> None:
-        need("leveret.wire.properties").Properties(**self.values).encode()
+        self.make(**self.values).encode()
 
     def time_decode(self, properties: str) -> None:
-        need("leveret.wire.properties").decode_properties(self.raw)
+        self.decode(self.raw)

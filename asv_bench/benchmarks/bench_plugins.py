@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from . import corpus
-from .support import need
+from .former import find, need
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,10 +44,10 @@ class RegisteredSerializer:
     operations = corpus.MESSAGES
 
     def setup(self, how: str) -> None:
-        codecs, plugins, settings = need("leveret.codecs.encoding"), need("leveret.plugins"), need("leveret.settings")
+        plugins, settings = need("leveret.plugins"), need("leveret.settings")
         plugin, tiny = _plugin()
         registry = plugins.PluginRegistry.from_plugins(plugin)
-        encoder = codecs.BodyEncoder(registry, settings.ProducerSettings(serializer="tiny"))
+        encoder = find("BodyEncoder")(registry, settings.ProducerSettings(serializer="tiny"))
         self.functions = {"direct": tiny.encode, "registered": encoder.encode}
         self.encode = self.functions[how]
         self.values = [b"x"] * corpus.MESSAGES
@@ -112,12 +112,12 @@ class Compressed:
     operations = 1
 
     def setup(self, compressor: str) -> None:
-        codecs, plugins, settings = need("leveret.codecs.encoding"), need("leveret.plugins"), need("leveret.settings")
+        plugins, settings = need("leveret.plugins"), need("leveret.settings")
         registry = plugins.PluginRegistry.load(settings.PluginSettings())
         if compressor != "none" and compressor not in registry.names("compressor"):
             raise NotImplementedError(f"{compressor} is not installed")
         chosen = None if compressor == "none" else compressor
-        self.pack = codecs.BodyEncoder(registry, settings.ProducerSettings(compressor=chosen)).pack
+        self.pack = find("BodyEncoder")(registry, settings.ProducerSettings(compressor=chosen)).pack
         self.value = {"orders": [{"id": i, "sku": f"SKU-{i * 7919 % 1000}", "price": i * 0.37} for i in range(90)]}
 
     def time_pack(self, compressor: str) -> None:

@@ -1,24 +1,37 @@
-"""The programs that `bench_instructions` runs under callgrind: python -m benchmarks.workloads NAME TOTAL COUNT.
+"""The workloads whose cost per message is counted (`counted`), and a program that runs one of them for a profiler:
 
-Prepares TOTAL messages and handles COUNT of them. Two runs with the same TOTAL and a different COUNT therefore differ
-only by the instructions of the messages that one run handles more.
+    python -m benchmarks.workloads NAME COUNT
+
+A workload prepares a number of messages, and returns a function that handles so many of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import gc
 import struct
 import sys
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from . import corpus
-from .support import Broker, channel_deliveries, discarding_buffer, need, runner
+from .former import (
+    channel_deliveries,
+    discarding_buffer,
+    find,
+    need,
+    options_once,
+    template_maker,
+    without_plugins,
+)
+from .support import Broker, runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+
+    Workload = Callable[[int], Callable[[int], None]]
 
 #: In a monitored program, messages for each report and each scrape: 10 s of 1,000 per second.
 LOOK_EVERY = 10_000
@@ -39,58 +52,104 @@ def _by_group(group: Callable[[], object]) -> Callable[[int], None]:
 
 def decode(total: int) -> Callable[[int], None]:
     """Reads deliveries of 1 KiB and drops them."""
-    from leveret.wire.reader import FrameReader
-
-    reader = FrameReader(frame_max=corpus.FRAME_MAX)
+    reader = find("FrameReader")(frame_max=corpus.FRAME_MAX)
     data = corpus.deliveries(GROUP, 1024)
     return _by_group(lambda: reader.feed(data))
 
 
-# ---------------------------------------------------------------------- through a producer
+# ---------------------------------------------------------------------- through a client
 
 
-class _Confirming:
-    """A client's socket that drops publishings, and confirms each write in the next turn of the event loop.
+class _Socket:
+    """A client's socket that is the real one, to a broker that answers the handshake, until `mute` is called.
 
-    Until `producer` is set it writes to the real socket, so that a broker answers the handshake.
+    From then on it drops what is written.
     """
 
     def __init__(self, socket: asyncio.Transport, protocol: Any) -> None:
         self._socket = socket
         self._protocol = protocol
-        self._written = self._confirmed = 0
-        self.producer: Any = None
+        self._muted = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
 
     def write(self, data: bytes) -> None:
-        if self.producer is None:
+        if self._muted:
+            self._written()
+        else:
             self._socket.write(data)
-            return
-        if self._written == self._confirmed:
+
+    def mute(self) -> None:
+        self._muted = True
+
+    def _written(self) -> None:
+        pass
+
+    def receive(self, data: bytes) -> None:
+        """Gives bytes to the client, as a loop does: the copy here stands for the kernel's."""
+        rest = memoryview(data)
+        while rest:
+            buffer = self._protocol.get_buffer(len(rest))
+            size = min(len(buffer), len(rest))
+            buffer[:size] = rest[:size]
+            rest = rest[size:]
+            self._protocol.buffer_updated(size)
+
+
+class _Confirming(_Socket):
+    """Confirms each write in the next turn of the event loop."""
+
+    producer: Any = None
+    _sent = _confirmed = 0
+
+    def _written(self) -> None:
+        if self._sent == self._confirmed:
             asyncio.get_running_loop().call_soon(self._confirm)
-        self._written = self.producer.next_delivery_tag - 1
+        self._sent = self.producer.next_delivery_tag - 1
 
     def _confirm(self) -> None:
-        self._confirmed = self._written
+        self._confirmed = self._sent
         # basic.ack on channel 1, multiple (AMQP 0-9-1 section 1.8.3.13)
-        frame = struct.pack(">BHIHHQBB", 1, 1, 13, 60, 80, self._written, 1, 0xCE)
-        self._protocol.get_buffer(len(frame))[: len(frame)] = frame
-        self._protocol.buffer_updated(len(frame))
+        self.receive(struct.pack(">BHIHHQBB", 1, 1, 13, 60, 80, self._sent, 1, 0xCE))
 
 
-def _options(monitored: bool) -> dict[str, Any]:
-    """What a client is made with. Loading plugins takes more instructions than all messages."""
-    import leveret
+@contextlib.contextmanager
+def _sockets(kind: type[_Socket]) -> Iterator[list[Any]]:
+    """Lists the sockets of the connections that are made meanwhile, the newest last; they are of this kind."""
+    transport = find("FrameTransport")
+    connected = transport.connection_made
+    sockets: list[Any] = []
 
-    if not monitored:
-        return {"plugins": leveret.PluginSettings(allow=[]), "heartbeat": 0}
-    return {
-        "plugins": leveret.PluginSettings(allow=["prometheus"]),
-        "monitoring": leveret.MonitoringSettings(sinks=["prometheus"]),
-        "heartbeat": 0,
-    }
+    def connection_made(protocol: Any, socket: asyncio.Transport) -> None:
+        sockets.append(kind(socket, protocol))
+        connected(protocol, sockets[-1])
+
+    transport.connection_made = connection_made
+    try:
+        yield sockets
+    finally:
+        transport.connection_made = connected
+
+
+@cache
+def _broker() -> Broker:
+    broker = Broker()
+    atexit.register(broker.close)
+    return broker
+
+
+async def _client(monitored: bool) -> Any:
+    leveret = need("leveret")
+    options = without_plugins()
+    if monitored:
+        need("leveret.monitoring.report")
+        need("leveret_prometheus")
+        options = {
+            "plugins": leveret.PluginSettings(allow=["prometheus"]),
+            "monitoring": leveret.MonitoringSettings(sinks=["prometheus"]),
+        }
+    return await leveret.connect(_broker().url, heartbeat=0, **options)
 
 
 def _look(client: Any, count: int) -> None:
@@ -111,33 +170,20 @@ def _look(client: Any, count: int) -> None:
     usage.close()
 
 
-def _with_producer(
-    workload: Callable[[Any, int], Coroutine[Any, Any, None]], *, monitored: bool = False
-) -> Callable[[int], Callable[[int], None]]:
+def _with_producer(workload: Callable[[Any, int], Coroutine[Any, Any, None]], *, monitored: bool = False) -> Workload:
     """A workload that gets a producer with default options, except `confirm_timeout`, and a number of messages."""
 
-    def prepare(total: int) -> Callable[[int], None]:
-        import leveret
-        from leveret.transport.frame_transport import FrameTransport
-
-        sockets: list[Any] = []
-        transport: Any = FrameTransport
-        connected = transport.connection_made
-
-        def connection_made(protocol: Any, socket: asyncio.Transport) -> None:
-            sockets.append(_Confirming(socket, protocol))
-            connected(protocol, sockets[-1])
-
-        async def open_producer() -> tuple[Any, Any]:
-            transport.connection_made = connection_made
-            client = await leveret.connect(broker.url, **_options(monitored))
+    async def open_producer() -> tuple[Any, Any]:
+        with _sockets(_Confirming) as sockets:
+            client = await _client(monitored)
             # A distant deadline, because the timer of deadlines runs by time, not by messages.
-            producer = await client.producer(exchange="orders", serializer="bytes", confirm_timeout=86400).open()
-            sockets[-1].producer = producer
-            return client, producer
+            producer = client.producer(exchange="orders", serializer="bytes", confirm_timeout=86400)
+            await producer.open()
+        sockets[-1].producer = producer
+        sockets[-1].mute()
+        return client, producer
 
-        broker = Broker()
-        atexit.register(broker.close)
+    def prepare(total: int) -> Callable[[int], None]:
         running = runner()
         client, producer = running.run(open_producer())
 
@@ -151,22 +197,25 @@ def _with_producer(
     return prepare
 
 
-def _with_routing_key(producer: Any) -> Any:
-    return "order.created"
+def _plain(producer: Any, method: str) -> tuple[Callable[..., Any], Any]:
+    """A method of a producer, and the routing key for it."""
+    return getattr(producer, method), "order.created"
 
 
-def _with_template(producer: Any) -> Any:
-    return producer.template("order.created", priority=5, headers={"tenant": 7})
+def _with_template(producer: Any, method: str) -> tuple[Callable[..., Any], Any]:
+    """A method of a producer, and a template for it, with a priority and a header."""
+    publish = getattr(producer, method)
+    template, options = options_once(producer, "order.created", priority=5, headers={"tenant": 7})
+    return (partial(publish, **options) if options else publish), template
 
 
-def _publish(routing: Callable[[Any], Any], *, monitored: bool = False) -> Callable[[int], Callable[[int], None]]:
+def _publish(routing: Callable[..., Any], *, monitored: bool = False) -> Workload:
     """GROUP tasks that await `publish`, one message after the other."""
 
     async def workload(producer: Any, count: int) -> None:
-        key = routing(producer)
+        publish, key = routing(producer, "publish")
 
         async def task() -> None:
-            publish = producer.publish
             for _ in range(count // GROUP):
                 await publish(BODY, key)
 
@@ -175,11 +224,11 @@ def _publish(routing: Callable[[Any], Any], *, monitored: bool = False) -> Calla
     return _with_producer(workload, monitored=monitored)
 
 
-def _publish_nowait(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[int], None]]:
+def _publish_nowait(routing: Callable[..., Any]) -> Workload:
     """`publish_nowait` of GROUP messages, then `flush`."""
 
     async def workload(producer: Any, count: int) -> None:
-        publish, key = producer.publish_nowait, routing(producer)
+        publish, key = routing(producer, "publish_nowait")
         for _ in range(count // GROUP):
             for _ in range(GROUP):
                 publish(BODY, key)
@@ -188,104 +237,67 @@ def _publish_nowait(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[
     return _with_producer(workload)
 
 
-def _publish_batch(routing: Callable[[Any], Any]) -> Callable[[int], Callable[[int], None]]:
+def _publish_batch(routing: Callable[..., Any]) -> Workload:
     """`publish_batch` of all messages."""
 
     async def workload(producer: Any, count: int) -> None:
-        await producer.publish_batch([BODY] * count, routing(producer))
+        publish, key = routing(producer, "publish_batch")
+        await publish([BODY] * count, key)
 
     return _with_producer(workload)
 
 
-# ---------------------------------------------------------------------- through a consumer
-
-
-class _Delivering:
-    """A client's socket that brings GROUP deliveries in each turn of the event loop, and drops what is written.
-
-    Until `deliver` is called it writes to the real socket, so that a broker answers the handshake and the subscription.
-    """
-
-    def __init__(self, socket: asyncio.Transport, protocol: Any) -> None:
-        self._socket = socket
-        self._reads: Iterator[bytes] | None = None
-        self.protocol = protocol
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
-
-    def write(self, data: bytes) -> None:
-        if self._reads is None:
-            self._socket.write(data)
-
-    def deliver(self, reads: list[bytes]) -> None:
-        self._reads = iter(reads)
-        self._read()
-
-    def _read(self) -> None:
-        assert self._reads is not None
-        data = next(self._reads, None)
-        if data is not None:
-            asyncio.get_running_loop().call_soon(self._read)
-            rest = memoryview(data)
-            while rest:
-                room = self.protocol.get_buffer(len(rest))
-                size = min(len(room), len(rest))
-                room[:size] = rest[:size]
-                self.protocol.buffer_updated(size)
-                rest = rest[size:]
-
-
 def _consume(total: int, *, monitored: bool = False) -> Callable[[int], None]:
-    """`Consumer.run` with a handler that waits for nothing, and default options."""
-    import leveret
-    from leveret.transport.frame_transport import FrameTransport
+    """`Consumer.run` with default options: reads of GROUP deliveries, and a handler that counts them.
 
-    sockets: list[Any] = []
-    transport: Any = FrameTransport
-    connected = transport.connection_made
+    The socket drops the acknowledgements.
+    """
+    tag = corpus.CONSUMER_TAG
+    reads = iter([corpus.reads_of(tag, first, GROUP, BODY) for first in range(1, total + 1, GROUP)])
+    socket: Any = None
+    left = 0
+    done: asyncio.Future[None]
 
-    def connection_made(protocol: Any, socket: asyncio.Transport) -> None:
-        sockets.append(_Delivering(socket, protocol))
-        connected(protocol, sockets[-1])
+    async def handler(value: bytes, message: object) -> None:
+        nonlocal left
+        left -= 1
+        if not left % GROUP:
+            # Not from here: a handler may run inside the read that brought its message.
+            asyncio.get_running_loop().call_soon(read)
 
-    async def open_client() -> Any:
-        transport.connection_made = connection_made
-        client = await leveret.connect(broker.url, **_options(monitored))
-        await client.declare(leveret.Topology().queue("orders"))
-        return client
+    def read() -> None:
+        if left:
+            socket.receive(next(reads))
+        else:
+            done.set_result(None)
 
-    async def workload(count: int) -> None:
-        left = count
-        handled = asyncio.get_running_loop().create_future()
-        consumer = client.consumer("orders")
+    async def subscribe() -> tuple[Any, Any]:
+        nonlocal socket
+        client = await _client(monitored)
+        await client.declare(need("leveret").Topology().queue("consumed"))
+        with _sockets(_Socket) as sockets:
+            consumer = client.consumer("consumed", bytes, consumer_tag=tag.decode())
+            await consumer.subscribe()
+        socket = sockets[-1]
+        socket.mute()
+        return client, asyncio.create_task(consumer.run(handler))
 
-        async def handle(value: bytes, message: Any) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                handled.set_result(None)
+    async def handle(count: int) -> None:
+        nonlocal left, done
+        left, done = count, asyncio.get_running_loop().create_future()
+        read()
+        await done
 
-        running = asyncio.create_task(consumer.run(handle))
-        for _ in range(10_000):
-            if consumer.meter.live:
-                break
-            await asyncio.sleep(0.01)
-        ((socket, tag),) = [
-            (each, tag) for each in sockets for channel in each.protocol.channels.values() for tag in channel.consumers
-        ]
-        reads = [corpus.reads_of(tag.encode(), first, GROUP, BODY) for first in range(1, total + 1, GROUP)]
-        socket.deliver(reads[: count // GROUP])
-        await handled
+    running = runner()
+    client, consuming = running.run(subscribe())
+
+    def run(count: int) -> None:
+        running.run(handle(count))
+        assert not consuming.done()
         if monitored:
             _look(client, count)
-        running.cancel()
 
-    broker = Broker()
-    atexit.register(broker.close)
-    loop = runner()
-    client = loop.run(open_client())
-    return lambda count: loop.run(workload(count))
+    return run
 
 
 # ---------------------------------------------------------------------- confirms and acknowledgements
@@ -293,19 +305,15 @@ def _consume(total: int, *, monitored: bool = False) -> Callable[[int], None]:
 
 def confirm(total: int) -> Callable[[int], None]:
     """Settles publishings of one ticket with an acknowledgement for each."""
-    from leveret.publishing.confirms import ConfirmWindow, Ticket
-    from leveret.publishing.publisher import PublishBatch
-    from leveret.publishing.template import PublishTemplate
-    from leveret.wire.runs import SettlementRun
-
-    window, ticket = ConfirmWindow(), Ticket()
-    batch = PublishBatch(discarding_buffer(), window)
-    template = PublishTemplate("orders", "order.created", corpus.RAW_PROPERTIES)
+    window, ticket = find("ConfirmWindow")(), find("Ticket")()
+    batch = find("PublishBatch")(discarding_buffer(), window)
+    template = template_maker()("orders", "order.created", corpus.RAW_PROPERTIES)
     for _ in range(total):
         batch.add(template, BODY, ticket)
+    make = find("SettlementRun").of
     waiting = iter(
         [
-            SettlementRun.of(1, [(tag, False, False, False) for tag in range(first, first + GROUP)])
+            make(1, [(tag, False, False, False) for tag in range(first, first + GROUP)])
             for first in range(1, total + 1, GROUP)
         ]
     )
@@ -328,30 +336,31 @@ def acknowledge(total: int) -> Callable[[int], None]:
     return _by_group(group)
 
 
-WORKLOADS: dict[str, Callable[[int], Callable[[int], None]]] = {
+WORKLOADS: dict[str, Workload] = {
     "decode": decode,
-    "publish": _publish(_with_routing_key),
-    "publish_nowait": _publish_nowait(_with_routing_key),
-    "publish_batch": _publish_batch(_with_routing_key),
+    "publish": _publish(_plain),
+    "publish_nowait": _publish_nowait(_plain),
+    "publish_batch": _publish_batch(_plain),
     "template": _publish(_with_template),
     "template_nowait": _publish_nowait(_with_template),
     "template_batch": _publish_batch(_with_template),
-    "consume": _consume,
-    "publish_monitored": _publish(_with_routing_key, monitored=True),
-    "consume_monitored": partial(_consume, monitored=True),
     "confirm": confirm,
     "acknowledge": acknowledge,
+    "consume": _consume,
+    "publish_monitored": _publish(_plain, monitored=True),
+    "consume_monitored": partial(_consume, monitored=True),
 }
+#: Those that need no installed plugin.
+OWN = tuple(name for name in WORKLOADS if not name.endswith("_monitored"))
 
 
-def main(name: str, total: int, count: int) -> None:
+def main(name: str, count: int) -> None:
     """Runs a workload."""
-    need("leveret.publishing.publisher")
-    run = WORKLOADS[name](total)
+    run = WORKLOADS[name](count)
     gc.collect()
     gc.disable()
     run(count)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]))
