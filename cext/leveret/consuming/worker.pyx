@@ -238,20 +238,19 @@ cdef class Worker:
                 return True
         try:
             value = (<ChannelDeliveries>message.owner).value_of(message)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            self.act(self.failures.undecodable(message, error))
-            return True
-        # A handler that begins when the one before ended shares the reading of the clock.
-        self.begun = message.handler_began = self.now or monotonic()
-        buffer.waiting_time.add(self.begun - <int64_t>(message.received_at * 1e9), 1)
-        self.state_now = HANDLING
-        try:
+            self.state_now = HANDLING
+            # A handler that begins when the one before ended shares the reading of the clock.
+            self.begun = message.handler_began = self.now or monotonic()
+            buffer.waiting_time.add(self.begun - <int64_t>(message.received_at * 1e9), 1)
             coroutine = self.handler(value, message)
             self.current = coroutine if PyCoro_CheckExact(coroutine) else coroutine.__await__()
         except BaseException as error:
-            self.failed(error)
+            if self.state_now == HANDLING:
+                self.failed(error)
+            elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            else:
+                self.act(self.failures.undecodable(message, error))
         return True
 
     # The waiter, the handler or the action returned this.
@@ -308,11 +307,13 @@ cdef class Worker:
         return self.act(self.owner.failed(self.message, error))
 
     # A handler has ended.
-    cdef int handled(self) except -1:
-        self.now = monotonic()
-        self.buffer.handler_time.add(self.now - self.begun, 1)
-        if self.now - self.begun > self.buffer.slow_after:
-            self.failures.slow(self.message, (self.now - self.begun) * 1e-9)
+    cdef inline int handled(self) except -1:
+        cdef int64_t now = monotonic()
+        cdef int64_t took = now - self.begun
+        self.now = now
+        self.buffer.handler_time.add(took, 1)
+        if took > self.buffer.slow_after:
+            self.failures.slow(self.message, took * 1e-9)
         return 0
 
     # Awaits an action of the error policy, or goes on at once when that is None.

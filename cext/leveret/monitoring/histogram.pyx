@@ -1,27 +1,8 @@
 """Log-linear histograms: how often values of each size came, in fixed memory."""
-cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-cdef extern from *:
-    """
-    /* The bucket of a value: the first 32 have a value each, and then 16 of equal width share each power of two. The
-       last one takes everything from 2**45 on, which is ten hours in nanoseconds. */
-    static inline int lv_bucket(uint64_t value) {
-        int shift;
-        if (value < 16) return (int)value;
-        if (value >= ((uint64_t)1 << 45)) return 671;
-        shift = 59 - __builtin_clzll(value);
-        return (shift << 4) + (int)(value >> shift);
-    }
-    """
-    int bucket_of "lv_bucket"(uint64_t value) noexcept
 
-cdef enum:
-    BUCKETS = 672
-
-
-@cython.final
 cdef class Histogram:
     """Counts whole numbers from 0 on by their size, to a sixteenth of it.
 
@@ -41,17 +22,6 @@ cdef class Histogram:
         self.counts = <uint64_t*>calloc(BUCKETS, sizeof(uint64_t))
         if self.counts is NULL:
             raise MemoryError()
-        return 0
-
-    cdef int add(self, int64_t value, uint64_t count) except -1:
-        cdef uint64_t size = <uint64_t>value if value > 0 else 0
-        if self.counts is NULL:
-            self.allocate()
-        self.counts[bucket_of(size)] += count
-        self.count += count
-        self.total += size * count
-        if size > self.highest:
-            self.highest = size
         return 0
 
     def record(self, int64_t value, uint64_t count=1):

@@ -28,6 +28,7 @@ cdef class PublishBatch:
     cdef Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1
     cdef list large_pieces(self, list before, PublishTemplate template, bytes body)
     cdef void write_prefix(self, uint8_t* p, PublishTemplate template, Py_ssize_t size) noexcept
+    cdef void write_time(self, uint8_t* p, PublishTemplate template) noexcept
     cdef void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept
     cdef int note_write(self, uint64_t tag, PublishTemplate template, Py_ssize_t sends) except -1
 

@@ -102,6 +102,8 @@ cdef class PublishBatch:
         if self.window is not None:
             tag = self.window.open(ticket, index, template, body, size)
         self.write(p, template, body, size)
+        if template.sent_at:
+            self.write_time(p, template)
         self.published += 1
         self.published_bytes += <uint64_t>size
         self.out.commit(total)
@@ -129,10 +131,12 @@ cdef class PublishBatch:
         lv_put16(p + 1, self.channel)
         lv_put16(p + template.header_at + 1, self.channel)
         lv_put64(p + template.header_at + 11, <uint64_t>size)
-        if template.sent_at:
-            if self.sent_at == 0:
-                self.sent_at = wall_clock()
-            lv_put64(p + template.sent_at, <uint64_t>self.sent_at)
+
+    # Fills in the time of a publishing that has the header for it.
+    cdef void write_time(self, uint8_t* p, PublishTemplate template) noexcept:
+        if self.sent_at == 0:
+            self.sent_at = wall_clock()
+        lv_put64(p + template.sent_at, <uint64_t>self.sent_at)
 
     cdef inline void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept:
         self.write_prefix(p, template, size)
@@ -161,6 +165,8 @@ cdef class PublishBatch:
         p[0] = FRAME_END
         p += ends
         self.write_prefix(p, template, size)
+        if template.sent_at:
+            self.write_time(p, template)
         p += template.size
         while True:
             p[0] = FRAME_BODY
@@ -292,6 +298,7 @@ cdef class PublishBatch:
         cdef Py_ssize_t last_sends = 0
         cdef uint64_t tag
         cdef int64_t now
+        cdef uint8_t* p
         if window is None or not window.resending:
             raise ValueError("there is nothing to send again: `renumber` comes before")
         while window.resend_at < window.next_delivery_tag:
@@ -324,7 +331,10 @@ cdef class PublishBatch:
                 pieces = self.large_pieces(self.out.seal(), template, body)
             else:
                 pieces = None
-                self.write(self.out.reserve(total), template, body, size)
+                p = self.out.reserve(total)
+                self.write(p, template, body, size)
+                if template.sent_at:
+                    self.write_time(p, template)
             # Nothing below may fail before the frames are appended.
             self.note_write(tag, template, sends)
             window.resent.append(tag)
