@@ -66,5 +66,5 @@ cdef class CompiledPublisher:
     cdef object encode_given(self, value, str misfit)
     cdef bint at_home(self) except -1
     cdef Ticket send(self, value, routing_key)
-    cdef Ticket put(self, value, routing_key, Py_ssize_t limit)
-    cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept
+    cdef Ticket put(self, value, routing_key, Py_ssize_t limit, bint waits)
+    cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit, bint waits) noexcept

@@ -14,10 +14,10 @@ from libc.string cimport memcpy
 
 from leveret.monitoring.histogram cimport wall_clock
 from leveret.publishing.confirms cimport (
-    CONFIRMED, FREE, HEAVY, SENDS, ConfirmWindow, Receipt, Slot, Ticket, new_receipt, new_ticket
+    FREE, HEAVY, SENDS, ConfirmWindow, Slot, Ticket, new_ticket
 )
+from leveret.publishing.publishing cimport RECEIPT, TICKET, Publishing, new_publishing
 from leveret.publishing.template cimport PublishTemplate, Template
-from leveret.transport.waiting cimport Waiter
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.content cimport body_frames, check_frame_max, put_body
 from leveret.wire.endian cimport lv_put16, lv_put32, lv_put64
@@ -29,7 +29,7 @@ cdef extern from "Python.h":
 
 import os
 
-from leveret.errors import BodyTooLarge, EncodeFailed
+from leveret.errors import BodyTooLarge, EncodeFailed, WrongLoopError
 
 cdef enum:
     # Larger bodies are not copied: a separate piece for the socket costs less from here on (make compare
@@ -377,10 +377,6 @@ cdef class PublishBatch:
         return 0
 
 
-# The shared receipt of publishings without confirms.
-NO_RECEIPT = Receipt(0, UNKNOWN)
-
-
 # How many forks lie between the first process and this one. In a child the parent's loop still looks as if it ran.
 cdef int _forks = 0
 
@@ -422,23 +418,25 @@ cdef class CompiledPublisher:
     def _complete(self, list finished not None):
         """Wakes the callers that wait for these tickets, and remembers failed tickets without a caller for `flush`."""
         cdef Ticket ticket
+        cdef Publishing publishing
         for ticket in finished:
-            if ticket.future is None:
+            if type(ticket.future) is Publishing:
+                publishing = <Publishing>ticket.future  # the ticket lets go of it
+                publishing.finish()
+            elif ticket.future is None:
                 self._remember(ticket)
-            elif type(ticket.future) is Waiter:
-                (<Waiter>ticket.future).set_result(None)
             elif not ticket.future.done():
                 ticket.future.set_result(None)
 
     # Writes a message and returns its ticket. Returns None for whatever needs the long way, which also finds errors.
     # To be called only `at_home`.
-    cdef Ticket put(self, value, routing_key, Py_ssize_t limit):
+    cdef Ticket put(self, value, routing_key, Py_ssize_t limit, bint waits):
         cdef ConfirmWindow window = self._window
         cdef PublishTemplate template
         cdef PyObject* found
         cdef Ticket ticket
         cdef object body
-        if not self.has_room(window, limit):
+        if not self.has_room(window, limit, waits):
             return None
         if routing_key is self._last_key and self._last_template is not None:  # a key of None is not the last key
             template = self._last_template
@@ -458,7 +456,7 @@ cdef class CompiledPublisher:
             body = value
         else:
             body = self.encode(value) if template.misfit is None else self.encode_given(value, template.misfit)
-            if not self.has_room(window, limit):
+            if not self.has_room(window, limit, waits):
                 return None  # the serializer published or closed something itself
         ticket = new_ticket(self)
         self._batch.put(template, <bytes>body, ticket, 0)
@@ -475,11 +473,11 @@ cdef class CompiledPublisher:
         if not self.at_home():
             return None  # another thread must not touch the send buffer
         if self._batch is None or self._window.outstanding or self._batch.out.attended:
-            return self.put(value, routing_key, self._limit)
+            return self.put(value, routing_key, self._limit, True)
         out = self._batch.out
         out.attended = True
         try:
-            ticket = self.put(value, routing_key, self._limit)
+            ticket = self.put(value, routing_key, self._limit, True)
         finally:
             out.attended = False
             if out.used or out.in_pieces:
@@ -492,10 +490,11 @@ cdef class CompiledPublisher:
         return (PyThread_get_thread_ident() == self.thread and self.forks == _forks
                 and self._loop.is_running() is True)
 
-    cdef inline bint has_room(self, ConfirmWindow window, Py_ssize_t limit) noexcept:
+    # Whether a message can be written. Those that do not wait for the socket fill the send buffer.
+    cdef inline bint has_room(self, ConfirmWindow window, Py_ssize_t limit, bint waits) noexcept:
         return (self._plain and window.outstanding < limit and window.outstanding_bytes < self._max_bytes
                 and window.next_delivery_tag - window.first < self._max_span
-                and not self._batch.out.paused and not self._batch.out.blocked)
+                and not (waits and self._batch.out.paused) and not self._batch.out.blocked)
 
     def _encoded(self, value):
         return self.encode(value)
@@ -552,12 +551,12 @@ cdef class CompiledPublisher:
             i += 1
         return i - start
 
-    async def publish(self, value, routing_key="", **options):
-        """Publishes one value and waits for the broker's confirm.
+    def publish(self, value, routing_key="", **options):
+        """Publishes one value. Awaiting what it returns waits for the broker's confirm.
 
-        Many calls may wait at once; up to `max_outstanding` are in flight, and the others wait for their turn. The
-        outcome comes within `publish_timeout` seconds. A cancelled call may have written the message; it is not taken
-        back.
+        The publishing begins with the call. Many may be in flight at once, up to `max_outstanding`; the others wait for
+        their turn, first come, first served. The outcome comes within `publish_timeout` seconds. When the wait is
+        cancelled a written message is not taken back.
 
         Args:
             value: What the serializer takes.
@@ -565,9 +564,12 @@ cdef class CompiledPublisher:
             **options: See `PublishOptions`.
 
         Returns:
-            A receipt; the outcome is CONFIRMED, or UNKNOWN when the producer has no confirms.
+            A publishing, to be awaited as the result of an `async def` is, once or more often; see `Publishing`. It
+            gives a receipt; the outcome is CONFIRMED, or UNKNOWN when the producer has no confirms. `flush` raises for
+            publishings that failed and were not awaited.
 
         Raises:
+            WrongLoopError: The call is in another thread or event loop. All others are raised where it is awaited:
             EncodeFailed, BodyTooLarge: The value or an option does not fit; nothing was sent.
             MessageNacked: The broker refused it.
             MessageReturned: No queue took it. An event that may have no subscriber is published with
@@ -582,23 +584,55 @@ cdef class CompiledPublisher:
                 why.
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
         """
+        cdef Publishing publishing = new_publishing(self, self._waiters, RECEIPT)
         cdef Ticket ticket
-        cdef Waiter waiter
-        # Callers that wait already go first.
-        if options or self._waiting or (ticket := self.send(value, routing_key)) is None:
-            return await self._publish(value, routing_key, options)
-        if ticket.pending:
-            ticket.observed = True
-            waiter = self._waiters.new()
-            ticket.future = waiter
-            await waiter
-        if ticket.failures is not None:
-            raise self._outcome_error(ticket)
-        if not self._confirms:
-            return NO_RECEIPT
-        if ticket.sends is not None:
-            return Receipt(ticket.delivery_tag, CONFIRMED, ticket.attempts())
-        return new_receipt(ticket.delivery_tag)
+        try:
+            # Callers that wait already go first.
+            if options or self._waiting or (ticket := self.send(value, routing_key)) is None:
+                self._publish(publishing, value, routing_key, options)
+            else:
+                publishing.expect(ticket)
+        except (KeyboardInterrupt, SystemExit, WrongLoopError):
+            raise
+        except BaseException as error:
+            publishing.fail(error)
+        return publishing
+
+    def enqueue(self, value, routing_key="", **options):
+        """Publishes one value as `publish_nowait` does. Awaiting what it returns waits while there is no room.
+
+        Room is what `max_buffered` and `max_outstanding_bytes` allow; first come, first served. There may be room
+        without a connection.
+
+        Args:
+            value: What the serializer takes.
+            routing_key: The routing key, or what `template` made.
+            **options: See `PublishOptions`.
+
+        Returns:
+            A publishing, as `publish`. It gives a ticket, as `publish_nowait`, whose outcome comes within
+            `publish_timeout` seconds of this call, too.
+
+        Raises:
+            WrongLoopError: The call is in another thread or event loop. All others are raised where it is awaited:
+            EncodeFailed, BodyTooLarge: As `publish`; nothing was sent.
+            PublishError: With outcome NOT_SENT: there was no room within `publish_timeout` seconds, and `stage` says
+                why; or the producer is closed.
+            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
+        """
+        cdef Publishing publishing = new_publishing(self, self._waiters, TICKET)
+        cdef Ticket ticket
+        try:
+            if (options or self._waiting or not self.at_home()
+                    or (ticket := self.put(value, routing_key, self._max_buffered, False)) is None):
+                self._enqueue(publishing, value, routing_key, options)
+            else:
+                publishing.expect(ticket)
+        except (KeyboardInterrupt, SystemExit, WrongLoopError):
+            raise
+        except BaseException as error:
+            publishing.fail(error)
+        return publishing
 
     def publish_nowait(self, value, routing_key="", **options):
         """Publishes one value without waiting; it leaves with the next write, or when there is a connection again.
@@ -613,14 +647,14 @@ cdef class CompiledPublisher:
             `publish` raises. `flush` raises for tickets that failed and were not awaited.
 
         Raises:
-            BackpressureError: `max_buffered` publishings or `max_outstanding_bytes` bytes have no outcome yet,
-                the socket is full, or the broker blocks publishers; nothing was sent.
+            BackpressureError: `max_buffered` publishings or `max_outstanding_bytes` bytes have no outcome yet, or the
+                broker blocks publishers; nothing was sent.
             EncodeFailed, BodyTooLarge: As `publish`.
             PublishError: The producer is closed; the outcome is NOT_SENT.
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
             WrongLoopError: Called from another thread or event loop.
         """
         cdef Ticket ticket
-        if options or not self.at_home() or (ticket := self.put(value, routing_key, self._max_buffered)) is None:
+        if options or not self.at_home() or (ticket := self.put(value, routing_key, self._max_buffered, False)) is None:
             return self._publish_nowait(value, routing_key, options)
         return ticket

@@ -2,6 +2,12 @@ cimport cython
 from libc.stdint cimport uint8_t
 
 
+cdef enum:
+    PENDING = 0
+    ENDED = 1
+    CANCELLED = 2
+
+
 @cython.final
 cdef class Waiters:
     cdef readonly object loop
@@ -14,13 +20,15 @@ cdef class Waiters:
     cpdef Waiter new(self)
     cdef void hold(self) noexcept
     cpdef int release(self) except -1
+    cdef int tell(self, Waiter waiter, object callback, object context) except -1
 
 
-@cython.final
 cdef class Waiter:
     cdef Waiters owner
+    # What is called when it is done, and in which context; most have one.
     cdef object callback
     cdef object context
+    cdef list others
     cdef object cancel_message
     cdef object value
     cdef uint8_t state
@@ -28,6 +36,7 @@ cdef class Waiter:
     cdef public bint _asyncio_future_blocking
 
     cpdef bint done(self) noexcept
+    cdef int end_cancelled(self, object msg) except -1
+    cdef object cancelled_error(self)
     cpdef int set_result(self, object result) except -1
-    cpdef object result(self)
     cdef int call(self) except -1

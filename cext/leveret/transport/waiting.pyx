@@ -10,10 +10,7 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) except -1
     object PyContext_CopyCurrent()
 
-cdef enum:
-    PENDING = 0
-    ENDED = 1
-    CANCELLED = 2
+from asyncio import isfuture
 
 
 def _raise(error):
@@ -51,6 +48,7 @@ cdef class Waiters:
         """
         cdef list ended = self.ended
         cdef Waiter waiter
+        cdef list others
         cdef object callback, context
         self.held = False
         if not ended:
@@ -59,27 +57,39 @@ cdef class Waiters:
         for waiter in ended:
             callback, context = waiter.callback, waiter.context
             waiter.callback = waiter.context = None
-            if callback is None:
-                continue
-            PyContext_Enter(context)
-            try:
-                callback(waiter)
-            except Exception:
+            if callback is not None:
+                self.tell(waiter, callback, context)
+            if waiter.others is not None:
+                others, waiter.others = waiter.others, None
+                for callback, context in others:
+                    self.tell(waiter, callback, context)
+        return 0
+
+    # Calls what waits for a waiter.
+    cdef int tell(self, Waiter waiter, object callback, object context) except -1:
+        PyContext_Enter(context)
+        try:
+            callback(waiter)
+        except Exception as error:
+            if isfuture(getattr(callback, "__self__", None)):
                 # A task is running, and asyncio does not resume another inside it: wake it in the next turn. An error
                 # of the task itself does not come here.
                 self.loop.call_soon(callback, waiter, context=context)
-            except BaseException as error:
-                # The program is being ended (KeyboardInterrupt). The other tasks wake all the same.
-                self.loop.call_soon(_raise, error)
-            finally:
-                PyContext_Exit(context)
+            else:
+                self.loop.call_exception_handler(
+                    {"message": f"a callback of {waiter!r} failed", "exception": error, "future": waiter}
+                )
+        except BaseException as error:
+            # The program is being ended (KeyboardInterrupt). The other tasks wake all the same.
+            self.loop.call_soon(_raise, error)
+        finally:
+            PyContext_Exit(context)
         return 0
 
 
-@cython.final
 @cython.freelist(512)
 cdef class Waiter:
-    """A future that one task awaits. It is done after `set_result` or `cancel`."""
+    """A future that tasks await. It is done after `set_result` or `cancel`."""
 
     def __await__(self):
         return self
@@ -89,11 +99,10 @@ cdef class Waiter:
 
     def __next__(self):
         if self.state == PENDING:
-            if self.callback is not None:
-                raise RuntimeError("another task awaits this, or it was resumed before it was done")
             self._asyncio_future_blocking = True
             return self
-        self.result()
+        if self.state == CANCELLED:
+            raise self.cancelled_error()
         if self.value is None:
             raise StopIteration  # without a value no exception is made
         raise StopIteration(self.value)
@@ -103,20 +112,31 @@ cdef class Waiter:
         return self.owner.loop
 
     def add_done_callback(self, callback, *, context=None):
-        """Registers the task that awaits it, to be called when it is done. Raises RuntimeError for a second task."""
-        if self.callback is not None:
-            raise RuntimeError("only one task can await this")
-        self.callback = callback
-        self.context = PyContext_CopyCurrent() if context is None else context
+        """Registers what is called when it is done: a task that awaits it, or a function."""
+        if context is None:
+            context = PyContext_CopyCurrent()
+        if self.callback is None:
+            self.callback = callback
+            self.context = context
+        else:
+            if self.others is None:
+                self.others = []
+            self.others.append((callback, context))
         if self.state != PENDING:
             self.call()
 
     def remove_done_callback(self, callback):
-        """Removes the callback; returns 1, or 0 when it was not registered."""
-        if self.callback is None or self.callback != callback:
-            return 0
-        self.callback = self.context = None
-        return 1
+        """Removes a callback; returns how often it was registered."""
+        cdef Py_ssize_t removed = 0
+        cdef list left
+        if self.callback is not None and self.callback == callback:
+            self.callback = self.context = None
+            removed = 1
+        if self.others is not None:
+            left = [entry for entry in self.others if entry[0] != callback]
+            removed += len(self.others) - len(left)
+            self.others = left or None
+        return removed
 
     cpdef bint done(self) noexcept:
         """Returns true after `set_result` or `cancel`."""
@@ -127,13 +147,16 @@ cdef class Waiter:
         return self.state == CANCELLED
 
     def cancel(self, msg=None):
-        """Cancels the waiter; returns false when it was done already."""
+        """Cancels the waiter; returns False when it was done already."""
         if self.state != PENDING:
             return False
+        self.end_cancelled(msg)
+        return True
+
+    cdef int end_cancelled(self, object msg) except -1:
         self.state = CANCELLED
         self.cancel_message = msg
-        self.call()
-        return True
+        return self.call()
 
     cpdef int set_result(self, object result) except -1:
         """Ends the waiter with a result, unless it is done already."""
@@ -143,15 +166,18 @@ cdef class Waiter:
             self.call()
         return 0
 
-    cpdef object result(self):
+    def result(self):
         """Returns the result; raises the cancelled error after `cancel`, and RuntimeError before it is done."""
         if self.state == CANCELLED:
-            if self.cancel_message is None:
-                raise self.owner.cancelled_error()
-            raise self.owner.cancelled_error(self.cancel_message)
+            raise self.cancelled_error()
         if self.state == PENDING:
             raise RuntimeError("this is not done")
         return self.value
+
+    cdef object cancelled_error(self):
+        if self.cancel_message is None:
+            return self.owner.cancelled_error()
+        return self.owner.cancelled_error(self.cancel_message)
 
     def exception(self):
         """Returns None; raises as `result`."""
@@ -159,7 +185,7 @@ cdef class Waiter:
 
     # Wakes the task: at `release` while `hold` is in force, otherwise in the next turn of the loop.
     cdef int call(self) except -1:
-        if self.callback is not None:
+        if self.callback is not None or self.others is not None:
             if not self.owner.ended and not self.owner.held:
                 self.owner.loop.call_soon(self.owner.release)
             self.owner.ended.append(self)

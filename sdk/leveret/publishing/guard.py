@@ -14,6 +14,7 @@ from leveret.errors import CircuitOpen, PublishError, printable
 from leveret.message import BatchResult, Outcome
 from leveret.publishing.batches import Source
 from leveret.publishing.outcomes import error_of
+from leveret.runtime.tasks import set_within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -66,6 +67,8 @@ class PublishGuard:
         self._tickets = tickets
         self._window = window
         self._life = life
+        # The producer has ended, and nothing is tried again.
+        self._over = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         # The time and the count up to which the breaker was told of successes.
         self._told_at = self._clock()
@@ -115,7 +118,7 @@ class PublishGuard:
                 if asked:
                     self.succeeded()
                 return receipt
-            await asyncio.sleep(delay)
+            await set_within(self._over, delay)
 
     async def publish_batch(
         self, source: Source, once: Callable[[Source, float | None, Sequence[int] | None], Awaitable[BatchResult]]
@@ -221,8 +224,12 @@ class PublishGuard:
                 break
             indexes = sorted(again)
             sends = [again[index] for index in indexes]
-            await asyncio.sleep(delay)
+            await set_within(self._over, delay)
         return BatchResult(len(part), confirmed, 0.0, dict(sorted(failures.items())), confirms)
+
+    def end(self) -> None:
+        """Ends the waits between attempts: the producer will never publish again."""
+        self._over.set()
 
     def ask(self) -> bool:
         """Asks the breaker while it is not closed.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.codecs.encoding import BodyEncoder
-from leveret.errors import LeveretError, OperationTimeout, PublishError
+from leveret.errors import LeveretError, OperationTimeout, PublishError, WrongLoopError
 from leveret.message import BatchResult, Outcome
 from leveret.monitoring.meters import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
@@ -26,7 +27,8 @@ from leveret.publishing.nack_doubt import NackDoubt
 from leveret.publishing.options import keep, refuse_confirm_timeout
 from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, not_sent
 from leveret.publishing.packing import Packer
-from leveret.publishing.publisher import NO_RECEIPT, CompiledPublisher, PublishBatch
+from leveret.publishing.publisher import CompiledPublisher, PublishBatch
+from leveret.publishing.publishing import NO_RECEIPT, Publishing
 from leveret.publishing.resending import Resender
 from leveret.publishing.returns import ReturnLog
 from leveret.publishing.room import Room, max_span
@@ -36,7 +38,7 @@ from leveret.publishing.writing import MessageWriter
 from leveret.transport.waiting import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable
+    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -59,6 +61,17 @@ logger = logging.getLogger("leveret.publishing")
 _FLUSH_SLACK: Final = 1.0
 #: The first size of a window that adapts.
 _FIRST_WINDOW: Final = 200
+
+
+@contextmanager
+def _failing(publishing: Publishing[Any]) -> Iterator[None]:
+    """Keeps errors for the task that awaits a publishing."""
+    try:
+        yield
+    except WrongLoopError:
+        raise
+    except Exception as error:
+        publishing.fail(error)
 
 
 class Producer(CompiledPublisher):
@@ -106,7 +119,17 @@ class Producer(CompiledPublisher):
         self._packer = Packer(settings, self._encoder, self._encoded)
         self._tickets = TicketBook(self._window, self._loop, settings.confirm_timeout)
         self._deadlines = Deadlines(settings.publish_timeout, settings.confirm_timeout)
-        self._room = Room(self._life, self._window, settings, self._waiters, self._run_clock, self.meter)
+        self._room = Room(
+            self._life,
+            self._window,
+            settings,
+            self._waiters,
+            self._run_clock,
+            self.meter,
+            write=lambda publishing, deadline: self._writer.write(publishing, deadline),
+        )
+        # Publishings of several steps; each ends with the producer at the latest.
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._open_channel = partial(publishing_channel, confirms=settings.confirms)
         self._reopening = Reopening(connect, self._open_channel, self._take_over, self._give_up)
         self._culprits = Culprits(self._window, settings.on_loss)
@@ -124,6 +147,7 @@ class Producer(CompiledPublisher):
             owner=self,
             hand_out=self._hand_out,
             start_clock=self._run_clock,
+            guarded=self._guarded,
         )
         self._batches = BatchPublisher(self._writer, self._put_values, self.meter)
         self._guard: PublishGuard | None = None
@@ -239,8 +263,8 @@ class Producer(CompiledPublisher):
             try:
                 if self._channel is not None:
                     await self._channel.close(max(0.0, deadline - self._loop.time()))
-                if reopening is not None:
-                    await asyncio.wait({reopening})
+                if ending := self._tasks | ({reopening} if reopening is not None else set()):
+                    await asyncio.wait(ending)
             finally:
                 self._move(ProducerState.CLOSED)
                 self._closed.set()
@@ -333,7 +357,7 @@ class Producer(CompiledPublisher):
             template.pack(self._encoder, frames)
         return template
 
-    async def publish_raw(self, body: bytes, routing_key: str, raw_properties: bytes) -> Receipt:
+    def publish_raw(self, body: bytes, routing_key: str, raw_properties: bytes) -> Publishing[Receipt]:
         """Publishes a body as it is, with properties that are packed already.
 
         No retry policy or circuit breaker hears of it.
@@ -346,20 +370,57 @@ class Producer(CompiledPublisher):
         Returns:
             As `publish`, which also tells what is raised.
         """
-        return await self._writer.publish_raw(body, routing_key, raw_properties)
+        publishing = Publishing[Receipt](self, self._waiters)
+        with _failing(publishing):
+            frames = self._packer.raw(routing_key, raw_properties)
+            self._connection.check_loop()
+            self._writer.publish(publishing, frames, body, self._deadline(), self._limit)
+        return publishing
 
-    async def publish_by(
+    def publish_by(
         self, deadline: float, /, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
-    ) -> Receipt:
+    ) -> Publishing[Receipt]:
         """Publishes as `publish` does, with a deadline by the event loop's clock in place of `publish_timeout`."""
-        guard = self._guard
-        if guard is None:
-            return await self._writer.publish(value, routing_key, options, deadline)
-        return await guard.publish(self._writer.attempts(value, routing_key, options, guard.reporting), deadline)
+        publishing = Publishing[Receipt](self, self._waiters)
+        with _failing(publishing):
+            self._publish_before(deadline, publishing, value, routing_key, options)
+        return publishing
 
-    async def _publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt:
+    def _publish(
+        self, publishing: Publishing[Receipt], value: Any, routing_key: str | Template, options: PublishOptions
+    ) -> None:
         """The long way of `publish`, for whatever the compiled way does not take."""
-        return await self.publish_by(self._loop.time() + self.settings.publish_timeout, value, routing_key, **options)
+        self._publish_before(self._deadline(), publishing, value, routing_key, options)
+
+    def _publish_before(
+        self,
+        deadline: float,
+        publishing: Publishing[Receipt],
+        value: Any,
+        routing_key: str | Template,
+        options: PublishOptions,
+    ) -> None:
+        self._packer.check_open()
+        self._connection.check_loop()
+        guard = self._guard
+        if guard is not None:
+            attempts = self._writer.attempts(value, routing_key, options, guard.reporting)
+            self._follow(publishing, guard.publish(attempts, deadline))
+        elif "confirm_timeout" in options:
+            self._follow(publishing, self._writer.publish_within(value, routing_key, options, deadline))
+        else:
+            frames, body = self._packer.pack(value, routing_key, options)
+            self._writer.publish(publishing, frames, body, deadline, self._limit)
+
+    def _follow(self, publishing: Publishing[Any], work: Coroutine[Any, Any, Any]) -> None:
+        """Does a publishing of several steps in a task, which ends with the producer at the latest."""
+        task = self._loop.create_task(work, name=f"leveret: {publishing!r}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        publishing.follow(task)
+
+    def _deadline(self) -> float:
+        return self._loop.time() + self.settings.publish_timeout
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
@@ -370,38 +431,34 @@ class Producer(CompiledPublisher):
         guard = self._guard
         return guard.publish_trial(publish, self._loop) if guard is not None and guard.ask() else publish()
 
-    async def enqueue(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Ticket:
-        """Publishes one value as `publish_nowait` does, but waits while there is no room.
+    def enqueue_by(
+        self, deadline: float, /, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Publishing[Ticket]:
+        """Publishes as `enqueue` does, with a deadline by the event loop's clock in place of `publish_timeout`."""
+        publishing = Publishing[Ticket](self, self._waiters, gives_ticket=True)
+        with _failing(publishing):
+            self._enqueue_before(deadline, publishing, value, routing_key, options)
+        return publishing
 
-        Room is what `max_buffered` and `max_outstanding_bytes` allow; first come, first served. There may be room
-        without a connection.
+    def _enqueue(
+        self, publishing: Publishing[Ticket], value: Any, routing_key: str | Template, options: PublishOptions
+    ) -> None:
+        """The long way of `enqueue`, for whatever the compiled way does not take."""
+        self._enqueue_before(self._deadline(), publishing, value, routing_key, options)
 
-        Args:
-            value: What the serializer takes.
-            routing_key: The routing key, or what `template` made.
-            **options: See `PublishOptions`.
-
-        Returns:
-            A ticket, as `publish_nowait`. Its outcome comes within `publish_timeout` seconds of this call, too.
-
-        Raises:
-            EncodeFailed, BodyTooLarge: As `publish`; nothing was sent.
-            PublishError: With outcome NOT_SENT: there was no room within `publish_timeout` seconds, and `stage` says
-                why; or the producer is closed.
-            CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
-        """
+    def _enqueue_before(
+        self,
+        deadline: float,
+        publishing: Publishing[Ticket],
+        value: Any,
+        routing_key: str | Template,
+        options: PublishOptions,
+    ) -> None:
         self._packer.check_open()
         self._connection.check_loop()
-        if self._waiting or self._room.is_full(self._max_buffered):
-            return await self._writer.enqueue(value, routing_key, options, self._guarded)
-        return self.publish_nowait(value, routing_key, **options)
-
-    async def enqueue_by(
-        self, deadline: float, /, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
-    ) -> Ticket:
-        """Publishes as `enqueue` does, with a deadline by the event loop's clock in place of `publish_timeout`."""
-        self._packer.check_open()
-        return await self._writer.enqueue(value, routing_key, options, self._guarded, deadline)
+        refuse_confirm_timeout(options)
+        frames, body = self._packer.pack(value, routing_key, options)
+        self._writer.publish(publishing, frames, body, deadline, self._max_buffered)
 
     def batch(self, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Batch:
         """Collects values, and publishes them when its block ends.
@@ -519,6 +576,10 @@ class Producer(CompiledPublisher):
         """Keeps a failed ticket that no task observed, for `flush`."""
         self._tickets.remember(ticket)
 
+    def _forget(self, ticket: Ticket) -> None:
+        """A task asks for a failed ticket that was kept for `flush`."""
+        self._tickets.observe(ticket)
+
     def _settle(self, run: SettlementRun) -> None:
         """Applies confirms, when more has to be done than `settled` does."""
         if self._doubt.armed:
@@ -611,6 +672,8 @@ class Producer(CompiledPublisher):
             self._timer.cancel()
             self._timer = None
         self._reopening.cancel()
+        if self._guard is not None:
+            self._guard.end()
         self._room.close(self._loop.time())
         unsent = not_sent("the producer is closed", cause=error)
         with GivenUp(self._window, life, self.settings.exchange, error):

@@ -8,9 +8,10 @@ from typing import Any, Protocol, Unpack, final, type_check_only
 from typing_extensions import Buffer, disjoint_base
 
 from leveret.codecs.encoding import BodyEncoder
-from leveret.errors import EncodeFailed, PublishError
+from leveret.errors import EncodeFailed
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.options import PublishOptions
+from leveret.publishing.publishing import Publishing
 from leveret.publishing.template import PublishTemplate, Template
 from leveret.transport.frame_transport import FrameTransport
 from leveret.transport.waiting import Waiter, Waiters
@@ -54,9 +55,13 @@ class PublishBatch:
 class PublisherUpcalls(Protocol):
     """The methods of `Producer` that `CompiledPublisher` calls."""
 
-    async def _publish(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Receipt: ...
+    def _publish(
+        self, publishing: Publishing[Receipt], value: Any, routing_key: str | Template, options: PublishOptions
+    ) -> None: ...
+    def _enqueue(
+        self, publishing: Publishing[Ticket], value: Any, routing_key: str | Template, options: PublishOptions
+    ) -> None: ...
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket: ...
-    def _outcome_error(self, ticket: Ticket) -> PublishError: ...
     def _remember(self, ticket: Ticket) -> None: ...
     def _settle(self, run: SettlementRun) -> None: ...
     def _start_clock(self) -> None: ...
@@ -112,11 +117,12 @@ class CompiledPublisher:
         max_bytes: int,
         kind: type,
     ) -> int: ...
-    async def publish(
+    def publish(
         self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
-    ) -> Receipt: ...
+    ) -> Publishing[Receipt]: ...
+    def enqueue(
+        self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Publishing[Ticket]: ...
     def publish_nowait(
         self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
     ) -> Ticket: ...
-
-NO_RECEIPT: Receipt

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from bisect import insort
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from leveret.publishing.lifecycle import ProducerState
 from leveret.publishing.outcomes import NO_CHANNEL, not_sent
+from leveret.publishing.publishing import Publishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ class Room:
         waiters: Make what callers wait for.
         start_clock: Starts the producer's clock, which calls `expire`, unless it runs.
         meter: Counts the messages that get no room.
+        write: Appends a message that waited, with the deadline it has.
 
     Attributes:
         limit: How many publishings may be unconfirmed before `publish` waits.
@@ -62,6 +64,7 @@ class Room:
         waiters: Waiters,
         start_clock: Callable[[], None],
         meter: ProducerMeter,
+        write: Callable[[Publishing[Any], float], None],
     ) -> None:
         self.limit = 1
         self.waiting: deque[tuple[int, int, float, Waiter]] = deque()
@@ -70,6 +73,9 @@ class Room:
         self._waiters = waiters
         self._start_clock = start_clock
         self._meter = meter
+        self._write = write
+        # What waits for the socket or the broker, in the place of all publishings that do.
+        self._watching: asyncio.Task[None] | None = None
         self._timeout = settings.publish_timeout
         self._max_bytes = settings.max_outstanding_bytes
         self._max_span = max_span(settings)
@@ -89,9 +95,17 @@ class Room:
         """Whether there is a channel, and neither the broker nor the socket holds publishers up."""
         return self._life.writable and self._connection.obstacle() is None
 
-    def is_full(self, limit: int) -> bool:
-        """Whether a message has to wait, with at most `limit` unconfirmed publishings."""
-        return self._window.outstanding >= limit or self.has_too_much() or not self.is_writable()
+    def is_full(self, limit: int, *, waits: bool = True) -> bool:
+        """Whether there is no room for a message.
+
+        Args:
+            limit: The most unconfirmed publishings.
+            waits: Its caller waits for the socket too. Others fill the send buffer, which `max_outstanding_bytes`
+                limits.
+        """
+        if self._window.outstanding >= limit or self.has_too_much() or not self._life.writable:
+            return True
+        return self._connection.obstacle() is not None if waits else self._connection.blocked is not None
 
     def may_hold(self, limit: int) -> bool:
         """Whether a message may be kept until there is a channel again, with at most `limit` without an outcome."""
@@ -137,6 +151,35 @@ class Room:
         """The error of a message when the producer will never publish again."""
         return not_sent(self.obstacle(0)[1], cause=self._life.error)
 
+    def queue(self, publishing: Publishing[Any], low: int, deadline: float) -> None:
+        """Has a message wait that keeps its frames and body; `wake` writes it.
+
+        Args:
+            publishing: The message.
+            low: As for `wait`.
+            deadline: As for `wait`.
+        """
+        if self._life.over:
+            self._meter.unwritten += 1
+            raise self.refusal()
+        self._calls += 1
+        self.waiting.append((self._calls, low, deadline, publishing))
+        self._start_clock()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Has `wake` called when the socket and the broker take messages again."""
+        if self._watching is None and self._life.writable and self._connection.obstacle() is not None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch_flow(), name="leveret: waits for room")
+
+    async def _watch_flow(self) -> None:
+        try:
+            while self.waiting and self._life.writable and self._connection.obstacle() is not None:
+                await self._connection.wait_flowing()
+        finally:
+            self._watching = None
+        self.wake()
+
     async def wait(self, limit: int, low: int, deadline: float) -> None:
         """Waits until the next message may be written.
 
@@ -181,9 +224,7 @@ class Room:
             self.wake()
             raise
         self.wake()
-        stage, text = self.obstacle(limit, held_up_by)
-        self._meter.unwritten += 1
-        raise not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s", stage, life.error)
+        raise self._late(limit, held_up_by)
 
     async def _wait_flowing(self, deadline: float) -> bool:
         """Waits for the end of the broker's or the socket's obstacle; returns False when the deadline came first."""
@@ -203,6 +244,8 @@ class Room:
         for flow in self._flows:
             if not flow.expired():
                 flow.reschedule(now)
+        if self._watching is not None:
+            self._watching.cancel()
         self.wake()
 
     def wake(self) -> None:
@@ -210,17 +253,31 @@ class Room:
         life = self._life
         over = life.over
         outstanding = self._window.outstanding
-        too_many = self.has_too_much()
+        too_much = self.has_too_much()
         waiting = self.waiting
         while waiting and (over or life.writable):
-            _, low, _, waiter = waiting[0]
+            _, low, deadline, waiter = waiting[0]
             if not waiter.done():
-                if not over and (outstanding > (low if low >= 0 else self.limit - 1) or (too_many and outstanding)):
+                if not over and (outstanding > (low if low >= 0 else self.limit - 1) or (too_much and outstanding)):
                     break
-                waiter.set_result(True)
-                # Each of them is about to add a publishing; without confirms that takes no room.
+                if not isinstance(waiter, Publishing):
+                    waiter.set_result(True)
+                elif over:
+                    self._meter.unwritten += 1
+                    waiter.fail(self.refusal())
+                elif not self._is_held_up(waiter):
+                    self._write(waiter, deadline)
+                    too_much = self.has_too_much()
+                else:
+                    self._watch()
+                    break
+                # Each of them has added a publishing or is about to; without confirms that takes no room.
                 outstanding += self._confirms
             waiting.popleft()
+
+    def _is_held_up(self, publishing: Publishing[Any]) -> bool:
+        connection = self._connection
+        return (connection.blocked if publishing.gives_ticket else connection.obstacle()) is not None
 
     def expire(self, now: float) -> None:
         """Ends the waits whose deadline has passed, or whose caller was cancelled."""
@@ -234,6 +291,15 @@ class Room:
             waiting.extend(left)
             # What holds them up now: the same tick of the clock may end it, and they go on after that.
             self._at_deadline = (self._window.outstanding, self._window.outstanding_bytes)
-            for *_, waiter in ended:
-                if not waiter.done():
+            for _, low, _, waiter in ended:
+                if isinstance(waiter, Publishing):
+                    if not waiter.done():
+                        waiter.fail(self._late(low + 1 if low >= 0 else self.limit, self._at_deadline))
+                elif not waiter.done():
                     waiter.set_result(False)
+
+    def _late(self, limit: int, held_up_by: tuple[int, int] | None) -> PublishError:
+        """The error of a message whose deadline came while it waited."""
+        stage, text = self.obstacle(limit, held_up_by)
+        self._meter.unwritten += 1
+        return not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s", stage, self._life.error)

@@ -6,13 +6,13 @@ import asyncio
 from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any
 
-from leveret.errors import BackpressureError, PublishError
+from leveret.errors import BackpressureError, LeveretError, PublishError
 from leveret.message import Outcome
 from leveret.publishing.confirms import Receipt, Ticket
 from leveret.publishing.deadlines import CLOCK_STEPS
 from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
 from leveret.publishing.outcomes import error_of, late
-from leveret.publishing.publisher import NO_RECEIPT
+from leveret.publishing.publishing import NO_RECEIPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from leveret.publishing.outcomes import TicketBook
     from leveret.publishing.packing import Packer
     from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.publishing import Publishing
     from leveret.publishing.room import Room
     from leveret.publishing.template import PublishTemplate, Template
     from leveret.settings import ProducerSettings
@@ -53,6 +54,7 @@ class MessageWriter:
         owner: Waits for a ticket when a user awaits it.
         hand_out: Completes finished tickets.
         start_clock: Starts the producer's clock, unless it runs.
+        guarded: Calls what appends a message without waiting, if the circuit breaker allows it.
 
     Attributes:
         batch: Where messages are appended and counted.
@@ -73,6 +75,7 @@ class MessageWriter:
         owner: TicketOwner,
         hand_out: Callable[[list[Ticket] | None], None],
         start_clock: Callable[[], None],
+        guarded: Callable[[Callable[[], Ticket]], Ticket],
     ) -> None:
         self.settings = settings
         self.life = life
@@ -84,6 +87,7 @@ class MessageWriter:
         self.start_clock = start_clock
         self._owner = owner
         self._hand_out = hand_out
+        self._guarded = guarded
         self._step = deadlines.step
         self._loop = asyncio.get_running_loop()
         self._connection: Connection
@@ -104,10 +108,52 @@ class MessageWriter:
         if self.batch.add(frames, body, ticket, index, sends):
             self.start_clock()
 
-    async def publish(
+    def publish(
+        self, publishing: Publishing[Any], frames: PublishTemplate, body: bytes, deadline: float, limit: int
+    ) -> None:
+        """Appends a message, or has it wait for room.
+
+        Args:
+            publishing: Told when it is appended, or why not.
+            frames: What `packer` made.
+            body: What `packer` made.
+            deadline: When to give up, by the loop's clock.
+            limit: The most publishings without an outcome.
+        """
+        room = self.room
+        gives_ticket = publishing.gives_ticket
+        full = room.is_full(limit, waits=not gives_ticket) and not (gives_ticket and room.may_hold(limit))
+        if full or room.waiting:
+            publishing.wait(frames, body)
+            room.queue(publishing, -1 if limit == room.limit else limit - 1, deadline)
+        else:
+            # A producer may be opened first.
+            is_late = self._loop.time() + self.settings.publish_timeout - deadline > self._step
+            self._write(publishing, frames, body, deadline if is_late else None)
+
+    def write(self, publishing: Publishing[Any], deadline: float) -> None:
+        """Appends a message that waited for room."""
+        try:
+            self._write(publishing, publishing.template, publishing.body, deadline)
+        except LeveretError as error:
+            publishing.fail(error)
+
+    def _write(
+        self, publishing: Publishing[Any], frames: PublishTemplate, body: bytes, deadline: float | None
+    ) -> None:
+        if publishing.gives_ticket:
+            ticket = self._guarded(lambda: self._put_nowait(frames, body))
+        else:
+            ticket = Ticket(self._owner)
+            self.append(frames, body, ticket)
+        if deadline is not None and ticket.pending:
+            self.deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
+        publishing.written(ticket)
+
+    async def publish_within(
         self, value: Any, routing_key: str | Template, options: PublishOptions, deadline: float
     ) -> Receipt:
-        """Publishes one message and waits for its outcome; see `Producer.publish_by`."""
+        """Publishes one message with a `confirm_timeout` of its own, and waits for its outcome."""
         patience = confirm_timeout_of(options, self.settings.confirm_timeout)
         frames, body = self.packer.pack(value, routing_key, options)
         return await self._publish_frames(frames, body, patience, deadline, None)
@@ -138,12 +184,6 @@ class MessageWriter:
                 raise
 
         return attempt
-
-    async def publish_raw(self, body: bytes, routing_key: str, raw_properties: bytes) -> Receipt:
-        """Publishes a body as it is, with properties that are packed already; see `Producer.publish_raw`."""
-        frames = self.packer.raw(routing_key, raw_properties)
-        deadline = self._loop.time() + self.settings.publish_timeout
-        return await self._publish_frames(frames, body, self.settings.confirm_timeout, deadline, None)
 
     async def _publish_frames(
         self,
@@ -213,45 +253,12 @@ class MessageWriter:
         refuse_confirm_timeout(options)
         return self._put_nowait(*self.packer.pack(value, routing_key, options))
 
-    async def enqueue(
-        self,
-        value: Any,
-        routing_key: str | Template,
-        options: PublishOptions,
-        guarded: Callable[[Callable[[], Ticket]], Ticket],
-        deadline: float | None = None,
-    ) -> Ticket:
-        """Packs one message, waits for room and appends it; see `Producer.enqueue`.
-
-        Args:
-            value: What the serializer takes.
-            routing_key: The routing key or a template.
-            options: The options.
-            guarded: Calls what appends the message, if the circuit breaker allows it.
-            deadline: When to give up, by the loop's clock; by default `publish_timeout` seconds after this call.
-        """
-        refuse_confirm_timeout(options)
-        if deadline is None:
-            deadline = self._loop.time() + self.settings.publish_timeout
-        limit = self.settings.max_buffered
-        packed = self.packer.pack(value, routing_key, options)
-        if self.room.waiting or not self.room.may_hold(limit):
-            await self.room.wait(limit, limit - 1, deadline)
-        try:
-            ticket = guarded(lambda: self._put_nowait(*packed))
-        except BaseException:
-            self.room.wake()  # the turn passes to the next caller
-            raise
-        if ticket.pending:
-            self.deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
-        return ticket
-
     def _put_nowait(self, frames: PublishTemplate, body: bytes) -> Ticket:
         if _get_running_loop() is not self._loop:
             self.check_loop()
         room = self.room
         limit = self.settings.max_buffered
-        if not room.is_full(limit):
+        if not room.is_full(limit, waits=False):
             ticket = Ticket(self._owner)
             self.append(frames, body, ticket)
             return ticket

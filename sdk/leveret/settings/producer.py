@@ -83,7 +83,7 @@ class ProducerSettings(Section):
     on_loss: Literal["resend", "unknown"] = option("resend", choices=("resend", "unknown"))
     delivery_mode: int = option(PERSISTENT, choices=(TRANSIENT, PERSISTENT), aliases=_DELIVERY_MODES)
     sent_at_header: bool = option(False)
-    max_outstanding: int | Literal["auto"] = option(200, minimum=1, maximum=1_000_000, words=("auto",))
+    max_outstanding: int | Literal["auto"] = option(10_000, minimum=1, maximum=1_000_000, words=("auto",))
     max_outstanding_bytes: int = size(64 * MIB)
     max_buffered: int = option(10_000, minimum=1, maximum=1_000_000)
     batch_size: int = option(1000, minimum=1, maximum=1_000_000)

@@ -15,13 +15,14 @@ from tests.corpus import frames
 import leveret
 from leveret import Topology
 from leveret.broker import EmbeddedBroker
-from leveret.errors import WrongLoopError
-from leveret.transport.waiting import Waiter
+from leveret.errors import EncodeFailed, MessageReturned, WrongLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from leveret import Receipt
     from leveret.publishing.producer import Producer
+    from leveret.publishing.publishing import Publishing
 
 
 @pytest.fixture
@@ -141,30 +142,27 @@ async def test_a_handler_has_ended_when_the_read_of_its_message_ends(producer: P
 
 
 async def test_what_a_task_uses_of_a_future(producer: Producer) -> None:
-    call = producer.publish(1, "q")
-    waiter = call.send(None)
-    assert isinstance(waiter, Waiter)
-    assert waiter.get_loop() is asyncio.get_running_loop()
-    assert (waiter.done(), waiter.cancelled()) == (False, False)
-    with pytest.raises(RuntimeError, match="not done"):
-        waiter.result()
+    publishing = producer.publish(1, "q")
+    assert publishing.get_loop() is asyncio.get_running_loop()
+    assert (publishing.done(), publishing.cancelled()) == (False, False)
+    for ask in publishing.result, publishing.exception:
+        with pytest.raises(asyncio.InvalidStateError, match="no outcome yet"):
+            ask()
     called: list[object] = []
-    waiter.add_done_callback(called.append)
-    with pytest.raises(RuntimeError, match="one task"):
-        waiter.add_done_callback(print)
-    assert waiter.remove_done_callback(print) == 0
-    assert waiter.remove_done_callback(called.append) == 1
+    publishing.add_done_callback(print)
+    publishing.add_done_callback(called.append)
+    assert publishing.remove_done_callback(print) == 1
+    assert publishing.remove_done_callback(print) == 0
+    assert publishing.remove_done_callback(called.append) == 1
     await producer.flush()
-    assert waiter.done()
-    assert waiter.exception() is None  # type: ignore[func-returns-value] # its None is an answer, as a future's
-    assert not waiter.cancel(), "it is done"
-    waiter.add_done_callback(called.append)
+    assert publishing.done()
+    assert publishing.exception() is None
+    assert not publishing.cancel(), "it is done"
+    publishing.add_done_callback(called.append)
     assert called == [], "no task wakes another inside its own call"
     await asyncio.sleep(0)
-    assert called == [waiter]
-    with pytest.raises(StopIteration) as stop:
-        call.send(None)
-    assert stop.value.value.delivery_tag == 2
+    assert called == [publishing]
+    assert publishing.result().delivery_tag == 2
 
 
 async def test_a_task_goes_on_later_when_another_one_did_the_read(producer: Producer) -> None:
@@ -181,15 +179,106 @@ async def test_a_task_goes_on_later_when_another_one_did_the_read(producer: Prod
     producer._connection.transport.resume_reading()
 
 
-async def test_two_cannot_await_one_wait(producer: Producer) -> None:
-    call = producer.publish(1, "q")
-    waiter = call.send(None)
-    waiter.add_done_callback(print)
-    with pytest.raises(RuntimeError, match="another task"):
-        next(waiter)
-    waiter.remove_done_callback(print)
-    call.close()
+async def one_await(publishing: Publishing[Receipt]) -> Receipt:
+    return await publishing
+
+
+async def gathered(publishing: Publishing[Receipt]) -> Receipt:
+    (receipt,) = await asyncio.gather(publishing)
+    return receipt
+
+
+async def shielded(publishing: Publishing[Receipt]) -> Receipt:
+    return await asyncio.shield(publishing)
+
+
+async def in_a_time(publishing: Publishing[Receipt]) -> Receipt:
+    return await asyncio.wait_for(publishing, 5)
+
+
+async def in_a_task(publishing: Publishing[Receipt]) -> Receipt:
+    return await asyncio.create_task(publishing)
+
+
+async def in_a_group(publishing: Publishing[Receipt]) -> Receipt:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(publishing)
+    return task.result()
+
+
+async def as_completed(publishing: Publishing[Receipt]) -> Receipt:
+    (first,) = asyncio.as_completed([publishing])
+    return await first
+
+
+WAYS = [one_await, gathered, shielded, in_a_time, in_a_task, in_a_group, as_completed]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_publishing_is_awaited_in_every_way(producer: Producer, way: Callable[..., Awaitable[Receipt]]) -> None:
+    assert (await way(producer.publish(1, "q"))).delivery_tag == 2
+    ended = producer.publish(2, "q")
     await producer.flush()
+    assert (await way(ended)).delivery_tag == 3, "it may be over before it is awaited"
+    assert (await way(ended)).delivery_tag == 3, "and be awaited again"
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_its_error_is_raised_where_it_is_awaited(
+    producer: Producer, way: Callable[..., Awaitable[Receipt]]
+) -> None:
+    for value, routing_key, options, kind in (
+        (object(), "q", {}, EncodeFailed),
+        (1, "no such queue", {}, MessageReturned),
+        (1, "q", {"priority": 256}, EncodeFailed),
+    ):
+        refused = False
+        try:
+            await way(producer.publish(value, routing_key, **options))
+        except* kind:  # a group of tasks raises a group of errors
+            refused = True
+        assert refused
+    await producer.flush()
+
+
+async def test_many_tasks_may_await_one_publishing(producer: Producer) -> None:
+    publishing = producer.publish(1, "q")
+    receipts = await asyncio.gather(*(one_await(publishing) for _ in range(3)), publishing)
+    assert [receipt.delivery_tag for receipt in receipts] == [2] * 4
+
+
+async def test_what_is_never_awaited_is_published_and_its_failure_is_told_by_flush(producer: Producer) -> None:
+    producer.publish(1, "q")
+    await producer.flush()
+    assert producer.counters()["confirmed"] == 2
+    producer.publish(1, "no such queue")
+    producer.publish(object(), "q")
+    with pytest.raises(leveret.PublishError, match="2 publishings that were not awaited failed"):
+        await producer.flush()
+    asked_for = producer.publish(object(), "q")
+    assert isinstance(asked_for.exception(), EncodeFailed)
+    await producer.flush()
+
+
+async def test_asyncio_wait_takes_it_in_a_task_only(producer: Producer) -> None:
+    publishing = producer.publish(1, "q")
+    with pytest.raises(TypeError):
+        await asyncio.wait([publishing])
+    done, _ = await asyncio.wait([asyncio.ensure_future(producer.flush()), asyncio.create_task(publishing)])
+    assert len(done) == 2
+
+
+async def test_a_callback_that_raises_disturbs_no_other(producer: Producer) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("of a callback")
+
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+    publishing = producer.publish(1, "q")
+    publishing.add_done_callback(fail)
+    assert (await publishing).delivery_tag == 2
+    await asyncio.sleep(0)
+    assert told == ["of a callback"]
 
 
 def test_the_others_wake_when_one_ends_the_program() -> None:

@@ -54,6 +54,7 @@ ROLES = [
     Role("Stream", ("publisher",), "ConfirmSink", ("leveret.publishing.publisher.CompiledPublisher",)),
     Role("Message", ("self.owner",), "MessageOwner", ("leveret.consuming.channel_deliveries.ChannelDeliveries",)),
     Role("Ticket", ("self.owner",), "TicketOwner", ("leveret.publishing.producer.Producer",)),
+    Role("Publishing", ("self.producer",), "PublishingOwner", ("leveret.publishing.producer.Producer",)),
     Role("CompiledPublisher", ("self",), "PublisherUpcalls", ("leveret.publishing.producer.Producer",)),
     Role("CompiledPublisher", ("self._encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
     Role("CompiledPublisher", ("self._transport",), "Flushing", ("leveret.transport.stream.Stream",)),
@@ -74,6 +75,7 @@ OTHERS = {
     "DeliveryBuffer": {"self.idle", "self.loop", "self.runnable", "waiting"},
     "Message": {"datetime"},
     "Properties": {"other"},
+    "Publishing": {"self.task", "task", "value"},
     "ReadCollector": {"self.loop", "self.timer"},
     "RecvBuffer": {"data"},
     "SendBuffer": {"data"},
@@ -88,6 +90,7 @@ OTHERS = {
 
 _TEXTS = re.compile(r'"""(?:.|\n)*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*')
 _CLASS = re.compile(r"cdef class (\w+)")
+_BASE = re.compile(r"^cdef class (\w+)\((\w+)\)", re.MULTILINE)
 _FUNCTION = re.compile(r" {4}(?:async def|def|cp?def(?: inline)?) [^(=]*?(\w+)\(")
 _ATTRIBUTE = re.compile(r" {4}cdef (?:public |readonly )?([\w ]+?(?:\[\w+\])?\**) (\w+)$")
 _CHAIN = re.compile(r"(?<![\w.\])'])[A-Za-z_]\w*(?:\.\w+)+")
@@ -155,6 +158,10 @@ def read_classes(texts: dict[str, list[str]]) -> dict[str, Compiled]:
                         compiled.functions[-1] = (header, f"{body}{line}\n")
                     elif found := _ATTRIBUTE.match(line):
                         compiled.attributes[found[2]] = found[1]
+    for sources in texts.values():
+        for name, base in _BASE.findall("\n".join(sources)):
+            classes[name].names |= classes[base].names
+            classes[name].attributes = classes[base].attributes | classes[name].attributes
     return classes
 
 

@@ -1,0 +1,38 @@
+cimport cython
+from libc.stdint cimport uint8_t
+
+from leveret.publishing.confirms cimport Ticket
+from leveret.publishing.template cimport PublishTemplate
+from leveret.transport.waiting cimport Waiter, Waiters
+
+# What awaiting it gives.
+cdef enum:
+    RECEIPT = 0
+    TICKET = 1
+
+
+@cython.final
+cdef class Publishing(Waiter):
+    # The producer, which makes errors and keeps failures that nobody asks for.
+    cdef object producer
+    cdef uint8_t gives
+    # Its outcome, once it is written.
+    cdef readonly Ticket ticket
+    cdef object error
+    # A failure that `flush` will report unless it is asked for before.
+    cdef bint kept
+    # What goes on with it when it needs more than one step; None for most.
+    cdef object task
+    # While it waits for room, and when there is a policy that may have it tried again.
+    cdef readonly PublishTemplate template
+    cdef readonly bytes body
+
+    cdef object outcome(self)
+    cdef int take(self) except -1
+    cdef int expect(self, Ticket ticket) except -1
+    cdef int finish(self) except -1
+    cdef int give(self, object value) except -1
+    cdef int keep(self) except -1
+
+
+cdef Publishing new_publishing(object producer, Waiters waiters, uint8_t gives)

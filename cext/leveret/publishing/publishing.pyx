@@ -1,0 +1,238 @@
+"""What `publish` and `enqueue` return: a publishing that has begun, to be awaited like a coroutine or a future.
+
+It takes the place of a coroutine with a task of its own: asyncio adds its callbacks to the publishing itself.
+"""
+cimport cython
+from cpython.ref cimport PyObject
+
+from leveret.publishing.confirms cimport CONFIRMED, Receipt, Ticket, new_receipt, new_ticket
+from leveret.publishing.template cimport PublishTemplate
+from leveret.transport.waiting cimport CANCELLED, ENDED, PENDING, Waiter, Waiters
+
+from asyncio import InvalidStateError
+from collections.abc import Coroutine
+
+cdef extern from *:
+    """
+    static int lv_return(PyObject *value) {
+        PyErr_SetObject(PyExc_StopIteration, value);
+        return -1;
+    }
+    """
+    int lv_return(object value) except -1
+
+# An outcome's value (leveret.message).
+cdef enum:
+    UNKNOWN = 5
+
+# The shared receipt of publishings without confirms.
+NO_RECEIPT = Receipt(0, UNKNOWN)
+
+
+@cython.final
+cdef class Publishing(Waiter):
+    """A publishing that has begun. Awaiting it gives the receipt; from `enqueue` it gives the ticket.
+
+    It begins with the call, whether it is awaited or not; `flush` raises when one failed that was not awaited. It may
+    be awaited more than once, and by `asyncio.gather`, `wait_for`, `shield`, `create_task` and `TaskGroup` as well, of
+    which only the last two make a task for it. `asyncio.wait` takes it in a task only, as it does a coroutine.
+
+    Cancelling it ends the wait. A message that was written is not taken back; one that waits for room is not sent.
+
+    Attributes:
+        ticket: Its ticket, once it is written; None before.
+        gives_ticket: True for what `enqueue` returns.
+        template: Its frames while it waits for room.
+        body: Its body while it waits for room.
+    """
+
+    def __init__(self, producer, Waiters waiters not None, *, gives_ticket=False):
+        self.producer = producer
+        self.owner = waiters
+        self.gives = TICKET if gives_ticket else RECEIPT
+
+    def __repr__(self):
+        cdef str state = "pending"
+        if self.state == CANCELLED:
+            state = "cancelled"
+        elif self.state == ENDED:
+            state = "failed" if self.error is not None else "done"
+        return f"<Publishing delivery_tag={0 if self.ticket is None else self.ticket.delivery_tag} {state}>"
+
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        if self.state == PENDING:
+            self._asyncio_future_blocking = True
+            return self
+        lv_return(self.outcome())
+
+    # ------------------------------------------------------------------ what a coroutine has
+
+    def send(self, value):
+        """Goes on, as a coroutine does."""
+        if value is not None:
+            raise TypeError("a publishing takes no values")
+        return self.__next__()
+
+    def throw(self, kind, value=None, traceback=None):
+        """Raises an error where it is awaited, which ends the wait."""
+        if value is None:
+            value = kind() if isinstance(kind, type) else kind
+        self.close()
+        raise value if traceback is None else value.with_traceback(traceback)
+
+    def close(self):
+        """Ends the wait, as for a coroutine that is not resumed any more; the message goes its way."""
+        if self.ticket is not None:
+            self.ticket.observed = True
+
+    # ------------------------------------------------------------------ what a future has
+
+    def cancel(self, msg=None):
+        """Ends the wait; returns False when it was done already."""
+        if self.state != PENDING:
+            return False
+        if self.task is not None:
+            return self.task.cancel(msg)
+        self.template = self.body = None
+        if self.ticket is not None:
+            self.ticket.observed = True
+        self.end_cancelled(msg)
+        return True
+
+    def result(self):
+        """Returns the receipt or ticket; raises why it failed, or that it was cancelled, or InvalidStateError."""
+        return self.outcome()
+
+    def exception(self):
+        """Returns why it failed, or None; raises as `result` when it was cancelled or has no outcome yet."""
+        if self.error is None:
+            self.outcome()
+        self.take()
+        return self.error
+
+    cdef object outcome(self):
+        if self.state == PENDING:
+            raise InvalidStateError("the publishing has no outcome yet")
+        if self.state == CANCELLED:
+            raise self.cancelled_error()
+        if self.error is not None:
+            self.take()
+            raise self.error
+        return self.value
+
+    # A failure is asked for, so `flush` need not report it.
+    cdef int take(self) except -1:
+        if self.kept:
+            self.kept = False
+            self.producer._forget(self.ticket)
+        return 0
+
+    @property
+    def _cancel_message(self):
+        return self.cancel_message
+
+    def _make_cancelled_error(self):
+        # asyncio.gather asks for it.
+        return self.cancelled_error()
+
+    # ------------------------------------------------------------------ how it ends
+
+    @property
+    def gives_ticket(self):
+        return self.gives == TICKET
+
+    def wait(self, PublishTemplate template not None, bytes body not None):
+        """Keeps the message until `written`."""
+        self.template = template
+        self.body = body
+
+    def written(self, Ticket ticket not None):
+        """The message is appended, or held until there is a channel."""
+        if self.state == PENDING:
+            self.expect(ticket)
+        else:
+            ticket.observed = True
+
+    cdef int expect(self, Ticket ticket) except -1:
+        self.ticket = ticket
+        if self.gives == TICKET:
+            self.give(ticket)
+        elif ticket.pending:
+            ticket.future = self
+        else:
+            self.give(NO_RECEIPT)
+        return 0
+
+    # The ticket has its outcome.
+    cdef int finish(self) except -1:
+        cdef Ticket ticket = self.ticket
+        ticket.future = None
+        if self.state != PENDING:
+            return 0  # cancelled
+        if ticket.failures is not None:
+            self.error = self.producer._outcome_error(ticket)
+            self.keep()
+            return self.give(None)
+        if ticket.confirmed == 0:
+            return self.give(NO_RECEIPT)  # it was held, and is written without confirms
+        if ticket.sends is not None:
+            return self.give(Receipt(ticket.delivery_tag, CONFIRMED, ticket.attempts()))
+        return self.give(new_receipt(ticket.delivery_tag))
+
+    @classmethod
+    def __class_getitem__(cls, kind):
+        return cls
+
+    def fail(self, error):
+        """Ends it with an error: it was not written, or a policy gave it up."""
+        if self.state != PENDING:
+            return
+        self.error = error
+        if self.ticket is None:
+            self.ticket = new_ticket(self.producer)
+            self.ticket.fail(0, error)
+        self.keep()
+        self.give(None)
+
+    def follow(self, task not None):
+        """Ends as a task does."""
+        self.task = task
+        task.add_done_callback(self._followed)
+
+    def _followed(self, task):
+        self.task = None
+        if task.cancelled():
+            self.end_cancelled(None)
+        elif task.exception() is not None:
+            self.fail(task.exception())
+        else:
+            self.give(task.result())
+
+    cdef int give(self, object value) except -1:
+        self.template = self.body = None
+        self.state = ENDED
+        self.value = value
+        return self.call()
+
+    # Has `flush` report a failure that no task waits for.
+    cdef int keep(self) except -1:
+        if self.callback is None and self.others is None:
+            self.kept = True
+            self.producer._remember(self.ticket)
+        else:
+            self.ticket.observed = True
+        return 0
+
+
+Coroutine.register(Publishing)
+
+
+cdef Publishing new_publishing(object producer, Waiters waiters, uint8_t gives):
+    cdef Publishing publishing = Publishing.__new__(Publishing)
+    publishing.producer = producer
+    publishing.owner = waiters
+    publishing.gives = gives
+    return publishing
