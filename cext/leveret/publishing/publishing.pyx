@@ -3,6 +3,9 @@
 It takes the place of a coroutine with a task of its own: asyncio adds its callbacks to the publishing itself.
 """
 cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+
 from cpython.ref cimport PyObject
 
 from leveret.publishing.confirms cimport CONFIRMED, Receipt, Ticket, new_receipt, new_ticket
@@ -14,12 +17,39 @@ from collections.abc import Coroutine
 
 cdef extern from *:
     """
-    static int lv_return(PyObject *value) {
-        PyErr_SetObject(PyExc_StopIteration, value);
-        return -1;
+    /* How a publishing is resumed. Cython's __next__ would make a traceback for each StopIteration with a value. */
+    typedef int (*lv_step)(PyObject *self, PyObject **result);
+    static lv_step lv_publishing_step;
+
+    static PyObject *lv_publishing_next(PyObject *self) {
+        PyObject *result = NULL;
+        int step = lv_publishing_step(self, &result);
+        if (step == PYGEN_RETURN) {
+            PyErr_SetObject(PyExc_StopIteration, result);
+            Py_CLEAR(result);
+        }
+        return result;
+    }
+
+    static PySendResult lv_publishing_send(PyObject *self, PyObject *value, PyObject **result) {
+        if (value != Py_None) {
+            PyErr_SetString(PyExc_TypeError, "a publishing takes no values");
+            return PYGEN_ERROR;
+        }
+        return (PySendResult)lv_publishing_step(self, result);
+    }
+
+    static void lv_install_steps(PyObject *type, void *step) {
+        lv_publishing_step = (lv_step)step;
+        ((PyTypeObject *)type)->tp_iternext = lv_publishing_next;
+        ((PyTypeObject *)type)->tp_as_async->am_send = (sendfunc)lv_publishing_send;
     }
     """
-    int lv_return(object value) except -1
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+    void lv_install_steps(object kind, void* step)
 
 # An outcome's value (leveret.message).
 cdef enum:
@@ -63,10 +93,10 @@ cdef class Publishing(Waiter):
         return self
 
     def __next__(self):
-        if self.state == PENDING:
-            self._asyncio_future_blocking = True
-            return self
-        lv_return(self.outcome())
+        if self.state != PENDING:
+            raise StopIteration(self.outcome())
+        self._asyncio_future_blocking = True
+        return self
 
     # ------------------------------------------------------------------ what a coroutine has
 
@@ -74,7 +104,7 @@ cdef class Publishing(Waiter):
         """Goes on, as a coroutine does."""
         if value is not None:
             raise TypeError("a publishing takes no values")
-        return self.__next__()
+        return next(self)
 
     def throw(self, kind, value=None, traceback=None):
         """Raises an error where it is awaited, which ends the wait."""
@@ -227,6 +257,20 @@ cdef class Publishing(Waiter):
         return 0
 
 
+# Resumes what awaits it: gives the publishing itself while there is no outcome, as futures do, and then the outcome.
+cdef int _step(Publishing publishing, PyObject** result) except PYGEN_ERROR:
+    cdef object given
+    if publishing.state == PENDING:
+        publishing._asyncio_future_blocking = True
+        given = publishing
+    else:
+        given = publishing.outcome()
+    Py_INCREF(given)
+    result[0] = <PyObject*>given
+    return PYGEN_NEXT if given is publishing else PYGEN_RETURN
+
+
+lv_install_steps(Publishing, <void*>_step)
 Coroutine.register(Publishing)
 
 
