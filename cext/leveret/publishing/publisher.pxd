@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret.publishing.confirms cimport ConfirmWindow, Ticket
+from leveret.publishing.publishing cimport Publishing
 from leveret.publishing.template cimport PublishTemplate
 from leveret.transport.waiting cimport Waiters
 from leveret.wire.buffers cimport SendBuffer
@@ -42,6 +43,10 @@ cdef class CompiledPublisher:
     cdef public object _timer
     cdef public object _waiting
     cdef public object _flushing
+    # The policies, or None, and the circuit breaker among them.
+    cdef public object _guard
+    cdef public object _breaker
+    cdef public double _publish_timeout
     # Confirms concern more than their tickets: listeners, a window that adapts, a policy.
     cdef public bint _watched
     cdef public object _last_key
@@ -62,6 +67,7 @@ cdef class CompiledPublisher:
     cdef int forks
     cdef public object _transport
 
+    cdef int keep(self, Publishing publishing, Ticket ticket) except -1
     cdef object encode(self, value)
     cdef object encode_given(self, value, str misfit)
     cdef bint at_home(self) except -1

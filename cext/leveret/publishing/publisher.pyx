@@ -422,7 +422,12 @@ cdef class CompiledPublisher:
         for ticket in finished:
             if type(ticket.future) is Publishing:
                 publishing = <Publishing>ticket.future  # the ticket lets go of it
-                publishing.finish()
+                if ticket.failures is not None and publishing.may_go_on():
+                    self._try_again(publishing)
+                else:
+                    publishing.finish()
+            elif self._guard is not None and self._guard.finished(ticket):
+                pass
             elif ticket.future is None:
                 self._remember(ticket)
             elif not ticket.future.done():
@@ -483,6 +488,13 @@ cdef class CompiledPublisher:
             if out.used or out.in_pieces:
                 self._transport.flush()
         return ticket
+
+    # Keeps what a policy needs to have a message tried again.
+    cdef int keep(self, Publishing publishing, Ticket ticket) except -1:
+        cdef Slot* slot = &self._window.slots[ticket.delivery_tag & <uint64_t>self._window.mask]
+        publishing.template, publishing.body = <PublishTemplate>slot.template, <bytes>slot.body
+        publishing.deadline = self._loop.time() + self._publish_timeout
+        return 0
 
     # Whether this is called in the event loop. False only means that the long way has to find out: it asks
     # asyncio.get_running_loop, which in Python 3.11 makes a system call each time.
@@ -587,10 +599,13 @@ cdef class CompiledPublisher:
         cdef Publishing publishing = new_publishing(self, self._waiters, RECEIPT)
         cdef Ticket ticket
         try:
-            # Callers that wait already go first.
-            if options or self._waiting or (ticket := self.send(value, routing_key)) is None:
+            # Callers that wait already go first, and a breaker that is not closed is asked.
+            if (options or self._waiting or (self._breaker is not None and self._breaker.closed is not True)
+                    or (ticket := self.send(value, routing_key)) is None):
                 self._publish(publishing, value, routing_key, options)
             else:
+                if self._guard is not None and ticket.pending:
+                    self.keep(publishing, ticket)
                 publishing.expect(ticket)
         except (KeyboardInterrupt, SystemExit, WrongLoopError):
             raise
@@ -624,6 +639,7 @@ cdef class CompiledPublisher:
         cdef Ticket ticket
         try:
             if (options or self._waiting or not self.at_home()
+                    or (self._breaker is not None and self._breaker.closed is not True)
                     or (ticket := self.put(value, routing_key, self._max_buffered, False)) is None):
                 self._enqueue(publishing, value, routing_key, options)
             else:
@@ -655,6 +671,7 @@ cdef class CompiledPublisher:
             WrongLoopError: Called from another thread or event loop.
         """
         cdef Ticket ticket
-        if options or not self.at_home() or (ticket := self.put(value, routing_key, self._max_buffered, False)) is None:
+        if (options or not self.at_home() or (self._breaker is not None and self._breaker.closed is not True)
+                or (ticket := self.put(value, routing_key, self._max_buffered, False)) is None):
             return self._publish_nowait(value, routing_key, options)
         return ticket

@@ -26,7 +26,10 @@ cdef class Publishing(Waiter):
     # While it waits for room, and when there is a policy that may have it tried again.
     cdef readonly PublishTemplate template
     cdef readonly bytes body
+    # By the loop's clock, when there is a policy.
+    cdef readonly double deadline
 
+    cdef bint may_go_on(self) noexcept
     cdef object outcome(self)
     cdef int take(self) except -1
     cdef int expect(self, Ticket ticket) except -1

@@ -74,6 +74,7 @@ cdef class Publishing(Waiter):
         gives_ticket: True for what `enqueue` returns.
         template: Its frames while it waits for room.
         body: Its body while it waits for room.
+        deadline: When a policy gives it up, by the loop's clock.
     """
 
     def __init__(self, producer, Waiters waiters not None, *, gives_ticket=False):
@@ -195,6 +196,17 @@ cdef class Publishing(Waiter):
         else:
             self.give(NO_RECEIPT)
         return 0
+
+    # Whether a policy may have it tried again.
+    cdef bint may_go_on(self) noexcept:
+        return self.template is not None and self.state == PENDING
+
+    def again(self):
+        """Lets go of a ticket that failed, because a policy decides what follows; returns it."""
+        cdef Ticket ticket = self.ticket
+        ticket.future = self.ticket = None
+        ticket.observed = True
+        return ticket
 
     # The ticket has its outcome.
     cdef int finish(self) except -1:

@@ -276,7 +276,7 @@ class BatchPublisher:
     async def _wait_for_room(self, count: int, deadline: float) -> bool:
         """Waits until a chunk may be written; returns whether it had to wait."""
         room, settings = self._room, self._settings
-        limit = max(room.limit, settings.batches_in_flight * settings.batch_size)
+        limit = settings.batches_in_flight * settings.batch_size
         full = self._window.outstanding + count > limit or room.has_too_much()
         if full or room.waiting or not room.is_writable():
             await room.wait(limit, max(0, limit - count), deadline)

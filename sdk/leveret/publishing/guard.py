@@ -74,12 +74,15 @@ class PublishGuard:
         self._told_at = self._clock()
         self._told = 0
 
-    async def publish(self, once: Callable[[float], Awaitable[Receipt]], deadline: float) -> Receipt:
+    async def publish(
+        self, once: Callable[[float], Awaitable[Receipt]], deadline: float, failed: PublishError | None = None
+    ) -> Receipt:
         """Publishes one message. All attempts share its deadline.
 
         Args:
             once: Makes one attempt, until the deadline that it is given.
             deadline: By the event loop's clock.
+            failed: How the first attempt ended, when there was one.
 
         Returns:
             What the attempt that succeeded returned.
@@ -93,12 +96,15 @@ class PublishGuard:
         while True:
             attempt += 1
             try:
-                asked = self.ask()
+                asked = failed is None and self.ask()
             except CircuitOpen as error:
                 if failure is None:
                     raise
                 raise failure from error
             try:
+                if failed is not None:
+                    first, failed = failed, None
+                    raise first
                 receipt = await once(deadline)
             except PublishError as error:
                 self.failed(1, error)

@@ -24,7 +24,7 @@ from leveret.publishing.given_up import GivenUp
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening, first_channel, publishing_channel
 from leveret.publishing.nack_doubt import NackDoubt
-from leveret.publishing.options import keep, refuse_confirm_timeout
+from leveret.publishing.options import confirm_timeout_of, keep, refuse_confirm_timeout
 from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, not_sent
 from leveret.publishing.packing import Packer
 from leveret.publishing.publisher import CompiledPublisher, PublishBatch
@@ -150,7 +150,9 @@ class Producer(CompiledPublisher):
             guarded=self._guarded,
         )
         self._batches = BatchPublisher(self._writer, self._put_values, self.meter)
-        self._guard: PublishGuard | None = None
+        self._guard = None
+        self._breaker = circuit_breaker
+        self._publish_timeout = settings.publish_timeout
         if retry is not None or circuit_breaker is not None:
             self._guard = PublishGuard(retry, circuit_breaker, settings, self._tickets, self._window, self._life)
         self._listeners = ConfirmListeners(self._update_caches)
@@ -179,11 +181,9 @@ class Producer(CompiledPublisher):
         #: Messages can be written.
         self._alive = self._life.writable
         #: Nothing but the window decides whether the next message can be written: the compiled way is open.
-        self._plain = self._alive and self._guard is None and self._encoder.form is not None
+        self._plain = self._alive and self._encoder.form is not None
         #: Confirms concern more than their tickets.
-        self._watched = bool(
-            self._listeners or self._adaptive is not None or self._guard is not None or self._doubt.armed
-        )
+        self._watched = bool(self._listeners or self._adaptive is not None or self._doubt.armed)
 
     def _move(self, state: ProducerState) -> None:
         self._life.move(state)
@@ -404,13 +404,26 @@ class Producer(CompiledPublisher):
         self._connection.check_loop()
         guard = self._guard
         if guard is not None:
-            attempts = self._writer.attempts(value, routing_key, options, guard.reporting)
+            attempts = self._writer.attempts(
+                lambda: self._packer.pack(value, routing_key, options),
+                confirm_timeout_of(options, self.settings.confirm_timeout),
+                guard.reporting,
+            )
             self._follow(publishing, guard.publish(attempts, deadline))
         elif "confirm_timeout" in options:
             self._follow(publishing, self._writer.publish_within(value, routing_key, options, deadline))
         else:
             frames, body = self._packer.pack(value, routing_key, options)
             self._writer.publish(publishing, frames, body, deadline, self._limit)
+
+    def _try_again(self, publishing: Publishing[Receipt]) -> None:
+        """Has the policies decide what becomes of a publishing that was written and failed."""
+        guard = self._guard
+        assert guard is not None
+        packed = publishing.template, publishing.body
+        failure = self._outcome_error(publishing.again())
+        attempts = self._writer.attempts(lambda: packed, self.settings.confirm_timeout, guard.reporting, failure)
+        self._follow(publishing, guard.publish(attempts, publishing.deadline, failure))
 
     def _follow(self, publishing: Publishing[Any], work: Coroutine[Any, Any, Any]) -> None:
         """Does a publishing of several steps in a task, which ends with the producer at the latest."""
@@ -601,12 +614,8 @@ class Producer(CompiledPublisher):
             self._listeners.tell(told)
 
     def _hand_out(self, finished: list[Ticket] | None) -> None:
-        if finished is None:
-            return
-        guard = self._guard
-        if guard is not None:
-            finished = [ticket for ticket in finished if not guard.finished(ticket)]
-        self._complete(finished)
+        if finished is not None:
+            self._complete(finished)
 
     def _wake(self) -> None:
         """Wakes the callers that may publish now, and calls of `flush` that are done."""

@@ -9,7 +9,9 @@ from typing_extensions import Buffer, disjoint_base
 
 from leveret.codecs.encoding import BodyEncoder
 from leveret.errors import EncodeFailed
+from leveret.plugins.interfaces import BreakerPolicy
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+from leveret.publishing.guard import PublishGuard
 from leveret.publishing.options import PublishOptions
 from leveret.publishing.publishing import Publishing
 from leveret.publishing.template import PublishTemplate, Template
@@ -62,6 +64,7 @@ class PublisherUpcalls(Protocol):
         self, publishing: Publishing[Ticket], value: Any, routing_key: str | Template, options: PublishOptions
     ) -> None: ...
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket: ...
+    def _try_again(self, publishing: Publishing[Receipt]) -> None: ...
     def _remember(self, ticket: Ticket) -> None: ...
     def _settle(self, run: SettlementRun) -> None: ...
     def _start_clock(self) -> None: ...
@@ -73,6 +76,19 @@ class Encoder(Protocol):
     def failed(self, error: BaseException, value: object) -> EncodeFailed: ...
     def not_bytes(self, body: object) -> EncodeFailed: ...
     def given(self, value: object, misfit: str | None) -> bytes | None: ...
+
+@type_check_only
+class Policies(Protocol):
+    """`CompiledPublisher._guard`: `PublishGuard`."""
+
+    def finished(self, ticket: Ticket) -> bool: ...
+
+@type_check_only
+class Breaker(Protocol):
+    """`CompiledPublisher._breaker`: a plugin's."""
+
+    @property
+    def closed(self) -> bool: ...
 
 @type_check_only
 class Flushing(Protocol):
@@ -102,6 +118,9 @@ class CompiledPublisher:
     _confirms: bool
     _waiters: Waiters
     _watched: bool
+    _guard: PublishGuard | None
+    _breaker: BreakerPolicy | None
+    _publish_timeout: float
     _flushing: list[tuple[int, asyncio.Future[None]]]
     def settled(self, run: SettlementRun) -> None: ...
     _transport: FrameTransport

@@ -250,29 +250,30 @@ class Room:
 
     def wake(self) -> None:
         """Wakes the callers that may write now, and all of them when the producer will never publish again."""
-        life = self._life
+        life, window = self._life, self._window
         over = life.over
-        outstanding = self._window.outstanding
-        too_much = self.has_too_much()
         waiting = self.waiting
+        # Callers that are about to add a publishing; without confirms that takes no room.
+        turns = 0
         while waiting and (over or life.writable):
             _, low, deadline, waiter = waiting[0]
             if not waiter.done():
-                if not over and (outstanding > (low if low >= 0 else self.limit - 1) or (too_much and outstanding)):
+                outstanding = window.outstanding + turns
+                if not over and (
+                    outstanding > (low if low >= 0 else self.limit - 1) or (outstanding and self.has_too_much())
+                ):
                     break
                 if not isinstance(waiter, Publishing):
                     waiter.set_result(True)
+                    turns += self._confirms
                 elif over:
                     self._meter.unwritten += 1
                     waiter.fail(self.refusal())
-                elif not self._is_held_up(waiter):
-                    self._write(waiter, deadline)
-                    too_much = self.has_too_much()
-                else:
+                elif self._is_held_up(waiter):
                     self._watch()
                     break
-                # Each of them has added a publishing or is about to; without confirms that takes no room.
-                outstanding += self._confirms
+                else:
+                    self._write(waiter, deadline)
             waiting.popleft()
 
     def _is_held_up(self, publishing: Publishing[Any]) -> bool:

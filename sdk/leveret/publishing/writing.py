@@ -159,24 +159,27 @@ class MessageWriter:
         return await self._publish_frames(frames, body, patience, deadline, None)
 
     def attempts(
-        self, value: Any, routing_key: str | Template, options: PublishOptions, reporting: set[Ticket]
+        self,
+        pack: Callable[[], tuple[PublishTemplate, bytes]],
+        patience: float,
+        reporting: set[Ticket],
+        failure: PublishError | None = None,
     ) -> Callable[[float], Coroutine[Any, Any, Receipt]]:
         """Returns what makes one attempt to publish a message, with the deadline that it is given.
 
         Args:
-            value: What the serializer takes.
-            routing_key: The routing key or a template.
-            options: The options.
+            pack: Packs the message.
+            patience: Seconds for its confirm.
             reporting: The ticket is added to this set while its outcome is waited for.
+            failure: How an attempt before ended.
         """
-        patience = confirm_timeout_of(options, self.settings.confirm_timeout)
         packed: tuple[PublishTemplate, bytes] | None = None
-        sends = 0
+        sends = 0 if failure is None else failure.attempts
 
         async def attempt(deadline: float) -> Receipt:
             # The first attempt packs the message for all: between two of them the caller may change the value.
             nonlocal packed, sends
-            packed = packed or self.packer.pack(value, routing_key, options)
+            packed = packed or pack()
             try:
                 return await self._publish_frames(*packed, patience, deadline, reporting, sends)
             except PublishError as error:

@@ -44,9 +44,10 @@ class ProducerSettings(Section):
         sent_at_header: True adds the header `x-leveret-sent-at` to each message: when it was published, in microseconds
             since 1970. Consumers measure by it how long messages were on their way. It takes 27 bytes of a message, or
             31 when it has no other headers.
-        max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000; "auto" begins with 200 and
-            grows up to `max_buffered` while that brings a higher rate of confirms.
-        max_outstanding_bytes: Bytes of unconfirmed bodies, 1 to 2**40.
+        max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000. By default there may be so
+            many that bytes decide, except for small messages. "auto" begins with 200 and grows up to `max_buffered`
+            while that brings a higher rate of confirms.
+        max_outstanding_bytes: Bytes of unconfirmed bodies, 1 to 2**40. What a blocked broker costs is bounded by it.
         max_buffered: Publishings without an outcome above which `publish_nowait` refuses, 1 to 1000000; those that wait
             for a connection included. From the oldest unconfirmed publishing to the newest there are at most eight
             times as many as this or `max_outstanding`, whichever is larger; then calls wait or are refused.
