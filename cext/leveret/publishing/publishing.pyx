@@ -182,6 +182,7 @@ cdef class Publishing(Waiter):
 
     def written(self, Ticket ticket not None):
         """The message is appended, or held until there is a channel."""
+        self.template = self.body = None
         if self.state == PENDING:
             self.expect(ticket)
         else:
@@ -235,7 +236,7 @@ cdef class Publishing(Waiter):
         self.error = error
         if self.ticket is None:
             self.ticket = new_ticket(self.producer)
-            self.ticket.fail(0, error)
+            self.ticket.fail(0, self.producer._refusal(error))
         self.keep()
         self.give(None)
 

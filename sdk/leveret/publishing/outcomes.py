@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from leveret.errors import (
     ChannelClosed,
-    CodecError,
-    ConfigurationError,
     ConfirmTimeout,
     ExchangeAccessRefused,
     ExchangeNotFound,
@@ -16,7 +14,6 @@ from leveret.errors import (
     MessageNacked,
     MessageReturned,
     OperationTimeout,
-    PolicyError,
     PublishError,
     again,
     printable,
@@ -124,8 +121,6 @@ def _failure(reason: int | Message | LeveretError, delivery_tag: int, confirm_ti
         if copy.outcome is not Outcome.NOT_SENT:
             copy.delivery_tag = delivery_tag
         return copy
-    if isinstance(reason, CodecError | ConfigurationError | PolicyError):
-        return not_sent(str(reason), cause=reason)
     if isinstance(reason, LeveretError):
         lost = PublishError(
             f"no confirm came before the channel was lost: {reason}",

@@ -585,6 +585,10 @@ class Producer(CompiledPublisher):
         """Makes the error of a ticket that failed."""
         return error_of(ticket, self.settings.confirm_timeout)
 
+    def _refusal(self, error: BaseException) -> PublishError:
+        """What `flush` raises for a message that was not written because of this error."""
+        return error if isinstance(error, PublishError) else not_sent(str(error), cause=error)
+
     def _remember(self, ticket: Ticket) -> None:
         """Keeps a failed ticket that no task observed, for `flush`."""
         self._tickets.remember(ticket)

@@ -77,7 +77,7 @@ async def test_every_form_waits_for_the_connection_and_then_succeeds(
             publish_with_a_new_producer(patient, queue),
             patient.message("fluent").queue(queue).publish(),
         ]
-        tasks = [asyncio.ensure_future(call) for call in calls]
+        tasks = [asyncio.create_task(awaited(call)) for call in calls]
         done, _ = await asyncio.wait(tasks, timeout=0.2)
         assert not done
         assert not kept.done

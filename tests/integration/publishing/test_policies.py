@@ -438,7 +438,7 @@ async def test_the_connection_stays_when_a_cancelled_batch_with_a_policy_fails_i
 async def test_a_batch_with_a_policy_is_not_true_when_the_producer_was_closed_before_its_next_part(
     tight_client: leveret.Client,
 ) -> None:
-    producer = await tight_client.producer(retry=NeverRetries(), batch_size=1).open()
+    producer = await tight_client.producer(retry=NeverRetries(), batch_size=1, batches_in_flight=10).open()
     task = asyncio.create_task(producer.publish_batch(list(range(50)), "q"))
     await asyncio.sleep(0)
     assert producer.outstanding == 10
