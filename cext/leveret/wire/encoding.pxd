@@ -17,8 +17,11 @@ cdef class Writer:
     cdef int put_shortstr(self, object value, str name) except -1
     cdef int put_longstr(self, object value, str name) except -1
     cdef int put_table(self, str name, object table, int depth) except -1
+    cdef bint put_plain_table(self, dict table) except -1
+    cdef bint put_plain(self, object value) except -1
     cdef int put_array(self, str name, object values, int depth) except -1
     cdef int put_text(self, str name, object value) except -1
+    cdef int count(self, str name) except -1
     cdef int put_value(self, str name, object value, int depth) except -1
     cdef int put_typed(self, str name, uint8_t kind, object value, int depth) except -1
     cdef int put_decimal(self, object value) except -1

@@ -8,9 +8,9 @@ from leveret.errors import ConfigurationError
 from leveret.message import PERSISTENT, TRANSIENT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
     from datetime import datetime
-    from typing import Self, Unpack
+    from typing import NoReturn, Self, Unpack
 
     from leveret.publishing.confirms import Receipt, Ticket
     from leveret.publishing.options import PublishOptions
@@ -42,13 +42,15 @@ class MessageBuilder:
         options: The options so far.
     """
 
-    __slots__ = ("_publisher", "key", "options", "value")
+    __slots__ = ("_headers", "_publisher", "key", "options", "value")
 
     def __init__(self, value: Any, publisher: _Publisher | None = None) -> None:
         self.value = value
         self.key = ""
         self.options: PublishOptions = {}
         self._publisher = publisher
+        #: What the options have as headers, when that is a mapping of its own, which no caller changes.
+        self._headers: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"<MessageBuilder routing_key={self.key!r} options={sorted(self.options)}>"
@@ -69,11 +71,17 @@ class MessageBuilder:
 
     def header(self, name: str, value: Any) -> Self:
         """Adds one header."""
-        return self.headers({name: value})
+        headers = self.options.get("headers")
+        if headers is None or headers is not self._headers:
+            headers = self._headers = dict(headers or ())
+            self.options["headers"] = headers
+        headers[name] = value
+        return self
 
     def headers(self, headers: Mapping[str, Any]) -> Self:
         """Adds headers."""
-        self.options["headers"] = {**(self.options.get("headers") or {}), **headers}
+        self._headers = {**(self.options.get("headers") or {}), **headers}
+        self.options["headers"] = self._headers
         return self
 
     def persistent(self) -> Self:
@@ -154,19 +162,18 @@ class MessageBuilder:
         self.options["confirm_timeout"] = seconds
         return self
 
-    async def publish(self) -> Receipt:
+    def publish(self) -> Coroutine[Any, Any, Receipt]:
         """Publishes it and waits for the confirm; see `Producer.publish`."""
-        return await self._bound_publisher().publish(self.value, self.key, **self.options)
+        return (self._publisher or _unbound()).publish(self.value, self.key, **self.options)
 
     def publish_nowait(self) -> Ticket:
         """Publishes it without waiting; see `Producer.publish_nowait`."""
-        return self._bound_publisher().publish_nowait(self.value, self.key, **self.options)
+        return (self._publisher or _unbound()).publish_nowait(self.value, self.key, **self.options)
 
-    async def enqueue(self) -> Ticket:
+    def enqueue(self) -> Coroutine[Any, Any, Ticket]:
         """Publishes it as `publish_nowait` does, but waits while there is no room; see `Producer.enqueue`."""
-        return await self._bound_publisher().enqueue(self.value, self.key, **self.options)
+        return (self._publisher or _unbound()).enqueue(self.value, self.key, **self.options)
 
-    def _bound_publisher(self) -> _Publisher:
-        if self._publisher is None:
-            raise ConfigurationError("this message belongs to no producer; make it by `producer.message(value)`")
-        return self._publisher
+
+def _unbound() -> NoReturn:
+    raise ConfigurationError("this message belongs to no producer; make it by `producer.message(value)`")

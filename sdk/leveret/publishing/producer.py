@@ -139,7 +139,6 @@ class Producer(CompiledPublisher):
         else:
             self._set_limit(settings.max_outstanding)
         # What the compiled publisher looks at.
-        self._templates = self._packer.frames
         self._last_key = None
         self._waiting = self._room.waiting
         self._flushing = self._tickets.flushing
@@ -155,7 +154,7 @@ class Producer(CompiledPublisher):
         #: Messages can be written.
         self._alive = self._life.writable
         #: Nothing but the window decides whether the next message can be written: the compiled way is open.
-        self._plain = self._alive and self._guard is None and self._encoder.form is not None
+        self._plain = self._alive and self._guard is None
         #: Confirms concern more than their tickets.
         self._watched = bool(
             self._listeners or self._adaptive is not None or self._guard is not None or self._doubt.armed
@@ -454,7 +453,8 @@ class Producer(CompiledPublisher):
         refuse_confirm_timeout(options)
         options = keep(options)
         guard = self._guard
-        async with Source(values) as source:
+        each = None if guard is None else self._batches.identifying(routing_key, options)
+        async with Source(values, each) as source:
             if guard is None:
                 return await self._batches.publish(source, routing_key, options)
             return await guard.publish_batch(

@@ -11,6 +11,7 @@ from leveret.codecs.encoding import BodyEncoder
 from leveret.errors import EncodeFailed, PublishError
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.options import PublishOptions
+from leveret.publishing.packing import Packer
 from leveret.publishing.template import PublishTemplate, Template
 from leveret.transport.frame_transport import FrameTransport
 from leveret.transport.waiting import Waiter, Waiters
@@ -86,7 +87,7 @@ class CompiledPublisher:
     _waiting: deque[tuple[int, int, float, Waiter]]
     _last_key: str | Template | None
     _last_template: PublishTemplate
-    _templates: dict[object, PublishTemplate]
+    _packer: Packer
     _limit: int
     _max_buffered: int
     _max_bytes: int
