@@ -4,18 +4,18 @@ from cpython.dict cimport PyDict_GetItem, PyDict_Next
 from cpython.list cimport PyList_GET_ITEM
 from cpython.object cimport PyObject, PyObject_Hash
 from cpython.unicode cimport PyUnicode_CheckExact
-from libc.stdint cimport uint32_t
-from libc.string cimport memset
+from libc.stdint cimport uint16_t
 
 from leveret.publishing.message_ids cimport ID_SIZE, MessageIds
 from leveret.publishing.template cimport (
-    PublishTemplate, Template, begin_header, end_header, new_template, put_method
+    BEFORE_PROPERTIES, PublishTemplate, Template, begin_header, end_header, new_template, put_method
 )
 from leveret.wire.encoding cimport Writer
-from leveret.wire.endian cimport lv_get32
+from leveret.wire.endian cimport lv_get32, lv_put16
 from leveret.wire.own_headers cimport original_size_entry, sent_at_entry
 from leveret.wire.properties cimport (
-    CLUSTER_ID, CONTENT_ENCODING, CONTENT_TYPE, DELIVERY_MODE, EXPIRATION, HEADERS, MESSAGE_ID, PROPERTIES, put_properties
+    CLUSTER_ID, CONTENT_ENCODING, CONTENT_TYPE, DELIVERY_MODE, EXPIRATION, HEADERS, MESSAGE_ID, PROPERTIES, flag_of,
+    put_values
 )
 
 from leveret.errors import EncodeFailed, PublishError
@@ -49,6 +49,33 @@ cdef str _DIRECT_REPLY = "amq.rabbitmq.reply-to."
 # Where a message id will be.
 cdef str _NO_ID = "0" * ID_SIZE
 cdef dict _NO_OPTIONS = {}
+
+
+@cython.final
+cdef class Scratch:
+
+    def __cinit__(self):
+        self.w = Writer()
+
+    # Writes everything up to the content type, with room for the flags.
+    cdef int begin(self, str exchange, str routing_key, bint mandatory, object content_type) except -1:
+        if (self.values_at and exchange is self.exchange and routing_key is self.routing_key
+                and mandatory == self.mandatory and content_type is self.content_type):
+            self.w.used = self.values_at
+            return 0
+        self.values_at = 0
+        self.w.used = 0
+        put_method(self.w, exchange, routing_key, mandatory)
+        self.header_at = begin_header(self.w)
+        self.w.put16(0)
+        if content_type is not None:
+            self.w.put_shortstr(content_type, "content_type")
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.mandatory = mandatory
+        self.content_type = content_type
+        self.values_at = self.w.used
+        return 0
 
 
 @cython.final
@@ -116,10 +143,8 @@ cdef class Packer:
 
     def raw(self, routing_key, bytes raw_properties not None):
         """Makes the frames of a message whose properties are packed already."""
-        self.check_open()
-        routing_key = _text("routing_key", routing_key)
-        return PublishTemplate(self.exchange, routing_key, raw_properties,
-                               mandatory=self.mandatory and not _is_direct_reply(self.exchange, routing_key),
+        cdef PublishTemplate like = self.make(routing_key, _NO_OPTIONS, None, None, -1)
+        return PublishTemplate(like.exchange, like.routing_key, raw_properties, mandatory=like.mandatory,
                                frame_max=self.frame_max)
 
     def check_open(self):
@@ -200,80 +225,94 @@ cdef class Packer:
                               Py_ssize_t original_size):
         cdef PublishTemplate made
         # A value's own code may publish, and needs another one.
-        cdef Writer w = self.scratch
+        cdef Scratch scratch = self.scratch
         if self.frame_max == 0:
             self.check_open()
-        if w is None:
-            w = Writer()
+        if scratch is None:
+            scratch = Scratch()
         self.scratch = None
-        w.used = w.entries = 0
-        made = self.write(w, routing_key, options, content_type, content_encoding, original_size)
-        if w.capacity <= LARGEST_SCRATCH:
-            self.scratch = w
+        made = self.write(scratch, routing_key, options, content_type, content_encoding, original_size)
+        if scratch.w.capacity <= LARGEST_SCRATCH:
+            self.scratch = scratch
         return made
 
-    cdef PublishTemplate write(self, Writer w, object routing_key, dict options, object content_type,
+    cdef PublishTemplate write(self, Scratch scratch, object routing_key, dict options, object content_type,
                                object content_encoding, Py_ssize_t original_size):
+        cdef Writer w = scratch.w
         cdef PyObject* values[NUMBERS]
         cdef Py_ssize_t places[PROPERTIES]
         cdef PyObject* name
         cdef PyObject* value
         cdef Py_ssize_t place = 0
-        cdef Py_ssize_t header_at
         cdef int number
+        cdef uint16_t flags = flag_of(DELIVERY_MODE)
         # The caller gives the content type or encoding.
         cdef bint typed = False
-        cdef bint mandatory
+        cdef bint mandatory = self.mandatory
         cdef bytes entries = None
         cdef str exchange = self.exchange
         cdef str key
         cdef PublishTemplate made
-        memset(values, 0, sizeof(values))
         values[CONTENT_TYPE] = <PyObject*>content_type
         values[DELIVERY_MODE] = <PyObject*>self.delivery_mode
-        values[MANDATORY] = <PyObject*>self.mandatory
+        values[HEADERS] = NULL
+        if content_type is not None:
+            flags |= flag_of(CONTENT_TYPE)
         if self.ids is not None:
             values[MESSAGE_ID] = <PyObject*>_NO_ID
+            flags |= flag_of(MESSAGE_ID)
         while PyDict_Next(options, &place, &name, &value):
             number = _number_of(name)
-            if number < 0:
+            if number == EXCHANGE:
+                exchange = _text("exchange", <object>value)
+            elif number == MANDATORY:
+                if not isinstance(<object>value, bool):
+                    raise EncodeFailed(f"mandatory is True or False, not {type(<object>value).__name__}")
+                mandatory = <object>value
+            elif number < 0:
                 raise unknown_option(options)
-            values[number] = value
-            typed |= number <= CONTENT_ENCODING
-        flag = <object>values[MANDATORY]
-        if not isinstance(flag, bool):
-            raise EncodeFailed(f"mandatory is True or False, not {type(flag).__name__}")
-        if values[EXCHANGE] is not NULL:
-            exchange = _text("exchange", <object>values[EXCHANGE])
+            elif number < PROPERTIES:
+                values[number] = value
+                if value is <PyObject*>None:
+                    flags &= <uint16_t>~flag_of(number)
+                else:
+                    flags |= flag_of(number)
+                typed |= number <= CONTENT_ENCODING
         key = _text("routing_key", routing_key)
-        mandatory = flag is True and not _is_direct_reply(exchange, key)
-        if values[EXPIRATION] is not NULL and values[EXPIRATION] is not <PyObject*>None:
+        if mandatory and not exchange and key.startswith(_DIRECT_REPLY):
+            mandatory = False
+        if flags & flag_of(EXPIRATION):
             expiration = milliseconds(<object>values[EXPIRATION])
             values[EXPIRATION] = <PyObject*>expiration
+        w.entries = 0
         if original_size >= 0:
             values[CONTENT_ENCODING] = <PyObject*>content_encoding
+            flags |= flag_of(CONTENT_ENCODING)
             entries = original_size_entry(original_size)
             w.count(ORIGINAL_SIZE_HEADER)
         if self.timed:
             entries = sent_at_entry() if entries is None else entries + sent_at_entry()
-        if entries is not None and values[HEADERS] is not NULL:
-            headers = self.without_own(<object>values[HEADERS], original_size)
-            values[HEADERS] = <PyObject*>headers
-        put_method(w, exchange, key, mandatory)
-        header_at = begin_header(w)
-        put_properties(w, values, places, entries)
-        end_header(w, header_at, self.frame_max)
-        made = new_template(w, header_at, exchange, key, mandatory, self.misfit(options) if typed else None)
+        if entries is not None:
+            if flags & flag_of(HEADERS):
+                headers = self.without_own(<object>values[HEADERS], original_size)
+                values[HEADERS] = <PyObject*>headers
+            else:
+                values[HEADERS] = NULL
+                flags |= flag_of(HEADERS)
+        scratch.begin(exchange, key, mandatory,
+                      <object>values[CONTENT_TYPE] if flags & flag_of(CONTENT_TYPE) else None)
+        lv_put16(w.data + scratch.header_at + BEFORE_PROPERTIES, flags)
+        put_values(w, values, flags & <uint16_t>~flag_of(CONTENT_TYPE), places, entries)
+        end_header(w, scratch.header_at, self.frame_max)
+        made = new_template(w, scratch.header_at, exchange, key, mandatory, self.misfit(options) if typed else None)
         if self.timed:
             made.sent_at = places[HEADERS] + 4 + <Py_ssize_t>lv_get32(w.data + places[HEADERS]) - 8
-        if values[MESSAGE_ID] is <PyObject*>_NO_ID:
+        if self.ids is not None and values[MESSAGE_ID] is <PyObject*>_NO_ID:
             made.id_at = places[MESSAGE_ID] + 1
         return made
 
     # The caller's headers without those that are added behind them.
     cdef object without_own(self, object headers, Py_ssize_t original_size):
-        if headers is None:
-            return None
         try:
             headers = dict(headers)
         except (TypeError, ValueError):
@@ -303,7 +342,3 @@ cdef str _text(str name, object value):
     if not isinstance(value, str):
         raise EncodeFailed(f"{name} is text, not {type(value).__name__}")
     return str.__str__(value)
-
-
-cdef inline bint _is_direct_reply(str exchange, str routing_key):
-    return not exchange and routing_key.startswith(_DIRECT_REPLY)

@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from leveret.monitoring.histogram cimport wall_clock
+from leveret.publishing.builder cimport new_message
 from leveret.publishing.confirms cimport (
     CONFIRMED, FREE, HEAVY, SENDS, ConfirmWindow, Receipt, Slot, Ticket, new_receipt, new_ticket
 )
@@ -571,6 +572,10 @@ cdef class CompiledPublisher:
             batch.put(frames, <bytes>value, ticket, index + i - start)
             i += 1
         return i - start
+
+    def message(self, value):
+        """Begins a message that is put together call by call; see `MessageBuilder`."""
+        return new_message(value, self)
 
     async def publish(self, value, routing_key="", **options):
         """Publishes one value and waits for the broker's confirm.

@@ -3,6 +3,11 @@ from libc.stdint cimport uint8_t, uint32_t
 from leveret.wire.encoding cimport Writer
 
 
+cdef enum:
+    # The bytes of a content header frame before its properties.
+    BEFORE_PROPERTIES = 19
+
+
 cdef class PublishTemplate:
     cdef readonly str exchange
     cdef readonly str routing_key

@@ -12,10 +12,6 @@ from leveret.wire.own_headers cimport with_resent, with_sent_at
 
 from leveret.errors import EncodeFailed
 
-cdef enum:
-    # The bytes of a content header frame before its properties.
-    BEFORE_PROPERTIES = 19
-
 
 @cython.final
 @cython.freelist(256)

@@ -13,7 +13,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from leveret.wire.endian cimport lv_put16, lv_put32, lv_put64
+from leveret.wire.endian cimport lv_put32, lv_put64
 from leveret.wire.limits cimport DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES
 from leveret.wire.numbers cimport FRAME_END, FRAME_METHOD
 
@@ -85,42 +85,19 @@ cdef class Writer:
     def __dealloc__(self):
         free(self.data)
 
-    # Returns memory for n more bytes, which count as used.
-    cdef uint8_t* reserve(self, Py_ssize_t n) except NULL:
+    # Makes room for n more bytes.
+    cdef int grow(self, Py_ssize_t n) except -1:
         cdef Py_ssize_t capacity
         cdef uint8_t* data
-        if n > self.capacity - self.used:
-            if n > 0xFFFFFFFF - self.used:
-                # In a longer block the 32-bit lengths would wrap, and the peer would read its rest as frames.
-                raise EncodeFailed(f"{self.used + n} bytes of arguments; a frame or table holds less than 4294967296")
-            capacity = max(self.capacity * 2, self.used + n)
-            data = <uint8_t*>realloc(self.data, capacity)
-            if data is NULL:
-                raise MemoryError()
-            self.data = data
-            self.capacity = capacity
-        self.used += n
-        return self.data + self.used - n
-
-    cdef int put8(self, uint8_t value) except -1:
-        self.reserve(1)[0] = value
-        return 0
-
-    cdef int put16(self, uint16_t value) except -1:
-        lv_put16(self.reserve(2), value)
-        return 0
-
-    cdef int put32(self, uint32_t value) except -1:
-        lv_put32(self.reserve(4), value)
-        return 0
-
-    cdef int put64(self, uint64_t value) except -1:
-        lv_put64(self.reserve(8), value)
-        return 0
-
-    cdef int put_raw(self, const uint8_t* data, Py_ssize_t n) except -1:
-        if n:
-            memcpy(self.reserve(n), data, n)
+        if n > 0xFFFFFFFF - self.used:
+            # In a longer block the 32-bit lengths would wrap, and the peer would read its rest as frames.
+            raise EncodeFailed(f"{self.used + n} bytes of arguments; a frame or table holds less than 4294967296")
+        capacity = max(self.capacity * 2, self.used + n)
+        data = <uint8_t*>realloc(self.data, capacity)
+        if data is NULL:
+            raise MemoryError()
+        self.data = data
+        self.capacity = capacity
         return 0
 
     # Writes an ASCII string of at most 255 bytes without making a bytes object. Returns false, and writes nothing, for

@@ -1,4 +1,5 @@
 from cpython.object cimport PyObject
+from libc.stdint cimport uint16_t
 
 from leveret.wire.encoding cimport Writer
 
@@ -21,6 +22,11 @@ cdef enum:
     PROPERTIES
 
 
+# The flag of a property.
+cdef inline uint16_t flag_of(int number) noexcept:
+    return <uint16_t>(0x8000 >> number)
+
+
 cdef class Properties:
     cdef public object content_type
     cdef public object content_encoding
@@ -38,4 +44,4 @@ cdef class Properties:
     cdef public object cluster_id
 
 
-cdef int put_properties(Writer w, PyObject** values, Py_ssize_t* places, bytes entries) except -1
+cdef int put_values(Writer w, PyObject** values, uint16_t flags, Py_ssize_t* places, bytes entries) except -1

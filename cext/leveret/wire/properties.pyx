@@ -7,14 +7,28 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret.wire.decoding cimport Cursor, cursor_over, need, read_shortstr, read_table
 from leveret.wire.encoding cimport Writer, shown, to_timestamp
-from leveret.wire.endian cimport lv_get16, lv_get64, lv_put16, lv_put32
+from leveret.wire.endian cimport lv_get16, lv_get64, lv_put32
 from leveret.wire.limits cimport DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES
 
 from leveret.errors import EncodeFailed, TableSyntaxError
 
+cdef extern from *:
+    """
+    /* The number of the property with the highest flag. */
+    static inline int lv_first_flag(uint16_t flags) { return __builtin_clz((unsigned)flags << 16); }
+    """
+    int lv_first_flag(uint16_t flags) noexcept
+
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
     PyObject* PyTuple_GET_ITEM(object values, Py_ssize_t i)
+
+
+cdef tuple _NAMES = (
+    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
+    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id")
+#: By their flags, the highest first, which is their order on the wire.
+PROPERTY_NAMES = _NAMES
 
 
 @cython.final
@@ -70,7 +84,7 @@ cdef class Properties:
 
     def __repr__(self):
         # Without the values, which may be secrets.
-        names = [n for n in PROPERTY_NAMES if getattr(self, n) is not None]
+        names = [n for n in _NAMES if getattr(self, n) is not None]
         return f"Properties({', '.join(names)})"
 
     def encode(self):
@@ -86,36 +100,37 @@ cdef class Properties:
         cdef tuple values = self._tuple()
         cdef PyObject* given[PROPERTIES]
         cdef Py_ssize_t places[PROPERTIES]
-        cdef Py_ssize_t i
+        cdef uint16_t flags = 0
+        cdef int i
         for i in range(PROPERTIES):
             given[i] = PyTuple_GET_ITEM(values, i)
-        put_properties(w, given, places, None)
+            if values[i] is not None:
+                flags |= flag_of(i)
+        w.put16(flags)
+        put_values(w, given, flags, places, None)
         return w.take()
 
 
-#: By their flags, the highest first, which is their order on the wire.
-PROPERTY_NAMES = (
-    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
-    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id")
-
-
-# Writes the flags and the values that are there: neither NULL nor None.
+# Writes the values of the properties with these flags, in their order.
 #
-# `places` tells where each of them begins. `entries` are packed entries that go behind those of the headers, or None. The
-# values have to live until it returns, although it may run code of others.
-cdef int put_properties(Writer w, PyObject** values, Py_ssize_t* places, bytes entries) except -1:
-    cdef Py_ssize_t at = w.used
-    cdef uint16_t flags = 0
+# `places` tells where each of them begins. `entries` are packed entries that go behind those of the headers, or None; with
+# them there is the flag of the headers, whose value may be NULL. The values have to live until it returns, although it
+# may run code of others.
+cdef int put_values(Writer w, PyObject** values, uint16_t flags, Py_ssize_t* places, bytes entries) except -1:
+    cdef uint16_t left = flags
     cdef int i
-    w.put16(0)
-    for i in range(PROPERTIES):
+    while left:
+        i = lv_first_flag(left)
+        left &= <uint16_t>~flag_of(i)
         places[i] = w.used
-        if values[i] is NULL or values[i] is <PyObject*>None:
-            if i != HEADERS or entries is None:
-                continue
-            w.put32(0)
-        elif i == HEADERS:
-            w.put_table("headers", <object>values[i], 1)
+        if i == HEADERS:
+            if values[i] is NULL:
+                w.put32(0)
+            else:
+                w.put_table("headers", <object>values[i], 1)
+            if entries is not None:
+                w.put_raw(<const uint8_t*>PyBytes_AS_STRING(entries), PyBytes_GET_SIZE(entries))
+                lv_put32(w.data + places[i], <uint32_t>(w.used - places[i] - 4))
         elif i == DELIVERY_MODE:
             w.put8(_delivery_mode(<object>values[i]))
         elif i == PRIORITY:
@@ -123,12 +138,7 @@ cdef int put_properties(Writer w, PyObject** values, Py_ssize_t* places, bytes e
         elif i == TIMESTAMP:
             w.put64(_timestamp(<object>values[i]))
         else:
-            w.put_shortstr(<object>values[i], <str>PROPERTY_NAMES[i])
-        if i == HEADERS and entries is not None:
-            w.put_raw(<const uint8_t*>PyBytes_AS_STRING(entries), PyBytes_GET_SIZE(entries))
-            lv_put32(w.data + places[i], <uint32_t>(w.used - places[i] - 4))
-        flags |= <uint16_t>(0x8000 >> i)
-    lv_put16(w.data + at, flags)
+            w.put_shortstr(<object>values[i], <str>_NAMES[i])
     return 0
 
 

@@ -14,7 +14,6 @@ from leveret.monitoring.meters import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
 from leveret.publishing.adaptive_window import AdaptiveWindow
 from leveret.publishing.batches import Batch, BatchPublisher, Source
-from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirm_listeners import ConfirmListeners
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.culprits import Culprits
@@ -304,10 +303,6 @@ class Producer(CompiledPublisher):
         return self._listeners.add(listener, nacks=nacks)
 
     # ------------------------------------------------------------------ publishing
-
-    def message(self, value: Any) -> MessageBuilder:
-        """Begins a message that is put together call by call; see `MessageBuilder`."""
-        return MessageBuilder(value, self)
 
     def template(self, routing_key: str = "", **options: Unpack[PublishOptions]) -> Template:
         """Packs a routing key and options once, to be given to the publish methods in place of a routing key.

@@ -9,6 +9,7 @@ from typing_extensions import Buffer, disjoint_base
 
 from leveret.codecs.encoding import BodyEncoder
 from leveret.errors import EncodeFailed, PublishError
+from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.options import PublishOptions
 from leveret.publishing.packing import Packer
@@ -113,6 +114,7 @@ class CompiledPublisher:
         max_bytes: int,
         kind: type,
     ) -> int: ...
+    def message(self, value: Any) -> MessageBuilder: ...
     async def publish(
         self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
     ) -> Receipt: ...

@@ -56,6 +56,7 @@ ROLES = [
     Role("Ticket", ("self.owner",), "TicketOwner", ("leveret.publishing.producer.Producer",)),
     Role("CompiledPublisher", ("self",), "PublisherUpcalls", ("leveret.publishing.producer.Producer",)),
     Role("CompiledPublisher", ("self._encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
+    Role("MessageBuilder", ("self.publisher",), "Publisher", ("leveret.publishing.producer.Producer",)),
     Role("Packer", ("self.encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
     Role("CompiledPublisher", ("self._transport",), "Flushing", ("leveret.transport.stream.Stream",)),
     Role("ChannelDeliveries", ("decoder",), "BodyDecoding", ("leveret.codecs.decoding.BodyDecoder",)),

@@ -103,7 +103,7 @@ def test_a_message_is_packed_as_its_properties_are(options: Any) -> None:
     plain = {"exchange", "mandatory", "confirm_timeout", "expiration"}
 
     def by_properties() -> PublishTemplate:
-        given = {"content_type": "text/plain; charset=utf-8", "delivery_mode": 2, **options}
+        given = {"content_type": "text/plain", "delivery_mode": 2, **options}
         if options.get("expiration") is not None:
             given["expiration"] = milliseconds(options["expiration"])
         given = {name: value for name, value in given.items() if name not in plain - {"expiration"}}
