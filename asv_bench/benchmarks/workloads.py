@@ -170,14 +170,22 @@ def _look(client: Any, count: int) -> None:
     usage.close()
 
 
-def _with_producer(workload: Callable[[Any, int], Coroutine[Any, Any, None]], *, monitored: bool = False) -> Workload:
-    """A workload that gets a producer with default options, except `confirm_timeout`, and a number of messages."""
+def _with_producer(
+    workload: Callable[[Any, int], Coroutine[Any, Any, None]], *, monitored: bool = False, **chosen: Any
+) -> Workload:
+    """A workload that gets a producer and a number of messages.
+
+    The producer has default options, except `confirm_timeout` and those that are `chosen`.
+    """
 
     async def open_producer() -> tuple[Any, Any]:
         with _sockets(_Confirming) as sockets:
             client = await _client(monitored)
+            known = need("leveret").ProducerSettings.__dataclass_fields__
+            if not known.keys() >= chosen.keys():
+                raise NotImplementedError(f"this version has no {', '.join(chosen.keys() - known.keys())}")
             # A distant deadline, because the timer of deadlines runs by time, not by messages.
-            producer = client.producer(exchange="orders", serializer="bytes", confirm_timeout=86400)
+            producer = client.producer(exchange="orders", serializer="bytes", confirm_timeout=86400, **chosen)
             await producer.open()
         sockets[-1].producer = producer
         sockets[-1].mute()
@@ -222,6 +230,86 @@ def _publish(routing: Callable[..., Any], *, monitored: bool = False) -> Workloa
         await asyncio.gather(*(task() for _ in range(GROUP)))
 
     return _with_producer(workload, monitored=monitored)
+
+
+def _each(asked: Callable[[Any, str], Callable[[int], Any]], **chosen: Any) -> dict[str, Workload]:
+    """Two workloads that ask for each message by its number: tasks as in `_publish`, and as in `_publish_nowait`."""
+
+    async def tasks(producer: Any, count: int) -> None:
+        publish = asked(producer, "publish")
+
+        async def task(start: int) -> None:
+            for number in range(start, count, GROUP):
+                await publish(number)
+
+        await asyncio.gather(*map(task, range(GROUP)))
+
+    async def nowait(producer: Any, count: int) -> None:
+        publish = asked(producer, "publish_nowait")
+        for start in range(0, count, GROUP):
+            for number in range(start, start + GROUP):
+                publish(number)
+            await producer.flush()
+
+    name = asked.__name__.strip("_")
+    return {name: _with_producer(tasks, **chosen), f"{name}_nowait": _with_producer(nowait, **chosen)}
+
+
+def _numbered(producer: Any, method: str) -> Callable[[int], Any]:
+    """A routing key alone, which the options below are compared with."""
+    publish = getattr(producer, method)
+    return lambda number: publish(BODY, "order.created")
+
+
+def _header(producer: Any, method: str) -> Callable[[int], Any]:
+    """A header that is always the same."""
+    publish = getattr(producer, method)
+    return lambda number: publish(BODY, "order.created", headers={"tenant": 7})
+
+
+def _headers(producer: Any, method: str) -> Callable[[int], Any]:
+    """Three headers, of which one differs."""
+    publish = getattr(producer, method)
+    return lambda number: publish(
+        BODY, "order.created", headers={"tenant": 7, "source": "shop", "number": number}
+    )
+
+
+def _message_id(producer: Any, method: str) -> Callable[[int], Any]:
+    """A message id of the caller's."""
+    publish = getattr(producer, method)
+    ids = [f"0198b8a2-6b7c-7000-8000-{number:012x}" for number in range(10 * LOOK_EVERY)]
+    return lambda number: publish(BODY, "order.created", message_id=ids[number])
+
+
+def _message_ids(producer: Any, method: str) -> Callable[[int], Any]:
+    """A message id of the producer's."""
+    return _numbered(producer, method)
+
+
+def _fluent(producer: Any, method: str) -> Callable[[int], Any]:
+    """A message that is put together call by call."""
+    return lambda number: getattr(producer.message(BODY).routing_key("order.created"), method)()
+
+
+def _fluent_header(producer: Any, method: str) -> Callable[[int], Any]:
+    """The same with a header."""
+    return lambda number: getattr(
+        producer.message(BODY).routing_key("order.created").header("tenant", 7), method
+    )()
+
+
+def _keys(producer: Any, method: str) -> Callable[[int], Any]:
+    """100,000 routing keys, one after the other; a run uses a part of them."""
+    publish = getattr(producer, method)
+    keys = [f"order.{number}" for number in range(100_000)]
+    places = iter(range(1 << 40))
+    return lambda number: publish(BODY, keys[next(places) * 7919 % 100_000])
+
+
+def _compressed(producer: Any, method: str) -> Callable[[int], Any]:
+    """Bodies that a compressor makes smaller; see `_Halving`."""
+    return _numbered(producer, method)
 
 
 def _publish_nowait(routing: Callable[..., Any]) -> Workload:
@@ -347,6 +435,13 @@ WORKLOADS: dict[str, Workload] = {
     "confirm": confirm,
     "acknowledge": acknowledge,
     "consume": _consume,
+    **_each(_header),
+    **_each(_headers),
+    **_each(_message_id),
+    **_each(_message_ids, message_ids=True),
+    **_each(_fluent),
+    **_each(_fluent_header),
+    **_each(_keys),
     "publish_monitored": _publish(_plain, monitored=True),
     "consume_monitored": partial(_consume, monitored=True),
 }

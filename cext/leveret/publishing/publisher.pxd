@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret.publishing.confirms cimport ConfirmWindow, Ticket
+from leveret.publishing.packing cimport Packer
 from leveret.publishing.publishing cimport Publishing
 from leveret.publishing.template cimport PublishTemplate
 from leveret.transport.waiting cimport Waiters
@@ -51,13 +52,12 @@ cdef class CompiledPublisher:
     cdef public bint _watched
     cdef public object _last_key
     cdef public PublishTemplate _last_template
-    cdef public dict _templates
+    cdef public Packer _packer
     cdef public Py_ssize_t _limit
     cdef public Py_ssize_t _max_buffered
     cdef public Py_ssize_t _max_bytes
     cdef public uint64_t _max_span
     cdef public bint _ready
-    cdef public bint _plain
     cdef public bint _alive
     cdef public bint _confirms
     # The callers that wait for a confirm or for room.
@@ -71,6 +71,7 @@ cdef class CompiledPublisher:
     cdef object encode(self, value)
     cdef object encode_given(self, value, str misfit)
     cdef bint at_home(self) except -1
-    cdef Ticket send(self, value, routing_key)
-    cdef Ticket put(self, value, routing_key, Py_ssize_t limit, bint waits)
+    cdef Ticket send(self, value, routing_key, dict options)
+    cdef Ticket put(self, value, routing_key, Py_ssize_t limit, dict options, bint waits)
+    cdef PublishTemplate frames_of(self, routing_key, dict options)
     cdef bint has_room(self, ConfirmWindow window, Py_ssize_t limit, bint waits) noexcept

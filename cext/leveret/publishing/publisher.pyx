@@ -5,17 +5,20 @@ ordinary calls, and passes all others on to its subclass.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItem
+from cpython.dict cimport PyDict_Size
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from leveret.monitoring.histogram cimport wall_clock
+from leveret.publishing.builder cimport new_message
 from leveret.publishing.confirms cimport (
     FREE, HEAVY, SENDS, ConfirmWindow, Slot, Ticket, new_ticket
 )
+from leveret.publishing.packing cimport Packer
 from leveret.publishing.publishing cimport RECEIPT, TICKET, Publishing, new_publishing
 from leveret.publishing.template cimport PublishTemplate, Template
 from leveret.wire.buffers cimport SendBuffer
@@ -119,6 +122,8 @@ cdef class PublishBatch:
 
     # The bytes of a publishing's frames.
     cdef inline Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1:
+        if template.data is NULL:
+            raise TypeError("this template was never packed")
         if template.size - template.header_at > <Py_ssize_t>self.frame_max:
             raise EncodeFailed(f"the properties and headers take {template.size - template.header_at} bytes; the "
                                f"negotiated frame_max is {self.frame_max}")
@@ -393,8 +398,8 @@ if hasattr(os, "register_at_fork"):
 cdef class CompiledPublisher:
     """The compiled base of `Producer`: `publish` and `publish_nowait` of an ordinary message.
 
-    `Producer` is its only subclass. It sets the attributes, and has the long way for options, waiting, several forms of
-    bodies and policies.
+    `Producer` is its only subclass. It sets the attributes, and has the long way for waiting, policies and a
+    `confirm_timeout` of one message.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -435,54 +440,67 @@ cdef class CompiledPublisher:
 
     # Writes a message and returns its ticket. Returns None for whatever needs the long way, which also finds errors.
     # To be called only `at_home`.
-    cdef Ticket put(self, value, routing_key, Py_ssize_t limit, bint waits):
+    cdef Ticket put(self, value, routing_key, Py_ssize_t limit, dict options, bint waits):
         cdef ConfirmWindow window = self._window
         cdef PublishTemplate template
-        cdef PyObject* found
         cdef Ticket ticket
         cdef object body
         if not self.has_room(window, limit, waits):
             return None
-        if routing_key is self._last_key and self._last_template is not None:  # a key of None is not the last key
-            template = self._last_template
-        else:
-            if type(routing_key) is str:
-                found = PyDict_GetItem(self._templates, routing_key)
-                if found is NULL:
-                    return None
-                template = <PublishTemplate>found
-            elif type(routing_key) is Template and (<Template>routing_key).encoder is self._encoder:
-                template = (<Template>routing_key).frames
-            else:
+        if options is not None:
+            if PyDict_Size(options) == 0:
+                options = None
+            elif "confirm_timeout" in options:
                 return None
-            self._last_template = template
-            self._last_key = routing_key
-        if PyBytes_CheckExact(value) and (self._ready or template.misfit is not None):
-            body = value
+        if self._packer.one_form:
+            template = self.frames_of(routing_key, options)
+            if PyBytes_CheckExact(value) and (self._ready or template.misfit is not None):
+                body = value
+            else:
+                body = self.encode(value) if template.misfit is None else self.encode_given(value, template.misfit)
+                if not self.has_room(window, limit, waits):
+                    return None  # the serializer published or closed something itself
         else:
-            body = self.encode(value) if template.misfit is None else self.encode_given(value, template.misfit)
+            template, body = self._packer.packed(value, routing_key, options)
             if not self.has_room(window, limit, waits):
-                return None  # the serializer published or closed something itself
+                return None
         ticket = new_ticket(self)
-        self._batch.put(template, <bytes>body, ticket, 0)
+        if template.size > LARGE_FRAMES and template is not self._last_template:
+            self._batch.add(template, body, ticket)  # frames of its own count among the bytes that are kept
+        else:
+            self._batch.put(template, <bytes>body, ticket, 0)
         if self._timer is None:
             self._start_clock()
         return ticket
 
+    # The frames of a message, when all bodies have one form.
+    cdef PublishTemplate frames_of(self, routing_key, dict options):
+        cdef PublishTemplate template
+        if options is not None:
+            return self._packer.frames(routing_key, options)
+        if routing_key is self._last_key and self._last_template is not None:  # a key of None is not the last key
+            template = self._last_template
+        else:
+            template = self._packer.pattern(routing_key)
+            if PyUnicode_CheckExact(routing_key) or type(routing_key) is Template:
+                self._last_template = template
+                self._last_key = routing_key
+        return template if template.id_at == 0 else self._packer.identified(template)
+
     # As put, for a caller that waits for the outcome. When nothing is in flight the message is written at once:
     # waiting for others to share the write would gain nothing (Nagle's algorithm, RFC 896, does the same). During a
     # read the end of the read is soon enough.
-    cdef Ticket send(self, value, routing_key):
+    cdef Ticket send(self, value, routing_key, dict options):
         cdef SendBuffer out
         cdef Ticket ticket
         if not self.at_home():
             return None  # another thread must not touch the send buffer
         if self._batch is None or self._window.outstanding or self._batch.out.attended:
-            return self.put(value, routing_key, self._limit, True)
+            return self.put(value, routing_key, self._limit, options, True)
         out = self._batch.out
         out.attended = True
         try:
-            ticket = self.put(value, routing_key, self._limit, True)
+            ticket = self.put(value, routing_key, self._limit, options, True)
         finally:
             out.attended = False
             if out.used or out.in_pieces:
@@ -504,7 +522,7 @@ cdef class CompiledPublisher:
 
     # Whether a message can be written. Those that do not wait for the socket fill the send buffer.
     cdef inline bint has_room(self, ConfirmWindow window, Py_ssize_t limit, bint waits) noexcept:
-        return (self._plain and window.outstanding < limit and window.outstanding_bytes < self._max_bytes
+        return (self._alive and window.outstanding < limit and window.outstanding_bytes < self._max_bytes
                 and window.next_delivery_tag - window.first < self._max_span
                 and not (waits and self._batch.out.paused) and not self._batch.out.blocked)
 
@@ -532,7 +550,7 @@ cdef class CompiledPublisher:
         """Encodes and appends values of a batch, one after the other.
 
         Args:
-            template: Exchange, routing key and properties.
+            template: Exchange, routing key and properties; with message ids, the pattern for those of each value.
             values: What the serializer takes.
             start: Where in `values` to begin.
             ticket: Told about the outcomes.
@@ -547,6 +565,7 @@ cdef class CompiledPublisher:
             CodecError: One is refused; what came before was appended, as `PublishBatch.published` tells.
         """
         cdef PublishBatch batch = self._batch
+        cdef PublishTemplate frames = template
         cdef Py_ssize_t i = start
         cdef uint64_t full = batch.published_bytes + <uint64_t>max(1, max_bytes)
         cdef object value
@@ -559,9 +578,15 @@ cdef class CompiledPublisher:
                 value = self.encode(value) if template.misfit is None else self.encode_given(value, template.misfit)
                 if not self._alive:
                     break
-            batch.put(template, <bytes>value, ticket, index + i - start)
+            if template.id_at:
+                frames = self._packer.identified(template)
+            batch.put(frames, <bytes>value, ticket, index + i - start)
             i += 1
         return i - start
+
+    def message(self, value):
+        """Begins a message that is put together call by call; see `MessageBuilder`."""
+        return new_message(value, self)
 
     def publish(self, value, routing_key="", **options):
         """Publishes one value. Awaiting what it returns waits for the broker's confirm.
@@ -600,8 +625,8 @@ cdef class CompiledPublisher:
         cdef Ticket ticket
         try:
             # Callers that wait already go first, and a breaker that is not closed is asked.
-            if (options or self._waiting or (self._breaker is not None and self._breaker.closed is not True)
-                    or (ticket := self.send(value, routing_key)) is None):
+            if (self._waiting or (self._breaker is not None and self._breaker.closed is not True)
+                    or (ticket := self.send(value, routing_key, options)) is None):
                 self._publish(publishing, value, routing_key, options)
             else:
                 if self._guard is not None and ticket.pending:
@@ -638,9 +663,9 @@ cdef class CompiledPublisher:
         cdef Publishing publishing = new_publishing(self, self._waiters, TICKET)
         cdef Ticket ticket
         try:
-            if (options or self._waiting or not self.at_home()
+            if (self._waiting or not self.at_home()
                     or (self._breaker is not None and self._breaker.closed is not True)
-                    or (ticket := self.put(value, routing_key, self._max_buffered, False)) is None):
+                    or (ticket := self.put(value, routing_key, self._max_buffered, options, False)) is None):
                 self._enqueue(publishing, value, routing_key, options)
             else:
                 publishing.expect(ticket)
@@ -671,7 +696,7 @@ cdef class CompiledPublisher:
             WrongLoopError: Called from another thread or event loop.
         """
         cdef Ticket ticket
-        if (options or not self.at_home() or (self._breaker is not None and self._breaker.closed is not True)
-                or (ticket := self.put(value, routing_key, self._max_buffered, False)) is None):
+        if (not self.at_home() or (self._breaker is not None and self._breaker.closed is not True)
+                or (ticket := self.put(value, routing_key, self._max_buffered, options, False)) is None):
             return self._publish_nowait(value, routing_key, options)
         return ticket

@@ -4,11 +4,16 @@
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_CheckExact, PyDict_Next
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.long cimport PyLong_CheckExact
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from leveret.wire.endian cimport lv_put16, lv_put32, lv_put64
+from leveret.wire.endian cimport lv_put32, lv_put64
 from leveret.wire.limits cimport DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES
 from leveret.wire.numbers cimport FRAME_END, FRAME_METHOD
 
@@ -19,7 +24,12 @@ from leveret.errors import EncodeFailed
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    const char* PyUnicode_1BYTE_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
+    bint PyBool_Check(object value)
 
 cdef extern from "math.h":
     bint isfinite(double) noexcept nogil
@@ -75,56 +85,34 @@ cdef class Writer:
     def __dealloc__(self):
         free(self.data)
 
-    # Returns memory for n more bytes, which count as used.
-    cdef uint8_t* reserve(self, Py_ssize_t n) except NULL:
+    # Makes room for n more bytes.
+    cdef int grow(self, Py_ssize_t n) except -1:
         cdef Py_ssize_t capacity
         cdef uint8_t* data
-        if n > self.capacity - self.used:
-            if n > 0xFFFFFFFF - self.used:
-                # In a longer block the 32-bit lengths would wrap, and the peer would read its rest as frames.
-                raise EncodeFailed(f"{self.used + n} bytes of arguments; a frame or table holds less than 4294967296")
-            capacity = max(self.capacity * 2, self.used + n)
-            data = <uint8_t*>realloc(self.data, capacity)
-            if data is NULL:
-                raise MemoryError()
-            self.data = data
-            self.capacity = capacity
-        self.used += n
-        return self.data + self.used - n
-
-    cdef int put8(self, uint8_t value) except -1:
-        self.reserve(1)[0] = value
-        return 0
-
-    cdef int put16(self, uint16_t value) except -1:
-        lv_put16(self.reserve(2), value)
-        return 0
-
-    cdef int put32(self, uint32_t value) except -1:
-        lv_put32(self.reserve(4), value)
-        return 0
-
-    cdef int put64(self, uint64_t value) except -1:
-        lv_put64(self.reserve(8), value)
-        return 0
-
-    cdef int put_raw(self, const uint8_t* data, Py_ssize_t n) except -1:
-        if n:
-            memcpy(self.reserve(n), data, n)
+        if n > 0xFFFFFFFF - self.used:
+            # In a longer block the 32-bit lengths would wrap, and the peer would read its rest as frames.
+            raise EncodeFailed(f"{self.used + n} bytes of arguments; a frame or table holds less than 4294967296")
+        capacity = max(self.capacity * 2, self.used + n)
+        data = <uint8_t*>realloc(self.data, capacity)
+        if data is NULL:
+            raise MemoryError()
+        self.data = data
+        self.capacity = capacity
         return 0
 
     # Writes an ASCII string of at most 255 bytes without making a bytes object. Returns false, and writes nothing, for
     # any other value.
     cdef bint put_short_ascii(self, object value) except -1:
-        cdef Py_ssize_t n = 0
-        cdef const char* raw
-        if not isinstance(value, str) or not PyUnicode_IS_ASCII(value):
+        cdef Py_ssize_t n
+        cdef uint8_t* p
+        if not PyUnicode_CheckExact(value) or not PyUnicode_IS_COMPACT_ASCII(value):
             return False
-        raw = PyUnicode_AsUTF8AndSize(value, &n)
+        n = PyUnicode_GET_LENGTH(value)
         if n > 255:
             return False
-        self.put8(<uint8_t>n)
-        self.put_raw(<const uint8_t*>raw, n)
+        p = self.reserve(1 + n)
+        p[0] = <uint8_t>n
+        memcpy(p + 1, PyUnicode_1BYTE_DATA(value), n)
         return True
 
     cdef int put_shortstr(self, object value, str name) except -1:
@@ -149,11 +137,13 @@ cdef class Writer:
 
     cdef int put_table(self, str name, object table, int depth) except -1:
         cdef Py_ssize_t at = self.used
+        cdef Py_ssize_t entries = self.entries
         cdef dict items
         if depth > DEFAULT_TABLE_DEPTH:
             raise EncodeFailed(f"{name} is nested deeper than the limit of {DEFAULT_TABLE_DEPTH}")
         self.put32(0)
-        if table is not None:
+        if table is not None and not (PyDict_CheckExact(table) and self.put_plain_table(<dict>table)):
+            self.used, self.entries = at + 4, entries
             # Copy first: iterating over a foreign Mapping runs its code.
             try:
                 items = dict(table)
@@ -168,6 +158,68 @@ cdef class Writer:
                 self.put_value(key, value, depth)
         lv_put32(self.data + at, <uint32_t>(self.used - at - 4))
         return 0
+
+    # Writes the entries of a table whose keys and values are plain. Returns false, and has written some of them, for any
+    # other table: no code of others runs here, so nothing changes the table meanwhile.
+    cdef bint put_plain_table(self, dict table) except -1:
+        cdef PyObject* key
+        cdef PyObject* value
+        cdef Py_ssize_t place = 0
+        while PyDict_Next(table, &place, &key, &value):
+            self.entries += 1
+            if (self.entries > DEFAULT_TABLE_ENTRIES or not self.put_short_ascii(<object>key)
+                    or not self.put_plain(<object>value)):
+                return False
+        return True
+
+    # Writes a value of one of the usual types, with its wire type. Returns false, and writes nothing, for any other.
+    cdef bint put_plain(self, object value) except -1:
+        cdef uint8_t* p
+        cdef Py_ssize_t n
+        cdef int64_t number
+        cdef double real
+        cdef uint64_t word
+        cdef int overflow = 0
+        if PyUnicode_CheckExact(value):
+            if not PyUnicode_IS_COMPACT_ASCII(value):
+                return False
+            n = PyUnicode_GET_LENGTH(value)
+            if n > 0xFFFFFFFF:
+                return False
+            p = self.reserve(5 + n)
+            p[0] = b"S"
+            lv_put32(p + 1, <uint32_t>n)
+            memcpy(p + 5, PyUnicode_1BYTE_DATA(value), n)
+        elif PyLong_CheckExact(value):
+            number = PyLong_AsLongLongAndOverflow(value, &overflow)
+            if overflow:
+                return False
+            # RabbitMQ reads both signed widths everywhere. Only old clients send other widths.
+            if -0x80000000 <= number <= 0x7FFFFFFF:
+                p = self.reserve(5)
+                p[0] = b"I"
+                lv_put32(p + 1, <uint32_t><int32_t>number)
+            else:
+                p = self.reserve(9)
+                p[0] = b"l"
+                lv_put64(p + 1, <uint64_t>number)
+        elif value is None:
+            self.put8(b"V")
+        elif PyBool_Check(value):
+            p = self.reserve(2)
+            p[0] = b"t"
+            p[1] = value is True
+        elif PyFloat_CheckExact(value):
+            real = PyFloat_AS_DOUBLE(value)
+            if not isfinite(real):
+                return False
+            memcpy(&word, &real, 8)
+            p = self.reserve(9)
+            p[0] = b"d"
+            lv_put64(p + 1, word)
+        else:
+            return False
+        return True
 
     cdef int put_text(self, str name, object value) except -1:
         cdef Py_ssize_t n = 0
@@ -189,18 +241,20 @@ cdef class Writer:
         lv_put32(self.data + at, <uint32_t>(self.used - at - 4))
         return 0
 
-    # Writes a value with the wire type of its Python type, or of its FieldValue.
-    cdef int put_value(self, str name, object value, int depth) except -1:
+    # Counts a value of a table.
+    cdef int count(self, str name) except -1:
         self.entries += 1
         if self.entries > DEFAULT_TABLE_ENTRIES:
             raise EncodeFailed(f"table key {name[:40]!r} is beyond the limit of {DEFAULT_TABLE_ENTRIES} values in one "
                                "table and all tables in it, which consumers have by default (max_table_entries)")
-        if value is None:
-            return self.put8(b"V")
-        if isinstance(value, bool):
-            return self.put_typed(name, b"t", value, depth)
+        return 0
+
+    # Writes a value with the wire type of its Python type, or of its FieldValue.
+    cdef int put_value(self, str name, object value, int depth) except -1:
+        self.count(name)
+        if self.put_plain(value):
+            return 0
         if isinstance(value, int):
-            # RabbitMQ reads both signed widths everywhere. Only old clients send other widths.
             return self.put_typed(name, b"I" if -0x80000000 <= value <= 0x7FFFFFFF else b"l", value, depth)
         if isinstance(value, str):
             return self.put_typed(name, b"S", value, depth)

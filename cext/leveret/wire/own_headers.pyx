@@ -2,17 +2,19 @@
 
 All other bytes stay as they are: decoding and encoding them again could choose other types for the values.
 """
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from leveret.wire.encoding cimport Writer
-from leveret.wire.endian cimport lv_get16, lv_get32, lv_get64, lv_put16
+from leveret.wire.endian cimport lv_get16, lv_get32, lv_get64, lv_put16, lv_put64
 
 from leveret.errors import EncodeFailed
 
 #: When a message was handed over to its producer, in microseconds since 1970.
 SENT_AT_HEADER = "x-leveret-sent-at"
+#: The size of a compressed body before compression, in bytes.
+ORIGINAL_SIZE_HEADER = "original-size"
 
 cdef enum:
     # Flags of the properties (AMQP 0-9-1 section 4.2.6.1), and the flag of a further word of flags.
@@ -24,6 +26,7 @@ cdef enum:
 # Entries of a table without their values: a short string, and the type of the value, a signed integer of 32 or 64 bits.
 cdef bytes RESENT = b"\x10x-leveret-resentI"
 cdef bytes SENT_AT = b"\x11x-leveret-sent-atl"
+cdef bytes ORIGINAL_SIZE = b"\x0doriginal-sizel"
 
 
 # Where an entry is in packed properties.
@@ -146,3 +149,18 @@ cdef int64_t sent_at_of(bytes raw) noexcept:
     if place.size != length + 8 or data[place.entry + length - 1] != b"l":
         return 0
     return <int64_t>lv_get64(data + place.entry + length)
+
+
+# The entry of the header `x-leveret-sent-at` with the value 0, for a table that has no such header.
+cdef bytes sent_at_entry():
+    return SENT_AT + bytes(8)
+
+
+# The entry of the header `original-size`, for a table that has no such header.
+cdef bytes original_size_entry(int64_t size):
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(ORIGINAL_SIZE)
+    cdef bytes entry = PyBytes_FromStringAndSize(NULL, length + 8)
+    cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(entry)
+    memcpy(p, PyBytes_AS_STRING(ORIGINAL_SIZE), length)
+    lv_put64(p + length, <uint64_t>size)
+    return entry

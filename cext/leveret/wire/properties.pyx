@@ -1,14 +1,34 @@
 """Encodes and decodes the properties of a message (AMQP 0-9-1 sections 1.8.1 and 4.2.6.1)."""
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t
+from cpython.long cimport PyLong_Check
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from leveret.wire.decoding cimport Cursor, cursor_over, need, read_shortstr, read_table
 from leveret.wire.encoding cimport Writer, shown, to_timestamp
-from leveret.wire.endian cimport lv_get16, lv_get64, lv_put16
+from leveret.wire.endian cimport lv_get16, lv_get64, lv_put32
 from leveret.wire.limits cimport DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES
 
 from leveret.errors import EncodeFailed, TableSyntaxError
+
+cdef extern from *:
+    """
+    /* The number of the property with the highest flag. */
+    static inline int lv_first_flag(uint16_t flags) { return __builtin_clz((unsigned)flags << 16); }
+    """
+    int lv_first_flag(uint16_t flags) noexcept
+
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
+    PyObject* PyTuple_GET_ITEM(object values, Py_ssize_t i)
+
+
+cdef tuple _NAMES = (
+    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
+    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id")
+#: By their flags, the highest first, which is their order on the wire.
+PROPERTY_NAMES = _NAMES
 
 
 @cython.final
@@ -64,7 +84,7 @@ cdef class Properties:
 
     def __repr__(self):
         # Without the values, which may be secrets.
-        names = [n for n in _PROPERTY_NAMES if getattr(self, n) is not None]
+        names = [n for n in _NAMES if getattr(self, n) is not None]
         return f"Properties({', '.join(names)})"
 
     def encode(self):
@@ -77,65 +97,80 @@ cdef class Properties:
             EncodeFailed: A value does not fit; the text names the property.
         """
         cdef Writer w = Writer()
+        cdef tuple values = self._tuple()
+        cdef PyObject* given[PROPERTIES]
+        cdef Py_ssize_t places[PROPERTIES]
         cdef uint16_t flags = 0
-        w.put16(0)
-        if self.content_type is not None:
-            flags |= 0x8000
-            w.put_shortstr(self.content_type, "content_type")
-        if self.content_encoding is not None:
-            flags |= 0x4000
-            w.put_shortstr(self.content_encoding, "content_encoding")
-        if self.headers is not None:
-            flags |= 0x2000
-            w.put_table("headers", self.headers, 1)
-        if self.delivery_mode is not None:
-            if not isinstance(self.delivery_mode, int) or not 1 <= self.delivery_mode <= 2:
-                raise EncodeFailed(
-                    f"delivery_mode is 1 (transient) or 2 (persistent), not {shown(self.delivery_mode)}")
-            flags |= 0x1000
-            w.put8(self.delivery_mode)
-        if self.priority is not None:
-            if not isinstance(self.priority, int) or not 0 <= self.priority <= 255:
-                raise EncodeFailed(f"priority is 0 to 255, not {shown(self.priority)}")
-            flags |= 0x0800
-            w.put8(self.priority)
-        if self.correlation_id is not None:
-            flags |= 0x0400
-            w.put_shortstr(self.correlation_id, "correlation_id")
-        if self.reply_to is not None:
-            flags |= 0x0200
-            w.put_shortstr(self.reply_to, "reply_to")
-        if self.expiration is not None:
-            flags |= 0x0100
-            w.put_shortstr(self.expiration, "expiration")
-        if self.message_id is not None:
-            flags |= 0x0080
-            w.put_shortstr(self.message_id, "message_id")
-        if self.timestamp is not None:
-            flags |= 0x0040
-            try:
-                w.put64(to_timestamp(self.timestamp, "timestamp"))
-            except (OverflowError, TypeError):
-                raise EncodeFailed("timestamp is whole seconds since 1970, 0 to 2^64-1, or a datetime") from None
-        if self.type is not None:
-            flags |= 0x0020
-            w.put_shortstr(self.type, "type")
-        if self.user_id is not None:
-            flags |= 0x0010
-            w.put_shortstr(self.user_id, "user_id")
-        if self.app_id is not None:
-            flags |= 0x0008
-            w.put_shortstr(self.app_id, "app_id")
-        if self.cluster_id is not None:
-            flags |= 0x0004
-            w.put_shortstr(self.cluster_id, "cluster_id")
-        lv_put16(w.data, flags)
+        cdef int i
+        for i in range(PROPERTIES):
+            given[i] = PyTuple_GET_ITEM(values, i)
+            if values[i] is not None:
+                flags |= flag_of(i)
+        w.put16(flags)
+        put_values(w, given, flags, places, None)
         return w.take()
 
 
-cdef tuple _PROPERTY_NAMES = (
-    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
-    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id")
+# Writes the values of the properties with these flags, in their order.
+#
+# `places` tells where each of them begins. `entries` are packed entries that go behind those of the headers, or None; with
+# them there is the flag of the headers, whose value may be NULL. The values have to live until it returns, although it
+# may run code of others.
+cdef int put_values(Writer w, PyObject** values, uint16_t flags, Py_ssize_t* places, bytes entries) except -1:
+    cdef uint16_t left = flags
+    cdef int i
+    while left:
+        i = lv_first_flag(left)
+        left &= <uint16_t>~flag_of(i)
+        places[i] = w.used
+        if i == HEADERS:
+            if values[i] is NULL:
+                w.put32(0)
+            else:
+                w.put_table("headers", <object>values[i], 1)
+            if entries is not None:
+                w.put_raw(<const uint8_t*>PyBytes_AS_STRING(entries), PyBytes_GET_SIZE(entries))
+                lv_put32(w.data + places[i], <uint32_t>(w.used - places[i] - 4))
+        elif i == DELIVERY_MODE:
+            w.put8(_delivery_mode(<object>values[i]))
+        elif i == PRIORITY:
+            w.put8(_priority(<object>values[i]))
+        elif i == TIMESTAMP:
+            w.put64(_timestamp(<object>values[i]))
+        else:
+            w.put_shortstr(<object>values[i], <str>_NAMES[i])
+    return 0
+
+
+cdef uint8_t _delivery_mode(object value) except 0:
+    cdef int number = _octet(value)
+    if not 1 <= number <= 2:
+        raise EncodeFailed(f"delivery_mode is 1 (transient) or 2 (persistent), not {shown(value)}")
+    return <uint8_t>number
+
+
+cdef uint8_t _priority(object value) except? 0:
+    cdef int number = _octet(value)
+    if number < 0:
+        raise EncodeFailed(f"priority is 0 to 255, not {shown(value)}")
+    return <uint8_t>number
+
+
+# The value of a whole number from 0 to 255; -1 for anything else.
+cdef int _octet(object value) except -2:
+    cdef int overflow = 0
+    cdef long long number
+    if not PyLong_Check(value):
+        return -1
+    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    return <int>number if overflow == 0 and 0 <= number <= 255 else -1
+
+
+cdef uint64_t _timestamp(object value) except? 1:
+    try:
+        return to_timestamp(value, "timestamp")
+    except (OverflowError, TypeError):
+        raise EncodeFailed("timestamp is whole seconds since 1970, 0 to 2^64-1, or a datetime") from None
 
 
 def decode_properties(bytes raw not None, *, Py_ssize_t max_depth=DEFAULT_TABLE_DEPTH,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.codecs.compressing import BodyCompressor
-from leveret.codecs.forms import NO_ENCODINGS, Form, media_types
+from leveret.codecs.forms import NO_ENCODINGS, media_types
 from leveret.codecs.options import check_options_taken, serializer_options
 from leveret.errors import CodecError, ConfigurationError, EncodeFailed, PluginError, printable
 from leveret.plugins.interfaces import CompositeSpec
@@ -27,8 +27,8 @@ _KEPT: Final = 256
 class BodyEncoder:
     """Encodes the values of one producer.
 
-    A producer whose bodies all have one form calls `encode`, which is the serializer's own function. With a compressor
-    or a composite serializer it calls `pack` instead.
+    A producer whose bodies all have one content type calls `encode`, which is the serializer's own function. With a
+    compressor or a composite serializer it calls `pack` instead.
 
     Args:
         registry: The registry that has the serializers and compressors.
@@ -36,7 +36,8 @@ class BodyEncoder:
 
     Attributes:
         name: The serializer's name.
-        form: The form of every body; None when forms differ and `pack` returns the form of each.
+        content_type: The content type of every body, none of which is compressed; None when bodies differ and `pack`
+            tells about each.
         encode: The serializer's function.
         compressor: Compresses bodies; None without compression.
 
@@ -52,7 +53,7 @@ class BodyEncoder:
         self._origin = provided.origin
         self._trusted = provided.plugin == "builtin"
         self._select: Callable[[Any], str] | None = None
-        self._parts: dict[str, tuple[Callable[[Any], bytes], Form]] = {}
+        self._parts: dict[str, tuple[Callable[[Any], bytes], str]] = {}
         self._registry = registry
         self._misfits: dict[tuple[str | None, str | None], str | None] = {}
         self._options = serializer_options(settings)
@@ -66,27 +67,27 @@ class BodyEncoder:
             self.encode: Callable[[Any], bytes] = self._encode_part
         else:
             self._serializers = [provided]
-            self.encode, self._form = self._part(provided)
+            self.encode, self._content_type = self._part(provided)
         check_options_taken(self._options, self._serializers, f"the {self.name} serializer ({self._origin})")
         if not compressor and settings.compression_level is not None:
             raise ConfigurationError("compression_level needs a compressor", option="compression_level")
         self.compressor = BodyCompressor(registry, compressor, settings) if compressor else None
-        self.form = None if self._select or self.compressor else self._form
+        self.content_type = None if self._select or self.compressor else self._content_type
 
-    def _part(self, provided: Provided) -> tuple[Callable[[Any], bytes], Form]:
+    def _part(self, provided: Provided) -> tuple[Callable[[Any], bytes], str]:
         if isinstance(provided.spec, CompositeSpec):
             raise ConfigurationError(
                 f"the composite serializer {provided.name!r} cannot be a part of another composite serializer",
                 option="serializer",
             )
-        return self._registry.make_serializer(provided, self._options).encode, Form(provided.keys[0])
+        return self._registry.make_serializer(provided, self._options).encode, provided.keys[0]
 
     def _encode_part(self, value: Any) -> bytes:
         return self._choose(value)[0](value)
 
-    def _choose(self, value: Any) -> tuple[Callable[[Any], bytes], Form]:
+    def _choose(self, value: Any) -> tuple[Callable[[Any], bytes], str]:
         if self._select is None:
-            return self.encode, self._form
+            return self.encode, self._content_type
         part = self._select(value)
         try:
             return self._parts[part]
@@ -111,6 +112,8 @@ class BodyEncoder:
             None when the caller gives neither; an empty string when the bodies of the serializer may have them; or why
             only bytes may have them.
         """
+        if not isinstance(content_type, str | None) or not isinstance(content_encoding, str | None):
+            return ""  # refused when the properties are packed
         key = content_type, content_encoding
         if key not in self._misfits:
             if len(self._misfits) >= _KEPT:
@@ -118,9 +121,8 @@ class BodyEncoder:
             self._misfits[key] = self._find_misfit(content_type, content_encoding)
         return self._misfits[key]
 
-    def _find_misfit(self, content_type: object, content_encoding: object) -> str | None:
-        # Whatever is not text is refused when the properties are packed.
-        if isinstance(content_type, str):
+    def _find_misfit(self, content_type: str | None, content_encoding: str | None) -> str | None:
+        if content_type is not None:
             kinds = list(media_types(content_type))
             own = {comparable(key) for name in self._serializers for key in name.keys}
             readers = self._registry.readers("serializer")
@@ -131,7 +133,7 @@ class BodyEncoder:
                     f"{self.name} serializer makes {self._serializers[0].keys[0]}; choose serializer={maker.name!r}, "
                     "or give the body itself as bytes, which are sent as they are"
                 )
-        if isinstance(content_encoding, str):
+        if content_encoding is not None:
             compressor = self._registry.readers("compressor").get(comparable(content_encoding))
             if compressor is not None and comparable(content_encoding) not in NO_ENCODINGS:
                 return (
@@ -159,7 +161,9 @@ class BodyEncoder:
             raise EncodeFailed(f"a {type(value).__name__} cannot be sent: {misfit}")
         return None
 
-    def pack(self, value: Any, *, compress: bool = True, misfit: str | None = None) -> tuple[bytes, Form, int]:
+    def pack(
+        self, value: Any, compress: bool = True, misfit: str | None = None
+    ) -> tuple[bytes, str, str | None, int]:
         """Encodes a value, and compresses the body when it is large enough and compression makes it smaller.
 
         Args:
@@ -168,16 +172,18 @@ class BodyEncoder:
             misfit: What `misfit` returned for the content type and encoding that the caller gives.
 
         Returns:
-            The body, its form, and its size before compression; the size is -1 when the body is not compressed.
+            The body, its content type, its content encoding, and its size before compression; None and -1 when it is
+            not compressed.
 
         Raises:
             EncodeFailed: The serializer or the compressor failed.
             BodyTooLarge: Consumers would refuse the body by default, compressed or not.
         """
-        given = self.given(value, misfit)
+        body = None if misfit is None else self.given(value, misfit)
         try:
-            encode, form = self._choose(value)
-            body = encode(value) if given is None else given
+            encode, content_type = self._choose(value)
+            if body is None:
+                body = encode(value)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -185,10 +191,11 @@ class BodyEncoder:
         if type(body) is not bytes:
             raise self.not_bytes(body)
         compressor = self.compressor
-        compressed = compressor.compress(body) if compressor is not None and compress else None
-        if compressor is None or compressed is None:
-            return body, form, -1
-        return compressed, Form(form.content_type, compressor.encoding), len(body)
+        if compressor is not None and compress:
+            compressed = compressor.compress(body)
+            if compressed is not None:
+                return compressed, content_type, compressor.encoding, len(body)
+        return body, content_type, None, -1
 
     def failed(self, error: BaseException, value: object) -> EncodeFailed:
         """Returns the `EncodeFailed` for an exception of the serializer; it names the value's type, not the value."""

@@ -13,9 +13,8 @@ from leveret.errors import BackpressureError, CodecError, ConfigurationError, Pu
 from leveret.message import BatchResult
 from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import Ticket
-from leveret.publishing.options import keep, refuse_confirm_timeout
+from leveret.publishing.options import joined, keep, refuse_confirm_timeout
 from leveret.publishing.outcomes import failure, not_sent
-from leveret.publishing.packing import joined
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -46,6 +45,7 @@ class Source:
 
     Args:
         values: The values.
+        each: What `take` returns for each value; None for the value itself.
 
     Attributes:
         length: How many there are, or 0 when that is not known.
@@ -56,12 +56,15 @@ class Source:
         ConfigurationError: It is neither.
     """
 
-    def __init__(self, values: Iterable[Any] | AsyncIterable[Any]) -> None:
+    def __init__(
+        self, values: Iterable[Any] | AsyncIterable[Any], each: Callable[[Any], Any] | None = None
+    ) -> None:
         # What text and bytes iterate over is hardly what their caller wants to publish.
         if isinstance(values, str | bytes | bytearray | memoryview):
             raise _no_values(values)
         self.length = len(values) if isinstance(values, Sized) else 0
         self.error: BaseException | None = None
+        self._each = each
         self._time = asyncio.get_running_loop().time
         self.taken_at = self._time()
         self._task: asyncio.Task[None] | None = None
@@ -85,16 +88,14 @@ class Source:
         chunk: list[Any] = []
         if self._task is not None:
             chunk = await self._take_ahead(self._task, count)
-            self.taken_at = self._time()
-            return chunk
-        if self.error is None:
+        elif self.error is None:
             try:
                 # list.extend keeps what came before the iterable failed.
                 chunk.extend(islice(self._iterator, count))
             except BaseException as error:
                 self.error = error
         self.taken_at = self._time()
-        return chunk
+        return chunk if self._each is None else list(map(self._each, chunk))
 
     async def _take_ahead(self, task: asyncio.Task[None], count: int) -> list[Any]:
         self._wanted = count
@@ -160,6 +161,29 @@ class BatchPublisher:
         self._room = writer.room
         self._tickets = writer.tickets
         self._put_values = put_values
+
+    def identifying(self, routing_key: str | Template, options: PublishOptions) -> Callable[[Any], Any] | None:
+        """Returns what gives values their message ids, for values that may be published several times.
+
+        Args:
+            routing_key: As for `publish`.
+            options: As for `publish`.
+
+        Returns:
+            A function for `Source`; None when the producer makes no ids for these values.
+        """
+        ids = self._writer.packer.ids
+        if ids is None or "message_id" in joined(routing_key, options)[1]:
+            return None
+
+        def identified(value: Any) -> MessageBuilder:
+            message = MessageBuilder(value)
+            if isinstance(value, MessageBuilder):
+                message.value, message.key, message.options = value.value, value.key, keep(value.options)
+            message.options = {"message_id": next(ids), **message.options}
+            return message
+
+        return identified
 
     async def publish(
         self,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from leveret.errors import ConfigurationError, EncodeFailed, printable
-from leveret.settings.names import refuse_unknown
+from leveret.publishing.template import Template
+from leveret.settings.names import unknown
 from leveret.wire.encoding import FieldValue
-from leveret.wire.properties import Properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,16 +17,13 @@ __all__ = [
     "OPTIONS",
     "PublishOptions",
     "confirm_timeout_of",
+    "joined",
     "keep",
-    "pack_properties",
+    "milliseconds",
     "refuse_confirm_timeout",
-    "repeats",
+    "unknown_option",
 ]
 
-#: Options that are not properties of the message.
-_NO_PROPERTIES: Final = frozenset({"exchange", "mandatory", "confirm_timeout"})
-#: Options whose values usually differ from message to message.
-_UNIQUE: Final = frozenset({"message_id", "correlation_id", "timestamp", "confirm_timeout"})
 #: Types of values that cannot change.
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
 #: Deeper than any field table may be. What is deeper is not copied, and is refused when it is packed.
@@ -71,48 +68,16 @@ OPTIONS: Final = frozenset(PublishOptions.__annotations__)
 _KNOWN: Final = ("value", "values", "routing_key", *PublishOptions.__annotations__)
 
 
-def pack_properties(options: PublishOptions, **defaults: Any) -> bytes:
-    """Packs the properties and headers of a message (AMQP 0-9-1 section 4.2.6.1).
-
-    Args:
-        options: As the publish methods take them.
-        **defaults: Properties that hold where the options say nothing.
-
-    Returns:
-        What a `PublishTemplate` takes.
-
-    Raises:
-        ConfigurationError: There is no such option.
-        EncodeFailed: A value does not fit its property.
-    """
-    unknown = options.keys() - OPTIONS
-    if unknown:
-        refuse_unknown(sorted(unknown), _KNOWN, what="publish has no option")
-    properties: dict[str, Any] = {**defaults, **options}
-    for name in _NO_PROPERTIES:
-        properties.pop(name, None)
-    if properties.get("expiration") is not None:
-        properties["expiration"] = _milliseconds(properties["expiration"])
-    return Properties(**properties).encode()
+def unknown_option(options: PublishOptions) -> ConfigurationError:
+    """Returns the error for options of which one does not exist."""
+    return unknown(min(options.keys() - OPTIONS), _KNOWN, what="publish has no option")
 
 
-def repeats(routing_key: str, options: PublishOptions) -> tuple[object, ...] | None:
-    """Returns a key under which the packed form of these options may be kept, or None when they hardly come again.
-
-    Equal keys mean equal bytes: 1, 1.0 and True are equal and have other types on the wire, so types are part of it.
-    """
-    headers = options.get("headers")
-    if type(routing_key) is not str or not _UNIQUE.isdisjoint(options):
-        return None
-    if not (headers is None or type(headers) is dict):
-        return None
-    values = tuple(value for name, value in options.items() if name != "headers")
-    headed = tuple(headers.values()) if headers else ()
-    kinds = tuple(map(type, values + headed))
-    # A float is left out because 0.0 and -0.0 are equal as well.
-    if not _PLAIN.issuperset(kinds) or float in kinds[len(values) :]:
-        return None
-    return (routing_key, tuple(options), values, tuple(headers) if headers is not None else None, headed, kinds)
+def joined(routing_key: str | Template, options: PublishOptions) -> tuple[str, PublishOptions]:
+    """Returns the routing key and options of a template, with these options over its own."""
+    if isinstance(routing_key, Template):
+        return routing_key.routing_key, {**routing_key.options, **options}
+    return routing_key, options
 
 
 def keep(options: PublishOptions) -> PublishOptions:
@@ -176,7 +141,7 @@ def confirm_timeout_of(options: PublishOptions, default: float) -> float:
     return float(seconds)
 
 
-def _milliseconds(seconds: object) -> str:
+def milliseconds(seconds: object) -> str:
     """The wire's form of an expiration (RabbitMQ: per-message TTL)."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= 4294967.295:
         raise EncodeFailed(f"expiration is 0 to 4294967.295 seconds, not {seconds!r}")

@@ -15,7 +15,6 @@ from leveret.monitoring.meters import ProducerMeter
 from leveret.plugins.builtin import BytesSerializer
 from leveret.publishing.adaptive_window import AdaptiveWindow
 from leveret.publishing.batches import Batch, BatchPublisher, Source
-from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirm_listeners import ConfirmListeners
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.culprits import Culprits
@@ -165,7 +164,6 @@ class Producer(CompiledPublisher):
         else:
             self._set_limit(settings.max_outstanding)
         # What the compiled publisher looks at.
-        self._templates = self._packer.frames
         self._last_key = None
         self._waiting = self._room.waiting
         self._flushing = self._tickets.flushing
@@ -180,8 +178,6 @@ class Producer(CompiledPublisher):
         """Computes what the compiled publisher reads instead of the state and the parts."""
         #: Messages can be written.
         self._alive = self._life.writable
-        #: Nothing but the window decides whether the next message can be written: the compiled way is open.
-        self._plain = self._alive and self._encoder.form is not None
         #: Confirms concern more than their tickets.
         self._watched = bool(self._listeners or self._adaptive is not None or self._doubt.armed)
 
@@ -329,10 +325,6 @@ class Producer(CompiledPublisher):
         return self._listeners.add(listener, nacks=nacks)
 
     # ------------------------------------------------------------------ publishing
-
-    def message(self, value: Any) -> MessageBuilder:
-        """Begins a message that is put together call by call; see `MessageBuilder`."""
-        return MessageBuilder(value, self)
 
     def template(self, routing_key: str = "", **options: Unpack[PublishOptions]) -> Template:
         """Packs a routing key and options once, to be given to the publish methods in place of a routing key.
@@ -524,7 +516,8 @@ class Producer(CompiledPublisher):
         refuse_confirm_timeout(options)
         options = keep(options)
         guard = self._guard
-        async with Source(values) as source:
+        each = None if guard is None else self._batches.identifying(routing_key, options)
+        async with Source(values, each) as source:
             if guard is None:
                 return await self._batches.publish(source, routing_key, options)
             return await guard.publish_batch(

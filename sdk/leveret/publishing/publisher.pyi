@@ -10,9 +10,11 @@ from typing_extensions import Buffer, disjoint_base
 from leveret.codecs.encoding import BodyEncoder
 from leveret.errors import EncodeFailed
 from leveret.plugins.interfaces import BreakerPolicy
+from leveret.publishing.builder import MessageBuilder
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.options import PublishOptions
+from leveret.publishing.packing import Packer
 from leveret.publishing.publishing import Publishing
 from leveret.publishing.template import PublishTemplate, Template
 from leveret.transport.frame_transport import FrameTransport
@@ -107,13 +109,12 @@ class CompiledPublisher:
     _waiting: deque[tuple[int, int, float, Waiter]]
     _last_key: str | Template | None
     _last_template: PublishTemplate
-    _templates: dict[object, PublishTemplate]
+    _packer: Packer
     _limit: int
     _max_buffered: int
     _max_bytes: int
     _max_span: int
     _ready: bool
-    _plain: bool
     _alive: bool
     _confirms: bool
     _waiters: Waiters
@@ -136,6 +137,7 @@ class CompiledPublisher:
         max_bytes: int,
         kind: type,
     ) -> int: ...
+    def message(self, value: Any) -> MessageBuilder: ...
     def publish(
         self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
     ) -> Publishing[Receipt]: ...

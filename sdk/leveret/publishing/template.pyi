@@ -19,8 +19,8 @@ class PublishTemplate:
     def raw_properties(self) -> bytes: ...
     @property
     def misfit(self) -> str | None: ...
-    def __new__(
-        cls,
+    def __init__(
+        self,
         exchange: str,
         routing_key: str,
         raw_properties: bytes = b"\x00\x00",
@@ -29,7 +29,7 @@ class PublishTemplate:
         frame_max: int = 131072,
         misfit: str | None = None,
         timed: bool = False,
-    ) -> PublishTemplate: ...
+    ) -> None: ...
     def marked(self, resent: int) -> PublishTemplate: ...
 
 @final

@@ -44,6 +44,8 @@ class ProducerSettings(Section):
         sent_at_header: True adds the header `x-leveret-sent-at` to each message: when it was published, in microseconds
             since 1970. Consumers measure by it how long messages were on their way. It takes 27 bytes of a message, or
             31 when it has no other headers.
+        message_ids: True gives each message without a `message_id` one of its own: a UUID of version 7 as text, which is
+            unique, and greater than the one before in the same producer. What is sent again keeps its id.
         max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000. By default there may be so
             many that bytes decide, except for small messages. "auto" begins with 200 and grows up to `max_buffered`
             while that brings a higher rate of confirms.
@@ -84,6 +86,7 @@ class ProducerSettings(Section):
     on_loss: Literal["resend", "unknown"] = option("resend", choices=("resend", "unknown"))
     delivery_mode: int = option(PERSISTENT, choices=(TRANSIENT, PERSISTENT), aliases=_DELIVERY_MODES)
     sent_at_header: bool = option(False)
+    message_ids: bool = option(False)
     max_outstanding: int | Literal["auto"] = option(10_000, minimum=1, maximum=1_000_000, words=("auto",))
     max_outstanding_bytes: int = size(64 * MIB)
     max_buffered: int = option(10_000, minimum=1, maximum=1_000_000)

@@ -5,6 +5,9 @@ from datetime import datetime
 from typing import Any, final
 
 __test__: dict[str, str]
+__pyx_capi__: dict[str, object]
+
+PROPERTY_NAMES: tuple[str, ...]
 
 def decode_properties(raw: bytes, *, max_depth: int = 32, max_entries: int = 16384) -> Properties: ...
 

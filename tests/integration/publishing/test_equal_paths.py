@@ -25,6 +25,7 @@ from tests.support.peers import ANSWERS, FakeServer, Peer
 
 import leveret
 from leveret.errors import PublishError
+from leveret.publishing.options import OPTIONS
 from leveret.publishing.producer import Producer
 from leveret.publishing.template import Template
 
@@ -214,6 +215,25 @@ class Caller:
         self.results += map(shown, ended)
 
 
+#: Each option that the compiled way takes, with a value that fits.
+EVERY_OPTION: list[dict[str, Any]] = [
+    {"exchange": "amq.direct"},
+    {"mandatory": False},
+    {"headers": {"a": 1, "b": "text"}},
+    {"delivery_mode": 1},
+    {"priority": 3},
+    {"expiration": 1.5},
+    {"correlation_id": "c"},
+    {"reply_to": "r"},
+    {"message_id": "m"},
+    {"timestamp": 1_764_547_200},
+    {"type": "t"},
+    {"user_id": "guest"},
+    {"app_id": "app"},
+    {"content_type": "a/b"},
+    {"content_encoding": "none"},
+]
+
 calls: st.SearchStrategy[list[Any]] = st.lists(
     st.tuples(
         st.sampled_from(
@@ -250,7 +270,6 @@ calls: st.SearchStrategy[list[Any]] = st.lists(
                 {"headers": {"a": 1}},
                 {"headers": {"a": [1]}},
                 {"headers": None},
-                {"message_id": "one"},
                 {"priority": 256},
                 {"no_option": 1},
                 {"mandatory": True},
@@ -260,6 +279,20 @@ calls: st.SearchStrategy[list[Any]] = st.lists(
                 {"confirm_timeout": 5.0},
                 {"confirm_timeout": 0.05},
                 {"confirm_timeout": "long"},
+                *EVERY_OPTION,
+                {"headers": {"a": 1, "b": "text", "c": None, "d": 2**40, "e": 0.5, "f": True, "\u00fc": "\u00fc"}},
+                {"headers": {"a": {"b": [1, {"c": b"raw"}]}}},
+                {"headers": {"large": "x" * 2000}},
+                {"headers": {"large": "x" * 200_000}},
+                {"headers": {"a": float("inf")}},
+                {"headers": {"original-size": 1}},
+                {"headers": {5: 1}},
+                {"headers": 5},
+                {"message_id": "m" * 256},
+                {"content_type": "application/json"},
+                {"content_type": 5, "mandatory": False},
+                {"priority": None, "content_type": None, "delivery_mode": None},
+                {name: value for one in EVERY_OPTION for name, value in one.items()},
             ]
         ),
     ),
@@ -356,20 +389,29 @@ def test_both_ways_do_the_same(options: dict[str, Any], asked: list[Any], plan: 
 # ---------------------------------------------------------------------- which calls are compiled
 
 
-@pytest.mark.parametrize("options", [{}, {"max_outstanding": "auto"}, {"mandatory": True}], ids=str)
-async def test_templates_and_repeated_keys_are_published_the_compiled_way(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_outstanding": "auto"}, {"mandatory": True}, {"message_ids": True}, {"compressor": "gzip"}],
+    ids=str,
+)
+async def test_keys_templates_and_options_are_published_the_compiled_way(options: dict[str, Any]) -> None:
     recorder = Recorder(["ack"], blocked=False)
     async with FakeServer(recorder) as server, leveret.connect(server.url) as client:
-        chosen = leveret.ProducerSettings(serializer="bytes", **options)
+        chosen = leveret.ProducerSettings(serializer="bytes", compression_threshold=0, **options)
         async with Counting(client.publishing_link, chosen, client.registry) as producer:
             # More than the routing keys that are kept.
             templates = [producer.template("orders", headers={"a": number}) for number in range(2000)]
-            await producer.publish(b"x", "orders")
-            assert producer.long == 1  # a routing key is packed once
-            for template in (templates[0], templates[1], templates[0], *templates):
-                await producer.publish(b"x", template)
-                producer.publish_nowait(b"x", template)
-                await producer.enqueue(b"x", template)
-                await producer.publish(b"x", "orders")
-            assert producer.long == 1
-        assert recorder.published == 1 + 4 * 2003
+            keys = ["orders", Key.ORDERS, Text("orders"), *(f"orders.{number}" for number in range(2000))]
+            for key in (templates[0], templates[1], templates[0], *templates, *keys):
+                await producer.publish(b"x", key)
+                producer.publish_nowait(b"x" * 100, key)
+                await producer.enqueue(b"x", key)
+            for given in EVERY_OPTION:
+                await producer.publish(b"x", "orders", **given)
+                producer.publish_nowait(b"x" * 100, templates[0], **given)
+            assert producer.long == 0
+        assert recorder.published == 3 * 4006 + 2 * len(EVERY_OPTION)
+
+
+def test_every_option_is_published_the_compiled_way() -> None:
+    assert {name for one in EVERY_OPTION for name in one} == OPTIONS - {"confirm_timeout"}

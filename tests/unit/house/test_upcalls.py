@@ -57,6 +57,8 @@ ROLES = [
     Role("Publishing", ("self.producer",), "PublishingOwner", ("leveret.publishing.producer.Producer",)),
     Role("CompiledPublisher", ("self",), "PublisherUpcalls", ("leveret.publishing.producer.Producer",)),
     Role("CompiledPublisher", ("self._encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
+    Role("MessageBuilder", ("self.publisher",), "Publisher", ("leveret.publishing.producer.Producer",)),
+    Role("Packer", ("self.encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
     Role("CompiledPublisher", ("self._transport",), "Flushing", ("leveret.transport.stream.Stream",)),
     Role("ChannelDeliveries", ("decoder",), "BodyDecoding", ("leveret.codecs.decoding.BodyDecoder",)),
     Role("Acknowledger", ("self.meter",), "StaleCounter", ("leveret.monitoring.meters.ConsumerMeter",)),

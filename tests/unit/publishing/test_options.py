@@ -1,25 +1,33 @@
-"""Options of a publishing: what is packed, what may be packed once, and what is refused."""
+"""Options of a publishing: how they are packed, and what is refused."""
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import OrderedDict
 from copy import copy
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpus import strategies
 
+from leveret.codecs.encoding import BodyEncoder
 from leveret.errors import ConfigurationError, EncodeFailed, LeveretError
+from leveret.plugins.registry import PluginRegistry
 from leveret.publishing.builder import MessageBuilder
-from leveret.publishing.options import OPTIONS, PublishOptions, pack_properties, repeats
+from leveret.publishing.options import OPTIONS, milliseconds
+from leveret.publishing.packing import Packer
 from leveret.publishing.template import PublishTemplate
+from leveret.settings import ProducerSettings
 from leveret.wire.encoding import FieldValue
-from leveret.wire.properties import decode_properties
+from leveret.wire.properties import Properties, decode_properties
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 assert strategies  # its import loads the hypothesis profile
 
@@ -60,129 +68,108 @@ some_options = st.builds(
 )
 
 
-def packed(routing_key: str, options: Any) -> tuple[bytes, bool, str] | str:
-    """What goes out with these options: properties, mandatory bit and exchange; or what is wrong with them."""
+REGISTRY = PluginRegistry.from_plugins()
+
+
+def packer(**chosen: Any) -> Packer:
+    """What packs the messages of a producer of text with these options."""
+    producer = ProducerSettings(**{"serializer": "text", "exchange": "orders", **chosen})
+    encoder = BodyEncoder(REGISTRY, producer)
+    made = Packer(producer, encoder, encoder.encode)
+    made.frame_max = 131_072
+    return made
+
+
+def frames(options: Any, routing_key: Any = "k", **chosen: Any) -> PublishTemplate:
+    return packer(**chosen).pack("body", routing_key, options)[0]
+
+
+def properties(options: Any, **chosen: Any) -> Properties:
+    return decode_properties(frames(options, **chosen).raw_properties)
+
+
+def shown(make: Callable[[], PublishTemplate]) -> object:
+    """What goes out with a template: properties, mandatory bit and names; or what is wrong with it."""
     try:
-        template = PublishTemplate(
-            options.get("exchange", "default"),
-            routing_key,
-            pack_properties(options, content_type="text/plain", delivery_mode=2),
-            mandatory=options.get("mandatory", False),
-        )
-    except (LeveretError, TypeError, OverflowError) as error:
-        return type(error).__name__
-    return template.raw_properties, template.mandatory, template.exchange
+        made = make()
+    except LeveretError as error:
+        return type(error), str(error)
+    return made.raw_properties, made.mandatory, made.exchange, made.routing_key
 
 
-@settings(max_examples=1000)
-@given(first=some_options, second=some_options, keys=st.tuples(*[st.sampled_from(["", "k"])] * 2))
-def test_equal_keys_mean_equal_bytes(first: Any, second: Any, keys: tuple[str, str]) -> None:
-    one, other = repeats(keys[0], first), repeats(keys[1], second)
-    if one is not None and one == other:
-        assert keys[0] == keys[1]
-        assert packed(keys[0], first) == packed(keys[1], second)
-
-
-@given(options=some_options, value=anything, place=st.integers(0, 3), data=st.data())
-def test_equal_keys_mean_equal_bytes_when_one_value_differs(
-    options: Any, value: object, place: int, data: st.DataObject
-) -> None:
-    # Options of which one value is another that may be equal to it: what random pairs seldom are.
-    changed: Any = dict(options)
-    if isinstance(options.get("headers"), dict) and options["headers"] and place:
-        headers = dict(options["headers"])
-        headers[data.draw(st.sampled_from(sorted(headers)))] = value
-        changed["headers"] = headers
-    elif options:
-        changed[data.draw(st.sampled_from(sorted(options)))] = value
-    one, other = repeats("k", options), repeats("k", changed)
-    if one is not None and one == other:
-        assert packed("k", options) == packed("k", changed)
-
-
+@settings(max_examples=500)
 @given(options=some_options)
-def test_a_key_stays_what_it_is_when_the_options_change_later(options: Any) -> None:
-    headers = options.get("headers")
-    key = repeats("k", options)
-    same: Any = dict(options)
-    again = repeats("k", same)
-    if key is not None:
-        hash(key)
-        assert key == again or any(value != value for value in (*options.values(), *(headers or {}).values()))
-        if isinstance(headers, dict):
-            headers["added"] = 1
-            assert repeats("k", options) != key
+def test_a_message_is_packed_as_its_properties_are(options: Any) -> None:
+    plain = {"exchange", "mandatory", "confirm_timeout", "expiration"}
+
+    def by_properties() -> PublishTemplate:
+        given = {"content_type": "text/plain", "delivery_mode": 2, **options}
+        if options.get("expiration") is not None:
+            given["expiration"] = milliseconds(options["expiration"])
+        given = {name: value for name, value in given.items() if name not in plain - {"expiration"}}
+        if type(options.get("mandatory", True)) is not bool:
+            raise EncodeFailed(f"mandatory is True or False, not {type(options['mandatory']).__name__}")
+        if not isinstance(options.get("exchange", ""), str):
+            raise EncodeFailed(f"exchange is text, not {type(options['exchange']).__name__}")
+        return PublishTemplate(
+            options.get("exchange", "orders"),
+            "k",
+            Properties(**given).encode(),
+            mandatory=options.get("mandatory", True),
+        )
+
+    made = shown(lambda: frames(options))
+    expected = shown(by_properties)
+    # Of two things that are wrong either may be named.
+    assert made == expected or (isinstance(made[0], type) and made[0] is expected[0])  # type: ignore[index]
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ({"priority": 1}, {"priority": True}),
-        ({"priority": 1}, {"priority": 1.0}),
-        ({"mandatory": 1}, {"mandatory": True}),
-        ({"headers": {"a": 1}}, {"headers": {"a": True}}),
-        ({"headers": {"a": 1}}, {"headers": {"a": 1.0}}),
-        ({"headers": {"a": 0}}, {"headers": {"a": False}}),
-        ({"headers": {"a": ""}}, {"headers": {"a": b""}}),
-        ({"headers": {"a": 1, "b": 2}}, {"headers": {"b": 2, "a": 1}}),
-        ({"headers": {"a": 1, "b": 2}}, {"headers": {"a": 2, "b": 1}}),
-        ({"headers": {}}, {"headers": None}),
-        ({"headers": {}}, {}),
-        ({"headers": {"app_id": "x"}}, {"app_id": "x"}),
-        ({"type": "x"}, {"app_id": "x"}),
-        ({"type": None}, {}),
-    ],
-)
-def test_keys_differ_when_the_bytes_may(first: PublishOptions, second: PublishOptions) -> None:
-    assert repeats("k", first) != repeats("k", second)
-    assert repeats("k", first) is not None
+@given(options=some_options, other=some_options)
+def test_nothing_of_a_message_is_left_in_the_next_one(options: Any, other: Any) -> None:
+    used = packer()
+    before = shown(lambda: used.pack("body", "first", options)[0])
+    assert shown(lambda: used.pack("body", "k", other)[0]) == shown(lambda: frames(other))
+    assert shown(lambda: used.pack("body", "first", options)[0]) == before
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"message_id": "1"},
-        {"correlation_id": "1"},
-        {"timestamp": 1},
-        {"confirm_timeout": 1.0},
-        {"headers": {"a": [1]}},
-        {"headers": {"a": {"b": 1}}},
-        {"headers": {"a": bytearray(b"x")}},
-        {"headers": {"a": FieldValue("b", 1)}},
-        {"headers": {"a": 0.0}},
-        {"headers": {"a": -0.0}},
-        {"headers": {"a": Decimal(1)}},
-        {"headers": OrderedDict(a=1)},
-        {"headers": MappingProxyType({"a": 1})},
-        {"headers": 5},
-        {"type": type("Text", (str,), {})("x")},
-        {"priority": [1]},
-    ],
-    ids=repr,
-)
-def test_options_that_hardly_repeat_or_may_change_are_not_kept(options: Any) -> None:
-    assert repeats("k", options) is None
+def test_a_value_that_publishes_while_it_is_packed_disturbs_nothing() -> None:
+    used = packer()
+    inner: list[PublishTemplate] = []
+
+    class Publishing(dict[str, Any]):
+        """Headers whose own code publishes."""
+
+        def keys(self) -> Any:
+            inner.append(used.pack("body", "inner", {"headers": {"b": "x" * 1000}, "type": "inner"})[0])
+            return super().keys()
+
+        def __iter__(self) -> Any:
+            return iter(list(super().keys()))
+
+    headers = MappingProxyType(Publishing(a=1))
+    made, _ = used.pack("body", "outer", {"headers": headers, "type": "outer"})
+    assert (made.routing_key, made.raw_properties) == ("outer", frames({"headers": {"a": 1}, "type": "outer"}).raw_properties)
+    assert all(decode_properties(one.raw_properties).type == "inner" for one in inner)
 
 
-def test_the_routing_key_and_the_order_are_part_of_the_key() -> None:
-    assert repeats("a", {"priority": 1}) != repeats("b", {"priority": 1})
-    assert repeats("a", {"priority": 1}) == repeats("a", {"priority": 1})
-    assert repeats("a", {"priority": 1, "type": "x"}) is not None
+def test_names_of_options_need_not_be_interned() -> None:
+    name = "".join(["prio", "rity"])
+    assert properties({name: 7}).priority == 7
+    assert properties({type("Text", (str,), {})("priority"): 7}).priority == 7
 
 
 def test_what_is_said_goes_over_the_defaults() -> None:
-    raw = pack_properties({"content_type": "a/b", "priority": 3}, content_type="text/plain", delivery_mode=2)
-    properties = decode_properties(raw)
-    assert (properties.content_type, properties.priority, properties.delivery_mode) == ("a/b", 3, 2)
+    said = properties({"content_type": "a/b", "priority": 3})
+    assert (said.content_type, said.priority, said.delivery_mode) == ("a/b", 3, 2)
 
 
 def test_a_default_is_left_out_when_none_is_said() -> None:
-    properties = decode_properties(pack_properties({"content_type": None}, content_type="text/plain"))
-    assert properties.content_type is None
+    assert properties({"content_type": None, "delivery_mode": None}) == Properties()
 
 
 def test_what_is_no_property_is_left_out() -> None:
-    assert pack_properties({"exchange": "e", "mandatory": True, "confirm_timeout": 1.0}) == b"\x00\x00"
+    made = frames({"exchange": "e", "mandatory": False, "content_type": None, "delivery_mode": None})
+    assert (made.raw_properties, made.exchange, made.mandatory) == (b"\x00\x00", "e", False)
 
 
 @pytest.mark.parametrize(
@@ -190,13 +177,13 @@ def test_what_is_no_property_is_left_out() -> None:
     [(0, "0"), (-0.0, "0"), (1, "1000"), (0.001, "1"), (0.0004, "0"), (1.5, "1500"), (4294967.295, "4294967295")],
 )
 def test_an_expiration_is_seconds_here_and_milliseconds_there(seconds: float, text: str) -> None:
-    assert decode_properties(pack_properties({"expiration": seconds})).expiration == text
+    assert properties({"expiration": seconds}).expiration == text
 
 
 @pytest.mark.parametrize("seconds", [-1, -0.001, 4294967.296, float("nan"), float("inf"), True, "1", [1], 1j])
 def test_an_expiration_is_refused_when_it_is_no_number_of_seconds_in_range(seconds: Any) -> None:
     with pytest.raises(EncodeFailed, match=r"expiration is 0 to 4294967\.295 seconds"):
-        pack_properties({"expiration": seconds})
+        frames({"expiration": seconds})
 
 
 @pytest.mark.parametrize(
@@ -204,27 +191,113 @@ def test_an_expiration_is_refused_when_it_is_no_number_of_seconds_in_range(secon
     [
         {"priority": 256},
         {"priority": -1},
+        {"priority": 2**70},
         {"priority": "1"},
+        {"delivery_mode": 0},
+        {"delivery_mode": 3},
         {"delivery_mode": 300},
         {"headers": {"a": ...}},
+        {"headers": {"a": float("inf")}},
+        {"headers": {"a": 2**63}},
         {"headers": {1: "a"}},
+        {"headers": {"a" * 256: 1}},
         {"headers": 5},
         {"timestamp": "now"},
         {"timestamp": -1},
         {"message_id": "m" * 256},
         {"content_type": 5},
+        {"content_type": [5]},
+        {"exchange": 5},
+        {"exchange": "e" * 256},
+        {"mandatory": 1},
     ],
     ids=repr,
 )
-def test_a_value_is_refused_when_it_does_not_fit_its_property(options: Any) -> None:
+@pytest.mark.parametrize("compressor", [None, "gzip"])
+def test_a_value_is_refused_when_it_does_not_fit_its_property(options: Any, compressor: str | None) -> None:
+    used = packer(compressor=compressor, compression_threshold=0)
     with pytest.raises(EncodeFailed):
-        pack_properties(options)
+        used.pack("body" * 100, "k", options)
+    assert used.pack("body", "k", {})[0].routing_key == "k"
+
+
+@pytest.mark.parametrize(
+    ("key", "error"),
+    [("k" * 255, None), ("k" * 256, "256 bytes"), ("\u00fc" * 128, "256 bytes"), ("\ud800", "UTF-8"), (5, "text")],
+)
+def test_a_routing_key_is_refused_when_it_does_not_fit(key: Any, error: str | None) -> None:
+    if error is None:
+        assert frames({}, key).routing_key == key
+        return
+    for options in ({}, {"priority": 1}):
+        with pytest.raises(EncodeFailed, match=error):
+            frames(options, key)
+
+
+@pytest.mark.parametrize("count", [16_383, 16_384, 16_385])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_headers_have_as_many_values_as_consumers_take(count: int, compressed: bool) -> None:
+    used = packer(compressor="gzip" if compressed else None, compression_threshold=0)
+    used.frame_max = 2**24
+    options: Any = {"headers": {f"h{number}": number for number in range(count)}}
+    if count + compressed > 16_384:
+        with pytest.raises(EncodeFailed, match="limit of 16384 values"):
+            used.pack("body" * 100, "k", options)
+    else:
+        made, _ = used.pack("body" * 100, "k", options)
+        assert len(decode_properties(made.raw_properties).headers or {}) == count + compressed
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+def test_properties_fit_one_frame(over: int) -> None:
+    used = packer()
+    size = len(used.pack("body", "k", {"headers": {"a": ""}})[0].raw_properties)
+    text = "x" * (used.frame_max - 8 - 12 - size + over)
+    if over > 0:
+        with pytest.raises(EncodeFailed, match="take 131073 bytes; the negotiated frame_max is 131072"):
+            used.pack("body", "k", {"headers": {"a": text}})
+    else:
+        assert used.pack("body", "k", {"headers": {"a": text}})[0]
+
+
+@pytest.mark.parametrize("headers", [{}, {"a": 1}, {"original-size": "theirs", "a": 1}, MappingProxyType({"a": 1})])
+@pytest.mark.parametrize("timed", [False, True])
+def test_the_original_size_stands_beside_the_headers_of_the_caller(headers: Any, timed: bool) -> None:
+    used = packer(compressor="gzip", compression_threshold=0, sent_at_header=timed)
+    for options in ({"headers": headers}, {"headers": headers, "message_id": "m"}):
+        made, _ = used.pack("body" * 100, "k", options)
+        found = decode_properties(made.raw_properties)
+        assert found.content_encoding == "gzip"
+        own = {"original-size": 400} | ({"x-leveret-sent-at": 0} if timed else {})
+        assert found.headers == {**headers, **own}
+    made, _ = used.pack("body" * 100, "k", {})
+    assert decode_properties(made.raw_properties).headers == own
 
 
 def test_an_option_is_refused_and_named_when_there_is_none_of_that_name() -> None:
     with pytest.raises(ConfigurationError, match="no option 'a_first'") as refused:
-        pack_properties({"unknown": 1, "a_first": 2, "priority": 3})  # type: ignore[typeddict-unknown-key]
+        frames({"unknown": 1, "a_first": 2, "priority": 3})
     assert refused.value.option == "a_first"
+    with pytest.raises(ConfigurationError, match="no option 'cluster_id'"):
+        frames({"cluster_id": "c"})
+
+
+def test_frames_of_routing_keys_take_bounded_memory() -> None:
+    used = packer()
+    tracemalloc.start()
+    try:
+        for number in range(100_000):
+            used.pack("body", f"{number:0255}", {})
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 500_000 < kept < 2 * 1024 * 1024
+
+
+def test_a_routing_key_gets_its_own_frames_whatever_was_packed_before() -> None:
+    used = packer()
+    keys = [f"order.{number % 5000}" for number in range(20_000)]
+    assert [used.pack("body", key, {})[0].routing_key for key in keys] == keys
 
 
 async def test_a_publishing_without_a_producer_says_so() -> None:

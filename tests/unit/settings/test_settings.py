@@ -147,6 +147,7 @@ FLAGS: list[tuple[type, str]] = [
     (ConsumerSettings, "omit_none"),
     (ProducerSettings, "mandatory"),
     (ProducerSettings, "sent_at_header"),
+    (ProducerSettings, "message_ids"),
     (GcSettings, "freeze"),
     (ConsumerSettings, "exclusive"),
     (PluginSettings, "strict"),

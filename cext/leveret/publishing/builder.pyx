@@ -1,34 +1,13 @@
 """The fluent way to write a message and its options."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Protocol
+cimport cython
 
 from leveret.errors import ConfigurationError
 from leveret.message import PERSISTENT, TRANSIENT
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-    from typing import Self, Unpack
 
-    from leveret.publishing.confirms import Receipt, Ticket
-    from leveret.publishing.options import PublishOptions
-
-__all__ = ["MessageBuilder"]
-
-
-class _Publisher(Protocol):
-    """What publishes the message: a producer, or a client by its own producer."""
-
-    async def publish(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Receipt: ...
-
-    def publish_nowait(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket: ...
-
-    async def enqueue(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket: ...
-
-
-class MessageBuilder:
+@cython.final
+@cython.freelist(32)
+cdef class MessageBuilder:
     """A message that is put together call by call. Made by `Client.message` and `Producer.message`.
 
     Each call changes it and returns it, and `publish`, `publish_nowait` or `enqueue` comes last. It may be published
@@ -42,131 +21,146 @@ class MessageBuilder:
         options: The options so far.
     """
 
-    __slots__ = ("_publisher", "key", "options", "value")
-
-    def __init__(self, value: Any, publisher: _Publisher | None = None) -> None:
+    def __init__(self, value, publisher=None):
         self.value = value
         self.key = ""
-        self.options: PublishOptions = {}
-        self._publisher = publisher
+        self.options = {}
+        self.publisher = publisher
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return f"<MessageBuilder routing_key={self.key!r} options={sorted(self.options)}>"
 
-    def exchange(self, name: str) -> Self:
+    def exchange(self, name):
         """Publishes to this exchange; the empty name is the default exchange, which routes by queue name."""
         self.options["exchange"] = name
         return self
 
-    def routing_key(self, routing_key: str) -> Self:
+    def routing_key(self, routing_key):
         """Sets the routing key."""
         self.key = routing_key
         return self
 
-    def queue(self, name: str) -> Self:
+    def queue(self, name):
         """Publishes straight to a queue, by the default exchange."""
         return self.exchange("").routing_key(name)
 
-    def header(self, name: str, value: Any) -> Self:
+    def header(self, name, value):
         """Adds one header."""
-        return self.headers({name: value})
-
-    def headers(self, headers: Mapping[str, Any]) -> Self:
-        """Adds headers."""
-        self.options["headers"] = {**(self.options.get("headers") or {}), **headers}
+        if self.own_headers is None or self.options.get("headers") is not self.own_headers:
+            self.own_headers = dict(self.options.get("headers") or ())
+            self.options["headers"] = self.own_headers
+        self.own_headers[name] = value
         return self
 
-    def persistent(self) -> Self:
+    def headers(self, headers):
+        """Adds headers."""
+        self.own_headers = {**(self.options.get("headers") or {}), **headers}
+        self.options["headers"] = self.own_headers
+        return self
+
+    def persistent(self):
         """Sets delivery mode 2: durable queues write it to disk."""
         return self.delivery_mode(PERSISTENT)
 
-    def transient(self) -> Self:
+    def transient(self):
         """Sets delivery mode 1: it may be lost when the broker restarts."""
         return self.delivery_mode(TRANSIENT)
 
-    def delivery_mode(self, delivery_mode: int) -> Self:
+    def delivery_mode(self, delivery_mode):
         """Sets 1 (transient) or 2 (persistent)."""
         self.options["delivery_mode"] = delivery_mode
         return self
 
-    def priority(self, priority: int) -> Self:
+    def priority(self, priority):
         """Sets the priority, 0 to 255."""
         self.options["priority"] = priority
         return self
 
-    def expiration(self, seconds: float) -> Self:
+    def expiration(self, seconds):
         """Sets how many seconds the message may wait in a queue."""
         self.options["expiration"] = seconds
         return self
 
-    def content_type(self, content_type: str) -> Self:
+    def content_type(self, content_type):
         """Sets the content type over the serializer's."""
         self.options["content_type"] = content_type
         return self
 
-    def content_encoding(self, content_encoding: str) -> Self:
+    def content_encoding(self, content_encoding):
         """Sets the encoding of a body that is encoded already; it is not compressed again."""
         self.options["content_encoding"] = content_encoding
         return self
 
-    def correlation_id(self, correlation_id: str) -> Self:
+    def correlation_id(self, correlation_id):
         """Sets the id by which a reply is matched to its request."""
         self.options["correlation_id"] = correlation_id
         return self
 
-    def reply_to(self, queue: str) -> Self:
+    def reply_to(self, queue):
         """Sets the queue for replies."""
         self.options["reply_to"] = queue
         return self
 
-    def message_id(self, message_id: str) -> Self:
+    def message_id(self, message_id):
         """Sets the message's id."""
         self.options["message_id"] = message_id
         return self
 
-    def timestamp(self, timestamp: datetime | int) -> Self:
+    def timestamp(self, timestamp):
         """Sets the time: seconds since 1970, or a datetime with a time zone."""
         self.options["timestamp"] = timestamp
         return self
 
-    def type(self, name: str) -> Self:
+    def type(self, name):
         """Sets the message's type."""
         self.options["type"] = name
         return self
 
-    def user_id(self, user_id: str) -> Self:
+    def user_id(self, user_id):
         """Sets the user; RabbitMQ refuses another one than the connection's."""
         self.options["user_id"] = user_id
         return self
 
-    def app_id(self, app_id: str) -> Self:
+    def app_id(self, app_id):
         """Sets the application."""
         self.options["app_id"] = app_id
         return self
 
-    def mandatory(self, mandatory: bool = True) -> Self:
+    def mandatory(self, mandatory = True):
         """Sets whether the broker returns the message when no queue takes it, as it does by default."""
         self.options["mandatory"] = mandatory
         return self
 
-    def confirm_timeout(self, seconds: float) -> Self:
+    def confirm_timeout(self, seconds):
         """Sets how many seconds the confirm may take after the message is written, at most the producer's own."""
         self.options["confirm_timeout"] = seconds
         return self
 
-    async def publish(self) -> Receipt:
+    def publish(self):
         """Publishes it and waits for the confirm; see `Producer.publish`."""
-        return await self._bound_publisher().publish(self.value, self.key, **self.options)
+        self.check_bound()
+        return self.publisher.publish(self.value, self.key, **self.options)
 
-    def publish_nowait(self) -> Ticket:
+    def publish_nowait(self):
         """Publishes it without waiting; see `Producer.publish_nowait`."""
-        return self._bound_publisher().publish_nowait(self.value, self.key, **self.options)
+        self.check_bound()
+        return self.publisher.publish_nowait(self.value, self.key, **self.options)
 
-    async def enqueue(self) -> Ticket:
+    def enqueue(self):
         """Publishes it as `publish_nowait` does, but waits while there is no room; see `Producer.enqueue`."""
-        return await self._bound_publisher().enqueue(self.value, self.key, **self.options)
+        self.check_bound()
+        return self.publisher.enqueue(self.value, self.key, **self.options)
 
-    def _bound_publisher(self) -> _Publisher:
-        if self._publisher is None:
+    cdef int check_bound(self) except -1:
+        if self.publisher is None:
             raise ConfigurationError("this message belongs to no producer; make it by `producer.message(value)`")
-        return self._publisher
+        return 0
+
+
+cdef MessageBuilder new_message(object value, object publisher):
+    cdef MessageBuilder message = MessageBuilder.__new__(MessageBuilder)
+    message.value = value
+    message.key = ""
+    message.options = {}
+    message.publisher = publisher
+    return message

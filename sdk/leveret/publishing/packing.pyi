@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, final, type_check_only
+
+from leveret.codecs.encoding import BodyEncoder
+from leveret.publishing.message_ids import MessageIds
+from leveret.publishing.options import PublishOptions
+from leveret.publishing.template import PublishTemplate, Template
+from leveret.settings import ProducerSettings
+
+__test__: dict[str, str]
+
+@final
+class Packer:
+    frame_max: int
+    @property
+    def one_form(self) -> bool: ...
+    @property
+    def ids(self) -> MessageIds | None: ...
+    def __new__(cls, settings: ProducerSettings, encoder: BodyEncoder, encode: Callable[[Any], bytes]) -> Packer: ...
+    def pack(
+        self, value: Any, routing_key: str | Template, options: PublishOptions
+    ) -> tuple[PublishTemplate, bytes]: ...
+    def check(self, routing_key: str | Template, options: PublishOptions) -> PublishTemplate | None: ...
+    def raw(self, routing_key: str, raw_properties: bytes) -> PublishTemplate: ...
+    def check_open(self) -> None: ...
+
+# tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
+
+@type_check_only
+class Encoder(Protocol):
+    """`Packer.encoder`, which encodes values and compares content types: `BodyEncoder`."""
+
+    def given(self, value: object, misfit: str | None) -> bytes | None: ...
+    def misfit(self, content_type: str | None, content_encoding: str | None) -> str | None: ...
+    def pack(
+        self, value: Any, compress: bool = True, misfit: str | None = None
+    ) -> tuple[bytes, str, str | None, int]: ...
