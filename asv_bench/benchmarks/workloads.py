@@ -270,9 +270,7 @@ def _header(producer: Any, method: str) -> Callable[[int], Any]:
 def _headers(producer: Any, method: str) -> Callable[[int], Any]:
     """Three headers, of which one differs."""
     publish = getattr(producer, method)
-    return lambda number: publish(
-        BODY, "order.created", headers={"tenant": 7, "source": "shop", "number": number}
-    )
+    return lambda number: publish(BODY, "order.created", headers={"tenant": 7, "source": "shop", "number": number})
 
 
 def _message_id(producer: Any, method: str) -> Callable[[int], Any]:
@@ -294,9 +292,7 @@ def _fluent(producer: Any, method: str) -> Callable[[int], Any]:
 
 def _fluent_header(producer: Any, method: str) -> Callable[[int], Any]:
     """The same with a header."""
-    return lambda number: getattr(
-        producer.message(BODY).routing_key("order.created").header("tenant", 7), method
-    )()
+    return lambda number: getattr(producer.message(BODY).routing_key("order.created").header("tenant", 7), method)()
 
 
 def _keys(producer: Any, method: str) -> Callable[[int], Any]:

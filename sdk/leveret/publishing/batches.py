@@ -56,9 +56,7 @@ class Source:
         ConfigurationError: It is neither.
     """
 
-    def __init__(
-        self, values: Iterable[Any] | AsyncIterable[Any], each: Callable[[Any], Any] | None = None
-    ) -> None:
+    def __init__(self, values: Iterable[Any] | AsyncIterable[Any], each: Callable[[Any], Any] | None = None) -> None:
         # What text and bytes iterate over is hardly what their caller wants to publish.
         if isinstance(values, str | bytes | bytearray | memoryview):
             raise _no_values(values)

@@ -22,8 +22,9 @@ from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
 from leveret.publishing.given_up import GivenUp
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening, first_channel, publishing_channel
+from leveret.publishing.long_way import LongWay
 from leveret.publishing.nack_doubt import NackDoubt
-from leveret.publishing.options import confirm_timeout_of, keep, refuse_confirm_timeout
+from leveret.publishing.options import keep, refuse_confirm_timeout
 from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, not_sent
 from leveret.publishing.packing import Packer
 from leveret.publishing.publisher import CompiledPublisher, PublishBatch
@@ -37,7 +38,7 @@ from leveret.publishing.writing import MessageWriter
 from leveret.transport.waiting import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterable, Callable, Iterable, Iterator
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -125,10 +126,8 @@ class Producer(CompiledPublisher):
             self._waiters,
             self._run_clock,
             self.meter,
-            write=lambda publishing, deadline: self._writer.write(publishing, deadline),
+            write=self._write_in_turn,
         )
-        # Publishings of several steps; each ends with the producer at the latest.
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._open_channel = partial(publishing_channel, confirms=settings.confirms)
         self._reopening = Reopening(connect, self._open_channel, self._take_over, self._give_up)
         self._culprits = Culprits(self._window, settings.on_loss)
@@ -154,6 +153,7 @@ class Producer(CompiledPublisher):
         self._publish_timeout = settings.publish_timeout
         if retry is not None or circuit_breaker is not None:
             self._guard = PublishGuard(retry, circuit_breaker, settings, self._tickets, self._window, self._life)
+        self._long_way = LongWay(settings, self._packer, self._writer, self._guard)
         self._listeners = ConfirmListeners(self._update_caches)
         self._adaptive: AdaptiveWindow | None = None
         if settings.max_outstanding == "auto":
@@ -259,7 +259,7 @@ class Producer(CompiledPublisher):
             try:
                 if self._channel is not None:
                     await self._channel.close(max(0.0, deadline - self._loop.time()))
-                if ending := self._tasks | ({reopening} if reopening is not None else set()):
+                if ending := self._long_way.tasks | ({reopening} if reopening is not None else set()):
                     await asyncio.wait(ending)
             finally:
                 self._move(ProducerState.CLOSED)
@@ -364,9 +364,7 @@ class Producer(CompiledPublisher):
         """
         publishing = Publishing[Receipt](self, self._waiters)
         with _failing(publishing):
-            frames = self._packer.raw(routing_key, raw_properties)
-            self._connection.check_loop()
-            self._writer.publish(publishing, frames, body, self._deadline(), self._limit)
+            self._long_way.publish_raw(publishing, body, routing_key, raw_properties)
         return publishing
 
     def publish_by(
@@ -375,57 +373,46 @@ class Producer(CompiledPublisher):
         """Publishes as `publish` does, with a deadline by the event loop's clock in place of `publish_timeout`."""
         publishing = Publishing[Receipt](self, self._waiters)
         with _failing(publishing):
-            self._publish_before(deadline, publishing, value, routing_key, options)
+            self._publish(publishing, value, routing_key, options, deadline)
+        return publishing
+
+    def enqueue_by(
+        self, deadline: float, /, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Publishing[Ticket]:
+        """Publishes as `enqueue` does, with a deadline by the event loop's clock in place of `publish_timeout`."""
+        publishing = Publishing[Ticket](self, self._waiters, gives_ticket=True)
+        with _failing(publishing):
+            self._enqueue(publishing, value, routing_key, options, deadline)
         return publishing
 
     def _publish(
-        self, publishing: Publishing[Receipt], value: Any, routing_key: str | Template, options: PublishOptions
-    ) -> None:
-        """The long way of `publish`, for whatever the compiled way does not take."""
-        self._publish_before(self._deadline(), publishing, value, routing_key, options)
-
-    def _publish_before(
         self,
-        deadline: float,
         publishing: Publishing[Receipt],
         value: Any,
         routing_key: str | Template,
         options: PublishOptions,
+        deadline: float | None = None,
     ) -> None:
+        """The long way of `publish`, for whatever the compiled way does not take."""
         self._packer.check_open()
-        self._connection.check_loop()
-        guard = self._guard
-        if guard is not None:
-            attempts = self._writer.attempts(
-                lambda: self._packer.pack(value, routing_key, options),
-                confirm_timeout_of(options, self.settings.confirm_timeout),
-                guard.reporting,
-            )
-            self._follow(publishing, guard.publish(attempts, deadline))
-        elif "confirm_timeout" in options:
-            self._follow(publishing, self._writer.publish_within(value, routing_key, options, deadline))
-        else:
-            frames, body = self._packer.pack(value, routing_key, options)
-            self._writer.publish(publishing, frames, body, deadline, self._limit)
+        self._long_way.publish(publishing, value, routing_key, options, deadline)
+
+    def _enqueue(
+        self,
+        publishing: Publishing[Ticket],
+        value: Any,
+        routing_key: str | Template,
+        options: PublishOptions,
+        deadline: float | None = None,
+    ) -> None:
+        """The long way of `enqueue`, for whatever the compiled way does not take."""
+        self._packer.check_open()
+        self._long_way.enqueue(publishing, value, routing_key, options, deadline)
 
     def _try_again(self, publishing: Publishing[Receipt]) -> None:
         """Has the policies decide what becomes of a publishing that was written and failed."""
-        guard = self._guard
-        assert guard is not None
         packed = publishing.template, publishing.body
-        failure = self._outcome_error(publishing.again())
-        attempts = self._writer.attempts(lambda: packed, self.settings.confirm_timeout, guard.reporting, failure)
-        self._follow(publishing, guard.publish(attempts, publishing.deadline, failure))
-
-    def _follow(self, publishing: Publishing[Any], work: Coroutine[Any, Any, Any]) -> None:
-        """Does a publishing of several steps in a task, which ends with the producer at the latest."""
-        task = self._loop.create_task(work, name=f"leveret: {publishing!r}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        publishing.follow(task)
-
-    def _deadline(self) -> float:
-        return self._loop.time() + self.settings.publish_timeout
+        self._long_way.try_again(publishing, packed, self._outcome_error(publishing.again()))
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
@@ -435,35 +422,6 @@ class Producer(CompiledPublisher):
         """Publishes without waiting, if the circuit breaker allows it."""
         guard = self._guard
         return guard.publish_trial(publish, self._loop) if guard is not None and guard.ask() else publish()
-
-    def enqueue_by(
-        self, deadline: float, /, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
-    ) -> Publishing[Ticket]:
-        """Publishes as `enqueue` does, with a deadline by the event loop's clock in place of `publish_timeout`."""
-        publishing = Publishing[Ticket](self, self._waiters, gives_ticket=True)
-        with _failing(publishing):
-            self._enqueue_before(deadline, publishing, value, routing_key, options)
-        return publishing
-
-    def _enqueue(
-        self, publishing: Publishing[Ticket], value: Any, routing_key: str | Template, options: PublishOptions
-    ) -> None:
-        """The long way of `enqueue`, for whatever the compiled way does not take."""
-        self._enqueue_before(self._deadline(), publishing, value, routing_key, options)
-
-    def _enqueue_before(
-        self,
-        deadline: float,
-        publishing: Publishing[Ticket],
-        value: Any,
-        routing_key: str | Template,
-        options: PublishOptions,
-    ) -> None:
-        self._packer.check_open()
-        self._connection.check_loop()
-        refuse_confirm_timeout(options)
-        frames, body = self._packer.pack(value, routing_key, options)
-        self._writer.publish(publishing, frames, body, deadline, self._max_buffered)
 
     def batch(self, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Batch:
         """Collects values, and publishes them when its block ends.
@@ -581,6 +539,9 @@ class Producer(CompiledPublisher):
     def _refusal(self, error: BaseException) -> PublishError:
         """What `flush` raises for a message that was not written because of this error."""
         return error if isinstance(error, PublishError) else not_sent(str(error), cause=error)
+
+    def _write_in_turn(self, publishing: Publishing[Any], deadline: float) -> None:
+        self._writer.write(publishing, deadline)
 
     def _remember(self, ticket: Ticket) -> None:
         """Keeps a failed ticket that no task observed, for `flush`."""

@@ -138,9 +138,7 @@ class MessageWriter:
         except LeveretError as error:
             publishing.fail(error)
 
-    def _write(
-        self, publishing: Publishing[Any], frames: PublishTemplate, body: bytes, deadline: float | None
-    ) -> None:
+    def _write(self, publishing: Publishing[Any], frames: PublishTemplate, body: bytes, deadline: float | None) -> None:
         if publishing.gives_ticket:
             ticket = self._guarded(lambda: self._put_nowait(frames, body))
         else:

@@ -44,8 +44,8 @@ class ProducerSettings(Section):
         sent_at_header: True adds the header `x-leveret-sent-at` to each message: when it was published, in microseconds
             since 1970. Consumers measure by it how long messages were on their way. It takes 27 bytes of a message, or
             31 when it has no other headers.
-        message_ids: True gives each message without a `message_id` one of its own: a UUID of version 7 as text, which is
-            unique, and greater than the one before in the same producer. What is sent again keeps its id.
+        message_ids: True gives each message without a `message_id` one of its own: a UUID of version 7 as text, which
+            is unique, and greater than the one before in the same producer. What is sent again keeps its id.
         max_outstanding: Unconfirmed publishings above which `publish` waits, 1 to 1000000. By default there may be so
             many that bytes decide, except for small messages. "auto" begins with 200 and grows up to `max_buffered`
             while that brings a higher rate of confirms.

@@ -12,7 +12,7 @@ import enum
 import struct
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -29,6 +29,9 @@ from leveret.publishing.options import OPTIONS
 from leveret.publishing.producer import Producer
 from leveret.publishing.template import Template
 
+if TYPE_CHECKING:
+    from leveret.publishing.publishing import Publishing
+
 assert strategies  # its import loads the hypothesis profile
 
 #: Seconds: the two deadlines of a message, and how late a busy machine may be.
@@ -42,9 +45,8 @@ ATTEMPTS = 4
 class Long(Producer):
     """A producer that never takes the compiled way."""
 
-    async def publish(self, value: Any, routing_key: Any = "", **options: Any) -> leveret.Receipt:
-        chosen: Any = options
-        return await self._publish(value, routing_key, chosen)
+    def publish(self, value: Any, routing_key: Any = "", **options: Any) -> Publishing[leveret.Receipt]:
+        return self.publish_by(self._loop.time() + self.settings.publish_timeout, value, routing_key, **options)
 
     def publish_nowait(self, value: Any, routing_key: Any = "", **options: Any) -> leveret.Ticket:
         chosen: Any = options
@@ -56,9 +58,9 @@ class Counting(Producer):
 
     long = 0
 
-    async def _publish(self, *arguments: Any) -> leveret.Receipt:
+    def _publish(self, *arguments: Any) -> None:
         self.long += 1
-        return await super()._publish(*arguments)
+        super()._publish(*arguments)
 
     def _publish_nowait(self, *arguments: Any) -> leveret.Ticket:
         self.long += 1
@@ -401,8 +403,9 @@ async def test_keys_templates_and_options_are_published_the_compiled_way(options
         async with Counting(client.publishing_link, chosen, client.registry) as producer:
             # More than the routing keys that are kept.
             templates = [producer.template("orders", headers={"a": number}) for number in range(2000)]
-            keys = ["orders", Key.ORDERS, Text("orders"), *(f"orders.{number}" for number in range(2000))]
-            for key in (templates[0], templates[1], templates[0], *templates, *keys):
+            keys: list[str] = ["orders", Key.ORDERS, Text("orders"), *(f"orders.{number}" for number in range(2000))]
+            every: list[str | Template] = [templates[0], templates[1], templates[0], *templates, *keys]
+            for key in every:
                 await producer.publish(b"x", key)
                 producer.publish_nowait(b"x" * 100, key)
                 await producer.enqueue(b"x", key)

@@ -9,10 +9,8 @@ from uuid import UUID
 import pytest
 from tests.support.queues import messages
 
-import leveret
-
 if TYPE_CHECKING:
-    from leveret.testing import FaultProxy
+    import leveret
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -24,7 +22,9 @@ async def ids_in(client: leveret.Client, queue: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"compressor": "gzip"}, {"sent_at_header": True}, {"confirms": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"compressor": "gzip"}, {"sent_at_header": True}, {"confirms": False}], ids=str
+)
 async def test_each_message_has_an_id_and_later_ones_are_greater(
     client: leveret.Client, other: leveret.Client, queue: str, options: dict[str, Any]
 ) -> None:

@@ -39,6 +39,10 @@ async def patient(proxy: FaultProxy) -> AsyncIterator[leveret.Client]:
         yield connected
 
 
+async def anything(call: Awaitable[Any]) -> Any:
+    return await call
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - there is no event for this
@@ -77,7 +81,7 @@ async def test_every_form_waits_for_the_connection_and_then_succeeds(
             publish_with_a_new_producer(patient, queue),
             patient.message("fluent").queue(queue).publish(),
         ]
-        tasks = [asyncio.create_task(awaited(call)) for call in calls]
+        tasks = [asyncio.create_task(anything(call)) for call in calls]
         done, _ = await asyncio.wait(tasks, timeout=0.2)
         assert not done
         assert not kept.done

@@ -227,11 +227,12 @@ async def test_a_publishing_is_awaited_in_every_way(producer: Producer, way: Cal
 async def test_its_error_is_raised_where_it_is_awaited(
     producer: Producer, way: Callable[..., Awaitable[Receipt]]
 ) -> None:
-    for value, routing_key, options, kind in (
+    refusals: list[tuple[Any, str, Any, type[Exception]]] = [
         (object(), "q", {}, EncodeFailed),
         (1, "no such queue", {}, MessageReturned),
         (1, "q", {"priority": 256}, EncodeFailed),
-    ):
+    ]
+    for value, routing_key, options, kind in refusals:
         refused = False
         try:
             await way(producer.publish(value, routing_key, **options))
@@ -263,7 +264,7 @@ async def test_what_is_never_awaited_is_published_and_its_failure_is_told_by_flu
 async def test_asyncio_wait_takes_it_in_a_task_only(producer: Producer) -> None:
     publishing = producer.publish(1, "q")
     with pytest.raises(TypeError):
-        await asyncio.wait([publishing])
+        await asyncio.wait([publishing])  # type: ignore[type-var]
     done, _ = await asyncio.wait([asyncio.ensure_future(producer.flush()), asyncio.create_task(publishing)])
     assert len(done) == 2
 

@@ -19,7 +19,8 @@ from tests.support.settlements import ORDERS, SOMEBODY_WAITS, ack, nack, run
 from leveret.message import Outcome
 from leveret.monitoring.usage import resident_memory
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
-from leveret.publishing.publisher import NO_RECEIPT, PublishBatch
+from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.publishing import NO_RECEIPT
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.properties import Properties, decode_properties

@@ -148,7 +148,10 @@ def test_a_value_that_publishes_while_it_is_packed_disturbs_nothing() -> None:
 
     headers = MappingProxyType(Publishing(a=1))
     made, _ = used.pack("body", "outer", {"headers": headers, "type": "outer"})
-    assert (made.routing_key, made.raw_properties) == ("outer", frames({"headers": {"a": 1}, "type": "outer"}).raw_properties)
+    assert (made.routing_key, made.raw_properties) == (
+        "outer",
+        frames({"headers": {"a": 1}, "type": "outer"}).raw_properties,
+    )
     assert all(decode_properties(one.raw_properties).type == "inner" for one in inner)
 
 
@@ -264,7 +267,8 @@ def test_properties_fit_one_frame(over: int) -> None:
 @pytest.mark.parametrize("timed", [False, True])
 def test_the_original_size_stands_beside_the_headers_of_the_caller(headers: Any, timed: bool) -> None:
     used = packer(compressor="gzip", compression_threshold=0, sent_at_header=timed)
-    for options in ({"headers": headers}, {"headers": headers, "message_id": "m"}):
+    choices: list[Any] = [{"headers": headers}, {"headers": headers, "message_id": "m"}]
+    for options in choices:
         made, _ = used.pack("body" * 100, "k", options)
         found = decode_properties(made.raw_properties)
         assert found.content_encoding == "gzip"
