@@ -12,8 +12,8 @@ from leveret.publishing.confirms cimport CONFIRMED, Receipt, Ticket, new_receipt
 from leveret.publishing.template cimport PublishTemplate
 from leveret.transport.waiting cimport CANCELLED, ENDED, PENDING, Waiter, Waiters
 
-from asyncio import InvalidStateError
 from collections.abc import Coroutine
+from typing import TypeVar
 
 cdef extern from *:
     """
@@ -54,6 +54,8 @@ cdef extern from *:
 # An outcome's value (leveret.message).
 cdef enum:
     UNKNOWN = 5
+
+T = TypeVar("T")
 
 # The shared receipt of publishings without confirms.
 NO_RECEIPT = Receipt(0, UNKNOWN)
@@ -146,7 +148,7 @@ cdef class Publishing(Waiter):
 
     cdef object outcome(self):
         if self.state == PENDING:
-            raise InvalidStateError("the publishing has no outcome yet")
+            raise self.owner.early_error("the publishing has no outcome yet")
         if self.state == CANCELLED:
             raise self.cancelled_error()
         if self.error is not None:

@@ -12,6 +12,7 @@ cdef enum:
 cdef class Waiters:
     cdef readonly object loop
     cdef readonly object cancelled_error
+    cdef readonly object early_error
     # Waiters that have ended and whose tasks were not woken yet.
     cdef list ended
     # True between `hold` and `release`.

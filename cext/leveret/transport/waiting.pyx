@@ -10,8 +10,6 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) except -1
     object PyContext_CopyCurrent()
 
-from asyncio import isfuture
-
 
 def _raise(error):
     raise error
@@ -24,11 +22,13 @@ cdef class Waiters:
     Args:
         loop: The event loop.
         cancelled_error: The error of a cancelled waiter, asyncio.CancelledError.
+        early_error: The error of asking for a result before there is one, asyncio.InvalidStateError.
     """
 
-    def __cinit__(self, loop not None, cancelled_error not None):
+    def __cinit__(self, loop not None, cancelled_error not None, early_error not None):
         self.loop = loop
         self.cancelled_error = cancelled_error
+        self.early_error = early_error
         self.ended = []
 
     cpdef Waiter new(self):
@@ -71,7 +71,7 @@ cdef class Waiters:
         try:
             callback(waiter)
         except Exception as error:
-            if isfuture(getattr(callback, "__self__", None)):
+            if hasattr(getattr(callback, "__self__", None), "_asyncio_future_blocking"):
                 # A task is running, and asyncio does not resume another inside it: wake it in the next turn. An error
                 # of the task itself does not come here.
                 self.loop.call_soon(callback, waiter, context=context)
@@ -167,11 +167,11 @@ cdef class Waiter:
         return 0
 
     def result(self):
-        """Returns the result; raises the cancelled error after `cancel`, and RuntimeError before it is done."""
+        """Returns the result; raises the cancelled error after `cancel`, and the early error before it is done."""
         if self.state == CANCELLED:
             raise self.cancelled_error()
         if self.state == PENDING:
-            raise RuntimeError("this is not done")
+            raise self.owner.early_error("this is not done")
         return self.value
 
     cdef object cancelled_error(self):

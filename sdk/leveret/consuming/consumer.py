@@ -130,7 +130,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             failures=failures,
             meter=meter,
             loop=loop,
-            waiters=Waiters(loop, asyncio.CancelledError),
+            waiters=Waiters(loop, asyncio.CancelledError, asyncio.InvalidStateError),
             ordered_by=keys,
             no_ack=no_ack,
             watched=True,

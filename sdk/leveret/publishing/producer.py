@@ -108,7 +108,7 @@ class Producer(CompiledPublisher):
         # The serializer's own function, called for each message.
         self._encode = self._encoder.encode
         self._ready = self._encode is BytesSerializer.encode
-        self._waiters = Waiters(self._loop, asyncio.CancelledError)
+        self._waiters = Waiters(self._loop, asyncio.CancelledError, asyncio.InvalidStateError)
         self._channel: Channel | None = None
         self._connection: Connection
         self._window = ConfirmWindow()
