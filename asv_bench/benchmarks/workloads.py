@@ -139,9 +139,33 @@ def _broker() -> Broker:
     return broker
 
 
-async def _client(monitored: bool) -> Any:
+class _Halving:
+    """A compressor that costs nothing: what is counted is what a producer does for one."""
+
+    def __init__(self) -> None:
+        self._half = bytes(len(BODY) // 2)
+
+    def compress(self, data: bytes) -> bytes:
+        return self._half
+
+    def decompress(self, data: bytes, max_size: int) -> bytes:
+        return BODY
+
+
+def _halving() -> Any:
+    """A registry with the compressor "halving"."""
+    plugins = need("leveret.plugins")
+    spec = plugins.CompressorSpec(
+        name="halving", content_encoding="halving", factory=lambda level: _Halving(), levels=(0, 9)
+    )
+    name = "leveret_compressors"
+    hooks = type("Hooks", (), {name: staticmethod(plugins.hookimpl(specname=name)(lambda: [spec]))})
+    return need("leveret.plugins.registry").PluginRegistry.from_plugins(hooks())
+
+
+async def _client(monitored: bool, compressing: bool = False) -> Any:
     leveret = need("leveret")
-    options = without_plugins()
+    options = {"plugins": _halving()} if compressing else without_plugins()
     if monitored:
         need("leveret.monitoring.report")
         need("leveret_prometheus")
@@ -180,7 +204,7 @@ def _with_producer(
 
     async def open_producer() -> tuple[Any, Any]:
         with _sockets(_Confirming) as sockets:
-            client = await _client(monitored)
+            client = await _client(monitored, "compressor" in chosen)
             known = need("leveret").ProducerSettings.__dataclass_fields__
             if not known.keys() >= chosen.keys():
                 raise NotImplementedError(f"this version has no {', '.join(chosen.keys() - known.keys())}")
@@ -304,7 +328,7 @@ def _keys(producer: Any, method: str) -> Callable[[int], Any]:
 
 
 def _compressed(producer: Any, method: str) -> Callable[[int], Any]:
-    """Bodies that a compressor makes smaller; see `_Halving`."""
+    """Bodies that a compressor makes smaller."""
     return _numbered(producer, method)
 
 
@@ -431,6 +455,7 @@ WORKLOADS: dict[str, Workload] = {
     "confirm": confirm,
     "acknowledge": acknowledge,
     "consume": _consume,
+    **_each(_numbered),
     **_each(_header),
     **_each(_headers),
     **_each(_message_id),
@@ -438,6 +463,7 @@ WORKLOADS: dict[str, Workload] = {
     **_each(_fluent),
     **_each(_fluent_header),
     **_each(_keys),
+    **_each(_compressed, compressor="halving", compression_threshold=0),
     "publish_monitored": _publish(_plain, monitored=True),
     "consume_monitored": partial(_consume, monitored=True),
 }

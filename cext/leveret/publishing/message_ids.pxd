@@ -6,7 +6,9 @@ cdef enum:
 
 
 cdef class MessageIds:
-    cdef uint8_t text[ID_SIZE]
+    # The last id, and where its bytes are.
+    cdef bytearray kept
+    cdef uint8_t* text
     # Milliseconds since 1970, and how many ids had this time before.
     cdef int64_t time
     cdef int count

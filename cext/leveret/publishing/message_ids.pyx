@@ -1,5 +1,7 @@
 """Message ids of a producer: unique, and sorted as they were made."""
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
@@ -14,6 +16,14 @@ cdef enum:
 cdef const char* DIGITS = "0123456789abcdef"
 
 
+# An id of the time 0.
+cdef bytes _first_id():
+    drawn = bytearray(os.urandom(8))
+    drawn[0] = 0x80 | drawn[0] & 0x3F  # the variant of RFC 9562, section 4.1
+    digits = drawn.hex()
+    return f"00000000-0000-7000-{digits[:4]}-{digits[4:]}".encode()
+
+
 @cython.final
 cdef class MessageIds:
     """Makes UUIDs of version 7 (RFC 9562) in text: the time in milliseconds, a counter and 62 random bits.
@@ -24,19 +34,16 @@ cdef class MessageIds:
     """
 
     def __cinit__(self):
-        drawn = bytearray(os.urandom(8))
-        drawn[0] = 0x80 | drawn[0] & 0x3F  # the variant of RFC 9562, section 4.1
-        digits = drawn.hex()
-        text = f"00000000-0000-7000-{digits[:4]}-{digits[4:]}".encode()
-        memcpy(self.text, <const char*>text, ID_SIZE)
+        self.kept = bytearray(_first_id())
+        self.text = <uint8_t*>PyByteArray_AS_STRING(self.kept)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        cdef uint8_t text[ID_SIZE]
-        self.write(text)
-        return text[:ID_SIZE].decode("ascii")
+        cdef bytes made = PyBytes_FromStringAndSize(NULL, ID_SIZE)
+        self.write(<uint8_t*>PyBytes_AS_STRING(made))
+        return made.decode("ascii")
 
     # Writes the next id.
     cdef void write(self, uint8_t* p) noexcept:

@@ -96,7 +96,7 @@ cdef class Packer:
     def __cinit__(self, settings not None, encoder not None, encode not None):
         self.encoder = encoder
         self.encode = encode
-        self.content_type = encoder.content_type
+        self.content_type = self.encoder.content_type
         self.one_form = self.content_type is not None
         self.exchange = settings.exchange
         self.mandatory = settings.mandatory

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from leveret.publishing.confirms import Receipt, Ticket
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.producer import Producer
+    from leveret.publishing.template import Template
 
 __all__ = ["FirstUseProducer"]
 
@@ -29,7 +30,7 @@ class FirstUseProducer:
         self._lock = asyncio.Lock()
         self._producer: Producer | None = None
 
-    async def publish(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Receipt:
+    async def publish(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Receipt:
         """Publishes a message and waits for its outcome, as `Producer.publish` does; `publish_timeout` covers opening.
 
         Raises:
@@ -42,7 +43,7 @@ class FirstUseProducer:
         producer, deadline = await self._open()
         return await producer.publish_by(deadline, value, routing_key, **options)
 
-    async def enqueue(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket:
+    async def enqueue(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Ticket:
         """Publishes a message as `Producer.enqueue` does; `publish_timeout` covers opening.
 
         Raises:
@@ -84,7 +85,7 @@ class FirstUseProducer:
                 self._producer = await made.open()
             return self._producer
 
-    def publish_nowait(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket:
+    def publish_nowait(self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]) -> Ticket:
         """Publishes without waiting, as `Producer.publish_nowait` does; not before a `publish` or `enqueue`."""
         if self._producer is None:
             raise _not_sent(

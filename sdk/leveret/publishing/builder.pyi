@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self, Unpack, final, type_check_only
 
 from leveret.publishing.confirms import Receipt, Ticket
 from leveret.publishing.options import PublishOptions
+from leveret.publishing.template import Template
 
 __test__: dict[str, str]
 
@@ -15,13 +16,15 @@ __test__: dict[str, str]
 class Publisher(Protocol):
     """What publishes the message: a producer, or a client by its own producer."""
 
-    def publish(
-        self, value: Any, routing_key: str, **options: Unpack[PublishOptions]
-    ) -> Coroutine[Any, Any, Receipt]: ...
-    def publish_nowait(self, value: Any, routing_key: str, **options: Unpack[PublishOptions]) -> Ticket: ...
-    def enqueue(
-        self, value: Any, routing_key: str, **options: Unpack[PublishOptions]
-    ) -> Coroutine[Any, Any, Ticket]: ...
+    async def publish(
+        self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Receipt: ...
+    def publish_nowait(
+        self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Ticket: ...
+    async def enqueue(
+        self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
+    ) -> Ticket: ...
 
 @final
 class MessageBuilder:

@@ -32,8 +32,19 @@ class Packer:
 class Encoder(Protocol):
     """`Packer.encoder`, which encodes values and compares content types: `BodyEncoder`."""
 
+    content_type: str | None
     def given(self, value: object, misfit: str | None) -> bytes | None: ...
     def misfit(self, content_type: str | None, content_encoding: str | None) -> str | None: ...
     def pack(
         self, value: Any, compress: bool = True, misfit: str | None = None
     ) -> tuple[bytes, str, str | None, int]: ...
+
+@type_check_only
+class Options(Protocol):
+    """What a `Packer` reads of its producer's options."""
+
+    exchange: str
+    mandatory: bool
+    delivery_mode: int
+    sent_at_header: bool
+    message_ids: bool

@@ -60,10 +60,20 @@ class PublisherUpcalls(Protocol):
     """The methods of `Producer` that `CompiledPublisher` calls."""
 
     def _publish(
-        self, publishing: Publishing[Receipt], value: Any, routing_key: str | Template, options: PublishOptions
+        self,
+        publishing: Publishing[Receipt],
+        value: Any,
+        routing_key: str | Template,
+        options: PublishOptions,
+        deadline: float | None = None,
     ) -> None: ...
     def _enqueue(
-        self, publishing: Publishing[Ticket], value: Any, routing_key: str | Template, options: PublishOptions
+        self,
+        publishing: Publishing[Ticket],
+        value: Any,
+        routing_key: str | Template,
+        options: PublishOptions,
+        deadline: float | None = None,
     ) -> None: ...
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket: ...
     def _try_again(self, publishing: Publishing[Receipt]) -> None: ...

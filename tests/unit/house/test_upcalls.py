@@ -56,9 +56,12 @@ ROLES = [
     Role("Ticket", ("self.owner",), "TicketOwner", ("leveret.publishing.producer.Producer",)),
     Role("Publishing", ("self.producer",), "PublishingOwner", ("leveret.publishing.producer.Producer",)),
     Role("CompiledPublisher", ("self",), "PublisherUpcalls", ("leveret.publishing.producer.Producer",)),
+    Role("CompiledPublisher", ("self._guard",), "Policies", ("leveret.publishing.guard.PublishGuard",)),
+    Role("CompiledPublisher", ("self._breaker",), "Breaker", ("leveret.plugins.interfaces.BreakerPolicy",)),
     Role("CompiledPublisher", ("self._encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
     Role("MessageBuilder", ("self.publisher",), "Publisher", ("leveret.publishing.producer.Producer",)),
     Role("Packer", ("self.encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
+    Role("Packer", ("settings",), "Options", ("leveret.settings.producer.ProducerSettings",)),
     Role("CompiledPublisher", ("self._transport",), "Flushing", ("leveret.transport.stream.Stream",)),
     Role("ChannelDeliveries", ("decoder",), "BodyDecoding", ("leveret.codecs.decoding.BodyDecoder",)),
     Role("Acknowledger", ("self.meter",), "StaleCounter", ("leveret.monitoring.meters.ConsumerMeter",)),
@@ -76,6 +79,7 @@ OTHERS = {
     "CompiledPublisher": {"self._loop", "ticket.future"},
     "DeliveryBuffer": {"self.idle", "self.loop", "self.runnable", "waiting"},
     "Message": {"datetime"},
+    "Packer": {"Outcome", "headers"},
     "Properties": {"other"},
     "Publishing": {"self.task", "task", "value"},
     "ReadCollector": {"self.loop", "self.timer"},
@@ -90,6 +94,7 @@ OTHERS = {
 
 # ---------------------------------------------------------------------------------------------- reading Cython
 
+_PUBLISHING = re.compile(r"^(.*) -> Publishing\[(.*)\]$")
 _TEXTS = re.compile(r'"""(?:.|\n)*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*')
 _CLASS = re.compile(r"cdef class (\w+)")
 _BASE = re.compile(r"^cdef class (\w+)\((\w+)\)", re.MULTILINE)
@@ -248,7 +253,9 @@ def signature_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     """Returns arguments and result as text; positional-only ones are not told from others."""
     arguments = ast.unparse(function.args).replace(", /", "")
     result = "" if function.returns is None else ast.unparse(function.returns)
-    return f"{'async ' if isinstance(function, ast.AsyncFunctionDef) else ''}({arguments}) -> {result}"
+    signature = f"{'async ' if isinstance(function, ast.AsyncFunctionDef) else ''}({arguments}) -> {result}"
+    # A publishing is awaited as the result of a coroutine is.
+    return _PUBLISHING.sub(r"async \1 -> \2", signature)
 
 
 def protocol_of(role: Role) -> dict[str, Member]:
