@@ -43,7 +43,7 @@ class Stranger:
 
     def __init__(self, url: str, *, frame_max: int = 131072, channel_max: int = 2047, vhost: str = "/") -> None:
         parameters = pika.URLParameters(url)
-        self.socket = socket.create_connection((parameters.host, parameters.port), timeout=5)
+        self.socket = socket.create_connection((parameters.host, parameters.port), timeout=30)
         self._reader = FrameReader(frame_max=1 << 24)
         self._events: list[Any] = []
         self.raw(PROTOCOL_HEADER)

@@ -239,17 +239,17 @@ async def test_a_batch_tells_what_was_written_from_what_was_not() -> None:
 @every([plain, with_headers, with_template, enqueued, batch])
 async def test_confirm_timeout_begins_when_the_bytes_are_written(way: Callable[[Producer], Awaitable[Any]]) -> None:
     limits = {"max_outstanding": 1, "max_buffered": 1, "batch_size": 1, "batches_in_flight": 1}
-    async with served(publish_timeout=30, confirm_timeout=0.4, **limits) as (server, producer):
+    async with served(publish_timeout=30, confirm_timeout=1.2, **limits) as (server, producer):
         first = producer.publish_nowait("first", "q")
         await asyncio.sleep(0.2)
         waiting = asyncio.create_task(failed(way(producer)))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
         server.ack(1)
         await first
         error, seconds = await waiting
         assert (error.outcome, error.stage) == (Outcome.UNKNOWN, "confirm")
-        assert "confirm_timeout of 0.4 s" in str(error)
-        assert 0.48 <= seconds <= 0.5 + LATE
+        assert "confirm_timeout of 1.2 s" in str(error)
+        assert 1.48 <= seconds <= 1.5 + LATE
         assert len(await server.publishings()) == 2
 
 
