@@ -9,6 +9,11 @@ cdef enum:
     FRAME_OVERHEAD = 8
 
 cdef enum:
+    CHANNEL = 20
+    CHANNEL_OPEN = 10
+    CHANNEL_OPEN_OK = 11
+
+cdef enum:
     BASIC = 60
     BASIC_PUBLISH = 40
     BASIC_RETURN = 50

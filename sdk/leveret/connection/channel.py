@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from leveret.connection.credit import Credit
 from leveret.errors import ChannelClosed, EncodeFailed, LeveretError, OperationTimeout, RemoteProtocolError, again
 from leveret.protocol import commands
 from leveret.protocol.channel import CancelNotice, ChannelEnded, ChannelPhase, ChannelState, Reply
@@ -86,6 +87,7 @@ class Channel:
         error: Why it is closed, or None while it is open.
         publisher: Where its confirms and returned messages go, if anywhere.
         consumer: Told of the channel's end also while it has no consumer tag.
+        credit: How many deliveries its consumers may have unsettled.
         on_end: Called by the connection once the channel is closed on both sides, so that its number is free, or the
             connection is lost; it does not raise.
     """
@@ -106,6 +108,7 @@ class Channel:
             max_table_entries=settings.max_table_entries,
         )
         self.consumers: dict[str, ConsumerSink] = {}
+        self.credit = Credit(settings.max_body_size)
         self._is_as_new = True
         self._has_declared = False
 
@@ -144,6 +147,9 @@ class Channel:
                 f"{name} on channel {self.number} was not answered within operation_timeout of {limit:g} s"
                 + ("" if reason is None else f": the broker blocks publishers: {reason}")
             ) from None
+        finally:
+            # An error refers to this frame. With the future, which has the error, that would be a cycle.
+            del future
 
     async def call(self, method: commands.Method) -> Reply:
         """Sends a method and waits for its answer.
@@ -222,13 +228,16 @@ class Channel:
 
     async def open(self) -> None:
         """Opens the channel (channel.open)."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._state.open(future)
         try:
-            await self._answer(future, "channel.open")
+            await self._answer(self._opening(), "channel.open")
         except BaseException:
             self.abandon()
             raise
+
+    def _opening(self) -> asyncio.Future[Reply]:
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._state.open(future)
+        return future
 
     def abandon(self) -> None:
         """Closes an unowned channel without waiting; one that is being opened is closed right after that.
@@ -264,6 +273,8 @@ class Channel:
 
     async def basic_qos(self, prefetch_count: int, *, global_: bool = False) -> None:
         """Limits unacknowledged deliveries (basic.qos): for each new consumer, or for the channel when `global_`."""
+        if not global_:
+            self.credit.prefetch = prefetch_count
         await self._call(Basic.QosOk, Basic.Qos, prefetch_size=0, prefetch_count=prefetch_count, global_=global_)
 
     async def exchange_declare(
@@ -392,6 +403,7 @@ class Channel:
             arguments: For example `x-priority`.
         """
         self.consumers[consumer_tag] = sink
+        self.credit.begin(consumer_tag)
         try:
             await self._call(
                 Basic.ConsumeOk,
@@ -405,12 +417,14 @@ class Channel:
         except BaseException as error:
             if self.error is not None or isinstance(error, EncodeFailed):
                 self.consumers.pop(consumer_tag, None)
+                self.credit.end(consumer_tag)
             raise
 
     async def basic_cancel(self, consumer_tag: str) -> None:
         """Ends a consumer (basic.cancel). Deliveries on their way are still handed over before this returns."""
         await self._call(Basic.CancelOk, Basic.Cancel, consumer_tag=consumer_tag)
         self.consumers.pop(consumer_tag, None)
+        self.credit.end(consumer_tag)
 
     async def basic_get(self, queue: str, *, no_ack: bool = False) -> Message | None:
         """Takes one message (basic.get), or None when the queue is empty.
@@ -461,6 +475,7 @@ class Channel:
             _resolve(event)
         elif isinstance(event, CancelNotice):
             sink = self.consumers.pop(event.consumer_tag, None)
+            self.credit.end(event.consumer_tag)
             if sink is not None:
                 sink.cancelled(event.consumer_tag)
         elif isinstance(event, ChannelEnded):

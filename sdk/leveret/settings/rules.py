@@ -224,9 +224,15 @@ def wrong(option: str, text: str) -> ConfigurationError:
     return ConfigurationError(text, option=option)
 
 
-def rules_of(kind: type[Options]) -> dict[str, Rule]:
-    """Returns the rules of a settings class by option."""
-    return {item.name: item.metadata["rule"] for item in fields(kind)}
+def rules_of(kind: type[Options]) -> Mapping[str, Rule]:
+    """Returns the rules of a settings class by option; they are read once."""
+    rules = _rules.get(kind)
+    if rules is None:
+        rules = _rules[kind] = {item.name: item.metadata["rule"] for item in fields(kind)}
+    return rules
+
+
+_rules: Final[dict[type[Options], Mapping[str, Rule]]] = {}
 
 
 @contextlib.contextmanager
