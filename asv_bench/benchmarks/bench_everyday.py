@@ -1,4 +1,4 @@
-"""Instructions for each message of everyday usage, beside `publish` and `consume` at their best (`bench_instructions`)."""
+"""Instructions for each message of everyday usage, beside the best usage (`bench_instructions`)."""
 
 from __future__ import annotations
 

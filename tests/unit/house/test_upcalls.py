@@ -81,7 +81,7 @@ ROLES = [
 OTHERS = {
     "Acknowledger": {"self.loop", "self.timer"},
     "CompiledPublisher": {"self._loop", "ticket.future"},
-    "DeliveryBuffer": {"self.idle", "self.loop", "self.runnable", "waiting"},
+    "DeliveryBuffer": {"self.idle", "self.runnable", "waiting"},
     "HandOver": {"error", "self.queue"},
     "HandlerThreads": {"self.loop", "self.queue"},
     "Message": {"datetime"},
