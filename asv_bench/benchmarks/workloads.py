@@ -152,20 +152,45 @@ class _Halving:
         return BODY
 
 
-def _halving() -> Any:
-    """A registry with the compressor "halving"."""
+class _Retry:
+    """Asked when something fails, which it does not."""
+
+    def next_delay(self, attempt: int, error: Exception) -> float | None:
+        return None
+
+
+class _Closed:
+    """A circuit breaker that is closed."""
+
+    closed = True
+
+    def before_call(self) -> None:
+        pass
+
+    def record(self, successes: int, failures: int, *, seconds: float, error: BaseException | None) -> None:
+        pass
+
+
+def _everyday_plugins() -> Any:
+    """A registry with the compressor "halving", and the policies "retry" and "closed"."""
     plugins = need("leveret.plugins")
-    spec = plugins.CompressorSpec(
+    compressor = plugins.CompressorSpec(
         name="halving", content_encoding="halving", factory=lambda level: _Halving(), levels=(0, 9)
     )
-    name = "leveret_compressors"
-    hooks = type("Hooks", (), {name: staticmethod(plugins.hookimpl(specname=name)(lambda: [spec]))})
-    return need("leveret.plugins.registry").PluginRegistry.from_plugins(hooks())
+    policies = [
+        plugins.PolicySpec(kind="retry", name="retry", factory=_Retry),
+        plugins.PolicySpec(kind="circuit_breaker", name="closed", factory=_Closed),
+    ]
+    found = {"leveret_compressors": [compressor], "leveret_policies": policies}
+    hooks = {
+        name: staticmethod(plugins.hookimpl(specname=name)(lambda specs=specs: specs)) for name, specs in found.items()
+    }
+    return need("leveret.plugins.registry").PluginRegistry.from_plugins(type("Hooks", (), hooks)())
 
 
-async def _client(monitored: bool, compressing: bool = False) -> Any:
+async def _client(monitored: bool, plugins: bool = False) -> Any:
     leveret = need("leveret")
-    options = {"plugins": _halving()} if compressing else without_plugins()
+    options = {"plugins": _everyday_plugins()} if plugins else without_plugins()
     if monitored:
         need("leveret.monitoring.report")
         need("leveret_prometheus")
@@ -204,7 +229,7 @@ def _with_producer(
 
     async def open_producer() -> tuple[Any, Any]:
         with _sockets(_Confirming) as sockets:
-            client = await _client(monitored, "compressor" in chosen)
+            client = await _client(monitored, bool(chosen.keys() & {"compressor", "retry"}))
             known = need("leveret").ProducerSettings.__dataclass_fields__
             if not known.keys() >= chosen.keys():
                 raise NotImplementedError(f"this version has no {', '.join(chosen.keys() - known.keys())}")
@@ -241,19 +266,32 @@ def _with_template(producer: Any, method: str) -> tuple[Callable[..., Any], Any]
     return (partial(publish, **options) if options else publish), template
 
 
-def _publish(routing: Callable[..., Any], *, monitored: bool = False) -> Workload:
-    """GROUP tasks that await `publish`, one message after the other."""
+def _publish(
+    routing: Callable[..., Any], *, monitored: bool = False, tasks: int = GROUP, method: str = "publish", **chosen: Any
+) -> Workload:
+    """Tasks that await `publish`, one message after the other."""
 
     async def workload(producer: Any, count: int) -> None:
-        publish, key = routing(producer, "publish")
+        publish, key = routing(producer, method)
 
         async def task() -> None:
-            for _ in range(count // GROUP):
+            for _ in range(count // tasks):
                 await publish(BODY, key)
 
-        await asyncio.gather(*(task() for _ in range(GROUP)))
+        await asyncio.gather(*(task() for _ in range(tasks)))
+        await producer.flush()
 
-    return _with_producer(workload, monitored=monitored)
+    return _with_producer(workload, monitored=monitored, **chosen)
+
+
+def _gather(count_of_each: int) -> Workload:
+    """`gather` of so many calls of `publish`, again and again."""
+
+    async def workload(producer: Any, count: int) -> None:
+        for _ in range(count // count_of_each):
+            await asyncio.gather(*(producer.publish(BODY, "order.created") for _ in range(count_of_each)))
+
+    return _with_producer(workload)
 
 
 def _each(asked: Callable[[Any, str], Callable[[int], Any]], **chosen: Any) -> dict[str, Workload]:
@@ -494,6 +532,11 @@ WORKLOADS: dict[str, Workload] = {
 }
 #: What programs do besides: options, many keys, other handlers.
 EVERYDAY: dict[str, Workload] = {
+    "tasks_1000": _publish(_plain, tasks=1000),
+    "gather_1000": _gather(1000),
+    "enqueue": _publish(_plain, method="enqueue"),
+    "retry": _publish(_plain, retry="retry"),
+    "policies": _publish(_plain, retry="retry", circuit_breaker="closed"),
     **_each(_numbered),
     **_each(_header),
     **_each(_headers),
