@@ -77,7 +77,7 @@ class Client:
     def __init__(self, broker: EmbeddedBroker) -> None:
         self.wire = Wire()
         reader = FrameReader(
-            server=True, protocol_header=True, frame_max=4096, max_body_size=broker.max_message_size, capacity=65536
+            server=True, protocol_header=True, handshake=True, max_body_size=broker.max_message_size, capacity=65536
         )
         self.session = BrokerSession(broker)
         self.transport = BrokerTransport(self.session, reader)

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint16_t
+from libc.stdint cimport int64_t, uint16_t
 
 from leveret.consuming.acks cimport AckWindow
 from leveret.wire.buffers cimport SendBuffer
@@ -19,8 +19,18 @@ cdef class ChannelDeliveries:
     # Decodes bodies of messages with these packed properties, when nothing else has to be done.
     cdef bytes plain_properties
     cdef object plain_decode
+    # How many deliveries may be unsettled, by what `credit` said when it had changed so often.
+    cdef object credit
+    cdef Py_ssize_t most
+    cdef Py_ssize_t changes
+    # What came beyond that, and is unsettled.
+    cdef Py_ssize_t surplus
+    cdef int64_t surplus_bytes
 
     cpdef int adopt(self, ContentRun run, double received_at) except -1
+    cdef int track(self, ContentRun run) except -1
+    cdef int exceed(self, ContentRun run, Py_ssize_t held) except -1
+    cdef int add_surplus(self, list messages, Py_ssize_t count, Py_ssize_t least) except -1
     cdef object value_of(self, Message message)
 
 

@@ -1,13 +1,23 @@
 """The deliveries of one channel: how their bodies are decoded, and when their acknowledgements are written."""
 cimport cython
-from cpython.bytes cimport PyBytes_CheckExact
-from libc.stdint cimport uint16_t
+from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint16_t
 
 from leveret.consuming.acks cimport AckWindow
 from leveret.monitoring.histogram cimport monotonic, wall_clock
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
+
+from leveret.errors import RemoteProtocolError
+from leveret.wire.numbers import RESOURCE_ERROR
+
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+
+cdef enum:
+    # What a message takes beside its body and properties, in bytes.
+    MESSAGE_COST = 512
 
 
 @cython.final
@@ -25,6 +35,7 @@ cdef class ChannelDeliveries:
         decoder: Its `decode` decodes a message. Its `plain` returns the function that decodes the bodies of all
             messages with the same properties, or None.
         settle: Called as `settle(deliveries, message, verb, detail)` by the verbs of `Message`.
+        credit: How many deliveries may be unsettled (`connection.credit.Credit`); None for no limit.
 
     Attributes:
         acks: The deliveries that are not settled.
@@ -32,7 +43,8 @@ cdef class ChannelDeliveries:
         decode: Decodes a message.
     """
 
-    def __cinit__(self, queue, uint16_t channel, SendBuffer out not None, decoder not None, settle not None):
+    def __cinit__(self, queue, uint16_t channel, SendBuffer out not None, decoder not None, settle not None,
+                  credit=None):
         self.queue = queue
         self.channel = channel
         self.out = out
@@ -40,6 +52,8 @@ cdef class ChannelDeliveries:
         self.find_plain = decoder.plain
         self.settler = settle
         self.acks = AckWindow(channel)
+        self.credit = credit
+        self.most = PY_SSIZE_T_MAX if credit is None else 0
         self.alive = True
 
     def end(self):
@@ -79,6 +93,45 @@ cdef class ChannelDeliveries:
         for message in run.messages:
             message.owner = self
             message.received_at = received_at
+        return 0
+
+    # Notes deliveries that have to be settled, and holds the server to the prefetch.
+    cdef int track(self, ContentRun run) except -1:
+        cdef Py_ssize_t held = self.acks.unsettled
+        if not self.acks.delivered(run):
+            raise RemoteProtocolError(f"a delivery tag on channel {self.channel} is not higher than the one before it")
+        if self.acks.unsettled > self.most:
+            self.exceed(run, held)
+        return 0
+
+    # More deliveries are unsettled than the limit knows of. `held` of them were before these.
+    cdef int exceed(self, ContentRun run, Py_ssize_t held) except -1:
+        if self.changes != self.credit.changes:
+            # Those of consumers that have ended, and all that the others asked for.
+            self.changes = self.credit.changes
+            self.most = PY_SSIZE_T_MAX if self.credit.total is None else held + <Py_ssize_t>self.credit.total
+        if held <= self.most:
+            self.surplus = self.surplus_bytes = 0
+        if self.acks.unsettled > self.most:
+            self.add_surplus(run.messages, self.acks.unsettled - max(held, self.most), 0)
+        return 0
+
+    # Refuses what a server sends beyond the limit, when the last `count` messages make it too much: over `spare_bytes`
+    # and at least `least` messages.
+    cdef int add_surplus(self, list messages, Py_ssize_t count, Py_ssize_t least) except -1:
+        cdef Message message
+        if self.credit is None:
+            return 0
+        for message in messages[len(messages) - count:]:
+            self.surplus_bytes += MESSAGE_COST + PyBytes_GET_SIZE(message.raw_properties)
+            if message.body is not None:
+                self.surplus_bytes += <int64_t>message.body_size
+        self.surplus += count
+        if self.surplus_bytes > <int64_t>self.credit.spare_bytes and self.surplus >= least:
+            raise RemoteProtocolError(
+                f"the server sent {self.surplus} deliveries of {self.surplus_bytes} bytes on channel {self.channel} "
+                f"beyond {'its prefetch' if least == 0 else 'basic.cancel'}; the limit is {self.credit.spare_bytes} "
+                "bytes (max_body_size)", reply_code=RESOURCE_ERROR)
         return 0
 
     cdef object value_of(self, Message message):

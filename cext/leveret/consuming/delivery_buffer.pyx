@@ -15,6 +15,8 @@ from collections import deque
 cdef enum:
     # The buffer moves when this many of its places, and half of all, are free.
     COMPACT = 1024
+    # So many messages may be on their way when basic.cancel is sent. RabbitMQ sends 200 ahead of a channel's writer.
+    SENT_AHEAD = 1024
 
 # Microseconds, 400 days: the times of older messages are taken for wrong.
 cdef int64_t LONGEST_TRANSIT = <int64_t>400 * 86400 * 1000000
@@ -97,7 +99,12 @@ cdef class DeliveryBuffer:
             self.count_transit(run)
         if not self.no_ack:
             held = deliveries.acks.unsettled
-            deliveries.acks.delivered(run)
+            deliveries.track(run)
+        elif self._pressed:
+            # The server should have stopped: see `Unlimited`.
+            deliveries.add_surplus(run.messages, PyList_GET_SIZE(run.messages), SENT_AHEAD)
+        else:
+            deliveries.surplus = deliveries.surplus_bytes = 0
         self.meter.delivered += PyList_GET_SIZE(run.messages)
         if self.head and self.head == PyList_GET_SIZE(self.buffer):
             self.buffer.clear()

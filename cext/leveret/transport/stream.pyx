@@ -32,7 +32,10 @@ cdef class Stream:
     def buffer_updated(self, Py_ssize_t nbytes):
         """Handles `nbytes` that were read into the reader's buffer (`asyncio.BufferedProtocol.buffer_updated`)."""
         cdef list events = self.reader.received(nbytes)
-        if PyList_GET_SIZE(events):
+        cdef bint one_by_one
+        while PyList_GET_SIZE(events):
+            # What the session makes of an event of the handshake decides how the next bytes are read.
+            one_by_one = self.reader.in_handshake
             # Frames that this read causes leave in one write at its end, without another turn of the loop.
             self.out.attended = True
             try:
@@ -41,6 +44,9 @@ cdef class Stream:
             finally:
                 self.out.attended = False
                 self.flush()
+            if not one_by_one or self.closed:
+                break
+            events = self.reader.received(0)
         if self.reader.error is not None and not self.closed:
             self.session.stream_failed(self.reader.error)
 

@@ -70,6 +70,7 @@ cdef class RecvBuffer:
     cdef readonly uint64_t received_bytes
 
     cdef int allocate(self, Py_ssize_t capacity) except -1
+    cdef int release(self) except -1
     cdef int make_room(self, Py_ssize_t n) except -1
 
 
@@ -100,6 +101,7 @@ cdef class SendBuffer:
     cdef object end_block(self)
     cdef list seal(self)
     cdef int splice(self, list pieces, Py_ssize_t n) except -1
+    cdef int call(self, callback) except -1
 
 
 # The memory of a received body. The pool holds one reference.

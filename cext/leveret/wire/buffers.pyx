@@ -32,9 +32,9 @@ cdef enum:
 cdef class RecvBuffer:
     """A contiguous receive buffer: each frame lies in one piece.
 
-    It begins with 8 KiB, and grows up to `most` when a read fills what it offered. It grows further for a frame that
-    needs more, so the reader's frame limit plus one read bounds it. It is small again after 256 reads that would have
-    fitted.
+    It has no memory until the first read, which gets 8 KiB. It grows up to `most` when a read fills what it offered. It
+    grows further for a frame that needs more, so the reader's frame limit plus one read bounds it. It is small again
+    after 256 reads that would have fitted.
 
     Args:
         most: The most bytes that it offers for a read.
@@ -42,8 +42,6 @@ cdef class RecvBuffer:
 
     def __init__(self, Py_ssize_t most=262144):
         self.most = max(most, FIRST_READ)
-        self.allocate(FIRST_READ)
-        self.start = self.end = 0
 
     cdef int allocate(self, Py_ssize_t capacity) except -1:
         # The memory is not zeroed, which would touch all of its pages. Only received bytes are ever read.
@@ -51,6 +49,14 @@ cdef class RecvBuffer:
         self.view = memoryview(self.store)
         self.data = <uint8_t*>PyByteArray_AS_STRING(self.store)
         self.capacity = capacity
+        return 0
+
+    # Drops what was read, and gives the memory back.
+    cdef int release(self) except -1:
+        self.store = self.view = None
+        self.data = NULL
+        self.capacity = self.start = self.end = self.calm = 0
+        self.filled = False
         return 0
 
     def __len__(self):
@@ -71,8 +77,9 @@ cdef class RecvBuffer:
         else:
             _kept = self.store
             old_data = self.data + self.start
-            self.allocate(max(2 * self.capacity, pending + n))
-            memcpy(self.data, old_data, pending)
+            self.allocate(max(2 * self.capacity, pending + n, FIRST_READ))
+            if pending:
+                memcpy(self.data, old_data, pending)
         self.start = 0
         self.end = pending
         return 0
@@ -90,6 +97,8 @@ cdef class RecvBuffer:
             self.start = self.end = 0
             if self.filled and self.capacity < self.most:
                 self.allocate(min(4 * self.capacity, self.most))
+            elif self.capacity == 0:
+                self.allocate(FIRST_READ)
             elif self.calm >= CALM_READS and self.capacity > FIRST_READ:
                 self.allocate(FIRST_READ)
                 self.calm = 0
@@ -232,9 +241,17 @@ cdef class SendBuffer:
         cdef bint first = self.used == 0
         self.used += n
         if first and not self.attended:
-            self.on_data()
+            self.call(self.on_data)
         if self.used >= self.flush_bytes:
-            self.on_full()
+            self.call(self.on_full)
+        return 0
+
+    # A closed buffer has no callbacks, and drops what was appended.
+    cdef int call(self, callback) except -1:
+        if callback is None:
+            self.take_pieces()
+        else:
+            callback()
         return 0
 
     # Moves the block to the list of pieces. Returns that list, which splice() replaces.
@@ -253,9 +270,9 @@ cdef class SendBuffer:
         self.pieces = pieces
         self.piece_bytes += n
         if first:
-            self.on_data()
+            self.call(self.on_data)
         if self.piece_bytes >= self.flush_bytes:
-            self.on_full()
+            self.call(self.on_full)
         return 0
 
     def append(self, const uint8_t[::1] data not None):
@@ -285,6 +302,13 @@ cdef class SendBuffer:
         self.piece_bytes = 0
         self.in_pieces = False
         return pieces
+
+    def close(self):
+        """Frees the memory, and drops what waits and all that is appended later. Neither callback is called again."""
+        self.on_data = self.on_full = None
+        self.attended = False
+        self.take_pieces()
+        self.spares.clear()
 
 
 # True when the list holds the only reference to its block.

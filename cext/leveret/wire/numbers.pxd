@@ -9,6 +9,10 @@ cdef enum:
     FRAME_OVERHEAD = 8
 
 cdef enum:
+    CHANNEL = 20
+    CHANNEL_OPEN = 10
+
+cdef enum:
     BASIC = 60
     BASIC_PUBLISH = 40
     BASIC_RETURN = 50

@@ -6,44 +6,34 @@ grow with the number of messages. Incomplete input waits for the next read. Corr
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_Append
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from leveret.wire.buffers cimport BodyPool, POOLS_BODIES, RecvBuffer, resize_bytes, set_bytes_size
+from leveret.wire.assembly cimport Assemblies, Assembly
+from leveret.wire.buffers cimport BodyPool, POOLS_BODIES, RecvBuffer
 from leveret.wire.decoding cimport Cursor, cursor_over, need, text_of
 from leveret.wire.endian cimport lv_get16, lv_get32, lv_get64
 from leveret.wire.limits cimport (
     DEFAULT_FRAME_MAX_BEFORE_TUNE, DEFAULT_MAX_BODY_SIZE, DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES)
 from leveret.wire.message cimport LEAST_SPARE_BODY, MOST_SPARE_BODY, Message, new_message, spare_body_of
 from leveret.wire.numbers cimport (
-    BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, BASIC_PUBLISH, BASIC_REJECT, BASIC_RETURN, FRAME_BODY,
-    FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, SETTLE_MULTIPLE, SETTLE_NACK,
-    SETTLE_REQUEUE)
+    BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, BASIC_PUBLISH, BASIC_REJECT, BASIC_RETURN, CHANNEL,
+    CHANNEL_OPEN, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, SETTLE_MULTIPLE,
+    SETTLE_NACK, SETTLE_REQUEUE)
 from leveret.wire.runs cimport ContentRun, MethodFrame, SettlementRun
 
 from leveret.errors import FrameError, IncompatibleProtocol, RemoteProtocolError, TableSyntaxError
 
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(void* object) noexcept
-    object PyMemoryView_FromObject(object exporter)
 
 cdef enum:
-    # The most memory for a body before its bytes arrive. The declared size alone allocates no more.
-    FIRST_BODY_BLOCK = 1048576
     STRING_CACHE = 256
 
 
 # Compares two strings of the reader's cache, where equal strings are nearly always one object.
 cdef inline bint _same(str a, str b) except -1:
     return a is b or a == b
-
-
-# The content of a channel that is not complete yet.
-@cython.final
-cdef class _Assembly:
-    pass
 
 
 @cython.final
@@ -58,10 +48,16 @@ cdef class FrameReader:
         server: True reads as a server, for which basic.publish carries content. For a client basic.deliver,
             basic.return and basic.get-ok do.
         protocol_header: Expect a client's protocol header first.
+        handshake: True reads for a connection, from its first byte on. Until `tune` is called a read is at most 8 KiB,
+            and one event is returned at a time: call `received(0)` for the next one. Content may come only on channels
+            that are open: see `open_channel`; a server's reader opens a channel when it reads channel.open. On other
+            channels a method with content is a `MethodFrame`, for the caller to refuse, and a header or body ends the
+            stream. False, for recorded bytes: content may come on every channel.
         frame_max: The largest accepted frame, in bytes with its 8 bytes of overhead. It is 4096 until connection.tune
             (AMQP 0-9-1 section 4.2.3). The caller sets the negotiated value afterwards.
         max_body_size: The largest body, in bytes. A message with a larger one has the body None; its body frames are
-            read and dropped.
+            read and dropped. It is also, with `frame_max` on top, the limit for the properties and received bodies of
+            all incomplete contents together: more ends the stream with reply code 506.
         max_table_depth: The deepest nesting of tables in a message's headers.
         max_table_entries: The most values in a message's headers together.
         capacity: The most bytes that are read at once. The receive buffer begins with 8 KiB.
@@ -69,22 +65,27 @@ cdef class FrameReader:
 
     Attributes:
         body_pool: As given, or None until `view_bodies` is called.
+        in_handshake: True until `tune` is called, with `handshake`.
         error: The error that ended the stream, or None. The events before the error were returned.
     """
 
-    def __cinit__(self, *, bint server=False, bint protocol_header=False,
+    def __cinit__(self, *, bint server=False, bint protocol_header=False, bint handshake=False,
                   uint32_t frame_max=DEFAULT_FRAME_MAX_BEFORE_TUNE, uint64_t max_body_size=DEFAULT_MAX_BODY_SIZE,
                   uint16_t max_table_depth=DEFAULT_TABLE_DEPTH, uint32_t max_table_entries=DEFAULT_TABLE_ENTRIES,
                   Py_ssize_t capacity=262144, BodyPool body_pool=None):
-        self.buffer = RecvBuffer(capacity)
+        self.buffer = RecvBuffer(0 if handshake else capacity)
+        self.capacity = capacity
         self.body_pool = body_pool
         self.server = server
         self.header_due = protocol_header
+        self.channels_open = not handshake
+        self.in_handshake = handshake
         self.max_body_size = max_body_size
         self.max_table_depth = max_table_depth
         self.max_table_entries = max_table_entries
         self.error = None
-        self.assemblies = {}
+        self.assemblies = Assemblies()
+        self.assemblies.pool = body_pool
         self.last = None
         self.last_channel = -1
         self.strings = [None] * STRING_CACHE
@@ -144,15 +145,22 @@ cdef class FrameReader:
                 self.content_run = None
                 self.settlement_run = None
         if self.error is not None:
-            # The stream has ended: drop later bytes and incomplete messages.
-            self.buffer.start = self.buffer.end = 0
-            self.buffer.filled = False
-            self.assemblies.clear()
-            self.last = None
-            self.last_channel = -1
-            if self.body_pool is not None:
-                self.body_pool.clear()
+            self._end()
         return events
+
+    # Drops unread bytes and incomplete messages: the stream has ended.
+    cdef int _end(self) except -1:
+        self.buffer.release()
+        self.assemblies.clear()
+        self.last = None
+        self.last_channel = -1
+        self.known_size = 0
+        return 0
+
+    def release(self):
+        """Frees the memory of the buffer, of incomplete messages and of the body pool: the connection is lost."""
+        self._end()
+        self.strings = [None] * STRING_CACHE
 
     # type(1) channel(2) size(4) payload(size) end(1), AMQP 0-9-1 section 4.2.3
     cdef int _frames(self) except -1:
@@ -162,9 +170,9 @@ cdef class FrameReader:
         cdef uint32_t declared
         cdef uint8_t kind
         cdef uint16_t channel
-        if self.header_due and not self._protocol_header():
+        if self.header_due and (not self._protocol_header() or self.in_handshake):
             return 0
-        while True:
+        while not (self.in_handshake and self.events):
             left = buf.end - buf.start
             if left == 0:
                 return 0
@@ -206,7 +214,7 @@ cdef class FrameReader:
     # all of its body is here in one frame. For any other input it returns false and changes nothing, and the general
     # functions below read it, and find what is wrong.
     cdef bint _known_content(self, const uint8_t* p, Py_ssize_t left) except -1:
-        cdef _Assembly a
+        cdef Assembly a
         cdef Message m
         cdef const uint8_t* header = p + self.known_size
         cdef const uint8_t* body
@@ -238,8 +246,8 @@ cdef class FrameReader:
                 or body[7 + body_size] != FRAME_END or (body - 1)[0] != FRAME_END):
             return False
         a = self._assembly(lv_get16(p + 1))
-        # The general functions make views.
-        if a.message is not None or 0 < a.view_size <= body_size:
+        # The general functions make views, and refuse what may not come.
+        if a is None or a.message is not None or a.known_below <= body_size:
             return False
         m = self._message(lv_get16(p + 1), self.known_method_id)
         m.exchange = self.known_exchange
@@ -300,26 +308,49 @@ cdef class FrameReader:
             raise IncompatibleProtocol(f"the peer does not speak AMQP: it began with {start!r}", began_with=start)
         raise FrameError(f"unknown frame type {p[0]}")
 
-    cdef _Assembly _assembly(self, uint16_t channel):
-        cdef _Assembly a
+    # Returns None when content may not come on the channel.
+    cdef Assembly _assembly(self, uint16_t channel):
+        cdef Assembly a
         if self.last_channel == channel:
             return self.last
         a = self.assemblies.get(channel)
         if a is None:
-            a = _Assembly.__new__(_Assembly)
-            self.assemblies[channel] = a
+            if not self.channels_open:
+                return None
+            a = self.assemblies.add(channel)
         self.last = a
         self.last_channel = channel
         return a
 
+    def tune(self, uint32_t frame_max, Py_ssize_t most_channels):
+        """Ends the handshake: frames, reads and channels may be as negotiated (connection.tune).
+
+        Args:
+            frame_max: The largest accepted frame, in bytes with its overhead.
+            most_channels: For how many channels a server's reader takes content at once.
+        """
+        self.frame_max = frame_max
+        self.most_channels = most_channels
+        self.buffer.most = max(self.buffer.most, self.capacity)
+        self.in_handshake = False
+
+    def open_channel(self, uint16_t channel):
+        """Lets content come on a channel (channel.open-ok)."""
+        self.assemblies.add(channel)
+
+    def drop_content(self, uint16_t channel):
+        """Drops the incomplete message of a channel, and what still comes on it: one side has closed the channel.
+
+        The contents make no events. It lasts until `forget` or, for a client, `open_channel`.
+        """
+        self.assemblies.drop(channel)
+
     def forget(self, uint16_t channel):
-        """Drops the incomplete message of a closed channel, and ends `view_bodies` for the channel."""
-        cdef _Assembly a = self.assemblies.pop(channel, None)
+        """Drops the incomplete message of a channel that both sides have closed, and ends `view_bodies` for it."""
+        self.assemblies.remove(channel)
         if self.last_channel == channel:
             self.last = None
             self.last_channel = -1
-        if a is not None and a.view_size:
-            self._end_views()
 
     def view_bodies(self, uint16_t channel, uint64_t min_size):
         """Makes large bodies of a channel memoryviews of pooled memory, from the next content header on.
@@ -327,30 +358,22 @@ cdef class FrameReader:
         Returned messages keep bytes, because they are compared with publishings.
 
         Args:
-            channel: The channel number. `forget` ends views for it.
+            channel: The channel number; nothing happens when it is not open. `forget` ends views for it.
             min_size: The least size of a body that becomes a view, in bytes; 0 ends views.
 
         Raises:
             ValueError: The reader is a server's. A broker sends the bodies that it receives, which must be bytes.
         """
-        cdef _Assembly a
+        cdef Assembly a
         if self.server:
             raise ValueError("a server's reader hands bodies over as bytes")
         if self.body_pool is None:
-            self.body_pool = BodyPool()
+            self.assemblies.pool = self.body_pool = BodyPool()
         a = self._assembly(channel)
-        a.view_size = min_size
+        if a is not None and not a.dropped:
+            a.known_below = min_size or UINT64_MAX
         if min_size == 0:
-            self._end_views()
-
-    # Frees the pool's memory when no channel has views any more.
-    cdef int _end_views(self) except -1:
-        cdef _Assembly a
-        for a in self.assemblies.values():
-            if a.view_size:
-                return 0
-        self.body_pool.clear()
-        return 0
+            self.assemblies.end_views()
 
     # Reads a short string. Names repeat from message to message, so equal bytes give the same str object.
     cdef str _name(self, Cursor* c, str what):
@@ -385,20 +408,26 @@ cdef class FrameReader:
 
     cdef int _method(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1:
         cdef uint16_t class_id, method_id
-        cdef _Assembly a
+        cdef Assembly a
         cdef MethodFrame frame
         if size < 4:
             raise FrameError(f"a method frame of {size} bytes on channel {channel}")
-        if channel != 0:
-            a = self._assembly(channel)
-            if a.message is not None:
-                raise RemoteProtocolError(f"a method frame inside the content of channel {channel}", reply_code=505)
         class_id = lv_get16(p)
         method_id = lv_get16(p + 2)
+        if channel != 0:
+            a = self._assembly(channel)
+            if a is not None and a.message is not None:
+                raise RemoteProtocolError(f"a method frame inside the content of channel {channel}", reply_code=505)
+            if (a is None and self.server and class_id == CHANNEL and method_id == CHANNEL_OPEN
+                    and not self.in_handshake and len(self.assemblies) < self.most_channels):
+                # What it opens may follow in the same read.
+                self.assemblies.add(channel)
         if class_id == BASIC and channel != 0:
             if method_id == BASIC_ACK or method_id == BASIC_NACK or method_id == BASIC_REJECT:
                 return self._settlement(channel, method_id, p + 4, size - 4)
-            if self.server:
+            if a is None:
+                pass
+            elif self.server:
                 if method_id == BASIC_PUBLISH:
                     return self._content(a, channel, method_id, p + 4, size - 4)
             elif method_id == BASIC_DELIVER or method_id == BASIC_GET_OK or method_id == BASIC_RETURN:
@@ -449,7 +478,7 @@ cdef class FrameReader:
         m.method_id = method_id
         return m
 
-    cdef int _content(self, _Assembly a, uint16_t channel, uint16_t method_id, const uint8_t* p,
+    cdef int _content(self, Assembly a, uint16_t channel, uint16_t method_id, const uint8_t* p,
                       Py_ssize_t size) except -1:
         cdef Cursor c = cursor_over(p, size, 0, 0)
         cdef Message m = self._message(channel, method_id)
@@ -507,9 +536,12 @@ cdef class FrameReader:
 
     # class(2) weight(2) body size(8) property flags(2) properties, AMQP 0-9-1 section 4.2.6.1
     cdef int _header(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1:
-        cdef _Assembly a = self._assembly(channel)
-        cdef Message m = a.message
+        cdef Assembly a = self._assembly(channel)
+        cdef Message m
         cdef uint64_t body_size
+        if a is None:
+            raise RemoteProtocolError(f"a content header on channel {channel}, which is not open", reply_code=505)
+        m = a.message
         if m is None or not a.header_due:
             raise RemoteProtocolError(f"a content header on channel {channel} that no method announced",
                                       reply_code=505)
@@ -527,16 +559,21 @@ cdef class FrameReader:
         a.header_due = False
         a.received = 0
         a.body = None
-        a.discard = body_size > self.max_body_size
-        a.viewed = 0 < a.view_size <= body_size and m.method_id != BASIC_RETURN
+        a.discard = a.dropped or body_size > self.max_body_size
+        a.viewed = a.has_views() and a.known_below <= body_size and m.method_id != BASIC_RETURN
         if body_size == 0:
             m.body = b""
-            self._complete(a)
+            return self._finish(a)
+        if not a.dropped:
+            self.assemblies.count(a, <uint64_t>(size - 12), self.max_body_size + self._frame_max)
         return 0
 
     cdef int _body(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1:
-        cdef _Assembly a = self._assembly(channel)
-        cdef Message m = a.message
+        cdef Assembly a = self._assembly(channel)
+        cdef Message m
+        if a is None:
+            raise RemoteProtocolError(f"a content body on channel {channel}, which is not open", reply_code=505)
+        m = a.message
         if m is None or a.header_due:
             raise RemoteProtocolError(f"a content body on channel {channel} that no header announced", reply_code=505)
         if <uint64_t>size > m.body_size - a.received:
@@ -550,52 +587,25 @@ cdef class FrameReader:
         elif <uint64_t>size == m.body_size and not a.viewed:
             m.body = PyBytes_FromStringAndSize(<char*>p, size)
         else:
-            self._append(a, p, size)
+            self.assemblies.count(a, <uint64_t>size, self.max_body_size + self._frame_max)
+            self.assemblies.append(a, p, size)
         a.received += <uint64_t>size
         if a.received == m.body_size:
             if a.body is not None:
-                m.body = self._view(a) if a.viewed else a.body
+                m.body = self.assemblies.view(a) if a.viewed else a.body
                 a.body = None
-            self._complete(a)
+            self._finish(a)
         return 0
 
-    # Appends a frame to the body. The bytes object grows with the received bytes, so a header with a false size
-    # allocates nothing. A free block of the pool exists already, and is taken whole.
-    cdef int _append(self, _Assembly a, const uint8_t* p, Py_ssize_t size) except -1:
-        cdef uint64_t total = a.message.body_size
-        cdef Py_ssize_t have = <Py_ssize_t>a.received
-        cdef Py_ssize_t room
-        cdef PyObject* raw
-        if a.viewed:
-            if a.body is None:
-                a.body = self.body_pool.take(total)
-                a.pooled = a.body is not None
-                if a.pooled:
-                    a.room = <Py_ssize_t>total
-            total = self.body_pool.room_for(total)
-        if a.body is None:
-            room = <Py_ssize_t>min(total, <uint64_t>max(FIRST_BODY_BLOCK, size))
-            a.body = PyBytes_FromStringAndSize(NULL, room)
-            a.room = room
-        elif size > a.room - have:
-            room = <Py_ssize_t>min(total, <uint64_t>max(2 * a.room, have + size))
-            raw = <PyObject*>a.body
-            Py_INCREF(a.body)
-            a.body = None
-            a.body = resize_bytes(raw, have, room)
-            a.room = room
-        memcpy(PyBytes_AS_STRING(a.body) + have, p, size)
-        return 0
+    # Completes a content that was read frame by frame.
+    cdef int _finish(self, Assembly a) except -1:
+        self.assemblies.finish(a)
+        if a.dropped:
+            a.message = None
+            return 0
+        return self._complete(a)
 
-    # Returns a view of the whole body. The object behind it is as long as the body, so that callers may use it as well.
-    cdef object _view(self, _Assembly a):
-        cdef object block = a.body
-        if not a.pooled:
-            set_bytes_size(block, <Py_ssize_t>a.received)
-            self.body_pool.keep(block, a.room)
-        return PyMemoryView_FromObject(block)
-
-    cdef int _complete(self, _Assembly a) except -1:
+    cdef int _complete(self, Assembly a) except -1:
         cdef Message m = a.message
         cdef ContentRun run = self.content_run
         a.message = None

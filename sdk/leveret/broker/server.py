@@ -190,6 +190,7 @@ class EmbeddedBroker:
         reader = FrameReader(
             server=True,
             protocol_header=True,
+            handshake=True,
             frame_max=FRAME_MIN_SIZE,
             max_body_size=self.max_message_size,
         )

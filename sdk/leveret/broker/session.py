@@ -181,6 +181,9 @@ class BrokerSession:
         elif self._state in (SessionState.OPENING, _RUNNING):
             self._close_connection(error.reply_code, _coded(error.reply_code, str(error)))
             self._discard_input()
+        elif self._state is SessionState.CLOSING:
+            # The client was told why already, and has the rest of `CLOSE_TIMEOUT` to close the socket.
+            self._discard_input()
         else:
             self._drop(f"sent {error}")
 
@@ -190,6 +193,7 @@ class BrokerSession:
             logger.info("%s: the client closed the socket without connection.close", self)
         self._enter(SessionState.CLOSED)
         self._set_timer(None)
+        self._held.clear()
         self._release()
         self.broker.session_ended(self)
 
@@ -349,7 +353,7 @@ class BrokerSession:
         _check_negotiated("channel_max", method.channel_max, 1, self.broker.channel_max)
         self.frame_max = method.frame_max
         # RabbitMQ takes 8 bytes more, for clients that do not count a frame's own (rabbit_reader: FRAME_SIZE_FUDGE).
-        self.transport.reader.frame_max = method.frame_max + 8
+        self.transport.reader.tune(method.frame_max + 8, method.channel_max)
         self._channel_max = method.channel_max
         self._tick_s = method.heartbeat / TICKS
         self._enter(SessionState.OPENING)
@@ -434,6 +438,7 @@ class BrokerSession:
         logger.info("%s: channel %d: %s", self, channel.number, printable(refusal.reply_text))
         channel.flush()
         channel.release()
+        self.transport.reader.drop_content(channel.number)
         close = make(
             Channel.Close,
             reply_code=refusal.reply_code,
@@ -567,6 +572,7 @@ class BrokerSession:
         self.confirming.clear()
         for channel in channels.values():
             channel.release()
+            self.transport.reader.drop_content(channel.number)
         queues, self.exclusive_queues = self.exclusive_queues, {}
         for queue in queues:
             self.vhost.delete_queue(queue)

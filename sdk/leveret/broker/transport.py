@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from leveret.transport.frame_transport import FrameTransport
 
@@ -17,14 +17,16 @@ __all__ = ["BrokerTransport"]
 class BrokerTransport(FrameTransport):
     """A frame transport that tells its session when the client reads again."""
 
+    session: BrokerSession | None
+
     def __init__(self, session: BrokerSession, reader: FrameReader) -> None:
         super().__init__(session, reader)
-        self._owner = session
 
     def resume_writing(self) -> None:
         """Tells the session that the client has read what was sent. asyncio calls this."""
         super().resume_writing()
-        self._owner.resumed()
+        if self.session is not None:
+            self.session.resumed()
 
     def discard_input(self) -> None:
         """Reads and drops all further input, because no frame can be found after corrupt bytes.
@@ -36,14 +38,15 @@ class BrokerTransport(FrameTransport):
 
 
 class _Sink(asyncio.BufferedProtocol):
-    """The protocol that drops the input of a transport."""
+    """The protocol that drops the input of a transport. No byte is read, so all transports share the memory."""
+
+    _memory: Final = bytearray(65536)
 
     def __init__(self, transport: BrokerTransport) -> None:
         self._transport = transport
-        self._buffer = bytearray(65536)
 
     def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+        return self._memory
 
     def buffer_updated(self, nbytes: int) -> None:
         pass

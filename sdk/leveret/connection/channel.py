@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from leveret.connection.credit import Credit
 from leveret.errors import ChannelClosed, EncodeFailed, LeveretError, OperationTimeout, RemoteProtocolError, again
 from leveret.protocol import commands
 from leveret.protocol.channel import CancelNotice, ChannelEnded, ChannelPhase, ChannelState, Reply
@@ -86,6 +87,7 @@ class Channel:
         error: Why it is closed, or None while it is open.
         publisher: Where its confirms and returned messages go, if anywhere.
         consumer: Told of the channel's end also while it has no consumer tag.
+        credit: How many deliveries its consumers may have unsettled.
         on_end: Called by the connection once the channel is closed on both sides, so that its number is free, or the
             connection is lost; it does not raise.
     """
@@ -106,6 +108,7 @@ class Channel:
             max_table_entries=settings.max_table_entries,
         )
         self.consumers: dict[str, ConsumerSink] = {}
+        self.credit = Credit(settings.max_body_size)
         self._is_as_new = True
         self._has_declared = False
 
@@ -264,6 +267,8 @@ class Channel:
 
     async def basic_qos(self, prefetch_count: int, *, global_: bool = False) -> None:
         """Limits unacknowledged deliveries (basic.qos): for each new consumer, or for the channel when `global_`."""
+        if not global_:
+            self.credit.prefetch = prefetch_count
         await self._call(Basic.QosOk, Basic.Qos, prefetch_size=0, prefetch_count=prefetch_count, global_=global_)
 
     async def exchange_declare(
@@ -392,6 +397,7 @@ class Channel:
             arguments: For example `x-priority`.
         """
         self.consumers[consumer_tag] = sink
+        self.credit.begin(consumer_tag)
         try:
             await self._call(
                 Basic.ConsumeOk,
@@ -405,12 +411,14 @@ class Channel:
         except BaseException as error:
             if self.error is not None or isinstance(error, EncodeFailed):
                 self.consumers.pop(consumer_tag, None)
+                self.credit.end(consumer_tag)
             raise
 
     async def basic_cancel(self, consumer_tag: str) -> None:
         """Ends a consumer (basic.cancel). Deliveries on their way are still handed over before this returns."""
         await self._call(Basic.CancelOk, Basic.Cancel, consumer_tag=consumer_tag)
         self.consumers.pop(consumer_tag, None)
+        self.credit.end(consumer_tag)
 
     async def basic_get(self, queue: str, *, no_ack: bool = False) -> Message | None:
         """Takes one message (basic.get), or None when the queue is empty.
@@ -458,9 +466,12 @@ class Channel:
         """A method frame of this channel."""
         event = self._state.receive(frame)
         if isinstance(event, Reply):
+            if isinstance(event.method, ChannelMethods.OpenOk) and self.is_open:
+                self.connection.transport.reader.open_channel(self.number)
             _resolve(event)
         elif isinstance(event, CancelNotice):
             sink = self.consumers.pop(event.consumer_tag, None)
+            self.credit.end(event.consumer_tag)
             if sink is not None:
                 sink.cancelled(event.consumer_tag)
         elif isinstance(event, ChannelEnded):

@@ -42,6 +42,7 @@ from leveret.wire.numbers import (
     CONNECTION_FORCED,
     INTERNAL_ERROR,
     REPLY_SUCCESS,
+    UNEXPECTED_FRAME,
 )
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
@@ -254,6 +255,7 @@ class Connection:
     def _make_transport(self, receiver: FrameReceiver) -> FrameTransport:
         settings = self.settings
         reader = FrameReader(
+            handshake=True,
             max_body_size=settings.max_body_size,
             max_table_depth=settings.max_table_depth,
             max_table_entries=settings.max_table_entries,
@@ -395,9 +397,11 @@ class Connection:
             crossed: Both sides closed at once: the number is free when the server has answered this side's close.
         """
         if self._channels.pop(channel.number, None) is not None:
-            self.transport.reader.forget(channel.number)
             if by_server:
+                self.transport.reader.drop_content(channel.number)
                 self._closed_by_server[channel.number] = None
+            else:
+                self.transport.reader.forget(channel.number)
             if crossed:
                 self._crossed[channel.number] = channel
             else:
@@ -552,13 +556,17 @@ class Connection:
         if event.channel in self._closed_by_server:
             # Another channel.close as well: a second channel.close-ok would make RabbitMQ end the connection (504).
             return
+        if self._stage is ConnectionStage.OPENING:
+            raise RemoteProtocolError(
+                f"a frame on channel {event.channel} while {self._state.phase.value}", reply_code=UNEXPECTED_FRAME
+            )
         raise RemoteProtocolError(f"a frame on channel {event.channel}, which is not open", reply_code=CHANNEL_ERROR)
 
     def _handle(self, event: protocol.Event | None) -> None:
         if event is None:
             return
         if isinstance(event, protocol.Tuned):
-            self.transport.reader.frame_max = event.negotiated.frame_max
+            self.transport.reader.tune(event.negotiated.frame_max, event.negotiated.channel_max)
         elif isinstance(event, protocol.Opened):
             self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.OPEN)
             self.opened_at = self._loop.time()

@@ -26,6 +26,14 @@ class StaleCounter(Protocol):
 
     stale: int
 
+@type_check_only
+class DeliveryCredit(Protocol):
+    """What the consumers of a channel asked for: `Credit`."""
+
+    spare_bytes: int
+    total: int | None
+    changes: int
+
 @final
 class ChannelDeliveries:
     @property
@@ -47,6 +55,7 @@ class ChannelDeliveries:
         out: SendBuffer,
         decoder: BodyDecoding,
         settle: Callable[[ChannelDeliveries, Message, str, Any], Awaitable[bool]],
+        credit: DeliveryCredit | None = None,
     ) -> ChannelDeliveries: ...
     def end(self) -> None: ...
     def now(self) -> float: ...

@@ -580,7 +580,9 @@ class Consumer(Generic[T], DeliveryBuffer):
     def _channel_opened(self, channel: Channel) -> None:
         self._connection = channel.connection
         transport = channel.connection.transport
-        deliveries = ChannelDeliveries(self.queue, channel.number, transport.out, self._decoder, self._settler.settle)
+        deliveries = ChannelDeliveries(
+            self.queue, channel.number, transport.out, self._decoder, self._settler.settle, channel.credit
+        )
         self._acks.begin(deliveries, transport.flush)
         self._position.opened(deliveries)
         self._watched = True

@@ -23,7 +23,7 @@ from leveret.errors import (
 from leveret.protocol import commands
 from leveret.protocol.commands import Basic, Channel
 from leveret.protocol.transitions import moved
-from leveret.wire.numbers import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, REPLY_SUCCESS, RESOURCE_LOCKED
+from leveret.wire.numbers import ACCESS_REFUSED, CHANNEL_ERROR, NOT_FOUND, PRECONDITION_FAILED, REPLY_SUCCESS, RESOURCE_LOCKED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +48,8 @@ _INEQUIVALENT: Final = re.compile(
 
 # RabbitMQ has the queue answer these, and may answer what the channel was asked next before (seen with 4.0).
 _OVERTAKEN: Final = frozenset({"Basic.ConsumeOk", "Basic.CancelOk"})
+
+_CONTENT: Final = (Basic.Deliver, Basic.GetOk, Basic.Return)
 
 
 class ChannelPhase(enum.Enum):
@@ -306,6 +308,11 @@ class ChannelState:
         if self.phase is ChannelPhase.CLOSING:
             # Everything but close and close-ok is to be dropped (AMQP 0-9-1 section 2.2.4).
             return None
+        if isinstance(method, _CONTENT):
+            # The frame reader takes content on open channels only.
+            raise RemoteProtocolError(
+                f"content on channel {self.number} while {self.phase.value}", reply_code=CHANNEL_ERROR
+            )
         if isinstance(method, Channel.Flow):
             # RabbitMQ does not send it; answering keeps other brokers content.
             self._out.append(commands.encode(self.number, commands.make(Channel.FlowOk, active=method.active)))

@@ -106,10 +106,18 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed."""
+        """The socket is closed: tells the session, and frees the memory of both directions.
+
+        It also lets go of the session, which has a reference to this transport: a lost connection is freed when its
+        last user lets go of it, and not by the collector of cycles.
+        """
         self.closed = True
         self._wake()
-        self.session.transport_lost(exc)
+        session, self.session = self.session, None
+        session.transport_lost(exc)
+        self.channels = {}
+        self.reader.release()
+        self.out.close()
 
     def pause_writing(self) -> None:
         """More than the high watermark is unsent."""

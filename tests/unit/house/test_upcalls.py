@@ -58,6 +58,7 @@ ROLES = [
     Role("CompiledPublisher", ("self._encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
     Role("CompiledPublisher", ("self._transport",), "Flushing", ("leveret.transport.stream.Stream",)),
     Role("ChannelDeliveries", ("decoder",), "BodyDecoding", ("leveret.codecs.decoding.BodyDecoder",)),
+    Role("ChannelDeliveries", ("self.credit",), "DeliveryCredit", ("leveret.connection.credit.Credit",)),
     Role("Acknowledger", ("self.meter",), "StaleCounter", ("leveret.monitoring.meters.ConsumerMeter",)),
     Role("ReadCollector", ("self.reader",), "ByteCounter", ("leveret.wire.reader.FrameReader",)),
     Role("DeliveryBuffer", ("self",), "ConsumerUpcalls", ("leveret.consuming.consumer.Consumer",)),
