@@ -66,6 +66,7 @@ class Channel:
 
     number = 1
     is_open = True
+    credit = None
 
     def __init__(self) -> None:
         self.connection = Connection()

@@ -30,7 +30,7 @@ cdef class ChannelDeliveries:
     cpdef int adopt(self, ContentRun run, double received_at) except -1
     cdef int track(self, ContentRun run) except -1
     cdef int exceed(self, ContentRun run, Py_ssize_t held) except -1
-    cdef int add_surplus(self, list messages, Py_ssize_t count, Py_ssize_t least) except -1
+    cdef int add_surplus(self, list messages, Py_ssize_t count, Py_ssize_t spare) except -1
     cdef object value_of(self, Message message)
 
 

@@ -116,9 +116,9 @@ cdef class ChannelDeliveries:
             self.add_surplus(run.messages, self.acks.unsettled - max(held, self.most), 0)
         return 0
 
-    # Refuses what a server sends beyond the limit, when the last `count` messages make it too much: over `spare_bytes`
-    # and at least `least` messages.
-    cdef int add_surplus(self, list messages, Py_ssize_t count, Py_ssize_t least) except -1:
+    # Refuses what a server sends beyond the limit, when the last `count` messages make it too much: more than
+    # `spare_bytes`, and more than `spare` messages.
+    cdef int add_surplus(self, list messages, Py_ssize_t count, Py_ssize_t spare) except -1:
         cdef Message message
         if self.credit is None:
             return 0
@@ -127,10 +127,10 @@ cdef class ChannelDeliveries:
             if message.body is not None:
                 self.surplus_bytes += <int64_t>message.body_size
         self.surplus += count
-        if self.surplus_bytes > <int64_t>self.credit.spare_bytes and self.surplus >= least:
+        if self.surplus_bytes > <int64_t>self.credit.spare_bytes and self.surplus > spare:
             raise RemoteProtocolError(
                 f"the server sent {self.surplus} deliveries of {self.surplus_bytes} bytes on channel {self.channel} "
-                f"beyond {'its prefetch' if least == 0 else 'basic.cancel'}; the limit is {self.credit.spare_bytes} "
+                f"beyond {'basic.cancel' if spare else 'its prefetch'}; the limit is {self.credit.spare_bytes} "
                 "bytes (max_body_size)", reply_code=RESOURCE_ERROR)
         return 0
 

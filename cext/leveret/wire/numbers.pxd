@@ -11,6 +11,7 @@ cdef enum:
 cdef enum:
     CHANNEL = 20
     CHANNEL_OPEN = 10
+    CHANNEL_OPEN_OK = 11
 
 cdef enum:
     BASIC = 60

@@ -52,6 +52,7 @@ cdef class FrameReader:
     cdef bint _protocol_header(self) except -1
     cdef int _refuse_first_octet(self, const uint8_t* p, Py_ssize_t left) except -1
     cdef Assembly _assembly(self, uint16_t channel)
+    cdef int _open(self, uint16_t channel, Assembly a) except -1
     cdef int _end(self) except -1
     cdef str _name(self, Cursor* c, str what)
     cdef int _method(self, uint16_t channel, const uint8_t* p, Py_ssize_t size) except -1

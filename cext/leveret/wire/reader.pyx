@@ -18,7 +18,7 @@ from leveret.wire.limits cimport (
 from leveret.wire.message cimport LEAST_SPARE_BODY, MOST_SPARE_BODY, Message, new_message, spare_body_of
 from leveret.wire.numbers cimport (
     BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, BASIC_PUBLISH, BASIC_REJECT, BASIC_RETURN, CHANNEL,
-    CHANNEL_OPEN, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, SETTLE_MULTIPLE,
+    CHANNEL_OPEN, CHANNEL_OPEN_OK, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, SETTLE_MULTIPLE,
     SETTLE_NACK, SETTLE_REQUEUE)
 from leveret.wire.runs cimport ContentRun, MethodFrame, SettlementRun
 
@@ -50,9 +50,9 @@ cdef class FrameReader:
         protocol_header: Expect a client's protocol header first.
         handshake: True reads for a connection, from its first byte on. Until `tune` is called a read is at most 8 KiB,
             and one event is returned at a time: call `received(0)` for the next one. Content may come only on channels
-            that are open: see `open_channel`; a server's reader opens a channel when it reads channel.open. On other
-            channels a method with content is a `MethodFrame`, for the caller to refuse, and a header or body ends the
-            stream. False, for recorded bytes: content may come on every channel.
+            that channel.open (for a client: channel.open-ok) has opened. On other channels a method with content is a
+            `MethodFrame`, for the caller to refuse, and a header or body ends the stream. False, for recorded bytes:
+            content may come on every channel.
         frame_max: The largest accepted frame, in bytes with its 8 bytes of overhead. It is 4096 until connection.tune
             (AMQP 0-9-1 section 4.2.3). The caller sets the negotiated value afterwards.
         max_body_size: The largest body, in bytes. A message with a larger one has the body None; its body frames are
@@ -327,21 +327,27 @@ cdef class FrameReader:
 
         Args:
             frame_max: The largest accepted frame, in bytes with its overhead.
-            most_channels: For how many channels a server's reader takes content at once.
+            most_channels: On how many channels content may come.
         """
         self.frame_max = frame_max
         self.most_channels = most_channels
         self.buffer.most = max(self.buffer.most, self.capacity)
         self.in_handshake = False
 
-    def open_channel(self, uint16_t channel):
-        """Lets content come on a channel (channel.open-ok)."""
-        self.assemblies.add(channel)
+    # Lets content come on a channel. The caller refuses channels that cannot be opened, and ends the connection then.
+    cdef int _open(self, uint16_t channel, Assembly a) except -1:
+        if a is None:
+            if not self.in_handshake and len(self.assemblies) < self.most_channels:
+                self.assemblies.add(channel)
+        elif a.dropped and not self.server:
+            # The number is used again. A client may not do so before it has answered channel.close.
+            self.assemblies.add(channel)
+        return 0
 
     def drop_content(self, uint16_t channel):
         """Drops the incomplete message of a channel, and what still comes on it: one side has closed the channel.
 
-        The contents make no events. It lasts until `forget` or, for a client, `open_channel`.
+        The contents make no events. It lasts until `forget` or, for a client, until the channel is opened again.
         """
         self.assemblies.drop(channel)
 
@@ -418,10 +424,9 @@ cdef class FrameReader:
             a = self._assembly(channel)
             if a is not None and a.message is not None:
                 raise RemoteProtocolError(f"a method frame inside the content of channel {channel}", reply_code=505)
-            if (a is None and self.server and class_id == CHANNEL and method_id == CHANNEL_OPEN
-                    and not self.in_handshake and len(self.assemblies) < self.most_channels):
-                # What it opens may follow in the same read.
-                self.assemblies.add(channel)
+            if class_id == CHANNEL and method_id == (CHANNEL_OPEN if self.server else CHANNEL_OPEN_OK):
+                # Content may follow in the same read.
+                self._open(channel, a)
         if class_id == BASIC and channel != 0:
             if method_id == BASIC_ACK or method_id == BASIC_NACK or method_id == BASIC_REJECT:
                 return self._settlement(channel, method_id, p + 4, size - 4)

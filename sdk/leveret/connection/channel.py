@@ -466,8 +466,6 @@ class Channel:
         """A method frame of this channel."""
         event = self._state.receive(frame)
         if isinstance(event, Reply):
-            if isinstance(event.method, ChannelMethods.OpenOk) and self.is_open:
-                self.connection.transport.reader.open_channel(self.number)
             _resolve(event)
         elif isinstance(event, CancelNotice):
             sink = self.consumers.pop(event.consumer_tag, None)
