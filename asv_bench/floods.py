@@ -26,7 +26,7 @@ from rich.table import Table
 
 import leveret
 from leveret.broker import EmbeddedBroker
-from leveret.protocol.commands import PROTOCOL_HEADER, Basic, Channel, Connection, Queue, decode, encode, make
+from leveret.protocol.commands import PROTOCOL_HEADER, Basic, Channel, Connection, decode, encode, make
 from leveret.wire.reader import FrameReader
 from leveret.wire.runs import MethodFrame
 
@@ -351,7 +351,11 @@ async def silent_sockets(count: int, port: int) -> list[socket.socket]:
 FLOODS: Final = {
     "login": Flood("broker", "content before the login", 0, "", of_broker(lambda: one_byte_each(publish))),
     "unopened": Flood(
-        "broker", "content on channels that are not open", 0, "504", of_broker(lambda: one_byte_each(publish), channels=0)
+        "broker",
+        "content on channels that are not open",
+        0,
+        "504",
+        of_broker(lambda: one_byte_each(publish), channels=0),
     ),
     "bytes": Flood(
         "broker",
@@ -368,7 +372,11 @@ FLOODS: Final = {
         of_broker(lambda: huge(publish, 2047), channels=2047),
     ),
     "client-login": Flood(
-        "client", "content before the login", 0, "RemoteProtocolError 505", of_client(lambda: one_byte_each(deliver), "tune")
+        "client",
+        "content before the login",
+        0,
+        "RemoteProtocolError 505",
+        of_client(lambda: one_byte_each(deliver), "tune"),
     ),
     "client-bytes": Flood(
         "client",

@@ -147,6 +147,9 @@ class Channel:
                 f"{name} on channel {self.number} was not answered within operation_timeout of {limit:g} s"
                 + ("" if reason is None else f": the broker blocks publishers: {reason}")
             ) from None
+        finally:
+            # An error refers to this frame. With the future, which has the error, that would be a cycle.
+            del future
 
     async def call(self, method: commands.Method) -> Reply:
         """Sends a method and waits for its answer.
@@ -225,13 +228,16 @@ class Channel:
 
     async def open(self) -> None:
         """Opens the channel (channel.open)."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._state.open(future)
         try:
-            await self._answer(future, "channel.open")
+            await self._answer(self._opening(), "channel.open")
         except BaseException:
             self.abandon()
             raise
+
+    def _opening(self) -> asyncio.Future[Reply]:
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._state.open(future)
+        return future
 
     def abandon(self) -> None:
         """Closes an unowned channel without waiting; one that is being opened is closed right after that.

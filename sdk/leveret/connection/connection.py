@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from leveret.connection.channel import Channel
 from leveret.connection.client_properties import client_properties
 from leveret.connection.credentials import Credentials, name_who, secret_of
+from leveret.connection.stages import CONNECTION_STAGES, ConnectionStage
 from leveret.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -48,7 +48,7 @@ from leveret.wire.reader import FrameReader
 from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from leveret.protocol.commands import Method
     from leveret.settings import ConnectionSettings, Endpoint, Secret
@@ -56,25 +56,9 @@ if TYPE_CHECKING:
 
     EventListener = Callable[[ConnectionEvent], None]
 
-__all__ = ["Connection", "ConnectionStage"]
+__all__ = ["Connection"]
 
 logger = logging.getLogger("leveret.connection")
-
-
-class ConnectionStage(enum.Enum):
-    """The life of a connection as its users see it; `protocol.connection` has the phases of its conversation."""
-
-    OPENING = "not open yet"
-    OPEN = "open"
-    ENDED = "ended"
-
-
-#: Which stage may follow which. `Connection.error` is set with ENDED, and only then.
-CONNECTION_STAGES: Final[Mapping[ConnectionStage, frozenset[ConnectionStage]]] = {
-    ConnectionStage.OPENING: frozenset({ConnectionStage.OPEN, ConnectionStage.ENDED}),
-    ConnectionStage.OPEN: frozenset({ConnectionStage.ENDED}),
-    ConnectionStage.ENDED: frozenset(),
-}
 
 
 class Connection:
@@ -125,7 +109,7 @@ class Connection:
         self._closed_by_server: dict[int, None] = {}
         self._highest_number = 0
         self._stage = ConnectionStage.OPENING
-        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._opened: asyncio.Future[None] | None = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._unblocked: asyncio.Future[None] | None = None
@@ -196,28 +180,32 @@ class Connection:
                     if failure is None:
                         return connection
                     failures.append(failure)
+                    del connection, failure
         except TimeoutError:
             if not deadline.expired():
                 raise
             text = f"connecting took longer than connect_timeout and handshake_timeout together, {seconds:g} s"
             failures.append(OperationTimeout(text))
-        raise joined(failures)
+        try:
+            raise joined(failures)
+        finally:
+            failures.clear()  # the traceback of the error refers to this list
 
     async def _attempt(self, dialing: Dialing) -> LeveretError | None:
         """Dials, and returns why that failed; raises what every other host would answer, too."""
         try:
             await self._dial(dialing)
         except (ConnectFailed, OperationTimeout) as error:
-            return error
+            return error.with_traceback(None)
         except (TransportError, ProtocolError) as error:
             name_who(error, self.settings, self._username, self.endpoint)
-            return error
+            return error.with_traceback(None)
         except ConnectionClosed as error:
             name_who(error, self.settings, self._username, self.endpoint)
             # A node that is starting or stopping says so.
             if error.reply_code not in (CONNECTION_FORCED, INTERNAL_ERROR):
                 raise
-            return error
+            return error.with_traceback(None)
         return None
 
     async def _dial(self, dialing: Dialing) -> None:
@@ -231,6 +219,7 @@ class Connection:
             raise
         try:
             async with asyncio.timeout(settings.handshake_timeout):
+                assert self._opened is not None
                 await self._opened
         except TimeoutError:
             phase = self._state.phase.value
@@ -244,6 +233,8 @@ class Connection:
         except BaseException:
             self._give_up()
             raise
+        finally:
+            self._opened = None  # its error refers to this frame, and so to this object
 
     def _give_up(self) -> None:
         """Ends a connection that its caller will not get, also when it was opened in this very turn of the loop."""
@@ -540,6 +531,7 @@ class Connection:
             self._handle(self._state.lost(error))
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         if not self._gone.done():
             self._gone.set_result(None)
 
@@ -572,7 +564,7 @@ class Connection:
             self.opened_at = self._loop.time()
             # Not in `_dial`, which resumes later: the connection may have ended by then.
             self._watch.add(self._tick)
-            if not self._opened.done():
+            if self._opened is not None and not self._opened.done():
                 self._opened.set_result(None)
             self._tell(ConnectionEventKind.OPENED)
         elif isinstance(event, protocol.Blocked):
@@ -608,6 +600,8 @@ class Connection:
         self._stage = moved(CONNECTION_STAGES, self._stage, ConnectionStage.ENDED)
         self.ended_at = self._loop.time()
         self.error = error or ConnectionClosed("the connection was closed by this side", reply_code=REPLY_SUCCESS)
+        # The frames of a traceback refer to this object.
+        self.error.__traceback__ = None
         self._watch.remove(self._tick)
         if self._timer is not None:
             self._timer.cancel()
@@ -619,11 +613,9 @@ class Connection:
         while self._crossed:
             self._free_number(self._crossed.popitem()[1])
         for future in (self._opened, *(future for future, _ in self._secret_updates)):
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(again(self.error))
-        # Marks the exception as retrieved, so that asyncio does not log it when no caller waits for it.
-        if self._opened.done() and not self._opened.cancelled():
-            self._opened.exception()
+                future.exception()  # marks it as retrieved: its caller may have given up
         if not self._ended.done():
             self._ended.set_result(None)
         # A peer that is gone, or did not answer connection.close, does not read: what is unsent can only be dropped.

@@ -23,7 +23,14 @@ from leveret.errors import (
 from leveret.protocol import commands
 from leveret.protocol.commands import Basic, Channel
 from leveret.protocol.transitions import moved
-from leveret.wire.numbers import ACCESS_REFUSED, CHANNEL_ERROR, NOT_FOUND, PRECONDITION_FAILED, REPLY_SUCCESS, RESOURCE_LOCKED
+from leveret.wire.numbers import (
+    ACCESS_REFUSED,
+    CHANNEL_ERROR,
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    REPLY_SUCCESS,
+    RESOURCE_LOCKED,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -79,7 +79,7 @@ async def test_server_that_ignores_the_prefetch(
         await until(lambda: consumer.health().live)
         tag = send(scripted, 1, [0] * 10)
         for part in [surplus] if reads == 1 else [surplus[:6], surplus[6:]]:
-            await until(lambda: consumer.counters()["delivered"] == tag - 1)
+            await until(lambda before=tag - 1: consumer.counters()["delivered"] == before)
             tag = send(scripted, tag, part)
         if beyond <= 0:
             await until(lambda: consumer.counters()["delivered"] == 21)
@@ -103,7 +103,7 @@ async def test_surplus_that_was_settled_counts_no_more(scripted: Scripted, clien
         tag = 1
         for _ in range(10):
             tag = send(scripted, tag, [400] * 18)
-            await until(lambda: handled == tag - 1)
+            await until(lambda before=tag - 1: handled == before)
         assert consumer.counters()["unsettled"] == 0
 
 

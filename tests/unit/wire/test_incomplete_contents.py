@@ -1,4 +1,4 @@
-"""Content is read only on channels that are open, takes memory for what has come, and has one limit for all channels."""
+"""Content is read on open channels only, takes memory for what has come, and has one limit for all channels."""
 
 from __future__ import annotations
 
