@@ -16,7 +16,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test test-pythons test-floors check bench regressions history compare soak killed restarts faults ordered costs prefetch \
+.PHONY: help setup demo test test-pythons test-floors check bench regressions history compare soak floods killed restarts faults ordered costs prefetch \
     blocked dashboard looks rabbitmq rabbitmq4 rabbitmq-c valgrind asan coverage clean
 
 help: ## list the targets
@@ -63,6 +63,9 @@ compare: setup rabbitmq rabbitmq-c ## compare Leveret with seven other clients (
 
 soak: setup ## watch memory during 5 million messages on the embedded broker (see docs/long-runs.md); under a minute
 	@$(BIN)/python -m asv_bench.soak $(ARGS)
+
+floods: setup ## flood the embedded broker and a client with what no peer should send; check their memory (see docs/long-runs.md); a minute
+	@$(BIN)/python -m asv_bench.floods $(ARGS)
 
 killed: setup rabbitmq ## kill a consumer's process 100 times on RabbitMQ; check that nothing is lost and duplicates are marked; about two minutes
 	@$(BIN)/python -m asv_bench.killed $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -224,7 +225,8 @@ def wrong(option: str, text: str) -> ConfigurationError:
     return ConfigurationError(text, option=option)
 
 
-def rules_of(kind: type[Options]) -> dict[str, Rule]:
+@functools.cache
+def rules_of(kind: type[Options]) -> Mapping[str, Rule]:
     """Returns the rules of a settings class by option."""
     return {item.name: item.metadata["rule"] for item in fields(kind)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,13 +14,14 @@ from tests.support.scripted import Scripted, connected
 from leveret.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Iterable
 
     import leveret
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
-#: `max_body_size`, which is also what a server may send beyond the prefetch. A message counts 512 bytes more than it has.
+#: `max_body_size`, which is also what a server may send beyond the prefetch. A message counts for 512 bytes more.
 LIMIT = 10_000
 COST = 512 + len(NO_PROPERTIES)
 #: Messages that may be on their way when a consumer without acknowledgements is cancelled.
