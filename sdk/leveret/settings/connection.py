@@ -137,7 +137,9 @@ class ConnectionSettings(Options):
         tcp_keepalive_interval: Whole seconds between probes, 1 to 32767.
         write_high_watermark: Unwritten bytes above which publishing waits, 1 to 2**40.
         write_low_watermark: Unwritten bytes at which it goes on; less than `write_high_watermark`.
-        max_body_size: The largest body taken from the broker, 1 to 2**40 bytes.
+        max_body_size: The largest body taken from the broker, 1 to 2**40 bytes. Incomplete messages of all channels
+            together may have as much and one frame, and deliveries beyond the prefetch as much; more ends the
+            connection (reply code 506).
         max_table_depth: How deep the broker may nest tables and arrays, 1 to 128.
         max_table_entries: How many entries its tables may have, 1 to 2**20.
 
