@@ -221,7 +221,12 @@ def be_client(pipe: Pipe) -> None:
     """Connects to each port that the pipe brings, and consumes with handlers that never end; sends what ended it."""
 
     async def consume(port: int) -> str:
-        options = {"auto_recovery": False, "max_body_size": LARGEST, "close_timeout": 1, "handshake_timeout": 60}
+        options: dict[str, Any] = {
+            "auto_recovery": False,
+            "max_body_size": LARGEST,
+            "close_timeout": 1,
+            "handshake_timeout": 60,
+        }
         async with leveret.connect(f"amqp://guest:guest@127.0.0.1:{port}?heartbeat=0", **options) as client:
             consumers = []
             for _ in range(CHANNELS):

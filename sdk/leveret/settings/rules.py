@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -225,10 +224,15 @@ def wrong(option: str, text: str) -> ConfigurationError:
     return ConfigurationError(text, option=option)
 
 
-@functools.cache
 def rules_of(kind: type[Options]) -> Mapping[str, Rule]:
-    """Returns the rules of a settings class by option."""
-    return {item.name: item.metadata["rule"] for item in fields(kind)}
+    """Returns the rules of a settings class by option; they are read once."""
+    rules = _rules.get(kind)
+    if rules is None:
+        rules = _rules[kind] = {item.name: item.metadata["rule"] for item in fields(kind)}
+    return rules
+
+
+_rules: Final[dict[type[Options], Mapping[str, Rule]]] = {}
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
-KINDS = (BrokerSession, BrokerTransport, ClientChannel, Connection, FrameTransport, FrameReader, Message, RecvBuffer)
-KINDS += (SendBuffer,)
+KINDS = [BrokerSession, BrokerTransport, ClientChannel, Connection, FrameTransport, FrameReader, Message, RecvBuffer]
+KINDS += [SendBuffer]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pamqp.commands import Channel, Connection, Queue
@@ -86,7 +86,7 @@ async def test_incomplete_contents_of_all_channels_have_one_limit(beyond: int) -
             peer.send(Queue.DeclareOk("q", 0, 0), 3)
         await peer.linger()
 
-    options = {"max_body_size": 1000, "auto_recovery": False, "close_timeout": 0.5}
+    options: dict[str, Any] = {"max_body_size": 1000, "auto_recovery": False, "close_timeout": 0.5}
     async with FakeServer(script) as server, leveret.connect(server.url, **options) as client:
         channels = [await client.channel() for _ in range(3)]
         declaring = asyncio.ensure_future(channels[2].queue_declare("q"))
