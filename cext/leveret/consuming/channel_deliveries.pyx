@@ -10,7 +10,6 @@ from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
 
 from leveret.errors import RemoteProtocolError
-from leveret.wire.numbers import RESOURCE_ERROR
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -131,7 +130,7 @@ cdef class ChannelDeliveries:
             raise RemoteProtocolError(
                 f"the server sent {self.surplus} deliveries of {self.surplus_bytes} bytes on channel {self.channel} "
                 f"beyond {'basic.cancel' if spare else 'its prefetch'}; the limit is {self.credit.spare_bytes} "
-                "bytes (max_body_size)", reply_code=RESOURCE_ERROR)
+                "bytes (max_body_size)", reply_code=506)
         return 0
 
     cdef object value_of(self, Message message):

@@ -10,7 +10,6 @@ from leveret.wire.buffers cimport BodyPool, resize_bytes, set_bytes_size
 from leveret.wire.message cimport Message
 
 from leveret.errors import RemoteProtocolError
-from leveret.wire.numbers import RESOURCE_ERROR
 
 cdef extern from "Python.h":
     object PyMemoryView_FromObject(object exporter)
@@ -99,7 +98,7 @@ cdef class Assemblies:
         if self.counted_bytes > limit:
             raise RemoteProtocolError(
                 f"the incomplete messages of {len(self.by_channel)} channels together have {self.counted_bytes} bytes, "
-                f"more than the limit of {limit} (the largest body and frame)", reply_code=RESOURCE_ERROR)
+                f"more than the limit of {limit} (the largest body and frame)", reply_code=506)
         return 0
 
     # Appends a frame to the body. Memory grows with the received bytes, so a header with a false size allocates
