@@ -17,6 +17,7 @@ BASIC: Final = 60
 # Methods of a class.
 CONNECTION_TUNE: Final = 30
 CHANNEL_OPEN: Final = 10
+CHANNEL_OPEN_OK: Final = 11
 CHANNEL_CLOSE_OK: Final = 41
 BASIC_CONSUME: Final = 20
 BASIC_PUBLISH: Final = 40
