@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,9 +13,24 @@ from asv_bench.benchmarks.counted import messages
 from asv_bench.benchmarks.former import HOMES, find
 from asv_bench.benchmarks.workloads import OWN
 from asv_bench.history.lines import Line, Panel, apart, draw, scale_marks
+from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def test_curves_are_unbroken_and_the_page_shows_them() -> None:
+    command = [sys.executable, "-m", "asv_bench.history.run", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commits = int(done.stdout.split(maxsplit=1)[0])
+    assert commits >= 20
+
+
+def test_kept_results_are_small_and_of_no_certain_machine() -> None:
+    kept = sorted((ROOT / "asv_bench" / "results" / "callgrind").iterdir())
+    assert sum(path.stat().st_size for path in kept) < 1_000_000
+    assert {path.suffix for path in kept} == {".json"}
 
 
 def test_counts_are_the_same_on_each_run() -> None:

@@ -6,8 +6,7 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
-from leveret.wire.buffers cimport BodyPool, resize_bytes, set_bytes_size
-from leveret.wire.message cimport Message
+from leveret.wire.buffers cimport resize_bytes, set_bytes_size
 
 from leveret.errors import RemoteProtocolError
 

@@ -18,8 +18,8 @@ from leveret.wire.limits cimport (
 from leveret.wire.message cimport LEAST_SPARE_BODY, MOST_SPARE_BODY, Message, new_message, spare_body_of
 from leveret.wire.numbers cimport (
     BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, BASIC_PUBLISH, BASIC_REJECT, BASIC_RETURN, CHANNEL,
-    CHANNEL_OPEN, CHANNEL_OPEN_OK, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, SETTLE_MULTIPLE,
-    SETTLE_NACK, SETTLE_REQUEUE)
+    CHANNEL_OPEN, CHANNEL_OPEN_OK, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD,
+    SETTLE_MULTIPLE, SETTLE_NACK, SETTLE_REQUEUE)
 from leveret.wire.runs cimport ContentRun, MethodFrame, SettlementRun
 
 from leveret.errors import FrameError, IncompatibleProtocol, RemoteProtocolError, TableSyntaxError
