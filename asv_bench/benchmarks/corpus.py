@@ -22,6 +22,11 @@ CONSUMER_TAG = b"leveret-1"
 RAW_PROPERTIES = b"\x90\x00\x10application/json\x02"
 #: content_type application/octet-stream, delivery_mode 2.
 BYTES_PROPERTIES = b"\x90\x00\x18application/octet-stream\x02"
+#: The same, with three headers: tenant (a signed byte, 7), trace (32 characters) and attempt (a signed byte, 1).
+HEADER_PROPERTIES = (
+    b"\xb0\x00\x18application/octet-stream\x00\x00\x00\x3e"
+    b"\x06tenantb\x07\x05traceS\x00\x00\x00\x204bf92f3577b34da6a3ce929d0e0e4736\x07attemptb\x01\x02"
+)
 
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:
@@ -48,12 +53,12 @@ def deliveries(count: int, size: int) -> bytes:
     )
 
 
-def reads_of(tag: bytes, first: int, count: int, body: bytes) -> bytes:
-    """Returns `count` basic.deliver messages with plain bytes to a consumer, from a delivery tag on."""
+def reads_of(tag: bytes, first: int, count: int, body: bytes, raw_properties: bytes = BYTES_PROPERTIES) -> bytes:
+    """Returns `count` basic.deliver messages to a consumer, from a delivery tag on: plain bytes without headers."""
     names = _shortstr(EXCHANGE) + _shortstr(ROUTING_KEY)
     return b"".join(
         _content(
-            struct.pack(">HH", 60, 60) + _shortstr(tag) + struct.pack(">QB", number, 0) + names, body, BYTES_PROPERTIES
+            struct.pack(">HH", 60, 60) + _shortstr(tag) + struct.pack(">QB", number, 0) + names, body, raw_properties
         )
         for number in range(first, first + count)
     )

@@ -247,57 +247,90 @@ def _publish_batch(routing: Callable[..., Any]) -> Workload:
     return _with_producer(workload)
 
 
-def _consume(total: int, *, monitored: bool = False) -> Callable[[int], None]:
-    """`Consumer.run` with default options: reads of GROUP deliveries, and a handler that counts them.
+async def _run(consumer: Any, handled: Callable[[], None]) -> None:
+    async def handler(value: bytes, message: object) -> None:
+        handled()
+
+    await consumer.run(handler)
+
+
+async def _run_function(consumer: Any, handled: Callable[[], None]) -> None:
+    await consumer.run(lambda value, message: handled())
+
+
+async def _run_with_headers(consumer: Any, handled: Callable[[], None]) -> None:
+    async def handler(value: bytes, message: Any) -> None:
+        if message.headers["tenant"] == 7:
+            handled()
+
+    await consumer.run(handler)
+
+
+async def _iterate(consumer: Any, handled: Callable[[], None]) -> None:
+    async for message in consumer:
+        handled()
+        message.ack()
+
+
+def _consume(
+    take: Callable[[Any, Callable[[], None]], Coroutine[Any, Any, None]] = _run,
+    *,
+    monitored: bool = False,
+    raw_properties: bytes = corpus.BYTES_PROPERTIES,
+    body: bytes = BODY,
+    **options: Any,
+) -> Workload:
+    """A consumer with default options, unless others are given, takes reads of GROUP deliveries and counts them.
 
     The socket drops the acknowledgements.
     """
-    tag = corpus.CONSUMER_TAG
-    reads = iter([corpus.reads_of(tag, first, GROUP, BODY) for first in range(1, total + 1, GROUP)])
-    socket: Any = None
-    left = 0
-    done: asyncio.Future[None]
 
-    async def handler(value: bytes, message: object) -> None:
-        nonlocal left
-        left -= 1
-        if not left % GROUP:
-            # Not from here: a handler may run inside the read that brought its message.
-            asyncio.get_running_loop().call_soon(read)
+    def prepare(total: int) -> Callable[[int], None]:
+        tag = corpus.CONSUMER_TAG
+        reads = iter([corpus.reads_of(tag, at, GROUP, body, raw_properties) for at in range(1, total + 1, GROUP)])
+        socket: Any = None
+        left: Iterator[int] = iter(())
+        done: asyncio.Future[None]
 
-    def read() -> None:
-        if left:
+        def handled() -> None:
+            # In one step, because several threads may be here.
+            now = next(left)
+            if not now % GROUP:
+                # Not from here: a handler may run inside the read that brought its message, or in a thread.
+                running.get_loop().call_soon_threadsafe(read if now else done.set_result, *(() if now else (None,)))
+
+        def read() -> None:
             socket.receive(next(reads))
-        else:
-            done.set_result(None)
 
-    async def subscribe() -> tuple[Any, Any]:
-        nonlocal socket
-        client = await _client(monitored)
-        await client.declare(need("leveret").Topology().queue("consumed"))
-        with _sockets(_Socket) as sockets:
-            consumer = client.consumer("consumed", bytes, consumer_tag=tag.decode())
-            await consumer.subscribe()
-        socket = sockets[-1]
-        socket.mute()
-        return client, asyncio.create_task(consumer.run(handler))
+        async def subscribe() -> tuple[Any, Any]:
+            nonlocal socket
+            client = await _client(monitored)
+            await client.declare(need("leveret").Topology().queue("consumed"))
+            with _sockets(_Socket) as sockets:
+                consumer = client.consumer("consumed", bytes, consumer_tag=tag.decode(), **options)
+                await consumer.subscribe()
+            socket = sockets[-1]
+            socket.mute()
+            return client, asyncio.create_task(take(consumer, handled))
 
-    async def handle(count: int) -> None:
-        nonlocal left, done
-        left, done = count, asyncio.get_running_loop().create_future()
-        read()
-        await done
+        async def handle(count: int) -> None:
+            nonlocal left, done
+            left, done = iter(range(count - 1, -1, -1)), asyncio.get_running_loop().create_future()
+            read()
+            await done
 
-    running = runner()
-    client, consuming = running.run(subscribe())
+        running = runner()
+        client, consuming = running.run(subscribe())
 
-    def run(count: int) -> None:
-        running.run(handle(count))
-        assert not consuming.done()
-        if monitored:
-            _look(client, count)
+        def run(count: int) -> None:
+            running.run(handle(count))
+            assert not consuming.done()
+            if monitored:
+                _look(client, count)
 
-    return run
+        return run
+
+    return prepare
 
 
 # ---------------------------------------------------------------------- confirms and acknowledgements
@@ -346,9 +379,14 @@ WORKLOADS: dict[str, Workload] = {
     "template_batch": _publish_batch(_with_template),
     "confirm": confirm,
     "acknowledge": acknowledge,
-    "consume": _consume,
+    "consume": _consume(),
+    "consume_function": _consume(_run_function),
+    "consume_functions": _consume(_run_function, concurrency=10),
+    "consume_auto": _consume(prefetch="auto"),
+    "consume_iterating": _consume(_iterate),
+    "consume_headers": _consume(_run_with_headers, raw_properties=corpus.HEADER_PROPERTIES),
     "publish_monitored": _publish(_plain, monitored=True),
-    "consume_monitored": partial(_consume, monitored=True),
+    "consume_monitored": _consume(monitored=True),
 }
 #: Those that need no installed plugin.
 OWN = tuple(name for name in WORKLOADS if not name.endswith("_monitored"))

@@ -47,11 +47,13 @@ cdef class DeliveryBuffer:
     cdef bint stopping
     # How many messages are being worked on.
     cdef Py_ssize_t running
+    # The `HandlerThreads` that messages are handed on to, or None. They count those by themselves.
+    cdef object ahead
     # The seconds that workers waited for messages, together: less the times at which waits began, plus those at which
     # they ended; and how many wait now.
     cdef bint measured
     cdef double idle_seconds
-    cdef readonly Py_ssize_t _waiting
+    cdef Py_ssize_t waiting
     cdef object ordered_by
     # By key: None while one of its messages is being worked on, or the list of those that wait for that one.
     cdef dict active

@@ -107,7 +107,9 @@ cdef class DeliveryBuffer:
             self._collector.read(PyList_GET_SIZE(run.messages), self._prefetch - held)
         if self._watched:
             self._delivered(run)
-        if self.idle:
+        if self.ahead is not None:
+            self.ahead.fill()
+        elif self.idle:
             # One worker is enough, unless its handler has to wait: then it wakes the others. It resumes before the
             # event loop looks at its sockets again.
             self.waiters.hold()
@@ -183,6 +185,8 @@ cdef class DeliveryBuffer:
         messages += self.buffer[self.head:]
         self.buffer.clear()
         self.head = 0
+        if self.ahead is not None:
+            messages += self.ahead.take_back()
         messages.sort(key=_arrival)
         return messages
 
@@ -193,12 +197,12 @@ cdef class DeliveryBuffer:
 
     @property
     def _unstarted(self):
-        """How many messages no worker has begun with: those in the buffer, and those that wait for another's key."""
+        """How many messages no worker has begun with: in the buffer, handed on, or waiting for another's key."""
         cdef Py_ssize_t count = PyList_GET_SIZE(self.buffer) - self.head + len(self.runnable)
         for waiting in self.active.values():
             if waiting is not None:
                 count += len(waiting)
-        return count
+        return count if self.ahead is None else count + self.ahead.counts()[0]
 
     @property
     def _over(self):
@@ -218,7 +222,7 @@ cdef class DeliveryBuffer:
     @property
     def _running(self):
         """How many messages are being worked on."""
-        return self.running
+        return self.running if self.ahead is None else self.running + self.ahead.counts()[1]
 
     # Tells the consumer that a message was taken from a buffer that was too full.
     cdef int taken(self) except -1:
@@ -292,7 +296,9 @@ cdef class DeliveryBuffer:
     # Wakes workers for the messages that are left, because a handler takes its time.
     cdef int wake_more(self) except -1:
         cdef Py_ssize_t count
-        if self.idle:
+        if self.ahead is not None:
+            self.ahead.wake()
+        elif self.idle:
             count = PyList_GET_SIZE(self.buffer) - self.head + len(self.runnable)
             if count:
                 self.wake(count)
@@ -301,13 +307,13 @@ cdef class DeliveryBuffer:
     cdef int idle_begins(self) except -1:
         if self.measured:
             self.idle_seconds -= <double>self.loop.time()
-            self._waiting += 1
+            self.waiting += 1
         return 0
 
     cdef int idle_ends(self) except -1:
         if self.measured:
             self.idle_seconds += <double>self.loop.time()
-            self._waiting -= 1
+            self.waiting -= 1
         return 0
 
     def _wait(self):
@@ -335,10 +341,17 @@ cdef class DeliveryBuffer:
     def _wake_all(self):
         """Wakes all workers that wait."""
         self.wake(len(self.idle))
+        if self.ahead is not None:
+            self.ahead.wake()
 
     def _idle_seconds(self, double now):
         """The seconds that all workers together waited until now."""
-        return self.idle_seconds + self._waiting * now
+        return self.idle_seconds + self.waiting * now if self.ahead is None else self.ahead.idle_seconds(now)
+
+    @property
+    def _waiting(self):
+        """How many workers wait for a message; counted for an automatic prefetch only."""
+        return self.waiting if self.ahead is None else self.ahead.waiting()
 
     def _note_end(self, *, bint over, bint stopping):
         """Notes when workers end, and wakes them if they do.
@@ -349,8 +362,11 @@ cdef class DeliveryBuffer:
         """
         self.over = over
         self.stopping = stopping
-        if over or stopping:
-            self.wake(len(self.idle))
+        if not over and not stopping:
+            return
+        self.wake(len(self.idle))
+        if self.ahead is not None:
+            self.ahead.end(stopping)
 
 
 def _arrival(Message message):

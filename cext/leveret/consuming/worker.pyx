@@ -119,8 +119,13 @@ cdef class Worker:
         passed = monotonic() - self.begun
         return passed * 1e-9 if passed > self.buffer.slow_after else 0.0
 
-    def time_out(self):
-        """Cancels the handler that is at work; the owner is told that it failed, with None for the error."""
+    def time_out(self, sequence=None):
+        """Cancels the handler that is at work; the owner is told that it failed, with None for the error.
+
+        Nothing happens when it is at another message than the one of a `sequence`.
+        """
+        if sequence is not None and sequence != self.sequence:
+            return
         self.cancellation_now = TIMING_OUT
         self.task.cancel()
 

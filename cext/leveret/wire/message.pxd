@@ -40,6 +40,8 @@ cdef class Message:
     cdef readonly double received_at
     # When its handler began, in nanoseconds of `monotonic`; 0 before.
     cdef int64_t handler_began
+    # How many nanoseconds the handler took, when it ran in a thread.
+    cdef int64_t handler_took
     # `received_time` in seconds since 1970; 0 before it is first read.
     cdef double wall_time
 

@@ -89,6 +89,8 @@ cdef class Message:
     def __dealloc__(self):
         global _spare_count
         cdef PyObject* raw = <PyObject*>self.body
+        if self.decoded_value is self.body:
+            self.decoded_value = None
         if self.spare_body and _spare_count < MOST_SPARE_BODIES and raw is not NULL and Py_REFCNT(raw) == 1:
             Py_INCREF(self.body)
             _spare_bodies[_spare_count] = raw

@@ -438,11 +438,11 @@ class Consumer(Generic[T], DeliveryBuffer):
             ConnectionClosed, TransportError, ChannelClosed: With `auto_recovery=False`: why it was lost.
             ConfigurationError: The handler cannot be called with a value and a message. Nothing was sent.
         """
-        call = self._workers.callable_of(handler)
+        work = self._workers.work_of(self, self._acks, handler)
         self._failures.handler_name = name_of(handler)
         self._workers.start_clock()
         try:
-            await self.share(lambda: self._workers.work(self, self._acks, call))
+            await self.share(work)
         finally:
             self._workers.stop_clock()
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CANCELLATION_TRANSITIONS",
     "CONSUMER_TRANSITIONS",
+    "THREAD_WORKER_TRANSITIONS",
     "WORKER_TRANSITIONS",
     "ConsumerHealth",
     "ConsumerLife",
     "ConsumerState",
+    "ThreadWorkerState",
     "WorkerCancellation",
     "WorkerState",
 ]
@@ -91,6 +93,49 @@ WORKER_TRANSITIONS: Final[Mapping[WorkerState, frozenset[WorkerState]]] = {
     WorkerState.HANDLING: frozenset({WorkerState.READY, WorkerState.ACTING, WorkerState.ENDED}),
     WorkerState.ACTING: frozenset({WorkerState.READY, WorkerState.ENDED}),
     WorkerState.ENDED: frozenset(),
+}
+
+
+class ThreadWorkerState(enum.Enum):
+    """The state of a worker whose handler runs in a thread; `leveret.consuming.hand_over` has the same numbers."""
+
+    FREE = 0
+    """It has no thread, and waits for a message."""
+    WOKEN = 1
+    """It has a thread, which is about to look for a message."""
+    RESTING = 2
+    """Its thread waits for a message."""
+    HANDLING = 3
+    """Its thread runs the handler."""
+    REPORTING = 4
+    """The event loop takes care of its message. It has no thread."""
+    LATE = 5
+    """The same, while the handler is still at work in its thread."""
+    ENDED = 6
+    """It is done. A handler that is at work is of no consequence any more."""
+
+
+#: The states of a worker with a thread that may follow each.
+THREAD_WORKER_TRANSITIONS: Final[Mapping[ThreadWorkerState, frozenset[ThreadWorkerState]]] = {
+    ThreadWorkerState.FREE: frozenset({ThreadWorkerState.WOKEN, ThreadWorkerState.ENDED}),
+    ThreadWorkerState.WOKEN: frozenset(
+        {
+            ThreadWorkerState.HANDLING,
+            ThreadWorkerState.REPORTING,
+            ThreadWorkerState.RESTING,
+            ThreadWorkerState.FREE,
+            ThreadWorkerState.ENDED,
+        }
+    ),
+    ThreadWorkerState.RESTING: frozenset({ThreadWorkerState.WOKEN, ThreadWorkerState.FREE, ThreadWorkerState.ENDED}),
+    ThreadWorkerState.HANDLING: frozenset(
+        {ThreadWorkerState.WOKEN, ThreadWorkerState.REPORTING, ThreadWorkerState.LATE, ThreadWorkerState.ENDED}
+    ),
+    ThreadWorkerState.REPORTING: frozenset(
+        {ThreadWorkerState.FREE, ThreadWorkerState.HANDLING, ThreadWorkerState.ENDED}
+    ),
+    ThreadWorkerState.LATE: frozenset({ThreadWorkerState.REPORTING, ThreadWorkerState.ENDED}),
+    ThreadWorkerState.ENDED: frozenset(),
 }
 
 

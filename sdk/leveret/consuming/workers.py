@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from leveret.consuming.handlers import HandlerThreads, check_handler
+from leveret.consuming.handler_threads import HandlerThreads
+from leveret.consuming.handlers import check_handler
 from leveret.consuming.states import ConsumerState
 from leveret.consuming.worker import Worker
 from leveret.errors import ProcessingTimeout
 from leveret.settings.functions import is_async
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from leveret.consuming.channel_deliveries import Acknowledger
     from leveret.consuming.delivery_buffer import DeliveryBuffer
     from leveret.consuming.failing.actions import FailureActions
+    from leveret.consuming.hand_over import ThreadWorker
     from leveret.consuming.states import ConsumerLife
     from leveret.settings import ConsumerSettings
     from leveret.wire.message import Message
@@ -61,14 +65,14 @@ class Workers:
         # The task that awaits `run`, and those that share its work.
         self._runner: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._workers: set[Worker] = set()
+        self._workers: set[Worker | ThreadWorker] = set()
         self._clock: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
         # The sequence of each worker whose handler was reported because it did not end.
-        self._reported: dict[Worker, int] = {}
+        self._reported: dict[Worker | ThreadWorker, int] = {}
         # The sequence of each worker when the clock ticked, and how often it was the same before.
-        self._seen: dict[Worker, tuple[int, int]] = {}
-        self._threads: HandlerThreads | None = None
+        self._seen: dict[Worker | ThreadWorker, tuple[int, int]] = {}
+        self._pool: ThreadPoolExecutor | None = None
 
     async def share(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs `concurrency` tasks that do this work until all have ended."""
@@ -89,34 +93,81 @@ class Workers:
         for task in self._tasks:
             task.cancel()
 
-    def callable_of(self, handler: Callable[[Any, Message], Any]) -> Callable[[Any, Message], Awaitable[object]]:
-        """Returns the handler as a function whose result can be awaited; a plain function gets threads.
+    def work_of(
+        self, buffer: DeliveryBuffer, acks: Acknowledger, handler: Callable[[Any, Message], Any]
+    ) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Returns what each of the tasks does: it has a handler work on messages until the consumer ends.
+
+        Args:
+            buffer: Where messages come from.
+            acks: Acknowledges them.
+            handler: A coroutine function, or a plain function, which gets threads.
 
         Raises:
             ConfigurationError: The handler cannot be called with a value and a message, or is a generator.
         """
         check_handler(handler, self._queue)
+        mode = self._settings.ack
+        results_settle, results_count = mode in ("coalesced", "each"), mode != "manual"
         if is_async(handler):
-            return handler
-        self._threads = HandlerThreads(handler, self._settings.concurrency, self._queue, self._loop)
-        return self._threads.call
+            return lambda: self._work(buffer, acks, handler, results_settle, results_count)
+        self._pool = ThreadPoolExecutor(self._settings.concurrency, f"leveret {self._queue}"[:64])
+        threads = HandlerThreads(
+            handler, self._pool.submit, results_count, results_settle, buffer, acks, self._failures, self, self._loop
+        )
+        return lambda: self._work_in_thread(threads)
 
-    async def work(
-        self, buffer: DeliveryBuffer, acks: Acknowledger, call: Callable[[Any, Message], Awaitable[object]]
+    async def _work(
+        self,
+        buffer: DeliveryBuffer,
+        acks: Acknowledger,
+        handler: Callable[[Any, Message], Awaitable[object]],
+        results_settle: bool,
+        results_count: bool,
     ) -> None:
-        """Handles messages until the consumer ends; each of the tasks does this."""
         task = asyncio.current_task()
         assert task is not None
-        mode = self._settings.ack
-        results_settle = mode in ("coalesced", "each")
-        worker = Worker(buffer, acks, self._failures, self, call, task, results_settle, mode != "manual")
+        worker = Worker(buffer, acks, self._failures, self, handler, task, results_settle, results_count)
+        with self._watched(worker):
+            await worker
+
+    async def _work_in_thread(self, threads: HandlerThreads) -> None:
+        worker = threads.worker()
+        with self._watched(worker):
+            try:
+                while await self._report(threads, worker):
+                    action = threads.action(worker)
+                    if action is not None:
+                        await action
+                    threads.go_on(worker)
+            finally:
+                threads.leave(worker, stops=self._is_ending)
+
+    async def _report(self, threads: HandlerThreads, worker: ThreadWorker) -> bool:
+        """Waits for a report of a thread; nobody but the consumer can mean to end this wait."""
+        task = asyncio.current_task()
+        assert task is not None
+        while True:
+            try:
+                return await threads.report(worker)
+            except asyncio.CancelledError:
+                if self.ends(task):
+                    raise
+
+    @contextlib.contextmanager
+    def _watched(self, worker: Worker | ThreadWorker) -> Iterator[None]:
+        """Has the clock and `close` look at a worker."""
         self._workers.add(worker)
         try:
-            await worker
+            yield
         finally:
             self._workers.remove(worker)
             self._seen.pop(worker, None)
             self._reported.pop(worker, None)
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._life.is_stopped or (self._runner is not None and self._runner.cancelling() > 0)
 
     def ends(self, task: asyncio.Task[Any]) -> bool:
         """Returns whether one of the tasks was cancelled to end it.
@@ -124,7 +175,7 @@ class Workers:
         Any other cancellation concerns its handler alone, and ends with the message: some libraries cancel the task
         that they run in to stop waiting, and never take that back (`Task.uncancel`).
         """
-        if task.cancelling() and (self._life.is_stopped or (self._runner is not None and self._runner.cancelling())):
+        if task.cancelling() and self._is_ending:
             return True
         while task.cancelling():
             task.uncancel()
@@ -132,10 +183,7 @@ class Workers:
 
     def failed(self, message: Message, error: BaseException | None) -> Coroutine[Any, Any, None] | None:
         """Carries out the error policy for a message whose handler raised, or is late: then the error is None."""
-        if error is not None:
-            return self._failures.failed(message, error)
-        failure = self._failures.failed(message, self.late_error())
-        return failure if self._threads is None else self._threads.wait_for(message, failure)
+        return self._failures.failed(message, self.late_error() if error is None else error)
 
     def late_error(self) -> ProcessingTimeout:
         """Returns the error of a handler that was cancelled because of `processing_timeout`."""
@@ -176,7 +224,7 @@ class Workers:
             times = times + 1 if sequence == worker.sequence else 0
             self._seen[worker] = (worker.sequence, times)
             if times == _CLOCK_STEPS:
-                worker.time_out()
+                worker.time_out(sequence)
         self.start_clock()
 
     def close(self) -> None:
@@ -192,5 +240,5 @@ class Workers:
                 named,
                 f" and {len(messages) - _NAMED} more" if len(messages) > _NAMED else "",
             )
-        if self._threads is not None:
-            self._threads.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)

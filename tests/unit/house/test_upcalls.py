@@ -65,6 +65,9 @@ ROLES = [
     Role("DeliveryBuffer", ("self.meter",), "DeliveryCounter", ("leveret.monitoring.meters.ConsumerMeter",)),
     Role("Worker", ("self.failures",), "FailureSink", ("leveret.consuming.failing.actions.FailureActions",)),
     Role("Worker", ("self.owner",), "WorkerOwner", ("leveret.consuming.workers.Workers",)),
+    Role("DeliveryBuffer", ("self.ahead",), "HandledAhead", ("leveret.consuming.handler_threads.HandlerThreads",)),
+    Role("HandlerThreads", ("self.failures",), "ThreadFailures", ("leveret.consuming.failing.actions.FailureActions",)),
+    Role("HandlerThreads", ("self.owner",), "ThreadsOwner", ("leveret.consuming.workers.Workers",)),
 ]
 
 #: Receivers that are objects of the standard library, coroutines, or values of the caller.
@@ -72,6 +75,8 @@ OTHERS = {
     "Acknowledger": {"self.loop", "self.timer"},
     "CompiledPublisher": {"self._loop", "ticket.future"},
     "DeliveryBuffer": {"self.idle", "self.loop", "self.runnable", "waiting"},
+    "HandOver": {"error", "self.queue"},
+    "HandlerThreads": {"self.loop", "self.queue"},
     "Message": {"datetime"},
     "Properties": {"other"},
     "ReadCollector": {"self.loop", "self.timer"},
@@ -87,7 +92,7 @@ OTHERS = {
 # ---------------------------------------------------------------------------------------------- reading Cython
 
 _TEXTS = re.compile(r'"""(?:.|\n)*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*')
-_CLASS = re.compile(r"cdef class (\w+)")
+_CLASS = re.compile(r"cdef class (\w+)(?:\((\w+)\))?")
 _FUNCTION = re.compile(r" {4}(?:async def|def|cp?def(?: inline)?) [^(=]*?(\w+)\(")
 _ATTRIBUTE = re.compile(r" {4}cdef (?:public |readonly )?([\w ]+?(?:\[\w+\])?\**) (\w+)$")
 _CHAIN = re.compile(r"(?<![\w.\])'])[A-Za-z_]\w*(?:\.\w+)+")
@@ -124,6 +129,12 @@ def code_of(text: str) -> str:
     return "\n".join(lines)
 
 
+def read_bases(texts: dict[str, list[str]]) -> dict[str, str]:
+    """Returns the compiled class that each of them derives from."""
+    found = [_CLASS.match(line) for sources in texts.values() for text in sources for line in text.split("\n")]
+    return {each[1]: each[2] for each in found if each and each[2]}
+
+
 def read_class_bodies(text: str) -> dict[str, list[str]]:
     """Returns the lines of each compiled class in Cython source."""
     bodies: dict[str, list[str]] = {}
@@ -155,6 +166,9 @@ def read_classes(texts: dict[str, list[str]]) -> dict[str, Compiled]:
                         compiled.functions[-1] = (header, f"{body}{line}\n")
                     elif found := _ATTRIBUTE.match(line):
                         compiled.attributes[found[2]] = found[1]
+    for name, base in read_bases(texts).items():
+        classes[name].names |= classes[base].names
+        classes[name].attributes |= classes[base].attributes
     return classes
 
 

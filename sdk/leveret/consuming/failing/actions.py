@@ -205,14 +205,17 @@ class FailureActions:
             return None  # the policy is not asked
         return self._act(message, self._policy.decide(error, message), error)
 
+    def nears_limit(self, message: Message) -> bool:
+        """Returns whether `redelivered` has anything to do for a message."""
+        limit = None if self._is_last else self._delivery_limit()
+        return limit is not None and 2 * delivery_count(message) >= limit
+
     def redelivered(self, message: Message) -> Coroutine[Any, Any, None] | None:
         """Parks a message that the broker would drop if it came back once more: before its handler is called."""
-        limit = self._delivery_limit()
-        if limit is None or self._is_last:
+        if not self.nears_limit(message):
             return None
-        count = delivery_count(message)
-        if 2 * count < limit:
-            return None
+        limit, count = self._delivery_limit(), delivery_count(message)
+        assert limit is not None
         refusal = self._queues_for(Means.QUEUES).refused
         if refusal is not None:
             self._log_limit(count, limit, refusal)
