@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint64_t
 
-from leveret.consuming.channel_deliveries cimport Acknowledger
+from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
 from leveret.consuming.read_collector cimport ReadCollector
 from leveret.monitoring.histogram cimport Histogram
 from leveret.transport.waiting cimport Waiter, Waiters
@@ -49,10 +49,14 @@ cdef class DeliveryBuffer:
     cdef Py_ssize_t running
     # The `HandlerThreads` that messages are handed on to, or None. They count those by themselves.
     cdef object ahead
-    # The seconds that workers waited for messages, together: less the times at which waits began, plus those at which
-    # they ended; and how many wait now.
+    # The fewest messages that no worker had begun with at a read, and the most deliveries that the broker waited for
+    # the settlement of, since `_take_extremes`.
+    cdef Py_ssize_t lowest
+    cdef Py_ssize_t highest
+    # The nanoseconds that workers waited for messages, together: less the times at which waits began, plus those at
+    # which they ended; and how many wait now.
     cdef bint measured
-    cdef double idle_seconds
+    cdef int64_t idle_time
     cdef Py_ssize_t waiting
     cdef object ordered_by
     # By key: None while one of its messages is being worked on, or the list of those that wait for that one.
@@ -62,6 +66,7 @@ cdef class DeliveryBuffer:
     # The key of the message that `take` returned last, with `ordered_by`.
     cdef object taken_key
 
+    cdef int note_load(self, ChannelDeliveries deliveries, Py_ssize_t count) except -1
     cdef int64_t look_at(self, bytes raw_properties) noexcept
     cdef int count_transit(self, ContentRun run) except -1
     cdef int add_transit(self, int64_t sent_at, int64_t now, uint64_t count) except -1

@@ -103,6 +103,8 @@ cdef class DeliveryBuffer:
             self.buffer.clear()
             self.head = 0
         self.buffer += run.messages
+        if self.measured:
+            self.note_load(deliveries, PyList_GET_SIZE(run.messages))
         if self._collector is not None:
             self._collector.read(PyList_GET_SIZE(run.messages), self._prefetch - held)
         if self._watched:
@@ -306,15 +308,19 @@ cdef class DeliveryBuffer:
 
     cdef int idle_begins(self) except -1:
         if self.measured:
-            self.idle_seconds -= <double>self.loop.time()
+            self.idle_time -= monotonic()
             self.waiting += 1
         return 0
 
     cdef int idle_ends(self) except -1:
         if self.measured:
-            self.idle_seconds += <double>self.loop.time()
+            self.idle_time += monotonic()
             self.waiting -= 1
         return 0
+
+    def _watch(self):
+        """Has `_delivered` called for the next read."""
+        self._watched = True
 
     def _wait(self):
         """Returns something to await; it is done when there may be a message, or there will be none."""
@@ -344,13 +350,37 @@ cdef class DeliveryBuffer:
         if self.ahead is not None:
             self.ahead.wake()
 
-    def _idle_seconds(self, double now):
-        """The seconds that all workers together waited until now."""
-        return self.idle_seconds + self.waiting * now if self.ahead is None else self.ahead.idle_seconds(now)
+    def _idle_seconds(self):
+        """The seconds that all workers together waited until now; counted for an automatic prefetch only."""
+        if self.ahead is not None:
+            return self.ahead.idle_seconds()
+        return (self.idle_time + self.waiting * monotonic()) * 1e-9
+
+    def _take_extremes(self):
+        """Returns the fewest messages that no worker had begun with, and the most unsettled deliveries, up to now.
+
+        They are those since the last call; counted for an automatic prefetch only.
+        """
+        cdef ChannelDeliveries deliveries = self.acks.current
+        cdef Py_ssize_t lowest = self.lowest, highest = self.highest
+        self.lowest, self.highest = self._unstarted, 0
+        if deliveries is not None:
+            self.highest = deliveries.acks.unsettled + deliveries.acks.ready
+        return min(lowest, self.lowest), highest
+
+    # Notes the load after a read.
+    cdef int note_load(self, ChannelDeliveries deliveries, Py_ssize_t count) except -1:
+        cdef Py_ssize_t unstarted = self._unstarted - count
+        cdef Py_ssize_t unsettled = deliveries.acks.unsettled + deliveries.acks.ready
+        if unstarted < self.lowest:
+            self.lowest = unstarted
+        if unsettled > self.highest:
+            self.highest = unsettled
+        return 0
 
     @property
     def _waiting(self):
-        """How many workers wait for a message; counted for an automatic prefetch only."""
+        """How many workers wait for a message; counted as `_idle_seconds`."""
         return self.waiting if self.ahead is None else self.ahead.waiting()
 
     def _note_end(self, *, bint over, bint stopping):

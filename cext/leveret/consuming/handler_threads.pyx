@@ -410,12 +410,13 @@ cdef class HandlerThreads(HandOver):
         self.unlock()
         return count
 
-    def idle_seconds(self, double now):
+    def idle_seconds(self):
         """Returns the seconds that all workers together waited until now."""
+        cdef int64_t time, now = monotonic()
         self.lock()
-        seconds = self.idle_time * 1e-9 + self.idle_count * now
+        time = self.idle_time + self.idle_count * now
         self.unlock()
-        return seconds
+        return time * 1e-9
 
     def end(self, bint stopping):
         """Ends when there is no message left, or after those that are being worked on."""

@@ -123,7 +123,6 @@ class Consumer(Generic[T], DeliveryBuffer):
         )
         acks = Acknowledger(loop, meter, settings.ack_delay, settings.ack == "each")
         keys = ordered_by or key_function(settings.ordered_by)
-        is_tuned = settings.prefetch == "auto"
         no_ack, is_handed_off = settings.ack == "none", settings.ack == "handoff"
         super().__init__(
             acks=acks,
@@ -134,14 +133,13 @@ class Consumer(Generic[T], DeliveryBuffer):
             ordered_by=keys,
             no_ack=no_ack,
             watched=True,
-            measured=is_tuned,
+            measured=settings.prefetch == "auto",
         )
         self.settings = settings
         self._connection: Connection
         self._loop = loop
         self._decoder = BodyDecoder(registry, model, settings)
         self._is_ordered = keys is not None
-        self._is_watched = no_ack or is_handed_off or is_tuned
         self._no_ack = no_ack
         self._acks = acks
         self._failures = failures
@@ -154,7 +152,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         self._workers = Workers(queue, settings, loop, self._life, failures)
         self._tuner: PrefetchTuner | None = None
         if settings.prefetch == "auto":
-            self._tuner = PrefetchTuner(queue, settings, loop, meter, self._load)
+            self._tuner = PrefetchTuner(queue, settings, loop, meter, self._load, self._watch)
             prefetch = self._tuner.initial
         else:
             prefetch = settings.prefetch
@@ -237,7 +235,8 @@ class Consumer(Generic[T], DeliveryBuffer):
             self._acks.write_in_time()
 
     def _load(self) -> Load:
-        return Load(self._unstarted, self._waiting, self._idle_seconds(self._loop.time()))
+        lowest, highest = self._take_extremes()
+        return Load(self._unstarted, self._waiting, self._idle_seconds(), lowest, highest)
 
     # ------------------------------------------------------------------ life
 
@@ -608,14 +607,14 @@ class Consumer(Generic[T], DeliveryBuffer):
         """Notes the deliveries of a read, when the settings need that."""
         if self._position.is_watching:
             self._position.delivered(run.messages)
-            self._watched = self._is_watched or self._position.is_watching
             if self._position.needs_confirmation:
                 self._subscription.confirm_stream()
         if self._tuner is not None:
-            self._tuner.delivered(len(run.messages), self._subscription)
+            self._tuner.begin(self._subscription)
         if self._limit is not None:
             self._limit.delivered(run.messages, self._unstarted, self._running)
             self._pressed = self._limit.is_full
+        self._watched = self._limit is not None or self._position.is_watching
 
     def _taken(self) -> None:
         """Notes that a message was taken while there were too many."""

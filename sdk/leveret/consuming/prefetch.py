@@ -41,6 +41,10 @@ _CLEARLY_WORTH: Final = 1.5
 #: Seconds from an acknowledgement to the delivery that it allows, at most. When more deliveries are missing than can be
 #: on their way for so long, the queue is empty.
 _FARTHEST: Final = 0.25
+#: What all workers handle in so many seconds may wait here in any case, up to so many messages: it is gone before anybody
+#: could miss it, and each read, acknowledgement and change of task serves many messages.
+_QUICK_SECONDS: Final = 0.001
+_MOST_QUICK: Final = 100
 #: Seconds after a trial that brought nothing until the next; twice as many after each, up to the longest.
 _HOLD: Final = 10.0
 _LONGEST_HOLD: Final = 160.0
@@ -87,6 +91,9 @@ class AdaptivePrefetch:
     trials of less give that up. Trials that change nothing become rare, so it settles. After a change it waits until
     the deliveries of the time before are finished.
 
+    Messages that are handled in microseconds are not worth that care: as many as are handled within a millisecond, but not
+    more than 100, are always let in.
+
     It reads no clock and counts nothing: both are passed in. Input that cannot be true (not finite, negative, or going
     back) changes nothing, and a measurement begins anew.
 
@@ -117,6 +124,8 @@ class AdaptivePrefetch:
         self._minimum = max(minimum, concurrency)
         self._maximum = max(maximum, self._minimum)
         self._workers = concurrency
+        # The minimum, or what is handled at once.
+        self._least = self._minimum
         self.limit = min(max(initial, self._minimum), self._maximum)
         # The measurement: since when, from which counts on, and what was seen meanwhile.
         self._since: float | None = None
@@ -138,7 +147,13 @@ class AdaptivePrefetch:
         self._waited = False
 
     def update(
-        self, now: float, finished: int, idle_seconds: float, lowest_backlog: int, highest_unsettled: int
+        self,
+        now: float,
+        finished: int,
+        idle_seconds: float,
+        lowest_backlog: int,
+        highest_unsettled: int,
+        handling_seconds: float | None = None,
     ) -> int:
         """Takes a measurement; called every `INTERVAL` seconds while messages are delivered.
 
@@ -150,6 +165,7 @@ class AdaptivePrefetch:
             lowest_backlog: The fewest deliveries that waited for a worker at any time since the last call.
             highest_unsettled: The most deliveries at any time since the last call that were delivered and not yet
                 acknowledged or rejected towards the broker.
+            handling_seconds: Seconds that a handler takes on average; None when that is not known.
 
         Returns:
             The prefetch from now on. When it differs from the one before, the caller applies it at once.
@@ -165,6 +181,10 @@ class AdaptivePrefetch:
         if finished < self._finished_last:
             # Another channel's: nothing of the time before is left.
             self._since, self._settled_at = None, finished + 1
+        if self._let_quick_ones_in(handling_seconds):
+            self._before, self._waited = 0, False
+            self._settled_at = finished + 1
+            self._since = None
         if self._since is None or now < self._last:
             self._begin(now, finished, idle_seconds)
             return self.limit
@@ -190,6 +210,19 @@ class AdaptivePrefetch:
             self._settled_at = finished + before
         self._begin(now, finished, idle_seconds)
         return self.limit
+
+    def _let_quick_ones_in(self, handling_seconds: float | None) -> bool:
+        """Returns whether the prefetch was far too small for messages that are handled at once, and is not any more."""
+        if handling_seconds is None or not math.isfinite(handling_seconds):
+            return False
+        quick = _MOST_QUICK
+        if handling_seconds * quick > _QUICK_SECONDS * self._workers:
+            quick = int(_QUICK_SECONDS * self._workers / handling_seconds)
+        self._least = min(max(self._minimum, quick), self._maximum)
+        if 2 * self.limit > self._least:
+            return False
+        self.limit = self._least
+        return True
 
     def _is_unclear(self, idle: float, chance: float) -> bool:
         """Whether a short measurement says too little: at the edge, and for whether more was worth it."""
@@ -224,7 +257,7 @@ class AdaptivePrefetch:
             if waited:
                 self._waited = idle > _CLEARLY_IDLE
                 self._grow(now, rate, busy, chance)
-        elif self.limit > self._minimum:
+        elif self.limit > self._least:
             self._shrink(now, busy)
 
     @staticmethod
@@ -256,7 +289,7 @@ class AdaptivePrefetch:
             self._shrink_hold = _HOLD
         elif now < self._shrink_at:
             return
-        spare = self.limit - self._minimum
+        spare = self.limit - self._least
         # Half of what may be given up, but no more than a quarter and no less than an eighth of the whole.
         step = min(spare, max(1, self.limit // 8, min(spare // 2, self.limit // 4)))
         if step >= surplus:

@@ -431,3 +431,38 @@ def test_s26_concurrency_and_minimum_rule_over_the_maximum() -> None:
     assert AdaptivePrefetch(maximum=10, concurrency=50).limit == 50
     assert AdaptivePrefetch(minimum=70, maximum=10, concurrency=50).limit == 70
     assert AdaptivePrefetch(maximum=10, initial=50).limit == 10
+
+
+# ------------------------------------------------------------------------------------------------ quick messages
+
+
+@pytest.mark.parametrize(
+    ("seconds", "concurrency", "maximum", "expected"),
+    [
+        (0.000_002, 1, 1000, 100),
+        (0.000_009_9, 1, 1000, 100),
+        (0.000_02, 1, 1000, 50),
+        (0.000_2, 4, 1000, 20),
+        (0.000_02, 1, 30, 30),
+        (0.000_5, 1, 1000, 2),
+        (0.01, 1, 1000, 2),
+        (0.0, 1, 1000, 100),
+        (None, 1, 1000, 2),
+        (math.nan, 1, 1000, 2),
+    ],
+)
+def test_s26_what_is_handled_within_a_millisecond_is_let_in_at_once(
+    seconds: float | None, concurrency: int, maximum: int, expected: int
+) -> None:
+    prefetch = AdaptivePrefetch(maximum=maximum, concurrency=concurrency, initial=2)
+    assert prefetch.update(1.0, 10, 0.9, 0, 2, seconds) == max(expected, concurrency)
+
+
+def test_s26_quick_messages_keep_what_they_have_and_slow_ones_give_it_up() -> None:
+    prefetch = AdaptivePrefetch(initial=2)
+    limits = []
+    for turn in range(1, 400):
+        seconds = 0.000_005 if turn < 200 else 0.001
+        limits.append(prefetch.update(turn * prefetch.INTERVAL, 1000 * turn, 0.0, 90, 100, seconds))
+    assert set(limits[:198]) == {100}
+    assert limits[-1] == 1
