@@ -41,8 +41,8 @@ _CLEARLY_WORTH: Final = 1.5
 #: Seconds from an acknowledgement to the delivery that it allows, at most. When more deliveries are missing than can be
 #: on their way for so long, the queue is empty.
 _FARTHEST: Final = 0.25
-#: What all workers handle in so many seconds may wait here in any case, up to so many messages: it is gone before anybody
-#: could miss it, and each read, acknowledgement and change of task serves many messages.
+#: What all workers handle in so many seconds may wait here in any case, up to so many messages: it is gone before
+#: anybody could miss it, and each read, acknowledgement and change of task serves many messages.
 _QUICK_SECONDS: Final = 0.001
 _MOST_QUICK: Final = 100
 #: Seconds after a trial that brought nothing until the next; twice as many after each, up to the longest.
@@ -91,8 +91,8 @@ class AdaptivePrefetch:
     trials of less give that up. Trials that change nothing become rare, so it settles. After a change it waits until
     the deliveries of the time before are finished.
 
-    Messages that are handled in microseconds are not worth that care: as many as are handled within a millisecond, but not
-    more than 100, are always let in.
+    Messages that are handled in microseconds are not worth that care: as many as are handled within a millisecond, but
+    not more than 100, are always let in.
 
     It reads no clock and counts nothing: both are passed in. Input that cannot be true (not finite, negative, or going
     back) changes nothing, and a measurement begins anew.
