@@ -15,4 +15,5 @@ cdef int need(Cursor* c, uint64_t n, str what) except -1
 cdef str text_of(const uint8_t* data, Py_ssize_t n)
 cdef str read_shortstr(Cursor* c, str what)
 cdef dict read_table(Cursor* c)
+cdef dict headers_of(bytes raw, Py_ssize_t max_depth, Py_ssize_t max_entries)
 cdef Cursor cursor_over(const uint8_t* data, Py_ssize_t n, Py_ssize_t depth, Py_ssize_t entries) noexcept

@@ -3,10 +3,13 @@
 Each read checks the length first, with a `Cursor` that holds the end of its bytes.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
+from leveret.wire.buffers cimport POOLS_BODIES
 from leveret.wire.endian cimport lv_get16, lv_get32, lv_get64
 from leveret.wire.limits cimport DEFAULT_TABLE_DEPTH, DEFAULT_TABLE_ENTRIES
 
@@ -14,6 +17,18 @@ import datetime
 import decimal
 
 from leveret.errors import TableSyntaxError
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object o)
+    Py_ssize_t PyUnicode_GET_LENGTH(object o)
+    void* PyUnicode_DATA(object o)
+
+cdef enum:
+    MOST_KEYS = 256
+
+# Keys of tables that were read last: messages have the same ones again and again, and a str knows its hash. Each place
+# is for one length and two of the bytes. Without a GIL there are none.
+cdef PyObject* _keys[MOST_KEYS]
 
 cdef object _UTC = datetime.timezone.utc
 cdef object _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
@@ -42,6 +57,33 @@ cdef str read_shortstr(Cursor* c, str what):
     return text_of(c.at - n, n)
 
 
+cdef str _read_key(Cursor* c):
+    cdef Py_ssize_t n, place
+    cdef const uint8_t* data
+    cdef object key
+    if not POOLS_BODIES:
+        return read_shortstr(c, "a table key")
+    need(c, 1, "a table key")
+    n = c.at[0]
+    c.at += 1
+    need(c, n, "a table key")
+    data = c.at
+    c.at += n
+    if n == 0:
+        return ""
+    place = (n * 37 + data[n - 1] * 5 + data[n >> 1]) & (MOST_KEYS - 1)
+    if _keys[place] is not NULL:
+        key = <object>_keys[place]
+        if PyUnicode_GET_LENGTH(key) == n and memcmp(PyUnicode_DATA(key), data, n) == 0:
+            return key
+    key = text_of(data, n)
+    if PyUnicode_IS_COMPACT_ASCII(key):
+        Py_INCREF(key)
+        Py_XDECREF(_keys[place])
+        _keys[place] = <PyObject*>key
+    return key
+
+
 cdef const uint8_t* _read_long(Cursor* c, Py_ssize_t* size, str what) except NULL:
     cdef uint32_t n
     need(c, 4, what)
@@ -65,7 +107,7 @@ cdef dict read_table(Cursor* c):
     c.end = c.at + n
     c.depth -= 1
     while c.at < c.end:
-        key = read_shortstr(c, "a table key")
+        key = _read_key(c)
         table[key] = _read_value(c)
     c.end = outer
     c.depth += 1
@@ -192,6 +234,63 @@ cdef Cursor cursor_over(const uint8_t* data, Py_ssize_t n, Py_ssize_t depth, Py_
     c.depth = c.max_depth = depth
     c.entries = c.max_entries = entries
     return c
+
+
+cdef int _skip(Cursor* c, uint64_t n, str what) except -1:
+    need(c, n, what)
+    c.at += n
+    return 0
+
+
+cdef int _skip_shortstr(Cursor* c, str what) except -1:
+    cdef uint64_t n
+    need(c, 1, what)
+    n = c.at[0]
+    c.at += 1
+    return _skip(c, n, what)
+
+
+# The headers among packed properties, an empty dict without them. The others are checked, and not decoded: whatever is
+# malformed is an error as in `decode_properties`.
+cdef dict headers_of(bytes raw, Py_ssize_t max_depth, Py_ssize_t max_entries):
+    cdef Cursor c = cursor_over(<uint8_t*>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), max_depth, max_entries)
+    cdef dict headers
+    cdef uint32_t flags
+    need(&c, 2, "the property flags")
+    flags = lv_get16(c.at)
+    c.at += 2
+    if flags & 3:
+        raise TableSyntaxError(f"property flags 0x{flags:04x} name properties that the basic class does not have")
+    if flags & 0x8000:
+        _skip_shortstr(&c, "content_type")
+    if flags & 0x4000:
+        _skip_shortstr(&c, "content_encoding")
+    headers = read_table(&c) if flags & 0x2000 else {}
+    if flags & 0x1000:
+        _skip(&c, 1, "delivery_mode")
+    if flags & 0x0800:
+        _skip(&c, 1, "priority")
+    if flags & 0x0400:
+        _skip_shortstr(&c, "correlation_id")
+    if flags & 0x0200:
+        _skip_shortstr(&c, "reply_to")
+    if flags & 0x0100:
+        _skip_shortstr(&c, "expiration")
+    if flags & 0x0080:
+        _skip_shortstr(&c, "message_id")
+    if flags & 0x0040:
+        _skip(&c, 8, "timestamp")
+    if flags & 0x0020:
+        _skip_shortstr(&c, "type")
+    if flags & 0x0010:
+        _skip_shortstr(&c, "user_id")
+    if flags & 0x0008:
+        _skip_shortstr(&c, "app_id")
+    if flags & 0x0004:
+        _skip_shortstr(&c, "cluster_id")
+    if c.at != c.end:
+        raise TableSyntaxError(f"{c.end - c.at} bytes follow the properties")
+    return headers
 
 
 def decode_table(bytes data not None, *, Py_ssize_t max_depth=DEFAULT_TABLE_DEPTH,

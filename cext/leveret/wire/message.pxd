@@ -34,6 +34,8 @@ cdef class Message:
     # `decoded_value` is valid.
     cdef bint is_decoded
     cdef Properties decoded
+    # The headers, once they were read.
+    cdef dict header_table
     cdef object owner
     # The result of `owner.decode`.
     cdef object decoded_value

@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 from leveret.wire.buffers cimport Py_REFCNT, _drop, set_bytes_size
+from leveret.wire.decoding cimport headers_of
 from leveret.wire.properties cimport Properties
 
 from leveret.errors import LocalProtocolError
@@ -111,15 +112,20 @@ cdef class Message:
         if self.decoded is None:
             self.decoded = decode_properties(self.raw_properties, max_depth=self.max_table_depth,
                                              max_entries=self.max_table_entries)
+            if self.header_table is not None:
+                self.decoded.headers = self.header_table
         return self.decoded
 
     @property
     def headers(self):
         """The message's headers as a dict, empty when it has none."""
-        cdef Properties p = self.properties
-        if p.headers is None:
-            p.headers = {}
-        return p.headers
+        if self.decoded is None:
+            if self.header_table is None:
+                self.header_table = headers_of(self.raw_properties, self.max_table_depth, self.max_table_entries)
+            return self.header_table
+        if self.decoded.headers is None:
+            self.decoded.headers = {}
+        return self.decoded.headers
 
     @property
     def content_type(self):

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tests.corpus import frames, malformed, strategies
 from tests.corpus.strategies import mutated
@@ -136,6 +136,23 @@ PROPERTIES = st.builds(
     timestamp=st.none() | st.integers(0, 2**64 - 1),
     app_id=st.none() | strategies.shortstrs,
 ).map(Properties.encode)
+
+
+@given(PROPERTIES | st.binary(max_size=300) | mutated(PROPERTIES))
+def test_headers_alone_are_those_of_the_properties_and_so_are_errors(raw: bytes) -> None:
+    assume(len(raw) >= 2)  # the reader refuses a header without flags
+    data = frames.deliver(1, 1) + frames.header(1, 0, raw)
+    found: list[str] = []
+    for names in (("headers",), ("properties", "headers")):
+        (message,) = frames.run_of(FrameReader().feed(data)).messages
+        try:
+            values = [getattr(message, name) for name in names]
+        except TableSyntaxError as error:
+            found.append(str(error))
+        else:
+            assert message.properties.headers is values[-1] is message.headers
+            found.append(repr(values[-1]))  # NaN is no equal of itself
+    assert found[0] == found[1]
 
 
 @given(st.binary(max_size=300) | mutated(PROPERTIES))
