@@ -192,7 +192,7 @@ class Kind:
 
 
 KINDS: Final = {
-    "nowait": Kind("publish_nowait, again at once when refused", nowait),
+    "nowait": Kind("publish_nowait, again at once when refused", nowait, step=OUTSTANDING),
     "publish": Kind(f"{TASKS:,} tasks await publish", one, TASKS),
     "batch": Kind("publish_batch of an endless iterable", endless, step=CHUNK),
 }

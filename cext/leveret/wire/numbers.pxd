@@ -12,6 +12,8 @@ cdef enum:
     CHANNEL = 20
     CHANNEL_OPEN = 10
     CHANNEL_OPEN_OK = 11
+    CHANNEL_CLOSE = 40
+    CHANNEL_CLOSE_OK = 41
 
 cdef enum:
     BASIC = 60

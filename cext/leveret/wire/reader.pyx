@@ -18,7 +18,7 @@ from leveret.wire.limits cimport (
 from leveret.wire.message cimport LEAST_SPARE_BODY, MOST_SPARE_BODY, Message, new_message, spare_body_of
 from leveret.wire.numbers cimport (
     BASIC, BASIC_ACK, BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, BASIC_PUBLISH, BASIC_REJECT, BASIC_RETURN, CHANNEL,
-    CHANNEL_OPEN, CHANNEL_OPEN_OK, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD,
+    CHANNEL_CLOSE, CHANNEL_CLOSE_OK, CHANNEL_OPEN, CHANNEL_OPEN_OK, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD,
     SETTLE_MULTIPLE, SETTLE_NACK, SETTLE_REQUEUE)
 from leveret.wire.runs cimport ContentRun, MethodFrame, SettlementRun
 
@@ -347,7 +347,8 @@ cdef class FrameReader:
     def drop_content(self, uint16_t channel):
         """Drops the incomplete message of a channel, and what still comes on it: one side has closed the channel.
 
-        The contents make no events. It lasts until `forget` or, for a client, until the channel is opened again.
+        The contents make no events. It lasts until `forget` or, for a client, until the channel is opened again; for a
+        server, until channel.close-ok.
         """
         self.assemblies.drop(channel)
 
@@ -427,6 +428,11 @@ cdef class FrameReader:
             if class_id == CHANNEL and method_id == (CHANNEL_OPEN if self.server else CHANNEL_OPEN_OK):
                 # Content may follow in the same read.
                 self._open(channel, a)
+            elif (self.server and class_id == CHANNEL and a is not None
+                    and (method_id == CHANNEL_CLOSE_OK or (method_id == CHANNEL_CLOSE and not a.dropped))):
+                # So may channel.open and content of the next channel with this number.
+                self.forget(channel)
+                a = None
         if class_id == BASIC and channel != 0:
             if method_id == BASIC_ACK or method_id == BASIC_NACK or method_id == BASIC_REJECT:
                 return self._settlement(channel, method_id, p + 4, size - 4)

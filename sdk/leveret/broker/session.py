@@ -421,7 +421,6 @@ class BrokerSession:
         """Removes a channel, so that its number can be opened again."""
         self._channels.pop(channel.number, None)
         self.confirming.pop(channel, None)
-        self.transport.reader.forget(channel.number)
 
     def _refuse(self, refusal: Refusal, event: Any) -> None:
         class_id, method_id = refusal.cause or _identity(event)

@@ -17,7 +17,7 @@ __all__ = ["cancel_all", "done_before", "one_deadline", "see_through", "set_with
 T = TypeVar("T")
 
 #: Seconds by which a deadline for several waits comes after that of one of them.
-_SLACK: Final = 0.25
+_SLACK: Final = 0.05
 
 logger = logging.getLogger("leveret.runtime")
 

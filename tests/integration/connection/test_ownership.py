@@ -47,6 +47,9 @@ async def test_every_call_is_refused_when_it_comes_from_another_threads_loop(
         assert message is not None
         ticket = producer.publish_nowait(2, queue)
 
+        async def publish() -> None:
+            await producer.publish(3, queue)
+
         async def nowait() -> None:
             producer.publish_nowait(3, queue)
 
@@ -57,7 +60,7 @@ async def test_every_call_is_refused_when_it_comes_from_another_threads_loop(
             await ticket
 
         calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
-            "publish": lambda: producer.publish(3, queue),
+            "publish": publish,
             "publish_nowait": nowait,
             "publish_batch": lambda: producer.publish_batch([3], queue),
             "flush": producer.flush,

@@ -209,7 +209,7 @@ def test_defaults_are_the_guides_when_nothing_is_said() -> None:
     assert connection.auto_recovery is True
     assert (connection.recovery_initial_delay, connection.recovery_max_delay) == (0.1, 30.0)
     assert connection.max_pooled_channels == 16
-    assert (producer.confirms, producer.confirm_timeout, producer.max_outstanding) == (True, 5.0, 200)
+    assert (producer.confirms, producer.confirm_timeout, producer.max_outstanding) == (True, 5.0, 10_000)
     assert (producer.batch_size, producer.delivery_mode, producer.mandatory) == (1000, 2, True)
     assert (consumer.prefetch, consumer.concurrency, consumer.ack, consumer.accept) == (100, 1, "coalesced", ())
 
