@@ -133,7 +133,9 @@ async def test_what_has_a_deadline_keeps_it_in_an_outage_and_says_why_there_is_n
             lambda: client.purge(queues.work),
         ):
             began = time.monotonic()
-            with pytest.raises(OperationTimeout, match=r"operation_timeout of [01][.\d]* s; the last attempt failed: |took longer than 1 s"):
+            # Where the machine is busy the deadline of the whole call comes first.
+            said = r"operation_timeout of [01][.\d]* s; the last attempt failed: |took longer than 1 s"
+            with pytest.raises(OperationTimeout, match=said):
                 await call()
             assert 0.9 < time.monotonic() - began < 6
         # None of them is spoiled.
