@@ -46,10 +46,12 @@ cdef class MessageBuilder:
 
     def header(self, name, value):
         """Adds one header."""
-        if self.own_headers is None or self.options.get("headers") is not self.own_headers:
-            self.own_headers = dict(self.options.get("headers") or ())
-            self.options["headers"] = self.own_headers
-        self.own_headers[name] = value
+        cdef dict own = self.own_headers
+        headers = self.options.get("headers")
+        if own is None or headers is not own:
+            own = self.own_headers = dict(headers) if headers else {}
+            self.options["headers"] = own
+        own[name] = value
         return self
 
     def headers(self, headers):

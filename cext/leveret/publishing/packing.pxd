@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t
 
+from leveret.codecs.compressing cimport BodyCompressor
 from leveret.publishing.message_ids cimport MessageIds
 from leveret.publishing.template cimport PublishTemplate
 from leveret.wire.encoding cimport Writer
@@ -26,6 +27,9 @@ cdef class Packer:
     cdef object content_type
     cdef object encoder
     cdef object encode
+    # The serializer's function and content type; None when a composite one chooses.
+    cdef tuple part
+    cdef BodyCompressor compressor
     cdef str exchange
     cdef bint mandatory
     cdef object delivery_mode

@@ -1,5 +1,6 @@
 """From a routing key with options to frames, in one step and without objects between them."""
 cimport cython
+from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem, PyDict_Next
 from cpython.list cimport PyList_GET_ITEM
 from cpython.object cimport PyObject, PyObject_Hash
@@ -20,6 +21,7 @@ from leveret.wire.properties cimport (
 
 from leveret.errors import EncodeFailed, PublishError
 from leveret.message import Outcome
+from leveret.plugins.builtin import BytesSerializer
 from leveret.publishing.options import OPTIONS, joined, milliseconds, unknown_option
 from leveret.wire.own_headers import ORIGINAL_SIZE_HEADER, SENT_AT_HEADER
 from leveret.wire.properties import PROPERTY_NAMES
@@ -49,6 +51,8 @@ cdef str _DIRECT_REPLY = "amq.rabbitmq.reply-to."
 # Where a message id will be.
 cdef str _NO_ID = "0" * ID_SIZE
 cdef dict _NO_OPTIONS = {}
+# It returns bytes as they are.
+cdef object _keep_bytes = BytesSerializer.encode
 
 
 @cython.final
@@ -98,6 +102,8 @@ cdef class Packer:
         self.encode = encode
         self.content_type = self.encoder.content_type
         self.one_form = self.content_type is not None
+        self.part = self.encoder.part
+        self.compressor = self.encoder.compressor
         self.exchange = settings.exchange
         self.mandatory = settings.mandatory
         self.delivery_mode = settings.delivery_mode
@@ -198,7 +204,7 @@ cdef class Packer:
     # The frames and the body of a message.
     cdef tuple packed(self, object value, object routing_key, dict options):
         cdef PublishTemplate made
-        cdef Py_ssize_t original_size
+        cdef Py_ssize_t original_size = -1
         if self.one_form:
             made = self.frames(routing_key, options)
             body = None if made.misfit is None else self.encoder.given(value, made.misfit)
@@ -207,9 +213,24 @@ cdef class Packer:
             options = _NO_OPTIONS
         if not PyUnicode_CheckExact(routing_key):
             routing_key, options = joined(routing_key, options)
-        body, content_type, content_encoding, original_size = self.encoder.pack(
-            value, options.get("content_encoding") is None, self.misfit(options) if options else None)
-        made = self.make(routing_key, options, content_type, content_encoding, original_size)
+        misfit = self.misfit(options) if options else None
+        body = None if misfit is None else self.encoder.given(value, misfit)
+        try:
+            encode, content_type = self.part if self.part is not None else self.encoder.choose(value)
+            if body is None:
+                body = value if PyBytes_CheckExact(value) and encode is _keep_bytes else encode(value)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise self.encoder.failed(error, value)  # it has its cause
+        if not PyBytes_CheckExact(body):
+            raise self.encoder.not_bytes(body)
+        if self.compressor is not None and options.get("content_encoding") is None:
+            compressed = self.compressor.compress(<bytes>body)
+            if compressed is not None:
+                original_size, body = PyBytes_GET_SIZE(body), compressed
+        made = self.make(routing_key, options, content_type, None if original_size < 0 else self.compressor.encoding,
+                         original_size)
         if made.id_at:
             self.ids.write(made.data + made.id_at)
         return made, body

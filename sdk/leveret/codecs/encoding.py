@@ -28,7 +28,7 @@ class BodyEncoder:
     """Encodes the values of one producer.
 
     A producer whose bodies all have one content type calls `encode`, which is the serializer's own function. With a
-    compressor or a composite serializer it calls `pack` instead.
+    composite serializer it asks `choose` for each value.
 
     Args:
         registry: The registry that has the serializers and compressors.
@@ -36,9 +36,9 @@ class BodyEncoder:
 
     Attributes:
         name: The serializer's name.
-        content_type: The content type of every body, none of which is compressed; None when bodies differ and `pack`
-            tells about each.
+        content_type: The content type of every body, none of which is compressed; None when bodies differ.
         encode: The serializer's function.
+        part: The same with its content type; None when a composite serializer chooses for each value.
         compressor: Compresses bodies; None without compression.
 
     Raises:
@@ -52,7 +52,8 @@ class BodyEncoder:
         self.name = provided.name
         self._origin = provided.origin
         self._trusted = provided.plugin == "builtin"
-        self._select: Callable[[Any], str] | None = None
+        self._select: Callable[[Any], str]
+        self.part: tuple[Callable[[Any], bytes], str] | None = None
         self._parts: dict[str, tuple[Callable[[Any], bytes], str]] = {}
         self._registry = registry
         self._misfits: dict[tuple[str | None, str | None], str | None] = {}
@@ -67,12 +68,13 @@ class BodyEncoder:
             self.encode: Callable[[Any], bytes] = self._encode_part
         else:
             self._serializers = [provided]
-            self.encode, self._content_type = self._part(provided)
+            self.part = self._part(provided)
+            self.encode = self.part[0]
         check_options_taken(self._options, self._serializers, f"the {self.name} serializer ({self._origin})")
         if not compressor and settings.compression_level is not None:
             raise ConfigurationError("compression_level needs a compressor", option="compression_level")
         self.compressor = BodyCompressor(registry, compressor, settings) if compressor else None
-        self.content_type = None if self._select or self.compressor else self._content_type
+        self.content_type = self.part[1] if self.part and not self.compressor else None
 
     def _part(self, provided: Provided) -> tuple[Callable[[Any], bytes], str]:
         if isinstance(provided.spec, CompositeSpec):
@@ -83,11 +85,16 @@ class BodyEncoder:
         return self._registry.make_serializer(provided, self._options).encode, provided.keys[0]
 
     def _encode_part(self, value: Any) -> bytes:
-        return self._choose(value)[0](value)
+        return self.choose(value)[0](value)
 
-    def _choose(self, value: Any) -> tuple[Callable[[Any], bytes], str]:
-        if self._select is None:
-            return self.encode, self._content_type
+    def choose(self, value: Any) -> tuple[Callable[[Any], bytes], str]:
+        """Returns the function of the serializer for a value, and the content type that it makes.
+
+        Raises:
+            PluginError: The composite serializer chose a part that it does not have.
+        """
+        if self.part is not None:
+            return self.part
         part = self._select(value)
         try:
             return self._parts[part]
@@ -112,8 +119,7 @@ class BodyEncoder:
             None when the caller gives neither; an empty string when the bodies of the serializer may have them; or why
             only bytes may have them.
         """
-        given: tuple[object, object] = content_type, content_encoding
-        if not all(isinstance(each, str | None) for each in given):
+        if not isinstance(content_type, str | None) or not isinstance(content_encoding, str | None):
             return ""  # refused when the properties are packed
         key = content_type, content_encoding
         if key not in self._misfits:
@@ -161,40 +167,6 @@ class BodyEncoder:
         if misfit:
             raise EncodeFailed(f"a {type(value).__name__} cannot be sent: {misfit}")
         return None
-
-    def pack(self, value: Any, compress: bool = True, misfit: str | None = None) -> tuple[bytes, str, str | None, int]:
-        """Encodes a value, and compresses the body when it is large enough and compression makes it smaller.
-
-        Args:
-            value: The value.
-            compress: False: never compresses.
-            misfit: What `misfit` returned for the content type and encoding that the caller gives.
-
-        Returns:
-            The body, its content type, its content encoding, and its size before compression; None and -1 when it is
-            not compressed.
-
-        Raises:
-            EncodeFailed: The serializer or the compressor failed.
-            BodyTooLarge: Consumers would refuse the body by default, compressed or not.
-        """
-        body = None if misfit is None else self.given(value, misfit)
-        try:
-            encode, content_type = self._choose(value)
-            if body is None:
-                body = encode(value)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            raise self.failed(error, value)  # noqa: B904 - it has its cause
-        if type(body) is not bytes:
-            raise self.not_bytes(body)
-        compressor = self.compressor
-        if compressor is not None and compress:
-            compressed = compressor.compress(body)
-            if compressed is not None:
-                return compressed, content_type, compressor.encoding, len(body)
-        return body, content_type, None, -1
 
     def failed(self, error: BaseException, value: object) -> EncodeFailed:
         """Returns the `EncodeFailed` for an exception of the serializer; it names the value's type, not the value."""

@@ -3,7 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, final, type_check_only
 
+from leveret.codecs.compressing import BodyCompressor
 from leveret.codecs.encoding import BodyEncoder
+from leveret.errors import EncodeFailed
 from leveret.publishing.message_ids import MessageIds
 from leveret.publishing.options import PublishOptions
 from leveret.publishing.template import PublishTemplate, Template
@@ -33,11 +35,13 @@ class Encoder(Protocol):
     """`Packer.encoder`, which encodes values and compares content types: `BodyEncoder`."""
 
     content_type: str | None
+    part: tuple[Callable[[Any], bytes], str] | None
+    compressor: BodyCompressor | None
     def given(self, value: object, misfit: str | None) -> bytes | None: ...
     def misfit(self, content_type: str | None, content_encoding: str | None) -> str | None: ...
-    def pack(
-        self, value: Any, compress: bool = True, misfit: str | None = None
-    ) -> tuple[bytes, str, str | None, int]: ...
+    def choose(self, value: Any) -> tuple[Callable[[Any], bytes], str]: ...
+    def failed(self, error: BaseException, value: object) -> EncodeFailed: ...
+    def not_bytes(self, body: object) -> EncodeFailed: ...
 
 @type_check_only
 class Options(Protocol):

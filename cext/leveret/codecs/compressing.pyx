@@ -1,26 +1,22 @@
 """Compresses the bodies of one producer where that saves enough, and counts what it saves."""
-
-from __future__ import annotations
+cimport cython
+from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
 
 import logging
-from typing import TYPE_CHECKING, Final
 
 from leveret.errors import BodyTooLarge, EncodeFailed
 
-if TYPE_CHECKING:
-    from leveret.plugins.registry import PluginRegistry
-    from leveret.settings import ProducerSettings
+cdef object logger = logging.getLogger("leveret.codecs")
+cdef int DEBUG = logging.DEBUG
 
-__all__ = ["BodyCompressor"]
-
-logger = logging.getLogger("leveret.codecs")
-
-#: Consumers refuse bodies that grow more than this by default (`max_decompression_ratio`), so a producer sends such a
-#: body uncompressed.
-_MAX_RATIO: Final = 200
+cdef enum:
+    # Consumers refuse bodies that grow more than this by default (`max_decompression_ratio`), so a producer sends such a
+    # body uncompressed.
+    MAX_RATIO = 200
 
 
-class BodyCompressor:
+@cython.final
+cdef class BodyCompressor:
     """Compresses the bodies of one producer.
 
     Args:
@@ -40,22 +36,18 @@ class BodyCompressor:
         PluginError: The plugin failed to make the compressor.
     """
 
-    def __init__(self, registry: PluginRegistry, name: str, settings: ProducerSettings) -> None:
+    def __cinit__(self, registry not None, str name not None, settings not None):
         provided = registry.provided("compressor", name)
         self.encoding = provided.keys[0]
-        self.compressed = 0
-        self.incompressible = 0
-        self.original_bytes = 0
-        self.compressed_bytes = 0
-        self._compress = registry.make_compressor(provided, settings.compression_level).compress
-        self._name = name
-        self._who = f"the {name} compressor ({provided.origin})"
-        self._threshold = settings.compression_threshold
-        self._ratio = settings.compression_ratio
-        self._max_size = settings.max_body_size
-        self._max_uncompressed = settings.max_uncompressed_size
+        self.function = registry.make_compressor(provided, settings.compression_level).compress
+        self.name = name
+        self.who = f"the {name} compressor ({provided.origin})"
+        self.threshold = settings.compression_threshold
+        self.ratio = settings.compression_ratio
+        self.max_size = settings.max_body_size
+        self.max_uncompressed = settings.max_uncompressed_size
 
-    def compress(self, body: bytes) -> bytes | None:
+    cpdef bytes compress(self, bytes body):
         """Compresses a body when it is large enough and compression makes it smaller.
 
         Returns:
@@ -65,33 +57,35 @@ class BodyCompressor:
             EncodeFailed: The compressor failed.
             BodyTooLarge: Consumers would refuse the body by default, compressed or not.
         """
-        size = len(body)
-        if size <= self._threshold:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+        cdef Py_ssize_t small
+        cdef bint pays
+        if size <= self.threshold:
             return None
-        if size > self._max_uncompressed:
+        if size > self.max_uncompressed:
             raise BodyTooLarge(
                 f"a body of {size} bytes before compression is larger than max_uncompressed_size of "
-                f"{self._max_uncompressed} (consumers have max_decompressed_size)"
+                f"{self.max_uncompressed} (consumers have max_decompressed_size)"
             )
         try:
-            compressed = self._compress(body)
+            compressed = self.function(body)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            raise EncodeFailed(f"{self._who} failed on {size} bytes: {type(error).__name__}") from error
-        if type(compressed) is not bytes:
-            raise EncodeFailed(f"{self._who} returned {type(compressed).__name__}, not bytes")
-        small = len(compressed)
-        if size / _MAX_RATIO > small and size > self._max_size:
+            raise EncodeFailed(f"{self.who} failed on {size} bytes: {type(error).__name__}") from error
+        if not PyBytes_CheckExact(compressed):
+            raise EncodeFailed(f"{self.who} returned {type(compressed).__name__}, not bytes")
+        small = PyBytes_GET_SIZE(compressed)
+        if size > self.max_size and size > small * MAX_RATIO:
             raise BodyTooLarge(
-                f"a body of {size} bytes is larger than max_body_size of {self._max_size}, and cannot be sent "
-                f"compressed to {small}: consumers refuse what grows more than {_MAX_RATIO} times "
+                f"a body of {size} bytes is larger than max_body_size of {self.max_size}, and cannot be sent "
+                f"compressed to {small}: consumers refuse what grows more than {MAX_RATIO} times "
                 "(max_decompression_ratio)"
             )
-        pays = size / _MAX_RATIO <= small < self._ratio * size
-        if logger.isEnabledFor(logging.DEBUG):
+        pays = size <= small * MAX_RATIO and small < self.ratio * size
+        if logger.isEnabledFor(DEBUG):
             what = "compressed a body" if pays else "a body is sent uncompressed"
-            logger.debug("%s, %s: %d -> %d bytes (%.3f)", self._name, what, size, small, small / size)
+            logger.debug("%s, %s: %d -> %d bytes (%.3f)", self.name, what, size, small, small / <double>size)
         if not pays:
             self.incompressible += 1
             return None
@@ -100,7 +94,7 @@ class BodyCompressor:
         self.compressed_bytes += small
         return compressed
 
-    def counters(self) -> dict[str, int]:
+    def counters(self):
         """Returns how many bodies were compressed, and their bytes before and afterwards. Any thread may call it."""
         return {
             "compressed": self.compressed,
