@@ -308,11 +308,11 @@ cdef class ThreadWorker:
         self.threads.unlock()
         return passed * 1e-9 if passed > self.threads.slow_after() else 0.0
 
-    def time_out(self, sequence):
-        """Takes the message from the handler that is at work, unless it is at another than the one of this sequence."""
+    def time_out(self, sequence=None):
+        """Takes the message from the handler that is at work, unless it is at another than the one of a `sequence`."""
         cdef bint late
         self.threads.lock()
-        late = self.state_now == HANDLING and self.sequence == sequence
+        late = self.state_now == HANDLING and (sequence is None or self.sequence == sequence)
         if late:
             self.state_now = LATE
             self.reported = OVERDUE

@@ -8,7 +8,6 @@ from libc.string cimport memcpy
 
 from leveret.wire.buffers cimport Py_REFCNT, _drop, set_bytes_size
 from leveret.wire.decoding cimport headers_of
-from leveret.wire.properties cimport Properties
 
 from leveret.errors import LocalProtocolError
 from leveret.wire.properties import decode_properties
