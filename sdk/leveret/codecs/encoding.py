@@ -119,7 +119,8 @@ class BodyEncoder:
             None when the caller gives neither; an empty string when the bodies of the serializer may have them; or why
             only bytes may have them.
         """
-        if not isinstance(content_type, str | None) or not isinstance(content_encoding, str | None):
+        given: tuple[object, object] = content_type, content_encoding
+        if not all(isinstance(each, str | None) for each in given):
             return ""  # refused when the properties are packed
         key = content_type, content_encoding
         if key not in self._misfits:

@@ -9,6 +9,10 @@ from leveret.publishing.options import PublishOptions
 from leveret.publishing.template import Template
 
 __test__: dict[str, str]
+__pyx_capi__: dict[str, object]
+
+PERSISTENT: int
+TRANSIENT: int
 
 # tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
 

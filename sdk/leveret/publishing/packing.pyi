@@ -13,6 +13,14 @@ from leveret.settings import ProducerSettings
 
 __test__: dict[str, str]
 
+OPTIONS: frozenset[str]
+ORIGINAL_SIZE_HEADER: str
+PROPERTY_NAMES: tuple[str, ...]
+SENT_AT_HEADER: str
+
+@final
+class Scratch: ...
+
 @final
 class Packer:
     frame_max: int

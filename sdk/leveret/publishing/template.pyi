@@ -6,6 +6,7 @@ from leveret.codecs.encoding import BodyEncoder
 from leveret.publishing.options import PublishOptions
 
 __test__: dict[str, str]
+__pyx_capi__: dict[str, object]
 
 @final
 class PublishTemplate:

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
 
 #: The lowest first. A compiled module may import from its own room and from those that stand before it.
-ROOMS = ["errors", "message", "settings", "wire", "plugins", "codecs", "monitoring", "transport", "publishing", "consuming"]
+ROOMS = [
+    "errors",
+    "message",
+    "settings",
+    "wire",
+    "plugins",
+    "codecs",
+    "monitoring",
+    "transport",
+    "publishing",
+    "consuming",
+]
 
 
 SOURCES = ROOT / "cext" / "leveret"
