@@ -10,8 +10,8 @@ cdef object logger = logging.getLogger("leveret.codecs")
 cdef int DEBUG = logging.DEBUG
 
 cdef enum:
-    # Consumers refuse bodies that grow more than this by default (`max_decompression_ratio`), so a producer sends such a
-    # body uncompressed.
+    # Consumers refuse bodies that grow more than this by default (`max_decompression_ratio`), so a producer sends such
+    # a body uncompressed.
     MAX_RATIO = 200
 
 

@@ -18,7 +18,6 @@ from leveret.publishing.builder cimport new_message
 from leveret.publishing.confirms cimport (
     FREE, HEAVY, SENDS, ConfirmWindow, Slot, Ticket, new_ticket
 )
-from leveret.publishing.packing cimport Packer
 from leveret.publishing.publishing cimport RECEIPT, TICKET, Publishing, new_publishing
 from leveret.publishing.template cimport PublishTemplate, Template
 from leveret.wire.buffers cimport SendBuffer

@@ -159,8 +159,8 @@ cdef class Writer:
         lv_put32(self.data + at, <uint32_t>(self.used - at - 4))
         return 0
 
-    # Writes the entries of a table whose keys and values are plain. Returns false, and has written some of them, for any
-    # other table: no code of others runs here, so nothing changes the table meanwhile.
+    # Writes the entries of a table whose keys and values are plain. Returns false, and has written some of them, for
+    # any other table: no code of others runs here, so nothing changes the table meanwhile.
     cdef bint put_plain_table(self, dict table) except -1:
         cdef PyObject* key
         cdef PyObject* value

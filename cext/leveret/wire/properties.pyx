@@ -113,9 +113,9 @@ cdef class Properties:
 
 # Writes the values of the properties with these flags, in their order.
 #
-# `places` tells where each of them begins. `entries` are packed entries that go behind those of the headers, or None; with
-# them there is the flag of the headers, whose value may be NULL. The values have to live until it returns, although it
-# may run code of others.
+# `places` tells where each of them begins. `entries` are packed entries that go behind those of the headers, or None;
+# with them there is the flag of the headers, whose value may be NULL. The values have to live until it returns,
+# although it may run code of others.
 cdef int put_values(Writer w, PyObject** values, uint16_t flags, Py_ssize_t* places, bytes entries) except -1:
     cdef uint16_t left = flags
     cdef int i
