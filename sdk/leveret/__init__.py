@@ -122,9 +122,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 try:
-    import leveret.consuming.worker
-    import leveret.publishing.publisher
-    import leveret.transport.stream  # noqa: F401
+    import leveret.wire.buffers  # noqa: F401 - one for all: they are built together
 except ImportError as error:
     raise ImportError(
         "leveret's extension modules are missing or do not fit this Python. Install a wheel (pip install leveret), or "
