@@ -20,9 +20,14 @@ cdef class BodyCompressor:
     """Compresses the bodies of one producer.
 
     Args:
-        registry: The registry that has the compressor.
+        compress: The compressor's own function.
         name: The compressor's name.
-        settings: Its level, and when a body is compressed.
+        origin: The distribution that brought it, for errors.
+        encoding: The content encoding of compressed bodies.
+        threshold: Bodies of up to this many bytes are not compressed.
+        ratio: A compressed body is kept when it is smaller than this share of the original.
+        max_size: The largest body that is sent, in bytes.
+        max_uncompressed: The largest body before it is compressed, in bytes.
 
     Attributes:
         encoding: The content encoding of compressed bodies.
@@ -30,22 +35,18 @@ cdef class BodyCompressor:
         incompressible: How many bodies over the threshold it has left as they are.
         original_bytes: The size of the compressed bodies, before.
         compressed_bytes: Their size afterwards.
-
-    Raises:
-        ConfigurationError: The compressor or level does not exist.
-        PluginError: The plugin failed to make the compressor.
     """
 
-    def __cinit__(self, registry not None, str name not None, settings not None):
-        provided = registry.provided("compressor", name)
-        self.encoding = provided.keys[0]
-        self.function = registry.make_compressor(provided, settings.compression_level).compress
+    def __cinit__(self, compress not None, *, str name not None, str origin not None, str encoding not None,
+                  Py_ssize_t threshold, double ratio, Py_ssize_t max_size, Py_ssize_t max_uncompressed):
+        self.function = compress
         self.name = name
-        self.who = f"the {name} compressor ({provided.origin})"
-        self.threshold = settings.compression_threshold
-        self.ratio = settings.compression_ratio
-        self.max_size = settings.max_body_size
-        self.max_uncompressed = settings.max_uncompressed_size
+        self.who = f"the {name} compressor ({origin})"
+        self.encoding = encoding
+        self.threshold = threshold
+        self.ratio = ratio
+        self.max_size = max_size
+        self.max_uncompressed = max_uncompressed
 
     cpdef bytes compress(self, bytes body):
         """Compresses a body when it is large enough and compression makes it smaller.

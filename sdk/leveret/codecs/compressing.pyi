@@ -1,9 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
-
-from leveret.plugins.registry import PluginRegistry
-from leveret.settings import ProducerSettings
 
 __test__: dict[str, str]
 
@@ -19,6 +17,17 @@ class BodyCompressor:
     def original_bytes(self) -> int: ...
     @property
     def compressed_bytes(self) -> int: ...
-    def __new__(cls, registry: PluginRegistry, name: str, settings: ProducerSettings) -> BodyCompressor: ...
+    def __new__(
+        cls,
+        compress: Callable[[bytes], bytes],
+        *,
+        name: str,
+        origin: str,
+        encoding: str,
+        threshold: int,
+        ratio: float,
+        max_size: int,
+        max_uncompressed: int,
+    ) -> BodyCompressor: ...
     def compress(self, body: bytes) -> bytes | None: ...
     def counters(self) -> dict[str, int]: ...

@@ -73,7 +73,7 @@ class BodyEncoder:
         check_options_taken(self._options, self._serializers, f"the {self.name} serializer ({self._origin})")
         if not compressor and settings.compression_level is not None:
             raise ConfigurationError("compression_level needs a compressor", option="compression_level")
-        self.compressor = BodyCompressor(registry, compressor, settings) if compressor else None
+        self.compressor = _compressor(registry, compressor, settings) if compressor else None
         self.content_type = self.part[1] if self.part and not self.compressor else None
 
     def _part(self, provided: Provided) -> tuple[Callable[[Any], bytes], str]:
@@ -105,7 +105,7 @@ class BodyEncoder:
                 f"{known}"
             ) from None
 
-    def misfit(self, content_type: str | None, content_encoding: str | None) -> str | None:
+    def misfit(self, content_type: object, content_encoding: object) -> str | None:
         """Compares a content type and encoding that the caller gives with what the serializer makes.
 
         Bytes are then the body itself. Other values are encoded by the serializer, so the type must not be that of
@@ -119,8 +119,7 @@ class BodyEncoder:
             None when the caller gives neither; an empty string when the bodies of the serializer may have them; or why
             only bytes may have them.
         """
-        given: tuple[object, object] = content_type, content_encoding
-        if not all(isinstance(each, str | None) for each in given):
+        if not isinstance(content_type, str | None) or not isinstance(content_encoding, str | None):
             return ""  # refused when the properties are packed
         key = content_type, content_encoding
         if key not in self._misfits:
@@ -184,3 +183,17 @@ class BodyEncoder:
     def not_bytes(self, body: object) -> EncodeFailed:
         """Returns the `EncodeFailed` for a serializer that did not return bytes."""
         return EncodeFailed(f"the {self.name} serializer ({self._origin}) returned {type(body).__name__}, not bytes")
+
+
+def _compressor(registry: PluginRegistry, name: str, settings: ProducerSettings) -> BodyCompressor:
+    provided = registry.provided("compressor", name)
+    return BodyCompressor(
+        registry.make_compressor(provided, settings.compression_level).compress,
+        name=name,
+        origin=provided.origin,
+        encoding=provided.keys[0],
+        threshold=settings.compression_threshold,
+        ratio=settings.compression_ratio,
+        max_size=settings.max_body_size,
+        max_uncompressed=settings.max_uncompressed_size,
+    )

@@ -80,6 +80,7 @@ ROLES = [
 #: Receivers that are objects of the standard library, coroutines, or values of the caller.
 OTHERS = {
     "Acknowledger": {"self.loop", "self.timer"},
+    "BodyCompressor": {"logger"},
     "CompiledPublisher": {"self._loop", "ticket.future"},
     "DeliveryBuffer": {"self.idle", "self.runnable", "waiting"},
     "HandOver": {"error", "self.queue"},
