@@ -534,7 +534,7 @@ def cancellation(c: Conversation) -> None:
     channel.add_on_cancel_callback(lambda frame: cancelled.append(frame.method.consumer_tag))
     channel.basic_consume(queue, lambda *_: None, consumer_tag="one")
     c.connect().channel().queue_delete(queue)
-    channel.connection.process_data_events(time_limit=0.5)
+    channel.connection.process_data_events(time_limit=5)
     c.note(cancelled)
     queue = c.declare(".a", auto_delete=True)
     channel.basic_consume(queue, lambda *_: None, consumer_tag="two")
@@ -550,9 +550,18 @@ def prefetch(c: Conversation) -> None:
     c.depth(queue, 6)
     got: list[tuple[str, bytes, int]] = []
 
+    def take_all(channel: BlockingChannel) -> None:
+        before = -1
+        while len(got) > before:
+            before = len(got)
+            # pika returns at the first delivery, and others may come behind it.
+            quiet_at = time.monotonic() + 1
+            while (left := quiet_at - time.monotonic()) > 0:
+                channel.connection.process_data_events(time_limit=left)
+
     def consume(channel: BlockingChannel, tag: str) -> None:
         channel.basic_consume(queue, lambda _, m, __, b: got.append((tag, b, m.delivery_tag)), consumer_tag=tag)
-        channel.connection.process_data_events(time_limit=0.3)
+        take_all(channel)
         c.note(list(got))
 
     channel = c.channel
@@ -561,10 +570,10 @@ def prefetch(c: Conversation) -> None:
     channel.basic_qos(prefetch_count=3, global_qos=True)
     consume(channel, "two")
     channel.basic_ack(got[0][2])
-    channel.connection.process_data_events(time_limit=0.3)
+    take_all(channel)
     c.note(sorted(got))
     channel.basic_qos(prefetch_count=0, global_qos=True)
-    channel.connection.process_data_events(time_limit=0.3)
+    take_all(channel)
     c.note(sorted(body for _, body, _ in got))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.brokers import Embedded, RabbitMQ, open_channels
 from tests.support.conversation import method
+from tests.support.handling import until
 from tests.support.rabbitmq import listed
 
 import leveret
@@ -138,7 +139,8 @@ async def test_a_channel_is_not_used_again_when_it_is_not_as_new(
         while (await other.queue_declare(queue, passive=True)).message_count != 1:
             pass
         assert not used.is_open
-    assert client.channels._channels == {other}
+    # The place of the closed one is free when the broker has answered.
+    await until(lambda: client.channels._channels == {other})
 
 
 async def test_an_empty_name_is_refused_so_that_nobody_gets_the_queue_of_the_channels_last_user(
