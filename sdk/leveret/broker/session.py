@@ -418,7 +418,7 @@ class BrokerSession:
             self.out.append(encode(channel.number, make(Channel.CloseOk)))
 
     def forget(self, channel: BrokerChannel) -> None:
-        """Removes a channel, so that its number can be opened again."""
+        """Removes a channel, so that its number can be opened again, which the reader has read already."""
         self._channels.pop(channel.number, None)
         self.confirming.pop(channel, None)
 

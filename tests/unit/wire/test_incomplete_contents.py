@@ -221,6 +221,25 @@ def test_client_cannot_end_the_dropping_by_channel_open() -> None:
     assert isinstance(event, MethodFrame)
 
 
+@pytest.mark.parametrize("closing", [40, 41])
+def test_client_may_close_and_open_a_channel_in_one_read(closing: int) -> None:
+    reader = connected("server", 1)
+    if closing == 41:
+        reader.drop_content(1)
+    content = publish(1) + header(1, 4) + body(1, b"body")
+    events = reader.feed(method(1, 20, closing) + opening("server", 1) + content)
+    assert [type(event) for event in events] == [MethodFrame, MethodFrame, ContentRun]
+
+
+def test_content_is_dropped_until_channel_close_ok_when_both_sides_close() -> None:
+    reader = connected("server", 1)
+    reader.drop_content(1)
+    content = publish(1) + header(1, 4) + body(1, b"body")
+    assert [type(event) for event in reader.feed(method(1, 20, 40) + content)] == [MethodFrame]
+    assert [type(event) for event in reader.feed(method(1, 20, 41) + content[:10])] == [MethodFrame]
+    assert reader.error is None
+
+
 def test_number_of_a_channel_that_the_server_has_closed_may_be_used_again() -> None:
     reader = connected("client", 1)
     reader.drop_content(1)
