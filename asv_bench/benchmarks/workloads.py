@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import gc
+import itertools
 import struct
 import sys
 from functools import cache, partial
@@ -294,11 +295,16 @@ def _gather(count_of_each: int) -> Workload:
     return _with_producer(workload)
 
 
-def _each(asked: Callable[[Any, str], Callable[[int], Any]], **chosen: Any) -> dict[str, Workload]:
-    """Two workloads that ask for each message by its number: tasks as in `_publish`, and as in `_publish_nowait`."""
+def _each(asked: Callable[[Any], Callable[[int], Any]], **chosen: Any) -> Workload:
+    """GROUP tasks that await what `asked` returns for each message's number.
 
-    async def tasks(producer: Any, count: int) -> None:
-        publish = asked(producer, "publish")
+    Args:
+        asked: Makes that function for a producer.
+        **chosen: Options of the producer.
+    """
+
+    async def workload(producer: Any, count: int) -> None:
+        publish = asked(producer)
 
         async def task(start: int) -> None:
             for number in range(start, count, GROUP):
@@ -306,68 +312,59 @@ def _each(asked: Callable[[Any, str], Callable[[int], Any]], **chosen: Any) -> d
 
         await asyncio.gather(*map(task, range(GROUP)))
 
-    async def nowait(producer: Any, count: int) -> None:
-        publish = asked(producer, "publish_nowait")
-        for start in range(0, count, GROUP):
-            for number in range(start, start + GROUP):
-                publish(number)
-            await producer.flush()
-
-    name = asked.__name__.strip("_")
-    return {name: _with_producer(tasks, **chosen), f"{name}_nowait": _with_producer(nowait, **chosen)}
+    return _with_producer(workload, **chosen)
 
 
-def _numbered(producer: Any, method: str) -> Callable[[int], Any]:
-    """A routing key alone, which the options below are compared with."""
-    publish = getattr(producer, method)
+def _numbered(producer: Any) -> Callable[[int], Any]:
+    """A routing key alone."""
+    publish = producer.publish
     return lambda number: publish(BODY, "order.created")
 
 
-def _header(producer: Any, method: str) -> Callable[[int], Any]:
+def _header(producer: Any) -> Callable[[int], Any]:
     """A header that is always the same."""
-    publish = getattr(producer, method)
+    publish = producer.publish
     return lambda number: publish(BODY, "order.created", headers={"tenant": 7})
 
 
-def _headers(producer: Any, method: str) -> Callable[[int], Any]:
+def _headers(producer: Any) -> Callable[[int], Any]:
     """Three headers, of which one differs."""
-    publish = getattr(producer, method)
+    publish = producer.publish
     return lambda number: publish(BODY, "order.created", headers={"tenant": 7, "source": "shop", "number": number})
 
 
-def _message_id(producer: Any, method: str) -> Callable[[int], Any]:
+@cache
+def _ids() -> list[str]:
+    return [f"0198b8a2-6b7c-7000-8000-{number:012x}" for number in range(2 * LOOK_EVERY)]
+
+
+def _message_id(producer: Any) -> Callable[[int], Any]:
     """A message id of the caller's."""
-    publish = getattr(producer, method)
-    ids = [f"0198b8a2-6b7c-7000-8000-{number:012x}" for number in range(10 * LOOK_EVERY)]
-    return lambda number: publish(BODY, "order.created", message_id=ids[number])
+    publish = producer.publish
+    ids = _ids()
+    return lambda number: publish(BODY, "order.created", message_id=ids[number % len(ids)])
 
 
-def _message_ids(producer: Any, method: str) -> Callable[[int], Any]:
-    """A message id of the producer's."""
-    return _numbered(producer, method)
-
-
-def _fluent(producer: Any, method: str) -> Callable[[int], Any]:
+def _fluent(producer: Any) -> Callable[[int], Any]:
     """A message that is put together call by call."""
-    return lambda number: getattr(producer.message(BODY).routing_key("order.created"), method)()
+    return lambda number: producer.message(BODY).routing_key("order.created").publish()
 
 
-def _fluent_header(producer: Any, method: str) -> Callable[[int], Any]:
+def _fluent_header(producer: Any) -> Callable[[int], Any]:
     """The same with a header."""
-    return lambda number: getattr(producer.message(BODY).routing_key("order.created").header("tenant", 7), method)()
+    return lambda number: producer.message(BODY).routing_key("order.created").header("tenant", 7).publish()
 
 
-def _keys(producer: Any, method: str) -> Callable[[int], Any]:
+@cache
+def _order_keys() -> tuple[list[str], Iterator[int]]:
+    return [f"order.{number}" for number in range(100_000)], itertools.cycle(range(100_000))
+
+
+def _keys(producer: Any) -> Callable[[int], Any]:
     """100,000 routing keys, one after the other; a run uses a part of them."""
-    publish = getattr(producer, method)
-    keys = [f"order.{number}" for number in range(100_000)]
-    places = iter(range(1 << 40))
-    return lambda number: publish(BODY, keys[next(places) * 7919 % 100_000])
-
-
-def _compressed(producer: Any, method: str) -> Callable[[int], Any]:
-    """Bodies that a compressor makes smaller."""
-    return _numbered(producer, method)
+    publish = producer.publish
+    keys, places = _order_keys()
+    return lambda number: publish(BODY, keys[next(places)])
 
 
 def _publish_nowait(routing: Callable[..., Any]) -> Workload:
@@ -549,15 +546,14 @@ EVERYDAY: dict[str, Workload] = {
     "enqueue": _publish(_plain, method="enqueue"),
     "retry": _publish(_plain, retry="retry"),
     "policies": _publish(_plain, retry="retry", circuit_breaker="closed"),
-    **_each(_numbered),
-    **_each(_header),
-    **_each(_headers),
-    **_each(_message_id),
-    **_each(_message_ids, message_ids=True),
-    **_each(_fluent),
-    **_each(_fluent_header),
-    **_each(_keys),
-    **_each(_compressed, compressor="halving", compression_threshold=0),
+    "header": _each(_header),
+    "headers": _each(_headers),
+    "message_id": _each(_message_id),
+    "message_ids": _each(_numbered, message_ids=True),
+    "fluent": _each(_fluent),
+    "fluent_header": _each(_fluent_header),
+    "keys": _each(_keys),
+    "compressed": _each(_numbered, compressor="halving", compression_threshold=0),
     "consume_function": _consume(_run_function),
     "consume_functions": _consume(_run_function, concurrency=10),
     "consume_auto": _consume(prefetch="auto"),

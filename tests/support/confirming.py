@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """The other end of a producer's socket; it confirms what it is told to, when it is told to."""
+    """The other end of a producer's socket; it confirms what it is told to, when it is told to.
+
+    Attributes:
+        message_ids: The ids of what `publishings` returned so far.
+    """
 
     def __init__(self, peer: Peer, client: leveret.Client) -> None:
+        self.message_ids: list[str | None] = []
         self._peer = peer
         self._client = client
         self._last = 0
@@ -39,6 +44,7 @@ class Server:
             assert isinstance(value, Basic.Publish)
             _, header = await self._peer.receive()
             assert isinstance(header, ContentHeader)
+            self.message_ids.append(header.properties.message_id)
             body = b""
             while len(body) < header.body_size:
                 _, part = await self._peer.receive()

@@ -1,3 +1,11 @@
+# What publishes the messages of builders without keyword arguments in between: the base of `CompiledPublisher`. The
+# options are of this call alone.
+cdef class MessagePublisher:
+    cdef object publish_message(self, object value, object routing_key, dict options)
+    cdef object publish_nowait_message(self, object value, object routing_key, dict options)
+    cdef object enqueue_message(self, object value, object routing_key, dict options)
+
+
 cdef class MessageBuilder:
     cdef public object value
     cdef public object key
@@ -7,6 +15,3 @@ cdef class MessageBuilder:
     cdef dict own_headers
 
     cdef int check_bound(self) except -1
-
-
-cdef MessageBuilder new_message(object value, object publisher)

@@ -2,7 +2,30 @@
 cimport cython
 
 from leveret.errors import ConfigurationError
-from leveret.message import PERSISTENT, TRANSIENT
+from leveret.message import PERSISTENT as _PERSISTENT
+from leveret.message import TRANSIENT as _TRANSIENT
+
+
+cdef class MessagePublisher:
+    """The base of `CompiledPublisher`: what makes a builder, and what a builder calls."""
+
+    def message(self, value):
+        """Begins a message that is put together call by call; see `MessageBuilder`."""
+        cdef MessageBuilder message = MessageBuilder.__new__(MessageBuilder)
+        message.value = value
+        message.key = ""
+        message.options = {}
+        message.publisher = self
+        return message
+
+    cdef object publish_message(self, object value, object routing_key, dict options):
+        raise NotImplementedError
+
+    cdef object publish_nowait_message(self, object value, object routing_key, dict options):
+        raise NotImplementedError
+
+    cdef object enqueue_message(self, object value, object routing_key, dict options):
+        raise NotImplementedError
 
 
 @cython.final
@@ -62,11 +85,11 @@ cdef class MessageBuilder:
 
     def persistent(self):
         """Sets delivery mode 2: durable queues write it to disk."""
-        return self.delivery_mode(PERSISTENT)
+        return self.delivery_mode(_PERSISTENT)
 
     def transient(self):
         """Sets delivery mode 1: it may be lost when the broker restarts."""
-        return self.delivery_mode(TRANSIENT)
+        return self.delivery_mode(_TRANSIENT)
 
     def delivery_mode(self, delivery_mode):
         """Sets 1 (transient) or 2 (persistent)."""
@@ -141,28 +164,25 @@ cdef class MessageBuilder:
     def publish(self):
         """Publishes it and waits for the confirm; see `Producer.publish`."""
         self.check_bound()
+        if isinstance(self.publisher, MessagePublisher):
+            return (<MessagePublisher>self.publisher).publish_message(self.value, self.key, self.options.copy())
         return self.publisher.publish(self.value, self.key, **self.options)
 
     def publish_nowait(self):
         """Publishes it without waiting; see `Producer.publish_nowait`."""
         self.check_bound()
+        if isinstance(self.publisher, MessagePublisher):
+            return (<MessagePublisher>self.publisher).publish_nowait_message(self.value, self.key, self.options.copy())
         return self.publisher.publish_nowait(self.value, self.key, **self.options)
 
     def enqueue(self):
         """Publishes it as `publish_nowait` does, but waits while there is no room; see `Producer.enqueue`."""
         self.check_bound()
+        if isinstance(self.publisher, MessagePublisher):
+            return (<MessagePublisher>self.publisher).enqueue_message(self.value, self.key, self.options.copy())
         return self.publisher.enqueue(self.value, self.key, **self.options)
 
     cdef int check_bound(self) except -1:
         if self.publisher is None:
             raise ConfigurationError("this message belongs to no producer; make it by `producer.message(value)`")
         return 0
-
-
-cdef MessageBuilder new_message(object value, object publisher):
-    cdef MessageBuilder message = MessageBuilder.__new__(MessageBuilder)
-    message.value = value
-    message.key = ""
-    message.options = {}
-    message.publisher = publisher
-    return message

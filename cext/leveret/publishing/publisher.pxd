@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from leveret.publishing.builder cimport MessagePublisher
 from leveret.publishing.confirms cimport ConfirmWindow, Ticket
 from leveret.publishing.packing cimport Packer
 from leveret.publishing.publishing cimport Publishing
@@ -35,7 +36,7 @@ cdef class PublishBatch:
     cdef int note_write(self, uint64_t tag, PublishTemplate template, Py_ssize_t sends) except -1
 
 
-cdef class CompiledPublisher:
+cdef class CompiledPublisher(MessagePublisher):
     cdef public ConfirmWindow _window
     cdef public PublishBatch _batch
     cdef public object _encoder

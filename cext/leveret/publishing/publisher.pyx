@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from leveret.monitoring.histogram cimport wall_clock
-from leveret.publishing.builder cimport new_message
+from leveret.publishing.builder cimport MessagePublisher
 from leveret.publishing.confirms cimport (
     FREE, HEAVY, SENDS, ConfirmWindow, Slot, Ticket, new_ticket
 )
@@ -394,7 +394,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-cdef class CompiledPublisher:
+cdef class CompiledPublisher(MessagePublisher):
     """The compiled base of `Producer`: `publish` and `publish_nowait` of an ordinary message.
 
     `Producer` is its only subclass. It sets the attributes, and has the long way for waiting, policies and a
@@ -452,7 +452,12 @@ cdef class CompiledPublisher:
             elif "confirm_timeout" in options:
                 return None
         if self._packer.one_form:
-            template = self.frames_of(routing_key, options)
+            if options is None and routing_key is self._last_key and self._last_template is not None:
+                template = self._last_template  # a key of None is not the last key
+                if template.id_at:
+                    template = self._packer.identified(template)
+            else:
+                template = self.frames_of(routing_key, options)
             if PyBytes_CheckExact(value) and (self._ready or template.misfit is not None):
                 body = value
             else:
@@ -477,13 +482,10 @@ cdef class CompiledPublisher:
         cdef PublishTemplate template
         if options is not None:
             return self._packer.frames(routing_key, options)
-        if routing_key is self._last_key and self._last_template is not None:  # a key of None is not the last key
-            template = self._last_template
-        else:
-            template = self._packer.pattern(routing_key)
-            if PyUnicode_CheckExact(routing_key) or type(routing_key) is Template:
-                self._last_template = template
-                self._last_key = routing_key
+        template = self._packer.pattern(routing_key)
+        if PyUnicode_CheckExact(routing_key) or type(routing_key) is Template:
+            self._last_template = template
+            self._last_key = routing_key
         return template if template.id_at == 0 else self._packer.identified(template)
 
     # As put, for a caller that waits for the outcome. When nothing is in flight the message is written at once:
@@ -583,10 +585,6 @@ cdef class CompiledPublisher:
             i += 1
         return i - start
 
-    def message(self, value):
-        """Begins a message that is put together call by call; see `MessageBuilder`."""
-        return new_message(value, self)
-
     def publish(self, value, routing_key="", **options):
         """Publishes one value. Awaiting what it returns waits for the broker's confirm.
 
@@ -620,6 +618,9 @@ cdef class CompiledPublisher:
                 why.
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
         """
+        return self.publish_message(value, routing_key, options)
+
+    cdef object publish_message(self, object value, object routing_key, dict options):
         cdef Publishing publishing = new_publishing(self, self._waiters, RECEIPT)
         cdef Ticket ticket
         try:
@@ -659,6 +660,9 @@ cdef class CompiledPublisher:
                 why; or the producer is closed.
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
         """
+        return self.enqueue_message(value, routing_key, options)
+
+    cdef object enqueue_message(self, object value, object routing_key, dict options):
         cdef Publishing publishing = new_publishing(self, self._waiters, TICKET)
         cdef Ticket ticket
         try:
@@ -694,6 +698,9 @@ cdef class CompiledPublisher:
             CircuitOpen: The producer's circuit breaker does not allow it; nothing was sent.
             WrongLoopError: Called from another thread or event loop.
         """
+        return self.publish_nowait_message(value, routing_key, options)
+
+    cdef object publish_nowait_message(self, object value, object routing_key, dict options):
         cdef Ticket ticket
         if (not self.at_home() or (self._breaker is not None and self._breaker.closed is not True)
                 or (ticket := self.put(value, routing_key, self._max_buffered, options, False)) is None):

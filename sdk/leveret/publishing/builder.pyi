@@ -4,15 +4,13 @@ from collections.abc import Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Protocol, Self, Unpack, final, type_check_only
 
+from typing_extensions import disjoint_base
+
 from leveret.publishing.confirms import Receipt, Ticket
 from leveret.publishing.options import PublishOptions
 from leveret.publishing.template import Template
 
 __test__: dict[str, str]
-__pyx_capi__: dict[str, object]
-
-PERSISTENT: int
-TRANSIENT: int
 
 # tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
 
@@ -29,6 +27,10 @@ class Publisher(Protocol):
     async def enqueue(
         self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
     ) -> Ticket: ...
+
+@disjoint_base
+class MessagePublisher:
+    def message(self, value: Any) -> MessageBuilder: ...
 
 @final
 class MessageBuilder:

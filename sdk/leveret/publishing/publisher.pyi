@@ -10,7 +10,7 @@ from typing_extensions import Buffer, disjoint_base
 from leveret.codecs.encoding import BodyEncoder
 from leveret.errors import EncodeFailed
 from leveret.plugins.interfaces import BreakerPolicy
-from leveret.publishing.builder import MessageBuilder
+from leveret.publishing.builder import MessagePublisher
 from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.options import PublishOptions
@@ -109,7 +109,7 @@ class Flushing(Protocol):
     def flush(self) -> None: ...
 
 @disjoint_base
-class CompiledPublisher:
+class CompiledPublisher(MessagePublisher):
     _window: ConfirmWindow
     _batch: PublishBatch
     _encoder: BodyEncoder
@@ -147,7 +147,6 @@ class CompiledPublisher:
         max_bytes: int,
         kind: type,
     ) -> int: ...
-    def message(self, value: Any) -> MessageBuilder: ...
     def publish(
         self, value: Any, routing_key: str | Template = "", **options: Unpack[PublishOptions]
     ) -> Publishing[Receipt]: ...

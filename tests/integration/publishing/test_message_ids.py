@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
+from tests.support.confirming import served
 from tests.support.queues import messages
 
 if TYPE_CHECKING:
@@ -65,3 +67,57 @@ async def test_a_transaction_gives_ids(client: leveret.Client, other: leveret.Cl
         await transaction.publish("a", queue)
         await transaction.publish("b", queue)
     assert len(set(await ids_in(other, queue))) == 2
+
+
+class Once:
+    """A retry policy of one more attempt, at once."""
+
+    def next_delay(self, attempt: int, error: BaseException) -> float | None:
+        return 0.0 if attempt == 1 else None
+
+
+async def attempts(server: Any, count: int) -> None:
+    """Refuses the first attempt of so many messages, and confirms the second one."""
+    for settle in (server.nack, server.ack):
+        while len(server.message_ids) % count or not server.message_ids:
+            await server.publishings()
+        settle(len(server.message_ids), multiple=True)
+        seen = len(server.message_ids)
+        while settle == server.nack and len(server.message_ids) < seen + count:
+            await server.publishings()
+
+
+async def test_all_attempts_of_a_retry_policy_have_the_same_ids() -> None:
+    async with served(message_ids=True, retry=Once()) as (server, producer):
+        one = asyncio.create_task(producer.publish("a", "q"))
+        await attempts(server, 1)
+        await one
+        first, again = server.message_ids
+        assert first is not None
+        assert first == again
+
+
+async def test_all_attempts_of_a_batch_have_the_same_ids() -> None:
+    async with served(message_ids=True, retry=Once()) as (server, producer):
+        values = ["a", producer.message("b").header("x", 1), producer.message("c").message_id("mine"), "d"]
+        many = asyncio.create_task(producer.publish_batch(values, "q"))
+        await attempts(server, 4)
+        assert (await many).confirmed == 4
+        assert server.message_ids[:4] == server.message_ids[4:]
+        assert server.message_ids[2] == "mine"
+        assert len(set(server.message_ids)) == 4
+
+
+async def test_a_message_that_is_sent_again_keeps_its_id(
+    proxy: leveret.testing.FaultProxy, proxied: leveret.Client, other: leveret.Client, queue: str
+) -> None:
+    async with proxied.producer(message_ids=True) as producer:
+        tickets = [producer.publish_nowait(number, queue) for number in range(100)]
+        proxy.reset()
+        for ticket in tickets:
+            await ticket
+    found = await messages(other, queue)
+    by_value = {message.value: message.message_id for message in found}
+    assert sorted(by_value) == list(range(100))
+    assert all(message.message_id == by_value[message.value] for message in found)
+    assert len(set(by_value.values())) == 100

@@ -59,7 +59,12 @@ ROLES = [
     Role("CompiledPublisher", ("self._guard",), "Policies", ("leveret.publishing.guard.PublishGuard",)),
     Role("CompiledPublisher", ("self._breaker",), "Breaker", ("leveret.plugins.interfaces.BreakerPolicy",)),
     Role("CompiledPublisher", ("self._encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
-    Role("MessageBuilder", ("self.publisher",), "Publisher", ("leveret.publishing.producer.Producer",)),
+    Role(
+        "MessageBuilder",
+        ("self.publisher",),
+        "Publisher",
+        ("leveret.publishing.producer.Producer", "leveret.client.first_use_producer.FirstUseProducer"),
+    ),
     Role("Packer", ("self.encoder",), "Encoder", ("leveret.codecs.encoding.BodyEncoder",)),
     Role("Packer", ("settings",), "Options", ("leveret.settings.producer.ProducerSettings",)),
     Role("CompiledPublisher", ("self._transport",), "Flushing", ("leveret.transport.stream.Stream",)),
