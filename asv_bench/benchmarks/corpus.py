@@ -22,7 +22,9 @@ CONSUMER_TAG = b"leveret-1"
 RAW_PROPERTIES = b"\x90\x00\x10application/json\x02"
 #: content_type application/octet-stream, delivery_mode 2.
 BYTES_PROPERTIES = b"\x90\x00\x18application/octet-stream\x02"
-#: The same, with three headers: tenant (a signed byte, 7), trace (32 characters) and attempt (a signed byte, 1).
+#: The same, compressed with gzip.
+GZIP_PROPERTIES = b"\xd0\x00\x18application/octet-stream\x04gzip\x02"
+#: Plain bytes with three headers: tenant (a signed byte, 7), trace (32 characters) and attempt (a signed byte, 1).
 HEADER_PROPERTIES = (
     b"\xb0\x00\x18application/octet-stream\x00\x00\x00\x3e"
     b"\x06tenantb\x07\x05traceS\x00\x00\x00\x204bf92f3577b34da6a3ce929d0e0e4736\x07attemptb\x01\x02"

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import gc
+import gzip
 import itertools
 import struct
 import sys
@@ -558,6 +559,7 @@ EVERYDAY: dict[str, Workload] = {
     "consume_functions": _consume(_run_function, concurrency=10),
     "consume_auto": _consume(prefetch="auto"),
     "consume_iterating": _consume(_iterate),
+    "consume_gzip": _consume(raw_properties=corpus.GZIP_PROPERTIES, body=gzip.compress(BODY, mtime=0)),
     "consume_headers": _consume(_run_with_headers, raw_properties=corpus.HEADER_PROPERTIES),
 }
 #: Those of `WORKLOADS` that need no installed plugin.

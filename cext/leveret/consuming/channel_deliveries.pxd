@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint16_t
 
 from leveret.consuming.acks cimport AckWindow
+from leveret.monitoring.histogram cimport Histogram
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
@@ -14,6 +15,8 @@ cdef class ChannelDeliveries:
     cdef readonly bint alive
     cdef readonly object decode
     cdef object settler
+    # Acknowledges one message, in the ordinary case.
+    cdef Acknowledger acknowledger
     # Finds the function below.
     cdef object find_plain
     # Decodes bodies of messages with these packed properties, when nothing else has to be done.
@@ -39,11 +42,19 @@ cdef class Acknowledger:
     cdef public Py_ssize_t write_at
     cdef object loop
     cdef object meter
+    # What `ack` of a message returns when it is acknowledged here; None when the settler has to do it.
+    cdef public object settled
+    # The meter's, from the read to the settlement.
+    cdef Histogram settled_time
     cdef object timer
     cdef object flush_transport
+    # Where `begin` was called.
+    cdef unsigned long thread
+    cdef int forks
     cdef double delay
     cdef bint each
 
+    cdef bint ack(self, ChannelDeliveries deliveries, Message message) except -1
     cdef bint finish(self, Message message) except -1
     cpdef int write_in_time(self) except -1
     cdef int run_dry(self) except -1

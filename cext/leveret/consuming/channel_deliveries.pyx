@@ -9,14 +9,29 @@ from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
 
+import os
+
 from leveret.errors import RemoteProtocolError
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
+    unsigned long PyThread_get_thread_ident()
 
 cdef enum:
     # What a message takes beside its body and properties, in bytes.
     MESSAGE_COST = 512
+
+# How many forks lie between the first process and this one. In a child the parent's loop still looks as if it ran.
+cdef int _forks = 0
+
+
+def _forked():
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @cython.final
@@ -73,6 +88,8 @@ cdef class ChannelDeliveries:
 
     def settle(self, Message message not None, verb, detail):
         """Settles one of its messages; see the verbs of `Message`."""
+        if verb == "ack" and self.acknowledger is not None and self.acknowledger.ack(self, message):
+            return self.acknowledger.settled
         return self.settler(self, message, verb, detail)
 
     def adopt_one(self, Message message not None, double received_at):
@@ -176,18 +193,20 @@ cdef class Acknowledger:
 
     Args:
         loop: The event loop.
-        meter: Counts as `stale` the messages that were finished when their channel was gone.
+        meter: Counts as `stale` messages that were finished when their channel was gone; has the times to settlement.
         delay: Seconds that an acknowledgement waits for others at most.
         each: Write each acknowledgement by itself, at once.
 
     Attributes:
         current: The deliveries of the consumer's channel, or None before it has one.
+        settled: What `ack` of a message returns when it is done here; None when the settler has to do it.
         write_at: When this many acknowledgements are ready they are written without waiting.
     """
 
     def __cinit__(self, loop not None, meter not None, double delay, bint each):
         self.loop = loop
         self.meter = meter
+        self.settled_time = self.meter.settled_time
         self.delay = delay
         self.each = each
         self.write_at = 1
@@ -199,8 +218,23 @@ cdef class Acknowledger:
             deliveries: They become `current`.
             flush_transport: Writes what the connection's send buffer has.
         """
+        self.thread = PyThread_get_thread_ident()
+        self.forks = _forks
         self.current = deliveries
+        deliveries.acknowledger = self
         self.flush_transport = flush_transport
+
+    # Acknowledges a message that its user has handled. False in any other than the ordinary case, of which it is the
+    # settler to say what it is.
+    cdef bint ack(self, ChannelDeliveries deliveries, Message message) except -1:
+        if (self.settled is None or not deliveries.alive or PyThread_get_thread_ident() != self.thread
+                or self.forks != _forks or self.loop.is_running() is not True):
+            return False
+        if not deliveries.acks.finish(message.delivery_tag):
+            return False
+        self.settled_time.add(monotonic() - <int64_t>(message.received_at * 1e9), 1)
+        self.write_in_time()
+        return True
 
     # Acknowledges a message whose handler has returned, unless it is settled. Returns whether it did.
     cdef bint finish(self, Message message) except -1:

@@ -27,7 +27,6 @@ cdef class DeliveryBuffer:
     cdef int64_t sent_at
     # Handlers that take more nanoseconds are reported.
     cdef int64_t slow_after
-    cdef object loop
     # The waits of workers that have nothing to do.
     cdef object idle
     cdef Waiters waiters
@@ -35,6 +34,8 @@ cdef class DeliveryBuffer:
     # When the last deliveries came, or None.
     cdef readonly object _delivered_at
     cdef public Py_ssize_t _prefetch
+    # `_next` may take messages.
+    cdef public bint _iterates
     # Nothing has to be settled.
     cdef bint no_ack
     # `_delivered` is called for each read.

@@ -32,7 +32,6 @@ cdef class DeliveryBuffer:
         acks: Acknowledges messages.
         failures: Its `without_key` settles a message that has no key.
         meter: Counts the deliveries, and has the histograms of their times.
-        loop: The event loop.
         waiters: Makes what workers wait for.
         ordered_by: Returns the key of a message, or None when messages may overtake each other.
         no_ack: Deliveries are not acknowledged.
@@ -46,7 +45,7 @@ cdef class DeliveryBuffer:
         self.idle = deque()
         self.active = {}
 
-    def __init__(self, Acknowledger acks not None, failures, meter, loop, Waiters waiters not None, ordered_by,
+    def __init__(self, Acknowledger acks not None, failures, meter, Waiters waiters not None, ordered_by,
                  bint no_ack, bint watched, bint measured):
         self.acks = acks
         self.failures = failures
@@ -56,7 +55,6 @@ cdef class DeliveryBuffer:
         self.settled_time = self.meter.settled_time
         self.transit_time = self.meter.transit_time
         self.slow_after = INT64_MAX
-        self.loop = loop
         self.waiters = waiters
         self.ordered_by = ordered_by
         self.no_ack = no_ack
@@ -164,6 +162,18 @@ cdef class DeliveryBuffer:
         cdef Message message = self.pop()
         if message is not None:
             self.taken()
+        return message
+
+    def _next(self):
+        """Takes the next message for `async for`, or None when there is more to do than that."""
+        cdef Message message
+        if not self._iterates or self.stopping:
+            return None
+        message = self.pop()
+        if message is not None:
+            self.taken()
+            if self.idle:
+                self.wake_more()
         return message
 
     def _put_back(self, list messages not None):

@@ -40,11 +40,13 @@ class _BoundDecoder(NamedTuple):
         decode: Decodes a body. It takes a memoryview, too, when `body_view_size` is set.
         serializer: The serializer's name and distribution, for errors.
         decompress: Decompresses a body before `decode`, or None.
+        plain: Does both in one step, for a bytes object. Its errors say nothing that a user should see.
     """
 
     decode: Callable[[Any], Any]
     serializer: str
     decompress: Callable[[Any], bytes] | None = None
+    plain: Callable[[bytes], Any] | None = None
 
 
 def _detail(error: BaseException) -> str:
@@ -245,11 +247,13 @@ class BodyDecoder:
             message: The message that was decoded last.
 
         Returns:
-            The serializer's own function, or None when `decode` has more to do than to call it.
+            The serializer's own function, with the decompressor before it, or None when `decode` has more to do. When
+            it raises, `decode` raises an error that says why.
         """
         reader = self._last
-        known = message.raw_properties is self._last_properties
-        return reader.decode if known and reader.decompress is None else None
+        if message.raw_properties is not self._last_properties:
+            return None
+        return reader.decode if reader.decompress is None else reader.plain
 
     def _find(self, message: Message) -> _BoundDecoder:
         # If this raises, the next message is looked up again.
@@ -312,4 +316,15 @@ class BodyDecoder:
                 raise DecodeFailed(f"{who} returned {found}; it must return at most {limit} bytes")
             return body
 
-        return _BoundDecoder(reader.decode, reader.serializer, _taking_views(limited) if self._views else limited)
+        decode = reader.decode
+
+        def plain(data: bytes) -> Any:
+            limit = int(len(data) * max_ratio)
+            if limit > max_size:
+                limit = max_size
+            body = decompress(data, limit)
+            if type(body) is not bytes or len(body) > limit:
+                raise DecodeFailed(f"{who} broke its limit")
+            return decode(body)
+
+        return _BoundDecoder(decode, reader.serializer, _taking_views(limited) if self._views else limited, plain)

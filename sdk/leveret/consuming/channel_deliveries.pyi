@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, final, type_check_only
 
 from leveret.consuming.acks import AckWindow
+from leveret.monitoring.histogram import Histogram
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.message import Message
 from leveret.wire.runs import ContentRun
@@ -22,9 +23,10 @@ class BodyDecoding(Protocol):
 
 @type_check_only
 class StaleCounter(Protocol):
-    """Counts messages that were finished when their channel was gone: `ConsumerMeter`."""
+    """Counts messages that were finished when their channel was gone, and has a histogram: `ConsumerMeter`."""
 
     stale: int
+    settled_time: Histogram
 
 @type_check_only
 class DeliveryCredit(Protocol):
@@ -71,6 +73,7 @@ def restore(message: Message) -> bool: ...
 
 @final
 class Acknowledger:
+    settled: object
     write_at: int
     @property
     def current(self) -> ChannelDeliveries | None: ...

@@ -128,7 +128,6 @@ class Consumer(Generic[T], DeliveryBuffer):
             acks=acks,
             failures=failures,
             meter=meter,
-            loop=loop,
             waiters=Waiters(loop, asyncio.CancelledError, asyncio.InvalidStateError),
             ordered_by=keys,
             no_ack=no_ack,
@@ -235,8 +234,7 @@ class Consumer(Generic[T], DeliveryBuffer):
             self._acks.write_in_time()
 
     def _load(self) -> Load:
-        lowest, highest = self._take_extremes()
-        return Load(self._unstarted, self._waiting, self._idle_seconds(), lowest, highest)
+        return Load(self._unstarted, self._waiting, self._idle_seconds(), *self._take_extremes())
 
     # ------------------------------------------------------------------ life
 
@@ -464,14 +462,15 @@ class Consumer(Generic[T], DeliveryBuffer):
 
     async def __anext__(self) -> Message:
         """Returns the next message; the caller settles it."""
+        if (message := self._next()) is not None:
+            return message
         if self._is_ordered:
             raise ConfigurationError("ordered_by is of use with `run` only", option="ordered_by")
         if self._life.state is ConsumerState.NEW:
             await self._subscription.start()
+        self._iterates = True
         while not self._stopping:
-            message = self._pop()
-            if message is not None:
-                self._wake_more()
+            if (message := self._next()) is not None:
                 return message
             self._life.check()
             if self._over:

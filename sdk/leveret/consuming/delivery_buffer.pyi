@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Hashable
 from typing import Protocol, type_check_only
 
@@ -63,12 +62,12 @@ class DeliveryBuffer:
     _prefetch: int
     _pressed: bool
     _watched: bool
+    _iterates: bool
     def __init__(
         self,
         acks: Acknowledger,
         failures: KeyFailures,
         meter: ConsumerMeter,
-        loop: asyncio.AbstractEventLoop,
         waiters: Waiters,
         ordered_by: Callable[[Message], Hashable] | None,
         no_ack: bool,
@@ -93,6 +92,7 @@ class DeliveryBuffer:
     @property
     def _unstarted(self) -> int: ...
     def report_slow(self, seconds: float | None) -> None: ...
+    def _next(self) -> Message | None: ...
     def _pop(self) -> Message | None: ...
     def _put_back(self, messages: list[Message]) -> None: ...
     def _kept(self, messages: list[Message]) -> list[Message]: ...

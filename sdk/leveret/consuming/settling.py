@@ -108,6 +108,8 @@ class Settler:
         self._check_loop = check_loop
         self._no_ack = no_ack
         self._each = each
+        if not no_ack and not each:
+            acks.settled = _YES
 
     def settle(self, deliveries: ChannelDeliveries, message: Message, verb: str, detail: Any) -> Settled | Moved:
         """Does what a verb of `Message` says; see there."""
