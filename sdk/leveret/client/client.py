@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import enum
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -368,7 +367,7 @@ class Client(ClientBase):
                 )
             if self._state is ClientState.CLOSED:
                 raise ConnectionClosed("the client is closed", reply_code=REPLY_SUCCESS)
-            all_settings = dataclasses.replace(self._defaults, connection=settings)
+            all_settings = self._defaults.replace(connection=settings)
             dedicated = DedicatedConnection(
                 all_settings, self.registry, self._monitor, self._restorer, self._credentials, forget
             )

@@ -6,7 +6,6 @@ import logging
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pluggy
@@ -24,6 +23,7 @@ from leveret.plugins.interfaces import (
     PolicySpec,
     SerializerSpec,
 )
+from leveret.records import dataclass, replace
 from leveret.settings.functions import is_async
 
 if TYPE_CHECKING:

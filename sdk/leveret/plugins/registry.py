@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -30,6 +29,7 @@ from leveret.plugins.interfaces import (
     SerializerSpec,
 )
 from leveret.plugins.loading import Plugin, PluginInfo, Provided, describe, normalized, said_of
+from leveret.records import dataclass
 from leveret.settings import PluginSettings
 from leveret.settings.functions import is_async, methods_of
 from leveret.settings.names import suggestion

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
 from leveret.errors import printable
+from leveret.records import dataclass
 from leveret.settings.rules import NOT_TEXT, Options, Secret, inside, option, wrong
 
 if TYPE_CHECKING:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from leveret.errors import ConfigurationError, printable
+from leveret.records import dataclass, field, fields, replace
 from leveret.settings.names import CheckedNames, refuse_unknown
 
 if TYPE_CHECKING:
@@ -285,4 +284,4 @@ class Options(CheckedNames):
         """
         refuse_unknown(overrides, rules_of(type(self)))
         values: dict[str, Any] = overrides
-        return dataclasses.replace(self, **values)
+        return replace(self, **values)
