@@ -15,13 +15,15 @@ by the name of the entry point:
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import os
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from leveret.plugins.plugin import PluginInfo
 
 __all__ = ["FILE", "Declaration", "Declared", "declaration_of", "declarations_in", "differences", "written"]
@@ -69,11 +71,16 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provides: tuple[Declared, ...] = ()
 
 
-def declarations_in(package: str) -> dict[str, Declaration]:
+_decode: Final = msgspec.json.Decoder(dict[str, Declaration]).decode
+
+
+def declarations_in(package: str, folder: str | None) -> dict[str, Declaration]:
     """Reads what the plugins of a package declare, without importing it.
 
     Args:
         package: The name of a top-level package or module.
+        folder: Where its distribution is installed, if known. The package lies there, too, unless it was installed in
+            editable mode.
 
     Returns:
         The declarations by the names of the plugins; empty without a file.
@@ -81,20 +88,29 @@ def declarations_in(package: str) -> dict[str, Declaration]:
     Raises:
         ValueError: The file is not JSON, or has something unknown in it.
     """
+    data = None
+    if folder is not None:
+        with contextlib.suppress(OSError), open(f"{folder or '.'}/{package}/{FILE}", "rb", buffering=0) as file:
+            data = file.read()
+    if data is None:
+        data = _found_by_import(package)
+    return {} if data is None else _decode(data)
+
+
+def _found_by_import(package: str) -> bytes | None:
+    """Reads the file where an import would find the package; None when there is none."""
+    import importlib.util
+
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
-        return {}
+        return None
+    # A loader reads out of zip files, too.
+    read: Callable[[str], bytes] | None = getattr(spec and spec.loader, "get_data", None)
     for folder in (spec and spec.submodule_search_locations) or ():
-        # A loader reads out of zip files, too.
-        read = getattr(spec and spec.loader, "get_data", None)
-        try:
-            data = read(os.path.join(folder, FILE)) if read is not None else b""
-        except OSError:
-            continue
-        if data:
-            return msgspec.json.decode(data, type=dict[str, Declaration])
-    return {}
+        with contextlib.suppress(OSError):
+            return read(os.path.join(folder, FILE)) if read is not None else None
+    return None
 
 
 def declaration_of(info: PluginInfo) -> Declaration:

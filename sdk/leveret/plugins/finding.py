@@ -27,6 +27,7 @@ logger = logging.getLogger("leveret.plugins")
 
 #: The entry point group of plugins.
 GROUP: Final = "leveret.plugins"
+_GROUP: Final = GROUP.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,14 @@ class EntryPoint:
         value: The module, or the module and an attribute of it: `module:attribute`.
         distribution: The name of its distribution; empty if that cannot be read.
         version: The distribution's version; empty if that cannot be read.
+        folder: The folder that the distribution is installed in; None if it is not in a folder.
     """
 
     name: str
     value: str
     distribution: str = ""
     version: str = ""
+    folder: str | None = None
 
     @property
     def module(self) -> str:
@@ -73,7 +76,6 @@ def entry_points() -> list[EntryPoint]:
 def _in_folders(warnings: dict[str, None]) -> Iterator[EntryPoint]:
     names: set[str] = set()
     for folder in sys.path:
-        egg = os.path.basename(folder)
         try:
             children = os.listdir(folder or ".")
         except (OSError, ValueError):
@@ -82,32 +84,33 @@ def _in_folders(warnings: dict[str, None]) -> Iterator[EntryPoint]:
             kind = child[-10:].lower()
             if kind == ".dist-info" or kind.endswith(".egg-info"):
                 stem = child
-            elif kind == "egg-info" and egg.lower().endswith(".egg"):
-                stem = egg
+            elif kind == "egg-info" and folder.lower().endswith(".egg"):
+                stem = os.path.basename(folder)
             else:
                 continue
-            information = os.path.join(folder, child)
-            name = normalized(stem.rpartition(".")[0].partition("-")[0])
+            name = stem.rpartition(".")[0].partition("-")[0].lower().replace("-", "_").replace(".", "_")
             # The first distribution on the path hides others of its name, as with imports.
             if name in names:
                 continue
             if name:
                 names.add(name)
+            information = f"{folder or '.'}/{child}"
             try:
-                with open(os.path.join(information, "entry_points.txt"), "rb") as file:
+                with open(f"{information}/entry_points.txt", "rb", buffering=0) as file:
                     content = file.read()
             except OSError:
                 continue
-            if GROUP.encode() not in content:
+            if _GROUP not in content:
                 continue
             distribution, version = _said(information)
             if not name and distribution:
-                if normalized(distribution) in names:
+                name = normalized(distribution).replace("-", "_")
+                if name in names:
                     continue
-                names.add(normalized(distribution))
+                names.add(name)
             try:
                 for key, value in _entries(content):
-                    yield EntryPoint(key, value, distribution, version)
+                    yield EntryPoint(key, value, distribution, version, folder)
             except ValueError as error:
                 _warn(warnings, distribution, folder, error)
 

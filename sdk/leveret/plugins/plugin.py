@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from leveret.errors import PluginError, printable
 from leveret.plugins.interfaces import (
@@ -33,6 +32,8 @@ __all__ = [
     "kind_and_keys",
     "normalized",
 ]
+
+_SEPARATORS: Final = str.maketrans("_.", "--")
 
 Spec = SerializerSpec | CompositeSpec | CompressorSpec | MetricsSpec | PolicySpec | CommandSpec
 
@@ -277,7 +278,10 @@ def comparable(key: str) -> str:
 
 def normalized(name: str) -> str:
     """Normalizes the name of a plugin or distribution for comparisons (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    name = name.lower().translate(_SEPARATORS)
+    while "--" in name:
+        name = name.replace("--", "-")
+    return name
 
 
 def describe(error: BaseException) -> str:

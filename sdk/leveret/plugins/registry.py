@@ -520,7 +520,7 @@ def _same(plugin: object) -> object:
 def _declaration(plugin: Plugin, entry: EntryPoint) -> Declaration | None:
     """Reads what a plugin declares; None when it has to be imported to know."""
     try:
-        return declarations_in(entry.module.partition(".")[0]).get(plugin.info.name)
+        return declarations_in(entry.module.partition(".")[0], entry.folder).get(plugin.info.name)
     except ValueError as error:
         logger.warning("%s has a wrong %s, which is ignored: %s", plugin.where, FILE, describe(error))
         return None

@@ -96,7 +96,7 @@ def spec_of(cls: type[Method]) -> MethodSpec:
 
 def _read_catalogue(cls: type[Method]) -> MethodSpec:
     fields = tuple(cls.attributes())
-    parameters = inspect.signature(cls).parameters
+    parameters = inspect.signature(cls.__init__).parameters if fields else {}
     class_name, _, method = cls.name.partition(".")
     return MethodSpec(
         # DeclareOk -> declare-ok

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
-from urllib.parse import quote
 
 from leveret.records import dataclass
-from leveret.settings.addresses import PORTS, Endpoint, parse_endpoints, parse_query, parse_url
+from leveret.settings.addresses import PORTS, Endpoint, parse_endpoints, parse_query, parse_url, quoted
 from leveret.settings.environment import read_environment
 from leveret.settings.names import refuse_unknown, suggestion
 from leveret.settings.rules import (
@@ -212,10 +211,10 @@ class ConnectionSettings(Options):
         """The URL of these settings without options and without the password, for logs."""
         user = ""
         if self.mechanism == "PLAIN" and self.credentials is None:
-            user = f"{quote(self.username, safe='')}:***@"
-        path = quote(self.virtual_host, safe="")
+            user = f"{quoted(self.username)}:***@"
+        path = quoted(self.virtual_host)
         if self.unix_socket is not None:
-            return f"amqp+unix://{user}/{path}?unix_socket={quote(self.unix_socket)}"
+            return f"amqp+unix://{user}/{path}?unix_socket={quoted(self.unix_socket, '/')}"
         hosts = ",".join(str(endpoint).replace("%", "%25") for endpoint in self.endpoints)
         return f"{'amqps' if self.tls else 'amqp'}://{user}{hosts}/{path}"
 
