@@ -265,9 +265,11 @@ class _Subject:
 
         statuses: dict[bool | None, Status] = {True: "ok", False: "failed", None: "not checked"}
         found = check_plugin(registry, self._entry.name, lambda result: tell(title(result)))
-        if not found:
-            return [Finding("conformance", "not checked", "the plugin provides nothing that has a conformance kit")]
-        return [Finding(title(result), statuses[result.passed], result.message) for result in found]
+        findings = [Finding(title(result), statuses[result.passed], result.message) for result in found]
+        if all(result.kind == "plugin" for result in found):
+            text = "the plugin provides nothing that has a conformance kit"
+            findings.append(Finding("conformance", "not checked", text))
+        return findings
 
 
 def _unpromised(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -18,7 +18,6 @@ from leveret.settings.functions import plain_function, refuse_async_methods
 from leveret.settings.names import arguments_of, refuse_unknown
 from leveret.settings.rules import Options, rules_of
 from leveret.topology.declarer import Declarer
-from leveret.topology.topology import QueueInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings, ProducerSettings, Settings
     from leveret.topology.restoring import Restorer
-    from leveret.topology.topology import DeclareReport, Topology
+    from leveret.topology.topology import DeclareReport, QueueInfo, Topology
     from leveret.wire.message import Message
 
 __all__ = ["ClientBase"]
@@ -432,6 +431,8 @@ class ClientBase:
 
 
 def _name_of(queue: str | QueueInfo) -> str:
+    from leveret.topology.topology import QueueInfo
+
     return queue.name if isinstance(queue, QueueInfo) else queue
 
 

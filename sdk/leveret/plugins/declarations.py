@@ -30,6 +30,16 @@ __all__ = ["FILE", "Declaration", "Declared", "declaration_of", "declarations_in
 
 FILE: Final = "leveret.json"
 
+ProvidedKind = Literal["serializer", "compressor", "metrics", "retry", "backoff", "circuit_breaker"]
+Hook = Literal[
+    "leveret_serializers",
+    "leveret_compressors",
+    "leveret_metrics",
+    "leveret_policies",
+    "leveret_connection_event",
+    "leveret_cli",
+]
+
 
 class Declared(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A serializer, compressor, metrics sink or policy.
@@ -42,7 +52,7 @@ class Declared(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             model once one of them is imported.
     """
 
-    kind: Literal["serializer", "compressor", "metrics", "retry", "backoff", "circuit_breaker"]
+    kind: ProvidedKind
     name: str
     keys: tuple[str, ...] = ()
     models_of: tuple[str, ...] = ()
@@ -57,17 +67,7 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         provides: All that its other hooks return.
     """
 
-    hooks: tuple[
-        Literal[
-            "leveret_serializers",
-            "leveret_compressors",
-            "leveret_metrics",
-            "leveret_policies",
-            "leveret_connection_event",
-            "leveret_cli",
-        ],
-        ...,
-    ]
+    hooks: tuple[Hook, ...]
     provides: tuple[Declared, ...] = ()
 
 

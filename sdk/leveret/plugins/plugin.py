@@ -117,6 +117,7 @@ class PluginInfo:
         provides: Its serializers, compressors, sinks and policies; empty unless it is used.
         load_time: Seconds for importing it and calling its hooks; 0 as long as it is not imported.
         error: The error that it failed with, or None.
+        declares: Whether it declares what it provides, so that it is imported when it is used.
     """
 
     name: str
@@ -128,6 +129,7 @@ class PluginInfo:
     provides: tuple[Provided, ...] = ()
     load_time: float = 0.0
     error: PluginError | None = None
+    declares: bool = False
 
     @property
     def origin(self) -> str:
@@ -207,7 +209,8 @@ class Plugin:
         provides = (
             self._provided(it.kind, it.name, tuple(it.keys), tuple(it.models_of)) for it in declaration.provides
         )
-        self.info = replace(self.info, status="declared", hooks=tuple(declaration.hooks), provides=tuple(provides))
+        hooks = tuple(declaration.hooks)
+        self.info = replace(self.info, status="declared", hooks=hooks, provides=tuple(provides), declares=True)
 
     def load(self, *, strict: bool = False) -> None:
         """Imports the plugin and calls its hooks. A failure is logged and kept, or raised when `strict`."""

@@ -293,6 +293,28 @@ class PluginRegistry:
             hint = f". Did you mean {meant!r}?" + ("" if meant in known else self._hint(meant).rstrip("."))
         raise ConfigurationError(text + hint, option=option or _OPTIONS.get(kind, kind))
 
+    def imported(self, plugin: str) -> PluginInfo:
+        """Imports a plugin unless it is imported.
+
+        Args:
+            plugin: The plugin's name.
+
+        Returns:
+            What is known of it then.
+
+        Raises:
+            ConfigurationError: There is no such plugin, or it is not used.
+            PluginError: It cannot be imported, or is not what it declares.
+        """
+        for each in self._found:
+            if each.info.name == plugin and each.info.status in ("declared", "active", "built in"):
+                each.use()
+                return each.info
+        found = ", ".join(f"{info.name} ({info.status})" for info in self.plugins)
+        raise ConfigurationError(
+            f"there is no active plugin {printable(plugin, 64)!r}; this registry has {found}", option="plugin"
+        )
+
     def _hint(self, name: str) -> str:
         for info in self.plugins:
             if name in (info.name, info.distribution) and info.status not in ("active", "built in", "declared"):

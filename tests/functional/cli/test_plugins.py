@@ -399,7 +399,7 @@ def test_new_plugin_has_all_files_and_says_what_comes_next(tmp_path: Path, kind:
     made = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert made == {
         "pyproject.toml", "README.md", "CHANGELOG.md", "src/leveret_demo/__init__.py", "src/leveret_demo/py.typed",
-        "tests/test_leveret_demo.py",
+        "src/leveret_demo/leveret.json", "tests/test_leveret_demo.py",
     }  # fmt: skip
     steps = [shlex.split(line) for line in result.stdout.splitlines() if line.startswith("  ")]
     assert steps[0] == ["cd", str(folder)]
