@@ -225,6 +225,7 @@ def _dataclass(
         for name in ("__dict__", "__weakref__"):
             members.pop(name, None)
         members["__slots__"] = tuple(name for name in own if name not in inherited)
+        members["__match_args__"] = tuple(name for name, it in fields.items() if not it.kw_only)
         members.update(_METHODS)
         if repr:
             members.setdefault("__repr__", _repr)
@@ -237,9 +238,7 @@ def _dataclass(
         # A class gets its slots when it is made.
         made = type(cls)(cls.__name__, cls.__bases__, members)
         made.__qualname__ = cls.__qualname__
-        record = _Record(made, fields)
-        made.__record__ = record  # type: ignore[attr-defined]
-        made.__match_args__ = record.positional  # type: ignore[attr-defined, misc]
+        made.__record__ = _Record(made, fields)  # type: ignore[attr-defined]
         return made
 
     return make
