@@ -54,6 +54,8 @@ class FirstPublish:
         if importlib.util.find_spec(client) is None:
             raise NotImplementedError(f"{client} is not installed")
         leveret = need("leveret")
+        if not hasattr(leveret, "connect"):
+            raise NotImplementedError("this version has no leveret.connect")
         self.broker = Broker()
         with runner() as loop:
             loop.run(self._declare(leveret))
