@@ -133,12 +133,22 @@ def _counted(meter: str, library: str, variables: dict[str, str]) -> dict[str, d
 
 def import_instructions(paths: list[Path] | None = None) -> int:
     """Counts the instructions of importing what a program that connects needs, with bytecode files."""
+    return instructions_of("-c", IMPORT, paths=paths) - instructions_of("-c", "pass", paths=paths)
+
+
+def instructions_of(*arguments: str, paths: list[Path] | None = None) -> int:
+    """Counts the instructions of a whole program, from the start of its process to the end, with bytecode files.
+
+    Args:
+        *arguments: The arguments of Python.
+        paths: As for `environment`.
+
+    Raises:
+        RuntimeError: The program failed.
+    """
     variables = environment(paths)
-    _run([sys.executable, "-c", IMPORT], variables)  # writes the bytecode files
-    found = []
-    for program in ("pass", IMPORT):
-        _, said = _run([*_callgrind(os.devnull), "-c", program], variables)
-        counted = re.search(r"Collected : (\d+)", said)
-        assert counted is not None, said
-        found.append(int(counted[1]))
-    return found[1] - found[0]
+    _run([sys.executable, *arguments], variables)  # writes the bytecode files
+    _, said = _run([*_callgrind(os.devnull), *arguments], variables)
+    counted = re.search(r"Collected : (\d+)", said)
+    assert counted is not None, said
+    return int(counted[1])

@@ -7,10 +7,10 @@ The incoming `leveret.Message` and the `leveret.Receipt` of a publishing are com
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from leveret.errors import PublishError
+from leveret.records import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

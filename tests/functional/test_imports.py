@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
 
 from leveret import settings as package
+from leveret.broker import EmbeddedBroker
+
+#: Publishes one message and prints which of some modules were imported for that.
+PUBLISH = """
+import sys
+import leveret
+
+async def main():
+    async with leveret.connect(sys.argv[1]) as client, client.producer() as producer:
+        await producer.publish({"id": 1}, "q", mandatory=False)
+
+leveret.run(main())
+print(sorted(set(sys.argv[2:]) & sys.modules.keys()))
+"""
 
 
 def test_importing_leveret_imports_no_plugin() -> None:
@@ -40,3 +56,17 @@ def test_import_is_cheap_when_nothing_rare_is_needed() -> None:
 def test_import_needs_neither_click_nor_rich() -> None:
     code = "import sys, leveret, leveret.cli; sys.exit(bool({'click', 'rich', 'asyncio'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+async def test_a_first_publish_imports_no_plugin_and_nothing_that_only_others_need() -> None:
+    names = {entry.value for entry in importlib.metadata.entry_points(group="leveret.plugins")}
+    assert len(names) >= 8, "the plugins are not installed beside the tests"
+    needless = {"dataclasses", "email", "importlib.metadata", "pluggy", "urllib.parse", "zipfile"}
+    ours = {"app.app", "consuming.consumer", "topology.topology", "plugins.field_names", "plugins.loading"}
+    asked = names | needless | {f"leveret.{name}" for name in ours}
+    async with EmbeddedBroker() as broker:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PUBLISH, broker.url, *asked, stdout=subprocess.PIPE
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, output.decode()) == (0, "[]\n")

@@ -116,6 +116,7 @@ def forms(author: Environment) -> Path:
 
 def test_page_has_all_files() -> None:
     wanted = {"src/leveret_forms/__init__.py", "pyproject.toml", "tests/test_forms.py", "animals.py"}
+    wanted.add("src/leveret_forms/leveret.json")
     assert set(files_of_page()) == wanted
 
 

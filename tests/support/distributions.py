@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,7 @@ class Installed:
         module: str | None = None,
         version: str = "1.0",
         content_type: str | None = None,
+        declares: dict[str, Any] | str | None = None,
     ) -> str:
         """Installs a distribution with one plugin.
 
@@ -56,6 +58,7 @@ class Installed:
             module: The module's name; by default made of the distribution's.
             version: Its version.
             content_type: What the default plugin's serializer reads.
+            declares: What its `leveret.json` has for the plugin, or the file's text; None for a plugin without one.
 
         Returns:
             The module's name.
@@ -68,7 +71,14 @@ class Installed:
         (information / "entry_points.txt").write_text(f"[leveret.plugins]\n{plugin} = {module}\n")
         if code is None:
             code = PLUGIN.format(name=plugin, content_type=content_type or f"text/x-{plugin}")
-        (self._folder / f"{module}.py").write_text(code)
+        if declares is None:
+            (self._folder / f"{module}.py").write_text(code)
+        else:
+            package = self._folder / module
+            package.mkdir()
+            (package / "__init__.py").write_text(code)
+            text = declares if isinstance(declares, str) else json.dumps({plugin: declares})
+            (package / "leveret.json").write_bytes(text.encode("latin-1"))
         # A module of that name may be left from another test.
         self._monkeypatch.delitem(sys.modules, module, raising=False)
         return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib.metadata
 import importlib.util
 import re
@@ -16,13 +15,13 @@ from leveret.cli.failures import CommandFailed
 from leveret.errors import PluginConflictError, PluginVersionError, printable
 from leveret.plugins import SUPPORTED_API_VERSIONS, PluginRegistry
 from leveret.plugins.finding import GROUP, entry_points
-from leveret.plugins.loading import normalized, said_by, said_of
+from leveret.plugins.plugin import normalized
 from leveret.settings import PluginSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
-    from importlib.metadata import EntryPoint
 
+    from leveret.plugins.finding import EntryPoint
     from leveret.plugins.registry import PluginInfo
 
 __all__ = ["STATUSES", "Check", "Finding", "checks"]
@@ -80,7 +79,7 @@ def checks(name: str, core_commands: Collection[str]) -> list[Check]:
     """
     entries = entry_points()
     wanted = normalized(name)
-    found = [entry for entry in entries if entry.name == name or normalized(said_of(entry, "Name")) == wanted]
+    found = [entry for entry in entries if entry.name == name or normalized(entry.distribution) == wanted]
     if not found:
         raise CommandFailed(_unknown(name, entries))
     steps = []
@@ -97,7 +96,7 @@ def _unknown(name: str, entries: Iterable[EntryPoint]) -> str:
         distribution = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return f"no plugin or distribution {printable(name, 64)!r} is installed; installed plugins are {installed}"
-    shown = said_by(distribution, "Name") or printable(name, 64)
+    shown = distribution.name or printable(name, 64)
     return (
         f"the distribution {shown} has no plugin: it declares no entry point in the group {GROUP!r}; installed "
         f"plugins are {installed}"
@@ -118,8 +117,8 @@ class _Subject:
         """Checks the distribution's entry point, version and requirements, and that the package has py.typed."""
         entry = self._entry
         results = [Finding("entry point", "ok", f"{entry.name} = {entry.value}")]
-        if version := said_of(entry, "Version"):
-            results.append(Finding("version", "ok", f"{said_of(entry, 'Name')} {version}"))
+        if entry.version:
+            results.append(Finding("version", "ok", f"{entry.distribution} {entry.version}"))
         else:
             results.append(Finding("version", "failed", "the distribution has no version"))
         ours = [each for each in self._requirements() if normalized(re.split(r"[^\w.-]", each, maxsplit=1)[0]) == _CORE]
@@ -138,10 +137,9 @@ class _Subject:
         return results
 
     def _requirements(self) -> list[str]:
-        distribution = self._entry.dist
         try:
-            return (distribution and distribution.requires) or []
-        except (OSError, ValueError):  # its metadata are not there, or cannot be read
+            return importlib.metadata.distribution(self._entry.distribution).requires or []
+        except (ImportError, OSError, ValueError):  # its metadata are not there, or cannot be read
             return []
 
     @cached_property
@@ -184,12 +182,14 @@ class _Subject:
     def _alone(self) -> PluginRegistry | PluginConflictError:
         """The registry of the core and this distribution, or the error when these conflict."""
         try:
-            return PluginRegistry.load(PluginSettings(allow=(said_of(self._entry, "Name") or self._entry.name,)))
+            return PluginRegistry.load(
+                PluginSettings(allow=(self._entry.distribution or self._entry.name,)), at_once=True
+            )
         except PluginConflictError as error:
             return error
 
     def _info(self, registry: PluginRegistry) -> PluginInfo:
-        name, distribution = self._entry.name, said_of(self._entry, "Name")
+        name, distribution = self._entry.name, self._entry.distribution
         return next(info for info in registry.plugins if (info.name, info.distribution) == (name, distribution))
 
     def loading(self, tell: Callable[[str], None]) -> list[Finding]:
@@ -223,7 +223,7 @@ class _Subject:
         block = tuple(name for name in environment.block if name not in (mine.name, mine.distribution))
         try:
             registry = PluginRegistry.load(
-                dataclasses.replace(environment, strict=False, allow=allow, block=block, choose={})
+                environment.replace(strict=False, allow=allow, block=block, choose={}), at_once=True
             )
         except PluginConflictError as error:
             if mine.origin in error.distributions:
@@ -265,9 +265,11 @@ class _Subject:
 
         statuses: dict[bool | None, Status] = {True: "ok", False: "failed", None: "not checked"}
         found = check_plugin(registry, self._entry.name, lambda result: tell(title(result)))
-        if not found:
-            return [Finding("conformance", "not checked", "the plugin provides nothing that has a conformance kit")]
-        return [Finding(title(result), statuses[result.passed], result.message) for result in found]
+        findings = [Finding(title(result), statuses[result.passed], result.message) for result in found]
+        if all(result.kind == "plugin" for result in found):
+            text = "the plugin provides nothing that has a conformance kit"
+            findings.append(Finding("conformance", "not checked", text))
+        return findings
 
 
 def _unpromised(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -1,7 +1,8 @@
 """The commands that plugins add to `leveret`.
 
-Finding them imports all plugins. That happens only for `leveret --help`, for completion, and for a command that the
-core does not have. A plugin that fails leaves a note, and never keeps a command of the core from running.
+Finding them imports the plugins that have commands, and those that do not declare whether they have any. That happens
+only for `leveret --help`, for completion, and for a command that the core does not have. A plugin that fails leaves a
+note, and never keeps a command of the core from running.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ class PluginCommands:
         from leveret.plugins import PluginRegistry
 
         registry = PluginRegistry.load()
-        self.notes.extend(printable(str(info.error), 1000) for info in registry.plugins if info.error)
         specs, errors = registry.commands()
-        self.notes.extend(printable(str(error), 1000) for error in errors)
+        failed = [info.error for info in registry.plugins if info.error]
+        self.notes.extend(dict.fromkeys(printable(str(error), 1000) for error in (*failed, *errors)))
         for info, spec in specs:
             if spec.name in taken:
                 self.notes.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import re
 import shlex
@@ -71,7 +70,7 @@ def list_plugins(json_file: str | None, strict: bool) -> None:
     check_writable(json_file, "--json")
     settings = PluginSettings.from_env()
     # Strict settings would raise the first failure, and the list would not be shown.
-    registry = PluginRegistry.survey(dataclasses.replace(settings, strict=False))
+    registry = PluginRegistry.survey(settings.replace(strict=False))
     rows = _rows(registry)
     if json_file != STDOUT:
         screen = console()

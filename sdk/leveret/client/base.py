@@ -9,9 +9,6 @@ from weakref import WeakSet
 
 from leveret.client.closing import close_by
 from leveret.client.first_use_producer import FirstUseProducer
-from leveret.consuming.batches import Batches
-from leveret.consuming.builder import ConsumerBuilder
-from leveret.consuming.consumer import Consumer
 from leveret.errors import ConfigurationError, ConnectionClosed
 from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
 from leveret.publishing.builder import MessageBuilder
@@ -21,7 +18,6 @@ from leveret.settings.functions import plain_function, refuse_async_methods
 from leveret.settings.names import arguments_of, refuse_unknown
 from leveret.settings.rules import Options, rules_of
 from leveret.topology.declarer import Declarer
-from leveret.topology.topology import QueueInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -30,12 +26,15 @@ if TYPE_CHECKING:
     from leveret.connection.channel_pool import ChannelPool
     from leveret.connection.connection import Connection
     from leveret.connection.link import Link
+    from leveret.consuming.batches import Batches
+    from leveret.consuming.builder import ConsumerBuilder
+    from leveret.consuming.consumer import Consumer
     from leveret.consuming.failing.error_policy import DeadLetter, Drop, OnError, Park
     from leveret.monitoring.monitor import Monitor
     from leveret.plugins.registry import PluginRegistry
     from leveret.settings import ConsumerSettings, ProducerSettings, Settings
     from leveret.topology.restoring import Restorer
-    from leveret.topology.topology import DeclareReport, Topology
+    from leveret.topology.topology import DeclareReport, QueueInfo, Topology
     from leveret.wire.message import Message
 
 __all__ = ["ClientBase"]
@@ -305,6 +304,8 @@ class ClientBase:
             ConfigurationError: An option is unknown or out of range, no serializer makes the model, or the queue is
                 exclusive to another connection of the client.
         """
+        from leveret.consuming.consumer import Consumer  # a program that only publishes does without
+
         queue = _name_of(queue)
         self._declarer.check_home(queue)
         if callable(ordered_by):
@@ -346,6 +347,8 @@ class ClientBase:
         Returns:
             See `ConsumerBuilder`.
         """
+        from leveret.consuming.builder import ConsumerBuilder
+
         return ConsumerBuilder(self, _name_of(queue), model)
 
     @overload
@@ -403,6 +406,8 @@ class ClientBase:
         Raises:
             ConfigurationError: An option is unknown or out of range, or the prefetch is "auto" or less than the size.
         """
+        from leveret.consuming.batches import Batches
+
         rules = rules_of(type(self._defaults.consumer))
         refuse_unknown(options, (*rules, *arguments_of(self.consumer), *arguments_of(self.batches)))
         checked: tuple[object, object] = size, wait  # the types promise it; a caller without a type checker may not
@@ -426,6 +431,8 @@ class ClientBase:
 
 
 def _name_of(queue: str | QueueInfo) -> str:
+    from leveret.topology.topology import QueueInfo
+
     return queue.name if isinstance(queue, QueueInfo) else queue
 
 

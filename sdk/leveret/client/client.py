@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import enum
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.client.arrival import wait_for_broker
 from leveret.client.base import ClientBase
-from leveret.client.dedicated_connection import DedicatedConnection
 from leveret.client.opening import Opening
 from leveret.connection.credentials import Credentials, secret_of
 from leveret.connection.link import Link
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
+    from leveret.client.dedicated_connection import DedicatedConnection
     from leveret.monitoring.alerts import Alert, AlertRule
     from leveret.monitoring.health import Health
     from leveret.monitoring.report import QueueDepth, Report
@@ -362,13 +361,15 @@ class Client(ClientBase):
             self._dedicated.pop(name, None)
 
         async def opened() -> DedicatedConnection:
+            from leveret.client.dedicated_connection import DedicatedConnection
+
             if name in self._dedicated:
                 raise ConfigurationError(
                     f"this client has a dedicated connection named {name!r} already", option="name"
                 )
             if self._state is ClientState.CLOSED:
                 raise ConnectionClosed("the client is closed", reply_code=REPLY_SUCCESS)
-            all_settings = dataclasses.replace(self._defaults, connection=settings)
+            all_settings = self._defaults.replace(connection=settings)
             dedicated = DedicatedConnection(
                 all_settings, self.registry, self._monitor, self._restorer, self._credentials, forget
             )

@@ -20,7 +20,7 @@ from leveret.errors import (
     printable,
 )
 from leveret.plugins.interfaces import CompositeSpec, SerializerSpec
-from leveret.plugins.loading import comparable
+from leveret.plugins.plugin import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -111,6 +111,9 @@ class BodyDecoder:
         self._views = settings.body_view_size is not None
         self._always: _BoundDecoder | None = None
         self._by_type: dict[str, _BoundDecoder] = {}
+        #: The serializers whose plugins are imported with the first message of their content type.
+        self._unbound: dict[str, Provided] = {}
+        self._model = model
         self._untyped = _BoundDecoder(self._bytes_decoder(model), "bytes")
         self._decompressors: dict[str, Compressor] = {}
         self._encodings: Mapping[str, Provided] = registry.readers("compressor")
@@ -150,7 +153,14 @@ class BodyDecoder:
                 kind = key.partition(";")[0]
                 wanted[found if found in (key, kind) else kind] = readers[found]
             readers = wanted
-        self._bind_readers(readers, model, bool(accept), specific)
+        if not accept and named is None:
+            self._unbound = {key: it for key, it in readers.items() if not it.is_imported}
+        bound = {key: it for key, it in readers.items() if key not in self._unbound}
+        self._bind_readers(bound, model, bool(accept), specific)
+        if all(readers[key].name == "empty" for key in self._by_type):
+            # The model may be one that only a plugin makes.
+            self._bind_readers(self._unbound, model, False, specific)
+            self._unbound = {}
         # The serializer `empty` fits every model, so it does not show that the model can be decoded.
         bodies = {key: decode for key, decode in self._by_type.items() if readers[key].name != "empty"} or self._by_type
         if not bodies or (bodies is self._by_type and not accept):
@@ -172,8 +182,14 @@ class BodyDecoder:
     ) -> None:
         made: dict[str, _BoundDecoder | None] = {}
         for content_type, provided in readers.items():
-            assert isinstance(provided.spec, SerializerSpec)
-            if not accepted and not provided.spec.safe:
+            try:
+                spec = provided.spec
+            except PluginError:
+                if accepted:
+                    raise
+                continue  # logged, and left out as a plugin that fails when the registry is made
+            assert isinstance(spec, SerializerSpec)
+            if not accepted and not spec.safe:
                 continue
             if provided.name not in made:
                 try:
@@ -271,13 +287,26 @@ class BodyDecoder:
     def _by_content_type(self, content_type: str | None) -> _BoundDecoder:
         if content_type is None:
             return self._untyped
-        reader = next((self._by_type[key] for key in media_types(content_type) if key in self._by_type), None)
+        kinds = list(media_types(content_type))
+        for key in kinds:
+            if key in self._unbound:
+                self._bind_late(self._unbound[key])
+        reader = next((self._by_type[key] for key in kinds if key in self._by_type), None)
         if reader is None:
-            known = ", ".join(self._by_type)
+            known = ", ".join((*self._by_type, *self._unbound))
             raise ContentTypeNotAccepted(
                 f"the content type {printable(content_type, 80)!r} is not accepted; accepted are {known}"
             )
         return reader
+
+    def _bind_late(self, provided: Provided) -> None:
+        """Binds a serializer whose plugin was not imported; content types that it cannot decode are not accepted."""
+        mine = {key: it for key, it in self._unbound.items() if it is provided}
+        self._unbound = {key: it for key, it in self._unbound.items() if it is not provided}
+        try:
+            self._bind_readers(mine, self._model, False, None)
+        except LeveretError as error:
+            raise DecodeFailed(str(error)) from error
 
     def _decompressing(self, encoding: str, reader: _BoundDecoder) -> _BoundDecoder:
         provided = self._encodings.get(encoding)

@@ -9,7 +9,7 @@ from leveret.codecs.forms import NO_ENCODINGS, media_types
 from leveret.codecs.options import check_options_taken, serializer_options
 from leveret.errors import CodecError, ConfigurationError, EncodeFailed, PluginError, printable
 from leveret.plugins.interfaces import CompositeSpec
-from leveret.plugins.loading import comparable
+from leveret.plugins.plugin import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

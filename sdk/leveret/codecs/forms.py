@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from leveret.plugins.loading import comparable
+from leveret.plugins.plugin import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,6 @@ import contextlib
 import enum
 import logging
 import random
-from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from leveret.connection.channel_pool import ChannelPool
@@ -18,6 +17,7 @@ from leveret.monitoring.meters import ConnectionMeter
 from leveret.plugins.interfaces import ConnectionEvent, ConnectionEventKind
 from leveret.protocol.recovery import Backoff, Prospect, prospect_of
 from leveret.protocol.transitions import moved
+from leveret.records import fields
 from leveret.runtime.tasks import set_within
 from leveret.settings import ConnectionSettings
 from leveret.wire.numbers import REPLY_SUCCESS

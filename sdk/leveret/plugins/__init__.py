@@ -2,7 +2,7 @@
 
 This package may use settings and errors, and is the only one that uses pluggy. The registry finds, checks and freezes
 the plugins once per process. Producers, consumers and clients then get bound functions from it, so that no message
-passes through a hook.
+passes through a hook. Names are loaded when they are first used, as those of `leveret`.
 
     from leveret.plugins import SerializerSpec, hookimpl
 
@@ -17,35 +17,39 @@ in any release.
 
 from __future__ import annotations
 
-from leveret.plugins.distributions import Distribution
-from leveret.plugins.field_names import FieldNames
-from leveret.plugins.hookspecs import hookimpl
-from leveret.plugins.interfaces import (
-    API_VERSION,
-    SUPPORTED_API_VERSIONS,
-    BackoffPolicy,
-    BreakerPolicy,
-    CommandSpec,
-    CompositeSpec,
-    Compressor,
-    CompressorSpec,
-    ConnectionEvent,
-    ConnectionEventKind,
-    Delivery,
-    Metric,
-    MetricsSink,
-    MetricsSource,
-    MetricsSpec,
-    PolicyKind,
-    PolicySpec,
-    Publisher,
-    RetryPolicy,
-    Sample,
-    Serializer,
-    SerializerSpec,
-)
-from leveret.plugins.registry import PluginRegistry
-from leveret.plugins.sums import MetricsFeed, MetricsSums
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leveret.plugins.distributions import Distribution
+    from leveret.plugins.field_names import FieldNames
+    from leveret.plugins.hookspecs import hookimpl
+    from leveret.plugins.interfaces import (
+        API_VERSION,
+        SUPPORTED_API_VERSIONS,
+        BackoffPolicy,
+        BreakerPolicy,
+        CommandSpec,
+        CompositeSpec,
+        Compressor,
+        CompressorSpec,
+        ConnectionEvent,
+        ConnectionEventKind,
+        Delivery,
+        Metric,
+        MetricsSink,
+        MetricsSource,
+        MetricsSpec,
+        PolicyKind,
+        PolicySpec,
+        Publisher,
+        RetryPolicy,
+        Sample,
+        Serializer,
+        SerializerSpec,
+    )
+    from leveret.plugins.registry import PluginRegistry
+    from leveret.plugins.sums import MetricsFeed, MetricsSums
 
 __all__ = [
     "API_VERSION",
@@ -77,3 +81,25 @@ __all__ = [
     "SerializerSpec",
     "hookimpl",
 ]
+
+#: The modules of names that are not in `interfaces`.
+_HOMES = {
+    "Distribution": "distributions",
+    "FieldNames": "field_names",
+    "MetricsFeed": "sums",
+    "MetricsSums": "sums",
+    "PluginRegistry": "registry",
+    "hookimpl": "hookspecs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'interfaces')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from leveret.errors import BodyTooLarge, ConfigurationError
-from leveret.plugins.field_names import FieldNames
-from leveret.plugins.hookspecs import hookimpl
 from leveret.plugins.interfaces import SERIALIZER_OPTIONS, CompositeSpec, CompressorSpec, SerializerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from leveret.plugins.field_names import FieldNames
     from leveret.plugins.interfaces import Serializer
 
 __all__ = [
@@ -84,6 +83,8 @@ def _number_as_it_is(text: str) -> msgspec.Raw:
 def _json(*, rename: str | None = None, omit_none: bool = False) -> JSONSerializer:
     if rename is None and not omit_none:
         return JSONSerializer()
+    from leveret.plugins.field_names import FieldNames
+
     return RenamingJSONSerializer(FieldNames(rename, omit_none=omit_none))
 
 
@@ -174,7 +175,6 @@ def _fieldless(name: str, content_type: str, make: Callable[[], Serializer]) -> 
     return SerializerSpec(name=name, content_type=content_type, factory=lambda **_: make(), options=SERIALIZER_OPTIONS)
 
 
-@hookimpl
 def leveret_serializers() -> Iterable[SerializerSpec | CompositeSpec]:
     """Returns JSON, text, bytes, empty, and the guide's hybrid of empty, JSON and MessagePack."""
     return [
@@ -281,7 +281,6 @@ def _deflate(level: int | None) -> ZlibCompressor:
     return ZlibCompressor(zlib.MAX_WBITS, level)
 
 
-@hookimpl
 def leveret_compressors() -> Iterable[CompressorSpec]:
     """Returns gzip and deflate, which every language supports."""
     return [

@@ -7,9 +7,9 @@ made; from then on its object is called directly, and no message passes through 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
+from leveret.records import dataclass
 from leveret.settings.names import CheckedNames
 
 if TYPE_CHECKING:

@@ -1,5 +1,8 @@
 """The registry of plugins: finds them, checks for conflicts, freezes, and makes what they describe.
 
+A plugin that declares in a file what it is (`declarations`) is imported when something of it is used. One that declares
+nothing is imported when the registry is made, because only then is it known what it brings.
+
 pluggy's own loader stops at the first failing import, silently skips a second plugin of the same name, and lets the
 order of loading decide. Here each plugin is loaded by itself, a failure is kept with its distribution, and two plugins
 for one name are an error unless the settings choose.
@@ -10,18 +13,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from leveret.errors import ConfigurationError, PluginConflictError, PluginError, printable
+from leveret.plugins import builtin
+from leveret.plugins.declarations import FILE, Declaration, declarations_in
 from leveret.plugins.finding import GROUP, entry_points
-from leveret.plugins.hookspecs import PROJECT
 from leveret.plugins.interfaces import (
     BackoffPolicy,
     BreakerPolicy,
-    CommandSpec,
     CompressorSpec,
     ConnectionEvent,
     MetricsSpec,
@@ -29,16 +31,17 @@ from leveret.plugins.interfaces import (
     RetryPolicy,
     SerializerSpec,
 )
-from leveret.plugins.loading import Plugin, PluginInfo, Provided, describe, normalized, said_of
+from leveret.plugins.plugin import Plugin, PluginInfo, Provided, describe, normalized
+from leveret.records import dataclass, replace
 from leveret.settings import PluginSettings
 from leveret.settings.functions import is_async, methods_of
 from leveret.settings.names import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from importlib.metadata import EntryPoint
 
-    from leveret.plugins.interfaces import Compressor, MetricsSink, MetricsSource, Serializer
+    from leveret.plugins.finding import EntryPoint
+    from leveret.plugins.interfaces import CommandSpec, Compressor, MetricsSink, MetricsSource, Serializer
 
     #: Conflicts, each with the names and distributions of the plugins that are to be marked.
     Conflicts = list[tuple[PluginConflictError, set[tuple[str, str]]]]
@@ -58,6 +61,10 @@ _FIRST_PARTY: Final = {
     **dict.fromkeys(("exponential", "linear", "fixed", "failure-rate"), "leveret-resilience"),
 }
 
+#: The hooks for which a plugin is imported before anything of it is named.
+_EVENT: Final = "leveret_connection_event"
+_COMMANDS: Final = "leveret_cli"
+
 #: Registries by settings and import path, and the most of them.
 _shared: dict[tuple[object, ...], PluginRegistry] = {}
 _MOST_SHARED: Final = 16
@@ -65,14 +72,16 @@ _MOST_SHARED: Final = 16
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class PluginRegistry:
-    """The serializers, compressors, sinks, policies and commands of all plugins. Immutable; clients may share it.
+    """The serializers, compressors, sinks, policies and commands of all plugins. Clients may share it.
+
+    What it has does not change, except that plugins are imported when they are used, and that what belongs to a plugin
+    that fails then is no longer there.
 
     `connect` takes the `shared` one. Make another with `load`, or in tests with `from_plugins`, and pass it to
     `leveret.connect(plugins=...)`.
 
     Attributes:
         settings: The settings that it was made with.
-        plugins: All plugins that were found, used or not; the built-in one first.
 
     Example:
         >>> PluginRegistry.from_plugins().names("compressor")
@@ -80,8 +89,7 @@ class PluginRegistry:
     """
 
     settings: PluginSettings
-    plugins: tuple[PluginInfo, ...]
-    _loaded: tuple[Plugin, ...]
+    _found: tuple[Plugin, ...]
     _by_name: Mapping[tuple[str, str], Provided]
     _by_key: Mapping[tuple[str, str], Provided]
     _specific: tuple[Provided, ...]
@@ -89,19 +97,25 @@ class PluginRegistry:
     def __repr__(self) -> str:
         return f"<PluginRegistry {', '.join(info.name for info in self.plugins if info.provides)}>"
 
+    @property
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """All plugins that were found, used or not; the built-in one first."""
+        return tuple(plugin.info for plugin in self._found)
+
     # ------------------------------------------------------------------ making
 
     @classmethod
-    def load(cls, settings: PluginSettings | None = None) -> PluginRegistry:
-        """Finds the installed plugins and loads those that the settings allow.
+    def load(cls, settings: PluginSettings | None = None, *, at_once: bool = False) -> PluginRegistry:
+        """Finds the installed plugins that the settings allow.
 
-        A plugin that is blocked or not allowed is not imported. A plugin that fails is logged and kept in `plugins`
-        with its error, and the others are loaded, unless `strict`. A distribution that cannot be read is logged and
-        left out.
+        A plugin that is blocked or not allowed is never imported. One that declares in its `leveret.json` what it
+        provides is imported when something of it is used; the others are imported here. A plugin that fails is logged
+        and kept in `plugins` with its error. A distribution that cannot be read is logged and left out.
 
         Args:
             settings: The plugins to allow, block and choose; None reads `LEVERET_PLUGINS_ALLOW`, `..._BLOCK` and
-                `..._STRICT`.
+                `..._STRICT`. With `strict`, all plugins are imported here, and one that fails is an error.
+            at_once: True imports all plugins here.
 
         Returns:
             The registry.
@@ -111,7 +125,7 @@ class PluginRegistry:
             PluginError: With `strict`, a plugin failed.
             ConfigurationError: The settings name a plugin that is not installed.
         """
-        return cls._found(settings, None)
+        return cls._installed(settings, None, at_once=at_once)
 
     @classmethod
     def shared(cls, settings: PluginSettings | None = None) -> PluginRegistry:
@@ -141,7 +155,7 @@ class PluginRegistry:
 
     @classmethod
     def survey(cls, settings: PluginSettings | None = None) -> PluginRegistry:
-        """Loads the installed plugins as `load` does, but raises for no conflict, for a list of all plugins.
+        """Imports the installed plugins as `load` does, but raises for no conflict, for a list of all plugins.
 
         Plugins that conflict have the status "conflict" and the error; one that bears the name of another is not
         imported. What two of them provide for one name is not in the registry, so it is not for use by a client.
@@ -156,15 +170,25 @@ class PluginRegistry:
             PluginError: With `strict`, a plugin failed.
             ConfigurationError: The settings name a plugin that is not installed.
         """
-        return cls._found(settings, [])
+        return cls._installed(settings, [], at_once=True)
 
     @classmethod
-    def _found(cls, settings: PluginSettings | None, conflicts: Conflicts | None) -> PluginRegistry:
-        """Loads the installed plugins; collects conflicts, or raises the first when `conflicts` is None."""
+    def _installed(
+        cls, settings: PluginSettings | None, conflicts: Conflicts | None, *, at_once: bool
+    ) -> PluginRegistry:
+        """Finds the installed plugins; collects conflicts, or raises the first when `conflicts` is None."""
         settings = PluginSettings.from_env() if settings is None else settings
         found: list[tuple[Plugin, EntryPoint]] = []
+        seen: dict[int, Plugin] = {}
         for entry in entry_points():
-            plugin = _named_by(entry)
+            plugin = Plugin(
+                entry.name,
+                entry.load,
+                seen,
+                distribution=entry.distribution,
+                version=entry.version,
+                entry_point=entry.value,
+            )
             # An interrupted pip may leave a second folder with the same metadata.
             if not any(plugin.is_same_as(other) for other, _ in found):
                 found.append((plugin, entry))
@@ -172,10 +196,14 @@ class PluginRegistry:
         found.sort(key=lambda pair: (pair[0].info.distribution.lower(), pair[0].info.name))
         plugins = [plugin for plugin, _ in found]
         _leave_out(plugins, settings, conflicts)
-        seen: dict[int, str] = {}
         for plugin, entry in found:
-            if plugin.info.status == "active":
-                plugin.load(entry.load, strict=settings.strict, seen=seen)
+            if plugin.info.status != "active":
+                continue
+            declaration = _declaration(plugin, entry)
+            if declaration is not None:
+                plugin.declare(declaration)
+            if declaration is None or at_once or settings.strict or _EVENT in declaration.hooks:
+                plugin.load(strict=settings.strict)
         return cls._of(settings, [_builtin(), *plugins], conflicts)
 
     @classmethod
@@ -194,10 +222,10 @@ class PluginRegistry:
         """
         settings = PluginSettings(strict=True) if settings is None else settings
         loaded = [_builtin()]
-        seen: dict[int, str] = {}
+        seen: dict[int, Plugin] = {}
         for plugin in plugins:
-            named = Plugin(str(getattr(plugin, "__name__", type(plugin).__name__)))
-            named.load(lambda plugin=plugin: plugin, strict=settings.strict, seen=seen)  # type: ignore[misc]
+            named = Plugin(str(getattr(plugin, "__name__", type(plugin).__name__)), partial(_same, plugin), seen)
+            named.load(strict=settings.strict)
             loaded.append(named)
         return cls._of(settings, loaded, None)
 
@@ -211,7 +239,7 @@ class PluginRegistry:
         specific: list[Provided] = []
         keyed: defaultdict[tuple[str, str], list[Provided]] = defaultdict(list)
         for each in by_name.values():
-            if isinstance(each.spec, SerializerSpec) and each.spec.models is not None:
+            if each.is_specific:
                 specific.append(each)
                 continue
             for key in each.claims:
@@ -230,8 +258,7 @@ class PluginRegistry:
                     plugin.conflict(error)
         return cls(
             settings,
-            tuple(plugin.info for plugin in plugins),
-            tuple(plugin for plugin in plugins if plugin.hooks),
+            tuple(plugins),
             MappingProxyType(by_name),
             MappingProxyType(by_key),
             tuple(specific),
@@ -241,10 +268,10 @@ class PluginRegistry:
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Returns the sorted names of one kind; see `Provided.kind`."""
-        return tuple(sorted(name for each, name in self._by_name if each == kind))
+        return tuple(sorted(name for (each, name), it in self._by_name.items() if each == kind and it.error is None))
 
     def provided(self, kind: str, name: str, *, option: str = "") -> Provided:
-        """Looks something up by kind and name.
+        """Looks something up by kind and name, and imports its plugin.
 
         Args:
             kind: See `Provided.kind`.
@@ -255,20 +282,42 @@ class PluginRegistry:
             ConfigurationError: The name is not known. The text lists the known names, and tells if a plugin of this
                 name is blocked, failed or not installed.
         """
-        try:
-            return self._by_name[kind, name]
-        except KeyError:
-            word = kind.replace("_", " ")
-            known = self.names(kind)
-            text = f"there is no {word} {printable(name, 64)!r}; known are {', '.join(known) or 'none'}"
-            hint = self._hint(name)
-            if not hint and (meant := suggestion(name, (*known, *_FIRST_PARTY))):
-                hint = f". Did you mean {meant!r}?" + ("" if meant in known else self._hint(meant).rstrip("."))
-            raise ConfigurationError(text + hint, option=option or _OPTIONS.get(kind, kind)) from None
+        found = self._by_name.get((kind, name))
+        if found is not None and _usable(found):
+            return found
+        word = kind.replace("_", " ")
+        known = self.names(kind)
+        text = f"there is no {word} {printable(name, 64)!r}; known are {', '.join(known) or 'none'}"
+        hint = self._hint(name if found is None else found.plugin)
+        if not hint and (meant := suggestion(name, (*known, *_FIRST_PARTY))):
+            hint = f". Did you mean {meant!r}?" + ("" if meant in known else self._hint(meant).rstrip("."))
+        raise ConfigurationError(text + hint, option=option or _OPTIONS.get(kind, kind))
+
+    def imported(self, plugin: str) -> PluginInfo:
+        """Imports a plugin unless it is imported.
+
+        Args:
+            plugin: The plugin's name.
+
+        Returns:
+            What is known of it then.
+
+        Raises:
+            ConfigurationError: There is no such plugin, or it is not used.
+            PluginError: It cannot be imported, or is not what it declares.
+        """
+        for each in self._found:
+            if each.info.name == plugin and each.info.status in ("declared", "active", "built in"):
+                each.use()
+                return each.info
+        found = ", ".join(f"{info.name} ({info.status})" for info in self.plugins)
+        raise ConfigurationError(
+            f"there is no active plugin {printable(plugin, 64)!r}; this registry has {found}", option="plugin"
+        )
 
     def _hint(self, name: str) -> str:
         for info in self.plugins:
-            if name in (info.name, info.distribution) and info.status not in ("active", "built in"):
+            if name in (info.name, info.distribution) and info.status not in ("active", "built in", "declared"):
                 why = f": {info.error}" if info.error else ""
                 return f". Its plugin ({info.origin}) is {info.status}{why}"
         if name in _FIRST_PARTY:
@@ -277,7 +326,7 @@ class PluginRegistry:
 
     def readers(self, kind: str) -> Mapping[str, Provided]:
         """Returns the serializers by content type, or the compressors by content encoding, in lower case."""
-        return {key: each for (its_kind, key), each in self._by_key.items() if its_kind == kind}
+        return {key: each for (its_kind, key), each in self._by_key.items() if its_kind == kind and each.error is None}
 
     def specific_serializer(self, model: Any) -> Provided | None:
         """Finds the serializer for a model among the serializers for certain models.
@@ -295,6 +344,11 @@ class PluginRegistry:
             return None
         claims = []
         for each in self._specific:
+            # A model of a package that is not imported does not exist.
+            if not each.is_imported and sys.modules.keys().isdisjoint(each.models_of):
+                continue
+            if not _usable(each):
+                continue
             spec = each.spec
             assert isinstance(spec, SerializerSpec)
             assert spec.models is not None
@@ -369,7 +423,7 @@ class PluginRegistry:
 
     def renderer(self) -> Callable[[MetricsSource], tuple[str, bytes]] | None:
         """Returns what writes metrics as text for HTTP, of the first sink by name that can; None if none can."""
-        specs = [it.spec for (kind, _), it in self._by_name.items() if kind == "metrics"]
+        specs = [it.spec for (kind, _), it in self._by_name.items() if kind == "metrics" and _usable(it)]
         able = [it for it in specs if isinstance(it, MetricsSpec) and it.render is not None]
         return min(able, key=lambda spec: spec.name).render if able else None
 
@@ -414,11 +468,11 @@ class PluginRegistry:
 
     def connection_event(self, event: ConnectionEvent) -> None:
         """Calls `leveret_connection_event` of all plugins that have it. Errors are logged with the plugin's name."""
-        for plugin in self._loaded:
-            function = plugin.hooks.get("leveret_connection_event")
+        for plugin in self._found:
+            function = plugin.hooks.get(_EVENT)
             if function is None:
                 continue
-            arguments = [event] if plugin.argnames["leveret_connection_event"] else []
+            arguments = [event] if plugin.argnames[_EVENT] else []
             try:
                 function(*arguments)
             except KeyboardInterrupt:
@@ -433,7 +487,7 @@ class PluginRegistry:
                 )
 
     def commands(self) -> tuple[list[tuple[PluginInfo, CommandSpec]], list[PluginError]]:
-        """Collects the commands that plugins add to `leveret`.
+        """Collects the commands that plugins add to `leveret`. Plugins with commands are imported.
 
         Returns:
             The commands with their plugins, and the errors of other plugins.
@@ -441,9 +495,15 @@ class PluginRegistry:
         found: list[tuple[PluginInfo, CommandSpec]] = []
         errors: list[PluginError] = []
         taken: dict[str, PluginInfo] = {}
-        for plugin in self._loaded:
+        from leveret.plugins.interfaces import CommandSpec
+        from leveret.plugins.loading import collect
+
+        for plugin in self._found:
+            if _COMMANDS not in plugin.info.hooks:
+                continue
             try:
-                specs: list[CommandSpec] = plugin.collect("leveret_cli", (CommandSpec,))
+                plugin.use()
+                specs: list[CommandSpec] = collect(plugin, _COMMANDS, (CommandSpec,))
             except PluginError as error:
                 errors.append(error)
                 continue
@@ -467,11 +527,33 @@ class PluginRegistry:
 def _builtin() -> Plugin:
     from leveret import __version__
 
-    return Plugin("builtin", PROJECT, __version__, "leveret.plugins.builtin").load_builtin()
+    place = builtin.__name__
+    plugin = Plugin("builtin", lambda: builtin, {}, distribution="leveret", version=__version__, entry_point=place)
+    provides = plugin.keep([*builtin.leveret_serializers(), *builtin.leveret_compressors()])
+    hooks = ("leveret_serializers", "leveret_compressors")
+    plugin.info = replace(plugin.info, status="built in", hooks=hooks, provides=provides)
+    return plugin
 
 
-def _named_by(entry: EntryPoint) -> Plugin:
-    return Plugin(entry.name, said_of(entry, "Name"), said_of(entry, "Version"), entry.value)
+def _same(plugin: object) -> object:
+    return plugin
+
+
+def _declaration(plugin: Plugin, entry: EntryPoint) -> Declaration | None:
+    """Reads what a plugin declares; None when it has to be imported to know."""
+    try:
+        return declarations_in(entry.module.partition(".")[0], entry.folder).get(plugin.info.name)
+    except ValueError as error:
+        logger.warning("%s has a wrong %s, which is ignored: %s", plugin.where, FILE, describe(error))
+        return None
+
+
+def _usable(provided: Provided) -> bool:
+    """Imports the plugin that provides something; False when that fails, which is logged."""
+    try:
+        return provided.spec is not None
+    except PluginError:
+        return False
 
 
 def _add(conflicts: Conflicts | None, error: PluginConflictError, names: set[tuple[str, str]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import re
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import (
@@ -23,6 +22,7 @@ from leveret.errors import (
 from leveret.protocol import commands
 from leveret.protocol.commands import Basic, Channel
 from leveret.protocol.transitions import moved
+from leveret.records import dataclass
 from leveret.wire.numbers import (
     ACCESS_REFUSED,
     CHANNEL_ERROR,

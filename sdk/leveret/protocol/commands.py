@@ -8,13 +8,13 @@ cuts table keys at 128 bytes with only a log line, and reads tables from the net
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pamqp import base
 from pamqp.commands import INDEX_MAPPING, Basic, Channel, Confirm, Connection, Exchange, Queue, Tx
 
 from leveret.errors import RemoteProtocolError, TableSyntaxError
+from leveret.records import dataclass
 from leveret.wire.decoding import decode_arguments
 from leveret.wire.encoding import encode_method
 
@@ -96,7 +96,7 @@ def spec_of(cls: type[Method]) -> MethodSpec:
 
 def _read_catalogue(cls: type[Method]) -> MethodSpec:
     fields = tuple(cls.attributes())
-    parameters = inspect.signature(cls).parameters
+    parameters = inspect.signature(cls.__init__).parameters if fields else {}
     class_name, _, method = cls.name.partition(".")
     return MethodSpec(
         # DeclareOk -> declare-ok

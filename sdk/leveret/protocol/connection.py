@@ -6,7 +6,6 @@ Bytes go into a `SendBuffer`, which is only memory; method frames come in, event
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.errors import (
@@ -23,6 +22,7 @@ from leveret.errors import (
 from leveret.protocol import commands
 from leveret.protocol.commands import Connection
 from leveret.protocol.transitions import moved
+from leveret.records import dataclass
 from leveret.wire.numbers import ACCESS_REFUSED, FRAME_MIN_SIZE, HEARTBEAT_FRAME, REPLY_SUCCESS
 
 if TYPE_CHECKING:

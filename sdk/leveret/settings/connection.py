@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
-from urllib.parse import quote
 
-from leveret.settings.addresses import PORTS, Endpoint, parse_endpoints, parse_query, parse_url
+from leveret.records import dataclass
+from leveret.settings.addresses import PORTS, Endpoint, parse_endpoints, parse_query, parse_url, quoted
 from leveret.settings.environment import read_environment
 from leveret.settings.names import refuse_unknown, suggestion
 from leveret.settings.rules import (
@@ -71,7 +70,7 @@ class TLSSettings(Options):
     cadata: str | None = option(None, str, minimum=1)
     certfile: str | None = option(None, str)
     keyfile: str | None = option(None, str)
-    keyfile_password: Secret | None = option(None, Secret)  # noqa: RUF009 - it is a field
+    keyfile_password: Secret | None = option(None, Secret)
     server_hostname: str | None = option(None, str, minimum=1, maximum=255)
     minimum_version: Literal["TLSv1.2", "TLSv1.3"] = option("TLSv1.2", choices=("TLSv1.2", "TLSv1.3"))
     insecure_skip_verification: bool = option(False, code_only=True)
@@ -152,11 +151,11 @@ class ConnectionSettings(Options):
     endpoints: tuple[Endpoint, ...] = option((), items=Rule(kind=Endpoint))
     unix_socket: str | None = option(None, str, minimum=1, maximum=107)  # sun_path, unix(7)
     username: str = option("guest")
-    password: Secret = option(Secret("guest"))  # noqa: RUF009 - it is a field
-    credentials: CredentialProvider | None = option(None, object, shown=False, code_only=True)  # noqa: RUF009 - it is a field
+    password: Secret = option(Secret("guest"))
+    credentials: CredentialProvider | None = option(None, object, shown=False, code_only=True)
     virtual_host: str = option("/", minimum=1, maximum=255)
     mechanism: Literal["PLAIN", "EXTERNAL"] = option("PLAIN", choices=("PLAIN", "EXTERNAL"))
-    tls: TLSSettings | None = option(None, TLSSettings)  # noqa: RUF009 - it is a field
+    tls: TLSSettings | None = option(None, TLSSettings)
     client_name: str = option("leveret", minimum=1, maximum=200)
     wait: float | None = option(None, float, unit="s", minimum=0, maximum=86_400)
     connect_timeout: float = seconds(30.0)
@@ -212,10 +211,10 @@ class ConnectionSettings(Options):
         """The URL of these settings without options and without the password, for logs."""
         user = ""
         if self.mechanism == "PLAIN" and self.credentials is None:
-            user = f"{quote(self.username, safe='')}:***@"
-        path = quote(self.virtual_host, safe="")
+            user = f"{quoted(self.username)}:***@"
+        path = quoted(self.virtual_host)
         if self.unix_socket is not None:
-            return f"amqp+unix://{user}/{path}?unix_socket={quote(self.unix_socket)}"
+            return f"amqp+unix://{user}/{path}?unix_socket={quoted(self.unix_socket, '/')}"
         hosts = ",".join(str(endpoint).replace("%", "%25") for endpoint in self.endpoints)
         return f"{'amqps' if self.tls else 'amqp'}://{user}{hosts}/{path}"
 

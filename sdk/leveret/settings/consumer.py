@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from leveret.errors import printable
+from leveret.records import dataclass
 from leveret.settings.environment import Section
 from leveret.settings.rules import MIB, NAME_STYLES, Rule, option, seconds, size, wrong
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from leveret.records import dataclass
 from leveret.settings.names import unknown
 from leveret.settings.rules import Options, inside, rules_of
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from leveret.records import dataclass, field, fields
 from leveret.settings.connection import ConnectionSettings, from_outside, outside_rules
 from leveret.settings.consumer import ConsumerSettings
 from leveret.settings.names import refuse_unknown
@@ -38,11 +38,11 @@ class Settings(Options):
         100
     """
 
-    connection: ConnectionSettings = _section(ConnectionSettings)  # noqa: RUF009 - it is a field
-    producer: ProducerSettings = _section(ProducerSettings)  # noqa: RUF009 - it is a field
-    consumer: ConsumerSettings = _section(ConsumerSettings)  # noqa: RUF009 - it is a field
-    plugins: PluginSettings = _section(PluginSettings)  # noqa: RUF009 - it is a field
-    monitoring: MonitoringSettings = _section(MonitoringSettings)  # noqa: RUF009 - it is a field
+    connection: ConnectionSettings = _section(ConnectionSettings)
+    producer: ProducerSettings = _section(ProducerSettings)
+    consumer: ConsumerSettings = _section(ConsumerSettings)
+    plugins: PluginSettings = _section(PluginSettings)
+    monitoring: MonitoringSettings = _section(MonitoringSettings)
 
 
 def load(path: str | os.PathLike[str], section: str = "leveret") -> Settings:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from leveret.errors import ConfigurationError, printable
+from leveret.records import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -136,12 +136,11 @@ def _is_settings(cls: type) -> bool:
     return cls.__module__.startswith("leveret.settings.")
 
 
-def _names_of(cls: type) -> list[str]:
-    if not dataclasses.is_dataclass(cls):
-        return []
-    if not cls.__dataclass_params__.init:  # type: ignore[attr-defined]
-        return arguments_of(cls.__init__)[1:]
-    return [item.name for item in dataclasses.fields(cls) if item.init]
+def _names_of(cls: Any) -> list[str]:
+    if hasattr(cls, "__record__"):
+        return [item.name for item in fields(cls)]
+    # A class with options that has an `__init__` of its own.
+    return arguments_of(cls.__init__)[1:] if "__init__" in vars(cls) else []
 
 
 class CheckedNames:
@@ -153,7 +152,7 @@ class CheckedNames:
         """Checks the names before the dataclass's own `__init__` does, whose error would be a bare TypeError."""
         known = _names_of(cls)
         refuse_unknown(options, known, what=f"{cls.__name__} has no option")
-        if positional and known and all(item.kw_only for item in dataclasses.fields(cls)):  # type: ignore[arg-type]
+        if positional and known and hasattr(cls, "__record__") and all(it.kw_only for it in fields(cls)):  # type: ignore[arg-type]
             raise ConfigurationError(
                 f"{cls.__name__} takes its options by name, such as {cls.__name__}({known[0]}=...), not a "
                 f"{type(positional[0]).__name__}"

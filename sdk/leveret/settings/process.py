@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Self
 
+from leveret.records import dataclass, field
 from leveret.settings.environment import Section, read_environment
 from leveret.settings.names import unknown
 from leveret.settings.rules import Options, Rule, Table, option, rules_of, seconds, wrong

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from leveret.message import PERSISTENT, TRANSIENT
+from leveret.records import dataclass
 from leveret.settings.environment import Section
 from leveret.settings.rules import MIB, NAME_STYLES, option, seconds, size
 

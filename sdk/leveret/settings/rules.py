@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from leveret.errors import ConfigurationError, printable
+from leveret.records import dataclass, field, fields, replace
 from leveret.settings.names import CheckedNames, refuse_unknown
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ T = TypeVar("T")
 MIB: Final = 1024 * 1024
 #: The styles of names that serializers make, in msgspec's words.
 NAME_STYLES: Final = ("camel", "pascal", "kebab")
-#: What AMQP's strings cannot carry: NUL (AMQP 0-9-1 section 4.2.5.3, RFC 4616) and halves of characters.
-NOT_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 _WORDS: Final = {
     "bool": "true or false",
     "int": "a whole number",
@@ -156,7 +153,7 @@ class Rule:
         """Checks the length of text or the size of a number."""
         amount, unit, verb, must = value, self.unit, "is", "be"
         if isinstance(value, str):
-            if NOT_TEXT.search(value):
+            if not is_text(value):
                 raise wrong(name, f"{name} has a NUL or is not Unicode text")
             amount, unit, verb, must = len(value.encode()), "bytes in UTF-8", "has", "have"
         inside = self.minimum <= amount <= self.maximum or (self.or_zero and amount == 0)  # false for NaN
@@ -210,6 +207,14 @@ def seconds(default: float, minimum: float = 0.001, maximum: float = 86_400, *, 
 def size(default: int, minimum: int = 1, maximum: int = 2**40, *, or_zero: bool = False) -> int:
     """Declares an option in bytes."""
     return option(default, unit="bytes", minimum=minimum, maximum=maximum, or_zero=or_zero)
+
+
+def is_text(text: str) -> bool:
+    """Returns whether AMQP's strings can carry a text: not NUL (AMQP 0-9-1 section 4.2.5.3), nor half a character."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def shown_number(value: Any) -> str:
@@ -285,4 +290,4 @@ class Options(CheckedNames):
         """
         refuse_unknown(overrides, rules_of(type(self)))
         values: dict[str, Any] = overrides
-        return dataclasses.replace(self, **values)
+        return replace(self, **values)

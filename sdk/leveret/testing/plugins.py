@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from leveret.errors import ConfigurationError, printable
+from leveret.errors import PluginError
+from leveret.plugins.declarations import FILE, declaration_of, written
 from leveret.plugins.interfaces import CompositeSpec, SerializerSpec
 from leveret.testing.base import raised
 from leveret.testing.breakers import CircuitBreakerConformance
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from leveret.plugins.interfaces import Serializer
-    from leveret.plugins.registry import PluginInfo, PluginRegistry, Provided
+    from leveret.plugins.registry import PluginRegistry, Provided
     from leveret.testing.base import Conformance
 
 __all__ = ["CheckResult", "check_plugin"]
@@ -35,6 +36,7 @@ _KITS: Final[dict[str, type[Conformance]]] = {
     "backoff": BackoffConformance,
     "circuit_breaker": CircuitBreakerConformance,
 }
+_DECLARES: Final = "is what it declares"
 #: The fixtures that only a plugin's author can write, and why.
 _UNKNOWN: Final = {
     "read": "the kit cannot know how to read what the sink exports",
@@ -48,8 +50,8 @@ class CheckResult:
     """The result of one check.
 
     Attributes:
-        kind: "serializer", "compressor", "metrics", "retry", "backoff" or "circuit_breaker".
-        name: The name of the serializer, compressor, sink or policy.
+        kind: "serializer", "compressor", "metrics", "retry", "backoff", "circuit_breaker" or "plugin".
+        name: The name of the serializer, compressor, sink, policy or plugin.
         check: The check, in words.
         passed: Whether it passed; None when it did not run.
         message: The failure, or why the check did not run; empty when it passed.
@@ -65,39 +67,48 @@ class CheckResult:
 def check_plugin(
     registry: PluginRegistry, plugin_name: str, on_result: Callable[[CheckResult], None] | None = None
 ) -> list[CheckResult]:
-    """Runs the conformance kits for everything that a loaded plugin provides. It takes seconds.
+    """Runs the conformance kits for everything that a plugin provides. It takes seconds.
+
+    An installed plugin must be what its `leveret.json` declares. That it has none is reported as not checked, with the
+    text of the file to write.
 
     Some checks need a fixture that only the plugin's author can write, for example to read the exports of a sink. These
     are reported as not checked, with the reason. In the plugin's own tests a subclass of the kit runs them.
 
     Args:
-        registry: The registry that has the plugin.
+        registry: The registry that has the plugin, which is imported.
         plugin_name: The plugin's name.
         on_result: Called with each result as soon as it is known.
 
     Returns:
-        All results, in the order of the checks; empty when the plugin provides nothing that has a kit.
+        All results, in the order of the checks.
 
     Raises:
         ConfigurationError: The registry has no active plugin of this name.
     """
     results = []
-    for provided in _find(registry, plugin_name).provides:
-        for result in _check(provided):
-            results.append(result)
-            if on_result is not None:
-                on_result(result)
+    for result in _checks(registry, plugin_name):
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
     return results
 
 
-def _find(registry: PluginRegistry, name: str) -> PluginInfo:
-    for info in registry.plugins:
-        if info.name == name and info.status in ("active", "built in"):
-            return info
-    found = [f"{info.name} ({info.status})" for info in registry.plugins]
-    raise ConfigurationError(
-        f"there is no active plugin {printable(name, 64)!r}; this registry has {', '.join(found)}", option="plugin_name"
-    )
+def _checks(registry: PluginRegistry, name: str) -> Iterator[CheckResult]:
+    try:
+        info = registry.imported(name)
+    except PluginError as error:
+        yield CheckResult("plugin", name, _DECLARES, False, str(error))
+        return
+    if info.declares:
+        yield CheckResult("plugin", name, _DECLARES, True)
+    elif info.distribution and info.status != "built in":
+        text = written(name, declaration_of(info))
+        place = f"{info.entry_point.partition(':')[0].partition('.')[0]}/{FILE}"
+        why = f"it declares nothing, so each `connect` imports it, used or not. Write {place}: {text}"
+        yield CheckResult("plugin", name, _DECLARES, None, why)
+    for provided in info.provides:
+        yield from _check(provided)
 
 
 def _check(provided: Provided) -> Iterator[CheckResult]:

@@ -9,7 +9,6 @@ from leveret.protocol.commands import Exchange, Queue
 from leveret.runtime.tasks import one_deadline
 from leveret.topology.declaring import declare_each, queue_info
 from leveret.topology.entities import BindingEntity, ExchangeBindingEntity, ExchangeEntity, QueueEntity
-from leveret.topology.topology import DeclareReport, QueueInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from leveret.protocol.commands import Method
     from leveret.topology.declared import Declared
     from leveret.topology.entities import Entity
-    from leveret.topology.topology import Topology
+    from leveret.topology.topology import DeclareReport, QueueInfo, Topology
 
 __all__ = ["Declarer", "undeclared"]
 
@@ -43,6 +42,8 @@ class Declarer:
 
     async def declare(self, topology: Topology) -> DeclareReport:
         """Declares a topology; see `Client.declare`."""
+        from leveret.topology.topology import DeclareReport  # a program that only publishes does without
+
         queues: dict[str, QueueInfo] = {}
 
         def remember(entity: Entity, answer: Method | None) -> None:

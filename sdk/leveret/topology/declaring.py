@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from leveret.errors import ChannelClosed, PreconditionFailed
 from leveret.protocol.commands import Queue
-from leveret.topology.topology import QueueInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from leveret.connection.channel import Channel
     from leveret.protocol.commands import Method
     from leveret.topology.entities import Entity
+    from leveret.topology.topology import QueueInfo
 
 __all__ = ["AT_ONCE", "declare_each", "explain", "queue_info"]
 
@@ -65,4 +65,6 @@ def explain(error: ChannelClosed, entity: Entity) -> None:
 def queue_info(method: Method | None) -> QueueInfo:
     """Reads the answer to queue.declare."""
     assert isinstance(method, Queue.DeclareOk)
+    from leveret.topology.topology import QueueInfo
+
     return QueueInfo(method.queue or "", method.message_count or 0, method.consumer_count or 0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from leveret.errors import ConfigurationError
+from leveret.records import dataclass, field
 from leveret.settings.names import CheckedNames
 from leveret.topology.entities import BindingEntity, ExchangeBindingEntity, ExchangeEntity, QueueEntity
 

@@ -366,6 +366,8 @@ def new(folder: Path, name: str, kind: str) -> Path:
 
 def install(package: Path, site: Path) -> None:
     """Does what pip would do with a package's sources and metadata."""
+    # A plugin of another kind may be left from another test.
+    sys.modules.pop("leveret_demo", None)
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     for source in (package / "src").rglob("*.*"):
         target = site / source.relative_to(package / "src")
@@ -399,7 +401,7 @@ def test_new_plugin_has_all_files_and_says_what_comes_next(tmp_path: Path, kind:
     made = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert made == {
         "pyproject.toml", "README.md", "CHANGELOG.md", "src/leveret_demo/__init__.py", "src/leveret_demo/py.typed",
-        "tests/test_leveret_demo.py",
+        "src/leveret_demo/leveret.json", "tests/test_leveret_demo.py",
     }  # fmt: skip
     steps = [shlex.split(line) for line in result.stdout.splitlines() if line.startswith("  ")]
     assert steps[0] == ["cd", str(folder)]
@@ -546,10 +548,9 @@ def test_new_plugin_requires_the_versions_that_it_was_made_for(monkeypatch: pyte
 
 
 @pytest.fixture
-def demo(installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def demo(installed: Installed, tmp_path: Path) -> Path:
     """The folder with a policy, whose kit is quick, installed and right; the tests break it."""
     install(new(tmp_path, "demo", "policy"), tmp_path / "site")
-    monkeypatch.delitem(sys.modules, "leveret_demo", raising=False)
     return tmp_path / "site"
 
 

@@ -114,11 +114,19 @@ NAMED = b"Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n"
     [
         (".dist-info", {}, None),
         ("-1.0.dist-info", {"entries": b"[console_scripts]\nx = x:x\n"}, None),
-        ("broken-1.0.dist-info", {"metadata": NAMED, "entries": b"[console_scripts]\nx\n"}, "broken"),
+        ("broken-1.0.dist-info", {"metadata": NAMED, "entries": b"[console_scripts]\nx\n"}, None),
+        ("broken-1.0.dist-info", {"metadata": NAMED, "entries": b"[leveret.plugins]\nx\n"}, "broken"),
         ("broken-1.0.dist-info", {"metadata": NAMED, "entries": b"[leveret.plugins]\nx = \xff\n"}, "broken"),
         ("broken-1.0.dist-info", {"metadata": b"\xff", "entries": b"[leveret.plugins]\nx\n"}, "without a name"),
     ],
-    ids=["no name in its folder", "no name, and entry points", "not an entry point", "not UTF-8", "nothing readable"],
+    ids=[
+        "no name in its folder",
+        "no name, and entry points",
+        "broken elsewhere",
+        "no entry point",
+        "not UTF-8",
+        "nothing readable",
+    ],
 )
 def test_a_broken_distribution_is_left_out_and_keeps_no_plugin_from_being_found(
     installed: Installed,
@@ -132,7 +140,7 @@ def test_a_broken_distribution_is_left_out_and_keeps_no_plugin_from_being_found(
     installed.add("leveret-one", plugin="one")
     assert status(PluginRegistry.load(PluginSettings(strict=True))) == {"builtin": "built in", "one": "active"}
     warned = [record.getMessage() for record in caplog.records]
-    if said is None:  # nothing of it had to be read but the name, which it need not have
+    if said is None:  # nothing of it had to be read but its folder's name
         assert warned == []
     else:
         (text,) = warned

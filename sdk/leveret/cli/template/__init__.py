@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from leveret import __version__
+from leveret.plugins.declarations import Declaration, Declared, Hook, ProvidedKind, written
 
 __all__ = ["KINDS", "Kind", "files", "module_name"]
 
@@ -69,6 +70,8 @@ class Kind:
         hook: The hook.
         spec: The descriptor that the hook returns.
         kit: The conformance kit.
+        provides: The kind of what the plugin provides; see `leveret.plugins.registry.Provided`.
+        keys: The content types or encodings that it decodes.
         dependencies: The dependencies beside Leveret.
         test: The test module.
         settings: The line of the README's program that makes the client's settings.
@@ -77,9 +80,11 @@ class Kind:
     """
 
     what: str
-    hook: str
+    hook: Hook
     spec: str
     kit: str
+    provides: ProvidedKind
+    keys: tuple[str, ...] = ()
     dependencies: tuple[str, ...] = ()
     test: str = _TEST
     settings: str = ""
@@ -93,6 +98,8 @@ KINDS: Final = {
         hook="leveret_serializers",
         spec="SerializerSpec",
         kit="SerializerConformance",
+        provides="serializer",
+        keys=("application/x-$name",),
         dependencies=("msgspec>=0.19",),
         producer='serializer="$name"',
     ),
@@ -101,6 +108,8 @@ KINDS: Final = {
         hook="leveret_compressors",
         spec="CompressorSpec",
         kit="CompressorConformance",
+        provides="compressor",
+        keys=("x-$name",),
         producer='compressor="$name"',
     ),
     "metrics": Kind(
@@ -108,6 +117,7 @@ KINDS: Final = {
         hook="leveret_metrics",
         spec="MetricsSpec",
         kit="MetricsConformance",
+        provides="metrics",
         test=_METRICS_TEST,
         settings='\n    settings = leveret.MonitoringSettings(sinks=["$name"])',
         connect=", monitoring=settings",
@@ -117,6 +127,7 @@ KINDS: Final = {
         hook="leveret_policies",
         spec="PolicySpec",
         kit="RetryConformance",
+        provides="retry",
         producer='retry="$name"',
     ),
 }
@@ -157,7 +168,7 @@ test = ["pytest>=9"]
 where = ["src"]
 
 [tool.setuptools.package-data]
-"*" = ["py.typed"]
+"*" = ["leveret.json", "py.typed"]
 """
 
 _CHANGELOG: Final = """\
@@ -252,10 +263,17 @@ def files(name: str, kind: str) -> dict[str, str]:
         "README.md": _README,
         "CHANGELOG.md": _CHANGELOG,
         f"src/{module}/__init__.py": source,
+        f"src/{module}/leveret.json": _declaration(name, its),
         f"src/{module}/py.typed": "",
         f"tests/test_{module}.py": its.test,
     }
     return {path: string.Template(text).substitute(words) for path, text in texts.items()}
+
+
+def _declaration(name: str, its: Kind) -> str:
+    """Returns what the plugin declares, so that it is imported when it is used."""
+    keys = tuple(string.Template(key).substitute(name=name) for key in its.keys)
+    return written(name, Declaration((its.hook,), (Declared(its.provides, name, keys),)))
 
 
 def _leveret() -> str:
