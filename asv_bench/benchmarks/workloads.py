@@ -31,7 +31,7 @@ from .former import (
 from .support import Broker, runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     Workload = Callable[[int], Callable[[int], None]]
 
@@ -368,6 +368,35 @@ def _keys(producer: Any) -> Callable[[int], Any]:
     return lambda number: publish(BODY, keys[next(places)])
 
 
+def _for_each_request(made: Callable[[Any], Any]) -> Workload:
+    """Publishes and waits for the confirm, again and again, with what `made` gives for each message.
+
+    The broker is the embedded one, in another process.
+    """
+
+    def prepare(total: int) -> Callable[[int], None]:
+        running = runner()
+        client = running.run(_client(False))
+        # The broker drops what no queue takes.
+        options = {"exchange": "amq.fanout", "serializer": "bytes", "mandatory": False, "confirm_timeout": 86400}
+
+        async def workload(count: int) -> None:
+            async with client.producer(**options) as first:
+                producer = made(first) or (lambda: client.producer(**options))
+                for _ in range(count):
+                    async with producer() as ready:
+                        await ready.publish(BODY, "order.created")
+
+        return lambda count: running.run(workload(count))
+
+    return prepare
+
+
+@contextlib.asynccontextmanager
+async def _same(producer: Any) -> AsyncIterator[Any]:
+    yield producer
+
+
 def _publish_nowait(routing: Callable[..., Any]) -> Workload:
     """`publish_nowait` of GROUP messages, then `flush`."""
 
@@ -554,6 +583,8 @@ EVERYDAY: dict[str, Workload] = {
     "fluent": _each(_fluent),
     "fluent_header": _each(_fluent_header),
     "keys": _each(_keys),
+    "one_by_one": _for_each_request(lambda producer: partial(_same, producer)),
+    "producer_each": _for_each_request(lambda producer: None),
     "compressed": _each(_numbered, compressor="halving", compression_threshold=0),
     "consume_function": _consume(_run_function),
     "consume_functions": _consume(_run_function, concurrency=10),

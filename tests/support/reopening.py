@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
     import leveret
+    from leveret.connection.channel import Channel
     from leveret.message import Outcome
 
 MISSING = "no such exchange"
@@ -38,8 +39,15 @@ async def first_occurrences(client: leveret.Client, queue: str) -> list[Any]:
 
 
 def channels(producer: leveret.Producer) -> int:
-    """How many channels the producer's connection has, but for those that the client's pool keeps."""
-    return sum(channel.publisher is not None for channel in producer._connection._channels.values())
+    """How many channels of producers that are not closed the producer's connection has."""
+    connection = producer._connection
+    return sum(it.publisher not in (None, connection.confirm_channels) for it in connection._channels.values())
+
+
+def unkept(client: leveret.Client) -> set[Channel]:
+    """The channels of the client's connection that neither its pool keeps nor closed producers left."""
+    connection = client.connection
+    return {*connection._channels.values()} - client.channels._channels - {*connection.confirm_channels._idle}
 
 
 async def break_channel(producer: leveret.Producer) -> None:

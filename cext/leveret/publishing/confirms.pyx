@@ -24,7 +24,7 @@ from leveret.errors import LeveretError
 from leveret.wire.properties import decode_properties
 
 cdef enum:
-    FIRST_SLOTS = 256
+    FIRST_SLOTS = 32
 
 # Outcome's values (leveret.message), without a Python object for each message.
 cdef enum:
@@ -390,7 +390,7 @@ cdef class ConfirmWindow:
                 continue
             if multiple and tag == 0:
                 tag = self.next_delivery_tag - 1  # all of them (AMQP 0-9-1 section 1.8.3.13)
-            elif tag - 1 < self.next_delivery_tag - 1 - self.offset:  # without a sign, so that 0 is refused as well
+            elif tag + self.offset - 1 < self.next_delivery_tag - 1:  # without a sign, so that 0 is refused as well
                 tag += self.offset
             else:
                 self.ignored += 1
@@ -443,6 +443,17 @@ cdef class ConfirmWindow:
             self.ignored += 1
         self.advance()
         return True
+
+    def begin_at(self, uint64_t published):
+        """Counts from 1 on a channel where the broker has counted so many publishings before."""
+        self.offset = 0 - published
+
+    @property
+    def published(self):
+        """The last tag by the broker's count; None when more than confirms of what has its outcome may still come."""
+        if self.outstanding or self.unknown or self.held:
+            return None
+        return self.next_delivery_tag - 1 - self.offset
 
     @property
     def confirm_time(self):

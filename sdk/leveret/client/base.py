@@ -7,6 +7,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import WeakSet
 
+from leveret.client.chosen import Chosen
 from leveret.client.closing import close_by
 from leveret.client.first_use_producer import FirstUseProducer
 from leveret.errors import ConfigurationError, ConnectionClosed
@@ -16,7 +17,7 @@ from leveret.publishing.producer import Producer
 from leveret.runtime.tasks import one_deadline
 from leveret.settings.functions import plain_function, refuse_async_methods
 from leveret.settings.names import arguments_of, refuse_unknown
-from leveret.settings.rules import Options, rules_of
+from leveret.settings.rules import rules_of
 from leveret.topology.declarer import Declarer
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["ClientBase"]
 
 T = TypeVar("T")
-S = TypeVar("S", bound=Options)
 
 #: AMQP's largest prefetch.
 _MAX_PREFETCH: Final = 65_535
@@ -70,6 +70,8 @@ class ClientBase:
         self.settings = settings.connection
         self.registry = registry
         self._defaults = settings
+        self._chosen_producer = Chosen(settings.producer, self.producer)
+        self._chosen_consumer = Chosen(settings.consumer, self.consumer)
         self._monitor = monitor
         self.publishing_links = tuple(publishing)
         self.publishing_link = self.publishing_links[0]
@@ -227,19 +229,22 @@ class ClientBase:
             ConfigurationError: An option is unknown or out of range.
             PluginError: A serializer, compressor or policy could not be made.
         """
-        settings = _replaced(self.producer, settings, self._defaults.producer, options)
+        settings = self._chosen_producer.settings(settings, options)
         chosen: object = settings.retry if retry is None else retry
         policy = self.registry.retry_policy(chosen) if isinstance(chosen, str) else chosen
-        if policy is not None and not isinstance(policy, RetryPolicy):
-            raise ConfigurationError(f"retry is a {type(policy).__name__}, which is no RetryPolicy", option="retry")
-        refuse_async_methods("retry", policy, RetryPolicy)
+        if policy is not None:
+            if not isinstance(policy, RetryPolicy):
+                raise ConfigurationError(f"retry is a {type(policy).__name__}, which is no RetryPolicy", option="retry")
+            refuse_async_methods("retry", policy, RetryPolicy)
         chosen = settings.circuit_breaker if circuit_breaker is None else circuit_breaker
         breaker = self.registry.circuit_breaker(chosen) if isinstance(chosen, str) else chosen
-        if breaker is not None and not isinstance(breaker, BreakerPolicy):
-            raise ConfigurationError(
-                f"circuit_breaker is a {type(breaker).__name__}, which is no BreakerPolicy", option="circuit_breaker"
-            )
-        refuse_async_methods("circuit_breaker", breaker, BreakerPolicy)
+        if breaker is not None:
+            if not isinstance(breaker, BreakerPolicy):
+                raise ConfigurationError(
+                    f"circuit_breaker is a {type(breaker).__name__}, which is no BreakerPolicy",
+                    option="circuit_breaker",
+                )
+            refuse_async_methods("circuit_breaker", breaker, BreakerPolicy)
         link = next(self._turns)
         producer = Producer(link, settings, self.registry, retry=policy, circuit_breaker=breaker)
         self._producers.add(producer)
@@ -316,7 +321,7 @@ class ClientBase:
             self.consuming_link,
             queue,
             model,
-            _replaced(self.consumer, settings, self._defaults.consumer, options),
+            self._chosen_consumer.settings(settings, options),
             self.registry,
             ordered_by=ordered_by if callable(ordered_by) else None,
             on_error=on_error,
@@ -434,27 +439,3 @@ def _name_of(queue: str | QueueInfo) -> str:
     from leveret.topology.topology import QueueInfo
 
     return queue.name if isinstance(queue, QueueInfo) else queue
-
-
-def _replaced(method: Callable[..., object], settings: S | None, default: S, options: dict[str, Any]) -> S:
-    """Returns settings with single options of a call over them.
-
-    Args:
-        method: What was called: an unknown option may be a misspelt argument of it.
-        settings: The settings of the call.
-        default: The settings without any.
-        options: The single options.
-
-    Raises:
-        ConfigurationError: An option is unknown, of the wrong type or out of range, or the settings are of another
-            class.
-    """
-    kind = type(default)
-    if settings is not None and not isinstance(settings, kind):
-        raise ConfigurationError(
-            f"settings is a {type(settings).__name__}; it must be {kind.__name__}", option="settings"
-        )
-    rules = rules_of(kind)
-    if not rules.keys() >= options.keys():
-        refuse_unknown(options, (*rules, *arguments_of(method)))
-    return (settings or default).replace(**options)

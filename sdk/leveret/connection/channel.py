@@ -86,6 +86,7 @@ class Channel:
         connection: The connection it lives on.
         error: Why it is closed, or None while it is open.
         publisher: Where its confirms and returned messages go, if anywhere.
+        published: Publishings in confirm mode of producers that are closed: the broker's delivery tags go on from here.
         consumer: Told of the channel's end also while it has no consumer tag.
         credit: How many deliveries its consumers may have unsettled.
         on_end: Called by the connection once the channel is closed on both sides, so that its number is free, or the
@@ -98,8 +99,9 @@ class Channel:
         self.connection = connection
         self.error: LeveretError | None = None
         self.publisher: PublisherSink | None = None
+        self.published = 0
         self.consumer: ConsumerSink | None = None
-        self.on_end: Callable[[Channel], None] | None = None
+        self.on_end: Callable[[Channel], object] | None = None
         self._state = ChannelState(
             connection.transport.out,
             number,

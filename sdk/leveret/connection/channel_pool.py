@@ -107,9 +107,9 @@ class ChannelPool:
         try:
             channel = connection.new_channel()
         except ConfigurationError:
-            if not self._channels:
+            if not connection.confirm_channels.make_way(lambda _: self._wake()) and not self._channels:
                 raise
-            # Others use the rest of `channel_max`, but one of ours will come back.
+            # Others use the rest of `channel_max`, but one of ours will come back, or the number of an idle one.
             return None
         channel.on_end = self._ended
         connection.spare_channel = self._spare

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.connection.channel import Channel
 from leveret.connection.client_properties import client_properties
+from leveret.connection.confirm_channels import ConfirmChannels
 from leveret.connection.credentials import Credentials, name_who, secret_of
 from leveret.connection.stages import CONNECTION_STAGES, ConnectionStage
 from leveret.errors import (
@@ -74,6 +75,7 @@ class Connection:
         blocked_at: When it began to block them, the last time, by the loop's clock.
         opened_at: When the handshake was over, by the loop's clock; 0 before.
         ended_at: When it ended, by the loop's clock; 0 before.
+        confirm_channels: Idle channels in confirm mode.
         spare_channel: Called when no channel number is free; gives up an idle open channel. Set by a channel pool.
         undeclared: Called with each method that has deleted or unbound something. Set by the client, which forgets it.
     """
@@ -96,6 +98,7 @@ class Connection:
         self.endpoint: Endpoint | None = None
         self.opened_at = 0.0
         self.ended_at = 0.0
+        self.confirm_channels = ConfirmChannels(settings.max_pooled_channels)
         self.spare_channel: Callable[[], Channel | None] | None = None
         self.undeclared: Callable[[Method], object] | None = None
         self.transport: FrameTransport
@@ -344,21 +347,24 @@ class Connection:
             await self.transport.drain()
 
     async def channel(self) -> Channel:
-        """Opens a channel. When no number is free, it takes over an idle channel of the channel pool.
+        """Opens a channel. When no number is free, it takes over an idle channel of the channel pool, or its number.
 
         Raises:
             ConfigurationError: All `channel_max` channels are in use.
             ConnectionClosed, TransportError: The connection is lost.
         """
-        try:
-            channel = self.new_channel()
-        except ConfigurationError:
-            spare = None if self.spare_channel is None else self.spare_channel()
-            if spare is None:
-                raise
-            return spare
-        await channel.open()
-        return channel
+        while True:
+            try:
+                channel = self.new_channel()
+            except ConfigurationError:
+                spare = None if self.spare_channel is None else self.spare_channel()
+                if spare is not None:
+                    return spare
+                if not await self.confirm_channels.made_way(self.settings.operation_timeout):
+                    raise
+            else:
+                await channel.open()
+                return channel
 
     def new_channel(self) -> Channel:
         """Gives a free number to a channel, which its caller opens at once. Raises what `channel` does."""

@@ -19,6 +19,8 @@ __all__ = ["Monitor"]
 #: The most different exchanges or queues that are counted apart. Further ones are counted together as "(other)".
 _MAX_LABELS: Final = 1000
 _OTHER: Final = "(other)"
+#: What an owner that is gone leaves: all but gauges.
+_ADDED_UP: Final = frozenset(name for name, metric in CATALOGUE.items() if metric.kind != "gauge")
 
 
 class Monitor:
@@ -72,7 +74,7 @@ class Monitor:
             del self._references[key]
             labels, meter = self._meters.pop(key)
             for name, value in meter.read().items():
-                if name in CATALOGUE and CATALOGUE[name].kind != "gauge":
+                if value and name in _ADDED_UP:
                     self._sums[name, labels] = self._sums.get((name, labels), 0) + value
 
     def snapshot(self) -> list[Sample]:

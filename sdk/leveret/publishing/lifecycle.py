@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from leveret.protocol.recovery import Backoff
     from leveret.settings import ProducerSettings
 
-__all__ = ["PRODUCER_TRANSITIONS", "ProducerLife", "ProducerState", "Reopening", "first_channel", "publishing_channel"]
+__all__ = [
+    "PRODUCER_TRANSITIONS",
+    "ProducerLife",
+    "ProducerState",
+    "Reopening",
+    "first_channel",
+    "idle_channel",
+    "publishing_channel",
+]
 
 logger = logging.getLogger("leveret.publishing")
 
@@ -158,6 +166,15 @@ async def first_channel(
             "connection",
             cause,
         ) from cause
+
+
+def idle_channel(link: Link, *, confirms: bool) -> Channel | None:
+    """Returns a channel that a closed producer has left, when messages can be written to it at once."""
+    connection = link.connection
+    if not confirms or connection is None or connection.error is not None or connection.blocked is not None:
+        return None
+    connection.check_loop()
+    return connection.confirm_channels.take()
 
 
 async def publishing_channel(connection: Connection, *, confirms: bool) -> Channel:

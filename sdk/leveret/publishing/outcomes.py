@@ -236,20 +236,8 @@ class TicketBook:
             OperationTimeout: It has not within these seconds.
             PublishError: Unobserved tickets failed.
         """
-        target = self._window.next_delivery_tag
-        try:
-            async with asyncio.timeout(seconds):
-                if self._window.outstanding and self._window.first < target:
-                    future = self.ended(target)
-                    try:
-                        await future
-                    finally:
-                        self.wake()  # takes the call off the list
-        except TimeoutError:
-            if self._window.first < target:
-                raise OperationTimeout(
-                    f"{self._window.outstanding} publishings have no outcome after {seconds:g} s"
-                ) from None
+        if self._window.outstanding:
+            await self._wait(self._window.next_delivery_tag, seconds)
         unobserved, self._unobserved = self._unobserved, {}
         more, self._unobserved_more = self._unobserved_more, 0
         last, self._last_unobserved = self._last_unobserved, None
@@ -259,6 +247,20 @@ class TicketBook:
             error = error_of(ticket, self._confirm_timeout)
             error.args = (f"{count} publishings that were not awaited failed; the {which}: {error}",)
             raise error
+
+    async def _wait(self, target: int, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                future = self.ended(target)
+                try:
+                    await future
+                finally:
+                    self.wake()  # takes the call off the list
+        except TimeoutError:
+            if self._window.first < target:
+                raise OperationTimeout(
+                    f"{self._window.outstanding} publishings have no outcome after {seconds:g} s"
+                ) from None
 
     def ended(self, delivery_tag: int) -> asyncio.Future[None]:
         """Returns a future that is done once everything before this publishing has its outcome.

@@ -21,7 +21,14 @@ from leveret.publishing.culprits import Culprits
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
 from leveret.publishing.given_up import GivenUp
 from leveret.publishing.guard import PublishGuard
-from leveret.publishing.lifecycle import ProducerLife, ProducerState, Reopening, first_channel, publishing_channel
+from leveret.publishing.lifecycle import (
+    ProducerLife,
+    ProducerState,
+    Reopening,
+    first_channel,
+    idle_channel,
+    publishing_channel,
+)
 from leveret.publishing.long_way import LongWay
 from leveret.publishing.nack_doubt import NackDoubt
 from leveret.publishing.options import keep, refuse_confirm_timeout
@@ -76,6 +83,8 @@ def _failing(publishing: Publishing[Any]) -> Iterator[None]:
 
 class Producer(CompiledPublisher):
     """Publishes values on a channel of its own. Made by `Client.producer`; use it with `async with`.
+
+    When it is closed and all is confirmed, the next producer on the connection gets its channel.
 
     Every publishing ends in exactly one `Outcome`. With `confirms` (the default) a message that ends CONFIRMED was
     taken over by the broker: persistent messages in durable queues are on disk (RabbitMQ: publisher confirms).
@@ -203,7 +212,9 @@ class Producer(CompiledPublisher):
         self._life.check_may_open()
         self._move(ProducerState.OPENING)
         try:
-            channel = await first_channel(self._connect, self._open_channel, self.settings, "the producer")
+            channel = idle_channel(self._connect, confirms=self._confirms)
+            if channel is None:
+                channel = await first_channel(self._connect, self._open_channel, self.settings, "the producer")
             if not self._life.at(ProducerState.OPENING):
                 channel.abandon()
                 raise not_sent("the producer was closed while it was opened", cause=self._life.error)
@@ -217,6 +228,7 @@ class Producer(CompiledPublisher):
             held=self._window,
             max_body_size=self.settings.max_body_size,
         )
+        self._window.begin_at(channel.published)
         self._use(channel)
         self._move(ProducerState.OPEN)
         self._wake()
@@ -257,13 +269,21 @@ class Producer(CompiledPublisher):
             reopening = self._reopening.task
             self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
             try:
-                if self._channel is not None:
+                if self._channel is not None and not self._leave(self._channel):
                     await self._channel.close(max(0.0, deadline - self._loop.time()))
                 if ending := self._long_way.tasks | ({reopening} if reopening is not None else set()):
                     await asyncio.wait(ending)
             finally:
                 self._move(ProducerState.CLOSED)
                 self._closed.set()
+
+    def _leave(self, channel: Channel) -> bool:
+        """Leaves the channel to the next producer, unless confirms may still come or none will; returns whether so."""
+        published = self._window.published if self._confirms else None
+        if published is None or not channel.connection.confirm_channels.give(channel):
+            return False
+        channel.published = published
+        return True
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -127,7 +127,7 @@ class ConnectionSettings(Options):
         publish_connections: How many connections a client publishes on, 1 to 64; producers get them in turn. A
             dedicated connection is one of its own in any case.
         max_pooled_channels: How many channels of a connection's pool may be open, 1 to 65535; no more than
-            `channel_max` ever are.
+            `channel_max` ever are. As many others that closed producers left may lie idle.
         socket_receive_buffer_size: Bytes, 4096 to 64 MiB; 0 leaves it to the kernel, which adapts it to the link.
         socket_send_buffer_size: Likewise.
         tcp_nodelay: True sends small writes at once.

@@ -12,7 +12,7 @@ from tests.support.confirming import producing
 from tests.support.outcomes import awaited, failure
 from tests.support.peers import ANSWERS, FakeServer, Peer
 from tests.support.queues import taken
-from tests.support.reopening import MISSING, break_channel, channels, first_occurrences, outcome, outcomes
+from tests.support.reopening import MISSING, break_channel, channels, first_occurrences, outcome, outcomes, unkept
 
 import leveret
 from leveret import Outcome
@@ -115,8 +115,8 @@ async def test_everything_has_an_outcome_when_closing_is_cancelled(
     assert await outcome(waiting) in (Outcome.NOT_SENT, Outcome.CONFIRMED, Outcome.UNKNOWN)
     assert {number for number, each in enumerate(known) if each is Outcome.CONFIRMED} <= set(await taken(client, queue))
     async with asyncio.timeout(5):
-        # What was abandoned closes soon; the client's pool keeps its own.
-        while set(client.connection._channels.values()) - client.channels._channels:  # noqa: ASYNC110
+        # What was abandoned closes soon.
+        while unkept(client):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
@@ -135,8 +135,8 @@ async def test_a_producer_can_be_opened_again_when_opening_was_cancelled(
     assert await outcome(producer.publish(1, queue)) is Outcome.CONFIRMED
     await producer.close()
     async with asyncio.timeout(5):
-        # What was abandoned closes soon; the client's pool keeps its own.
-        while set(client.connection._channels.values()) - client.channels._channels:  # noqa: ASYNC110
+        # What was abandoned closes soon.
+        while unkept(client):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
