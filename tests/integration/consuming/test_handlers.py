@@ -457,6 +457,9 @@ async def test_run_ends_at_once_when_it_is_cancelled_and_a_plain_function_hangs(
         task.cancel()
         await ends(task)
     go.set()
+    async with asyncio.timeout(5):
+        while not await queues.ready():  # its channel is closed, but not waited for
+            pass
     assert await queues.remaining() == ["hangs"]
 
 

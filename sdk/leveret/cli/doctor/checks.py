@@ -92,5 +92,6 @@ async def _within_deadline(check: Check, visit: Visit) -> Finding:
             return await check.run(visit)
     except (LeveretError, OSError) as error:
         if deadline.expired():
+            visit.deadline = 0.0  # a timer may be a little early, and would leave the next check a moment
             return failed(f"was not over within --timeout {visit.timeout:g}", "Give it more time: --timeout 60.")
         return failed(printable(str(error) or type(error).__name__, 500))
