@@ -35,8 +35,9 @@ class ConsumerSettings(Section):
             over, before they are handled, so that a crash loses up to `handoff_size` of them. "none": the broker
             forgets them as it sends them (`no_ack`), and what is lost on the way is lost.
         ack_delay: Seconds an acknowledgement may wait to be sent with others, 0 to 1.
-        read_delay: Seconds that deliveries may wait in the kernel for others while many come, so that one read brings
-            many of them, 0 to 1; 0 reads each at once. It costs up to twice that latency under load, and none without.
+        read_delay: Seconds that deliveries may wait in the kernel for others, so that one read brings many of them, 0
+            to 1, while 25 or more come in that time. It costs up to twice that latency then, and none otherwise; 0
+            reads each at once.
         handoff_size: With "handoff": how many messages may be acknowledged and not handled yet, 1 to 1000000.
         processing_timeout: Seconds after which a handler is cancelled and has failed, 0.01 to 86400; it may run a tenth
             longer. None: no limit. A plain function cannot be cancelled: it goes on in its thread, and its worker takes
@@ -79,7 +80,7 @@ class ConsumerSettings(Section):
     ordered_by: str | None = option(None, str, minimum=1, maximum=255)
     ack: Literal["coalesced", "each", "manual", "handoff", "none"] = option("coalesced", str, choices=_ACK_MODES)
     ack_delay: float = seconds(0.005, 0, 1)
-    read_delay: float = seconds(0.004, 0, 1)
+    read_delay: float = seconds(0.001, 0, 1)
     handoff_size: int = option(5000, minimum=1, maximum=1_000_000)
     processing_timeout: float | None = option(None, float, unit="s", minimum=0.01, maximum=86_400)
     on_cancel: Literal["resubscribe", "stop"] = option("resubscribe", str, choices=_ON_CANCEL)
