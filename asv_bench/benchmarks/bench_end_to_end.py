@@ -7,6 +7,7 @@ what a RabbitMQ server can do. `track_cpu_*` counts the CPU time of this process
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -132,3 +133,36 @@ class PublishOne(_EndToEnd):
 
     def time_publish(self) -> None:
         self.runner.run(self._publish_each())
+
+
+class PingPong(_EndToEnd):
+    """One message after the other, from the call of `publish` to the handler, with default settings."""
+
+    operations = 2000
+
+    async def _ping_pong(self) -> list[float]:
+        loop = asyncio.get_running_loop()
+        took: list[float] = []
+        came = loop.create_future()
+
+        async def handler(value: bytes, message: object) -> None:
+            took.append(time.perf_counter() - began)
+            came.set_result(None)
+
+        consumer = self.client.consumer(QUEUE, bytes)
+        running = asyncio.create_task(consumer.run(handler))
+        await consumer.subscribe()
+        for _ in range(self.operations):
+            came = loop.create_future()
+            began = time.perf_counter()
+            await self.producer.publish(BODY, QUEUE)
+            await came
+        await consumer.close()
+        await asyncio.wait([running])
+        return took
+
+    def track_median(self) -> float:
+        """Microseconds from the call to the handler."""
+        return statistics.median(self.runner.run(self._ping_pong())) * 1e6
+
+    track_median.unit = "us"  # type: ignore[attr-defined] # asv reads it from the function

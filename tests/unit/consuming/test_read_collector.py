@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,7 +83,7 @@ async def test_nothing_is_told_and_no_timer_runs_when_few_messages_come() -> Non
     for _ in range(3 * READS):
         socket.read(1)
         socket.handle_all()
-        time.sleep(DELAY / 20)  # 20 messages in each `delay`, or fewer
+        await asyncio.sleep(DELAY / 20)  # 20 messages in each `delay`, or fewer
     assert socket.told == []
     assert socket.loop.timer is None
 
