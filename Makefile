@@ -17,7 +17,7 @@ PLUGIN_SOURCES := $(foreach plugin,$(PLUGINS),$(plugin)/pyproject.toml $(wildcar
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup demo test test-pythons test-floors check bench regressions history compare soak floods killed restarts faults ordered costs prefetch \
-    blocked dashboard looks rabbitmq rabbitmq4 rabbitmq-c valgrind asan coverage clean
+    blocked dashboard looks rabbitmq rabbitmq4 rabbitmq-c amqp091-go valgrind asan coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,7 +58,7 @@ regressions: setup valgrind ## compare instructions per message with the parent 
 history: setup valgrind ## count the commits whose counts are missing, and draw the curves (see docs/speed-history.md); minutes for each
 	@$(BIN)/python -m asv_bench.history.run $(ARGS)
 
-compare: setup rabbitmq rabbitmq-c ## compare Leveret with seven other clients (see docs/comparison.md); about 20 minutes, ARGS=--quick under one
+compare: setup rabbitmq rabbitmq-c amqp091-go ## compare Leveret with eight other clients (see docs/comparison.md); under 30 minutes, ARGS=--quick under one
 	@$(BIN)/python -m asv_bench.compare.run $(ARGS)
 
 soak: setup ## watch memory during 5 million messages on the embedded broker (see docs/long-runs.md); under a minute
@@ -119,6 +119,9 @@ rabbitmq4: ## install RabbitMQ 4 into a cache, where the tests find it (Debian, 
 
 rabbitmq-c: ## install the C client's headers, which the comparison compiles its C program against
 	@tools/rabbitmq.sh headers
+
+amqp091-go: ## install Go and its client, of which the comparison makes a program
+	@tools/rabbitmq.sh go
 
 valgrind: ## install valgrind, which counts instructions
 	@tools/valgrind.sh

@@ -3,6 +3,7 @@
 # Usage: tools/rabbitmq.sh ensure    installs the distribution's package if it is missing and the user may
 #        tools/rabbitmq.sh find      prints the folders of all servers' programs, or fails
 #        tools/rabbitmq.sh headers   installs the C client's headers in the same way; only the comparison needs them
+#        tools/rabbitmq.sh go        installs Go and its client, for the comparison, too
 set -eu
 
 has_programs() {
@@ -63,8 +64,14 @@ headers)
         install_or_say "To compare with the C client its headers are needed." librabbitmq-dev || true
     fi
     ;;
+go)
+    command -v go >/dev/null || install_or_say "To compare with Go's client Go is needed." golang-go || true
+    if [ ! -d /usr/share/gocode/src/github.com/rabbitmq/amqp091-go ]; then
+        install_or_say "To compare with Go's client its sources are needed." golang-github-rabbitmq-amqp091-go-dev || true
+    fi
+    ;;
 *)
-    sed -n '2,5s/^# //p' "$0" >&2
+    sed -n '2,6s/^# //p' "$0" >&2
     exit 2
     ;;
 esac

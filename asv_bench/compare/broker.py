@@ -21,7 +21,7 @@ from asv_bench.compare.job import Address, order
 from leveret.cli.process import BrokerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -149,11 +149,11 @@ class Queues:
                 )
             time.sleep(_LOOK_AGAIN)
 
-    def check_sample(self, queue: str, size: int) -> None:
-        """Gets one message and checks its size and delivery mode.
+    def check_sample(self, queue: str, size: int, headers: Collection[str] = ()) -> None:
+        """Gets one message and checks its size, its delivery mode and the names of its headers.
 
         Raises:
-            WrongCountError: The body has another size, or the message is not persistent.
+            WrongCountError: The body has another size, the message is not persistent, or it has other headers.
         """
         found, properties, body = self._channel.basic_get(queue, auto_ack=True)
         if found is None or properties is None or body is None:
@@ -162,3 +162,7 @@ class Queues:
             raise WrongCountError(f"a body has {len(body)} bytes where {size} are due")
         if properties.delivery_mode != 2:
             raise WrongCountError(f"a message has delivery mode {properties.delivery_mode}, and is not persistent")
+        if set(properties.headers or ()) != set(headers):
+            raise WrongCountError(
+                f"a message has the headers {sorted(properties.headers or ())}, not {sorted(headers)}"
+            )

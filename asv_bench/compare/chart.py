@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from asv_bench.compare.report import cpu_text, size_text, summary_size
+from asv_bench.compare.report import cpu_text, size_text, summary_cases, summary_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,11 +69,11 @@ class Panel:
 
 
 def panels(report: Report) -> list[Panel]:
-    """CPU per message of each client, case by case, at one size; the cheapest first, missing values last."""
-    size = summary_size(report)
+    """CPU per message of each client in the main cases, at one size; the cheapest first, missing values last."""
+    size, cases = summary_size(report), summary_cases(report)
     found = []
     for rows in report.cells():
-        if rows[0].size != size:
+        if rows[0].size != size or rows[0].case not in cases:
             continue
         bars = [
             Bar(

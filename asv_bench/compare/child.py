@@ -24,7 +24,10 @@ def describe(driver: ModuleType) -> dict[str, Any]:
         "event": "described",
         "title": driver.TITLE,
         "version": ", ".join(f"{name} {version(name)}" for name in driver.DISTRIBUTIONS),
-        "entries": [{"kind": entry.kind, "how": entry.how, "share": entry.share} for entry in driver.ENTRIES],
+        "entries": [
+            {"kind": entry.kind, "how": entry.how, "share": entry.share, "cases": entry.cases}
+            for entry in driver.ENTRIES
+        ],
         "not_possible": driver.NOT_POSSIBLE,
     }
 

@@ -1,4 +1,4 @@
-"""Installs what the peers need, under build/compare: a virtual environment, Node's modules, a compiled program.
+"""Installs what the peers need, under build/compare: a virtual environment, Node's modules, compiled programs.
 
 `MissingError` says why something cannot be installed. The comparison then leaves that peer out, and reports it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ _IN_THIS_PYTHON: Final = frozenset({"leveret", "ready-made"})
 _FIRST: Final = ("leveret", "rabbitmq-c")
 _LAST: Final = ("ready-made",)
 _INSTALL_TIMEOUT: Final = 600.0
+#: Where Debian puts the sources of Go's packages.
+_GOPATH: Final = Path("/usr/share/gocode")
 
 
 class MissingError(Exception):
@@ -109,21 +112,46 @@ def _c(name: str, path: Path) -> Program:
     return Program((str(program),))
 
 
+def _go(name: str, path: Path) -> Program:
+    compiler = shutil.which("go")
+    library = _GOPATH / "src/github.com/rabbitmq/amqp091-go"
+    if compiler is None or not library.exists():
+        raise MissingError(
+            "needs Go and amqp091-go (Debian: apt-get install golang-go golang-github-rabbitmq-amqp091-go-dev)"
+        )
+    # The library does not export its version.
+    version = re.search(r'buildVersion\s*=\s*"([^"]+)"', (library / "connection.go").read_text())
+    program = FOLDER / path.stem
+    flags = f"-X main.libraryVersion={version[1]}" if version else ""
+    _run(
+        [compiler, "build", "-ldflags", flags, "-o", str(program), str(path)],
+        "go build",
+        environment={"GOPATH": str(_GOPATH), "GO111MODULE": "off", "GOCACHE": str(FOLDER / "go"), "GOFLAGS": ""},
+    )
+    return Program((str(program),))
+
+
 #: The functions that prepare a driver, by the suffix of its file.
-_STARTERS: Final[Mapping[str, Callable[[str, Path], Program]]] = {".py": _python, ".js": _node, ".c": _c}
+_STARTERS: Final[Mapping[str, Callable[[str, Path], Program]]] = {".py": _python, ".js": _node, ".c": _c, ".go": _go}
 
 
-def _run(command: Sequence[str], what: str, cwd: Path = ROOT) -> None:
-    done = _try(command, cwd)
+def _run(command: Sequence[str], what: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> None:
+    done = _try(command, cwd, environment)
     if done is not None:
         raise MissingError(f"{what}: {done}")
 
 
-def _try(command: Sequence[str], cwd: Path = ROOT) -> str | None:
+def _try(command: Sequence[str], cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> str | None:
     """Runs a command; returns why it failed, or None."""
     try:
         done = subprocess.run(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT
+            command,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_INSTALL_TIMEOUT,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)[:300]

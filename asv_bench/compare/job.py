@@ -2,8 +2,8 @@
 
 `TITLE`: the client's name in tables.
 `DISTRIBUTIONS`: the distributions whose versions are shown; the first is the client itself.
-`ENTRIES`: the ways to do each kind of case; the first of a kind is the client's best, the others are shown beside it.
-`NOT_POSSIBLE`: the kinds that the client cannot do, and why.
+`ENTRIES`: the ways to do each kind of case; the first of a kind is the client's own row, the others are shown beside it.
+`NOT_POSSIBLE`: the kinds that the client cannot do, and why. A client without an entry and without a reason is left out.
 `connect(address)`: a context manager, asynchronous when there is a `run`.
 `run(coroutine)`: runs the coroutine; only in drivers of asynchronous clients.
 
@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import resource
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -35,9 +36,29 @@ else:
     sys.modules[_SPEC.name] = measure  # dataclasses look their module up
     _SPEC.loader.exec_module(measure)
 
+TICKER: Final = Path(__file__).with_name("ticker.py")
 #: The kinds of cases that are measured.
-PUBLISH, CONFIRMED, ONE_BY_ONE, CONSUME = KINDS = ("publish", "confirmed", "one-by-one", "consume")
+PUBLISH, CONFIRMED, TASKS, HEADER, HEADERS, ONE_BY_ONE, CONSUME, STEADY_CONFIRM, STEADY_CONSUME = KINDS = (
+    "publish",
+    "confirmed",
+    "tasks",
+    "header",
+    "headers",
+    "one-by-one",
+    "consume",
+    "steady-confirm",
+    "steady-consume",
+)
+#: The way of an entry with settings, beside the one with default settings.
+TUNED: Final = "tuned"
 CONTENT_TYPE: Final = "application/octet-stream"
+#: The header of all messages of a `HEADER` case.
+HEADER_TABLE: Final = {"tenant": "north"}
+
+
+def headers(number: int) -> dict[str, object]:
+    """Returns the headers of a message of a `HEADERS` case: three entries, two of which differ from message to message."""
+    return {**HEADER_TABLE, "attempt": number % 5, "trace": f"{number:012}"}
 
 
 #: An order in JSON; the note fills the body up to its size.
@@ -57,14 +78,16 @@ class Entry:
     Attributes:
         kind: One of `KINDS`.
         function: `function(connection, job)`; a coroutine function in asynchronous drivers.
-        how: The parts of the client's API that it uses, in a few words; different for each way of a kind.
+        how: The parts of the client's API that it uses, or `TUNED`, in a few words; different for each way of a kind.
         share: Its share of the messages, up to 1, so that the run of a much slower client takes no longer.
+        cases: The names of the cases that it is for; empty for all of its kind.
     """
 
     kind: str
     function: Callable[[Any, Job], Any]
     how: str
     share: float = 1.0
+    cases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +120,8 @@ class Task:
         window: The most unconfirmed publishings; 0 without confirms.
         prefetch: The consumer's prefetch.
         ack_every: Deliveries for each basic.ack (multiple), where the client leaves that to its user.
+        rate: Messages that are due each second; 0 where each client is as fast as it can be.
+        ticker: The shell command that tells when messages are due; see `ticker.py`.
     """
 
     kind: str
@@ -111,6 +136,8 @@ class Task:
     window: int = 0
     prefetch: int = 0
     ack_every: int = 0
+    rate: int = 0
+    ticker: str = shlex.join([sys.executable, str(TICKER)])
 
     def arguments(self) -> list[str]:
         """Returns the arguments of a program, which `parse` reads."""
@@ -155,7 +182,7 @@ class Job:
         queue: The messages' queue.
         count: The number of messages.
         body: The body of each.
-        latencies: Seconds of each message; the driver fills it when messages go one by one.
+        latencies: Seconds of each message; the driver fills it when messages go one by one or at a steady rate.
         figures: The figures, once the context of `measured` has ended.
     """
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from asv_bench.compare.job import CONFIRMED, CONSUME, ONE_BY_ONE, PUBLISH, Task
+from asv_bench.compare.job import (
+    CONFIRMED,
+    CONSUME,
+    HEADER,
+    HEADERS,
+    ONE_BY_ONE,
+    PUBLISH,
+    STEADY_CONFIRM,
+    STEADY_CONSUME,
+    TASKS,
+    TUNED,
+    Task,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 T = TypeVar("T")
 
-SIZES: Final = (64, 1024, 16 * 1024, 1024 * 1024)
+SIZES: Final = (1024, 16 * 1024, 1024 * 1024)
 #: The size at which all cases are run. Other sizes have only the main cases, unless `--sizes` names them.
 COMMON_SIZE: Final = 1024
-#: Unconfirmed publishings; fewer of large bodies.
-WINDOW: Final = 1000
+#: Bytes of unconfirmed bodies; windows have fewer publishings when bodies are large.
 _WINDOW_BYTES: Final = 16 * 1024 * 1024
 #: Bodies of one run, in all.
 _RUN_BYTES: Final = 96 * 1024 * 1024
@@ -36,7 +47,9 @@ class Case:
         title: The title in tables.
         kind: One of `job.KINDS`.
         count: Messages of a run with small bodies.
+        in_flight: The most unconfirmed publishings with small bodies; 0 without such a limit.
         prefetch: A consumer's prefetch.
+        rate: Messages that are due each second; 0 where each client is as fast as it can be.
         every_size: Whether it is run with all sizes, or only at `COMMON_SIZE`.
     """
 
@@ -44,32 +57,55 @@ class Case:
     title: str
     kind: str
     count: int = 20_000
+    in_flight: int = 0
     prefetch: int = 0
-    every_size: bool = True
+    rate: int = 0
+    every_size: bool = False
 
     def messages(self, size: int, scale: float = 1.0) -> int:
         """Returns the number of messages of a run with this size."""
         return max(_LEAST_COUNT, round(min(self.count, _RUN_BYTES // max(1, size)) * scale))
 
     def window(self, size: int) -> int:
-        """Returns the most unconfirmed publishings; 0 without confirms."""
-        if self.kind == CONFIRMED:
-            return max(1, min(WINDOW, _WINDOW_BYTES // max(1, size)))
-        return 1 if self.kind == ONE_BY_ONE else 0
+        """Returns the most unconfirmed publishings of this size."""
+        return min(self.in_flight, max(1, _WINDOW_BYTES // max(1, size)))
+
+
+def _steady(rate: int) -> tuple[Case, Case]:
+    """The two cases with a steady rate; a run takes two seconds."""
+    count = 2 * rate
+    return (
+        Case(
+            name=f"steady-confirm-{rate}",
+            title=f"publish to confirm at {rate:,}/s",
+            kind=STEADY_CONFIRM,
+            count=count,
+            rate=rate,
+        ),
+        Case(
+            name=f"steady-consume-{rate}",
+            title=f"publish to consume at {rate:,}/s",
+            kind=STEADY_CONSUME,
+            count=count,
+            prefetch=100,
+            rate=rate,
+        ),
+    )
 
 
 CASES: Final = (
     Case(name="publish", title="publish without confirms", kind=PUBLISH),
-    Case(name="confirmed", title="publish, confirmed, window 1,000", kind=CONFIRMED),
-    Case(name="one-by-one", title="publish, confirmed one by one", kind=ONE_BY_ONE, count=1500, every_size=False),
-    Case(name="consume-100", title="consume and acknowledge, prefetch 100", kind=CONSUME, prefetch=100),
+    Case(name="confirmed", title="publish, confirmed, many at once", kind=CONFIRMED, in_flight=1000, every_size=True),
+    Case(name="tasks", title="publish, confirmed, 200 tasks", kind=TASKS, in_flight=200),
+    Case(name="header", title="the same with a constant header", kind=HEADER, in_flight=200),
+    Case(name="headers", title="the same with headers that differ", kind=HEADERS, in_flight=200),
+    Case(name="one-by-one", title="publish, confirmed one by one", kind=ONE_BY_ONE, count=1500, in_flight=1),
     Case(
-        name="consume-500",
-        title="consume and acknowledge, prefetch 500",
-        kind=CONSUME,
-        prefetch=500,
-        every_size=False,
+        name="consume-100", title="consume and acknowledge, prefetch 100", kind=CONSUME, prefetch=100, every_size=True
     ),
+    Case(name="consume-500", title="consume and acknowledge, prefetch 500", kind=CONSUME, prefetch=500),
+    *_steady(1000),
+    *_steady(5000),
 )
 
 
@@ -81,13 +117,19 @@ class Way:
         kind: One of `job.KINDS`.
         how: The parts of the client's API that it uses.
         share: Its share of the messages, up to 1.
-        best: Whether it is the client's best; the others are variants.
+        best: Whether it is the client's own row; the others are variants.
+        cases: The names of the cases that it is for; empty for all of its kind.
     """
 
     kind: str
     how: str
     share: float
     best: bool
+    cases: tuple[str, ...] = ()
+
+    def fits(self, case: Case) -> bool:
+        """Whether it is a way to do this case."""
+        return self.kind == case.kind and (not self.cases or case.name in self.cases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +162,8 @@ class Peer:
         seen: set[str] = set()
         ways = []
         for entry in description["entries"]:
-            ways.append(Way(entry["kind"], entry["how"], float(entry["share"]), entry["kind"] not in seen))
+            kind, cases = entry["kind"], tuple(entry.get("cases", ()))
+            ways.append(Way(kind, entry["how"], float(entry["share"]), kind not in seen, cases))
             seen.add(entry["kind"])
         return cls(name, description["title"], description["version"], tuple(ways), dict(description["not_possible"]))
 
@@ -177,6 +220,7 @@ class Cell:
             window=self.case.window(self.size),
             prefetch=self.case.prefetch,
             ack_every=max(1, self.case.prefetch // 4),
+            rate=self.case.rate,
         )
 
 
@@ -189,25 +233,30 @@ def make_plan(
         peers: The clients, in the tables' order.
         cases: The cases.
         sizes: Bytes of bodies. With None it is all of `SIZES` for the main cases, and `COMMON_SIZE` for the other cases
-            and for variants.
-        variants: Whether ways that are not their client's best are run.
+            and for variants other than `TUNED`.
+        variants: Whether variants are run.
 
     Returns:
-        The cells. A peer that cannot be run or has no way to do something is in them, with the reason.
+        The cells. A peer that cannot be run or says why it cannot do something is in them, with the reason. A peer whose
+        driver does not know a kind is left out.
     """
     plan = []
     for case in cases:
         for size in sizes or (SIZES if case.every_size else (COMMON_SIZE,)):
             runners = []
             for peer in peers:
-                ways = [way for way in peer.ways if way.kind == case.kind]
-                if peer.problem is not None or not ways:
-                    reason = peer.problem or (peer.not_possible or {}).get(case.kind, "its driver has no such entry")
+                reason = peer.problem or (peer.not_possible or {}).get(case.kind)
+                if reason is not None:
                     runners.append(Runner(peer, None, reason))
                     continue
-                with_variants = variants and (sizes is not None or size == COMMON_SIZE)
-                runners += [Runner(peer, way) for way in ways if way.best or with_variants]
-            plan.append(Cell(case, size, tuple(runners)))
+                everything = sizes is not None or size == COMMON_SIZE
+                runners += [
+                    Runner(peer, way)
+                    for way in peer.ways
+                    if way.fits(case) and (way.best or (variants and (everything or way.how == TUNED)))
+                ]
+            if runners:
+                plan.append(Cell(case, size, tuple(runners)))
     return plan
 
 

@@ -8,11 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from asv_bench.compare.job import TUNED
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from asv_bench.compare.plan import Peer
@@ -23,9 +24,11 @@ _MARKER: Final = re.compile(
     re.DOTALL,
 )
 _NOTHING: Final = "-"
+#: The cases of the short table and of the chart.
+_SUMMARY_CASES: Final = ("publish", "confirmed", "tasks", "headers", "one-by-one", "consume-100", "steady-consume-1000")
 #: The short table has at most so many clients: these first, then others in the order of the report.
-_SUMMARY_ROWS: Final = 6
-_SUMMARY_PEERS: Final = ("leveret", "rabbitmq-c", "aio-pika", "pika", "amqplib", "py-amqp")
+_SUMMARY_CLIENTS: Final = 6
+_SUMMARY_PEERS: Final = ("leveret", "rabbitmq-c", "amqp091-go", "aio-pika", "pika", "amqplib")
 
 
 class MarkerError(Exception):
@@ -68,21 +71,6 @@ class Report:
         return json.dumps(document, indent=1) + "\n"
 
 
-#: The headings of the console's tables and of Markdown.
-_COLUMNS: Final = (
-    "client",
-    "messages/s",
-    "CPU us/message",
-    "lowest to highest",
-    "peak MiB",
-    "p50 ms",
-    "CPU : rabbitmq-c",
-    "CPU : ceiling",
-    "rate : ceiling",
-)
-_LATENCY_COLUMN: Final = _COLUMNS.index("p50 ms")
-
-
 def size_text(size: int) -> str:
     """Bytes in the largest unit that divides them."""
     for unit, factor in (("MiB", 2**20), ("KiB", 2**10)):
@@ -102,40 +90,53 @@ def cpu_text(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _cells(row: Row) -> list[str]:
-    p50 = None if row.latency_p50_s is None else 1e3 * row.latency_p50_s
-    spread = _NOTHING if row.cpu_us_low is None else f"{cpu_text(row.cpu_us_low)} to {cpu_text(row.cpu_us_high)}"
-    return [
-        row.label,
-        _number(row.rate, ",.0f"),
-        cpu_text(row.cpu_us),
-        spread,
-        _number(None if row.peak_rss_bytes is None else row.peak_rss_bytes / 2**20, ",.0f"),
-        _number(p50, ".2f"),
-        _number(row.cpu_to_rabbitmq_c, ".2f"),
-        _number(row.cpu_to_ceiling, ".2f"),
-        _number(row.rate_to_ceiling, ".2f"),
-    ]
+def _milliseconds(seconds: float | None) -> str:
+    return _NOTHING if seconds is None else f"{1e3 * seconds:.2f}"
 
 
-def _with_latency(rows: Iterable[Row]) -> bool:
-    return any(row.latency_p50_s is not None for row in rows)
+def _spread(row: Row) -> str:
+    return _NOTHING if row.cpu_us_low is None else f"{cpu_text(row.cpu_us_low)} to {cpu_text(row.cpu_us_high)}"
 
 
-def _kept(cells: Sequence[str], with_latency: bool) -> list[str]:
-    return [cell for index, cell in enumerate(cells) if with_latency or index != _LATENCY_COLUMN]
+def _mebibytes(row: Row) -> str:
+    return _NOTHING if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 2**20:,.0f}"
+
+
+#: The columns of the console's tables and of Markdown: their headings, and how their cells are written.
+_COLUMNS: Final[Mapping[str, Callable[[Row], str]]] = {
+    "client": lambda row: row.label,
+    "messages/s": lambda row: _number(row.rate, ",.0f"),
+    "CPU us/message": lambda row: cpu_text(row.cpu_us),
+    "lowest to highest": _spread,
+    "peak MiB": _mebibytes,
+    "p50 ms": lambda row: _milliseconds(row.latency_p50_s),
+    "p99 ms": lambda row: _milliseconds(row.latency_p99_s),
+    "CPU : rabbitmq-c": lambda row: _number(row.cpu_to_rabbitmq_c, ".2f"),
+    "CPU : ceiling": lambda row: _number(row.cpu_to_ceiling, ".2f"),
+    "rate : ceiling": lambda row: _number(row.rate_to_ceiling, ".2f"),
+}
+#: Those that are left out of tables where they would be empty.
+_SOMETIMES: Final = ("messages/s", "p50 ms", "p99 ms", "CPU : ceiling", "rate : ceiling")
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    return {
+        heading: text
+        for heading, text in _COLUMNS.items()
+        if heading not in _SOMETIMES or any(text(row) != _NOTHING for row in rows)
+    }
 
 
 def tables(report: Report) -> Iterator[Table]:
     """A table for each case and size."""
     for rows in report.cells():
-        with_latency = _with_latency(rows)
+        columns = _columns(rows)
         table = Table(title=f"{rows[0].title}, {size_text(rows[0].size)}", title_justify="left")
-        for heading in _kept(_COLUMNS, with_latency):
+        for heading in columns:
             table.add_column(heading, justify="left" if heading == "client" else "right")
         for row in rows:
             if row.problem is None:
-                table.add_row(*map(escape, _kept(_cells(row), with_latency)))
+                table.add_row(*(escape(text(row)) for text in columns.values()))
         yield table
 
 
@@ -164,33 +165,35 @@ def full_markdown(report: Report) -> str:
     """Returns facts and all tables, with the reasons for missing results."""
     parts = [_facts(report)]
     for rows in report.cells():
-        with_latency = _with_latency(rows)
+        columns = _columns(rows)
         parts.append(f"### {rows[0].title[0].upper()}{rows[0].title[1:]}, {size_text(rows[0].size)}")
         body = []
         for row in rows:
-            cells = _kept(_cells(row), with_latency)
-            body.append(cells if row.problem is None else [row.label, row.problem, *[""] * (len(cells) - 2)])
-        parts.append(_markdown_table(_kept(_COLUMNS, with_latency), body))
+            failed = [row.label, row.problem or "", *[""] * (len(columns) - 2)]
+            body.append([text(row) for text in columns.values()] if row.problem is None else failed)
+        parts.append(_markdown_table(list(columns), body))
     return "\n\n".join(parts)
 
 
 def summary_markdown(report: Report) -> str:
-    """One short table: a row for each of six clients, and for each case its CPU per message and rate, at one size.
+    """One short table: a row for each of six clients, and for each main case its CPU, rate and latency, at one size.
 
-    Each client is shown at its best usage; `full_markdown` has the others, and all clients.
+    Each client is shown with its own row, and a row with settings below it; `full_markdown` has the others, and all clients.
     """
-    size = summary_size(report)
-    rows = [row for row in report.rows if row.size == size and row.best]
-    cases = list(dict.fromkeys((row.case, row.title) for row in rows))
+    size, cases = summary_size(report), summary_cases(report)
+    rows = [row for row in report.rows if row.size == size and row.case in cases and (row.best or row.how == TUNED)]
+    peers = list(dict.fromkeys(row.peer for row in rows))
+    peers.sort(key=lambda peer: _SUMMARY_PEERS.index(peer) if peer in _SUMMARY_PEERS else len(_SUMMARY_PEERS))
     found = {(row.label, row.case): row for row in rows}
-    labels = list(dict.fromkeys(row.label for row in rows))
-    labels.sort(key=lambda label: _SUMMARY_PEERS.index(label) if label in _SUMMARY_PEERS else len(_SUMMARY_PEERS))
-    body = []
-    for label in labels[:_SUMMARY_ROWS]:
-        cells = [_short(found.get((label, case))) for case, _ in cases]
-        body.append([label, *cells])
-    headings = ["client", *(title for _, title in cases)]
-    return f"{_facts(report)}\n\n{_markdown_table(headings, body)}"
+    labels = dict.fromkeys(row.label for peer in peers[:_SUMMARY_CLIENTS] for row in rows if row.peer == peer)
+    body = [[label, *(_short(found.get((label, case))) for case in cases)] for label in labels]
+    return f"{_facts(report)}\n\n{_markdown_table(['client', *cases.values()], body)}"
+
+
+def summary_cases(report: Report) -> dict[str, str]:
+    """The names and titles of the cases that a short table and the chart show: the main ones, or all if there are none."""
+    everything = {row.case: row.title for row in report.rows}
+    return {case: title for case, title in everything.items() if case in _SUMMARY_CASES} or everything
 
 
 def _short(row: Row | None) -> str:
@@ -198,8 +201,12 @@ def _short(row: Row | None) -> str:
         return ""
     if row.problem is not None:
         return row.problem
-    latency = "" if row.latency_p50_s is None else f", {1e3 * row.latency_p50_s:.2f} ms"
-    return f"{cpu_text(row.cpu_us)} us, {_number(row.rate, ',.0f')}/s{latency}"
+    parts = [f"{cpu_text(row.cpu_us)} us"]
+    if row.rate is not None:
+        parts.append(f"{row.rate:,.0f}/s")
+    if row.latency_p50_s is not None:
+        parts.append(f"{_milliseconds(row.latency_p50_s)} ms")
+    return ", ".join(parts)
 
 
 def summary_size(report: Report) -> int:

@@ -23,7 +23,8 @@ class Sample:
         rate: Messages per second.
         cpu_us: User and system CPU time of the client's process, microseconds per message.
         peak_rss_bytes: The peak of the process's resident memory.
-        latency_p50_s: Median seconds from publishing to confirm; None unless messages went one by one.
+        latency_p50_s: Median seconds from publishing, or from when a message was due, to its confirm or its handler; None
+            where it is not measured.
         latency_p99_s: The same, but the 99th percentile.
     """
 
@@ -104,12 +105,12 @@ class Row:
         best: Whether it is its client's best way.
         problem: Why there are no figures; None when there are.
         rounds: How many runs were counted.
-        rate: Messages per second.
+        rate: Messages per second; None where the case says it.
         cpu_us: CPU microseconds per message.
         cpu_us_low: The lowest of the rounds.
         cpu_us_high: The highest of the rounds.
         peak_rss_bytes: Peak of the resident memory.
-        latency_p50_s: Seconds.
+        latency_p50_s: Seconds; see `Sample`.
         latency_p99_s: Seconds.
         cpu_to_rabbitmq_c: `cpu_us` to that of rabbitmq-c, in the same rounds; the others likewise.
         rate_to_rabbitmq_c: See above.
@@ -172,7 +173,7 @@ def _row(case: Case, size: int, series: Series, references: Mapping[str, Series]
         best=runner.way is None or runner.way.best,
         problem=series.problem,
         rounds=len(counted.samples),
-        rate=counted.median(_rate),
+        rate=None if case.rate else counted.median(_rate),
         cpu_us=counted.median(_cpu_us),
         cpu_us_low=low,
         cpu_us_high=high,
@@ -180,9 +181,9 @@ def _row(case: Case, size: int, series: Series, references: Mapping[str, Series]
         latency_p50_s=counted.median(lambda sample: sample.latency_p50_s),
         latency_p99_s=counted.median(lambda sample: sample.latency_p99_s),
         cpu_to_rabbitmq_c=ratios["cpu_to_rabbitmq_c"],
-        rate_to_rabbitmq_c=ratios["rate_to_rabbitmq_c"],
+        rate_to_rabbitmq_c=None if case.rate else ratios["rate_to_rabbitmq_c"],
         cpu_to_ceiling=ratios["cpu_to_ceiling"],
-        rate_to_ceiling=ratios["rate_to_ceiling"],
+        rate_to_ceiling=None if case.rate else ratios["rate_to_ceiling"],
         samples=tuple(series.samples[turn] for turn in sorted(series.samples)),
     )
 

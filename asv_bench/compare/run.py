@@ -14,7 +14,7 @@ from asv_bench.compare import report as reports
 from asv_bench.compare.broker import BROKERS, FAILURES, Queues
 from asv_bench.compare.children import ChildError, Program
 from asv_bench.compare.environment import MissingError, driver_files, prepare
-from asv_bench.compare.job import CONSUME
+from asv_bench.compare.job import CONSUME, HEADER, HEADER_TABLE, HEADERS, STEADY_CONSUME, headers
 from asv_bench.compare.plan import CASES, COMMON_SIZE, SIZES, Case, Cell, Peer, Runner, make_plan, rotated
 from asv_bench.compare.results import Row, Sample, Series, summarize
 from asv_bench.outputs import require_folders
@@ -33,6 +33,9 @@ QUICK_ROUNDS: Final = 3
 QUICK_SCALE: Final = 0.25
 #: Seconds until a child is killed.
 TIMEOUT: Final = 120.0
+#: Kinds whose runs take all messages from the queue, and the headers of those that they leave there.
+_EMPTIED: Final = frozenset({CONSUME, STEADY_CONSUME})
+_HEADERS: Final = {HEADER: HEADER_TABLE, HEADERS: headers(0)}
 
 
 class Comparison:
@@ -92,7 +95,7 @@ class Comparison:
     def _measure(self, cell: Cell, runner: Runner, *, first_round: bool) -> Sample:
         """Runs a runner once on new queues, and checks that every message arrived."""
         assert runner.way is not None
-        queues, consuming = self._queues, cell.case.kind == CONSUME
+        queues, kind = self._queues, cell.case.kind
         queue, warm_up_queue = queues.make(), queues.make()
         try:
             task = cell.task(
@@ -104,14 +107,14 @@ class Comparison:
                 queue=queue,
                 warm_up_queue=warm_up_queue,
             )
-            if consuming:
+            if kind == CONSUME:
                 queues.fill(queue, task.size, task.count)
                 queues.fill(warm_up_queue, task.size, task.warm_up_count)
             figures = self._programs[runner.peer.name].measure(task.arguments(), self._timeout)
-            queues.expect(queue, 0 if consuming else task.count)
-            queues.expect(warm_up_queue, 0 if consuming else task.warm_up_count)
-            if not consuming:
-                queues.check_sample(warm_up_queue, task.size)
+            queues.expect(queue, 0 if kind in _EMPTIED else task.count)
+            queues.expect(warm_up_queue, 0 if kind in _EMPTIED else task.warm_up_count)
+            if kind not in _EMPTIED:
+                queues.check_sample(warm_up_queue, task.size, _HEADERS.get(kind, {}))
             return Sample.of(figures, task.count)
         finally:
             queues.remove()

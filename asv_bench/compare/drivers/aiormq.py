@@ -5,14 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import aiormq
 import uvloop
-from asv_bench.compare.job import CONFIRMED, CONSUME, CONTENT_TYPE, ONE_BY_ONE, PUBLISH, Entry
+from asv_bench.compare.job import (
+    CONFIRMED,
+    CONSUME,
+    CONTENT_TYPE,
+    HEADER,
+    HEADER_TABLE,
+    HEADERS,
+    ONE_BY_ONE,
+    PUBLISH,
+    TASKS,
+    Entry,
+    headers,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from aiormq.abc import AbstractConnection, DeliveredMessage
     from asv_bench.compare.job import Address, Job
@@ -20,6 +33,8 @@ if TYPE_CHECKING:
 TITLE = "aiormq"
 DISTRIBUTIONS = ("aiormq", "uvloop")
 run = uvloop.run
+#: Publishings of one `asyncio.gather`.
+GATHERED = 1000
 
 
 @contextlib.asynccontextmanager
@@ -31,9 +46,9 @@ async def connect(address: Address) -> AsyncIterator[AbstractConnection]:
         await connection.close()
 
 
-def properties() -> aiormq.spec.Basic.Properties:
-    """The properties of all publishings of a job, so that aiormq makes a message_id only once."""
-    return aiormq.spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=2)
+def properties(table: Any = None) -> aiormq.spec.Basic.Properties:
+    """Properties with headers. One object serves all messages that have the same, so aiormq makes a message_id only once."""
+    return aiormq.spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=2, headers=table)
 
 
 async def open_channel(connection: AbstractConnection, *, confirms: bool) -> aiormq.Channel:
@@ -51,21 +66,48 @@ async def publish(connection: AbstractConnection, job: Job) -> None:
         await channel.close()
 
 
-async def confirmed(connection: AbstractConnection, job: Job) -> None:
+async def side_by_side(
+    connection: AbstractConnection, job: Job, tasks: int, content: Callable[[int], aiormq.spec.Basic.Properties]
+) -> None:
+    """Publishes from tasks that run side by side; `content` gets the number of each message."""
     channel = await open_channel(connection, confirms=True)
-    send, body, queue, content = channel.basic_publish, job.body, job.queue, properties()
+    send, body, queue = channel.basic_publish, job.body, job.queue
     numbers = iter(range(job.count))
     done = 0
 
     async def work() -> None:
         nonlocal done
-        for _ in numbers:
-            await send(body, routing_key=queue, properties=content, wait=False)
+        for number in numbers:
+            await send(body, routing_key=queue, properties=content(number), wait=False)
             done += 1
 
     with job.measured():
-        await asyncio.gather(*(work() for _ in range(min(job.task.window, job.count))))
+        await asyncio.gather(*(work() for _ in range(min(tasks, job.count))))
     job.check(messages=done)
+    await channel.close()
+
+
+async def confirmed(connection: AbstractConnection, job: Job, tasks: int = 0, table: Any = None) -> None:
+    content = properties(table)
+    await side_by_side(connection, job, tasks or job.task.window, lambda _: content)
+
+
+async def differing(connection: AbstractConnection, job: Job) -> None:
+    await side_by_side(connection, job, job.task.window, lambda number: properties(headers(number)))
+
+
+async def gather(connection: AbstractConnection, job: Job) -> None:
+    channel = await open_channel(connection, confirms=True)
+    content, left = properties(), job.count
+
+    def send() -> Awaitable[Any]:
+        return channel.basic_publish(job.body, routing_key=job.queue, properties=content, wait=False)
+
+    with job.measured():
+        while left:
+            n = min(left, GATHERED)
+            await asyncio.gather(*[send() for _ in range(n)])
+            left -= n
     await channel.close()
 
 
@@ -109,6 +151,11 @@ async def consume(connection: AbstractConnection, job: Job) -> None:
 ENTRIES = (
     Entry(PUBLISH, publish, "basic_publish(wait=False)"),
     Entry(CONFIRMED, confirmed, "as many tasks as the window, which await basic_publish(wait=False)"),
+    Entry(TASKS, confirmed, "await basic_publish(wait=False)"),
+    Entry(TASKS, partial(confirmed, tasks=1000), "1,000 tasks"),
+    Entry(TASKS, gather, "gather of 1,000"),
+    Entry(HEADER, partial(confirmed, table=HEADER_TABLE), "await basic_publish, one Properties with headers"),
+    Entry(HEADERS, differing, "await basic_publish, Properties with headers each"),
     Entry(ONE_BY_ONE, one_by_one, "await basic_publish(wait=False)"),
     Entry(CONSUME, consume, "basic_consume with a coroutine function, multiple basic.ack"),
 )

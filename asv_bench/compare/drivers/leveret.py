@@ -1,19 +1,38 @@
-"""Leveret, as docs/publishing.md and docs/consuming.md show it."""
+"""Leveret, as docs/publishing.md and docs/consuming.md show it: with default settings, and tuned beside it.
+
+With default settings nothing is set but what the messages are: `serializer="bytes"` where the values are ready bytes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from itertools import cycle, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from asv_bench.compare.job import CONFIRMED, CONSUME, ONE_BY_ONE, PUBLISH, Entry
+from asv_bench.compare import steady
+from asv_bench.compare.job import (
+    CONFIRMED,
+    CONSUME,
+    HEADER,
+    HEADER_TABLE,
+    HEADERS,
+    ONE_BY_ONE,
+    PUBLISH,
+    STEADY_CONFIRM,
+    STEADY_CONSUME,
+    TASKS,
+    TUNED,
+    Entry,
+    headers,
+)
 
 import leveret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from asv_bench.compare.job import Address, Job
 
@@ -22,25 +41,16 @@ DISTRIBUTIONS = ("leveret", "uvloop")
 run = leveret.run
 #: Seconds for a confirm: the broker may have hundreds of MiB to write first.
 PATIENCE = 60.0
-#: Tasks that publish side by side.
-TASKS = 1000
+#: Publishings of one `asyncio.gather`.
+GATHERED = 1000
 
 
 def connect(address: Address) -> Any:
     return leveret.connect(address.url)
 
 
-def producer(client: leveret.Client, job: Job, serializer: str = "bytes") -> leveret.Producer:
-    """A producer in confirm mode with at most `window` unconfirmed publishings."""
-    window = job.task.window
-    return client.producer(
-        serializer=serializer,
-        batch_size=max(1, window // 2),  # two chunks are in flight
-        max_outstanding=window,
-        max_buffered=window,
-        confirm_timeout=PATIENCE,
-        publish_timeout=PATIENCE,
-    )
+def producer(client: leveret.Client) -> leveret.Producer:
+    return client.producer(serializer="bytes")
 
 
 async def publish(client: leveret.Client, job: Job) -> None:
@@ -51,8 +61,8 @@ async def publish(client: leveret.Client, job: Job) -> None:
     result.raise_for_failures()
 
 
-async def batch(client: leveret.Client, job: Job, values: Iterable[object], serializer: str) -> None:
-    async with producer(client, job, serializer) as publisher:
+async def batch(job: Job, publisher: leveret.Producer, values: Iterable[object]) -> None:
+    async with publisher:
         with job.measured():
             result = await publisher.publish_batch(values, job.queue)
     result.raise_for_failures()
@@ -60,7 +70,18 @@ async def batch(client: leveret.Client, job: Job, values: Iterable[object], seri
 
 
 async def confirmed(client: leveret.Client, job: Job) -> None:
-    await batch(client, job, repeat(job.body, job.count), "bytes")
+    await batch(job, producer(client), repeat(job.body, job.count))
+
+
+async def confirmed_tuned(client: leveret.Client, job: Job) -> None:
+    window = job.task.window
+    publisher = client.producer(
+        serializer="bytes",
+        batch_size=max(1, window // 2),  # two chunks are in flight
+        max_outstanding=window,
+        max_buffered=window,
+    )
+    await batch(job, publisher, repeat(job.body, job.count))
 
 
 class Order(msgspec.Struct):
@@ -81,11 +102,11 @@ def orders(size: int) -> list[Order]:
 
 
 async def typed(client: leveret.Client, job: Job) -> None:
-    await batch(client, job, islice(cycle(orders(job.task.size)), job.count), "json")
+    await batch(job, client.producer(), islice(cycle(orders(job.task.size)), job.count))
 
 
 async def nowait(client: leveret.Client, job: Job) -> None:
-    async with producer(client, job) as publisher:
+    async with producer(client) as publisher:
         publish_nowait, body, queue = publisher.publish_nowait, job.body, job.queue
         left = job.count
         with job.measured():
@@ -100,24 +121,65 @@ async def nowait(client: leveret.Client, job: Job) -> None:
         job.check(messages=publisher.counters()["confirmed"])
 
 
-async def concurrent(client: leveret.Client, job: Job) -> None:
-    async with producer(client, job) as publisher:
-        numbers = iter(range(job.count))
+async def side_by_side(
+    job: Job, publisher: leveret.Producer, tasks: int, send: Callable[[int], Awaitable[Any]]
+) -> None:
+    """Calls `send` with the number of each message from tasks that run side by side."""
+    numbers = iter(range(job.count))
 
-        async def work() -> None:
-            for _ in numbers:
-                await publisher.publish(job.body, job.queue)
+    async def work() -> None:
+        for number in numbers:
+            await send(number)
 
+    with job.measured():
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(tasks, job.count)):
+                group.create_task(work())
+    job.check(messages=publisher.counters()["confirmed"])
+
+
+async def tasks(client: leveret.Client, job: Job, number: int = 0) -> None:
+    async with producer(client) as publisher:
+        publish, body, queue = publisher.publish, job.body, job.queue
+        await side_by_side(job, publisher, number or job.task.window, lambda _: publish(body, queue))
+
+
+async def gather(client: leveret.Client, job: Job) -> None:
+    async with producer(client) as publisher:
+        publish, body, queue = publisher.publish, job.body, job.queue
+        left = job.count
         with job.measured():
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(TASKS, job.count)):
-                    group.create_task(work())
+            while left:
+                n = min(left, GATHERED)
+                await asyncio.gather(*[publish(body, queue) for _ in range(n)])
+                left -= n
         job.check(messages=publisher.counters()["confirmed"])
+
+
+async def header(client: leveret.Client, job: Job) -> None:
+    async with producer(client) as publisher:
+        publish, body, queue = publisher.publish, job.body, job.queue
+        await side_by_side(job, publisher, job.task.window, lambda _: publish(body, queue, headers=HEADER_TABLE))
+
+
+async def template(client: leveret.Client, job: Job) -> None:
+    async with producer(client) as publisher:
+        publish, body = publisher.publish, job.body
+        made = publisher.template(job.queue, headers=HEADER_TABLE)
+        await side_by_side(job, publisher, job.task.window, lambda _: publish(body, made))
+
+
+async def differing(client: leveret.Client, job: Job) -> None:
+    async with producer(client) as publisher:
+        publish, body, queue = publisher.publish, job.body, job.queue
+        await side_by_side(
+            job, publisher, job.task.window, lambda number: publish(body, queue, headers=headers(number))
+        )
 
 
 async def one_by_one(client: leveret.Client, job: Job) -> None:
     now = time.perf_counter
-    async with client.producer(serializer="bytes", confirm_timeout=PATIENCE, publish_timeout=PATIENCE) as publisher:
+    async with producer(client) as publisher:
         with job.measured():
             for _ in range(job.count):
                 start = now()
@@ -126,24 +188,36 @@ async def one_by_one(client: leveret.Client, job: Job) -> None:
         job.check(messages=publisher.counters()["confirmed"])
 
 
-async def consume_typed(client: leveret.Client, job: Job) -> None:
-    consumer = client.consumer(job.queue, Order, prefetch=job.task.prefetch, serializer="json")
-    seen = 0
-    count = job.count
+async def steady_confirm(client: leveret.Client, job: Job) -> None:
+    async with producer(client) as publisher:
 
-    async def handler(order: Order, message: leveret.Message) -> None:
-        nonlocal seen
-        seen += order.id == 100_000
-        if seen == count:
+        async def send(due: int) -> None:
+            await publisher.publish(job.body, job.queue)
+            steady.note(job, due)
+
+        with steady.Ticks(job) as ticks, job.measured():
+            await steady.publish(ticks, send)
+        job.check(messages=publisher.counters()["confirmed"])
+
+
+async def steady_consume(client: leveret.Client, job: Job, **settings: Any) -> None:
+    consumer = client.consumer(job.queue, **settings)
+
+    async def handler(body: bytes, message: leveret.Message) -> None:
+        steady.note_body(job, body)
+        if len(job.latencies) == job.count:
             consumer.stop()
 
-    with job.measured():
-        await consumer.run(handler)
-    job.check(messages=seen)
+    async with producer(client) as publisher:
+        with steady.Ticks(job) as ticks, job.measured():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(consumer.run(handler))
+                await steady.publish(ticks, lambda due: publisher.publish(steady.stamped(job, due), job.queue))
+    job.check(messages=len(job.latencies))
 
 
-async def consume(client: leveret.Client, job: Job) -> None:
-    consumer = client.consumer(job.queue, bytes, prefetch=job.task.prefetch, serializer="bytes")
+async def consume(client: leveret.Client, job: Job, **settings: Any) -> None:
+    consumer = client.consumer(job.queue, **settings)
     seen = size = 0
     count = job.count
 
@@ -159,14 +233,64 @@ async def consume(client: leveret.Client, job: Job) -> None:
     job.check(messages=seen, size=size)
 
 
+async def consume_tuned(client: leveret.Client, job: Job) -> None:
+    await consume(client, job, prefetch=job.task.prefetch)
+
+
+async def consume_typed(client: leveret.Client, job: Job) -> None:
+    # The queue's messages say that they are bytes, so the serializer has to be named.
+    consumer = client.consumer(job.queue, Order, serializer="json")
+    seen = 0
+    count = job.count
+
+    async def handler(order: Order, message: leveret.Message) -> None:
+        nonlocal seen
+        seen += order.id == 100_000
+        if seen == count:
+            consumer.stop()
+
+    with job.measured():
+        await consumer.run(handler)
+    job.check(messages=seen)
+
+
+async def consume_plain(client: leveret.Client, job: Job) -> None:
+    consumer = client.consumer(job.queue)
+    loop = asyncio.get_running_loop()
+    seen = size = 0
+    count = job.count
+
+    def handler(value: bytes, message: leveret.Message) -> None:
+        nonlocal seen, size
+        seen += 1
+        size += len(value)
+        if seen == count:
+            loop.call_soon_threadsafe(consumer.stop)
+
+    with job.measured():
+        await consumer.run(handler)
+    job.check(messages=seen, size=size)
+
+
 ENTRIES = (
     Entry(PUBLISH, publish, "publish_batch"),
     Entry(CONFIRMED, confirmed, "publish_batch"),
+    Entry(CONFIRMED, confirmed_tuned, TUNED),
     Entry(CONFIRMED, typed, "typed orders as JSON"),
     Entry(CONFIRMED, nowait, "publish_nowait and flush"),
-    Entry(CONFIRMED, concurrent, "1,000 tasks await publish"),
+    Entry(TASKS, tasks, "await publish"),
+    Entry(TASKS, partial(tasks, number=1000), "1,000 tasks"),
+    Entry(TASKS, gather, "gather of 1,000"),
+    Entry(HEADER, header, "await publish with headers"),
+    Entry(HEADER, template, "a template"),
+    Entry(HEADERS, differing, "await publish with headers"),
     Entry(ONE_BY_ONE, one_by_one, "await publish"),
     Entry(CONSUME, consume, "run with an async handler"),
-    Entry(CONSUME, consume_typed, "typed orders from JSON"),
+    Entry(CONSUME, consume_tuned, TUNED, cases=("consume-500",)),  # 100 is the default
+    Entry(CONSUME, consume_typed, "typed orders from JSON", cases=("consume-100",)),
+    Entry(CONSUME, consume_plain, "a plain function as handler", cases=("consume-100",)),
+    Entry(STEADY_CONFIRM, steady_confirm, "a task for each message awaits publish"),
+    Entry(STEADY_CONSUME, steady_consume, "a task for each message awaits publish, run with an async handler"),
+    Entry(STEADY_CONSUME, partial(steady_consume, read_delay=0.0), TUNED),
 )
 NOT_POSSIBLE: dict[str, str] = {}

@@ -2,6 +2,7 @@
 #include <amqp.h>
 #include <amqp_tcp_socket.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,12 @@ static const char MULTIPLE[] = "multiple basic.ack";
 static const char EACH[] = "basic.ack for each";
 static const char PUBLISH[] = "amqp_basic_publish";
 static const char CONFIRMED[] = "amqp_basic_publish, amqp_simple_wait_frame";
+static const char HEADER[] = "the same with an amqp_table_t";
+static const char HEADERS[] = "the same with an amqp_table_t each";
+static const char STEADY_CONFIRM[] = "poll, amqp_simple_wait_frame_noblock";
+static const char STEADY_CONSUME[] = "poll, amqp_simple_wait_frame_noblock, amqp_read_message";
+/* Room for the text of a number. */
+enum { TRACE_SIZE = 24 };
 
 static int arguments_count;
 static char **arguments;
@@ -108,13 +115,10 @@ static void stop(void) {
 static uint64_t settled;
 static char *marked;
 
-static void wait_for_confirm(amqp_connection_state_t c) {
-    amqp_frame_t frame;
-    amqp_maybe_release_buffers(c);
-    check_status(amqp_simple_wait_frame(c, &frame), "reading a confirm");
-    if (frame.frame_type != AMQP_FRAME_METHOD || frame.payload.method.id != AMQP_BASIC_ACK_METHOD)
+static void confirm(const amqp_frame_t *frame) {
+    if (frame->frame_type != AMQP_FRAME_METHOD || frame->payload.method.id != AMQP_BASIC_ACK_METHOD)
         die("the broker sent something else where basic.ack was due");
-    amqp_basic_ack_t *ack = frame.payload.method.decoded;
+    amqp_basic_ack_t *ack = frame->payload.method.decoded;
     if (!ack->multiple)
         marked[ack->delivery_tag] = 1;
     else if (ack->delivery_tag > settled)
@@ -122,32 +126,84 @@ static void wait_for_confirm(amqp_connection_state_t c) {
     while (marked[settled + 1]) settled++;
 }
 
+static void wait_for_confirm(amqp_connection_state_t c) {
+    amqp_frame_t frame;
+    amqp_maybe_release_buffers(c);
+    check_status(amqp_simple_wait_frame(c, &frame), "reading a confirm");
+    confirm(&frame);
+}
+
 static void open_channel(amqp_connection_state_t c, int channel) {
     amqp_channel_open(c, channel);
     check(amqp_get_rpc_reply(c), "channel.open");
 }
 
-/* Window 0: without confirms. Window 1: latencies are kept. */
-static void publish(amqp_connection_state_t c, int channel, const char *queue, long count, long size, long window) {
+static void confirm_select(amqp_connection_state_t c, int channel) {
+    amqp_confirm_select(c, channel);
+    check(amqp_get_rpc_reply(c), "confirm.select");
+}
+
+/* Persistent messages of bytes. */
+static amqp_basic_properties_t properties(void) {
     amqp_basic_properties_t p;
     memset(&p, 0, sizeof p);
     p._flags = AMQP_BASIC_DELIVERY_MODE_FLAG | AMQP_BASIC_CONTENT_TYPE_FLAG;
     p.delivery_mode = 2;
     p.content_type = amqp_cstring_bytes("application/octet-stream");
+    return p;
+}
+
+static amqp_bytes_t new_body(long size) {
     amqp_bytes_t body = amqp_bytes_malloc(size);
+    if (!body.bytes) die("no memory");
     memset(body.bytes, 'x', size);
+    return body;
+}
+
+static void new_counters(long count) {
+    free(marked);
+    free(latencies);
     marked = calloc(count + 2, 1);
     latencies = calloc(count, sizeof *latencies);
-    if (!marked || !latencies || !body.bytes) die("no memory");
+    if (!marked || !latencies) die("no memory");
     settled = 0;
-    open_channel(c, channel);
-    if (window) {
-        amqp_confirm_select(c, channel);
-        check(amqp_get_rpc_reply(c), "confirm.select");
+}
+
+static amqp_table_entry_t text_entry(const char *key, const char *value) {
+    amqp_table_entry_t entry = {amqp_cstring_bytes(key), {.kind = AMQP_FIELD_KIND_UTF8}};
+    entry.value.value.bytes = amqp_cstring_bytes(value);
+    return entry;
+}
+
+/* Headers of 0, 1 or 3 entries: job.HEADER_TABLE, job.headers(). */
+static void set_headers(amqp_basic_properties_t *p, amqp_table_entry_t *entries, char *trace, int n, long number) {
+    if (n == 0) return;
+    entries[0] = text_entry("tenant", "north");
+    if (n == 3) {
+        entries[1] = (amqp_table_entry_t){amqp_cstring_bytes("attempt"), {.kind = AMQP_FIELD_KIND_I32}};
+        entries[1].value.value.i32 = number % 5;
+        snprintf(trace, TRACE_SIZE, "%012ld", number);
+        entries[2] = text_entry("trace", trace);
     }
+    p->_flags |= AMQP_BASIC_HEADERS_FLAG;
+    p->headers = (amqp_table_t){n, entries};
+}
+
+/* Window 0: without confirms. Window 1: latencies are kept. With one header it is the same for all, with three it is new. */
+static void publish(
+    amqp_connection_state_t c, int channel, const char *queue, long count, long size, long window, int n_headers) {
+    amqp_basic_properties_t p = properties();
+    amqp_table_entry_t entries[3];
+    char trace[TRACE_SIZE];
+    amqp_bytes_t body = new_body(size);
+    new_counters(count);
+    open_channel(c, channel);
+    if (window) confirm_select(c, channel);
+    set_headers(&p, entries, trace, n_headers, 0);
     start();
     for (long i = 0; i < count; i++) {
         double began = window == 1 ? wall() : 0;
+        if (n_headers > 1) set_headers(&p, entries, trace, n_headers, i);
         check_status(
             amqp_basic_publish(c, channel, amqp_empty_bytes, amqp_cstring_bytes(queue), 0, 0, &p, body),
             "basic.publish");
@@ -158,8 +214,17 @@ static void publish(amqp_connection_state_t c, int channel, const char *queue, l
     if (window) stop();
     check(amqp_channel_close(c, channel, AMQP_REPLY_SUCCESS), "channel.close");
     if (!window) stop();
-    free(marked);
     amqp_bytes_free(body);
+}
+
+static void set_prefetch(amqp_connection_state_t c, int channel, int prefetch) {
+    amqp_basic_qos(c, channel, 0, prefetch, 0);
+    check(amqp_get_rpc_reply(c), "basic.qos");
+}
+
+static void subscribe(amqp_connection_state_t c, int channel, const char *queue) {
+    amqp_basic_consume(c, channel, amqp_cstring_bytes(queue), amqp_empty_bytes, 0, 0, 0, amqp_empty_table);
+    check(amqp_get_rpc_reply(c), "basic.consume");
 }
 
 static void consume(
@@ -167,11 +232,9 @@ static void consume(
     amqp_envelope_t envelope;
     long bytes = 0;
     open_channel(c, channel);
-    amqp_basic_qos(c, channel, 0, prefetch, 0);
-    check(amqp_get_rpc_reply(c), "basic.qos");
+    set_prefetch(c, channel, prefetch);
     start();
-    amqp_basic_consume(c, channel, amqp_cstring_bytes(queue), amqp_empty_bytes, 0, 0, 0, amqp_empty_table);
-    check(amqp_get_rpc_reply(c), "basic.consume");
+    subscribe(c, channel, queue);
     for (long seen = 1; seen <= count; seen++) {
         amqp_maybe_release_buffers(c);
         check(amqp_consume_message(c, &envelope, NULL, 0), "a delivery");
@@ -185,6 +248,77 @@ static void consume(
     if (bytes != count * size) die("the bodies had another size in all");
 }
 
+/* Nanoseconds of the system's clock, as ticker.py has them. */
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Publishes each message when it is due. Latencies are those of the confirms, or with a prefetch those of the deliveries. */
+static void steady(amqp_connection_state_t c, int channel, const char *queue, long count, long size, int prefetch) {
+    const struct timeval at_once = {0, 0};
+    amqp_basic_properties_t p = properties();
+    amqp_bytes_t body = new_body(size);
+    int64_t *due = calloc(count, sizeof *due);
+    char command[4096];
+    long sent = 0, seen = 0, noted = 0, ack_every = number("ack_every");
+    if (!due) die("no memory");
+    if (size < (long)sizeof *due) die("a body has no room for a time");
+    new_counters(count);
+    open_channel(c, channel);
+    confirm_select(c, channel);
+    snprintf(command, sizeof command, "exec %s %ld %ld", argument("ticker"), number("rate"), count);
+    if (prefetch) set_prefetch(c, channel, prefetch);
+    FILE *ticks = popen(command, "r");
+    if (!ticks) die("the ticker cannot be started");
+    start();
+    if (prefetch) subscribe(c, channel, queue);
+    struct pollfd ready[] = {{fileno(ticks), POLLIN, 0}, {amqp_get_sockfd(c), POLLIN, 0}};
+    while (settled < (uint64_t)count || (prefetch && seen < count)) {
+        /* What the library has read is not in the socket any more, so its frames are taken before each wait. */
+        for (;;) {
+            amqp_frame_t frame;
+            amqp_message_t message;
+            amqp_maybe_release_buffers(c);
+            int status = amqp_simple_wait_frame_noblock(c, &frame, &at_once);
+            if (status == AMQP_STATUS_TIMEOUT) break;
+            check_status(status, "reading a frame");
+            if (frame.frame_type != AMQP_FRAME_METHOD || frame.payload.method.id != AMQP_BASIC_DELIVER_METHOD) {
+                confirm(&frame);
+                for (; !prefetch && noted < (long)settled; noted++) latencies[noted] = (now_ns() - due[noted]) / 1e9;
+                continue;
+            }
+            uint64_t tag = ((amqp_basic_deliver_t *)frame.payload.method.decoded)->delivery_tag;
+            int64_t when;
+            check(amqp_read_message(c, channel, &message, 0), "a delivery");
+            memcpy(&when, message.body.bytes, sizeof when);
+            latencies[seen++] = (now_ns() - when) / 1e9;
+            amqp_destroy_message(&message);
+            if (seen % ack_every == 0 || seen == count)
+                check_status(amqp_basic_ack(c, channel, tag, 1), "basic.ack");
+        }
+        if (settled == (uint64_t)count && (!prefetch || seen == count)) break;
+        ready[0].events = sent < count ? POLLIN : 0;
+        if (poll(ready + (sent == count), 2 - (sent == count), -1) < 0) die("poll failed");
+        if (sent < count && ready[0].revents) {
+            long found = read(ready[0].fd, due + sent, (count - sent) * sizeof *due) / (long)sizeof *due;
+            if (found <= 0) die("the ticker ended early");
+            for (long end = sent + found; sent < end; sent++) {
+                memcpy(body.bytes, due + sent, sizeof *due);
+                check_status(
+                    amqp_basic_publish(c, channel, amqp_empty_bytes, amqp_cstring_bytes(queue), 0, 0, &p, body),
+                    "basic.publish");
+            }
+        }
+    }
+    check(amqp_channel_close(c, channel, AMQP_REPLY_SUCCESS), "channel.close");
+    stop();
+    pclose(ticks);
+    free(due);
+    amqp_bytes_free(body);
+}
+
 static void run(amqp_connection_state_t c, int channel, const char *queue, long count) {
     const char *how = argument("how");
     long size = number("size");
@@ -193,9 +327,17 @@ static void run(amqp_connection_state_t c, int channel, const char *queue, long 
     else if (strcmp(how, EACH) == 0)
         consume(c, channel, queue, count, size, number("prefetch"), 1);
     else if (strcmp(how, PUBLISH) == 0)
-        publish(c, channel, queue, count, size, 0);
+        publish(c, channel, queue, count, size, 0, 0);
     else if (strcmp(how, CONFIRMED) == 0)
-        publish(c, channel, queue, count, size, number("window"));
+        publish(c, channel, queue, count, size, number("window"), 0);
+    else if (strcmp(how, HEADER) == 0)
+        publish(c, channel, queue, count, size, number("window"), 1);
+    else if (strcmp(how, HEADERS) == 0)
+        publish(c, channel, queue, count, size, number("window"), 3);
+    else if (strcmp(how, STEADY_CONFIRM) == 0)
+        steady(c, channel, queue, count, size, 0);
+    else if (strcmp(how, STEADY_CONSUME) == 0)
+        steady(c, channel, queue, count, size, number("prefetch"));
     else
         die("there is no such entry");
 }
@@ -206,13 +348,24 @@ static int ascending(const void *a, const void *b) {
 }
 
 static int describe(void) {
+    static const char *entries[][2] = {
+        {"publish", PUBLISH},
+        {"confirmed", CONFIRMED},
+        {"tasks", CONFIRMED},
+        {"header", HEADER},
+        {"headers", HEADERS},
+        {"one-by-one", CONFIRMED},
+        {"consume", MULTIPLE},
+        {"consume", EACH},
+        {"steady-confirm", STEADY_CONFIRM},
+        {"steady-consume", STEADY_CONSUME},
+    };
+    size_t n = sizeof entries / sizeof *entries;
     printf("{\"event\": \"described\", \"title\": \"rabbitmq-c\", \"version\": \"rabbitmq-c %s\", \"entries\": [",
            amqp_version());
-    printf("{\"kind\": \"publish\", \"how\": \"%s\", \"share\": 1}, ", PUBLISH);
-    printf("{\"kind\": \"confirmed\", \"how\": \"%s\", \"share\": 1}, ", CONFIRMED);
-    printf("{\"kind\": \"one-by-one\", \"how\": \"%s\", \"share\": 1}, ", CONFIRMED);
-    printf("{\"kind\": \"consume\", \"how\": \"%s\", \"share\": 1}, ", MULTIPLE);
-    printf("{\"kind\": \"consume\", \"how\": \"%s\", \"share\": 1}], \"not_possible\": {}}\n", EACH);
+    for (size_t i = 0; i < n; i++)
+        printf("{\"kind\": \"%s\", \"how\": \"%s\", \"share\": 1}%s", entries[i][0], entries[i][1], i + 1 < n ? ", " : "");
+    printf("], \"not_possible\": {}}\n");
     return 0;
 }
 
@@ -232,7 +385,7 @@ int main(int argc, char **argv) {
     printf("{\"event\": \"measured\", \"messages\": %ld, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
            "\"peak_rss_bytes\": %ld",
            count, took_wall, took_cpu, peak);
-    if (strcmp(argument("kind"), "one-by-one") == 0) {
+    if (strcmp(argument("kind"), "one-by-one") == 0 || number("rate")) {
         qsort(latencies, count, sizeof *latencies, ascending);
         printf(", \"latency_p50_s\": %.9f, \"latency_p99_s\": %.9f", latencies[(count - 1) / 2],
                latencies[(count * 99 + 99) / 100 - 1]);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asv_bench.compare import wire
-from asv_bench.compare.job import CONFIRMED, CONSUME, ONE_BY_ONE, PUBLISH, Entry
+from asv_bench.compare.job import CONFIRMED, CONSUME, ONE_BY_ONE, PUBLISH, TASKS, Entry
 
 if TYPE_CHECKING:
     from asv_bench.compare.job import Address, Job
@@ -51,6 +51,7 @@ def consume(connection: wire.Connection, job: Job) -> None:
 ENTRIES = (
     Entry(PUBLISH, publish, "64 KiB writes"),
     Entry(CONFIRMED, confirmed, "64 KiB writes, basic.ack counted"),
+    Entry(TASKS, confirmed, "64 KiB writes, basic.ack counted"),
     Entry(ONE_BY_ONE, one_by_one, "one write and one read each"),
     Entry(CONSUME, consume, "256 KiB reads, multiple basic.ack"),
 )
