@@ -2,8 +2,8 @@
 
 `TITLE`: the client's name in tables.
 `DISTRIBUTIONS`: the distributions whose versions are shown; the first is the client itself.
-`ENTRIES`: the ways to do each kind of case; the first of a kind is the client's own row, the others are shown beside it.
-`NOT_POSSIBLE`: the kinds that the client cannot do, and why. A client without an entry and without a reason is left out.
+`ENTRIES`: the ways to do each kind of case; the first of a kind is the client's own row, others are shown beside it.
+`NOT_POSSIBLE`: the kinds that the client cannot do, and why. A client with neither entry nor reason is left out.
 `connect(address)`: a context manager, asynchronous when there is a `run`.
 `run(coroutine)`: runs the coroutine; only in drivers of asynchronous clients.
 
@@ -57,7 +57,7 @@ HEADER_TABLE: Final = {"tenant": "north"}
 
 
 def headers(number: int) -> dict[str, object]:
-    """Returns the headers of a message of a `HEADERS` case: three entries, two of which differ from message to message."""
+    """Returns the headers of a message of a `HEADERS` case: three entries, two of which differ between messages."""
     return {**HEADER_TABLE, "attempt": number % 5, "trace": f"{number:012}"}
 
 

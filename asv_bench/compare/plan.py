@@ -97,8 +97,8 @@ CASES: Final = (
     Case(name="publish", title="publish without confirms", kind=PUBLISH),
     Case(name="confirmed", title="publish, confirmed, many at once", kind=CONFIRMED, in_flight=1000, every_size=True),
     Case(name="tasks", title="publish, confirmed, 200 tasks", kind=TASKS, in_flight=200),
-    Case(name="header", title="the same with a constant header", kind=HEADER, in_flight=200),
-    Case(name="headers", title="the same with headers that differ", kind=HEADERS, in_flight=200),
+    Case(name="header", title="publish, 200 tasks, a constant header", kind=HEADER, in_flight=200),
+    Case(name="headers", title="publish, 200 tasks, headers that differ", kind=HEADERS, in_flight=200),
     Case(name="one-by-one", title="publish, confirmed one by one", kind=ONE_BY_ONE, count=1500, in_flight=1),
     Case(
         name="consume-100", title="consume and acknowledge, prefetch 100", kind=CONSUME, prefetch=100, every_size=True
@@ -107,6 +107,8 @@ CASES: Final = (
     *_steady(1000),
     *_steady(5000),
 )
+#: The cases of short tables, of the chart and of `--quick`.
+MAIN_CASES: Final = ("publish", "confirmed", "tasks", "headers", "one-by-one", "consume-100", "steady-consume-1000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +239,8 @@ def make_plan(
         variants: Whether variants are run.
 
     Returns:
-        The cells. A peer that cannot be run or says why it cannot do something is in them, with the reason. A peer whose
-        driver does not know a kind is left out.
+        The cells. A peer that cannot be run or says why it cannot do something is in them, with the reason. A peer
+        whose driver does not know a kind is left out.
     """
     plan = []
     for case in cases:

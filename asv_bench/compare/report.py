@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from asv_bench.compare.job import TUNED
+from asv_bench.compare.plan import MAIN_CASES
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,8 +25,6 @@ _MARKER: Final = re.compile(
     re.DOTALL,
 )
 _NOTHING: Final = "-"
-#: The cases of the short table and of the chart.
-_SUMMARY_CASES: Final = ("publish", "confirmed", "tasks", "headers", "one-by-one", "consume-100", "steady-consume-1000")
 #: The short table has at most so many clients: these first, then others in the order of the report.
 _SUMMARY_CLIENTS: Final = 6
 _SUMMARY_PEERS: Final = ("leveret", "rabbitmq-c", "amqp091-go", "aio-pika", "pika", "amqplib")
@@ -178,7 +177,7 @@ def full_markdown(report: Report) -> str:
 def summary_markdown(report: Report) -> str:
     """One short table: a row for each of six clients, and for each main case its CPU, rate and latency, at one size.
 
-    Each client is shown with its own row, and a row with settings below it; `full_markdown` has the others, and all clients.
+    Each client is shown with its own row, and the tuned one below it; `full_markdown` has the others, and all clients.
     """
     size, cases = summary_size(report), summary_cases(report)
     rows = [row for row in report.rows if row.size == size and row.case in cases and (row.best or row.how == TUNED)]
@@ -191,9 +190,9 @@ def summary_markdown(report: Report) -> str:
 
 
 def summary_cases(report: Report) -> dict[str, str]:
-    """The names and titles of the cases that a short table and the chart show: the main ones, or all if there are none."""
+    """The names and titles of the cases that a short table and the chart show: the main ones, or all without them."""
     everything = {row.case: row.title for row in report.rows}
-    return {case: title for case, title in everything.items() if case in _SUMMARY_CASES} or everything
+    return {case: title for case, title in everything.items() if case in MAIN_CASES} or everything
 
 
 def _short(row: Row | None) -> str:

@@ -23,8 +23,8 @@ class Sample:
         rate: Messages per second.
         cpu_us: User and system CPU time of the client's process, microseconds per message.
         peak_rss_bytes: The peak of the process's resident memory.
-        latency_p50_s: Median seconds from publishing, or from when a message was due, to its confirm or its handler; None
-            where it is not measured.
+        latency_p50_s: Median seconds from publishing, or from when a message was due, to its confirm or its handler;
+            None where it is not measured.
         latency_p99_s: The same, but the 99th percentile.
     """
 

@@ -15,14 +15,14 @@ from asv_bench.compare.broker import BROKERS, FAILURES, Queues
 from asv_bench.compare.children import ChildError, Program
 from asv_bench.compare.environment import MissingError, driver_files, prepare
 from asv_bench.compare.job import CONSUME, HEADER, HEADER_TABLE, HEADERS, STEADY_CONSUME, headers
-from asv_bench.compare.plan import CASES, COMMON_SIZE, SIZES, Case, Cell, Peer, Runner, make_plan, rotated
+from asv_bench.compare.plan import CASES, COMMON_SIZE, MAIN_CASES, SIZES, Case, Cell, Peer, Runner, make_plan, rotated
 from asv_bench.compare.results import Row, Sample, Series, summarize
 from asv_bench.outputs import require_folders
 from asv_bench.programs import choose, execute, facts, progress_bars, read_sizes, screen
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from asv_bench.compare.job import Address
     from rich.console import Console
@@ -35,7 +35,7 @@ QUICK_SCALE: Final = 0.25
 TIMEOUT: Final = 120.0
 #: Kinds whose runs take all messages from the queue, and the headers of those that they leave there.
 _EMPTIED: Final = frozenset({CONSUME, STEADY_CONSUME})
-_HEADERS: Final = {HEADER: HEADER_TABLE, HEADERS: headers(0)}
+_HEADERS: Final[Mapping[str, Collection[str]]] = {HEADER: HEADER_TABLE, HEADERS: headers(0)}
 
 
 class Comparison:
@@ -114,7 +114,7 @@ class Comparison:
             queues.expect(queue, 0 if kind in _EMPTIED else task.count)
             queues.expect(warm_up_queue, 0 if kind in _EMPTIED else task.warm_up_count)
             if kind not in _EMPTIED:
-                queues.check_sample(warm_up_queue, task.size, _HEADERS.get(kind, {}))
+                queues.check_sample(warm_up_queue, task.size, _HEADERS.get(kind, ()))
             return Sample.of(figures, task.count)
         finally:
             queues.remove()
@@ -157,7 +157,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--quick",
         action="store_true",
         help=f"without other options: {' and '.join(QUICK_PEERS)}, {reports.size_text(COMMON_SIZE)}, "
-        f"{QUICK_ROUNDS} rounds, fewer messages, no variants; under a minute",
+        f"{', '.join(MAIN_CASES)}, {QUICK_ROUNDS} rounds, fewer messages, no variants; under a minute",
     )
     add("--json", type=Path, metavar="FILE", help="write everything here")
     add(
@@ -172,7 +172,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     quick = options.quick
     options.peers = choose(options.peers or (",".join(QUICK_PEERS) if quick else None), list(driver_files()), "peer")
-    options.cases = choose(options.cases, [case.name for case in CASES], "case")
+    options.cases = choose(
+        options.cases or (",".join(MAIN_CASES) if quick else None), [case.name for case in CASES], "case"
+    )
     options.sizes = read_sizes(options.sizes or (str(COMMON_SIZE) if quick else None))
     options.rounds = options.rounds if options.rounds is not None else QUICK_ROUNDS if quick else ROUNDS
     options.count_scale = options.count_scale if options.count_scale is not None else QUICK_SCALE if quick else 1.0

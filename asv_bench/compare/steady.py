@@ -39,7 +39,8 @@ class Ticks:
         return self._process.stdout.fileno()
 
     def read(self) -> list[int]:
-        """Returns the times of the messages that became due; none at the end. A pipe keeps what was written at once together."""
+        """Returns the times of the messages that became due; none at the end."""
+        # A pipe keeps together what was written at once, so there are only whole times.
         return [due for (due,) in DUE.iter_unpack(os.read(self.fileno(), 65_536))]
 
     def __enter__(self) -> Self:

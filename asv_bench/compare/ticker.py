@@ -1,8 +1,8 @@
 """Tells a driver when messages are due: `python ticker.py RATE COUNT`, as a process of its own.
 
-For each message it writes the time at which the message is due, in nanoseconds of the system's clock (time(2)), as eight
-bytes, little-endian, and not before that time. So clients whose timers are exact to a millisecond are compared with others
-fairly, as a service that gets a request is. Drivers start it when they are ready; the first message is due after `BEGIN`.
+For each message it writes the time at which the message is due, in nanoseconds of the system's clock, as eight bytes,
+little-endian, and not before that time. To a driver that is what a request is to a service. Timers of event loops are
+not measured by it; they are exact to a millisecond only. Drivers start it when they are ready.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ async def connect(address: Address) -> AsyncIterator[AbstractConnection]:
 
 
 def properties(table: Any = None) -> aiormq.spec.Basic.Properties:
-    """Properties with headers. One object serves all messages that have the same, so aiormq makes a message_id only once."""
+    """Properties. One object serves all messages that have the same, so that aiormq makes a message_id only once."""
     return aiormq.spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=2, headers=table)
 
 
