@@ -108,7 +108,15 @@ CASES: Final = (
     *_steady(5000),
 )
 #: The cases of short tables, of the chart and of `--quick`.
-MAIN_CASES: Final = ("publish", "confirmed", "tasks", "headers", "one-by-one", "consume-100", "steady-consume-1000")
+MAIN_CASES: Final = (
+    "confirmed",
+    "tasks",
+    "headers",
+    "one-by-one",
+    "consume-100",
+    "steady-consume-1000",
+    "steady-consume-5000",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ async def confirmed(client: leveret.Client, job: Job) -> None:
     await batch(job, producer(client), repeat(job.body, job.count))
 
 
-async def confirmed_tuned(client: leveret.Client, job: Job) -> None:
+async def confirmed_window(client: leveret.Client, job: Job) -> None:
     window = job.task.window
     publisher = client.producer(
         serializer="bytes",
@@ -275,7 +275,7 @@ async def consume_plain(client: leveret.Client, job: Job) -> None:
 ENTRIES = (
     Entry(PUBLISH, publish, "publish_batch"),
     Entry(CONFIRMED, confirmed, "publish_batch"),
-    Entry(CONFIRMED, confirmed_tuned, TUNED),
+    Entry(CONFIRMED, confirmed_window, "a window of 1,000"),
     Entry(CONFIRMED, typed, "typed orders as JSON"),
     Entry(CONFIRMED, nowait, "publish_nowait and flush"),
     Entry(TASKS, tasks, "await publish"),
