@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
     from typing import Self
 
@@ -70,26 +70,33 @@ def note_body(job: Job, body: bytes) -> None:
     note(job, DUE.unpack_from(body)[0])
 
 
-async def publish(ticks: Ticks, send: Callable[[int], Awaitable[Any]]) -> None:
-    """Awaits `send(due)` in a task of its own for each message, as a service does for each request.
+async def publish(ticks: Ticks, send: Callable[[int], Coroutine[Any, Any, Any]]) -> None:
+    """Runs `send(due)` in a task of its own for each message, as a service does for each request.
 
     Returns:
         When all tasks have ended.
+
+    Raises:
+        Exception: What a task raised, after the last one has begun.
     """
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    async with asyncio.TaskGroup() as group:
+    begun: asyncio.Future[None] = loop.create_future()
+    tasks: set[asyncio.Task[Any]] = set()
 
-        async def work(due: int) -> None:
-            await send(due)
+    def ended(task: asyncio.Task[Any]) -> None:
+        if task.exception() is None:  # others stay for `gather`
+            tasks.discard(task)
 
-        def readable() -> None:
-            found = ticks.read()
-            for due in found:
-                group.create_task(work(due))
-            if not found:
-                loop.remove_reader(ticks.fileno())
-                ended.set_result(None)
+    def readable() -> None:
+        found = ticks.read()
+        for due in found:
+            task = loop.create_task(send(due))
+            tasks.add(task)
+            task.add_done_callback(ended)
+        if not found:
+            loop.remove_reader(ticks.fileno())
+            begun.set_result(None)
 
-        loop.add_reader(ticks.fileno(), readable)
-        await ended
+    loop.add_reader(ticks.fileno(), readable)
+    await begun
+    await asyncio.gather(*tasks)

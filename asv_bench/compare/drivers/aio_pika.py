@@ -134,8 +134,8 @@ async def steady_consume(connection: AbstractConnection, job: Job) -> None:
     async with connection.channel() as channel:
         publish = channel.default_exchange.publish
 
-        def send(due: int) -> Awaitable[Any]:
-            return publish(message(steady.stamped(job, due)), job.queue, mandatory=False)
+        async def send(due: int) -> None:
+            await publish(message(steady.stamped(job, due)), job.queue, mandatory=False)
 
         with steady.Ticks(job) as ticks, job.measured():
             await queue.consume(handler)

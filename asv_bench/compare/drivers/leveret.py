@@ -209,10 +209,14 @@ async def steady_consume(client: leveret.Client, job: Job, **settings: Any) -> N
             consumer.stop()
 
     async with producer(client) as publisher:
+
+        async def send(due: int) -> None:
+            await publisher.publish(steady.stamped(job, due), job.queue)
+
         with steady.Ticks(job) as ticks, job.measured():
             async with asyncio.TaskGroup() as group:
                 group.create_task(consumer.run(handler))
-                await steady.publish(ticks, lambda due: publisher.publish(steady.stamped(job, due), job.queue))
+                await steady.publish(ticks, send)
     job.check(messages=len(job.latencies))
 
 
