@@ -114,8 +114,8 @@ MAIN_CASES: Final = (
     "headers",
     "one-by-one",
     "consume-100",
+    "consume-500",
     "steady-consume-1000",
-    "steady-consume-5000",
 )
 
 

@@ -200,8 +200,8 @@ async def steady_confirm(client: leveret.Client, job: Job) -> None:
         job.check(messages=publisher.counters()["confirmed"])
 
 
-async def steady_consume(client: leveret.Client, job: Job, **settings: Any) -> None:
-    consumer = client.consumer(job.queue, **settings)
+async def steady_consume(client: leveret.Client, job: Job) -> None:
+    consumer = client.consumer(job.queue)
 
     async def handler(body: bytes, message: leveret.Message) -> None:
         steady.note_body(job, body)
@@ -295,6 +295,5 @@ ENTRIES = (
     Entry(CONSUME, consume_plain, "a plain function as handler", cases=("consume-100",)),
     Entry(STEADY_CONFIRM, steady_confirm, "a task for each message awaits publish"),
     Entry(STEADY_CONSUME, steady_consume, "a task for each message awaits publish, run with an async handler"),
-    Entry(STEADY_CONSUME, partial(steady_consume, read_delay=0.0), TUNED),
 )
 NOT_POSSIBLE: dict[str, str] = {}
