@@ -1,6 +1,6 @@
 """Fewer and longer reads: the kernel collects deliveries that come fast before it wakes the event loop."""
 cimport cython
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from leveret.monitoring.histogram cimport monotonic
 

@@ -70,7 +70,6 @@ class Socket:
         for tag in range(acks.first, acks.next_delivery_tag):
             acks.ack(tag)
 
-
     def read_fast(self, count: int = 30) -> None:
         """As many reads as it needs to know the rate, which is high. They are handled at once."""
         for _ in range(READS):
