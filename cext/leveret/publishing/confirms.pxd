@@ -90,12 +90,17 @@ cdef class ConfirmWindow:
     cdef int mark(self) except -1
     cdef int64_t age_of(self, uint64_t tag) except? -1
     cdef int confirm_through(self, uint64_t tag) except -1
+    cdef uint64_t confirm_run(self, uint64_t tag) except? 0
     cdef bint confirm_one(self, uint64_t tag) except -1
     cdef uint64_t open(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, bytes body,
                        Py_ssize_t size) except 0
+    cdef Py_ssize_t free_slots(self) noexcept
+    cdef void open_run(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, list bodies, Py_ssize_t start,
+                       Py_ssize_t count) noexcept
     cdef int make_room(self) except -1
     cdef int grow(self) except -1
     cdef int end(self, uint64_t tag, int outcome, object reason) except -1
+    cdef int hand_out(self, Ticket ticket) except -1
     cdef int end_unusual(self, uint64_t tag, Slot* slot, Ticket ticket, int outcome) except -1
     cdef int weigh(self, uint64_t tag, Py_ssize_t size) except -1
     cdef int end_through(self, uint64_t tag, int outcome, object reason) except -1

@@ -1,13 +1,13 @@
 """The publishings without an outcome, and their tickets and receipts.
 
 The window counts delivery tags. A publishing costs a slot in a ring, and settling a range of tags costs one step for
-each tag, once.
+each tag, once. What is published together or confirmed together is counted together: `open_run` and `confirm_run`.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_CLEAR, Py_INCREF
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -22,6 +22,14 @@ from leveret.wire.runs cimport SettlementRun
 
 from leveret.errors import LeveretError
 from leveret.wire.properties import decode_properties
+
+# As those of Cython, for objects that are only borrowed: a slot's reference changes without a variable that has one.
+cdef extern from "Python.h":
+    PyObject* item "PyList_GET_ITEM"(list items, Py_ssize_t i) noexcept
+    void set_item "PyList_SET_ITEM"(list items, Py_ssize_t i, PyObject* value) noexcept
+    Py_ssize_t size_of "PyBytes_GET_SIZE"(PyObject* body) noexcept
+    void hold "Py_INCREF"(PyObject* value) noexcept
+    void let_go "Py_DECREF"(PyObject* value) noexcept
 
 cdef enum:
     FIRST_SLOTS = 32
@@ -194,8 +202,9 @@ cdef class ConfirmWindow:
         cdef Py_ssize_t i
         if self.slots is not NULL:
             for i in range(self.mask + 1):
-                Py_CLEAR(self.slots[i].template)
-                Py_CLEAR(self.slots[i].body)
+                if self.slots[i].state != FREE:
+                    let_go(self.slots[i].template)
+                    let_go(self.slots[i].body)
         free(self.slots)
 
     # Makes sure of a slot for the next tag, in a loop: growing may collect garbage, whose finalizers may publish.
@@ -234,13 +243,53 @@ cdef class ConfirmWindow:
     # Confirms every open publishing up to this one.
     cdef int confirm_through(self, uint64_t tag) except -1:
         cdef uint64_t confirmed
+        cdef uint64_t last
         while self.first <= tag:
             if self.first >= self.times.end or self.first < self.times.mark.tag:
                 self.times.seek(self.first, self.first)
             confirmed = self.confirmed
-            self.end_through(min(tag, self.times.end - 1), CONFIRMED, None)
+            last = min(tag, self.times.end - 1)
+            while self.first <= last:
+                if self.confirm_run(last) == 0:
+                    if self.slots[self.first & self.mask].state != FREE:
+                        self.end(self.first, CONFIRMED, None)
+                    self.first += 1
             self.times.count += self.confirmed - confirmed
         return 0
+
+    # Confirms publishings up to this one, as long as they are open, were written once and not returned, and have the
+    # ticket of the first of them, or none. Returns how many. No code of others runs before all counts are right.
+    cdef uint64_t confirm_run(self, uint64_t tag) except? 0:
+        cdef list tickets = self.tickets
+        cdef Ticket ticket = <Ticket>tickets[self.first & self.mask]
+        cdef uint64_t first = self.first
+        cdef Py_ssize_t size = 0
+        cdef uint64_t at, count
+        cdef Slot* slot
+        while self.first <= tag:
+            at = self.first & self.mask
+            slot = &self.slots[at]
+            if not is_ordinary(slot) or item(tickets, at) is not <PyObject*>ticket:
+                break
+            slot.state = FREE
+            let_go(slot.template)
+            let_go(slot.body)
+            size += slot.size
+            if ticket is not None:
+                let_go(<PyObject*>ticket)
+                hold(<PyObject*>None)
+                set_item(tickets, at, <PyObject*>None)
+            self.first += 1
+        count = self.first - first
+        self.outstanding -= count
+        self.outstanding_bytes -= size
+        self.confirmed += count
+        if ticket is not None and count:
+            ticket.pending -= <uint32_t>count
+            ticket.confirmed += <uint32_t>count
+            if ticket.pending == 0:
+                self.hand_out(ticket)
+        return count
 
     # Confirms one publishing if it is open; returns whether it was.
     cdef bint confirm_one(self, uint64_t tag) except -1:
@@ -279,6 +328,45 @@ cdef class ConfirmWindow:
         self.outstanding_bytes += size
         return tag
 
+    # How many publishings have a slot without growing.
+    cdef inline Py_ssize_t free_slots(self) noexcept:
+        return self.mask + 1 - <Py_ssize_t>(self.next_delivery_tag - self.first)
+
+    # Opens publishings with tags and indexes that follow each other, with these of the bodies, which are bytes. They
+    # have free slots, and were written with no code of others running since.
+    cdef void open_run(self, Ticket ticket, Py_ssize_t index, PublishTemplate template, list bodies, Py_ssize_t start,
+                       Py_ssize_t count) noexcept:
+        cdef list tickets = self.tickets
+        cdef uint64_t tag = self.next_delivery_tag
+        cdef Py_ssize_t total = 0
+        cdef Py_ssize_t i
+        cdef uint64_t at
+        cdef Slot* slot
+        for i in range(count):
+            at = (tag + <uint64_t>i) & self.mask
+            slot = &self.slots[at]
+            slot.state = OPEN
+            slot.sends = 1
+            slot.index = index + i
+            slot.template = <PyObject*>template
+            slot.body = item(bodies, start + i)
+            slot.size = size_of(slot.body)
+            hold(slot.template)
+            hold(slot.body)
+            total += slot.size
+            if ticket is not None:
+                let_go(<PyObject*>None)
+                hold(<PyObject*>ticket)
+                set_item(tickets, at, <PyObject*>ticket)
+        if ticket is not None:
+            if ticket.count == 0:
+                ticket.delivery_tag = tag
+            ticket.count += <uint32_t>count
+            ticket.pending += <uint32_t>count
+        self.next_delivery_tag = tag + <uint64_t>count
+        self.outstanding += count
+        self.outstanding_bytes += total
+
     # Gives an open publishing its outcome, and its ticket the reason. The caller advances `first`.
     cdef int end(self, uint64_t tag, int outcome, object reason) except -1:
         cdef Slot* slot = &self.slots[tag & self.mask]
@@ -289,8 +377,8 @@ cdef class ConfirmWindow:
             if slot.sends != 1:
                 outcome = self.end_unusual(tag, slot, ticket, outcome)
         slot.state = FREE
-        Py_CLEAR(slot.template)
-        Py_CLEAR(slot.body)
+        let_go(slot.template)
+        let_go(slot.body)
         self.outstanding -= 1
         self.outstanding_bytes -= slot.size
         if outcome == CONFIRMED:
@@ -311,9 +399,14 @@ cdef class ConfirmWindow:
                 ticket.confirmed += 1
             elif outcome != RETURNED and outcome != WRITTEN:
                 ticket.fail(slot.index, outcome if reason is None else reason)
-            if ticket.pending == 0 and (ticket.future is not None
-                                        or (ticket.failures is not None and not ticket.observed)):
-                self.finished.append(ticket)
+            if ticket.pending == 0:
+                self.hand_out(ticket)
+        return 0
+
+    # A ticket whose publishings all have their outcome: keeps it for `take_finished` if somebody needs to know.
+    cdef inline int hand_out(self, Ticket ticket) except -1:
+        if ticket.future is not None or (ticket.failures is not None and not ticket.observed):
+            self.finished.append(ticket)
         return 0
 
     # Of a publishing that was not written once, or has large frames. Returns its outcome.

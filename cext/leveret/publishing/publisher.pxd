@@ -27,12 +27,14 @@ cdef class PublishBatch:
 
     cdef int mark(self) except -1
     cdef uint64_t put(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
+    cpdef Py_ssize_t add_run(self, PublishTemplate template, list values, Py_ssize_t start, Ticket ticket,
+                             Py_ssize_t index, Py_ssize_t max_bytes) except -1
     cdef uint64_t put_large(self, PublishTemplate template, bytes body, Ticket ticket, Py_ssize_t index) except? 0
     cdef Py_ssize_t total(self, PublishTemplate template, Py_ssize_t size) except -1
     cdef list large_pieces(self, list before, PublishTemplate template, bytes body)
     cdef void write_prefix(self, uint8_t* p, PublishTemplate template, Py_ssize_t size) noexcept
     cdef void write_time(self, uint8_t* p, PublishTemplate template) noexcept
-    cdef void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept
+    cdef uint8_t* write(self, uint8_t* p, PublishTemplate template, const uint8_t* body, Py_ssize_t size) noexcept
     cdef int note_write(self, uint64_t tag, PublishTemplate template, Py_ssize_t sends) except -1
 
 

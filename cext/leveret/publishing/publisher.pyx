@@ -28,6 +28,11 @@ from leveret.wire.runs cimport SettlementRun
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
+    # For objects that are only borrowed.
+    PyObject* item "PyList_GET_ITEM"(list items, Py_ssize_t i) noexcept
+    bint is_bytes "PyBytes_CheckExact"(PyObject* value) noexcept
+    Py_ssize_t size_of "PyBytes_GET_SIZE"(PyObject* body) noexcept
+    const uint8_t* data_of "(const uint8_t*)PyBytes_AS_STRING"(PyObject* body) noexcept
 
 import os
 
@@ -103,13 +108,78 @@ cdef class PublishBatch:
         p = self.out.reserve(total)
         if self.window is not None:
             tag = self.window.open(ticket, index, template, body, size)
-        self.write(p, template, body, size)
-        if template.sent_at:
-            self.write_time(p, template)
+        self.write(p, template, <const uint8_t*>PyBytes_AS_STRING(body), size)
         self.published += 1
         self.published_bytes += <uint64_t>size
         self.out.commit(total)
         return tag
+
+    cpdef Py_ssize_t add_run(self, PublishTemplate template, list values, Py_ssize_t start, Ticket ticket,
+                             Py_ssize_t index, Py_ssize_t max_bytes) except -1:
+        """Appends small bodies with the same frames, counted together; `add` takes what this leaves.
+
+        It ends with the write that the socket is due, and where the block or the window's ring ends.
+
+        Args:
+            template: Exchange, routing key and properties, the same for all.
+            values: Bodies, which are bytes; it ends before any other value, and before a large body.
+            start: Where in `values` to begin.
+            ticket: Told about the outcomes.
+            index: The index of `values[start]` in the ticket.
+            max_bytes: Ends when the bodies have so many bytes.
+
+        Returns:
+            How many were appended. They have delivery tags that follow each other.
+
+        Raises:
+            EncodeFailed: As `add`.
+        """
+        cdef ConfirmWindow window = self.window
+        cdef Py_ssize_t overhead
+        # Bodies of one frame, or of none.
+        cdef Py_ssize_t largest = min(self.copied_size, <Py_ssize_t>self.frame_max - FRAME_OVERHEAD)
+        cdef Py_ssize_t total = 0
+        cdef Py_ssize_t i = start
+        cdef Py_ssize_t end, size
+        cdef uint8_t* p
+        cdef uint8_t* base
+        cdef uint8_t* full
+        cdef uint8_t* limit
+        cdef PyObject* value
+        if template is None or values is None:
+            raise TypeError("a template and a list of values are required")
+        overhead = self.total(template, 0)
+        if self.marked != self.out.sent_bytes:
+            self.mark()
+        if window is not None:
+            window.make_room()  # it may run code of others
+        # From here on nothing may run that appends to the block, publishes or changes the list.
+        end = PyList_GET_SIZE(values)
+        if i >= end or not is_bytes(item(values, i)) or size_of(item(values, i)) > largest:
+            return 0
+        if window is not None:
+            end = min(end, i + window.free_slots())
+        base = p = self.out.reserve(overhead + FRAME_OVERHEAD + size_of(item(values, i)))
+        limit = base + (self.out.room - self.out.used)
+        full = base + (self.out.flush_bytes - self.out.used)
+        while i < end:
+            value = item(values, i)
+            if not is_bytes(value):
+                break
+            size = size_of(value)
+            if size > largest or overhead + FRAME_OVERHEAD + size > limit - p:
+                break
+            p = self.write(p, template, data_of(value), size)
+            total += size
+            i += 1
+            if p >= full or total >= max_bytes:
+                break
+        if window is not None:
+            window.open_run(ticket, index, template, values, start, i - start)
+        self.published += <uint64_t>(i - start)
+        self.published_bytes += <uint64_t>total
+        self.out.commit(p - base)
+        return i - start
 
     # Notes the time: what was appended before has left.
     cdef int mark(self) except -1:
@@ -142,10 +212,13 @@ cdef class PublishBatch:
             self.sent_at = wall_clock()
         lv_put64(p + template.sent_at, <uint64_t>self.sent_at)
 
-    cdef inline void write(self, uint8_t* p, PublishTemplate template, bytes body, Py_ssize_t size) noexcept:
+    # Returns the end of the frames.
+    cdef inline uint8_t* write(self, uint8_t* p, PublishTemplate template, const uint8_t* body,
+                               Py_ssize_t size) noexcept:
         self.write_prefix(p, template, size)
-        put_body(p + template.size, self.channel, <const uint8_t*>PyBytes_AS_STRING(body), size,
-                 <Py_ssize_t>self.frame_max - FRAME_OVERHEAD)
+        if template.sent_at:
+            self.write_time(p, template)
+        return put_body(p + template.size, self.channel, body, size, <Py_ssize_t>self.frame_max - FRAME_OVERHEAD)
 
     # A large publishing behind `before`, as pieces to be written one after another: ends and beginnings of frames, and
     # between them the body itself or views of its parts. Returns a new list, whose bytes are those of `before` and of
@@ -336,9 +409,7 @@ cdef class PublishBatch:
             else:
                 pieces = None
                 p = self.out.reserve(total)
-                self.write(p, template, body, size)
-                if template.sent_at:
-                    self.write_time(p, template)
+                self.write(p, template, <const uint8_t*>PyBytes_AS_STRING(body), size)
             # Nothing below may fail before the frames are appended.
             self.note_write(tag, template, sends)
             window.resent.append(tag)
@@ -569,9 +640,17 @@ cdef class CompiledPublisher(MessagePublisher):
         cdef PublishTemplate frames = template
         cdef Py_ssize_t i = start
         cdef uint64_t full = batch.published_bytes + <uint64_t>max(1, max_bytes)
+        cdef bint as_they_are = (self._ready or template.misfit is not None) and template.id_at == 0
+        cdef Py_ssize_t many
         cdef object value
         # The serializer may change the list, and close the producer.
         while i < PyList_GET_SIZE(values) and self._alive and batch.published_bytes < full:
+            if as_they_are:
+                many = batch.add_run(template, values, i, ticket, index + i - start,
+                                     <Py_ssize_t>(full - batch.published_bytes))
+                if many:
+                    i += many
+                    continue
             value = values[i]
             if not (PyBytes_CheckExact(value) and (self._ready or template.misfit is not None)):
                 if type(value) is kind:

@@ -66,7 +66,11 @@ class Source:
         self._time = asyncio.get_running_loop().time
         self.taken_at = self._time()
         self._task: asyncio.Task[None] | None = None
-        if isinstance(values, AsyncIterable):
+        # A list is cut, which costs less than iterating over it.
+        self._list: list[Any] | None = None
+        if type(values) is list:
+            self._list, self._at = values, 0
+        elif isinstance(values, AsyncIterable):
             self._ahead: list[Any] = []
             self._wanted = 0
             self._changed = asyncio.Event()
@@ -86,6 +90,9 @@ class Source:
         chunk: list[Any] = []
         if self._task is not None:
             chunk = await self._take_ahead(self._task, count)
+        elif self._list is not None:
+            chunk = self._list[self._at : self._at + count]
+            self._at += len(chunk)
         elif self.error is None:
             try:
                 # list.extend keeps what came before the iterable failed.

@@ -50,6 +50,15 @@ class PublishBatch:
     def add(
         self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0, sends: int = 0
     ) -> int: ...
+    def add_run(
+        self,
+        template: PublishTemplate,
+        values: list[Any],
+        start: int,
+        ticket: Ticket | None,
+        index: int,
+        max_bytes: int,
+    ) -> int: ...
     def hold(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
     def resend(self, limit: int, *, finish: bool = True) -> bool: ...
 

@@ -59,10 +59,12 @@ class Counted:
 # ---------------------------------------------------------------------- iterables
 
 
-@given(values=st.lists(st.integers(), max_size=30), size=st.integers(1, 12))
-def test_pieces_are_the_values_in_their_order_when_the_iterable_is_plain(values: list[int], size: int) -> None:
+@given(values=st.lists(st.integers(), max_size=30), size=st.integers(1, 12), kind=st.sampled_from([iter, list, tuple]))
+def test_pieces_are_the_values_in_their_order_when_the_iterable_is_plain(
+    values: list[int], size: int, kind: Callable[[list[int]], Any]
+) -> None:
     async def read() -> tuple[list[list[int]], Source]:
-        async with Source(iter(values)) as source:
+        async with Source(kind(values)) as source:
             return await everything(source, size), source
 
     pieces, source = asyncio.run(read())

@@ -61,6 +61,15 @@ def publish(window: ConfirmWindow, ticket: Ticket | None = None, size: int = 0) 
     PublishBatch(SendBuffer(lambda: None, lambda: None), window).add(ORDERS, bytes(size), ticket)
 
 
+def publish_run(batch: PublishBatch, bodies: list[bytes], ticket: Ticket | None, index: int = 0) -> None:
+    """Publishes bodies in few runs: each ends with the block of the send buffer."""
+    done = 0
+    while done < len(bodies):
+        more = batch.add_run(ORDERS, bodies, done, ticket, index + done, 2**40)
+        assert more > 0
+        done += more
+
+
 @cache
 def returned_like(template: PublishTemplate, body: bytes, properties: bytes | None = None) -> Message:
     """What a broker says when it returns this publishing, maybe with other properties."""
@@ -147,6 +156,21 @@ class ConfirmModel(RuleBasedStateMachine):
         assert tag == self.next_tag
         self.opened(model, index, template, body)
         self.out.take()
+
+    @precondition(lambda self: self.resending is None)
+    @rule(data=st.data(), template=st.sampled_from(TEMPLATES), count=st.sampled_from([1, 3, 7, 7, 200, 700]))
+    def publish_run(self, data: st.DataObject, template: PublishTemplate, count: int) -> None:
+        """Publishes bodies that are counted together."""
+        model = self.ticket(data)
+        bodies = [bytes(i % 5) for i in range(count)]
+        done = 0
+        while done < count:
+            more = self.batch.add_run(template, bodies, done, model.ticket if model else None, 7000 + done, 2**40)
+            assert more > 0
+            for body in bodies[done : done + more]:
+                self.opened(model, 7000 + done, template, body)
+                done += 1
+            self.out.take()
 
     @precondition(lambda self: self.resending is None)
     @rule(data=st.data(), template=st.sampled_from(TEMPLATES), count=st.sampled_from([1, 3, 7, 7, 200, 700]))
@@ -534,6 +558,35 @@ def test_tags_below_are_untouched_when_an_expired_range_ends_in_the_middle() -> 
     assert window.unknown == 2
 
 
+@pytest.mark.parametrize("ticketed", [True, False])
+def test_a_run_is_split_where_an_outcome_hits_it(ticketed: bool) -> None:
+    window, ticket = ConfirmWindow(), Ticket() if ticketed else None
+    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
+    publish_run(batch, [bytes(i) for i in range(10)], ticket, 100)
+    window.mark_returned(3, MESSAGE)
+    window.settle(run((5, False, True), (7, False, False)))
+    window.give_up(8)
+    window.settle(ack(9, multiple=True))
+    assert (window.first, window.outstanding, window.outstanding_bytes) == (10, 1, 9)
+    assert (window.confirmed, window.returned, window.nacked, window.unknown) == (6, 1, 1, 1)
+    window.settle(ack(10, multiple=True))
+    assert (window.outstanding, window.outstanding_bytes, window.ignored) == (0, 0, 0)
+    if ticket is not None:
+        assert ticket.failures == {102: MESSAGE, 104: Outcome.NACKED, 107: Outcome.UNKNOWN}
+        assert (ticket.delivery_tag, ticket.count, ticket.pending, ticket.confirmed) == (1, 10, 0, 7)
+
+
+def test_tickets_are_handed_out_each_when_one_confirm_ends_several_runs() -> None:
+    window = ConfirmWindow()
+    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
+    tickets = [Ticket() for _ in range(3)]
+    for ticket in tickets:
+        ticket.future = SOMEBODY_WAITS
+        publish_run(batch, [b"x"] * 50, ticket)
+    assert window.settle(ack(149, multiple=True)) == tickets[:2]
+    assert window.settle(ack(150, multiple=True)) == tickets[2:]
+
+
 @pytest.mark.parametrize("count", [255, 256, 257, 512, 513, 5000])
 def test_every_tag_is_found_when_the_ring_grew_and_wrapped(count: int) -> None:
     window = ConfirmWindow()
@@ -603,14 +656,17 @@ async def test_ticket_asks_its_owner_when_awaited() -> None:
 # ---------------------------------------------------------------------------------------------- what is kept
 
 
-def kept(window: ConfirmWindow) -> tuple[PublishBatch, PublishTemplate, bytes, list[Ticket]]:
+def kept(window: ConfirmWindow, runs: bool = False) -> tuple[PublishBatch, PublishTemplate, bytes, list[Ticket]]:
     """Five mandatory publishings of one body that only the window holds beside this test."""
     batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
     template = PublishTemplate("orders", "q", mandatory=True)
     body = bytes(bytearray(b"kept"))
     tickets = [Ticket() for _ in range(5)]
     for ticket in tickets:
-        batch.add(template, body, ticket)
+        if runs:
+            assert batch.add_run(template, [body], 0, ticket, 0, 1000) == 1
+        else:
+            batch.add(template, body, ticket)
     return batch, template, body, tickets
 
 
@@ -626,11 +682,12 @@ def kept(window: ConfirmWindow) -> tuple[PublishBatch, PublishTemplate, bytes, l
     ],
     ids=["multiple", "one by one", "expired", "given up", "exchange", "returned"],
 )
+@pytest.mark.parametrize("runs", [True, False])
 def test_bodies_templates_and_tickets_are_let_go_when_publishings_end(
-    end: Callable[[ConfirmWindow], object],
+    end: Callable[[ConfirmWindow], object], runs: bool
 ) -> None:
     window = ConfirmWindow()
-    _batch, template, body, tickets = kept(window)
+    _batch, template, body, tickets = kept(window, runs)
     before = [sys.getrefcount(thing) for thing in (template, body, *tickets)]
     end(window)
     assert window.outstanding == 0

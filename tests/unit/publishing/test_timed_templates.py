@@ -67,9 +67,10 @@ def test_messages_of_one_write_have_its_time_whatever_their_size(confirms: bool)
         before = time.time()
         for body in (b"", b"x" * 100, b"y" * 200_000, b"z"):
             publisher.batch.add(template, body)
+        assert publisher.batch.add_run(template, [b"in", b"a", b"run"], 0, None, 0, 1000) == 3
         after = time.time()
         found = publisher.written()
-        assert [len(message.body) for message in found] == [0, 100, 200_000, 1]
+        assert [len(message.body) for message in found] == [0, 100, 200_000, 1, 2, 1, 3]
         (sent,) = {message.headers[HEADER] for message in found}
         assert found[0].headers["tenant"] == 7
         assert found[0].message_id == "m"

@@ -91,6 +91,11 @@ def publishing() -> Iterator[Callable[[], object]]:
         out.take()
         window.settle(SettlementRun.of(1, [(window.first, False, True, False)]))
 
+    def dropped_run() -> None:
+        batch.add_run(template, [b"x", b"y", b"z"], 0, Ticket(anything()), 0, 10)
+        out.take()
+        window.settle(SettlementRun.of(1, [(window.next_delivery_tag - 1, True, False, False)]))
+
     def returned_ticket() -> None:
         batch.add(template, b"x", ticket := Ticket(anything()))
         ticket.future = SOMEBODY_WAITS
@@ -103,6 +108,7 @@ def publishing() -> Iterator[Callable[[], object]]:
         publishing = PublishBatch(out, lost)
         publishing.add(template, b"x", Ticket(lost))
         publishing.add(template, b"x", Ticket(anything()))
+        publishing.add_run(template, [b"y", b"z"], 0, Ticket(anything()), 0, 10)
         out.take()
         lost.expire(1)
 
@@ -119,7 +125,7 @@ def publishing() -> Iterator[Callable[[], object]]:
         acks.ack(5)
         acks.flush(out)
 
-    yield from (dropped_ticket, returned_ticket, dropped_window, half_read, impossible_deliveries)
+    yield from (dropped_ticket, dropped_run, returned_ticket, dropped_window, half_read, impossible_deliveries)
 
 
 @pytest.mark.parametrize("paths", [bad_streams, bad_blocks, bad_values, publishing], ids=lambda paths: paths.__name__)

@@ -44,10 +44,25 @@ def buffer() -> SendBuffer:
 class Publisher:
     """A batch with its buffer and window."""
 
-    def __init__(self, *, confirms: bool = True, **options: Any) -> None:
-        self.out = buffer()
+    def __init__(self, out: SendBuffer | None = None, *, confirms: bool = True, **options: Any) -> None:
+        self.out = out or buffer()
         self.window = ConfirmWindow()
         self.batch = PublishBatch(self.out, self.window if confirms else None, **options)
+
+
+class Written:
+    """A send buffer that writes whenever it is full.
+
+    Attributes:
+        data: What was written.
+    """
+
+    def __init__(self, flush_bytes: int) -> None:
+        self.data = b""
+        self.out = SendBuffer(lambda: None, self.write, flush_bytes)
+
+    def write(self) -> None:
+        self.data += self.out.take()
 
 
 def pamqp_frames(data: bytes) -> list[tuple[int, Any]]:
@@ -171,6 +186,79 @@ def test_tags_count_up_and_counters_follow_when_published() -> None:
 def test_tag_is_zero_when_there_are_no_confirms() -> None:
     publisher = Publisher(confirms=False)
     assert publisher.batch.add(PublishTemplate("", "q"), b"x") == 0
+
+
+# ---------------------------------------------------------------------------------------------- in runs
+
+#: Around the limits: one frame, and a body that is not copied.
+SIZES = st.sampled_from([0, 1, 100, 4088, 4089, 8192, 8193, 70_000])
+
+
+@given(
+    sizes=st.lists(SIZES, min_size=1, max_size=30),
+    frame_max=st.sampled_from([4096, 131072]),
+    flush_bytes=st.sampled_from([1, 500, 65536]),
+    most=st.sampled_from([0, 1, 500, 100_000]),
+    confirms=st.booleans(),
+    large_body=st.sampled_from([50, 16_777_216]),
+)
+def test_bytes_and_counts_are_the_same_when_bodies_are_added_in_runs(
+    sizes: list[int], frame_max: int, flush_bytes: int, most: int, confirms: bool, large_body: int
+) -> None:
+    written = Written(flush_bytes), Written(flush_bytes)
+    one, runs = (
+        Publisher(each.out, confirms=confirms, frame_max=frame_max, max_body_size=large_body) for each in written
+    )
+    sizes = [size for size in sizes if size <= large_body]
+    template = PublishTemplate("orders", "q", Properties(priority=3).encode())
+    tickets = Ticket(), Ticket()
+    bodies = [bytes([i]) * size for i, size in enumerate(sizes)]
+    for i, body in enumerate(bodies):
+        one.batch.add(template, body, tickets[0], 10 + i)
+    done = 0
+    while done < len(bodies):
+        more = runs.batch.add_run(template, bodies, done, tickets[1], 10 + done, most)
+        assert more <= 1 or sum(sizes[done : done + more - 1]) < most
+        if more == 0:
+            # Only what is not one frame of copied bytes is left to `add`.
+            assert len(bodies[done]) > min(8192, frame_max - 8)
+            runs.batch.add(template, bodies[done], tickets[1], 10 + done)
+            more = 1
+        done += more
+    for each in written:
+        each.write()
+    assert written[0].data == written[1].data
+    for name in ("published", "published_bytes"):
+        assert getattr(one.batch, name) == getattr(runs.batch, name)
+    for name in ("next_delivery_tag", "outstanding", "outstanding_bytes"):
+        assert getattr(one.window, name) == getattr(runs.window, name)
+    assert [(ticket.delivery_tag, ticket.count, ticket.pending) for ticket in tickets[:1]] == [
+        (ticket.delivery_tag, ticket.count, ticket.pending) for ticket in tickets[1:]
+    ]
+
+
+def test_a_run_ends_before_what_is_no_bytes_and_with_the_bytes_that_it_may_take() -> None:
+    publisher = Publisher()
+    template = PublishTemplate("", "q")
+    values = [b"a", b"bc", bytearray(b"d"), b"e", b"f"]
+    assert publisher.batch.add_run(template, values, 0, None, 0, 100) == 2
+    assert publisher.batch.add_run(template, values, 2, None, 0, 100) == 0
+    assert publisher.batch.add_run(template, values, 3, None, 0, 1) == 1
+    assert publisher.batch.add_run(template, values, 4, None, 0, 1) == 1
+    assert publisher.batch.add_run(template, values, 5, None, 0, 1) == 0
+    assert publisher.batch.add_run(template, [], 0, None, 0, 1) == 0
+    events = frames.feed_whole(FrameReader(server=True), publisher.out.take())
+    assert [event[-1] for event in events] == [b"a", b"bc", b"e", b"f"]
+    assert (publisher.window.outstanding, publisher.window.outstanding_bytes) == (4, 5)
+
+
+def test_nothing_is_left_when_a_run_is_refused() -> None:
+    publisher = Publisher(frame_max=SMALLEST_FRAME_MAX)
+    wide = PublishTemplate("", "q", bytes(5000))
+    run: Any = publisher.batch.add_run
+    check_untouched(publisher, lambda: run(wide, [b"x"], 0, None, 0, 1), EncodeFailed, "negotiated frame_max is 4096")
+    check_untouched(Publisher(), lambda: run(None, [b"x"], 0, None, 0, 1), TypeError, "required")
+    check_untouched(Publisher(), lambda: run(wide, None, 0, None, 0, 1), TypeError, "required")
 
 
 # ---------------------------------------------------------------------------------------------- refusals
