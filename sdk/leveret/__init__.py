@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from leveret.monitoring.logs import setup_logging as setup_logging
     from leveret.monitoring.report import Report as Report
     from leveret.publishing.builder import MessageBuilder as MessageBuilder
-    from leveret.publishing.confirms import Receipt as Receipt
-    from leveret.publishing.confirms import Ticket as Ticket
     from leveret.publishing.options import PublishOptions as PublishOptions
     from leveret.publishing.producer import Producer as Producer
+    from leveret.publishing.publishing import Receipt as Receipt
+    from leveret.publishing.publishing import Ticket as Ticket
     from leveret.publishing.template import Template as Template
     from leveret.publishing.transaction import Transaction as Transaction
     from leveret.runtime.gc_policy import GcPolicy as GcPolicy
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Ticket": "publishing.confirms",
+    "Ticket": "publishing.publishing",
     "FieldValue": "wire.encoding",
     "Message": "wire.message",
     "Properties": "wire.properties",
@@ -98,7 +98,7 @@ _HOMES = {
     "Health": "monitoring.health",
     "Report": "monitoring.report",
     "setup_logging": "monitoring.logs",
-    "Receipt": "publishing.confirms",
+    "Receipt": "publishing.publishing",
     "ObjectPool": "runtime.object_pool",
     "prefetch_for": "consuming.prefetch",
     "Producer": "publishing.producer",

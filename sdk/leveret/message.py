@@ -1,7 +1,7 @@
 """The words that publishers and consumers share: outcomes and batch results.
 
 The incoming `leveret.Message` and the `leveret.Receipt` of a publishing are compiled (`leveret.wire.message`,
-`leveret.publishing.confirms`), because one is made for each message.
+`leveret.publishing.publishing`), because one is made for each message.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def bombs() -> dict[str, tuple[str, bytes]]:
 
 def message_of(body: bytes, encoding: str) -> Message:
     """A message as it comes from a socket."""
-    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.publish_batch import PublishBatch
     from leveret.publishing.template import PublishTemplate
     from leveret.wire.buffers import SendBuffer
     from leveret.wire.properties import Properties

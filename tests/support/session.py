@@ -156,7 +156,7 @@ def publishing(
 
 
 def content(template: PublishTemplate, body: bytes, channel: int) -> bytes:
-    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.publish_batch import PublishBatch
     from leveret.wire.buffers import SendBuffer
 
     out = SendBuffer(lambda: None, lambda: None)

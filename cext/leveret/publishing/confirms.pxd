@@ -1,13 +1,10 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from leveret.publishing.confirm_times cimport ConfirmTimes
+from leveret.publishing.publishing cimport Ticket
 from leveret.publishing.template cimport PublishTemplate
 from leveret.wire.message cimport Message
-
-# An outcome's value (leveret.message).
-cdef enum:
-    CONFIRMED = 1
 
 # The state of a slot. OPEN_RETURNED: the broker returned the message, its confirm is still to come.
 cdef enum:
@@ -30,26 +27,6 @@ cdef struct Slot:
     # Beside each other and of one type: together they are one store.
     uint16_t state
     uint16_t sends
-
-
-cdef class Receipt:
-    cdef readonly uint64_t delivery_tag
-    cdef uint32_t repeats
-    cdef uint8_t ended
-
-
-cdef class Ticket:
-    cdef readonly uint64_t delivery_tag
-    # Of 32 bits, because a publish of one message makes one: a larger object costs more to clear.
-    cdef readonly uint32_t count
-    cdef readonly uint32_t pending
-    cdef readonly uint32_t confirmed
-    cdef public object failures
-    cdef public object future
-    cdef public bint observed
-    # How often publishings were written, by index; None when each was written once.
-    cdef dict sends
-    cdef object owner
 
 
 cdef class ConfirmWindow:
@@ -109,8 +86,3 @@ cdef class ConfirmWindow:
     cdef uint64_t find_returned(self, Message message, uint64_t tag, uint64_t end, bint any_properties) except? 0
     cdef void advance(self) noexcept
     cdef list take_finished(self)
-
-
-# Functions of the module that has the classes: from another module Cython makes objects in a slower way.
-cdef Ticket new_ticket(object owner)
-cdef Receipt new_receipt(uint64_t delivery_tag)

@@ -1,14 +1,37 @@
 cimport cython
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from leveret.publishing.confirms cimport Ticket
 from leveret.publishing.template cimport PublishTemplate
 from leveret.transport.waiting cimport Waiter, Waiters
+
+# An outcome's value (leveret.message).
+cdef enum:
+    CONFIRMED = 1
 
 # What awaiting it gives.
 cdef enum:
     RECEIPT = 0
     TICKET = 1
+
+
+cdef class Receipt:
+    cdef readonly uint64_t delivery_tag
+    cdef uint32_t repeats
+    cdef uint8_t ended
+
+
+cdef class Ticket:
+    cdef readonly uint64_t delivery_tag
+    # Of 32 bits, because a publish of one message makes one: a larger object costs more to clear.
+    cdef readonly uint32_t count
+    cdef readonly uint32_t pending
+    cdef readonly uint32_t confirmed
+    cdef public object failures
+    cdef public object future
+    cdef public bint observed
+    # How often publishings were written, by index; None when each was written once.
+    cdef dict sends
+    cdef object owner
 
 
 @cython.final
@@ -38,4 +61,7 @@ cdef class Publishing(Waiter):
     cdef int keep(self) except -1
 
 
+# Functions of the module that has the classes: from another module Cython makes objects in a slower way.
 cdef Publishing new_publishing(object producer, Waiters waiters, uint8_t gives)
+cdef Ticket new_ticket(object owner)
+cdef Receipt new_receipt(uint64_t delivery_tag)

@@ -1,14 +1,12 @@
-"""What `publish` and `enqueue` return: a publishing that has begun, to be awaited like a coroutine or a future.
+"""What the publish methods give: receipts, tickets, and publishings, to be awaited like a coroutine or a future.
 
-It takes the place of a coroutine with a task of its own: asyncio adds its callbacks to the publishing itself.
+A publishing takes the place of a coroutine with a task of its own: asyncio adds its callbacks to the publishing itself.
 """
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from cpython.ref cimport PyObject
-
-from leveret.publishing.confirms cimport CONFIRMED, Receipt, Ticket, new_receipt, new_ticket
 from leveret.publishing.template cimport PublishTemplate
 from leveret.transport.waiting cimport CANCELLED, ENDED, PENDING, Waiter, Waiters
 
@@ -56,6 +54,103 @@ cdef enum:
     UNKNOWN = 5
 
 T = TypeVar("T")
+
+
+@cython.final
+@cython.freelist(512)
+cdef class Receipt:
+    """The result of `publish`: the broker has confirmed the message.
+
+    Attributes:
+        delivery_tag: The publishing's sequence number in its producer, from 1 (RabbitMQ: publisher confirms).
+        outcome: `Outcome.CONFIRMED`; without confirms `Outcome.UNKNOWN`, because the broker tells nothing.
+        attempts: How often the message was written: 1, or more when it was sent again. Then it may be in its queue more
+            than once, and the later ones have the header `x-leveret-resent`.
+    """
+
+    def __cinit__(self, uint64_t delivery_tag=0, uint8_t outcome=CONFIRMED, uint32_t attempts=1):
+        self.delivery_tag = delivery_tag
+        self.ended = outcome
+        self.repeats = attempts - 1
+
+    @property
+    def attempts(self):
+        return self.repeats + 1
+
+    @property
+    def outcome(self):
+        # Here, because it loads dataclasses, which `import leveret` does not need.
+        from leveret.message import Outcome
+
+        return Outcome(self.ended)
+
+    def __eq__(self, other):
+        if type(other) is not Receipt:
+            return NotImplemented
+        return (self.delivery_tag == (<Receipt>other).delivery_tag and self.ended == (<Receipt>other).ended
+                and self.repeats == (<Receipt>other).repeats)
+
+    def __hash__(self):
+        return hash((self.delivery_tag, self.ended, self.repeats))
+
+    def __repr__(self):
+        return f"Receipt(delivery_tag={self.delivery_tag}, outcome={self.outcome!r}, attempts={self.attempts})"
+
+
+@cython.final
+@cython.freelist(512)
+cdef class Ticket:
+    """The outcome of one publishing, or of all the publishings of a batch.
+
+    Awaiting it waits for the outcome; see `Producer.publish_nowait`.
+
+    Attributes:
+        delivery_tag: The sequence number of the first publishing in its producer.
+        count: How many publishings it stands for.
+        pending: How many have no outcome yet.
+        confirmed: How many ended confirmed.
+        failures: None, or by index an `Outcome` value, the returned `Message`, or the error that ended it.
+        future: Set by the caller that waits; the window hands out finished tickets with a future.
+        observed: A caller awaits the ticket or awaited it, so `flush` does not report it.
+    """
+
+    def __cinit__(self, owner=None):
+        self.owner = owner
+
+    def __await__(self):
+        return self.owner.wait_for(self).__await__()
+
+    @property
+    def done(self):
+        """True when every publishing has its outcome."""
+        return self.pending == 0
+
+    def attempts(self, Py_ssize_t index=0):
+        """Returns how often the publishing with this index was written, once it has its outcome."""
+        return 1 if self.sends is None else self.sends.get(index, 1)
+
+    def fail(self, Py_ssize_t index, reason):
+        """Records why the publishing with this index did not end as confirmed."""
+        if self.failures is None:
+            self.failures = {}
+        self.failures[index] = reason
+
+    def __repr__(self):
+        return f"<Ticket delivery_tag={self.delivery_tag} pending={self.pending} of {self.count}>"
+
+
+cdef Ticket new_ticket(object owner):
+    cdef Ticket ticket = Ticket.__new__(Ticket)
+    ticket.owner = owner
+    return ticket
+
+
+cdef Receipt new_receipt(uint64_t delivery_tag):
+    cdef Receipt receipt = Receipt.__new__(Receipt)
+    receipt.delivery_tag = delivery_tag
+    receipt.ended = CONFIRMED
+    return receipt
+
 
 # The shared receipt of publishings without confirms.
 NO_RECEIPT = Receipt(0, UNKNOWN)

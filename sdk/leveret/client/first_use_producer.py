@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from leveret.connection.link import Link
-    from leveret.publishing.confirms import Receipt, Ticket
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.producer import Producer
+    from leveret.publishing.publishing import Receipt, Ticket
     from leveret.publishing.template import Template
 
 __all__ = ["FirstUseProducer"]

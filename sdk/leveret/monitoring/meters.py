@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leveret.message import BatchResult
     from leveret.plugins.distributions import Distribution
     from leveret.publishing.confirms import ConfirmWindow
-    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.publish_batch import PublishBatch
 
 __all__ = ["ConnectionMeter", "ConsumerMeter", "Meter", "ProducerMeter"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leveret.errors import LeveretError
     from leveret.message import BatchResult
     from leveret.plugins.distributions import Distribution
-    from leveret.publishing.confirms import Receipt
+    from leveret.publishing.publishing import Receipt
 
 __all__ = [
     "API_VERSION",

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from leveret.errors import BackpressureError, CodecError, ConfigurationError, PublishError
 from leveret.message import BatchResult
 from leveret.publishing.builder import MessageBuilder
-from leveret.publishing.confirms import Ticket
 from leveret.publishing.options import joined, keep, refuse_confirm_timeout
 from leveret.publishing.outcomes import failure, not_sent
+from leveret.publishing.publishing import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

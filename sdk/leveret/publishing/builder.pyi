@@ -6,8 +6,8 @@ from typing import Any, Protocol, Self, Unpack, final, type_check_only
 
 from typing_extensions import disjoint_base
 
-from leveret.publishing.confirms import Receipt, Ticket
 from leveret.publishing.options import PublishOptions
+from leveret.publishing.publishing import Receipt, Ticket
 from leveret.publishing.template import Template
 
 __test__: dict[str, str]

@@ -1,57 +1,14 @@
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Generator
-from typing import Any, Protocol, final, type_check_only
+from typing import final
 
 from leveret.errors import LeveretError
-from leveret.message import Outcome
 from leveret.monitoring.histogram import Histogram
+from leveret.publishing.publishing import Ticket
 from leveret.wire.message import Message
 from leveret.wire.runs import SettlementRun
 
 __test__: dict[str, str]
-__pyx_capi__: dict[str, object]
-
-# tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
-
-@type_check_only
-class TicketOwner(Protocol):
-    """The producer that a ticket is awaited through: `Producer`."""
-
-    async def wait_for(self, ticket: Ticket) -> Receipt: ...
-
-@final
-class Receipt:
-    @property
-    def delivery_tag(self) -> int: ...
-    @property
-    def outcome(self) -> Outcome: ...
-    @property
-    def attempts(self) -> int: ...
-    def __new__(cls, delivery_tag: int = 0, outcome: Outcome = ..., attempts: int = 1) -> Receipt: ...
-    def __eq__(self, other: object, /) -> bool: ...
-    def __hash__(self) -> int: ...
-
-@final
-class Ticket:
-    failures: dict[int, int | Message | LeveretError] | None
-    future: asyncio.Future[None] | None
-    observed: bool
-    @property
-    def delivery_tag(self) -> int: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def pending(self) -> int: ...
-    @property
-    def confirmed(self) -> int: ...
-    @property
-    def done(self) -> bool: ...
-    def __new__(cls, owner: TicketOwner | None = None) -> Ticket: ...
-    def __await__(self) -> Generator[Any, Any, Receipt]: ...
-    def attempts(self, index: int = 0) -> int: ...
-    def fail(self, index: int, reason: int | Message | LeveretError) -> None: ...
 
 @final
 class ConfirmWindow:

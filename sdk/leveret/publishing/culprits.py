@@ -13,7 +13,8 @@ from leveret.wire.numbers import CONNECTION_FORCED, REPLY_SUCCESS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from leveret.publishing.confirms import ConfirmWindow, Ticket
+    from leveret.publishing.confirms import ConfirmWindow
+    from leveret.publishing.publishing import Ticket
 
 __all__ = ["Culprits"]
 

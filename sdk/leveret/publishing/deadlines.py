@@ -10,7 +10,8 @@ from leveret.publishing.outcomes import held_too_long, late
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from leveret.publishing.confirms import ConfirmWindow, Ticket
+    from leveret.publishing.confirms import ConfirmWindow
+    from leveret.publishing.publishing import Ticket
 
 __all__ = ["CLOCK_STEPS", "Deadlines"]
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from leveret.plugins.interfaces import BreakerPolicy, RetryPolicy
-    from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+    from leveret.publishing.confirms import ConfirmWindow
     from leveret.publishing.lifecycle import ProducerLife
     from leveret.publishing.outcomes import TicketBook
+    from leveret.publishing.publishing import Receipt, Ticket
     from leveret.settings import ProducerSettings
 
 __all__ = ["PublishGuard"]

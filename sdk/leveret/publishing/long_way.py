@@ -11,11 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from leveret.errors import PublishError
-    from leveret.publishing.confirms import Receipt, Ticket
     from leveret.publishing.guard import PublishGuard
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.packing import Packer
-    from leveret.publishing.publishing import Publishing
+    from leveret.publishing.publishing import Publishing, Receipt, Ticket
     from leveret.publishing.template import PublishTemplate, Template
     from leveret.publishing.writing import MessageWriter
     from leveret.settings import ProducerSettings

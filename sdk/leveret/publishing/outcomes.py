@@ -22,7 +22,8 @@ from leveret.message import Outcome
 from leveret.wire.numbers import ACCESS_REFUSED, BASIC, BASIC_PUBLISH, NOT_FOUND
 
 if TYPE_CHECKING:
-    from leveret.publishing.confirms import ConfirmWindow, Ticket
+    from leveret.publishing.confirms import ConfirmWindow
+    from leveret.publishing.publishing import Ticket
     from leveret.wire.message import Message
 
 __all__ = [

@@ -16,7 +16,7 @@ from leveret.plugins.builtin import BytesSerializer
 from leveret.publishing.adaptive_window import AdaptiveWindow
 from leveret.publishing.batches import Batch, BatchPublisher, Source
 from leveret.publishing.confirm_listeners import ConfirmListeners
-from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+from leveret.publishing.confirms import ConfirmWindow
 from leveret.publishing.culprits import Culprits
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
 from leveret.publishing.given_up import GivenUp
@@ -34,8 +34,9 @@ from leveret.publishing.nack_doubt import NackDoubt
 from leveret.publishing.options import keep, refuse_confirm_timeout
 from leveret.publishing.outcomes import TicketBook, closed_by_publishing, error_of, not_sent
 from leveret.publishing.packing import Packer
-from leveret.publishing.publisher import CompiledPublisher, PublishBatch
-from leveret.publishing.publishing import NO_RECEIPT, Publishing
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publisher import CompiledPublisher
+from leveret.publishing.publishing import NO_RECEIPT, Publishing, Receipt, Ticket
 from leveret.publishing.resending import Resender
 from leveret.publishing.returns import ReturnLog
 from leveret.publishing.room import Room, max_span

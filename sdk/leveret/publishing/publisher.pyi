@@ -3,64 +3,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, Unpack, final, type_check_only
+from typing import Any, Protocol, Unpack, type_check_only
 
-from typing_extensions import Buffer, disjoint_base
+from typing_extensions import disjoint_base
 
 from leveret.codecs.encoding import BodyEncoder
 from leveret.errors import EncodeFailed
 from leveret.plugins.interfaces import BreakerPolicy
 from leveret.publishing.builder import MessagePublisher
-from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
+from leveret.publishing.confirms import ConfirmWindow
 from leveret.publishing.guard import PublishGuard
 from leveret.publishing.options import PublishOptions
 from leveret.publishing.packing import Packer
-from leveret.publishing.publishing import Publishing
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import Publishing, Receipt, Ticket
 from leveret.publishing.template import PublishTemplate, Template
 from leveret.transport.frame_transport import FrameTransport
 from leveret.transport.waiting import Waiter, Waiters
-from leveret.wire.buffers import SendBuffer
 from leveret.wire.runs import SettlementRun
 
 __test__: dict[str, str]
-
-@final
-class PublishBatch:
-    @property
-    def channel(self) -> int: ...
-    @property
-    def frame_max(self) -> int: ...
-    @property
-    def max_body_size(self) -> int: ...
-    @property
-    def published(self) -> int: ...
-    @property
-    def published_bytes(self) -> int: ...
-    def __new__(
-        cls,
-        out: SendBuffer,
-        window: ConfirmWindow | None,
-        *,
-        held: ConfirmWindow | None = None,
-        channel: int = 1,
-        frame_max: int = 131072,
-        max_body_size: int = 16777216,
-    ) -> PublishBatch: ...
-    def attach(self, out: SendBuffer, channel: int, frame_max: int) -> None: ...
-    def add(
-        self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0, sends: int = 0
-    ) -> int: ...
-    def add_run(
-        self,
-        template: PublishTemplate,
-        values: list[Any],
-        start: int,
-        ticket: Ticket | None,
-        index: int,
-        max_bytes: int,
-    ) -> int: ...
-    def hold(self, template: PublishTemplate, body: Buffer, ticket: Ticket | None = None, index: int = 0) -> int: ...
-    def resend(self, limit: int, *, finish: bool = True) -> bool: ...
 
 # tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
 

@@ -5,19 +5,56 @@ from collections.abc import Coroutine, Generator
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, final, type_check_only
 
-from leveret.errors import PublishError
-from leveret.publishing.confirms import Receipt, Ticket
+from leveret.errors import LeveretError, PublishError
+from leveret.message import Outcome
 from leveret.publishing.template import PublishTemplate
 from leveret.transport.waiting import Waiter, Waiters
+from leveret.wire.message import Message
 
 __test__: dict[str, str]
 __pyx_capi__: dict[str, object]
 
 T = TypeVar("T")
 
-NO_RECEIPT: Receipt
-
 # tests/unit/house/test_upcalls.py holds that the .pyx calls these names, and no others.
+
+@type_check_only
+class TicketOwner(Protocol):
+    """The producer that a ticket is awaited through: `Producer`."""
+
+    async def wait_for(self, ticket: Ticket) -> Receipt: ...
+
+@final
+class Receipt:
+    @property
+    def delivery_tag(self) -> int: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def attempts(self) -> int: ...
+    def __new__(cls, delivery_tag: int = 0, outcome: Outcome = ..., attempts: int = 1) -> Receipt: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Ticket:
+    failures: dict[int, int | Message | LeveretError] | None
+    future: asyncio.Future[None] | None
+    observed: bool
+    @property
+    def delivery_tag(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def pending(self) -> int: ...
+    @property
+    def confirmed(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+    def __new__(cls, owner: TicketOwner | None = None) -> Ticket: ...
+    def __await__(self) -> Generator[Any, Any, Receipt]: ...
+    def attempts(self, index: int = 0) -> int: ...
+    def fail(self, index: int, reason: int | Message | LeveretError) -> None: ...
 
 @type_check_only
 class PublishingOwner(Protocol):
@@ -27,6 +64,8 @@ class PublishingOwner(Protocol):
     def _remember(self, ticket: Ticket) -> None: ...
     def _refusal(self, error: BaseException) -> PublishError: ...
     def _forget(self, ticket: Ticket) -> None: ...
+
+NO_RECEIPT: Receipt
 
 @final
 class Publishing(Waiter, Coroutine[Any, Any, T], Generic[T]):  # type: ignore[misc]

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leveret.connection.connection import Connection
-    from leveret.publishing.confirms import ConfirmWindow, Ticket
+    from leveret.publishing.confirms import ConfirmWindow
     from leveret.publishing.culprits import Culprits
     from leveret.publishing.outcomes import TicketBook
-    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.publish_batch import PublishBatch
+    from leveret.publishing.publishing import Ticket
 
 __all__ = ["Resender"]
 

@@ -18,7 +18,7 @@ from leveret.message import Outcome
 from leveret.publishing.lifecycle import first_channel
 from leveret.publishing.options import refuse_confirm_timeout
 from leveret.publishing.outcomes import closed_by_publishing, exchange_error, failure, not_sent
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.publish_batch import PublishBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

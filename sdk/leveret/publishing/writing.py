@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.errors import BackpressureError, LeveretError, PublishError
 from leveret.message import Outcome
-from leveret.publishing.confirms import Receipt, Ticket
 from leveret.publishing.deadlines import CLOCK_STEPS
 from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
 from leveret.publishing.outcomes import error_of, late
-from leveret.publishing.publishing import NO_RECEIPT
+from leveret.publishing.publishing import NO_RECEIPT, Receipt, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from leveret.publishing.options import PublishOptions
     from leveret.publishing.outcomes import TicketBook
     from leveret.publishing.packing import Packer
-    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.publish_batch import PublishBatch
     from leveret.publishing.publishing import Publishing
     from leveret.publishing.room import Room
     from leveret.publishing.template import PublishTemplate, Template

@@ -13,7 +13,7 @@ from tests.corpus import strategies
 
 from leveret.broker.arguments import QueueOptions
 from leveret.broker.queues import SLICE_BYTES, TURN_COUNT, UNLIMITED, BrokerConsumer, BrokerQueue
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.publish_batch import PublishBatch
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.reader import FrameReader

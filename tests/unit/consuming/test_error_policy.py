@@ -15,7 +15,7 @@ import leveret
 from leveret import DeadLetter, Drop, ErrorPolicy, Park, Requeue, Retry, Stop
 from leveret.consuming.failing.error_policy import Refused, attempts_of, checked_refusal, error_text, policy_of
 from leveret.errors import CodecError, ConfigurationError, DecodeFailed, NotFound
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.publish_batch import PublishBatch
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.encoding import encode_table

@@ -18,9 +18,9 @@ from tests.support.settlements import ORDERS, SOMEBODY_WAITS, ack, nack, run
 
 from leveret.message import Outcome
 from leveret.monitoring.usage import resident_memory
-from leveret.publishing.confirms import ConfirmWindow, Receipt, Ticket
-from leveret.publishing.publisher import PublishBatch
-from leveret.publishing.publishing import NO_RECEIPT
+from leveret.publishing.confirms import ConfirmWindow
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import NO_RECEIPT, Receipt, Ticket
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.properties import Properties, decode_properties
@@ -59,15 +59,6 @@ BODIES = [b"", b"", b"x", b"equal", bytes(100), bytes(5_000)]
 def publish(window: ConfirmWindow, ticket: Ticket | None = None, size: int = 0) -> None:
     """Publishes a body of `size` bytes."""
     PublishBatch(SendBuffer(lambda: None, lambda: None), window).add(ORDERS, bytes(size), ticket)
-
-
-def publish_run(batch: PublishBatch, bodies: list[bytes], ticket: Ticket | None, index: int = 0) -> None:
-    """Publishes bodies in few runs: each ends with the block of the send buffer."""
-    done = 0
-    while done < len(bodies):
-        more = batch.add_run(ORDERS, bodies, done, ticket, index + done, 2**40)
-        assert more > 0
-        done += more
 
 
 @cache
@@ -556,35 +547,6 @@ def test_tags_below_are_untouched_when_an_expired_range_ends_in_the_middle() -> 
     window.expire(2)
     assert window.first == 4, "tag 3 had its outcome already"
     assert window.unknown == 2
-
-
-@pytest.mark.parametrize("ticketed", [True, False])
-def test_a_run_is_split_where_an_outcome_hits_it(ticketed: bool) -> None:
-    window, ticket = ConfirmWindow(), Ticket() if ticketed else None
-    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
-    publish_run(batch, [bytes(i) for i in range(10)], ticket, 100)
-    window.mark_returned(3, MESSAGE)
-    window.settle(run((5, False, True), (7, False, False)))
-    window.give_up(8)
-    window.settle(ack(9, multiple=True))
-    assert (window.first, window.outstanding, window.outstanding_bytes) == (10, 1, 9)
-    assert (window.confirmed, window.returned, window.nacked, window.unknown) == (6, 1, 1, 1)
-    window.settle(ack(10, multiple=True))
-    assert (window.outstanding, window.outstanding_bytes, window.ignored) == (0, 0, 0)
-    if ticket is not None:
-        assert ticket.failures == {102: MESSAGE, 104: Outcome.NACKED, 107: Outcome.UNKNOWN}
-        assert (ticket.delivery_tag, ticket.count, ticket.pending, ticket.confirmed) == (1, 10, 0, 7)
-
-
-def test_tickets_are_handed_out_each_when_one_confirm_ends_several_runs() -> None:
-    window = ConfirmWindow()
-    batch = PublishBatch(SendBuffer(lambda: None, lambda: None), window)
-    tickets = [Ticket() for _ in range(3)]
-    for ticket in tickets:
-        ticket.future = SOMEBODY_WAITS
-        publish_run(batch, [b"x"] * 50, ticket)
-    assert window.settle(ack(149, multiple=True)) == tickets[:2]
-    assert window.settle(ack(150, multiple=True)) == tickets[2:]
 
 
 @pytest.mark.parametrize("count", [255, 256, 257, 512, 513, 5000])

@@ -12,9 +12,10 @@ from tests.corpus import strategies
 
 from leveret.errors import ConfirmTimeout
 from leveret.message import Outcome
-from leveret.publishing.confirms import ConfirmWindow, Ticket
+from leveret.publishing.confirms import ConfirmWindow
 from leveret.publishing.deadlines import CLOCK_STEPS, Deadlines
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import Ticket
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.runs import SettlementRun

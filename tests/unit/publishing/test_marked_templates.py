@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.corpus import strategies
 
 from leveret.errors import EncodeFailed
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.publish_batch import PublishBatch
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.encoding import FieldValue

@@ -5,8 +5,9 @@ from __future__ import annotations
 from tests.support.settlements import ORDERS, SOMEBODY_WAITS, ack, run
 
 from leveret.errors import EncodeFailed, LeveretError
-from leveret.publishing.confirms import ConfirmWindow, Ticket
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.confirms import ConfirmWindow
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import Ticket
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.properties import Properties

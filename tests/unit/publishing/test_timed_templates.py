@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.corpus import strategies
 
 from leveret.errors import EncodeFailed
-from leveret.publishing.confirms import ConfirmWindow, Ticket
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.confirms import ConfirmWindow
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import Ticket
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.encoding import FieldValue

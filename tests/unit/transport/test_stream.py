@@ -181,7 +181,7 @@ async def test_nothing_is_written_when_it_is_closed() -> None:
 
 
 async def test_large_bodies_leave_as_pieces() -> None:
-    from leveret.publishing.publisher import PublishBatch
+    from leveret.publishing.publish_batch import PublishBatch
     from leveret.publishing.template import PublishTemplate
 
     transport, _, writer = made()

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tests.corpus import frames, strategies
 
 from leveret.errors import BodyTooLarge
-from leveret.publishing.confirms import ConfirmWindow, Ticket
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.confirms import ConfirmWindow
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import Ticket
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.assembly import Assemblies
 from leveret.wire.buffers import RecvBuffer, SendBuffer

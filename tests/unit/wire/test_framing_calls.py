@@ -11,8 +11,9 @@ from tests.corpus import frames
 
 from leveret.consuming.acks import AckWindow
 from leveret.consuming.channel_deliveries import ChannelDeliveries
-from leveret.publishing.confirms import ConfirmWindow, Ticket
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.confirms import ConfirmWindow
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import Ticket
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.reader import FrameReader

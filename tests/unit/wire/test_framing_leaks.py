@@ -13,8 +13,9 @@ from tests.corpus import frames, malformed
 
 from leveret.consuming.acks import AckWindow
 from leveret.errors import LeveretError
-from leveret.publishing.confirms import ConfirmWindow, Ticket
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.confirms import ConfirmWindow
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import Ticket
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.decoding import decode_arguments, decode_table

@@ -19,8 +19,9 @@ from tests.corpus import frames, strategies
 
 from leveret.errors import BodyTooLarge, EncodeFailed
 from leveret.protocol import commands
-from leveret.publishing.confirms import ConfirmWindow, Ticket
-from leveret.publishing.publisher import PublishBatch
+from leveret.publishing.confirms import ConfirmWindow
+from leveret.publishing.publish_batch import PublishBatch
+from leveret.publishing.publishing import Ticket
 from leveret.publishing.template import PublishTemplate
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.content import append_content, append_deliveries
