@@ -1,4 +1,4 @@
-"""Measures the client's CPU time per confirmed message, by channels, window and body size: `make costs`.
+"""Measures the client's CPU time per message, by what there may be many of, window and body size: `make costs`.
 
 See docs/costs.md. The default broker is the embedded one, in its own process, so that the program runs anywhere. Only
 the client's CPU time counts.
@@ -7,13 +7,11 @@ the client's CPU time counts.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
-import gc
 import multiprocessing
 import socket
 import statistics
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -21,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asv_bench.compare import chart, wire
 from asv_bench.compare.broker import BROKERS
-from asv_bench.compare.job import cpu_seconds
 from asv_bench.compare.report import cpu_text, size_text
+from asv_bench.cost_points import BATCH, EXCHANGE, KIBIBYTE, MEBIBYTE, SMALL, Point, Stopwatch
+from asv_bench.growth import address_queues, consume, lose, producer_of, share
 from asv_bench.outputs import Outputs, markdown_page
 from asv_bench.programs import choose, execute, facts, progress_bars, screen, versions
 from rich.table import Table
@@ -35,47 +34,20 @@ if TYPE_CHECKING:
     from asv_bench.compare.job import Address
 
 ROUNDS: Final = 5
-KIBIBYTE: Final = 1024
-MEBIBYTE: Final = 1024 * 1024
 CHANNELS: Final = (1, 10, 100, 1000)
+CONNECTIONS: Final = (1, 10, 100, 500)
+CONSUMERS: Final = (1, 10, 100, 1000)
+QUEUES: Final = (1, 100, 1000, 5000)
+OUTAGES: Final = (1000, 10_000, 100_000)
 WINDOWS: Final = (100, 1000, 10_000, 100_000)
-SIZES: Final = (64, KIBIBYTE, 4 * KIBIBYTE, 16 * KIBIBYTE, 64 * KIBIBYTE, 256 * KIBIBYTE, MEBIBYTE)
-#: Messages of a batch where producers share a load: the default of `batch_size`.
-BATCH: Final = 1000
+SIZES: Final = (SMALL, KIBIBYTE, 4 * KIBIBYTE, 16 * KIBIBYTE, 64 * KIBIBYTE, 256 * KIBIBYTE, MEBIBYTE)
 #: Messages of a chunk where only the window differs: half of the smallest window.
 CHUNK: Final = min(WINDOWS) // 2
-#: No queue is bound to this exchange: the broker confirms and drops messages, and its memory stays small.
-EXCHANGE: Final = "leveret.costs"
-#: Seconds for a confirm. The machine may be busy with something else.
-PATIENCE: Final = 60.0
 #: The yardstick that is measured beside an axis.
 YARDSTICKS: Final = {"size": "copying", "window": "bare"}
-_KINDS_OF_WINDOWS: Final = {"tickets": " full of tickets", "bare": ", ready-made frames"}
+#: What `--axes` takes.
+CHOICES: Final = ("channels", "connections", "consumers", "queues", "outage", "window", "tickets", "size")
 OUTPUTS: Final = Outputs("costs", "CPU per message")
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A measurement.
-
-    Attributes:
-        axis: `channels`, `window`, `bare`, `tickets`, `size` or `copying`.
-        value: Channels, unconfirmed publishings, or bytes.
-        count: Messages of a run.
-    """
-
-    axis: str
-    value: int
-    count: int
-
-    @property
-    def label(self) -> str:
-        """The name in tables and charts."""
-        if self.axis in ("size", "copying"):
-            return size_text(self.value) + (" copied and written" if self.axis == "copying" else "")
-        if self.axis == "channels":
-            return f"{self.value:,} {'channel' if self.value == 1 else 'channels'}"
-        return f"window {self.value:,}" + _KINDS_OF_WINDOWS.get(self.axis, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +73,15 @@ def plan(axes: Sequence[str], scale: float) -> list[Point]:
     if "channels" in axes:
         # At least one batch for each channel, also of the most channels.
         points += [Point("channels", n, round(max(1, 2 * scale) * max(CHANNELS)) * BATCH) for n in CHANNELS]
+    if "connections" in axes:
+        points += [Point("connections", n, round(max(1, 2 * scale) * max(CONNECTIONS)) * BATCH) for n in CONNECTIONS]
+    if "consumers" in axes:
+        points += [Point("consumers", n, round(scale * 200) * max(CONSUMERS)) for n in CONSUMERS]
+    if "queues" in axes:
+        points += [Point("queues", n, round(scale * 40) * max(QUEUES)) for n in QUEUES]
+    if "outage" in axes:
+        # Outages take time, so the smallest buffer has few of them.
+        points += [Point("outage", n, max(n, round(scale * 10_000))) for n in OUTAGES]
     if "window" in axes:
         for n in WINDOWS:
             points += [Point(axis, n, round(scale * 4) * max(WINDOWS)) for axis in ("window", YARDSTICKS["window"])]
@@ -116,67 +97,13 @@ def plan(axes: Sequence[str], scale: float) -> list[Point]:
 # ---------------------------------------------------------------------- measuring
 
 
-class Stopwatch:
-    """CPU time of this process, user and system, of all its threads."""
-
-    seconds: float = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Adds the CPU time that the `with` block uses."""
-        gc.collect()
-        began = cpu_seconds()
-        yield
-        self.seconds += cpu_seconds() - began
-
-
-async def share(url: str, point: Point, watch: Stopwatch) -> None:
-    """`point.value` producers, each with a channel and a task, publish batches until all are confirmed."""
-    body = bytes(KIBIBYTE)
-    batches = iter(range(point.count // BATCH))
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(leveret.connect(url))
-        producers = [
-            await stack.enter_async_context(
-                client.producer(
-                    exchange=EXCHANGE,
-                    mandatory=False,
-                    serializer="bytes",
-                    batch_size=BATCH,
-                    confirm_timeout=PATIENCE,
-                    publish_timeout=PATIENCE,
-                )
-            )
-            for _ in range(point.value)
-        ]
-
-        async def work(producer: leveret.Producer) -> None:
-            for _ in batches:
-                (await producer.publish_batch(repeat(body, BATCH), "costs")).raise_for_failures()
-
-        # A first batch, because costs that a producer has only once, such as memory for its window, do not count.
-        for producer in producers:
-            await producer.publish_batch(repeat(body, BATCH), "costs")
-        with watch.running():
-            async with asyncio.TaskGroup() as group:
-                for producer in producers:
-                    group.create_task(work(producer))
-
-
 async def slide_window(url: str, point: Point, watch: Stopwatch) -> None:
     """Publishes one batch in small chunks, with a confirm window of `point.value`."""
     body = bytes(KIBIBYTE)
     async with (
         leveret.connect(url) as client,
-        client.producer(
-            exchange=EXCHANGE,
-            mandatory=False,
-            serializer="bytes",
-            batch_size=CHUNK,
-            max_outstanding=point.value,
-            max_outstanding_bytes=1024 * MEBIBYTE,
-            confirm_timeout=PATIENCE,
-            publish_timeout=PATIENCE,
+        producer_of(
+            client, batch_size=CHUNK, max_outstanding=point.value, max_outstanding_bytes=1024 * MEBIBYTE
         ) as producer,
     ):
         await producer.publish_batch(repeat(body, point.value), "costs")
@@ -187,19 +114,12 @@ async def slide_window(url: str, point: Point, watch: Stopwatch) -> None:
 
 async def fill_window(url: str, point: Point, watch: Stopwatch) -> None:
     """Publishes until the window is full, waits until it is empty, and so on."""
-    body = bytes(SIZES[0])
+    body = bytes(SMALL)
     # A high watermark, so that the window limits publishing, and not the socket.
     async with (
         leveret.connect(f"{url}?write_high_watermark={1024 * MEBIBYTE}") as client,
-        client.producer(
-            exchange=EXCHANGE,
-            mandatory=False,
-            serializer="bytes",
-            max_outstanding=point.value,
-            max_buffered=point.value,
-            max_outstanding_bytes=1024 * MEBIBYTE,
-            confirm_timeout=PATIENCE,
-            publish_timeout=PATIENCE,
+        producer_of(
+            client, max_outstanding=point.value, max_buffered=point.value, max_outstanding_bytes=1024 * MEBIBYTE
         ) as producer,
     ):
         publish = producer.publish_nowait
@@ -218,9 +138,7 @@ async def publish(url: str, point: Point, watch: Stopwatch, send_buffer: int) ->
     body = bytes(point.value)
     async with (
         leveret.connect(f"{url}?socket_send_buffer_size={send_buffer}") as client,
-        client.producer(
-            exchange=EXCHANGE, mandatory=False, serializer="bytes", confirm_timeout=PATIENCE, publish_timeout=PATIENCE
-        ) as producer,
+        producer_of(client) as producer,
     ):
         await producer.publish(body, "costs")
         with watch.running():
@@ -290,6 +208,9 @@ def measure(
     """
     ways: dict[str, Callable[[str, Point, Stopwatch], Coroutine[Any, Any, None]]] = {
         "channels": share,
+        "connections": share,
+        "queues": address_queues,
+        "outage": lose,
         "window": slide_window,
         "tickets": fill_window,
         "size": partial(publish, send_buffer=send_buffer),
@@ -297,6 +218,7 @@ def measure(
     found: dict[Point, list[float]] = {point: [] for point in points}
     with ExitStack() as stack:
         address = stack.enter_context(BROKERS[broker]())
+        ways["consumers"] = partial(consume, address=address)
         with wire.Connection(address.host, address.port) as connection:
             identity = connection.identity
         url = address.url + "/%2F"
@@ -373,11 +295,15 @@ def cells(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str]]:
 #: The axes on which the cost should be flat, and the quantity that grows on each.
 AXES: Final = {
     "channels": "channels",
+    "connections": "connections",
+    "consumers": "consumers of a queue",
+    "queues": "queues that are published to in turn",
+    "outage": "messages of an outage, half of them written before,",
     "window": "unconfirmed publishings of a batch",
     "bare": "unconfirmed ready-made frames of a plain socket",
     "tickets": "unconfirmed publishings with a ticket each",
 }
-HEADINGS: Final = ("confirmed messages", "CPU us/message", "lowest to highest", "ratio")
+HEADINGS: Final = ("messages", "CPU us/message", "lowest to highest", "ratio")
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -394,8 +320,12 @@ def panels(rows: Sequence[Row]) -> list[chart.Panel]:
     """Makes the chart's panels: one for each axis, with its yardstick."""
     headings = {
         "channels": f"channels that share the load: publish_batch, {BATCH:,} bodies of 1 KiB each",
+        "connections": "connections that share the load: the same",
+        "consumers": "consumers of a queue, a channel each: handle and acknowledge bodies of 1 KiB",
+        "queues": f"queues in turn: publish_nowait with the key of each; bodies of {SMALL} B",
+        "outage": f"messages sent again after an outage: half unconfirmed, half new; bodies of {SMALL} B",
         "window": f"confirm window: publish_batch in chunks of {CHUNK}, bodies of 1 KiB; beside it ready-made frames",
-        "tickets": f"the same full of tickets: publish_nowait until it is full, then flush; bodies of {SIZES[0]} B",
+        "tickets": f"the same full of tickets: publish_nowait until it is full, then flush; bodies of {SMALL} B",
         "size": "body size: publish_batch, and beside it the same bytes copied and written to a socket",
     }
     found = []
@@ -418,7 +348,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = argparse.ArgumentParser(prog="make costs", description=__doc__)
     add = parser.add_argument
-    add("--axes", help="some of channels, window, tickets, size (default: all)")
+    add("--axes", help=f"some of {', '.join(CHOICES)} (default: all)")
     add("--rounds", type=int, default=ROUNDS, help="counted rounds (default %(default)s)")
     add("--broker", choices=sorted(BROKERS), default="embedded", help="a private one of these (default %(default)s)")
     add("--count-scale", type=float, default=1.0, help="factor of all message counts (default 1)")
@@ -431,7 +361,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     OUTPUTS.add_options(parser)
     options = parser.parse_args(arguments)
-    options.axes = choose(options.axes, ("channels", "window", "tickets", "size"), "axis")
+    options.axes = choose(options.axes, CHOICES, "axis")
     if options.rounds < 1:
         parser.error(f"--rounds is at least 1, not {options.rounds}")
     if not 0.25 <= options.count_scale <= 100:
@@ -465,7 +395,7 @@ def main(arguments: Sequence[str]) -> int:
         options,
         rows,
         about,
-        title="CPU of the client, microseconds per confirmed message (logarithmic; shorter is better)",
+        title="CPU of the client, microseconds per message (logarithmic; shorter is better)",
         panels=panels(rows),
         markdown=markdown_page(about, verdicts(rows), HEADINGS, cells(rows)),
     )
