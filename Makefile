@@ -79,7 +79,7 @@ faults: setup rabbitmq ## default settings under 110 faults drawn from a seed; c
 ordered: setup ## check the order and measure the cost of ordered_by with 1,000 keys and 64 workers; under a minute
 	@$(BIN)/python -m asv_bench.ordered $(ARGS)
 
-costs: setup ## measure client CPU per confirmed message by channels, window and body size (see docs/costs.md); two minutes
+costs: setup ## measure client CPU per message by channels, consumers, queues, window and more (see docs/costs.md); five minutes
 	@$(BIN)/python -m asv_bench.costs $(ARGS)
 
 prefetch: setup rabbitmq ## compare fixed prefetches with "auto" on RabbitMQ (see docs/prefetch.md); about nine minutes

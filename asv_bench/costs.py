@@ -29,7 +29,7 @@ from rich.table import Table
 import leveret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from asv_bench.compare.job import Address
 
@@ -45,6 +45,8 @@ SIZES: Final = (SMALL, KIBIBYTE, 4 * KIBIBYTE, 16 * KIBIBYTE, 64 * KIBIBYTE, 256
 CHUNK: Final = min(WINDOWS) // 2
 #: The yardstick that is measured beside an axis.
 YARDSTICKS: Final = {"size": "copying", "window": "bare"}
+#: Up to this spread a cost is flat.
+FLAT: Final = 0.1
 #: What `--axes` takes.
 CHOICES: Final = ("channels", "connections", "consumers", "queues", "outage", "window", "tickets", "size")
 OUTPUTS: Final = Outputs("costs", "CPU per message")
@@ -76,12 +78,12 @@ def plan(axes: Sequence[str], scale: float) -> list[Point]:
     if "connections" in axes:
         points += [Point("connections", n, round(max(1, 2 * scale) * max(CONNECTIONS)) * BATCH) for n in CONNECTIONS]
     if "consumers" in axes:
-        points += [Point("consumers", n, round(scale * 200) * max(CONSUMERS)) for n in CONSUMERS]
+        points += [Point("consumers", n, round(scale * 100) * max(CONSUMERS)) for n in CONSUMERS]
     if "queues" in axes:
         points += [Point("queues", n, round(scale * 40) * max(QUEUES)) for n in QUEUES]
     if "outage" in axes:
         # Outages take time, so the smallest buffer has few of them.
-        points += [Point("outage", n, max(n, round(scale * 10_000))) for n in OUTAGES]
+        points += [Point("outage", n, max(1, round(scale * 10_000 / n)) * n) for n in OUTAGES]
     if "window" in axes:
         for n in WINDOWS:
             points += [Point(axis, n, round(scale * 4) * max(WINDOWS)) for axis in ("window", YARDSTICKS["window"])]
@@ -259,19 +261,26 @@ def summarize(found: Mapping[Point, Sequence[float]]) -> list[Row]:
     return rows
 
 
+def _spread(ratios: Iterable[float]) -> float:
+    found = list(ratios)
+    return max(found) / min(found) - 1
+
+
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Returns a sentence about the figures of each axis."""
     said = []
     for axis, what in AXES.items():
         ratios = {row.point.value: row.ratio for row in rows if row.point.axis == axis}
         if ratios:
-            first, second, *_, last = sorted(ratios)
-            some = [ratio for value, ratio in ratios.items() if value != first]
-            spread, from_second = (max(these) / min(these) - 1 for these in (ratios.values(), some))
-            said.append(
-                f"From {first:,} to {last:,} {what} the cost is flat within {spread:.0%}, and from {second:,} on "
-                f"within {from_second:.0%}."
-            )
+            values = sorted(ratios)
+            spreads = {value: _spread(ratios[v] for v in values if v >= value) for value in values[:-1]}
+            flat = next((value for value, spread in spreads.items() if spread <= FLAT), None)
+            sentence = f"From {values[0]:,} to {values[-1]:,} {what} the cost is flat within {spreads[values[0]]:.0%}"
+            if flat is None:
+                sentence += f", and not within {FLAT:.0%} from any point on"
+            elif flat != values[0]:
+                sentence += f", and from {flat:,} on within {spreads[flat]:.0%}"
+            said.append(sentence + ".")
     ours = {row.point.value: row.cpu_us for row in rows if row.point.axis == "size"}
     copying = {row.point.value: row.cpu_us for row in rows if row.point.axis == "copying"}
     if ours:
