@@ -15,7 +15,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .workloads import EVERYDAY, LOOK_EVERY, WORKLOADS
+from .workloads import EVERYDAY, GROWTH, LOOK_EVERY, WORKLOADS
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -93,7 +93,7 @@ METERS: dict[str, Any] = {"instructions": Instructions, "memory": Memory, "calls
 def count(meter: Any, name: str) -> dict[str, float]:
     """Counts a workload."""
     few = messages(name)
-    run = (WORKLOADS | EVERYDAY)[name](4 * few)
+    run = (WORKLOADS | EVERYDAY | GROWTH)[name](4 * few)
     gc.collect()
     gc.disable()
     run(few)

@@ -554,6 +554,43 @@ def acknowledge(total: int) -> Callable[[int], None]:
     return _by_group(group)
 
 
+def _queues(number: int) -> Workload:
+    """`publish_nowait` to so many queues in turn, with the routing key of each."""
+    keys = itertools.cycle([f"order.created.{queue}" for queue in range(number)])
+
+    async def workload(producer: Any, count: int) -> None:
+        publish = producer.publish_nowait
+        for _ in range(count // GROUP):
+            for key in itertools.islice(keys, GROUP):
+                publish(BODY, key)
+            await producer.flush()
+
+    return _with_producer(workload)
+
+
+def _held(number: int) -> Workload:
+    """Holds so many publishings, writes them to the channel that takes over, and confirms them; again and again."""
+
+    def prepare(total: int) -> Callable[[int], None]:
+        window, ticket = find("ConfirmWindow")(), find("Ticket")
+        batch = find("PublishBatch")(discarding_buffer(), window)
+        template = template_maker()("orders", "order.created", corpus.RAW_PROPERTIES)
+        confirm = find("SettlementRun").of(1, [(0, True, False, False)])
+
+        def run(count: int) -> None:
+            for _ in range(count // number):
+                for _ in range(number):
+                    batch.hold(template, BODY, ticket())
+                window.renumber()
+                while not batch.resend(GROUP):
+                    pass
+                window.settle(confirm)
+
+        return run
+
+    return prepare
+
+
 #: Those that every commit is counted by.
 WORKLOADS: dict[str, Workload] = {
     "decode": decode,
@@ -568,6 +605,11 @@ WORKLOADS: dict[str, Workload] = {
     "consume": _consume(),
     "publish_monitored": _publish(_plain, monitored=True),
     "consume_monitored": _consume(monitored=True),
+}
+#: What should cost the same however many there are, by the names that end with the number.
+GROWTH: dict[str, Workload] = {
+    **{f"queues_{number}": _queues(number) for number in (1, 100, 1000, 5000)},
+    **{f"held_{number}": _held(number) for number in (100, 1000, 5000)},
 }
 #: What programs do besides: options, many keys, other handlers.
 EVERYDAY: dict[str, Workload] = {

@@ -37,10 +37,13 @@ cdef class Packer:
     cdef readonly MessageIds ids
     # What messages are packed in; None while one is.
     cdef Scratch scratch
-    # The frames of routing keys alone, each at the place that the hash of its key chooses; None before the first.
-    cdef list kept
+    # The frames of routing keys alone, their bytes, and those that found no room since it was full.
+    cdef dict kept
+    cdef Py_ssize_t kept_bytes
+    cdef Py_ssize_t refused_bytes
 
     cdef PublishTemplate pattern(self, object routing_key)
+    cdef int keep(self, str routing_key, PublishTemplate made) except -1
     cdef PublishTemplate frames(self, object routing_key, dict options)
     cdef PublishTemplate identified(self, PublishTemplate pattern)
     cdef tuple packed(self, object value, object routing_key, dict options)

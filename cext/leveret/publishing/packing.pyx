@@ -2,8 +2,7 @@
 cimport cython
 from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem, PyDict_Next
-from cpython.list cimport PyList_GET_ITEM
-from cpython.object cimport PyObject, PyObject_Hash
+from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport uint16_t
 
@@ -32,8 +31,9 @@ cdef enum:
     MANDATORY
     CONFIRM_TIMEOUT
     NUMBERS
-    # How many routing keys keep their frames; a power of two. They have less than 1 KiB each, and so have their keys.
-    KEPT = 1024
+    # Bytes of the frames that routing keys keep, and what each takes beside its frames: objects and a place.
+    MOST_KEPT = 4194304
+    KEPT_BESIDE = 300
     # A larger scratch buffer is not kept.
     LARGEST_SCRATCH = 65536
 
@@ -108,6 +108,7 @@ cdef class Packer:
         self.mandatory = settings.mandatory
         self.delivery_mode = settings.delivery_mode
         self.timed = settings.sent_at_header
+        self.kept = {}
         if settings.message_ids:
             self.ids = MessageIds()
 
@@ -165,22 +166,33 @@ cdef class Packer:
     # The frames of a routing key or template alone, when all bodies have one form.
     cdef PublishTemplate pattern(self, object routing_key):
         cdef PublishTemplate made
-        cdef Py_ssize_t place
+        cdef PyObject* found
         cdef dict options
         if type(routing_key) is Template and (<Template>routing_key).encoder is self.encoder:
             return (<Template>routing_key).frames
         if not PyUnicode_CheckExact(routing_key):
             routing_key, options = joined(routing_key, _NO_OPTIONS)
             return self.make(routing_key, options, self.content_type, None, -1)
-        if self.kept is None:
-            self.kept = [None] * KEPT
-        place = PyObject_Hash(routing_key) & (KEPT - 1)
-        found = <object>PyList_GET_ITEM(self.kept, place)
-        if found is not None and (<PublishTemplate>found).routing_key == <str>routing_key:
+        found = PyDict_GetItem(self.kept, routing_key)
+        if found is not NULL:
             return <PublishTemplate>found
         made = self.make(routing_key, _NO_OPTIONS, self.content_type, None, -1)
-        self.kept[place] = made
+        self.keep(routing_key, made)
         return made
+
+    # Keeps the frames of a routing key if there is room, and begins anew when as many bytes found none: others may be
+    # in use by now.
+    cdef int keep(self, str routing_key, PublishTemplate made) except -1:
+        cdef Py_ssize_t size = made.size + KEPT_BESIDE
+        if self.kept_bytes >= MOST_KEPT:
+            self.refused_bytes += size
+            if self.refused_bytes < MOST_KEPT:
+                return 0
+            self.kept.clear()
+            self.kept_bytes = self.refused_bytes = 0
+        self.kept[routing_key] = made
+        self.kept_bytes += size
+        return 0
 
     # The frames of a message, when all bodies have one form.
     cdef PublishTemplate frames(self, object routing_key, dict options):
