@@ -12,21 +12,23 @@ from itertools import cycle, islice, repeat
 from typing import TYPE_CHECKING, Any, Final
 
 from asv_bench.compare import wire
-from asv_bench.cost_points import BATCH, EXCHANGE, KIBIBYTE, MEBIBYTE, PATIENCE, SMALL
+from asv_bench.cost_points import BATCH, EXCHANGE, KIBIBYTE, MEBIBYTE, PATIENCE, SMALL, Stopwatch
 
 import leveret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from multiprocessing.synchronize import Event
+    from multiprocessing.synchronize import Semaphore
 
     from asv_bench.compare.job import Address
-    from asv_bench.cost_points import Point, Stopwatch
+    from asv_bench.cost_points import Point
 
 #: The queue that consumers share.
 QUEUE: Final = "leveret.costs"
 #: Unconfirmed messages where queues take turns.
 _WINDOW: Final = 1000
+#: Messages for each consumer that are not counted.
+_FIRST: Final = 20
 
 
 def producer_of(client: leveret.Client, **options: Any) -> leveret.Producer[bytes]:
@@ -65,16 +67,20 @@ async def share(url: str, point: Point, watch: Stopwatch) -> None:
 
 async def consume(url: str, point: Point, watch: Stopwatch, address: Address) -> None:
     """`point.value` consumers of one queue, each with a channel, handle and acknowledge what a process publishes."""
-    left = point.count
-    done = asyncio.get_running_loop().create_future()
+    left = 0
+    done = asyncio.Event()
 
     async def handler(body: bytes, message: leveret.Message) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            done.set_result(None)
+            done.set()
 
+    # First some for each consumer: what one costs only once does not count.
+    counts = (_FIRST * point.value, point.count)
+    # The process is forked before there is much memory, which both write to then.
     async with AsyncExitStack() as stack:
+        go_on = stack.enter_context(feeding(address, counts))
         client = await stack.enter_async_context(leveret.connect(url))
         await client.declare(leveret.Topology().queue(QUEUE, auto_delete=True))
         tasks = []
@@ -82,35 +88,38 @@ async def consume(url: str, point: Point, watch: Stopwatch, address: Address) ->
             consumer = client.consumer(QUEUE, bytes)
             await consumer.subscribe()
             tasks.append(asyncio.create_task(consumer.run(handler)))
-        await asyncio.sleep(0)
-        with feeding(address, point.count) as begin, watch.running():
-            begin()
-            await done
+        for count in counts:
+            left = count
+            done.clear()
+            with (watch if count == point.count else Stopwatch()).running():
+                go_on()
+                await done.wait()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _feed(address: Address, count: int, begin: Event) -> None:
+def _feed(address: Address, counts: tuple[int, ...], turns: Semaphore) -> None:
     with wire.Connection(address.host, address.port) as connection:
-        channel = connection.open_channel(confirms=True)
-        begin.wait()
-        wire.publish(connection, channel, QUEUE, bytes(KIBIBYTE), count, 10 * BATCH)
+        for count in counts:
+            channel = connection.open_channel(confirms=True)
+            turns.acquire()
+            wire.publish(connection, channel, QUEUE, bytes(KIBIBYTE), count, 10 * BATCH)
 
 
 @contextmanager
-def feeding(address: Address, count: int) -> Iterator[Callable[[], None]]:
-    """A process that publishes messages of 1 KiB to `QUEUE`. Its CPU time is not the client's.
+def feeding(address: Address, counts: tuple[int, ...]) -> Iterator[Callable[[], None]]:
+    """A process that publishes so many messages of 1 KiB to `QUEUE`. Its CPU time is not the client's.
 
     Returns:
-        What lets it begin.
+        What lets it publish the next of the counts.
     """
     context = multiprocessing.get_context("fork")
-    begin = context.Event()
-    process = context.Process(target=_feed, args=(address, count, begin), daemon=True)
+    turns = context.Semaphore(0)
+    process = context.Process(target=_feed, args=(address, counts, turns), daemon=True)
     process.start()
     try:
-        yield begin.set
+        yield turns.release
         process.join()
     finally:
         process.terminate()
