@@ -31,7 +31,7 @@ _WINDOW: Final = 1000
 _FIRST: Final = 20
 
 
-def producer_of(client: leveret.Client, **options: Any) -> leveret.Producer[bytes]:
+def producer_of(client: leveret.Client, **options: Any) -> leveret.Producer:
     """Makes a producer whose messages the broker drops."""
     chosen: dict[str, Any] = {"confirm_timeout": PATIENCE, "publish_timeout": PATIENCE, **options}
     return client.producer(exchange=EXCHANGE, mandatory=False, serializer="bytes", **chosen)
@@ -52,7 +52,7 @@ async def share(url: str, point: Point, watch: Stopwatch) -> None:
             for client in islice(cycle(clients), point.value)
         ]
 
-        async def work(producer: leveret.Producer[bytes]) -> None:
+        async def work(producer: leveret.Producer) -> None:
             for _ in batches:
                 (await producer.publish_batch(repeat(body, BATCH), "costs")).raise_for_failures()
 

@@ -1,5 +1,6 @@
-from collections.abc import Buffer
 from typing import Any, final
+
+from typing_extensions import Buffer
 
 from leveret.publishing.confirms import ConfirmWindow
 from leveret.publishing.publishing import Ticket
