@@ -14,4 +14,5 @@ cdef class Stream:
     cdef public Histogram write_sizes
     cdef bint flush_scheduled
 
-    cdef bint handed_over(self, event) except -1
+    cdef int hand_over(self, list events) except -1
+    cdef int handed_over(self, event) except -1

@@ -6,6 +6,12 @@ from leveret.wire.numbers cimport BASIC_DELIVER
 from leveret.wire.reader cimport FrameReader
 from leveret.wire.runs cimport ContentRun, SettlementRun
 
+# What became of an event of a read.
+cdef enum:
+    FOR_THE_SESSION = 0
+    HANDED_OVER = 1
+    FAILED = 2
+
 
 cdef class Stream:
     """Reads events for a session, and writes frames. `FrameTransport` is the subclass with the rest.
@@ -19,8 +25,8 @@ cdef class Stream:
         out: The buffer that frames are appended to. The subclass makes it, with `_schedule_flush` and `flush` as its
             callbacks.
         closed: True when nothing is written any more.
-        channels: Channels by number (`StreamChannel` in the stub). When a read brings nothing but one run of deliveries
-            or confirms, it goes straight to the consumer or publisher of its channel, and not to the session.
+        channels: Channels by number (`StreamChannel` in the stub). Runs of deliveries and of confirms go straight to
+            the consumer or publisher of their channel, and not to the session.
         write_sizes: Counts the bytes of each write; None does not.
     """
 
@@ -39,8 +45,7 @@ cdef class Stream:
             # Frames that this read causes leave in one write at its end, without another turn of the loop.
             self.out.attended = True
             try:
-                if not (PyList_GET_SIZE(events) == 1 and self.handed_over(events[0])):
-                    self.session.events_received(events)
+                self.hand_over(events)
             finally:
                 self.out.attended = False
                 self.flush()
@@ -50,28 +55,41 @@ cdef class Stream:
         if self.reader.error is not None and not self.closed:
             self.session.stream_failed(self.reader.error)
 
-    # Passes a run on to the consumer or publisher of its channel. Returns false when the session has to handle it.
-    cdef bint handed_over(self, event) except -1:
+    # Passes runs on until one fails; from the first other event on the session handles the rest.
+    cdef int hand_over(self, list events) except -1:
+        cdef Py_ssize_t i
+        cdef int end
+        for i in range(PyList_GET_SIZE(events)):
+            end = self.handed_over(events[i])
+            if end == FOR_THE_SESSION:
+                self.session.events_received(events[i:] if i else events)
+            if end != HANDED_OVER:
+                break
+        return 0
+
+    # Passes a run on to the consumer or publisher of its channel.
+    cdef int handed_over(self, event) except -1:
         try:
             if type(event) is ContentRun:
                 if (<ContentRun>event).method_id != BASIC_DELIVER:
-                    return False
+                    return FOR_THE_SESSION
                 channel = self.channels.get((<ContentRun>event).channel)
                 consumer = None if channel is None else channel.consumers.get((<ContentRun>event).consumer_tag)
                 if consumer is None:
-                    return False
+                    return FOR_THE_SESSION
                 consumer.delivered(event)
             elif type(event) is SettlementRun:
                 channel = self.channels.get((<SettlementRun>event).channel)
                 publisher = None if channel is None else channel.publisher
                 if publisher is None:
-                    return False
+                    return FOR_THE_SESSION
                 publisher.settled(event)
             else:
-                return False
+                return FOR_THE_SESSION
         except Exception as error:
             self.session.event_failed(error)
-        return True
+            return FAILED
+        return HANDED_OVER
 
     def flush(self):
         """Writes the appended frames."""

@@ -55,10 +55,12 @@ def read(transport: FrameTransport, data: bytes) -> list[str]:
     return python_calls(transport.buffer_updated, len(data))
 
 
-def deliveries(first: int, count: int) -> bytes:
+def deliveries(first: int, count: int, *, consumer_tag: str = "tag", channel: int = 1) -> bytes:
     """So many small messages to one consumer, as a broker sends them."""
     return b"".join(
-        content(Basic.Deliver("tag", tag, False, "orders", "order.created"), 1, b'{"id":1}', delivery_mode=2)
+        content(
+            Basic.Deliver(consumer_tag, tag, False, "orders", "order.created"), channel, b'{"id":1}', delivery_mode=2
+        )
         for tag in range(first, first + count)
     )
 
@@ -87,6 +89,27 @@ async def test_calls_do_not_grow_when_a_read_brings_more_deliveries(consumer: le
     assert consumer.counters()["unsettled"] == 1101
     # What a read brings alone is compiled from the transport to the consumer's buffer.
     assert few == many == []
+
+
+async def test_a_read_calls_nothing_in_python_when_it_brings_deliveries_to_many_consumers() -> None:
+    async with FakeServer(obliging) as server, leveret.connect(server.url) as client:
+        consumers = [client.consumer("q", consumer_tag=f"tag-{number}") for number in range(20)]
+        for consuming in consumers:
+            await consuming.subscribe()
+        transport = client.consuming_link.connection.transport  # type: ignore[union-attr]
+
+        def round_of(first: int) -> bytes:
+            # Channels are numbered from 1 in the order of subscribing.
+            return b"".join(
+                deliveries(first, 3, consumer_tag=f"tag-{number}", channel=number + 1)
+                for number in range(len(consumers))
+            )
+
+        read(transport, round_of(1))  # the first ones show whether this is a stream
+        assert read(transport, round_of(4)) == []
+        assert [consuming.counters()["delivered"] for consuming in consumers] == [6] * 20
+        for consuming in consumers:
+            await consuming.close()
 
 
 @pytest.mark.parametrize("count", [100, 1000])

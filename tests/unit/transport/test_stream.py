@@ -12,7 +12,7 @@ from tests.corpus import frames
 from leveret.errors import ProtocolError
 from leveret.transport.frame_transport import FrameTransport
 from leveret.wire.reader import FrameReader
-from leveret.wire.runs import ContentRun, SettlementRun
+from leveret.wire.runs import ContentRun, MethodFrame, SettlementRun
 
 DELIVERY = frames.delivery(1, 1, b"body", consumer_tag="c")
 CONFIRM = frames.method(1, 60, 80, b"\0\0\0\0\0\0\0\1\0")
@@ -86,12 +86,29 @@ async def test_what_a_read_brings_alone_goes_to_its_owner(data: bytes, kind: typ
     assert session.events == []
 
 
-async def test_the_session_keeps_the_order_of_what_comes_together() -> None:
+async def test_what_comes_together_goes_to_its_owners_in_its_order() -> None:
     owner = Owner()
     transport, session, _ = made(owner)
+    receive(transport, DELIVERY + CONFIRM + DELIVERY)
+    assert [type(run) for run in owner.runs] == [ContentRun, SettlementRun, ContentRun]
+    assert session.events == []
+
+
+async def test_from_the_first_other_event_on_the_session_gets_the_rest() -> None:
+    owner = Owner()
+    transport, session, _ = made(owner)
+    receive(transport, DELIVERY + frames.method(1, 20, 40, b"\0\0") + CONFIRM)
+    assert [type(run) for run in owner.runs] == [ContentRun]
+    assert [type(event) for event in session.events] == [MethodFrame, SettlementRun]
+
+
+async def test_nothing_is_handed_over_behind_what_failed() -> None:
+    owner = Owner(ValueError())
+    transport, session, _ = made(owner)
     receive(transport, DELIVERY + CONFIRM)
-    assert owner.runs == []
-    assert [type(event) for event in session.events] == [ContentRun, SettlementRun]
+    assert len(owner.runs) == 1
+    assert session.events == []
+    assert session.failures == [owner.error]
 
 
 @pytest.mark.parametrize(
