@@ -72,7 +72,11 @@ class FirstUseProducer:
             if blocked is not None:
                 late.stage = "blocked"
                 late.args = (f"{late}: the broker blocks publishers: {blocked}",)
-            raise late from None
+                raise late from None
+            cause = next((link.no_connection for link in self._links if link.no_connection is not None), None)
+            if cause is not None:
+                late.args = (f"{late}: {cause}",)
+            raise late from cause
         except (PublishError, ConfigurationError, PluginError):
             raise
         except LeveretError as error:

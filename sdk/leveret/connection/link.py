@@ -146,6 +146,11 @@ class Link:
         return self.connection.error
 
     @property
+    def no_connection(self) -> LeveretError | None:
+        """Why the last attempt failed, or else why the connection was lost; None when there is one or was none."""
+        return self.failure or self.outage
+
+    @property
     def blocked(self) -> str | None:
         """The broker's reason for blocking publishers on the open connection, or None."""
         return self.connection.blocked if self.connection is not None and self.connection.error is None else None

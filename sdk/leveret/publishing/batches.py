@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, Iterable, Sized
+from collections.abc import AsyncIterable, Iterable, Mapping, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,8 +57,8 @@ class Source:
     """
 
     def __init__(self, values: Iterable[Any] | AsyncIterable[Any], each: Callable[[Any], Any] | None = None) -> None:
-        # What text and bytes iterate over is hardly what their caller wants to publish.
-        if isinstance(values, str | bytes | bytearray | memoryview):
+        # What text, bytes and mappings iterate over is hardly what their caller wants to publish.
+        if isinstance(values, str | bytes | bytearray | memoryview | Mapping):
             raise _no_values(values)
         self.length = len(values) if isinstance(values, Sized) else 0
         self.error: BaseException | None = None

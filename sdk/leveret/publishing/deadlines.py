@@ -10,6 +10,7 @@ from leveret.publishing.outcomes import held_too_long, late
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from leveret.errors import LeveretError
     from leveret.publishing.confirms import ConfirmWindow
     from leveret.publishing.publishing import Ticket
 
@@ -111,13 +112,16 @@ class Deadlines:
         """Starts `confirm_timeout` anew: all publishings without an outcome were appended for another channel."""
         self.confirming_since = now
 
-    def expire(self, now: float, window: ConfirmWindow, *, connected: bool) -> Iterator[list[Ticket]]:
+    def expire(
+        self, now: float, window: ConfirmWindow, *, connected: bool, outage: LeveretError | None = None
+    ) -> Iterator[list[Ticket]]:
         """Ends the publishings whose deadline has passed as UNKNOWN, or as NOT_SENT if they were not written yet.
 
         Args:
             now: As for `tick`.
             window: The publishings without an outcome.
             connected: Whether there is a channel that may bring confirms; the errors say it.
+            outage: Why there is no connection, if there is none.
 
         Yields:
             The finished tickets, as `ConfirmWindow.settle` returns them.
@@ -128,12 +132,12 @@ class Deadlines:
                 _, last = marks.popleft()
             if last >= window.first:
                 error = late(option, seconds, connected=connected)
-                yield window.expire(last, error, held_too_long(option, seconds)) or []
+                yield window.expire(last, error, held_too_long(option, seconds, outage)) or []
         passed = [entry for entry in self._waited if entry[1] <= now]
         if passed:
             self._waited = deque(entry for entry in self._waited if entry[1] > now)
             error = late("publish_timeout", self._publish_timeout, connected=connected)
-            unsent = held_too_long("publish_timeout", self._publish_timeout)
+            unsent = held_too_long("publish_timeout", self._publish_timeout, outage)
             for _, _, first, last in passed:
                 for tag in range(max(first, window.first), last + 1):
                     yield window.give_up(tag, error, unsent) or []

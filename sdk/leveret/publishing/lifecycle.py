@@ -160,7 +160,7 @@ async def first_channel(
                 f"{link.blocked}",
                 "blocked",
             ) from None
-        cause = link.failure or link.outage or lost
+        cause = link.no_connection or lost
         raise not_sent(
             f"{what} had no connection within publish_timeout of {seconds:g} s{f': {cause}' if cause else ''}",
             "connection",

@@ -64,17 +64,19 @@ def not_sent(text: str, stage: str = "", cause: BaseException | None = None) -> 
     return error
 
 
-def held_too_long(option: str, seconds: float) -> PublishError:
+def held_too_long(option: str, seconds: float, cause: LeveretError | None = None) -> PublishError:
     """Makes the error of a message for which no channel came in time.
 
     Args:
         option: The option that set the deadline.
         seconds: Its value.
+        cause: Why there is no connection, as far as that is known.
 
     Returns:
         The error, with the outcome NOT_SENT.
     """
-    return not_sent(f"{NO_CHANNEL}; waited {option} of {seconds:g} s", "connection")
+    why = "" if cause is None else f": {cause}"
+    return not_sent(f"{NO_CHANNEL}; waited {option} of {seconds:g} s{why}", "connection", cause)
 
 
 def late(option: str, seconds: float, *, connected: bool = True) -> ConfirmTimeout:

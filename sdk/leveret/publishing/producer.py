@@ -137,6 +137,7 @@ class Producer(CompiledPublisher):
             self._run_clock,
             self.meter,
             write=self._write_in_turn,
+            link=connect,
         )
         self._open_channel = partial(publishing_channel, confirms=settings.confirms)
         self._reopening = Reopening(connect, self._open_channel, self._take_over, self._give_up)
@@ -692,7 +693,7 @@ class Producer(CompiledPublisher):
         sent = self._transport.progress if connected else None
         deadlines.tick(now, window.first, window.next_delivery_tag - 1, sent)
         with GivenUp(window, self._life, self.settings.exchange, "no confirm came in time"):
-            for finished in deadlines.expire(now, window, connected=connected):
+            for finished in deadlines.expire(now, window, connected=connected, outage=self._connect.no_connection):
                 self._hand_out(finished)
                 self._wake()
         self._start_clock()

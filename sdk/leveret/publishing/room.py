@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leveret.connection.connection import Connection
+    from leveret.connection.link import Link
     from leveret.errors import PublishError
     from leveret.monitoring.meters import ProducerMeter
     from leveret.publishing.confirms import ConfirmWindow
@@ -49,6 +50,7 @@ class Room:
         start_clock: Starts the producer's clock, which calls `expire`, unless it runs.
         meter: Counts the messages that get no room.
         write: Appends a message that waited, with the deadline it has.
+        link: Knows why there is no connection.
 
     Attributes:
         limit: How many publishings may be unconfirmed before `publish` waits.
@@ -65,6 +67,7 @@ class Room:
         start_clock: Callable[[], None],
         meter: ProducerMeter,
         write: Callable[[Publishing[Any], float], None],
+        link: Link,
     ) -> None:
         self.limit = 1
         self.waiting: deque[tuple[int, int, float, Waiter]] = deque()
@@ -74,6 +77,7 @@ class Room:
         self._start_clock = start_clock
         self._meter = meter
         self._write = write
+        self._link = link
         # What waits for the socket or the broker, in the place of all publishings that do.
         self._watching: asyncio.Task[None] | None = None
         self._timeout = settings.publish_timeout
@@ -303,4 +307,6 @@ class Room:
         """The error of a message whose deadline came while it waited."""
         stage, text = self.obstacle(limit, held_up_by)
         self._meter.unwritten += 1
-        return not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s", stage, self._life.error)
+        cause = self._life.error or (self._link.no_connection if stage == "connection" else None)
+        why = "" if cause is None else f": {cause}"
+        return not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s{why}", stage, cause)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
@@ -192,6 +193,10 @@ def _stranger(url: str, what: str) -> object:
         return strangers[-1]
 
     try:
+        for _ in range(4):
+            # Now and then a RabbitMQ resets the connection before its reason is read.
+            with contextlib.suppress(ConnectionResetError):
+                return STRANGE[what](make_one)
         return STRANGE[what](make_one)
     finally:
         for stranger in strangers:

@@ -109,7 +109,7 @@ async def test_a_slow_handler_is_reported_with_queue_handler_and_message_id(
         await until(lambda: before.counters()["acked"] == 2)
     (text,) = [record.getMessage() for record in caplog.records if "took" in record.getMessage()]
     assert text.startswith("queue 'orders': the handler ")
-    assert re.search(r"charge took 0\.0\d+ s", text)
+    assert re.search(r"charge took \d+\.\d+ s", text)
     assert text.endswith("for message 'slow'")
 
 

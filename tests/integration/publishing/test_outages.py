@@ -16,7 +16,15 @@ from tests.support.queues import messages, taken
 
 import leveret
 from leveret import Outcome
-from leveret.errors import BackpressureError, EncodeFailed, LeveretError, MessageNacked, PublishError
+from leveret.errors import (
+    BackpressureError,
+    ConnectionClosed,
+    EncodeFailed,
+    LeveretError,
+    MessageNacked,
+    PublishError,
+    TransportError,
+)
 from leveret.plugins.interfaces import RetryPolicy
 from leveret.settings import Settings
 
@@ -138,6 +146,9 @@ async def test_every_form_ends_at_its_deadline_with_a_publish_error(proxy: Fault
         assert 0.25 < time.monotonic() - started < 3
         assert isinstance(error, PublishError), error
         assert (error.outcome, error.stage) == (Outcome.NOT_SENT, "connection")
+        # Why there is no connection.
+        assert isinstance(error.__cause__, TransportError | ConnectionClosed)
+        assert str(error.__cause__) in str(error)
         proxy.accept()
 
 

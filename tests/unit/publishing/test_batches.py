@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,15 +105,15 @@ def test_pieces_are_the_values_in_their_order_when_the_iterable_is_asynchronous(
 
 
 @pytest.mark.parametrize(
-    ("values", "length"), [([1, 2], 2), (range(5), 5), ({1: 2}, 1), ((), 0), (iter([1, 2]), 0), ((n for n in "ab"), 0)]
+    ("values", "length"), [([1, 2], 2), (range(5), 5), ({1}, 1), ((), 0), (iter([1, 2]), 0), ((n for n in "ab"), 0)]
 )
 async def test_the_length_is_known_when_the_values_have_one(values: Any, length: int) -> None:
     async with Source(values) as source:
         assert source.length == length
 
 
-@pytest.mark.parametrize("values", [None, 5, object()])
-async def test_what_is_no_iterable_is_refused(values: Any) -> None:
+@pytest.mark.parametrize("values", [None, 5, object(), "text", b"bytes", {"id": 1}, MappingProxyType({})])
+async def test_what_is_no_iterable_of_values_is_refused(values: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"values is a {type(values).__name__}; it must be an") as caught:
         Source(values)
     assert caught.value.option == "values"
