@@ -73,12 +73,12 @@ cdef class ReadCollector:
     cdef int look_later(self) except -1:
         if self.least > 1:
             self.begin()
-            self.timer = self.loop.call_later(2 * self.delay, self._look)
+            self.timer = self.loop.call_later(self.delay, self._look)
         return 0
 
     def _look(self):
         self.timer = None
-        self.wait_for(self.count // 2)
+        self.wait_for(self.count)
         self.look_later()
         self.reads = 0
 

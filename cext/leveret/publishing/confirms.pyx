@@ -448,8 +448,11 @@ cdef class ConfirmWindow:
 
     @property
     def published(self):
-        """The last tag by the broker's count; None when more than confirms of what has its outcome may still come."""
-        if self.outstanding or self.unknown or self.held:
+        """The last tag by the broker's count; None when confirms may still come, or the broker refused something.
+
+        After a loss of a queue's leader a channel may refuse everything, where another one works (RabbitMQ).
+        """
+        if self.outstanding or self.unknown or self.nacked or self.resending:
             return None
         return self.next_delivery_tag - 1 - self.offset
 

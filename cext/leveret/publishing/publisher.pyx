@@ -253,7 +253,8 @@ cdef class CompiledPublisher(MessagePublisher):
             publishings that failed and were not awaited.
 
         Raises:
-            WrongLoopError: The call is in another thread or event loop. All others are raised where it is awaited:
+            WrongLoopError: The call is in another event loop. Where no loop runs it begins in the producer's own, for
+                `asyncio.run_coroutine_threadsafe`. All others are raised where it is awaited:
             EncodeFailed, BodyTooLarge: The value or an option does not fit; nothing was sent.
             MessageNacked: The broker refused it.
             MessageReturned: No queue took it. An event that may have no subscriber is published with
@@ -304,7 +305,8 @@ cdef class CompiledPublisher(MessagePublisher):
             `publish_timeout` seconds of this call, too.
 
         Raises:
-            WrongLoopError: The call is in another thread or event loop. All others are raised where it is awaited:
+            WrongLoopError: The call is in another event loop. Where no loop runs it begins in the producer's own, for
+                `asyncio.run_coroutine_threadsafe`. All others are raised where it is awaited:
             EncodeFailed, BodyTooLarge: As `publish`; nothing was sent.
             PublishError: With outcome NOT_SENT: there was no room within `publish_timeout` seconds, and `stage` says
                 why; or the producer is closed.

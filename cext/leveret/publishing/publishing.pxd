@@ -42,6 +42,7 @@ cdef class Publishing(Waiter):
     # Its outcome, once it is written.
     cdef readonly Ticket ticket
     cdef object error
+    cdef object traceback
     # A failure that `flush` will report unless it is asked for before.
     cdef bint kept
     # What goes on with it when it needs more than one step; None for most.

@@ -208,7 +208,10 @@ cdef class Publishing(Waiter):
         """Raises an error where it is awaited, which ends the wait."""
         if value is None:
             value = kind() if isinstance(kind, type) else kind
-        self.close()
+        if isinstance(value, self.owner.cancelled_error):
+            self.cancel()  # what waits for room is not sent
+        else:
+            self.close()
         raise value if traceback is None else value.with_traceback(traceback)
 
     def close(self):
@@ -248,7 +251,8 @@ cdef class Publishing(Waiter):
             raise self.cancelled_error()
         if self.error is not None:
             self.take()
-            raise self.error
+            # Without what was added where it was raised before.
+            raise self.error.with_traceback(self.traceback)
         return self.value
 
     # A failure is asked for, so `flush` need not report it.
@@ -331,6 +335,7 @@ cdef class Publishing(Waiter):
         if self.state != PENDING:
             return
         self.error = error
+        self.traceback = error.__traceback__
         if self.ticket is None:
             self.ticket = new_ticket(self.producer)
             self.ticket.fail(0, self.producer._refusal(error))

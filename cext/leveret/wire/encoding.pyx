@@ -152,6 +152,7 @@ cdef class Writer:
             for key, value in items.items():
                 if not isinstance(key, str):
                     raise EncodeFailed(f"{name} has a key that is a {type(key).__name__}, not a string")
+                key = str.__str__(key)  # a member of a StrEnum is text as well
                 # The label for errors costs more than writing the key, so it is made only when an error is possible.
                 if not self.put_short_ascii(key):
                     self.put_shortstr(key, f"table key {key[:40]!r}")

@@ -303,6 +303,11 @@ class Connection:
             raise again(self.error)
         return self.transport.socket_options()
 
+    @property
+    def is_of_this_process(self) -> bool:
+        """False in a forked child."""
+        return os.getpid() == self._process
+
     def check_loop(self) -> None:
         """Refuses use from another event loop, thread or process, where nothing would wake this connection's.
 
@@ -314,7 +319,7 @@ class Connection:
         except RuntimeError:
             loop = None
         if loop is not self._loop:
-            if os.getpid() != self._process:
+            if not self.is_of_this_process:
                 raise WrongLoopError(
                     f"connection {self.name!r} was opened before this process was forked (by process {self._process}); "
                     "its socket belongs to the parent. Connect in the child, after the fork"

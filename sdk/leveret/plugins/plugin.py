@@ -232,8 +232,7 @@ class Plugin:
 
     def spec(self, kind: str, name: str) -> Spec:
         """Returns a descriptor, for which the plugin is imported; raises as `use`."""
-        if (kind, name) not in self._specs:
-            self.use()
+        self.use()
         return self._specs[kind, name]
 
     def keep(self, specs: list[Spec]) -> tuple[Provided, ...]:

@@ -29,7 +29,7 @@ class GivenUp:
 
     Args:
         window: The publishings of the producer.
-        life: The producer's state; nothing is logged unless it is CLOSING at the beginning.
+        life: The producer's state; nothing is logged unless it is being closed at the beginning.
         exchange: The producer's exchange.
         reason: Why no outcome will come.
     """
@@ -38,7 +38,7 @@ class GivenUp:
         self._window = window
         self._exchange = exchange
         self._reason = reason
-        self._is_closing = life.at(ProducerState.CLOSING)
+        self._is_closing = life.at(ProducerState.DRAINING, ProducerState.CLOSING)
         self._before = window.unknown, window.not_sent
         self._open = window.in_flight(_NAMED) if self._is_closing else []
 

@@ -238,6 +238,11 @@ class PublishGuard:
         """Ends the waits between attempts: the producer will never publish again."""
         self._over.set()
 
+    @property
+    def allows(self) -> bool:
+        """Whether a publishing may begin without asking the breaker."""
+        return self._breaker is None or self._breaker.closed is True
+
     def ask(self) -> bool:
         """Asks the breaker while it is not closed.
 

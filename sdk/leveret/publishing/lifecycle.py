@@ -43,8 +43,10 @@ class ProducerState(enum.Enum):
     """Messages can be written."""
     REOPENING = enum.auto()
     """The channel is lost and another one is being opened. `publish` waits, `publish_nowait` keeps messages for it."""
+    DRAINING = enum.auto()
+    """`close` waits for the outcomes of what was published. What waits for room is written. No new call may publish."""
     CLOSING = enum.auto()
-    """`close` waits for the outcomes of what is in flight. No call may publish."""
+    """As DRAINING without a channel, or the time of `close` is over. Nothing is written."""
     CLOSED = enum.auto()
     """The end."""
     LOST = enum.auto()
@@ -55,10 +57,11 @@ class ProducerState(enum.Enum):
 PRODUCER_TRANSITIONS: Final[dict[ProducerState, frozenset[ProducerState]]] = {
     ProducerState.NEW: frozenset({ProducerState.OPENING, ProducerState.CLOSING}),
     ProducerState.OPENING: frozenset({ProducerState.NEW, ProducerState.OPEN, ProducerState.CLOSING}),
-    ProducerState.OPEN: frozenset({ProducerState.REOPENING, ProducerState.LOST, ProducerState.CLOSING}),
+    ProducerState.OPEN: frozenset({ProducerState.REOPENING, ProducerState.LOST, ProducerState.DRAINING}),
     ProducerState.REOPENING: frozenset({ProducerState.OPEN, ProducerState.LOST, ProducerState.CLOSING}),
     ProducerState.LOST: frozenset({ProducerState.CLOSING}),
-    ProducerState.CLOSING: frozenset({ProducerState.CLOSED}),
+    ProducerState.DRAINING: frozenset({ProducerState.CLOSING}),
+    ProducerState.CLOSING: frozenset({ProducerState.DRAINING, ProducerState.CLOSED}),
     ProducerState.CLOSED: frozenset(),
 }
 
@@ -100,8 +103,13 @@ class ProducerLife:
 
     @property
     def writable(self) -> bool:
-        """Whether there is a channel to write messages to."""
+        """Whether there is a channel to write new messages to."""
         return self.state is ProducerState.OPEN
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a channel to write messages to that were published before."""
+        return self.error is None and self.at(ProducerState.OPEN, ProducerState.DRAINING)
 
     @property
     def usable(self) -> bool:
@@ -110,8 +118,15 @@ class ProducerLife:
 
     @property
     def over(self) -> bool:
-        """Whether it will never publish again."""
-        return self.error is not None or self.at(ProducerState.CLOSING, ProducerState.CLOSED, ProducerState.LOST)
+        """Whether it takes no new message any more."""
+        return self.error is not None or self.at(
+            ProducerState.DRAINING, ProducerState.CLOSING, ProducerState.CLOSED, ProducerState.LOST
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never write again."""
+        return self.error is not None or self.at(ProducerState.CLOSED, ProducerState.LOST)
 
 
 async def first_channel(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from leveret.errors import PublishError
     from leveret.publishing.guard import PublishGuard
@@ -30,19 +30,26 @@ class LongWay:
         packer: Packs messages.
         writer: Appends messages.
         guard: The policies; None for none.
+        new: Makes a publishing.
 
     Attributes:
         tasks: Those of publishings of several steps; each ends with the producer at the latest.
     """
 
     def __init__(
-        self, settings: ProducerSettings, packer: Packer, writer: MessageWriter, guard: PublishGuard | None
+        self,
+        settings: ProducerSettings,
+        packer: Packer,
+        writer: MessageWriter,
+        guard: PublishGuard | None,
+        new: Callable[[], Publishing[Receipt]],
     ) -> None:
         self.tasks: set[asyncio.Task[Any]] = set()
         self._settings = settings
         self._packer = packer
         self._writer = writer
         self._guard = guard
+        self._new = new
         self._loop = asyncio.get_running_loop()
 
     def publish(
@@ -64,18 +71,23 @@ class LongWay:
         """
         self._writer.check_loop()
         deadline = self._by(deadline)
-        guard = self._guard
+        guard, writer = self._guard, self._writer
+        limit = writer.room.limit
+        patience = confirm_timeout_of(options, self._settings.confirm_timeout)
+        frames, body = self._packer.pack(value, routing_key, options)
+        if guard is None and "confirm_timeout" not in options:
+            writer.publish(publishing, frames, body, deadline, limit)
+            return
+        first: Publishing[Receipt] | None = None
+        if guard is None or guard.allows:
+            # It takes its place in the line for room now, before its task runs.
+            first = self._new()
+            writer.publish(first, frames, body, deadline, limit)
         if guard is not None:
-            patience = confirm_timeout_of(options, self._settings.confirm_timeout)
-            attempts = self._writer.attempts(
-                lambda: self._packer.pack(value, routing_key, options), patience, guard.reporting
-            )
-            self._follow(publishing, guard.publish(attempts, deadline))
-        elif "confirm_timeout" in options:
-            self._follow(publishing, self._writer.publish_within(value, routing_key, options, deadline))
-        else:
-            frames, body = self._packer.pack(value, routing_key, options)
-            self._writer.publish(publishing, frames, body, deadline, self._writer.room.limit)
+            attempts = writer.attempts(frames, body, patience, guard.reporting, first=first)
+            self._follow(publishing, guard.publish(attempts, deadline), first)
+        elif first is not None:
+            self._follow(publishing, writer.outcome_of(first, patience), first)
 
     def enqueue(
         self,
@@ -111,14 +123,18 @@ class LongWay:
         """
         guard = self._guard
         assert guard is not None
-        attempts = self._writer.attempts(lambda: packed, self._settings.confirm_timeout, guard.reporting, failure)
+        attempts = self._writer.attempts(*packed, self._settings.confirm_timeout, guard.reporting, failure=failure)
         self._follow(publishing, guard.publish(attempts, publishing.deadline, failure))
 
-    def _follow(self, publishing: Publishing[Any], work: Coroutine[Any, Any, Any]) -> None:
-        """Does a publishing of several steps in a task."""
+    def _follow(
+        self, publishing: Publishing[Any], work: Coroutine[Any, Any, Any], first: Publishing[Receipt] | None = None
+    ) -> None:
+        """Does a publishing of several steps in a task, and ends the wait of the first one with it."""
         task = self._loop.create_task(work, name="leveret: publishes in several steps")
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        if first is not None:
+            task.add_done_callback(lambda _: first.cancel())
         publishing.follow(task)
 
     def _by(self, deadline: float | None) -> float:

@@ -164,7 +164,9 @@ class Producer(CompiledPublisher):
         self._publish_timeout = settings.publish_timeout
         if retry is not None or circuit_breaker is not None:
             self._guard = PublishGuard(retry, circuit_breaker, settings, self._tickets, self._window, self._life)
-        self._long_way = LongWay(settings, self._packer, self._writer, self._guard)
+        self._long_way = LongWay(
+            settings, self._packer, self._writer, self._guard, lambda: Publishing(self, self._waiters)
+        )
         self._listeners = ConfirmListeners(self._update_caches)
         self._adaptive: AdaptiveWindow | None = None
         if settings.max_outstanding == "auto":
@@ -252,16 +254,15 @@ class Producer(CompiledPublisher):
         What has no outcome by then ends UNKNOWN, and the log names it. A failure of `publish_nowait` that no task
         awaited is logged. A client that is closed gives its producers `close_timeout` for the same.
         """
-        if self._life.at(ProducerState.CLOSING, ProducerState.CLOSED):
+        if self._life.at(ProducerState.DRAINING, ProducerState.CLOSING, ProducerState.CLOSED):
             # Another task closes it, and must not be cancelled with this one.
             await self._closed.wait()
             return
         if self._channel is not None:
             self._connection.check_loop()
-        self._move(ProducerState.CLOSING)
+        self._move(ProducerState.DRAINING if self._life.at(ProducerState.OPEN) else ProducerState.CLOSING)
         # The clock may give up two of its steps late.
         deadline = self._loop.time() + self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
-        self._room.close(self._loop.time())
         try:
             if self._channel is not None:
                 await self.flush(deadline - self._loop.time())
@@ -269,6 +270,8 @@ class Producer(CompiledPublisher):
             logger.warning("closing a producer: %s", error)
         finally:
             reopening = self._reopening.task
+            if self._life.at(ProducerState.DRAINING):
+                self._move(ProducerState.CLOSING)
             self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
             try:
                 if self._channel is not None and not self._leave(self._channel):
@@ -386,6 +389,7 @@ class Producer(CompiledPublisher):
         """
         publishing = Publishing[Receipt](self, self._waiters)
         with _failing(publishing):
+            self._check_takes()
             self._long_way.publish_raw(publishing, body, routing_key, raw_properties)
         return publishing
 
@@ -416,7 +420,13 @@ class Producer(CompiledPublisher):
         deadline: float | None = None,
     ) -> None:
         """The long way of `publish`, for whatever the compiled way does not take."""
-        self._packer.check_open()
+        if self._channel is not None and self._writer.is_outside():
+            # For `run_coroutine_threadsafe` and `run_until_complete`: it begins in its loop.
+            self._loop.call_soon_threadsafe(
+                self._begin, self._publish, publishing, value, routing_key, options, deadline
+            )
+            return
+        self._check_takes()
         self._long_way.publish(publishing, value, routing_key, options, deadline)
 
     def _enqueue(
@@ -428,8 +438,17 @@ class Producer(CompiledPublisher):
         deadline: float | None = None,
     ) -> None:
         """The long way of `enqueue`, for whatever the compiled way does not take."""
-        self._packer.check_open()
+        if self._channel is not None and self._writer.is_outside():
+            self._loop.call_soon_threadsafe(
+                self._begin, self._enqueue, publishing, value, routing_key, options, deadline
+            )
+            return
+        self._check_takes()
         self._long_way.enqueue(publishing, value, routing_key, options, deadline)
+
+    def _begin(self, begin: Callable[..., None], publishing: Publishing[Any], *arguments: Any) -> None:
+        with _failing(publishing):
+            begin(publishing, *arguments)
 
     def _try_again(self, publishing: Publishing[Receipt]) -> None:
         """Has the policies decide what becomes of a publishing that was written and failed."""
@@ -438,6 +457,9 @@ class Producer(CompiledPublisher):
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
+        self._packer.check_open()
+        if self._life.over:
+            raise self._room.refusal()
         return self._guarded(lambda: self._writer.publish_nowait(value, routing_key, options))
 
     def _guarded(self, publish: Callable[[], Ticket]) -> Ticket:
@@ -539,7 +561,32 @@ class Producer(CompiledPublisher):
         self._connection.check_loop()
         self._connection.transport.flush()
         seconds = timeout if timeout is not None else self.settings.publish_timeout + _FLUSH_SLACK
+        if self._waiting or self._long_way.tasks:
+            began = self._loop.time()
+            await self._all_written(seconds)
+            seconds -= self._loop.time() - began
         await self._tickets.flush(seconds)
+
+    async def _all_written(self, seconds: float) -> None:
+        """Waits until what waits for room is written, and for publishings of several steps; raises as `flush`."""
+        steps = set(self._long_way.tasks)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._room.passed()
+                if steps:
+                    await asyncio.wait(steps)
+        except TimeoutError:
+            why = self._room.obstacle(self._limit)[1]
+            raise OperationTimeout(
+                f"{len(self._waiting)} publishings wait for room after {seconds:g} s: {why}"
+            ) from None
+
+    def _check_takes(self) -> None:
+        """Refuses a new message when the producer is not open."""
+        self._packer.check_open()
+        if self._life.over:
+            self.meter.unwritten += 1
+            raise self._room.refusal()
 
     # ------------------------------------------------------------------ called by the compiled publisher
 
@@ -629,6 +676,8 @@ class Producer(CompiledPublisher):
         """Goes on with another channel; see `Reopening.begin`."""
         if self._life.at(ProducerState.OPEN):
             self._move(ProducerState.REOPENING)
+        elif self._life.at(ProducerState.DRAINING):
+            self._move(ProducerState.CLOSING)
         self._deadlines.lost()
         self._hand_out(finished)
         self._reopening.begin(paced=paced)
@@ -648,6 +697,9 @@ class Producer(CompiledPublisher):
         self._reopening.end()
         if self._life.at(ProducerState.REOPENING):
             self._move(ProducerState.OPEN)
+            self._wake()
+        elif self._life.at(ProducerState.CLOSING):
+            self._move(ProducerState.DRAINING)
             self._wake()
 
     def _give_up(self, error: LeveretError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -88,6 +89,8 @@ class Room:
         self._connection: Connection
         # Unconfirmed publishings and their bytes when the last callers were given up.
         self._at_deadline = (0, 0)
+        # Calls of `passed`, with the last call that was in line then.
+        self._passing: list[tuple[int, asyncio.Future[None]]] = []
         # The deadlines of callers that wait for the broker or the socket.
         self._flows: set[asyncio.Timeout] = set()
 
@@ -97,7 +100,7 @@ class Room:
 
     def is_writable(self) -> bool:
         """Whether there is a channel, and neither the broker nor the socket holds publishers up."""
-        return self._life.writable and self._connection.obstacle() is None
+        return self._life.writes and self._connection.obstacle() is None
 
     def is_full(self, limit: int, *, waits: bool = True) -> bool:
         """Whether there is no room for a message.
@@ -107,7 +110,7 @@ class Room:
             waits: Its caller waits for the socket too. Others fill the send buffer, which `max_outstanding_bytes`
                 limits.
         """
-        if self._window.outstanding >= limit or self.has_too_much() or not self._life.writable:
+        if self._window.outstanding >= limit or self.has_too_much() or not self._life.writes:
             return True
         return self._connection.obstacle() is not None if waits else self._connection.blocked is not None
 
@@ -132,7 +135,7 @@ class Room:
             return "", "the producer is closed"
         if life.at(ProducerState.NEW, ProducerState.OPENING):
             return "", "the producer is not open"
-        if not life.writable:
+        if not life.writes:
             return "connection", NO_CHANNEL
         obstacle = self._connection.obstacle()
         if obstacle is not None:
@@ -142,7 +145,7 @@ class Room:
     def overflow(self, limit: int) -> str:
         """Why a message cannot be written or kept now, while the producer may publish again."""
         _, text = self.obstacle(limit)
-        return f"{text}; {self._backlog(limit)}" if not self._life.writable else text
+        return f"{text}; {self._backlog(limit)}" if not self._life.writes else text
 
     def _backlog(self, limit: int, held_up_by: tuple[int, int] | None = None) -> str:
         window = self._window
@@ -163,7 +166,7 @@ class Room:
             low: As for `wait`.
             deadline: As for `wait`.
         """
-        if self._life.over:
+        if self._life.ended:
             self._meter.unwritten += 1
             raise self.refusal()
         self._calls += 1
@@ -173,12 +176,12 @@ class Room:
 
     def _watch(self) -> None:
         """Has `wake` called when the socket and the broker take messages again."""
-        if self._watching is None and self._life.writable and self._connection.obstacle() is not None:
+        if self._watching is None and self._life.writes and self._connection.obstacle() is not None:
             self._watching = asyncio.get_running_loop().create_task(self._watch_flow(), name="leveret: waits for room")
 
     async def _watch_flow(self) -> None:
         try:
-            while self.waiting and self._life.writable and self._connection.obstacle() is not None:
+            while self.waiting and self._life.writes and self._connection.obstacle() is not None:
                 await self._connection.wait_flowing()
         finally:
             self._watching = None
@@ -205,13 +208,13 @@ class Room:
         number = self._calls
         try:
             while in_time:
-                if life.over:
+                if life.ended:
                     self._meter.unwritten += 1
                     raise self.refusal()
-                if life.writable and self._connection.obstacle() is not None:
+                if life.writes and self._connection.obstacle() is not None:
                     in_time = await self._wait_flowing(deadline)
                 elif (
-                    not life.writable
+                    not life.writes
                     or self._window.outstanding > (low if low >= 0 else self.limit - 1)
                     or self.has_too_much()
                     or (self.waiting and self.waiting[0][0] < number)
@@ -240,7 +243,7 @@ class Room:
                 finally:
                     self._flows.discard(flow)
         except TimeoutError:
-            return self._life.over  # then `close` ended the wait
+            return self._life.ended  # then `close` ended the wait
         return True
 
     def close(self, now: float) -> None:
@@ -253,13 +256,14 @@ class Room:
         self.wake()
 
     def wake(self) -> None:
-        """Wakes the callers that may write now, and all of them when the producer will never publish again."""
+        """Wakes the callers that may write now, and all of them when the producer will never write again."""
         life, window = self._life, self._window
-        over = life.over
+        over = life.ended
         waiting = self.waiting
         # Callers that are about to add a publishing; without confirms that takes no room.
         turns = 0
-        while waiting and (over or life.writable):
+        woken = False
+        while waiting and (over or life.writes):
             _, low, deadline, waiter = waiting[0]
             if not waiter.done():
                 outstanding = window.outstanding + turns
@@ -270,15 +274,41 @@ class Room:
                 if not isinstance(waiter, Publishing):
                     waiter.set_result(True)
                     turns += self._confirms
+                    woken = True
                 elif over:
                     self._meter.unwritten += 1
                     waiter.fail(self.refusal())
+                elif woken:
+                    # The tasks that were woken write first.
+                    asyncio.get_running_loop().call_soon(self.wake)
+                    break
                 elif self._is_held_up(waiter):
                     self._watch()
                     break
                 else:
                     self._write(waiter, deadline)
             waiting.popleft()
+        self._tell_passed()
+
+    async def passed(self) -> None:
+        """Waits until all messages that wait for room now have got it, or have ended without.
+
+        The callers that have several messages, or wait in a task of theirs, are not waited for.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._passing.append((self._calls, future))
+        self._tell_passed()
+        try:
+            await future
+        finally:
+            self._passing = [entry for entry in self._passing if not entry[1].done()]
+
+    def _tell_passed(self) -> None:
+        if self._passing:
+            first = next((number for number, *_, waiter in self.waiting if isinstance(waiter, Publishing)), math.inf)
+            for number, future in self._passing:
+                if number < first and not future.done():
+                    future.set_result(None)
 
     def _is_held_up(self, publishing: Publishing[Any]) -> bool:
         connection = self._connection
@@ -302,6 +332,7 @@ class Room:
                         waiter.fail(self._late(low + 1 if low >= 0 else self.limit, self._at_deadline))
                 elif not waiter.done():
                     waiter.set_result(False)
+            self._tell_passed()
 
     def _late(self, limit: int, held_up_by: tuple[int, int] | None) -> PublishError:
         """The error of a message whose deadline came while it waited."""

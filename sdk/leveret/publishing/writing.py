@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from leveret.errors import BackpressureError, LeveretError, PublishError
 from leveret.message import Outcome
 from leveret.publishing.deadlines import CLOCK_STEPS
-from leveret.publishing.options import confirm_timeout_of, refuse_confirm_timeout
+from leveret.publishing.options import refuse_confirm_timeout
 from leveret.publishing.outcomes import error_of, late
 from leveret.publishing.publishing import NO_RECEIPT, Receipt, Ticket
 
@@ -102,6 +102,10 @@ class MessageWriter:
         """Raises `WrongLoopError` in another thread or event loop."""
         self._connection.check_loop()
 
+    def is_outside(self) -> bool:
+        """Whether no event loop runs in this thread, and the producer's can be reached from here."""
+        return _get_running_loop() is None and self._connection.is_of_this_process
+
     def append(self, frames: PublishTemplate, body: bytes, ticket: Ticket, index: int = 0, sends: int = 0) -> None:
         """Appends a message to the send buffer; `sends` is how often it was written before."""
         if self.batch.add(frames, body, ticket, index, sends):
@@ -147,43 +151,48 @@ class MessageWriter:
             self.deadlines.limit(deadline, ticket.delivery_tag, ticket.delivery_tag)
         publishing.written(ticket)
 
-    async def publish_within(
-        self, value: Any, routing_key: str | Template, options: PublishOptions, deadline: float
-    ) -> Receipt:
-        """Publishes one message with a `confirm_timeout` of its own, and waits for its outcome."""
-        patience = confirm_timeout_of(options, self.settings.confirm_timeout)
-        frames, body = self.packer.pack(value, routing_key, options)
-        return await self._publish_frames(frames, body, patience, deadline, None)
-
     def attempts(
         self,
-        pack: Callable[[], tuple[PublishTemplate, bytes]],
+        frames: PublishTemplate,
+        body: bytes,
         patience: float,
         reporting: set[Ticket],
+        *,
+        first: Publishing[Receipt] | None = None,
         failure: PublishError | None = None,
     ) -> Callable[[float], Coroutine[Any, Any, Receipt]]:
         """Returns what makes one attempt to publish a message, with the deadline that it is given.
 
         Args:
-            pack: Packs the message.
+            frames: What `packer` made.
+            body: What `packer` made.
             patience: Seconds for its confirm.
             reporting: The ticket is added to this set while its outcome is waited for.
+            first: The first attempt, when it has begun.
             failure: How an attempt before ended.
         """
-        packed: tuple[PublishTemplate, bytes] | None = None
         sends = 0 if failure is None else failure.attempts
 
         async def attempt(deadline: float) -> Receipt:
-            # The first attempt packs the message for all: between two of them the caller may change the value.
-            nonlocal packed, sends
-            packed = packed or pack()
+            nonlocal first, sends
             try:
-                return await self._publish_frames(*packed, patience, deadline, reporting, sends)
+                if first is not None:
+                    begun, first = first, None
+                    return await self.outcome_of(begun, patience)
+                return await self._publish_frames(frames, body, patience, deadline, reporting, sends)
             except PublishError as error:
                 sends = max(sends, error.attempts)
                 raise
 
         return attempt
+
+    async def outcome_of(self, publishing: Publishing[Receipt], patience: float) -> Receipt:
+        """Waits for a publishing that has begun, with a `confirm_timeout` of its own."""
+        if patience < self.settings.confirm_timeout:
+            ended: asyncio.Future[None] = self._loop.create_future()
+            publishing.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
+            await self._wait_confirmed(patience, lambda: publishing.ticket, ended)
+        return await publishing
 
     async def _publish_frames(
         self,
@@ -219,31 +228,42 @@ class MessageWriter:
             if patience >= self.settings.confirm_timeout:
                 await future
             else:
-                await self._wait_confirmed(patience, ticket, future)
+                await self._wait_confirmed(patience, lambda: ticket, future)
         if ticket.failures is not None:
             raise error_of(ticket, self.settings.confirm_timeout)
         return Receipt(ticket.delivery_tag, Outcome.CONFIRMED, ticket.attempts())
 
-    async def _wait_confirmed(self, seconds: float, ticket: Ticket, future: asyncio.Future[None]) -> None:
-        """Waits for the outcome with a `confirm_timeout` of the message's own, which begins when the socket took it."""
+    async def _wait_confirmed(
+        self, seconds: float, ticket_of: Callable[[], Ticket | None], future: asyncio.Future[None]
+    ) -> None:
+        """Waits for the outcome with a `confirm_timeout` of the message's own, which begins when the socket took it.
+
+        Args:
+            seconds: The timeout.
+            ticket_of: Returns the ticket; None before the message is written.
+            future: Done when there is an outcome.
+        """
         deadlines = self.deadlines
         step = min(deadlines.step, seconds / CLOCK_STEPS)
         since = deadlines.confirming_since
-        appended, _ = self._connection.transport.progress
+        appended: int | None = None
         until: float | None = None  # known when the socket has taken the message
         while not future.done():
             now = self._loop.time()
             if deadlines.confirming_since != since:  # the channel is lost, or it was sent again on another one
                 since = deadlines.confirming_since
-                appended, _ = self._connection.transport.progress
-                until = None
-            if until is None and since is not None and self._connection.transport.progress[1] >= appended:
-                until = now + seconds
+                appended = until = None
+            if ticket_of() is not None:
+                progress = self._connection.transport.progress
+                appended = progress[0] if appended is None else appended
+                if until is None and since is not None and progress[1] >= appended:
+                    until = now + seconds
             if until is not None and until <= now:
                 break
             # `wait` does not cancel the future.
             await asyncio.wait([future], timeout=step if until is None else until - now)
-        if not future.done():
+        ticket = ticket_of()
+        if not future.done() and ticket is not None:
             self._hand_out(self.window.give_up(ticket.delivery_tag, late("confirm_timeout", seconds)))
             self.room.wake()
             self.tickets.wake()

@@ -142,6 +142,8 @@ class Rule:
         if self.choices and value not in self.choices:
             shown = repr(printable(value, 64)) if isinstance(value, str) else shown_number(value)
             raise wrong(name, f"{name} is {shown}; it must be {self.wanted()}")
+        if self.kind is str and type(value) is not str:
+            value = str.__str__(value)  # a member of a StrEnum is text as well
         return self.check_amount(name, value) if self.kind in (str, int, float) else value
 
     def _check_items(self, name: str, value: Iterable[Any]) -> Iterator[Any]:

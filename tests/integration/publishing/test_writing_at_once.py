@@ -46,9 +46,12 @@ async def test_publish_in_another_thread_leaves_the_send_buffer_alone(client: le
         waiting = len(out)
         assert waiting
 
+        publishings = []
+
         def publish() -> None:
+            publishings.append(producer.publish("from a thread", "q"))
             with pytest.raises(WrongLoopError):
-                producer.publish("from a thread", "q").send(None)
+                producer.publish_nowait("from a thread", "q")
 
         # Joined without an await, so that the loop writes nothing meanwhile.
         thread = threading.Thread(target=publish)
@@ -56,3 +59,5 @@ async def test_publish_in_another_thread_leaves_the_send_buffer_alone(client: le
         thread.join()
         assert len(out) == waiting
         await ticket
+        # It began in the loop.
+        assert (await publishings[0]).delivery_tag == 2

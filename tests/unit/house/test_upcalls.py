@@ -93,7 +93,7 @@ OTHERS = {
     "Message": {"datetime"},
     "Packer": {"Outcome", "headers"},
     "Properties": {"other"},
-    "Publishing": {"self.task", "task", "value"},
+    "Publishing": {"error", "self.error", "self.task", "task", "value"},
     "ReadCollector": {"self.loop", "self.timer"},
     "RecvBuffer": {"data"},
     "SendBuffer": {"data"},
@@ -101,7 +101,7 @@ OTHERS = {
     "Waiter": {"self.owner.loop"},
     "Waiters": {"self.loop"},
     "Worker": {"action", "coroutine", "current", "self.current", "self.task", "stop"},
-    "Writer": {"value"},
+    "Writer": {"str", "value"},
 }
 
 # ---------------------------------------------------------------------------------------------- reading Cython

@@ -282,3 +282,15 @@ def test_each_installed_plugin_of_ours_declares_what_it_is() -> None:
         assert (info.status, info.declares, info.error) == ("active", True, None)
         assert isinstance(declaration_of(info), Declaration)
         assert json.loads(written(info.name, declaration_of(info)))[info.name]["hooks"] == list(info.hooks)
+
+
+def test_a_refused_plugin_is_refused_again(installed: Installed) -> None:
+    declares = {
+        "hooks": ["leveret_serializers", "leveret_cli"],
+        "provides": [{"kind": "serializer", "name": "lazy", "keys": ["text/x-lazy"]}],
+    }
+    installed.add("leveret-lazy", plugin="lazy", declares=declares)
+    registry = PluginRegistry.load(PluginSettings())
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="there is no serializer 'lazy'"):
+            registry.provided("serializer", "lazy")

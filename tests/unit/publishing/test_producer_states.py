@@ -37,7 +37,11 @@ def test_what_a_producer_can_do_follows_from_its_state(state: ProducerState) -> 
     life.state = state
     assert life.writable is (state is ProducerState.OPEN)
     assert life.usable is (state in {ProducerState.OPEN, ProducerState.REOPENING})
-    assert life.over is (state in {ProducerState.CLOSING, ProducerState.CLOSED, ProducerState.LOST})
+    assert life.writes is (state in {ProducerState.OPEN, ProducerState.DRAINING})
+    assert life.ended is (state in {ProducerState.CLOSED, ProducerState.LOST})
+    assert life.over is (life.ended or state in {ProducerState.DRAINING, ProducerState.CLOSING})
     life.error = ChannelClosed("there will be no other channel")
     assert not life.usable
+    assert not life.writes
     assert life.over
+    assert life.ended
