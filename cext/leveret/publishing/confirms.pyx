@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from leveret.publishing.confirm_times cimport ConfirmTimes
-from leveret.publishing.publishing cimport CONFIRMED, Ticket
+from leveret.publishing.publishing cimport CONFIRMED, Publishing, Ticket
 from leveret.publishing.template cimport PublishTemplate
 from leveret.wire.content cimport body_of
 from leveret.wire.message cimport Message
@@ -556,6 +556,19 @@ cdef class ConfirmWindow:
                 found.append((tag, decode_properties((<PublishTemplate>slot.template).raw_properties).message_id))
             tag += 1
         return found
+
+    def is_deserted(self):
+        """Whether there are open publishings, and the callers of all of them have given up."""
+        cdef uint64_t tag = self.first
+        cdef Ticket ticket
+        while tag < self.next_delivery_tag:
+            if self.slots[tag & self.mask].state != FREE:
+                ticket = <Ticket>self.tickets[tag & self.mask]
+                if (ticket is None or type(ticket.future) is not Publishing
+                        or not (<Publishing>ticket.future).is_cancelled()):
+                    return False
+            tag += 1
+        return self.outstanding > 0
 
     def exchanges(self):
         """Returns the set of the exchanges that open publishings were written to."""

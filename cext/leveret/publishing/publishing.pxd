@@ -53,6 +53,7 @@ cdef class Publishing(Waiter):
     # By the loop's clock, when there is a policy.
     cdef readonly double deadline
 
+    cdef bint is_cancelled(self) noexcept
     cdef bint may_go_on(self) noexcept
     cdef object outcome(self)
     cdef int take(self) except -1

@@ -299,6 +299,9 @@ cdef class Publishing(Waiter):
             self.give(NO_RECEIPT)
         return 0
 
+    cdef bint is_cancelled(self) noexcept:
+        return self.state == CANCELLED
+
     # Whether a policy may have it tried again.
     cdef bint may_go_on(self) noexcept:
         return self.template is not None and self.state == PENDING

@@ -252,7 +252,8 @@ class Producer(CompiledPublisher):
         """Waits for the outcomes of what was published, and closes, within `confirm_timeout` seconds in all.
 
         What has no outcome by then ends UNKNOWN, and the log names it. A failure of `publish_nowait` that no task
-        awaited is logged. A client that is closed gives its producers `close_timeout` for the same.
+        awaited is logged. It does not wait when the callers of all that has no outcome were cancelled. A client that is
+        closed gives its producers `close_timeout` for the same.
         """
         if self._life.at(ProducerState.DRAINING, ProducerState.CLOSING, ProducerState.CLOSED):
             # Another task closes it, and must not be cancelled with this one.
@@ -263,8 +264,9 @@ class Producer(CompiledPublisher):
         self._move(ProducerState.DRAINING if self._life.at(ProducerState.OPEN) else ProducerState.CLOSING)
         # The clock may give up two of its steps late.
         deadline = self._loop.time() + self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
+        deserted = not self._waiting and not self._long_way.tasks and self._window.is_deserted()
         try:
-            if self._channel is not None:
+            if self._channel is not None and not deserted:
                 await self.flush(deadline - self._loop.time())
         except (PublishError, OperationTimeout) as error:
             logger.warning("closing a producer: %s", error)
@@ -274,7 +276,9 @@ class Producer(CompiledPublisher):
                 self._move(ProducerState.CLOSING)
             self._give_up(PublishError("the producer was closed", outcome=Outcome.UNKNOWN))
             try:
-                if self._channel is not None and not self._leave(self._channel):
+                if self._channel is not None and deserted:
+                    self._channel.abandon()
+                elif self._channel is not None and not self._leave(self._channel):
                     await self._channel.close(max(0.0, deadline - self._loop.time()))
                 if ending := self._long_way.tasks | ({reopening} if reopening is not None else set()):
                     await asyncio.wait(ending)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pamqp.commands import Basic, Channel, Confirm
-from tests.support.confirming import served
+from tests.support.confirming import mute, producing, served
 from tests.support.handling import until
 from tests.support.outcomes import awaited, failure
 from tests.support.peers import FakeServer, Peer
@@ -146,3 +146,18 @@ async def test_failures_that_nobody_awaited_are_logged_when_a_lost_producer_is_c
     await until(lambda: producer.counters()["unknown"] == 3)
     await producer.close()
     assert "3 publishings that were not awaited failed" in caplog.text
+
+
+async def test_a_producer_whose_callers_have_all_given_up_is_closed_at_once() -> None:
+    # A web application's request with a deadline: it makes a producer, and the broker does not confirm.
+    async with producing(mute, confirm_timeout=60, publish_timeout=60) as producer:
+        assert not producer._window.is_deserted()
+        publishings = [producer.publish(b"", "q") for _ in range(3)]
+        ticket = producer.publish_nowait(b"", "q")
+        for publishing in publishings:
+            publishing.cancel()
+        assert not producer._window.is_deserted(), "of the ticket nobody knows"
+        producer._hand_out(producer._window.give_up(ticket.delivery_tag))
+        async with asyncio.timeout(10):
+            await producer.close()
+        assert producer.counters()["unknown"] == 4
