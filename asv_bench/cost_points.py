@@ -1,4 +1,4 @@
-"""What `make costs` measures: points on axes, and the CPU time that they take."""
+"""The points that `make costs` measures on each axis, and the stopwatch that reads their CPU time."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class Way:
     cases: tuple[str, ...] = ()
 
     def fits(self, case: Case) -> bool:
-        """Whether it is a way to do this case."""
+        """Returns whether the client does this case in this way."""
         return self.kind == case.kind and (not self.cases or case.name in self.cases)
 
 

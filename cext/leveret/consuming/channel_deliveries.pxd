@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t, uint16_t
 
 from leveret.consuming.acks cimport AckWindow
 from leveret.monitoring.histogram cimport Histogram
+from leveret.transport.waiting cimport Waiters
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
@@ -48,9 +49,7 @@ cdef class Acknowledger:
     cdef Histogram settled_time
     cdef object timer
     cdef object flush_transport
-    # Where `begin` was called.
-    cdef unsigned long thread
-    cdef int forks
+    cdef Waiters waiters
     cdef double delay
     cdef bint each
 

@@ -9,29 +9,14 @@ from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
 
-import os
-
 from leveret.errors import RemoteProtocolError
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
-    unsigned long PyThread_get_thread_ident()
 
 cdef enum:
     # What a message takes beside its body and properties, in bytes.
     MESSAGE_COST = 512
-
-# How many forks lie between the first process and this one. In a child the parent's loop still looks as if it ran.
-cdef int _forks = 0
-
-
-def _forked():
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 @cython.final
@@ -192,7 +177,7 @@ cdef class Acknowledger:
     """Writes a consumer's acknowledgements: many at once, and none later than `delay` seconds.
 
     Args:
-        loop: The event loop.
+        waiters: Those of the consumer, which know its event loop.
         meter: Counts as `stale` messages that were finished when their channel was gone; has the times to settlement.
         delay: Seconds that an acknowledgement waits for others at most.
         each: Write each acknowledgement by itself, at once.
@@ -203,8 +188,9 @@ cdef class Acknowledger:
         write_at: When this many acknowledgements are ready they are written without waiting.
     """
 
-    def __cinit__(self, loop not None, meter not None, double delay, bint each):
-        self.loop = loop
+    def __cinit__(self, Waiters waiters not None, meter not None, double delay, bint each):
+        self.waiters = waiters
+        self.loop = waiters.loop
         self.meter = meter
         self.settled_time = self.meter.settled_time
         self.delay = delay
@@ -218,8 +204,6 @@ cdef class Acknowledger:
             deliveries: They become `current`.
             flush_transport: Writes what the connection's send buffer has.
         """
-        self.thread = PyThread_get_thread_ident()
-        self.forks = _forks
         self.current = deliveries
         deliveries.acknowledger = self
         self.flush_transport = flush_transport
@@ -227,8 +211,7 @@ cdef class Acknowledger:
     # Acknowledges a message that its user has handled. False in any other than the ordinary case, of which it is the
     # settler to say what it is.
     cdef bint ack(self, ChannelDeliveries deliveries, Message message) except -1:
-        if (self.settled is None or not deliveries.alive or PyThread_get_thread_ident() != self.thread
-                or self.forks != _forks or self.loop.is_running() is not True):
+        if self.settled is None or not deliveries.alive or not self.waiters.at_home():
             return False
         if not deliveries.acks.finish(message.delivery_tag):
             return False

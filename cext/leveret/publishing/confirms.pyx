@@ -308,7 +308,7 @@ cdef class ConfirmWindow:
                 self.hand_out(ticket)
         return 0
 
-    # A ticket whose publishings all have their outcome: keeps it for `take_finished` if somebody needs to know.
+    # Keeps a ticket with nothing pending for `take_finished`, when a caller waits for it or it failed unobserved.
     cdef inline int hand_out(self, Ticket ticket) except -1:
         if ticket.future is not None or (ticket.failures is not None and not ticket.observed):
             self.finished.append(ticket)
@@ -558,7 +558,7 @@ cdef class ConfirmWindow:
         return found
 
     def is_deserted(self):
-        """Whether there are open publishings, and the callers of all of them have given up."""
+        """Returns whether publishings are open, and every caller that published one of them was cancelled."""
         cdef uint64_t tag = self.first
         cdef Ticket ticket
         while tag < self.next_delivery_tag:

@@ -36,15 +36,11 @@ cdef class CompiledPublisher(MessagePublisher):
     cdef public bint _confirms
     # The callers that wait for a confirm or for room.
     cdef public Waiters _waiters
-    # The thread and process that made it.
-    cdef unsigned long thread
-    cdef int forks
     cdef public object _transport
 
     cdef int keep(self, Publishing publishing, Ticket ticket) except -1
     cdef object encode(self, value)
     cdef object encode_given(self, value, str misfit)
-    cdef bint at_home(self) except -1
     cdef Ticket send(self, value, routing_key, dict options)
     cdef Ticket put(self, value, routing_key, Py_ssize_t limit, dict options, bint waits)
     cdef PublishTemplate frames_of(self, routing_key, dict options)

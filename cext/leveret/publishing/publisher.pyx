@@ -19,21 +19,7 @@ from leveret.wire.runs cimport SettlementRun
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
 
-import os
-
 from leveret.errors import WrongLoopError
-
-# How many forks lie between the first process and this one. In a child the parent's loop still looks as if it ran.
-cdef int _forks = 0
-
-
-def _forked():
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 cdef class CompiledPublisher(MessagePublisher):
@@ -42,10 +28,6 @@ cdef class CompiledPublisher(MessagePublisher):
     `Producer` is its only subclass. It sets the attributes, and has the long way for waiting, policies and a
     `confirm_timeout` of one message.
     """
-
-    def __cinit__(self, *args, **kwargs):
-        self.thread = PyThread_get_thread_ident()
-        self.forks = _forks
 
     def settled(self, SettlementRun run not None):
         """Applies confirms and wakes the callers that waited for them."""
@@ -80,7 +62,7 @@ cdef class CompiledPublisher(MessagePublisher):
                 ticket.future.set_result(None)
 
     # Writes a message and returns its ticket. Returns None for whatever needs the long way, which also finds errors.
-    # To be called only `at_home`.
+    # To be called only in the event loop.
     cdef Ticket put(self, value, routing_key, Py_ssize_t limit, dict options, bint waits):
         cdef ConfirmWindow window = self._window
         cdef PublishTemplate template
@@ -136,7 +118,7 @@ cdef class CompiledPublisher(MessagePublisher):
     cdef Ticket send(self, value, routing_key, dict options):
         cdef SendBuffer out
         cdef Ticket ticket
-        if not self.at_home():
+        if not self._waiters.at_home():
             return None  # another thread must not touch the send buffer
         if self._batch is None or self._window.outstanding or self._batch.out.attended:
             return self.put(value, routing_key, self._limit, options, True)
@@ -156,12 +138,6 @@ cdef class CompiledPublisher(MessagePublisher):
         publishing.template, publishing.body = <PublishTemplate>slot.template, <bytes>slot.body
         publishing.deadline = self._loop.time() + self._publish_timeout
         return 0
-
-    # Whether this is called in the event loop. False only means that the long way has to find out: it asks
-    # asyncio.get_running_loop, which in Python 3.11 makes a system call each time.
-    cdef inline bint at_home(self) except -1:
-        return (PyThread_get_thread_ident() == self.thread and self.forks == _forks
-                and self._loop.is_running() is True)
 
     # Whether a message can be written. Those that do not wait for the socket fill the send buffer.
     cdef inline bint has_room(self, ConfirmWindow window, Py_ssize_t limit, bint waits) noexcept:
@@ -318,7 +294,7 @@ cdef class CompiledPublisher(MessagePublisher):
         cdef Publishing publishing = new_publishing(self, self._waiters, TICKET)
         cdef Ticket ticket
         try:
-            if (self._waiting or not self.at_home()
+            if (self._waiting or not self._waiters.at_home()
                     or (self._breaker is not None and self._breaker.closed is not True)
                     or (ticket := self.put(value, routing_key, self._max_buffered, options, False)) is None):
                 self._enqueue(publishing, value, routing_key, options)
@@ -354,7 +330,7 @@ cdef class CompiledPublisher(MessagePublisher):
 
     cdef object publish_nowait_message(self, object value, object routing_key, dict options):
         cdef Ticket ticket
-        if (not self.at_home() or (self._breaker is not None and self._breaker.closed is not True)
+        if (not self._waiters.at_home() or (self._breaker is not None and self._breaker.closed is not True)
                 or (ticket := self.put(value, routing_key, self._max_buffered, options, False)) is None):
             return self._publish_nowait(value, routing_key, options)
         return ticket

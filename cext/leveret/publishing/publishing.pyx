@@ -1,4 +1,4 @@
-"""What the publish methods give: receipts, tickets, and publishings, to be awaited like a coroutine or a future.
+"""Receipts, tickets and publishings: the producer returns them, and its user awaits or reads them.
 
 A publishing takes the place of a coroutine with a task of its own: asyncio adds its callbacks to the publishing itself.
 """

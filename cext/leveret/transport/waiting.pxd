@@ -17,7 +17,11 @@ cdef class Waiters:
     cdef list ended
     # True between `hold` and `release`.
     cdef bint held
+    # Where they were made.
+    cdef unsigned long thread
+    cdef int forks
 
+    cdef bint at_home(self) except -1
     cpdef Waiter new(self)
     cdef void hold(self) noexcept
     cpdef int release(self) except -1

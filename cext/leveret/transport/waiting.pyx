@@ -9,6 +9,21 @@ cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
     object PyContext_CopyCurrent()
+    unsigned long PyThread_get_thread_ident()
+
+import os
+
+# How many forks lie between the first process and this one. In a child the parent's loop still looks as if it ran.
+cdef int _forks = 0
+
+
+def _forked():
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _raise(error):
@@ -30,6 +45,14 @@ cdef class Waiters:
         self.cancelled_error = cancelled_error
         self.early_error = early_error
         self.ended = []
+        self.thread = PyThread_get_thread_ident()
+        self.forks = _forks
+
+    # Whether this is called in the event loop, in whose thread and process these were made. False only means that the
+    # caller has to find out: asyncio.get_running_loop makes a system call each time in Python 3.11.
+    cdef bint at_home(self) except -1:
+        return (PyThread_get_thread_ident() == self.thread and self.forks == _forks
+                and self.loop.is_running() is True)
 
     cpdef Waiter new(self):
         """Returns a new waiter."""

@@ -64,7 +64,7 @@ class ConfirmChannels:
         channel.abandon()
         return True
 
-    async def made_way(self, seconds: float) -> bool:
+    async def free_number(self, seconds: float) -> bool:
         """Closes an idle channel, and waits for its number; returns False when there is none, or no answer came."""
         gone = asyncio.Event()
         if not self.make_way(lambda _: gone.set()):

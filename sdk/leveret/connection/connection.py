@@ -365,7 +365,7 @@ class Connection:
                 spare = None if self.spare_channel is None else self.spare_channel()
                 if spare is not None:
                     return spare
-                if not await self.confirm_channels.made_way(self.settings.operation_timeout):
+                if not await self.confirm_channels.free_number(self.settings.operation_timeout):
                     raise
             else:
                 await channel.open()

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, final, type_check_only
 
 from leveret.consuming.acks import AckWindow
 from leveret.monitoring.histogram import Histogram
+from leveret.transport.waiting import Waiters
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.message import Message
 from leveret.wire.runs import ContentRun
@@ -77,9 +77,7 @@ class Acknowledger:
     write_at: int
     @property
     def current(self) -> ChannelDeliveries | None: ...
-    def __new__(
-        cls, loop: asyncio.AbstractEventLoop, meter: StaleCounter, delay: float, each: bool
-    ) -> Acknowledger: ...
+    def __new__(cls, waiters: Waiters, meter: StaleCounter, delay: float, each: bool) -> Acknowledger: ...
     def begin(self, deliveries: ChannelDeliveries, flush_transport: Callable[[], object]) -> None: ...
     def write_in_time(self) -> int: ...
     def flush(self, *, stragglers: bool = False) -> None: ...

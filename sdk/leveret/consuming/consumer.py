@@ -121,14 +121,15 @@ class Consumer(Generic[T], DeliveryBuffer):
             may_hold=lambda: self._life.state in (ConsumerState.NEW, ConsumerState.CONSUMING),
             stop=self._stop_for,
         )
-        acks = Acknowledger(loop, meter, settings.ack_delay, settings.ack == "each")
+        waiters = Waiters(loop, asyncio.CancelledError, asyncio.InvalidStateError)
+        acks = Acknowledger(waiters, meter, settings.ack_delay, settings.ack == "each")
         keys = ordered_by or key_function(settings.ordered_by)
         no_ack, is_handed_off = settings.ack == "none", settings.ack == "handoff"
         super().__init__(
             acks=acks,
             failures=failures,
             meter=meter,
-            waiters=Waiters(loop, asyncio.CancelledError, asyncio.InvalidStateError),
+            waiters=waiters,
             ordered_by=keys,
             no_ack=no_ack,
             watched=True,

@@ -74,7 +74,7 @@ class Monitor:
             del self._references[key]
             labels, meter = self._meters.pop(key)
             for name, value in meter.read().items():
-                if value and name in _ADDED_UP:
+                if name in _ADDED_UP and (value or (name, labels) not in self._sums):
                     self._sums[name, labels] = self._sums.get((name, labels), 0) + value
 
     def snapshot(self) -> list[Sample]:

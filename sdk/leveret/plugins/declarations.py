@@ -1,4 +1,4 @@
-"""What plugins declare of themselves in a file, so that a plugin is imported when it is used and not before.
+"""Reads the file in which a plugin declares its hooks and serializers, so that the registry imports it only when used.
 
 The file `leveret.json` lies in the package that the entry point names. It has an object for each plugin of the package,
 by the name of the entry point:

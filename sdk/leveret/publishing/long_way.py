@@ -69,7 +69,6 @@ class LongWay:
             options: The options.
             deadline: When to give up, by the loop's clock; by default `publish_timeout` seconds from now.
         """
-        self._writer.check_loop()
         deadline = self._by(deadline)
         guard, writer = self._guard, self._writer
         limit = writer.room.limit
@@ -98,7 +97,6 @@ class LongWay:
         deadline: float | None,
     ) -> None:
         """Publishes a message; see `Producer.enqueue`. The arguments are those of `publish`."""
-        self._writer.check_loop()
         refuse_confirm_timeout(options)
         frames, body = self._packer.pack(value, routing_key, options)
         self._writer.publish(publishing, frames, body, self._by(deadline), self._settings.max_buffered)
@@ -108,7 +106,6 @@ class LongWay:
     ) -> None:
         """Publishes a body as it is; see `Producer.publish_raw`."""
         frames = self._packer.raw(routing_key, raw_properties)
-        self._writer.check_loop()
         self._writer.publish(publishing, frames, body, self._by(None), self._writer.room.limit)
 
     def try_again(

@@ -249,11 +249,12 @@ class Producer(CompiledPublisher):
         self._writer.use(self._batch, connection)
 
     async def close(self) -> None:
-        """Waits for the outcomes of what was published, and closes, within `confirm_timeout` seconds in all.
+        """Waits for the outcomes of what was published, and closes.
 
-        What has no outcome by then ends UNKNOWN, and the log names it. A failure of `publish_nowait` that no task
-        awaited is logged. It does not wait when the callers of all that has no outcome were cancelled. A client that is
-        closed gives its producers `close_timeout` for the same.
+        It takes up to `confirm_timeout` seconds, and up to `publish_timeout` while messages wait for room or are tried
+        again: each of them has its own. What has no outcome by then ends UNKNOWN or NOT_SENT, and the log names it. A
+        failure of `publish_nowait` that no task awaited is logged. It does not wait when the callers of all that has no
+        outcome were cancelled. A client that is closed gives its producers `close_timeout` for the same.
         """
         if self._life.at(ProducerState.DRAINING, ProducerState.CLOSING, ProducerState.CLOSED):
             # Another task closes it, and must not be cancelled with this one.
@@ -262,9 +263,11 @@ class Producer(CompiledPublisher):
         if self._channel is not None:
             self._connection.check_loop()
         self._move(ProducerState.DRAINING if self._life.at(ProducerState.OPEN) else ProducerState.CLOSING)
+        unwritten = self._waiting or self._long_way.tasks
+        seconds = self.settings.publish_timeout if unwritten else self.settings.confirm_timeout
         # The clock may give up two of its steps late.
-        deadline = self._loop.time() + self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
-        deserted = not self._waiting and not self._long_way.tasks and self._window.is_deserted()
+        deadline = self._loop.time() + seconds * (1 + 2 / CLOCK_STEPS)
+        deserted = not unwritten and self._window.is_deserted()
         try:
             if self._channel is not None and not deserted:
                 await self.flush(deadline - self._loop.time())
@@ -424,11 +427,7 @@ class Producer(CompiledPublisher):
         deadline: float | None = None,
     ) -> None:
         """The long way of `publish`, for whatever the compiled way does not take."""
-        if self._channel is not None and self._writer.is_outside():
-            # For `run_coroutine_threadsafe` and `run_until_complete`: it begins in its loop.
-            self._loop.call_soon_threadsafe(
-                self._begin, self._publish, publishing, value, routing_key, options, deadline
-            )
+        if self._begins_later(self._publish, publishing, value, routing_key, options, deadline):
             return
         self._check_takes()
         self._long_way.publish(publishing, value, routing_key, options, deadline)
@@ -442,17 +441,25 @@ class Producer(CompiledPublisher):
         deadline: float | None = None,
     ) -> None:
         """The long way of `enqueue`, for whatever the compiled way does not take."""
-        if self._channel is not None and self._writer.is_outside():
-            self._loop.call_soon_threadsafe(
-                self._begin, self._enqueue, publishing, value, routing_key, options, deadline
-            )
+        if self._begins_later(self._enqueue, publishing, value, routing_key, options, deadline):
             return
         self._check_takes()
         self._long_way.enqueue(publishing, value, routing_key, options, deadline)
 
-    def _begin(self, begin: Callable[..., None], publishing: Publishing[Any], *arguments: Any) -> None:
-        with _failing(publishing):
-            begin(publishing, *arguments)
+    def _begins_later(self, begin: Callable[..., None], publishing: Publishing[Any], *arguments: Any) -> bool:
+        """Has a publishing begin in the producer's loop when it was called where none runs; returns whether so.
+
+        `asyncio.run_coroutine_threadsafe` and `run_until_complete` are called like that.
+        """
+        if self._channel is None or not self._writer.is_outside():
+            return False
+
+        def in_its_loop() -> None:
+            with _failing(publishing):
+                begin(publishing, *arguments)
+
+        self._loop.call_soon_threadsafe(in_its_loop)
+        return True
 
     def _try_again(self, publishing: Publishing[Receipt]) -> None:
         """Has the policies decide what becomes of a publishing that was written and failed."""
@@ -461,9 +468,7 @@ class Producer(CompiledPublisher):
 
     def _publish_nowait(self, value: Any, routing_key: str | Template, options: PublishOptions) -> Ticket:
         """The long way of `publish_nowait`, for whatever the compiled way does not take."""
-        self._packer.check_open()
-        if self._life.over:
-            raise self._room.refusal()
+        self._check_takes()
         return self._guarded(lambda: self._writer.publish_nowait(value, routing_key, options))
 
     def _guarded(self, publish: Callable[[], Ticket]) -> Ticket:
@@ -586,8 +591,9 @@ class Producer(CompiledPublisher):
             ) from None
 
     def _check_takes(self) -> None:
-        """Refuses a new message when the producer is not open."""
+        """Refuses a new message when the producer is not open, or belongs to another event loop."""
         self._packer.check_open()
+        self._writer.check_loop()
         if self._life.over:
             self.meter.unwritten += 1
             raise self._room.refusal()
@@ -702,7 +708,7 @@ class Producer(CompiledPublisher):
         if self._life.at(ProducerState.REOPENING):
             self._move(ProducerState.OPEN)
             self._wake()
-        elif self._life.at(ProducerState.CLOSING):
+        elif self._life.at(ProducerState.CLOSING) and self._life.error is None:
             self._move(ProducerState.DRAINING)
             self._wake()
 

@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.publishing.lifecycle import ProducerState
-from leveret.publishing.outcomes import NO_CHANNEL, not_sent
+from leveret.publishing.outcomes import NO_CHANNEL, held_too_long, not_sent
 from leveret.publishing.publishing import Publishing
 
 if TYPE_CHECKING:
@@ -338,6 +338,6 @@ class Room:
         """The error of a message whose deadline came while it waited."""
         stage, text = self.obstacle(limit, held_up_by)
         self._meter.unwritten += 1
-        cause = self._life.error or (self._link.no_connection if stage == "connection" else None)
-        why = "" if cause is None else f": {cause}"
-        return not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s{why}", stage, cause)
+        if stage == "connection":
+            return held_too_long("publish_timeout", self._timeout, self._link.no_connection)
+        return not_sent(f"{text}; waited publish_timeout of {self._timeout:g} s", stage, self._life.error)

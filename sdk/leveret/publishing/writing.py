@@ -104,7 +104,7 @@ class MessageWriter:
 
     def is_outside(self) -> bool:
         """Whether no event loop runs in this thread, and the producer's can be reached from here."""
-        return _get_running_loop() is None and self._connection.is_of_this_process
+        return _get_running_loop() is None and self._connection.is_of_this_process and not self._loop.is_closed()
 
     def append(self, frames: PublishTemplate, body: bytes, ticket: Ticket, index: int = 0, sends: int = 0) -> None:
         """Appends a message to the send buffer; `sends` is how often it was written before."""

@@ -7,12 +7,13 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.brokers import publish_until_blocked
 from tests.support.queues import taken
 from tests.support.reopening import outcomes
 
 import leveret
 from leveret.broker import EmbeddedBroker
-from leveret.errors import OperationTimeout, PublishError
+from leveret.errors import OperationTimeout, PublishError, WrongLoopError
 from leveret.message import Outcome
 from leveret.plugins.interfaces import RetryPolicy
 
@@ -201,3 +202,36 @@ async def test_a_channel_that_refused_something_is_not_left_to_the_next_producer
     async with tight_client.producer() as producer:
         assert await outcomes([producer.publish("taken", "q")]) == [Outcome.CONFIRMED]
     assert len(tight_client.connection.confirm_channels) == 1
+
+
+async def test_closing_gives_what_waits_for_room_its_own_time(embedded: EmbeddedBroker) -> None:
+    async with leveret.connect(embedded.url) as client, leveret.connect(embedded.url) as other:
+        await client.declare(leveret.Topology().queue("q"))
+        producer = await client.producer(confirm_timeout=1, publish_timeout=60).open()
+        embedded.block("for a test")
+        await publish_until_blocked(client, producer, "q")
+        waits = producer.publish("waits", "q")
+        closing = asyncio.create_task(producer.close())
+        await asyncio.sleep(1.5)  # more than confirm_timeout
+        assert not closing.done()
+        embedded.unblock()
+        await closing
+        assert await outcomes([waits]) == [Outcome.CONFIRMED]
+        assert "waits" in await taken(other, "q")
+
+
+async def test_nothing_is_lost_in_silence_when_the_loop_is_closed() -> None:
+    async def opened() -> leveret.Producer:
+        async with EmbeddedBroker() as broker, leveret.connect(broker.url) as client:
+            await client.declare(leveret.Topology().queue("q"))
+            async with client.producer() as producer:
+                await producer.publish(1, "q")
+                return producer
+
+    def elsewhere() -> None:
+        producer = asyncio.run(opened())
+        for call in (producer.publish, producer.enqueue):
+            with pytest.raises(WrongLoopError):
+                call(2, "q")
+
+    await asyncio.to_thread(elsewhere)
