@@ -1,7 +1,7 @@
 """Finds the entry points of plugins among the installed distributions, even if one of these is broken.
 
-`importlib.metadata` does the same, and importing it costs as much as publishing a few thousand messages. It is used
-where distributions may lie elsewhere than in folders: in zip files, or where a finder of its own looks for them.
+`importlib.metadata` does the same, and is slow to import for a script that publishes one message. It is used where
+distributions may lie elsewhere than in folders: in zip files, or where a finder of its own looks for them.
 """
 
 from __future__ import annotations
