@@ -251,9 +251,9 @@ class Producer(CompiledPublisher):
     async def close(self) -> None:
         """Waits for the outcomes of what was published, and closes.
 
-        It takes up to `confirm_timeout` seconds, and up to `publish_timeout` while messages wait for room or are tried
-        again: each of them has its own. What has no outcome by then ends UNKNOWN or NOT_SENT, and the log names it. A
-        failure of `publish_nowait` that no task awaited is logged. It does not wait when the callers of all that has no
+        It takes up to `confirm_timeout` seconds. While messages wait for room and others are confirmed, it goes on for
+        up to `publish_timeout`. What has no outcome by then ends UNKNOWN or NOT_SENT, and the log names it. A failure
+        of `publish_nowait` that no task awaited is logged. It does not wait when the callers of all that has no
         outcome were cancelled. A client that is closed gives its producers `close_timeout` for the same.
         """
         if self._life.at(ProducerState.DRAINING, ProducerState.CLOSING, ProducerState.CLOSED):
@@ -263,14 +263,14 @@ class Producer(CompiledPublisher):
         if self._channel is not None:
             self._connection.check_loop()
         self._move(ProducerState.DRAINING if self._life.at(ProducerState.OPEN) else ProducerState.CLOSING)
-        unwritten = self._waiting or self._long_way.tasks
-        seconds = self.settings.publish_timeout if unwritten else self.settings.confirm_timeout
         # The clock may give up two of its steps late.
-        deadline = self._loop.time() + seconds * (1 + 2 / CLOCK_STEPS)
-        deserted = not unwritten and self._window.is_deserted()
+        patience = self.settings.confirm_timeout * (1 + 2 / CLOCK_STEPS)
+        deadline = self._loop.time() + patience
+        deserted = not self._waiting and not self._long_way.tasks and self._window.is_deserted()
         try:
             if self._channel is not None and not deserted:
-                await self.flush(deadline - self._loop.time())
+                await self._drain(patience)
+                deadline = self._loop.time() + patience
         except (PublishError, OperationTimeout) as error:
             logger.warning("closing a producer: %s", error)
         finally:
@@ -288,6 +288,18 @@ class Producer(CompiledPublisher):
             finally:
                 self._move(ProducerState.CLOSED)
                 self._closed.set()
+
+    async def _drain(self, patience: float) -> None:
+        """Flushes, and goes on after `patience` seconds while the line for room moves; raises as `flush`."""
+        until = self._loop.time() + self.settings.publish_timeout
+        while True:
+            before = self._window.first, self._window.next_delivery_tag
+            try:
+                return await self.flush(patience)
+            except OperationTimeout:
+                stands = before == (self._window.first, self._window.next_delivery_tag)
+                if stands or not self._waiting or self._loop.time() >= until:
+                    raise
 
     def _leave(self, channel: Channel) -> bool:
         """Leaves the channel to the next producer, unless confirms may still come or none will; returns whether so."""

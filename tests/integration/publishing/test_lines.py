@@ -7,7 +7,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.brokers import publish_until_blocked
+from tests.support.confirming import served
 from tests.support.queues import taken
 from tests.support.reopening import outcomes
 
@@ -204,20 +204,18 @@ async def test_a_channel_that_refused_something_is_not_left_to_the_next_producer
     assert len(tight_client.connection.confirm_channels) == 1
 
 
-async def test_closing_gives_what_waits_for_room_its_own_time(embedded: EmbeddedBroker) -> None:
-    async with leveret.connect(embedded.url) as client, leveret.connect(embedded.url) as other:
-        await client.declare(leveret.Topology().queue("q"))
-        producer = await client.producer(confirm_timeout=1, publish_timeout=60).open()
-        embedded.block("for a test")
-        await publish_until_blocked(client, producer, "q")
-        waits = producer.publish("waits", "q")
+async def test_closing_goes_on_for_as_long_as_the_line_moves() -> None:
+    async with served(max_outstanding=1, confirm_timeout=2, publish_timeout=60, mandatory=False) as (server, producer):
+        publishings = [producer.publish(number, "key") for number in range(4)]
         closing = asyncio.create_task(producer.close())
-        await asyncio.sleep(1.5)  # more than confirm_timeout
-        assert not closing.done()
-        embedded.unblock()
+        # More than confirm_timeout in all, and less for each.
+        for number in range(4):
+            assert await server.publishings() == [b"%d" % number]
+            await asyncio.sleep(0.8)
+            assert not closing.done()
+            server.ack(number + 1)
         await closing
-        assert await outcomes([waits]) == [Outcome.CONFIRMED]
-        assert "waits" in await taken(other, "q")
+        assert await outcomes(publishings) == [Outcome.CONFIRMED] * 4
 
 
 async def test_nothing_is_lost_in_silence_when_the_loop_is_closed() -> None:
