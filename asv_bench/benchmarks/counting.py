@@ -92,6 +92,22 @@ def instructions(paths: list[Path] | None = None, programs: Programs = PROGRAMS)
     return found
 
 
+def counted_instructions(programs: Programs = PROGRAMS) -> dict[str, float]:
+    """The counts for a benchmark of asv; none without valgrind."""
+    return instructions(programs=programs) if has_valgrind() else {}
+
+
+def check_counted(counts: dict[str, float], workload: str) -> None:
+    """Skips a benchmark of asv whose workload has no count.
+
+    Raises:
+        NotImplementedError: This is how asv is told; the text says why.
+    """
+    if workload not in counts:
+        reason = f"this version cannot run {workload}" if has_valgrind() else "valgrind is not installed"
+        raise NotImplementedError(reason)
+
+
 def taken(folder: Path) -> dict[str, float]:
     """Reads the files that callgrind wrote: three for each workload, the first before anything was counted."""
     taken: dict[str, list[int]] = {}
