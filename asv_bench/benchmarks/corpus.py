@@ -39,10 +39,11 @@ def _shortstr(raw: bytes) -> bytes:
     return bytes([len(raw)]) + raw
 
 
-def _content(method: bytes, body: bytes, raw_properties: bytes = RAW_PROPERTIES) -> bytes:
+def _content(method: bytes, body: bytes, raw_properties: bytes = RAW_PROPERTIES, channel: int = 1) -> bytes:
     header = struct.pack(">HHQ", 60, 0, len(body)) + raw_properties
     chunks = [body[at : at + FRAME_MAX - 8] for at in range(0, len(body), FRAME_MAX - 8)]
-    return _frame(1, 1, method) + _frame(2, 1, header) + b"".join(_frame(3, 1, chunk) for chunk in chunks)
+    frames = [_frame(1, channel, method), _frame(2, channel, header), *(_frame(3, channel, chunk) for chunk in chunks)]
+    return b"".join(frames)
 
 
 def deliveries(count: int, size: int) -> bytes:
@@ -64,6 +65,12 @@ def reads_of(tag: bytes, first: int, count: int, body: bytes, raw_properties: by
         )
         for number in range(first, first + count)
     )
+
+
+def delivery_to(channel: int, tag: bytes, number: int, body: bytes) -> bytes:
+    """Returns one basic.deliver message on a channel, to a consumer, with a delivery tag."""
+    method = struct.pack(">HH", 60, 60) + _shortstr(tag) + struct.pack(">QB", number, 0)
+    return _content(method + _shortstr(EXCHANGE) + _shortstr(ROUTING_KEY), body, BYTES_PROPERTIES, channel)
 
 
 def publishings(count: int, size: int) -> bytes:

@@ -518,6 +518,69 @@ def _consume(
     return prepare
 
 
+def _consumers(number: int) -> Workload:
+    """So many consumers of a queue get one message each in turn, as a broker shares them out; reads have GROUP."""
+
+    def prepare(total: int) -> Callable[[int], None]:
+        coming = 0
+        done: asyncio.Future[None]
+        reads: Iterator[bytes]
+        socket: Any = None
+
+        async def handler(value: bytes, message: object) -> None:
+            nonlocal coming
+            coming -= 1
+            if not coming % GROUP:
+                asyncio.get_running_loop().call_soon(go_on)
+
+        def go_on() -> None:
+            if coming:
+                socket.receive(next(reads))
+            else:
+                done.set_result(None)
+
+        async def subscribe() -> list[asyncio.Task[None]]:
+            nonlocal socket, reads
+            client = await _client(False)
+            await client.declare(need("leveret").Topology().queue("consumed"))
+            with _sockets(_Socket) as sockets:
+                consumers = [client.consumer("consumed", bytes) for _ in range(number)]
+                for consumer in consumers:
+                    await consumer.subscribe()
+            socket = sockets[-1]
+            socket.mute()
+            places = [
+                (channel, tag.encode())
+                for channel, its in socket._protocol.channels.items()
+                for tag in getattr(its, "consumers", ())
+            ]
+            turns = itertools.product(range(1, total // number + 2), places)
+            deliveries = [
+                corpus.delivery_to(channel, tag, delivery, BODY)
+                for delivery, (channel, tag) in itertools.islice(turns, total)
+            ]
+            reads = iter([b"".join(deliveries[at : at + GROUP]) for at in range(0, total, GROUP)])
+            return [asyncio.create_task(consumer.run(handler)) for consumer in consumers]
+
+        async def handle(count: int) -> None:
+            nonlocal coming, done
+            coming = count
+            done = asyncio.get_running_loop().create_future()
+            socket.receive(next(reads))
+            await done
+
+        running = runner()
+        tasks = running.run(subscribe())
+
+        def run(count: int) -> None:
+            running.run(handle(count))
+            assert not any(task.done() for task in tasks)
+
+        return run
+
+    return prepare
+
+
 # ---------------------------------------------------------------------- confirms and acknowledgements
 
 
@@ -610,6 +673,7 @@ WORKLOADS: dict[str, Workload] = {
 GROWTH: dict[str, Workload] = {
     **{f"queues_{number}": _queues(number) for number in (1, 100, 1000, 5000)},
     **{f"held_{number}": _held(number) for number in (100, 1000, 5000)},
+    **{f"consumers_{number}": _consumers(number) for number in (1, 100, 1000)},
 }
 #: What programs do besides: options, many keys, other handlers.
 EVERYDAY: dict[str, Workload] = {
