@@ -6,7 +6,7 @@ from leveret.wire.properties cimport Properties
 cdef enum:
     # Bodies of these sizes, in bytes, pass their memory on to later bodies.
     LEAST_SPARE_BODY = 480
-    MOST_SPARE_BODY = 8192
+    MOST_SPARE_BODY = 65536
 
 
 cdef class Message:

@@ -17,14 +17,16 @@ cdef extern from "Python.h":
     void PyObject_GC_UnTrack(void* object) noexcept
 
 cdef enum:
-    # The number of kept bodies. Together they are less than a MiB.
+    # The number of kept bodies, and the most bytes that they have together.
     MOST_SPARE_BODIES = 96
+    MOST_SPARE_BYTES = 1048576
 
 
 # Bodies of freed messages to which no other reference is left. The next messages take their memory: it is still in the
 # processor's cache, and the allocator is slow for sizes over half a KiB. Only bodies of `spare_body_of` get here.
 cdef PyObject* _spare_bodies[MOST_SPARE_BODIES]
 cdef Py_ssize_t _spare_count = 0
+cdef Py_ssize_t _spare_bytes = 0
 
 
 # Returns the memory for a body of this size, in bytes: one of eight sizes between a power of two and the next.
@@ -36,7 +38,7 @@ cdef inline Py_ssize_t _spare_room(Py_ssize_t size) noexcept:
 
 
 cdef object spare_body_of(const uint8_t* data, Py_ssize_t size):
-    global _spare_count
+    global _spare_count, _spare_bytes
     cdef PyObject* raw
     cdef object body = None
     cdef Py_ssize_t spare_size
@@ -44,6 +46,7 @@ cdef object spare_body_of(const uint8_t* data, Py_ssize_t size):
         _spare_count -= 1
         raw = _spare_bodies[_spare_count]
         spare_size = PyBytes_GET_SIZE(<object>raw)
+        _spare_bytes -= spare_size
         if spare_size == size or _spare_room(spare_size) == _spare_room(size):
             body = <object>raw
         # Drops the reference of the spare list. A body of another size is freed by that, and makes room for this size.
@@ -87,14 +90,16 @@ cdef class Message:
     """
 
     def __dealloc__(self):
-        global _spare_count
+        global _spare_count, _spare_bytes
         cdef PyObject* raw = <PyObject*>self.body
         if self.decoded_value is self.body:
             self.decoded_value = None
-        if self.spare_body and _spare_count < MOST_SPARE_BODIES and raw is not NULL and Py_REFCNT(raw) == 1:
+        if (self.spare_body and _spare_count < MOST_SPARE_BODIES and _spare_bytes < MOST_SPARE_BYTES and raw is not NULL
+                and Py_REFCNT(raw) == 1):
             Py_INCREF(self.body)
             _spare_bodies[_spare_count] = raw
             _spare_count += 1
+            _spare_bytes += PyBytes_GET_SIZE(self.body)
 
     @property
     def queue(self):
