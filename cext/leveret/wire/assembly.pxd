@@ -18,6 +18,14 @@ cdef class Assembly:
     cdef uint64_t known_below
     cdef bint viewed          # the current body becomes a view
     cdef bint pooled          # `body` is a block of the pool
+    # The last method frame that announced a content, for `FrameReader._known_content`, or None: nobody else refers to
+    # it. And its delivery tag's place (0 for basic.publish, which has none), its method, and its names.
+    cdef bytes known
+    cdef Py_ssize_t known_tag_at
+    cdef uint16_t known_method_id
+    cdef str known_consumer_tag
+    cdef str known_exchange
+    cdef str known_routing_key
 
     cdef bint has_views(self) noexcept
 

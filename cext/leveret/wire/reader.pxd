@@ -6,10 +6,6 @@ from leveret.wire.decoding cimport Cursor
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun, SettlementRun
 
-cdef enum:
-    # The longest frame of basic.deliver or basic.publish: three names of 255 bytes, a tag, and the frame around them.
-    MAX_METHOD = 800
-
 
 cdef class FrameReader:
     cdef RecvBuffer buffer
@@ -32,14 +28,6 @@ cdef class FrameReader:
     cdef int last_channel
     cdef list strings
     cdef bytes last_properties
-    # The method frame of the last basic.deliver (of a server's reader: basic.publish), and the names in it.
-    cdef uint8_t[MAX_METHOD] known
-    cdef Py_ssize_t known_size
-    cdef Py_ssize_t known_tag_at
-    cdef uint16_t known_method_id
-    cdef str known_consumer_tag
-    cdef str known_exchange
-    cdef str known_routing_key
     cdef ContentRun content_run
     cdef SettlementRun settlement_run
     cdef list events
@@ -48,7 +36,8 @@ cdef class FrameReader:
     cdef list _parse(self)
     cdef int _frames(self) except -1
     cdef bint _known_content(self, const uint8_t* p, Py_ssize_t left) except -1
-    cdef void _know(self, Message m, const uint8_t* arguments, Py_ssize_t size, Py_ssize_t tag_at) noexcept
+    cdef int _know(self, Assembly a, Message m, const uint8_t* arguments, Py_ssize_t size,
+                   Py_ssize_t tag_at) except -1
     cdef bint _protocol_header(self) except -1
     cdef int _refuse_first_octet(self, const uint8_t* p, Py_ssize_t left) except -1
     cdef Assembly _assembly(self, uint16_t channel)

@@ -30,6 +30,8 @@ cdef extern from "Python.h":
 
 cdef enum:
     STRING_CACHE = 256
+    # What begins a frame: type, channel and size.
+    FRAME_START = 7
 
 
 # Compares two strings of the reader's cache, where equal strings are nearly always one object.
@@ -91,7 +93,6 @@ cdef class FrameReader:
         self.last_channel = -1
         self.strings = [None] * STRING_CACHE
         self.last_properties = b"\x00\x00"
-        self.known_size = 0
         self.frame_max = frame_max
 
     @property
@@ -155,7 +156,6 @@ cdef class FrameReader:
         self.assemblies.clear()
         self.last = None
         self.last_channel = -1
-        self.known_size = 0
         return 0
 
     def release(self):
@@ -179,7 +179,7 @@ cdef class FrameReader:
                 return 0
             p = buf.data + buf.start
             kind = p[0]
-            if kind == FRAME_METHOD and self.known_size and self._known_content(p, left):
+            if kind == FRAME_METHOD and left > FRAME_START and self._known_content(p, left):
                 continue
             if kind != FRAME_METHOD and kind != FRAME_HEADER and kind != FRAME_BODY and kind != FRAME_HEARTBEAT:
                 self._refuse_first_octet(p, left)
@@ -211,26 +211,36 @@ cdef class FrameReader:
             elif channel != 0 or size != 0:
                 raise FrameError(f"a heartbeat of {size} bytes on channel {channel}")
 
-    # Reads the usual delivery or publishing: its method frame equals the previous one, except for the delivery tag, and
-    # all of its body is here in one frame. For any other input it returns false and changes nothing, and the general
-    # functions below read it, and find what is wrong.
+    # Reads the usual delivery or publishing: its method frame equals the previous one of its channel, except for the
+    # delivery tag, and all of its body is here in one frame. For any other input it returns false and changes nothing,
+    # and the general functions below read it, and find what is wrong.
     cdef bint _known_content(self, const uint8_t* p, Py_ssize_t left) except -1:
         cdef Assembly a
         cdef Message m
-        cdef const uint8_t* header = p + self.known_size
+        cdef uint16_t channel = lv_get16(p + 1)
+        cdef const uint8_t* known
+        cdef const uint8_t* header
         cdef const uint8_t* body
-        cdef Py_ssize_t size
-        cdef Py_ssize_t tag_at = self.known_tag_at
+        cdef Py_ssize_t size, known_size, tag_at
         cdef uint64_t body_size
+        if channel == 0:
+            return False
+        a = self._assembly(channel)
+        if a is None or a.known is None:
+            return False
+        known = <const uint8_t*>PyBytes_AS_STRING(a.known)
+        known_size = PyBytes_GET_SIZE(a.known)
+        tag_at = a.known_tag_at
+        header = p + known_size
         # The least size of all three frames: the method, a header without properties, and the frame around the body.
-        left -= self.known_size + 14 + 2 * FRAME_OVERHEAD
+        left -= known_size + 14 + 2 * FRAME_OVERHEAD
         if left < 0:
             return False
         if tag_at == 0:
-            if memcmp(p, self.known, self.known_size) != 0:
+            if memcmp(p, known, known_size) != 0:
                 return False
-        elif (memcmp(p, self.known, tag_at) != 0
-              or memcmp(p + tag_at + 9, self.known + tag_at + 9, self.known_size - tag_at - 9) != 0):
+        elif (memcmp(p, known, tag_at) != 0
+              or memcmp(p + tag_at + 9, known + tag_at + 9, known_size - tag_at - 9) != 0):
             return False
         if (header[0] != FRAME_HEADER or memcmp(header + 1, p + 1, 2) != 0
                 or lv_get32(header + 7) != <uint32_t>BASIC << 16):
@@ -246,14 +256,13 @@ cdef class FrameReader:
                 or memcmp(body + 1, p + 1, 2) != 0 or lv_get32(body + 3) != body_size
                 or body[7 + body_size] != FRAME_END or (body - 1)[0] != FRAME_END):
             return False
-        a = self._assembly(lv_get16(p + 1))
         # The general functions make views, and refuse what may not come.
-        if a is None or a.message is not None or a.known_below <= body_size:
+        if a.message is not None or a.known_below <= body_size:
             return False
-        m = self._message(lv_get16(p + 1), self.known_method_id)
-        m.exchange = self.known_exchange
-        m.routing_key = self.known_routing_key
-        m.consumer_tag = self.known_consumer_tag
+        m = self._message(channel, a.known_method_id)
+        m.exchange = a.known_exchange
+        m.routing_key = a.known_routing_key
+        m.consumer_tag = a.known_consumer_tag
         m.reply_text = ""
         if tag_at:
             m.delivery_tag = lv_get64(p + tag_at)
@@ -268,21 +277,25 @@ cdef class FrameReader:
             m.spare_body = True
         else:
             m.body = PyBytes_FromStringAndSize(<char*>body + 7, <Py_ssize_t>body_size)
-        self.buffer.start += self.known_size + size + 2 * FRAME_OVERHEAD + <Py_ssize_t>body_size
+        self.buffer.start += known_size + size + 2 * FRAME_OVERHEAD + <Py_ssize_t>body_size
         self.received_frames += 3
         a.message = m
         self._complete(a)
         return True
 
     # Keeps the method frame of these arguments for `_known_content`: 11 bytes before them, and one behind.
-    cdef void _know(self, Message m, const uint8_t* arguments, Py_ssize_t size, Py_ssize_t tag_at) noexcept:
-        self.known_size = size + 12
-        self.known_tag_at = tag_at
-        self.known_method_id = m.method_id
-        self.known_consumer_tag = m.consumer_tag
-        self.known_exchange = m.exchange
-        self.known_routing_key = m.routing_key
-        memcpy(self.known, arguments - 11, self.known_size)
+    cdef int _know(self, Assembly a, Message m, const uint8_t* arguments, Py_ssize_t size,
+                   Py_ssize_t tag_at) except -1:
+        if a.known is not None and PyBytes_GET_SIZE(a.known) == size + 12:
+            memcpy(PyBytes_AS_STRING(a.known), arguments - 11, size + 12)
+        else:
+            a.known = PyBytes_FromStringAndSize(<char*>arguments - 11, size + 12)
+        a.known_tag_at = tag_at
+        a.known_method_id = m.method_id
+        a.known_consumer_tag = m.consumer_tag
+        a.known_exchange = m.exchange
+        a.known_routing_key = m.routing_key
+        return 0
 
     cdef bint _protocol_header(self) except -1:
         cdef RecvBuffer buf = self.buffer
@@ -532,9 +545,9 @@ cdef class FrameReader:
         if c.at != c.end:
             raise TableSyntaxError(f"{c.end - c.at} bytes follow the arguments of basic.{method_id}")
         if method_id == BASIC_PUBLISH:
-            self._know(m, p, size, 0)
+            self._know(a, m, p, size, 0)
         elif method_id == BASIC_DELIVER:
-            self._know(m, p, size, 12 + p[0])
+            self._know(a, m, p, size, 12 + p[0])
         a.message = m
         a.header_due = True
         return 0
