@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import leveret
 from leveret.consuming.consumer import Consumer
@@ -11,7 +11,9 @@ from leveret.consuming.states import ConsumerState
 from leveret.consuming.worker import Worker
 from leveret.errors import ConnectFailed
 from leveret.plugins import PluginRegistry
+from leveret.transport.stream import Stream
 from leveret.wire.buffers import SendBuffer
+from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -19,18 +21,15 @@ if TYPE_CHECKING:
     from leveret.wire.message import Message
 
 
-class Reader:
-    """Counts no bytes."""
-
-    received_bytes = 0
-
-
-class Transport:
+class Transport(Stream):
     """Where a consumer pauses reading, and flushes."""
 
-    def __init__(self) -> None:
+    def __new__(cls, loop: asyncio.AbstractEventLoop) -> Self:
+        return super().__new__(cls, None, FrameReader())
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self.out = SendBuffer(lambda: None, lambda: None)
-        self.reader = Reader()
         self.reading = True
 
     def pause_reading(self) -> None:
@@ -55,8 +54,8 @@ class Connection:
 
     negotiated = Negotiated()
 
-    def __init__(self) -> None:
-        self.transport = Transport()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport = Transport(loop)
 
     def check_loop(self) -> None: ...
 
@@ -68,8 +67,8 @@ class Channel:
     is_open = True
     credit = None
 
-    def __init__(self) -> None:
-        self.connection = Connection()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.connection = Connection(loop)
 
 
 class Task:
@@ -112,9 +111,11 @@ def made(**options: Any) -> Consumer[Any]:
     return consumer
 
 
-def begin(consumer: Consumer[Any]) -> Transport:
-    """Gives the consumer a new channel, on which deliveries come."""
-    channel = Channel()
+def begin(consumer: Consumer[Any], transport: Transport | None = None) -> Transport:
+    """Gives the consumer a new channel, on which deliveries come, of a new connection or of one with this transport."""
+    channel = Channel(consumer._loop)
+    if transport is not None:
+        channel.connection.transport = transport
     consumer._subscription.channel = channel  # type: ignore[assignment]
     consumer._subscription.tags[:] = ["tag"]
     consumer._channel_opened(channel)  # type: ignore[arg-type]

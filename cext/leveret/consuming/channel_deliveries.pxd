@@ -2,6 +2,8 @@ from libc.stdint cimport int64_t, uint16_t
 
 from leveret.consuming.acks cimport AckWindow
 from leveret.monitoring.histogram cimport Histogram
+from leveret.transport.shared_timer cimport SharedTimer, Timed
+from leveret.transport.stream cimport Stream
 from leveret.transport.waiting cimport Waiters
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
@@ -38,17 +40,19 @@ cdef class ChannelDeliveries:
     cdef object value_of(self, Message message)
 
 
-cdef class Acknowledger:
+cdef class Acknowledger(Timed):
     cdef readonly ChannelDeliveries current
     cdef public Py_ssize_t write_at
-    cdef object loop
     cdef object meter
     # What `ack` of a message returns when it is acknowledged here; None when the settler has to do it.
     cdef public object settled
     # The meter's, from the read to the settlement.
     cdef Histogram settled_time
-    cdef object timer
-    cdef object flush_transport
+    # The connection that `current` belongs to, and its timer for `delay`.
+    cdef Stream stream
+    cdef SharedTimer timer
+    # The timer has to write something.
+    cdef bint timed
     cdef Waiters waiters
     cdef double delay
     cdef bint each

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint16_t
 
 from leveret.consuming.acks cimport AckWindow
 from leveret.monitoring.histogram cimport monotonic, wall_clock
+from leveret.transport.stream cimport Stream
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
@@ -190,23 +191,24 @@ cdef class Acknowledger:
 
     def __cinit__(self, Waiters waiters not None, meter not None, double delay, bint each):
         self.waiters = waiters
-        self.loop = waiters.loop
         self.meter = meter
         self.settled_time = self.meter.settled_time
         self.delay = delay
         self.each = each
         self.write_at = 1
 
-    def begin(self, ChannelDeliveries deliveries not None, flush_transport not None):
+    def begin(self, ChannelDeliveries deliveries not None, Stream stream not None):
         """Goes on with the deliveries of another channel.
 
         Args:
             deliveries: They become `current`.
-            flush_transport: Writes what the connection's send buffer has.
+            stream: The connection's.
         """
         self.current = deliveries
         deliveries.acknowledger = self
-        self.flush_transport = flush_transport
+        self.stop()
+        self.stream = stream
+        self.timer = stream.timer_of(self.delay)
 
     # Acknowledges a message that its user has handled. False in any other than the ordinary case, of which it is the
     # settler to say what it is.
@@ -240,8 +242,9 @@ cdef class Acknowledger:
             return 0
         if deliveries.acks.ready >= self.write_at:
             deliveries.acks.write_ready(deliveries.out, False)
-        if deliveries.acks.ready and self.timer is None:
-            self.timer = self.loop.call_later(self.delay, self._on_timer)
+        if deliveries.acks.ready and not self.timed and self.timer is not None:
+            self.timed = True
+            self.timer.add(self)
         return 0
 
     # A worker has nothing to do until more is read: what waits in the send buffer need not wait for a turn of the loop.
@@ -257,12 +260,14 @@ cdef class Acknowledger:
         finally:
             deliveries.out.attended = attended
         if deliveries.out.used and not attended:
-            self.flush_transport()
+            self.stream.flush()
         return 0
 
-    def _on_timer(self):
-        self.timer = None
-        self.flush(stragglers=True)
+    cdef int due(self) except -1:
+        if self.timed:
+            self.timed = False
+            self.flush(stragglers=True)
+        return 0
 
     def flush(self, *, bint stragglers=False):
         """Writes the acknowledgements that are ready; see `AckWindow.flush`."""
@@ -270,7 +275,7 @@ cdef class Acknowledger:
             self.current.flush(stragglers=stragglers)
 
     def stop(self):
-        """Cancels the timer; what is ready waits for `flush`."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        """Leaves the timer; what is ready waits for `flush`."""
+        if self.timed:
+            self.timed = False
+            self.timer.remove(self)

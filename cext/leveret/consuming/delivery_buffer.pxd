@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
 from leveret.consuming.read_collector cimport ReadCollector
-from leveret.monitoring.histogram cimport Histogram
+from leveret.monitoring.histogram cimport Count, Histogram
 from leveret.transport.waiting cimport Waiter, Waiters
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
@@ -15,6 +15,8 @@ cdef class DeliveryBuffer:
     cdef Acknowledger acks
     cdef object failures
     cdef public object meter
+    # The meter's: how many deliveries came.
+    cdef Count deliveries
     # The meter's: nanoseconds from the read that brought a message to its handler, in handlers, and from the read to
     # the settlement.
     cdef Histogram waiting_time
@@ -78,5 +80,6 @@ cdef class DeliveryBuffer:
     cdef int wake(self, Py_ssize_t count) except -1
     cdef int wake_more(self) except -1
     cdef Waiter wait(self)
+    cdef int wait_with(self, Waiter waiter) except -1
     cdef int idle_begins(self) except -1
     cdef int idle_ends(self) except -1

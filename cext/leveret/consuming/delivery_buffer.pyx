@@ -50,6 +50,7 @@ cdef class DeliveryBuffer:
         self.acks = acks
         self.failures = failures
         self.meter = meter
+        self.deliveries = self.meter.deliveries
         self.waiting_time = self.meter.waiting_time
         self.handler_time = self.meter.handler_time
         self.settled_time = self.meter.settled_time
@@ -103,7 +104,7 @@ cdef class DeliveryBuffer:
             deliveries.add_surplus(run.messages, PyList_GET_SIZE(run.messages), SENT_AHEAD)
         else:
             deliveries.surplus = deliveries.surplus_bytes = 0
-        self.meter.delivered += PyList_GET_SIZE(run.messages)
+        self.deliveries.value += <uint64_t>PyList_GET_SIZE(run.messages)
         if self.head and self.head == PyList_GET_SIZE(self.buffer):
             self.buffer.clear()
             self.head = 0
@@ -298,8 +299,13 @@ cdef class DeliveryBuffer:
     # Returns something to wait for; it is done when there may be a message.
     cdef Waiter wait(self):
         cdef Waiter waiter = self.waiters.new()
-        self.idle.append(waiter)
+        self.wait_with(waiter)
         return waiter
+
+    # The same with a waiter of the caller's.
+    cdef int wait_with(self, Waiter waiter) except -1:
+        self.idle.append(waiter)
+        return 0
 
     # Wakes this many workers.
     cdef int wake(self, Py_ssize_t count) except -1:

@@ -2,7 +2,14 @@ from libc.stdint cimport int64_t, uint64_t
 
 from leveret.consuming.channel_deliveries cimport Acknowledger
 from leveret.consuming.delivery_buffer cimport DeliveryBuffer
+from leveret.transport.waiting cimport Waiter
 from leveret.wire.message cimport Message
+
+
+cdef class WorkerWait(Waiter):
+    cdef Worker worker
+    # Its task was cancelled when it had ended.
+    cdef bint cancelled_late
 
 
 cdef class Worker:
@@ -17,6 +24,13 @@ cdef class Worker:
     cdef bint results_count
     # The iterator that is driven now: of the waiter, the handler or the action; None in READY and ENDED.
     cdef object current
+    # What it waits for in IDLE.
+    cdef WorkerWait idle_wait
+    # `resume` is at work; afterwards, how that ended when the task has to go on: with something to await, or an error.
+    cdef bint without_task
+    cdef bint has_outcome
+    cdef object outcome
+    cdef object outcome_error
     # The key of the message, with `ordered_by`.
     cdef object key
     cdef readonly Message message
@@ -30,6 +44,10 @@ cdef class Worker:
     cdef int64_t begun
     cdef int64_t now
 
+    cdef bint resume(self) except -1
+    cdef object take_outcome(self, object error)
+    cdef int wait(self) except -1
+    cdef int idle_ends(self) except -1
     cdef object step(self, object error)
     cdef bint begin(self) except -1
     cdef int done(self, object result) except -1

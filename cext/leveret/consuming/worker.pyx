@@ -2,6 +2,9 @@
 
 A consumer has a fixed number of workers. Each is one asyncio task that awaits a `Worker`, which runs the handler's
 coroutines one after the other: a handler that waits for nothing costs no turn of the event loop.
+
+A worker that has run dry goes on inside the read that brings the next messages, as its task, and asyncio hears of it
+only when a handler has something to wait for.
 """
 cimport cython
 from cpython.object cimport PyObject
@@ -11,7 +14,10 @@ from libc.stdint cimport int64_t
 from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
 from leveret.consuming.delivery_buffer cimport DeliveryBuffer
 from leveret.monitoring.histogram cimport monotonic
+from leveret.transport.waiting cimport ENDED as WAIT_ENDED, PENDING as WAIT_PENDING, Waiter
 from leveret.wire.message cimport Message
+
+from asyncio.tasks import _enter_task, _leave_task
 
 cdef extern from "Python.h":
     ctypedef enum PySendResult:
@@ -20,6 +26,8 @@ cdef extern from "Python.h":
         PYGEN_NEXT
     PySendResult PyIter_Send(object iterator, object value, PyObject** result) except PYGEN_ERROR
     bint PyCoro_CheckExact(object o)
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
 
 # The states of a worker:
 #
@@ -62,6 +70,27 @@ cdef enum Cancellation:
 cdef enum:
     # A worker lets others run after this many messages without a pause.
     TURN = 256
+
+
+@cython.final
+cdef class WorkerWait(Waiter):
+    """What the task of a worker without messages waits for.
+
+    It goes on waiting for the same one while the worker handles messages that its handlers wait for nothing for.
+    """
+
+    def cancel(self, msg=None):
+        """Cancels the waiter; returns False when it was done already."""
+        if self.state == WAIT_PENDING:
+            self.end_cancelled(msg)
+            return True
+        # The task resumes with the cancellation, so it has to be woken.
+        self.cancelled_late = True
+        return False
+
+    cdef bint resumes(self) except -1:
+        return (self.worker is not None and not self.cancelled_late and self.callback is not None
+                and self.others is None and self.worker.resume())
 
 
 @cython.final
@@ -155,11 +184,63 @@ cdef class Worker:
         if hasattr(current, "close"):
             current.close()
 
+    # Goes on in IDLE as its task would, which waits on. False where the task has to be woken: `take_outcome` is next.
+    #
+    # `_enter_task` makes the task the current one, as asyncio does for a step of it; that is what asyncio has these
+    # functions for ("Extending", Task lifetime support).
+    cdef bint resume(self) except -1:
+        cdef WorkerWait wait = self.idle_wait
+        cdef object context = wait.context
+        cdef object loop = wait.owner.loop
+        cdef object outcome = None
+        cdef object error = None
+        if self.state_now != IDLE or self.current is not wait:
+            return False
+        try:
+            _enter_task(loop, self.task)
+        except RuntimeError:
+            return False  # inside another task
+        wait.state = WAIT_PENDING
+        self.without_task = True
+        self.current = None
+        self.state_now = READY
+        try:
+            PyContext_Enter(context)
+            try:
+                self.idle_ends()
+                outcome = self.step(None)
+            except BaseException as raised:
+                error = raised
+            finally:
+                PyContext_Exit(context)
+        finally:
+            self.without_task = False
+            _leave_task(loop, self.task)
+        if error is None and self.state_now == IDLE:
+            return True
+        self.has_outcome, self.outcome, self.outcome_error = True, outcome, error
+        if wait.state == WAIT_PENDING:
+            wait.state = WAIT_ENDED
+        return False
+
+    # Tells the task how `resume` ended. An error is what is thrown in, a cancellation, when the handler cancelled its
+    # own task: as in asyncio, what it waits for is cancelled then, and that brings the cancellation.
+    cdef object take_outcome(self, object error):
+        outcome, raised = self.outcome, self.outcome_error
+        self.has_outcome, self.outcome, self.outcome_error = False, None, None
+        if raised is not None:
+            raise raised if error is None or not isinstance(raised, StopIteration) else error
+        if error is None or (outcome is not None and outcome.cancel()):
+            return outcome
+        return self.step(error)
+
     # Goes on until there is something to wait for, and returns that. Raises StopIteration at the end.
     cdef object step(self, object error):
         cdef PyObject* raw
         cdef object result
         cdef bint waits
+        if self.has_outcome:
+            return self.take_outcome(error)
         while True:
             if self.current is None:
                 if error is not None:
@@ -179,6 +260,8 @@ cdef class Worker:
                 if self.state_now == ENDED or not self.begin():
                     self.state_now = ENDED
                     raise StopIteration
+                if self.state_now == IDLE and self.without_task:
+                    return None
                 continue
             try:
                 if error is None:
@@ -224,9 +307,7 @@ cdef class Worker:
                 return False
             self.turn = 0
             self.acks.run_dry()
-            self.state_now = IDLE
-            self.current = buffer.wait()
-            buffer.idle_begins()
+            self.wait()
             return True
         self.turn += 1
         self.sequence += 1
@@ -258,6 +339,26 @@ cdef class Worker:
                 self.act(self.failures.undecodable(message, error))
         return True
 
+    # In READY: waits for a message.
+    cdef int wait(self) except -1:
+        cdef WorkerWait wait = self.idle_wait
+        if not self.without_task:
+            if wait is None or wait.state != WAIT_ENDED or wait.callback is not None:
+                self.idle_wait = wait = WorkerWait.__new__(WorkerWait)
+                wait.owner = self.buffer.waiters
+            wait.state = WAIT_PENDING
+            wait.cancelled_late = False
+        wait.worker = self
+        self.state_now = IDLE
+        self.current = wait
+        self.buffer.wait_with(wait)
+        self.buffer.idle_begins()
+        return 0
+
+    cdef int idle_ends(self) except -1:
+        self.idle_wait.worker = None  # or the two would keep each other alive
+        return self.buffer.idle_ends()
+
     # The waiter, the handler or the action returned this.
     cdef int done(self, object result) except -1:
         cdef int state = self.state_now
@@ -279,7 +380,7 @@ cdef class Worker:
         elif state == ACTING:
             self.end_message()
         else:
-            self.buffer.idle_ends()
+            self.idle_ends()
         return 0
 
     # The waiter, the handler or the action raised this.
@@ -292,7 +393,7 @@ cdef class Worker:
             if state != HANDLING or self.owner.ends(self.task):
                 self.state_now = ENDED
                 if state == IDLE:
-                    self.buffer.idle_ends()
+                    self.idle_ends()
                     # It may have been this worker's turn, which passes to the next.
                     self.buffer.wake_more()
                 elif state == HANDLING:

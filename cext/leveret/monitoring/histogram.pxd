@@ -45,6 +45,11 @@ cdef extern from *:
 
 
 @cython.final
+cdef class Count:
+    cdef readonly uint64_t value
+
+
+@cython.final
 cdef class Histogram:
     cdef uint64_t* counts
     cdef readonly uint64_t count

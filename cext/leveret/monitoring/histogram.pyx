@@ -1,6 +1,18 @@
-"""Log-linear histograms: how often values of each size came, in fixed memory."""
+"""Log-linear histograms: how often values of each size came, in fixed memory; and plain counts."""
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
+
+
+cdef class Count:
+    """A count that compiled code adds to.
+
+    Attributes:
+        value: What it has reached.
+    """
+
+    def add(self, uint64_t count=1):
+        """Adds to it."""
+        self.value += count
 
 
 cdef class Histogram:

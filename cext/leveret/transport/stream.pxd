@@ -1,4 +1,5 @@
 from leveret.monitoring.histogram cimport Histogram
+from leveret.transport.shared_timer cimport SharedTimer
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.reader cimport FrameReader
 
@@ -13,6 +14,9 @@ cdef class Stream:
     cdef public object _loop
     cdef public Histogram write_sizes
     cdef bint flush_scheduled
+    # By their delay.
+    cdef dict timers
 
+    cdef SharedTimer timer_of(self, double delay)
     cdef int hand_over(self, list events) except -1
     cdef int handed_over(self, event) except -1

@@ -2,6 +2,7 @@
 from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 
+from leveret.transport.shared_timer cimport SharedTimer
 from leveret.wire.numbers cimport BASIC_DELIVER
 from leveret.wire.reader cimport FrameReader
 from leveret.wire.runs cimport ContentRun, SettlementRun
@@ -34,6 +35,7 @@ cdef class Stream:
         self.session = session
         self.reader = reader
         self.channels = {}
+        self.timers = {}
 
     def buffer_updated(self, Py_ssize_t nbytes):
         """Handles `nbytes` that were read into the reader's buffer (`asyncio.BufferedProtocol.buffer_updated`)."""
@@ -74,7 +76,8 @@ cdef class Stream:
                 if (<ContentRun>event).method_id != BASIC_DELIVER:
                     return FOR_THE_SESSION
                 channel = self.channels.get((<ContentRun>event).channel)
-                consumer = None if channel is None else channel.consumers.get((<ContentRun>event).consumer_tag)
+                consumers = None if channel is None else channel.consumers
+                consumer = None if consumers is None else (<dict?>consumers).get((<ContentRun>event).consumer_tag)
                 if consumer is None:
                     return FOR_THE_SESSION
                 consumer.delivered(event)
@@ -90,6 +93,18 @@ cdef class Stream:
             self.session.event_failed(error)
             return FAILED
         return HANDED_OVER
+
+    # Returns the timer of those who wait so many seconds to write something.
+    cdef SharedTimer timer_of(self, double delay):
+        cdef SharedTimer timer = self.timers.get(delay)
+        if timer is None:
+            self.timers[delay] = timer = SharedTimer(self._loop, delay)
+        return timer
+
+    def _stop_timers(self):
+        cdef SharedTimer timer
+        for timer in self.timers.values():
+            timer.stop()
 
     def flush(self):
         """Writes the appended frames."""

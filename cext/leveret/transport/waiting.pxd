@@ -40,6 +40,8 @@ cdef class Waiter:
     # asyncio recognizes a future by it, and a task checks that the future was awaited.
     cdef public bint _asyncio_future_blocking
 
+    # Has what waits for it go on without its task. False where the task has to be woken.
+    cdef bint resumes(self) except -1
     cpdef bint done(self) noexcept
     cdef int end_cancelled(self, object msg) except -1
     cdef object cancelled_error(self)

@@ -78,6 +78,8 @@ cdef class Waiters:
             return 0
         self.ended = []
         for waiter in ended:
+            if waiter.state == ENDED and waiter.resumes():
+                continue
             callback, context = waiter.callback, waiter.context
             waiter.callback = waiter.context = None
             if callback is not None:
@@ -205,6 +207,9 @@ cdef class Waiter:
     def exception(self):
         """Returns None; raises as `result`."""
         self.result()
+
+    cdef bint resumes(self) except -1:
+        return False
 
     # Wakes the task: at `release` while `hold` is in force, otherwise in the next turn of the loop.
     cdef int call(self) except -1:

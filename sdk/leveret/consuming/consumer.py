@@ -551,7 +551,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         if message is not None:
             deliveries = self._acks.current
             assert deliveries is not None
-            self.meter.delivered += 1
+            self.meter.deliveries.add()
             deliveries.adopt_one(message, time.monotonic())
             if not self._no_ack:
                 deliveries.acks.track(message.delivery_tag)
@@ -582,7 +582,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         deliveries = ChannelDeliveries(
             self.queue, channel.number, transport.out, self._decoder, self._settler.settle, channel.credit
         )
-        self._acks.begin(deliveries, transport.flush)
+        self._acks.begin(deliveries, transport)
         self._position.opened(deliveries)
         self._watched = True
         self.meter.replace(deliveries.acks)

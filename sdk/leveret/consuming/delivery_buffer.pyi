@@ -7,7 +7,7 @@ from typing_extensions import disjoint_base
 
 from leveret.consuming.channel_deliveries import Acknowledger
 from leveret.consuming.read_collector import ReadCollector
-from leveret.monitoring.histogram import Histogram
+from leveret.monitoring.histogram import Count, Histogram
 from leveret.monitoring.meters import ConsumerMeter
 from leveret.transport.waiting import Waiter, Waiters
 from leveret.wire.message import Message
@@ -37,7 +37,7 @@ class KeyFailures(Protocol):
 class DeliveryCounter(Protocol):
     """Counts deliveries and has the histograms of their times: `ConsumerMeter`."""
 
-    delivered: int
+    deliveries: Count
     waiting_time: Histogram
     handler_time: Histogram
     settled_time: Histogram

@@ -8,6 +8,7 @@ from typing import Any, Protocol, final, type_check_only
 from leveret.consuming.channel_deliveries import Acknowledger
 from leveret.consuming.delivery_buffer import DeliveryBuffer
 from leveret.consuming.states import WorkerCancellation, WorkerState
+from leveret.transport.waiting import Waiter
 from leveret.wire.message import Message
 
 __test__: dict[str, str]
@@ -31,6 +32,9 @@ class WorkerOwner(Protocol):
 
     def ends(self, task: asyncio.Task[Any]) -> bool: ...
     def failed(self, message: Message, error: BaseException | None) -> Coroutine[Any, Any, None] | None: ...
+
+@final
+class WorkerWait(Waiter): ...
 
 @final
 class Worker:

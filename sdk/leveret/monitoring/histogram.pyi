@@ -5,6 +5,12 @@ from leveret.plugins.distributions import Distribution
 __test__: dict[str, str]
 
 @final
+class Count:
+    @property
+    def value(self) -> int: ...
+    def add(self, count: int = 1) -> None: ...
+
+@final
 class Histogram:
     @property
     def count(self) -> int: ...

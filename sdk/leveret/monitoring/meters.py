@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from leveret.monitoring.histogram import Histogram
+from leveret.monitoring.histogram import Count, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +89,7 @@ class ConsumerMeter:
     __slots__ = (
         "_now",
         "dead_lettered",
-        "delivered",
+        "deliveries",
         "dropped",
         "expected",
         "handler_errors",
@@ -113,7 +113,7 @@ class ConsumerMeter:
         self.prefetch = 0
         self.expected = False
         self.live = False
-        self.delivered = 0
+        self.deliveries = Count()
         self.undecodable = 0
         self.handler_errors = 0
         self.requeued = 0
@@ -164,7 +164,7 @@ class ConsumerMeter:
         """Returns how many deliveries came, how they were settled, and how many are `unsettled`."""
         acks, acked, ignored = self._now
         return {
-            "delivered": self.delivered,
+            "delivered": self.deliveries.value,
             "undecodable": self.undecodable,
             "handler_errors": self.handler_errors,
             "requeued": self.requeued,

@@ -68,7 +68,7 @@ class PublishingOwner(Protocol):
 NO_RECEIPT: Receipt
 
 @final
-class Publishing(Waiter, Coroutine[Any, Any, T], Generic[T]):  # type: ignore[misc]
+class Publishing(Waiter, Coroutine[Any, Any, T], Generic[T]):
     @property
     def ticket(self) -> Ticket | None: ...
     @property

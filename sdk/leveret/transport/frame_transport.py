@@ -116,6 +116,7 @@ class FrameTransport(Stream, asyncio.BufferedProtocol):
         session, self.session = self.session, None
         session.transport_lost(exc)
         self.channels = {}
+        self._stop_timers()
         self.reader.release()
         self.out.close()
 

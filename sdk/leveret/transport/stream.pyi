@@ -28,7 +28,7 @@ class StreamSession(Protocol):
 class StreamChannel(Protocol):
     """A value of `Stream.channels`: `Channel`."""
 
-    consumers: Mapping[str, DeliverySink]
+    consumers: dict[str, DeliverySink]
     publisher: ConfirmSink | None
 
 @type_check_only
@@ -59,3 +59,4 @@ class Stream:
     def flush(self) -> None: ...
     def _schedule_flush(self) -> None: ...
     def _flush_turn(self) -> None: ...
+    def _stop_timers(self) -> None: ...

@@ -5,6 +5,8 @@ import contextvars
 from collections.abc import Callable, Generator
 from typing import Any, final
 
+from typing_extensions import disjoint_base
+
 __test__: dict[str, str]
 
 @final
@@ -24,7 +26,7 @@ class Waiters:
     def cancelled_error(self) -> type[BaseException]: ...
     def release(self) -> int: ...
 
-@final
+@disjoint_base
 class Waiter:
     _asyncio_future_blocking: bool
     def __await__(self) -> Generator[Any, Any, Any]: ...

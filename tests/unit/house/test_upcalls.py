@@ -84,7 +84,6 @@ ROLES = [
 
 #: Receivers that are objects of the standard library, coroutines, or values of the caller.
 OTHERS = {
-    "Acknowledger": {"self.loop", "self.timer"},
     "BodyCompressor": {"logger"},
     "CompiledPublisher": {"self._loop", "ticket.future"},
     "DeliveryBuffer": {"self.idle", "self.runnable", "waiting"},
@@ -97,10 +96,11 @@ OTHERS = {
     "ReadCollector": {"self.loop", "self.timer"},
     "RecvBuffer": {"data"},
     "SendBuffer": {"data"},
+    "SharedTimer": {"self.handle", "self.loop"},
     "Stream": {"self._loop", "self._transport"},
     "Waiter": {"self.owner.loop"},
     "Waiters": {"self.loop"},
-    "Worker": {"action", "coroutine", "current", "self.current", "self.task", "stop"},
+    "Worker": {"action", "coroutine", "current", "outcome", "self.current", "self.task", "stop"},
     "Writer": {"str", "value"},
 }
 
