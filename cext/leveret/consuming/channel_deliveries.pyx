@@ -266,7 +266,8 @@ cdef class Acknowledger:
     cdef int due(self) except -1:
         if self.timed:
             self.timed = False
-            self.flush(stragglers=True)
+            if self.current.alive:
+                self.current.acks.write_ready(self.current.out, True)
         return 0
 
     def flush(self, *, bint stragglers=False):

@@ -5,7 +5,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
 from leveret.consuming.channel_deliveries cimport Acknowledger, ChannelDeliveries
 from leveret.monitoring.histogram cimport monotonic, wall_clock
-from leveret.transport.waiting cimport Waiter, Waiters
+from leveret.transport.waiting cimport PENDING as WAIT_PENDING, Waiter, Waiters
 from leveret.wire.message cimport Message
 from leveret.wire.own_headers cimport sent_at_of
 from leveret.wire.runs cimport ContentRun
@@ -42,7 +42,7 @@ cdef class DeliveryBuffer:
     def __cinit__(self, *args, **kwargs):
         self.buffer = []
         self.runnable = deque()
-        self.idle = deque()
+        self.idle = []
         self.active = {}
 
     def __init__(self, Acknowledger acks not None, failures, meter, Waiters waiters not None, ordered_by,
@@ -89,6 +89,7 @@ cdef class DeliveryBuffer:
         cdef ChannelDeliveries deliveries = self.acks.current
         cdef double now
         cdef Py_ssize_t held = 0
+        cdef Waiter waiter
         if deliveries is None or not deliveries.alive:
             return  # they were on their way when the channel was closed, and go back to the queue
         now = monotonic() * 1e-9
@@ -120,11 +121,9 @@ cdef class DeliveryBuffer:
         elif self.idle:
             # One worker is enough, unless its handler has to wait: then it wakes the others. It resumes before the
             # event loop looks at its sockets again.
-            self.waiters.hold()
-            try:
-                self.wake(1)
-            finally:
-                self.waiters.release()
+            waiter = self.next_idle()
+            if waiter is not None:
+                self.waiters.wake(waiter)
 
     # The time in the header `x-leveret-sent-at`; 0 for none. Messages of one write have the same, as one object.
     cdef inline int64_t look_at(self, bytes raw_properties) noexcept:
@@ -307,15 +306,22 @@ cdef class DeliveryBuffer:
         self.idle.append(waiter)
         return 0
 
+    # Takes the wait that began last, whose worker is in the processor's cache; None when nobody waits. One that is done
+    # belongs to a task that was cancelled, and takes nothing.
+    cdef Waiter next_idle(self):
+        cdef Waiter waiter
+        while self.idle:
+            waiter = self.idle.pop()
+            if waiter.state == WAIT_PENDING:
+                return waiter
+        return None
+
     # Wakes this many workers.
     cdef int wake(self, Py_ssize_t count) except -1:
         cdef Waiter waiter
-        while self.idle and count > 0:
-            waiter = self.idle.popleft()
-            # A waiter that is done belongs to a task that was cancelled, and takes nothing.
-            if not waiter.done():
-                waiter.set_result(None)
-                count -= 1
+        while count > 0 and (waiter := self.next_idle()) is not None:
+            waiter.set_result(None)
+            count -= 1
         return 0
 
     # Wakes workers for the messages that are left, because a handler takes its time.

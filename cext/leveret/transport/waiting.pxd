@@ -25,6 +25,8 @@ cdef class Waiters:
     cpdef Waiter new(self)
     cdef void hold(self) noexcept
     cpdef int release(self) except -1
+    cdef int wake(self, Waiter waiter) except -1
+    cdef int finish(self, Waiter waiter) except -1
     cdef int tell(self, Waiter waiter, object callback, object context) except -1
 
 

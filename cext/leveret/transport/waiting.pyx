@@ -71,23 +71,33 @@ cdef class Waiters:
         """
         cdef list ended = self.ended
         cdef Waiter waiter
-        cdef list others
-        cdef object callback, context
         self.held = False
         if not ended:
             return 0
         self.ended = []
         for waiter in ended:
-            if waiter.state == ENDED and waiter.resumes():
-                continue
-            callback, context = waiter.callback, waiter.context
-            waiter.callback = waiter.context = None
-            if callback is not None:
+            self.finish(waiter)
+        return 0
+
+    # Ends one waiter that is not done, and wakes its task as `release` does.
+    cdef int wake(self, Waiter waiter) except -1:
+        waiter.state = ENDED
+        return self.finish(waiter)
+
+    # Has what waits for a waiter that has ended go on.
+    cdef int finish(self, Waiter waiter) except -1:
+        cdef list others
+        cdef object callback, context
+        if waiter.state == ENDED and waiter.resumes():
+            return 0
+        callback, context = waiter.callback, waiter.context
+        waiter.callback = waiter.context = None
+        if callback is not None:
+            self.tell(waiter, callback, context)
+        if waiter.others is not None:
+            others, waiter.others = waiter.others, None
+            for callback, context in others:
                 self.tell(waiter, callback, context)
-            if waiter.others is not None:
-                others, waiter.others = waiter.others, None
-                for callback, context in others:
-                    self.tell(waiter, callback, context)
         return 0
 
     # Calls what waits for a waiter.

@@ -86,7 +86,7 @@ ROLES = [
 OTHERS = {
     "BodyCompressor": {"logger"},
     "CompiledPublisher": {"self._loop", "ticket.future"},
-    "DeliveryBuffer": {"self.idle", "self.runnable", "waiting"},
+    "DeliveryBuffer": {"self.runnable", "waiting"},
     "HandOver": {"error", "self.queue"},
     "HandlerThreads": {"self.loop", "self.queue"},
     "Message": {"datetime"},
