@@ -8,7 +8,7 @@ from leveret.wire.message cimport Message
 
 cdef class WorkerWait(Waiter):
     cdef Worker worker
-    # Its task was cancelled when it had ended.
+    # Its task was cancelled when it was not to wait any more: only the task knows what is to become of that.
     cdef bint cancelled_late
 
 

@@ -38,7 +38,8 @@ cdef extern from "Python.h":
 #     READY     the consumer stops, or the buffer is empty for good      ENDED
 #     READY     it is cancelled, or this is thrown while others run      ENDED, with the error
 #     IDLE      a delivery or the consumer's end wakes it                READY
-#     IDLE      it is cancelled                                          ENDED, with the cancellation
+#     IDLE      it is cancelled to end                                   ENDED, with the cancellation
+#     IDLE      a cancellation came that is not meant to end it          READY
 #     HANDLING  the handler returned True, False or None                 READY
 #     HANDLING  the handler raised, returned something else or is late   ACTING, or READY
 #     HANDLING  it is cancelled to end, or the program ends              ENDED, with the error
@@ -76,15 +77,18 @@ cdef enum:
 cdef class WorkerWait(Waiter):
     """What the task of a worker without messages waits for.
 
-    It goes on waiting for the same one while the worker handles messages that its handlers wait for nothing for.
+    The task keeps waiting for it while the worker handles messages whose handlers never wait.
     """
 
     def cancel(self, msg=None):
-        """Cancels the waiter; returns False when it was done already."""
+        """Cancels the waiter; returns False when it was done already.
+
+        Returns False, too, when a handler that runs without its task cancels that: then the task keeps the
+        cancellation, as for each of its own steps, and may take it back.
+        """
         if self.state == WAIT_PENDING:
             self.end_cancelled(msg)
             return True
-        # The task resumes with the cancellation, so it has to be woken.
         self.cancelled_late = True
         return False
 
@@ -184,10 +188,11 @@ cdef class Worker:
         if hasattr(current, "close"):
             current.close()
 
-    # Goes on in IDLE as its task would, which waits on. False where the task has to be woken: `take_outcome` is next.
+    # In IDLE: goes on in place of its task, which keeps waiting. False where the task has to be woken; if handlers have
+    # run before that, `take_outcome` tells the task what it has to wait for, or which error has ended them.
     #
-    # `_enter_task` makes the task the current one, as asyncio does for a step of it; that is what asyncio has these
-    # functions for ("Extending", Task lifetime support).
+    # `_enter_task` makes the task the current one, as asyncio does for each of its steps. asyncio has it for this (in
+    # its documentation: "Extending", Task lifetime support).
     cdef bint resume(self) except -1:
         cdef WorkerWait wait = self.idle_wait
         cdef object context = wait.context
@@ -200,37 +205,39 @@ cdef class Worker:
             _enter_task(loop, self.task)
         except RuntimeError:
             return False  # inside another task
-        wait.state = WAIT_PENDING
+        try:
+            PyContext_Enter(context)
+        except RuntimeError:
+            _leave_task(loop, self.task)
+            return False  # inside the same context
         self.without_task = True
         self.current = None
         self.state_now = READY
         try:
-            PyContext_Enter(context)
-            try:
-                self.idle_ends()
-                outcome = self.step(None)
-            except BaseException as raised:
-                error = raised
-            finally:
-                PyContext_Exit(context)
+            self.idle_ends()
+            outcome = self.step(None)
+        except BaseException as raised:
+            error = raised
         finally:
             self.without_task = False
+            PyContext_Exit(context)
             _leave_task(loop, self.task)
-        if error is None and self.state_now == IDLE:
+        if error is not None or self.state_now != IDLE:
+            self.has_outcome, self.outcome, self.outcome_error = True, outcome, error
+        elif not wait.cancelled_late:
+            wait.state = WAIT_PENDING
             return True
-        self.has_outcome, self.outcome, self.outcome_error = True, outcome, error
-        if wait.state == WAIT_PENDING:
-            wait.state = WAIT_ENDED
         return False
 
-    # Tells the task how `resume` ended. An error is what is thrown in, a cancellation, when the handler cancelled its
-    # own task: as in asyncio, what it waits for is cancelled then, and that brings the cancellation.
+    # Tells the task how `resume` ended. An error is thrown in when a handler has cancelled its own task. What it waits
+    # for is cancelled then, as in asyncio, and that brings the cancellation.
     cdef object take_outcome(self, object error):
         outcome, raised = self.outcome, self.outcome_error
         self.has_outcome, self.outcome, self.outcome_error = False, None, None
         if raised is not None:
             raise raised if error is None or not isinstance(raised, StopIteration) else error
-        if error is None or (outcome is not None and outcome.cancel()):
+        if error is None or (isinstance(error, self.buffer.waiters.cancelled_error) and hasattr(outcome, "cancel")
+                             and outcome.cancel(*error.args)):
             return outcome
         return self.step(error)
 
@@ -245,6 +252,7 @@ cdef class Worker:
             if self.current is None:
                 if error is not None:
                     self.state_now = ENDED
+                    self.buffer.wake_more()  # what it would have done next passes to another
                     raise error
                 if self.cancellation_now == CANCELLED:
                     # A handler that does not let its cancellation pass does not keep its consumer from ending.
@@ -306,6 +314,7 @@ cdef class Worker:
             if buffer.over:
                 return False
             self.turn = 0
+            self.now = 0
             self.acks.run_dry()
             self.wait()
             return True
@@ -343,11 +352,10 @@ cdef class Worker:
     cdef int wait(self) except -1:
         cdef WorkerWait wait = self.idle_wait
         if not self.without_task:
-            if wait is None or wait.state != WAIT_ENDED or wait.callback is not None:
+            if wait is None or wait.state != WAIT_ENDED or wait.callback is not None or wait.cancelled_late:
                 self.idle_wait = wait = WorkerWait.__new__(WorkerWait)
                 wait.owner = self.buffer.waiters
             wait.state = WAIT_PENDING
-            wait.cancelled_late = False
         wait.worker = self
         self.state_now = IDLE
         self.current = wait
@@ -390,13 +398,17 @@ cdef class Worker:
         if late:
             self.cancellation_now = CANCELLED
         if isinstance(error, self.buffer.waiters.cancelled_error):
+            if state == IDLE:
+                self.idle_ends()
+                if not self.owner.ends(self.task):
+                    # A handler that waited for nothing has cancelled its task, and that comes only now.
+                    self.state_now = READY
+                    return 0
+                # It may have been this worker's turn, which passes to the next.
+                self.buffer.wake_more()
             if state != HANDLING or self.owner.ends(self.task):
                 self.state_now = ENDED
-                if state == IDLE:
-                    self.idle_ends()
-                    # It may have been this worker's turn, which passes to the next.
-                    self.buffer.wake_more()
-                elif state == HANDLING:
+                if state == HANDLING:
                     self.failures.abandoned(self.message)
                 self.end_message()
                 raise error

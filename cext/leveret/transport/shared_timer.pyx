@@ -14,7 +14,7 @@ cdef class SharedTimer:
     """Calls what was added when a delay is over, all of it together.
 
     The first that is added starts the timer, and what comes before it fires goes along: it waits less than the delay.
-    A timer of its own for each would cost more than most of what is done then.
+    A timer for each would cost more than the work that it starts.
 
     Args:
         loop: The event loop.

@@ -162,7 +162,8 @@ def test_a_handler_that_cancels_its_own_task_is_cancelled_where_it_next_waits(
     run(play())
 
 
-def test_a_handler_that_cancels_its_own_task_and_waits_for_nothing_ends_it(run: Any) -> None:
+@pytest.mark.parametrize("takes_back", [False, True])
+def test_a_worker_goes_on_when_its_handler_cancels_its_task_and_waits_for_nothing(run: Any, takes_back: bool) -> None:
     async def play() -> None:
         consumer = made()
         handled: list[int] = []
@@ -172,26 +173,87 @@ def test_a_handler_that_cancels_its_own_task_and_waits_for_nothing_ends_it(run: 
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
+            if takes_back:
+                task.uncancel()
 
         [task] = await at_work(consumer, handler)
-        deliver(consumer, 1)
+        for tag in (1, 2, 3):
+            deliver(consumer, tag)
+            await turns(20)
+        deliver(consumer, 4, 5)
         await turns(20)
-        assert handled == [1]
-        assert task.cancelled()
-        consumer.stop()
+        assert handled == [1, 2, 3, 4, 5]
+        assert task.cancelling() == 0
+        assert await ended(consumer, task) == [None]
 
     run(play())
 
 
-def test_a_worker_that_is_cancelled_before_it_resumes_handles_nothing(run: Any) -> None:
+def test_a_cancellation_that_a_handler_takes_back_is_as_in_any_task(run: Any) -> None:
+    async def alone() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel("first")
+        task.cancel("second")
+        task.uncancel()
+        task.uncancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            return f"cancelled: {error}"
+        return "returned"
+
+    async def play() -> None:
+        consumer = made()
+        results: list[str] = []
+
+        async def handler(value: bytes, message: Message) -> None:
+            results.append(await alone())
+
+        [task] = await at_work(consumer, handler)
+        deliver(consumer, 1)
+        await turns(20)
+        # From Python 3.13 on it is gone.
+        assert results == [await asyncio.create_task(alone())]
+        assert await ended(consumer, task) == [None]
+
+    run(play())
+
+
+def test_a_cancellation_keeps_its_message(run: Any) -> None:
+    async def play() -> None:
+        consumer = made()
+        texts: list[str] = []
+
+        async def handler(value: bytes, message: Message) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel("why")
+            try:
+                await (waits() if message.delivery_tag == 1 else sleeps())
+            except asyncio.CancelledError as error:
+                texts.append(str(error))
+                task.uncancel()
+
+        [task] = await at_work(consumer, handler)
+        for tag in (1, 2):
+            deliver(consumer, tag)
+            await turns(20)
+        assert texts == ["why", "why"]
+        assert await ended(consumer, task) == [None]
+
+    run(play())
+
+
+def test_no_message_is_left_when_a_worker_is_cancelled_before_it_resumes(run: Any) -> None:
     async def play() -> None:
         consumer = made(concurrency=2)
         tasks: list[asyncio.Task[None]] = []
-        handled: dict[int, asyncio.Task[Any] | None] = {}
+        handled: list[int] = []
         go = asyncio.Event()
 
         async def handler(value: bytes, message: Message) -> None:
-            handled[message.delivery_tag] = asyncio.current_task()
+            handled.append(message.delivery_tag)
             if message.delivery_tag == 1:
                 # Another worker is woken now, because this one waits; before it resumes it is cancelled.
                 [other] = [task for task in tasks if task is not asyncio.current_task()]
@@ -201,13 +263,58 @@ def test_a_worker_that_is_cancelled_before_it_resumes_handles_nothing(run: Any) 
         tasks += await at_work(consumer, handler, 2)
         deliver(consumer, 1, 2)
         await turns(10)
-        assert list(handled) == [1]
+        assert handled == [1, 2]
         go.set()
         await turns(10)
-        assert list(handled) == [1, 2]
-        assert handled[2] is handled[1]
-        cancelled = [task for task in tasks if task is not handled[1]]
-        assert isinstance((await ended(consumer, *cancelled))[0], asyncio.CancelledError)
+        assert await ended(consumer, *tasks) == [None, None]
+
+    run(play())
+
+
+def test_a_worker_that_is_cancelled_between_its_turns_leaves_its_messages_to_another(run: Any) -> None:
+    async def play() -> None:
+        consumer = made(concurrency=2, prefetch=2000)
+        tasks: list[asyncio.Task[None]] = []
+        busy: set[asyncio.Task[Any] | None] = set()
+        handled: list[int] = []
+
+        async def handler(value: bytes, message: Message) -> None:
+            busy.add(asyncio.current_task())
+            handled.append(message.delivery_tag)
+
+        tasks += await at_work(consumer, handler, 2)
+        deliver(consumer, *range(1, 301))
+        await asyncio.sleep(0)
+        assert len(handled) == 256
+        [task] = busy
+        assert task is not None
+        task.cancel()
+        await turns(20)
+        assert handled == [*range(1, 301)]
+        assert [result for result in await ended(consumer, *tasks) if result is None] != []
+
+    run(play())
+
+
+def test_the_time_without_messages_counts_for_none(run: Any) -> None:
+    async def play() -> None:
+        consumer = made()
+        times: list[tuple[float, float]] = []
+
+        async def handler(value: bytes, message: Message) -> None:
+            assert message.waiting_time is not None
+            assert message.handler_time is not None
+            times.append((message.waiting_time, message.handler_time))
+
+        [task] = await at_work(consumer, handler)
+        for tag in (1, 2, 3):
+            deliver(consumer, tag)
+            await turns()
+            await asyncio.sleep(0.05)
+        assert all(waiting >= 0 and handling >= 0 for waiting, handling in times)
+        assert [waiting + handling < 0.05 for waiting, handling in times] == [True] * 3
+        assert consumer.meter.handler_time.highest < 50_000_000
+        await ended(consumer, task)
 
     run(play())
 
@@ -316,6 +423,7 @@ def test_consumers_of_a_connection_share_the_timer_of_their_acknowledgements() -
         clock = Clock()
         transport = Transport(clock)  # type: ignore[arg-type]
         consumers = [made(ack_delay=0.25) for _ in range(3)]
+        tasks: list[asyncio.Task[None]] = []
 
         async def handler(value: bytes, message: Message) -> None:
             pass
@@ -326,13 +434,13 @@ def test_consumers_of_a_connection_share_the_timer_of_their_acknowledgements() -
             deliver(consumer, 1)
             await turns()
             assert transport.out.take() == b""
-            task.cancel()
+            tasks.append(task)
         [(delay, fire)] = clock.timers
         assert delay == 0.25
         fire()
         runs = FrameReader(server=True).feed(transport.out.take())
         assert [list(run) for run in runs if isinstance(run, SettlementRun)] == [[(1, False, False, False)] * 3]
-        for consumer in consumers:
-            consumer.stop()
+        for consumer, task in zip(consumers, tasks, strict=True):
+            await ended(consumer, task)
 
     asyncio.run(play())
