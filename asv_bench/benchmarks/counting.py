@@ -97,15 +97,28 @@ def counted_instructions(programs: Programs = PROGRAMS) -> dict[str, float]:
     return instructions(programs=programs) if has_valgrind() else {}
 
 
-def check_counted(counts: dict[str, float], workload: str) -> None:
-    """Skips a benchmark of asv whose workload has no count.
+class Counted:
+    """The base of asv's benchmarks of instructions per message.
 
-    Raises:
-        NotImplementedError: This is how asv is told; the text says why.
+    Each has its workloads as `params`, and a `setup_cache` of its own: asv keeps one result for each such function.
     """
-    if workload not in counts:
-        reason = f"this version cannot run {workload}" if has_valgrind() else "valgrind is not installed"
-        raise NotImplementedError(reason)
+
+    param_names = ("workload",)
+    version = "1"
+    unit = "instructions/message"
+
+    def setup(self, counts: dict[str, float], workload: str) -> None:
+        """Skips a workload that has no count.
+
+        Raises:
+            NotImplementedError: This is how asv is told; the text says why.
+        """
+        if workload not in counts:
+            reason = f"this version cannot run {workload}" if has_valgrind() else "valgrind is not installed"
+            raise NotImplementedError(reason)
+
+    def track_instructions(self, counts: dict[str, float], workload: str) -> float:
+        return counts[workload]
 
 
 def taken(folder: Path) -> dict[str, float]:

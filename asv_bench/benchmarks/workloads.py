@@ -442,6 +442,43 @@ async def _iterate(consumer: Any, handled: Callable[[], None], _: Any) -> None:
         message.ack()
 
 
+def _counted_reads(read: Callable[[], None]) -> tuple[Any, Callable[[], None], Callable[[int], Any]]:
+    """A handler that asks for the next read of GROUP deliveries when it has handled one.
+
+    Args:
+        read: Gives the client the next read.
+
+    Returns:
+        The handler, what ends a run, and a coroutine function that has so many messages handled.
+    """
+    coming = 0
+    done: asyncio.Future[None]
+
+    async def handler(value: bytes, message: object) -> None:
+        nonlocal coming
+        coming -= 1
+        if not coming % GROUP:
+            asyncio.get_running_loop().call_soon(go_on)
+
+    def go_on() -> None:
+        if coming:
+            read()
+        else:
+            end()
+
+    def end() -> None:
+        done.set_result(None)
+
+    async def handle(count: int) -> None:
+        nonlocal coming, done
+        coming = count
+        done = asyncio.get_running_loop().create_future()
+        read()
+        await done
+
+    return handler, end, handle
+
+
 def _consume(
     take: Callable[[Any, Callable[[], None], Any], Coroutine[Any, Any, None]] = _run,
     *,
@@ -460,31 +497,19 @@ def _consume(
         reads = iter([corpus.reads_of(tag, at, GROUP, body, raw_properties) for at in range(1, total + 1, GROUP)])
         socket: Any = None
         left: Iterator[int] = iter(())
-        coming = 0
-        done: asyncio.Future[None]
 
         def handled() -> None:
             # In one step, because several threads may be here.
             now = next(left)
             if not now % GROUP:
                 # Not from here: a handler may run inside the read that brought its message, or in a thread.
-                running.get_loop().call_soon_threadsafe(read if now else done.set_result, *(() if now else (None,)))
-
-        # The same for handlers that are coroutines; cheaper, and as former versions were counted.
-        async def handler(value: bytes, message: object) -> None:
-            nonlocal coming
-            coming -= 1
-            if not coming % GROUP:
-                asyncio.get_running_loop().call_soon(go_on)
-
-        def go_on() -> None:
-            if coming:
-                read()
-            else:
-                done.set_result(None)
+                running.get_loop().call_soon_threadsafe(read if now else end)
 
         def read() -> None:
             socket.receive(next(reads))
+
+        # `handler` does the same for coroutines; cheaper, and as former versions were counted.
+        handler, end, handle = _counted_reads(read)
 
         async def subscribe() -> tuple[Any, Any]:
             nonlocal socket
@@ -497,17 +522,12 @@ def _consume(
             socket.mute()
             return client, asyncio.create_task(take(consumer, handled, handler))
 
-        async def handle(count: int) -> None:
-            nonlocal left, coming, done
-            left, coming = iter(range(count - 1, -1, -1)), count
-            done = asyncio.get_running_loop().create_future()
-            read()
-            await done
-
         running = runner()
         client, consuming = running.run(subscribe())
 
         def run(count: int) -> None:
+            nonlocal left
+            left = iter(range(count - 1, -1, -1))
             running.run(handle(count))
             assert not consuming.done()
             if monitored:
@@ -519,25 +539,16 @@ def _consume(
 
 
 def _consumers(number: int) -> Workload:
-    """So many consumers of a queue get one message each in turn, as a broker shares them out; reads have GROUP."""
+    """A broker gives so many consumers of a queue one message each in turn; a read has GROUP of them."""
 
     def prepare(total: int) -> Callable[[int], None]:
-        coming = 0
-        done: asyncio.Future[None]
         reads: Iterator[bytes]
         socket: Any = None
 
-        async def handler(value: bytes, message: object) -> None:
-            nonlocal coming
-            coming -= 1
-            if not coming % GROUP:
-                asyncio.get_running_loop().call_soon(go_on)
+        def read() -> None:
+            socket.receive(next(reads))
 
-        def go_on() -> None:
-            if coming:
-                socket.receive(next(reads))
-            else:
-                done.set_result(None)
+        handler, _, handle = _counted_reads(read)
 
         async def subscribe() -> list[asyncio.Task[None]]:
             nonlocal socket, reads
@@ -561,13 +572,6 @@ def _consumers(number: int) -> Workload:
             ]
             reads = iter([b"".join(deliveries[at : at + GROUP]) for at in range(0, total, GROUP)])
             return [asyncio.create_task(consumer.run(handler)) for consumer in consumers]
-
-        async def handle(count: int) -> None:
-            nonlocal coming, done
-            coming = count
-            done = asyncio.get_running_loop().create_future()
-            socket.receive(next(reads))
-            await done
 
         running = runner()
         tasks = running.run(subscribe())

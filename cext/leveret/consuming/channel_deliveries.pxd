@@ -2,9 +2,8 @@ from libc.stdint cimport int64_t, uint16_t
 
 from leveret.consuming.acks cimport AckWindow
 from leveret.monitoring.histogram cimport Histogram
-from leveret.transport.shared_timer cimport SharedTimer, Timed
 from leveret.transport.stream cimport Stream
-from leveret.transport.waiting cimport Waiters
+from leveret.transport.waiting cimport SharedTimer, Timed, Waiters
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.message cimport Message
 from leveret.wire.runs cimport ContentRun
@@ -51,7 +50,7 @@ cdef class Acknowledger(Timed):
     # The connection that `current` belongs to, and its timer for `delay`.
     cdef Stream stream
     cdef SharedTimer timer
-    # The timer has to write something.
+    # It was added to the timer, which has not called it yet.
     cdef bint timed
     cdef Waiters waiters
     cdef double delay

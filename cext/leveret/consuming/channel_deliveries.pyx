@@ -242,7 +242,7 @@ cdef class Acknowledger:
             return 0
         if deliveries.acks.ready >= self.write_at:
             deliveries.acks.write_ready(deliveries.out, False)
-        if deliveries.acks.ready and not self.timed and self.timer is not None:
+        if deliveries.acks.ready and not self.timed:
             self.timed = True
             self.timer.add(self)
         return 0

@@ -28,7 +28,7 @@ cdef class DeliveryBuffer:
     # When the last deliveries came, or None.
     cdef readonly object _delivered_at
     # The meter's: how many deliveries came.
-    cdef Count deliveries
+    cdef Count delivered_count
     # Nothing has to be settled.
     cdef bint no_ack
     # `_delivered` is called for each read.

@@ -50,7 +50,7 @@ cdef class DeliveryBuffer:
         self.acks = acks
         self.failures = failures
         self.meter = meter
-        self.deliveries = self.meter.deliveries
+        self.delivered_count = self.meter.delivered
         self.waiting_time = self.meter.waiting_time
         self.handler_time = self.meter.handler_time
         self.settled_time = self.meter.settled_time
@@ -105,7 +105,7 @@ cdef class DeliveryBuffer:
             deliveries.add_surplus(run.messages, PyList_GET_SIZE(run.messages), SENT_AHEAD)
         else:
             deliveries.surplus = deliveries.surplus_bytes = 0
-        self.deliveries.value += <uint64_t>PyList_GET_SIZE(run.messages)
+        self.delivered_count.value += <uint64_t>PyList_GET_SIZE(run.messages)
         if self.head and self.head == PyList_GET_SIZE(self.buffer):
             self.buffer.clear()
             self.head = 0
@@ -301,13 +301,13 @@ cdef class DeliveryBuffer:
         self.wait_with(waiter)
         return waiter
 
-    # The same with a waiter of the caller's.
+    # As `wait`, with a waiter that the caller has made.
     cdef int wait_with(self, Waiter waiter) except -1:
         self.idle.append(waiter)
         return 0
 
-    # Takes the wait that began last, whose worker is in the processor's cache; None when nobody waits. One that is done
-    # belongs to a task that was cancelled, and takes nothing.
+    # Removes and returns the newest pending waiter of `idle`; None when there is none. Its worker ran last, so its
+    # memory is in the processor's cache. Waiters that are done belong to cancelled tasks, and are dropped.
     cdef Waiter next_idle(self):
         cdef Waiter waiter
         while self.idle:

@@ -8,7 +8,7 @@ from leveret.wire.message cimport Message
 
 cdef class WorkerWait(Waiter):
     cdef Worker worker
-    # Its task was cancelled when it was not to wait any more: only the task knows what is to become of that.
+    # Its task was cancelled after this had ended: only the task knows what is to become of the cancellation.
     cdef bint cancelled_late
 
 
@@ -24,13 +24,10 @@ cdef class Worker:
     cdef bint results_count
     # The iterator that is driven now: of the waiter, the handler or the action; None in READY and ENDED.
     cdef object current
-    # What it waits for in IDLE.
+    # What its task awaits in IDLE; None before it was idle.
     cdef WorkerWait idle_wait
-    # `resume` is at work; afterwards, how that ended when the task has to go on: with something to await, or an error.
-    cdef bint without_task
-    cdef bint has_outcome
-    cdef object outcome
-    cdef object outcome_error
+    # What `resume` leaves to the task: (something to await, None) or (None, an error). Usually None.
+    cdef tuple outcome
     # The key of the message, with `ordered_by`.
     cdef object key
     cdef readonly Message message
@@ -44,6 +41,7 @@ cdef class Worker:
     cdef int64_t begun
     cdef int64_t now
 
+    cdef bint runs_without_task(self) noexcept
     cdef bint resume(self) except -1
     cdef object take_outcome(self, object error)
     cdef int wait(self) except -1
@@ -55,4 +53,5 @@ cdef class Worker:
     cdef int act(self, object action) except -1
     cdef int end_message(self) except -1
     cdef int handled(self) except -1
+    cdef bint is_stray(self, object error) except -1
     cdef int note_cancellation(self, object error) except -1

@@ -36,7 +36,7 @@ cdef extern from "Python.h":
 #     READY     ... and its body cannot be decoded                       ACTING, or READY when nothing is to be awaited
 #     READY     the buffer is empty                                      IDLE
 #     READY     the consumer stops, or the buffer is empty for good      ENDED
-#     READY     it is cancelled, or this is thrown while others run      ENDED, with the error
+#     READY     it is cancelled to end while others run                  ENDED, with the cancellation
 #     IDLE      a delivery or the consumer's end wakes it                READY
 #     IDLE      it is cancelled to end                                   ENDED, with the cancellation
 #     IDLE      a cancellation came that is not meant to end it          READY
@@ -75,16 +75,16 @@ cdef enum:
 
 @cython.final
 cdef class WorkerWait(Waiter):
-    """What the task of a worker without messages waits for.
+    """A future that the task of a worker awaits while there is no message.
 
-    The task keeps waiting for it while the worker handles messages whose handlers never wait.
+    The read that brings a message has the worker go on. The task keeps awaiting this future until a handler waits.
     """
 
     def cancel(self, msg=None):
-        """Cancels the waiter; returns False when it was done already.
+        """Cancels the future; returns False when it was done already.
 
-        Returns False, too, when a handler that runs without its task cancels that: then the task keeps the
-        cancellation, as for each of its own steps, and may take it back.
+        It is done while the worker goes on without its task. A handler that cancels the task then gets what it would
+        get in a step of the task: the task keeps the cancellation, and delivers it where the handler next waits.
         """
         if self.state == WAIT_PENDING:
             self.end_cancelled(msg)
@@ -92,7 +92,7 @@ cdef class WorkerWait(Waiter):
         self.cancelled_late = True
         return False
 
-    cdef bint resumes(self) except -1:
+    cdef bint go_on(self) except -1:
         return (self.worker is not None and not self.cancelled_late and self.callback is not None
                 and self.others is None and self.worker.resume())
 
@@ -185,8 +185,15 @@ cdef class Worker:
         """Ends what it waits for, and itself."""
         current, self.current = self.current, None
         self.state_now = ENDED
+        self.outcome = None
+        if self.idle_wait is not None:
+            self.idle_wait.worker = None
         if hasattr(current, "close"):
             current.close()
+
+    # `resume` is at work: the task still awaits the future of IDLE.
+    cdef bint runs_without_task(self) noexcept:
+        return self.idle_wait is not None and self.idle_wait.callback is not None
 
     # In IDLE: goes on in place of its task, which keeps waiting. False where the task has to be woken; if handlers have
     # run before that, `take_outcome` tells the task what it has to wait for, or which error has ended them.
@@ -197,7 +204,7 @@ cdef class Worker:
         cdef WorkerWait wait = self.idle_wait
         cdef object context = wait.context
         cdef object loop = wait.owner.loop
-        cdef object outcome = None
+        cdef object awaited = None
         cdef object error = None
         if self.state_now != IDLE or self.current is not wait:
             return False
@@ -210,20 +217,18 @@ cdef class Worker:
         except RuntimeError:
             _leave_task(loop, self.task)
             return False  # inside the same context
-        self.without_task = True
         self.current = None
         self.state_now = READY
         try:
             self.idle_ends()
-            outcome = self.step(None)
+            awaited = self.step(None)
         except BaseException as raised:
             error = raised
         finally:
-            self.without_task = False
             PyContext_Exit(context)
             _leave_task(loop, self.task)
-        if error is not None or self.state_now != IDLE:
-            self.has_outcome, self.outcome, self.outcome_error = True, outcome, error
+        if self.state_now != IDLE:
+            self.outcome = (awaited, error)
         elif not wait.cancelled_late:
             wait.state = WAIT_PENDING
             return True
@@ -232,13 +237,17 @@ cdef class Worker:
     # Tells the task how `resume` ended. An error is thrown in when a handler has cancelled its own task. What it waits
     # for is cancelled then, as in asyncio, and that brings the cancellation.
     cdef object take_outcome(self, object error):
-        outcome, raised = self.outcome, self.outcome_error
-        self.has_outcome, self.outcome, self.outcome_error = False, None, None
+        awaited, raised = self.outcome
+        self.outcome = None
         if raised is not None:
-            raise raised if error is None or not isinstance(raised, StopIteration) else error
-        if error is None or (isinstance(error, self.buffer.waiters.cancelled_error) and hasattr(outcome, "cancel")
-                             and outcome.cancel(*error.args)):
-            return outcome
+            if error is not None and isinstance(raised, StopIteration):
+                raise error  # a task that ends with a cancellation to come is cancelled
+            raise raised
+        if error is None:
+            return awaited
+        if (isinstance(error, self.buffer.waiters.cancelled_error) and hasattr(awaited, "cancel")
+                and awaited.cancel(*error.args)):
+            return awaited
         return self.step(error)
 
     # Goes on until there is something to wait for, and returns that. Raises StopIteration at the end.
@@ -246,10 +255,12 @@ cdef class Worker:
         cdef PyObject* raw
         cdef object result
         cdef bint waits
-        if self.has_outcome:
+        if self.outcome is not None:
             return self.take_outcome(error)
         while True:
             if self.current is None:
+                if error is not None and self.is_stray(error):
+                    error = None
                 if error is not None:
                     self.state_now = ENDED
                     self.buffer.wake_more()  # what it would have done next passes to another
@@ -268,7 +279,7 @@ cdef class Worker:
                 if self.state_now == ENDED or not self.begin():
                     self.state_now = ENDED
                     raise StopIteration
-                if self.state_now == IDLE and self.without_task:
+                if self.state_now == IDLE and self.runs_without_task():
                     return None
                 continue
             try:
@@ -351,8 +362,8 @@ cdef class Worker:
     # In READY: waits for a message.
     cdef int wait(self) except -1:
         cdef WorkerWait wait = self.idle_wait
-        if not self.without_task:
-            if wait is None or wait.state != WAIT_ENDED or wait.callback is not None or wait.cancelled_late:
+        if not self.runs_without_task():
+            if wait is None or wait.state != WAIT_ENDED or wait.cancelled_late:
                 self.idle_wait = wait = WorkerWait.__new__(WorkerWait)
                 wait.owner = self.buffer.waiters
             wait.state = WAIT_PENDING
@@ -400,8 +411,7 @@ cdef class Worker:
         if isinstance(error, self.buffer.waiters.cancelled_error):
             if state == IDLE:
                 self.idle_ends()
-                if not self.owner.ends(self.task):
-                    # A handler that waited for nothing has cancelled its task, and that comes only now.
+                if self.is_stray(error):
                     self.state_now = READY
                     return 0
                 # It may have been this worker's turn, which passes to the next.
@@ -423,6 +433,11 @@ cdef class Worker:
             raise error
         self.handled()
         return self.act(self.owner.failed(self.message, error))
+
+    # True for a cancellation that is not to end the worker, which has no handler at work: a handler that waited for
+    # nothing has cancelled the task, and that comes only now.
+    cdef bint is_stray(self, object error) except -1:
+        return isinstance(error, self.buffer.waiters.cancelled_error) and not self.owner.ends(self.task)
 
     # A handler has ended.
     cdef inline int handled(self) except -1:

@@ -7,11 +7,11 @@ cdef class Count:
     """A count that compiled code adds to.
 
     Attributes:
-        value: What it has reached.
+        value: The sum of what was added.
     """
 
     def add(self, uint64_t count=1):
-        """Adds to it."""
+        """Adds to the value."""
         self.value += count
 
 

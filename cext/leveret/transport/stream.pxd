@@ -1,5 +1,5 @@
 from leveret.monitoring.histogram cimport Histogram
-from leveret.transport.shared_timer cimport SharedTimer
+from leveret.transport.waiting cimport SharedTimer
 from leveret.wire.buffers cimport SendBuffer
 from leveret.wire.reader cimport FrameReader
 
@@ -14,7 +14,7 @@ cdef class Stream:
     cdef public object _loop
     cdef public Histogram write_sizes
     cdef bint flush_scheduled
-    # By their delay.
+    # The shared timers by their delay in seconds.
     cdef dict timers
 
     cdef SharedTimer timer_of(self, double delay)

@@ -2,7 +2,7 @@
 from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 
-from leveret.transport.shared_timer cimport SharedTimer
+from leveret.transport.waiting cimport SharedTimer
 from leveret.wire.numbers cimport BASIC_DELIVER
 from leveret.wire.reader cimport FrameReader
 from leveret.wire.runs cimport ContentRun, SettlementRun
@@ -94,7 +94,7 @@ cdef class Stream:
             return FAILED
         return HANDED_OVER
 
-    # Returns the timer of those who wait so many seconds to write something.
+    # Returns the timer that consumers share which wait this many seconds before they write acknowledgements.
     cdef SharedTimer timer_of(self, double delay):
         cdef SharedTimer timer = self.timers.get(delay)
         if timer is None:

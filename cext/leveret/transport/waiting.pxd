@@ -42,10 +42,26 @@ cdef class Waiter:
     # asyncio recognizes a future by it, and a task checks that the future was awaited.
     cdef public bint _asyncio_future_blocking
 
-    # Has what waits for it go on without its task. False where the task has to be woken.
-    cdef bint resumes(self) except -1
+    # Does what its task would do now. False where the task has to be woken.
+    cdef bint go_on(self) except -1
     cpdef bint done(self) noexcept
     cdef int end_cancelled(self, object msg) except -1
     cdef object cancelled_error(self)
     cpdef int set_result(self, object result) except -1
     cdef int call(self) except -1
+
+
+cdef class Timed:
+    cdef int due(self) except -1
+
+
+@cython.final
+cdef class SharedTimer:
+    cdef object loop
+    cdef double delay
+    # Those to be called, in the order in which they were added; the values mean nothing.
+    cdef dict waiting
+    cdef object handle
+
+    cdef int add(self, Timed one) except -1
+    cdef int remove(self, Timed one) except -1

@@ -1,5 +1,6 @@
-"""A cheap future that tasks await in `publish` and between messages. It has the part of asyncio.Future that tasks use.
+"""What is waited for: a cheap future that tasks await in `publish` and between messages, and a timer for many.
 
+The future has the part of asyncio.Future that tasks use.
 An asyncio.Future costs a handle of the event loop and another turn of it, with another look at all sockets. Tasks whose
 waiters end during one read resume together here, before the read returns.
 """
@@ -84,11 +85,11 @@ cdef class Waiters:
         waiter.state = ENDED
         return self.finish(waiter)
 
-    # Has what waits for a waiter that has ended go on.
+    # Lets the tasks and functions that wait for an ended waiter go on.
     cdef int finish(self, Waiter waiter) except -1:
         cdef list others
         cdef object callback, context
-        if waiter.state == ENDED and waiter.resumes():
+        if waiter.state == ENDED and waiter.go_on():
             return 0
         callback, context = waiter.callback, waiter.context
         waiter.callback = waiter.context = None
@@ -218,7 +219,7 @@ cdef class Waiter:
         """Returns None; raises as `result`."""
         self.result()
 
-    cdef bint resumes(self) except -1:
+    cdef bint go_on(self) except -1:
         return False
 
     # Wakes the task: at `release` while `hold` is in force, otherwise in the next turn of the loop.
@@ -228,3 +229,58 @@ cdef class Waiter:
                 self.owner.loop.call_soon(self.owner.release)
             self.owner.ended.append(self)
         return 0
+
+
+cdef class Timed:
+    """Something that a `SharedTimer` calls."""
+
+    cdef int due(self) except -1:
+        return 0
+
+
+@cython.final
+cdef class SharedTimer:
+    """One timer of the event loop for many that wait equally long: a thousand consumers with one acknowledgement each.
+
+    The first that is added starts the timer. Those that are added before it fires are called together with the first,
+    and wait less than the delay. A timer for each would cost more than the work that it starts.
+
+    Args:
+        loop: The event loop.
+        delay: Seconds from the first.
+    """
+
+    def __cinit__(self, loop not None, double delay):
+        self.loop = loop
+        self.delay = delay
+        self.waiting = {}
+
+    cdef int add(self, Timed one) except -1:
+        if self.handle is None:
+            self.handle = self.loop.call_later(self.delay, self._fire)
+        self.waiting[one] = None
+        return 0
+
+    # Does not call it any more.
+    cdef int remove(self, Timed one) except -1:
+        self.waiting.pop(one, None)
+        return 0
+
+    def _fire(self):
+        cdef dict waiting = self.waiting
+        cdef Timed one
+        self.waiting = {}
+        self.handle = None
+        for one in waiting:
+            try:
+                one.due()
+            except Exception as error:
+                # The others are due all the same.
+                self.loop.call_exception_handler({"message": f"a timer of {one!r} failed", "exception": error})
+
+    def stop(self):
+        """Calls none of what was added."""
+        if self.handle is not None:
+            self.handle.cancel()
+            self.handle = None
+        self.waiting.clear()

@@ -30,8 +30,6 @@ cdef extern from "Python.h":
 
 cdef enum:
     STRING_CACHE = 256
-    # What begins a frame: type, channel and size.
-    FRAME_START = 7
 
 
 # Compares two strings of the reader's cache, where equal strings are nearly always one object.
@@ -179,7 +177,7 @@ cdef class FrameReader:
                 return 0
             p = buf.data + buf.start
             kind = p[0]
-            if kind == FRAME_METHOD and left > FRAME_START and self._known_content(p, left):
+            if kind == FRAME_METHOD and left >= FRAME_OVERHEAD and self._known_content(p, left):
                 continue
             if kind != FRAME_METHOD and kind != FRAME_HEADER and kind != FRAME_BODY and kind != FRAME_HEARTBEAT:
                 self._refuse_first_octet(p, left)

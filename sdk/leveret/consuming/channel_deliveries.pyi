@@ -5,9 +5,8 @@ from typing import Any, Protocol, final, type_check_only
 
 from leveret.consuming.acks import AckWindow
 from leveret.monitoring.histogram import Histogram
-from leveret.transport.shared_timer import Timed
 from leveret.transport.stream import Stream
-from leveret.transport.waiting import Waiters
+from leveret.transport.waiting import Timed, Waiters
 from leveret.wire.buffers import SendBuffer
 from leveret.wire.message import Message
 from leveret.wire.runs import ContentRun

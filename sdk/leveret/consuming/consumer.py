@@ -551,7 +551,7 @@ class Consumer(Generic[T], DeliveryBuffer):
         if message is not None:
             deliveries = self._acks.current
             assert deliveries is not None
-            self.meter.deliveries.add()
+            self.meter.delivered.add()
             deliveries.adopt_one(message, time.monotonic())
             if not self._no_ack:
                 deliveries.acks.track(message.delivery_tag)

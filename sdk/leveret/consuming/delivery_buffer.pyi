@@ -37,7 +37,7 @@ class KeyFailures(Protocol):
 class DeliveryCounter(Protocol):
     """Counts deliveries and has the histograms of their times: `ConsumerMeter`."""
 
-    deliveries: Count
+    delivered: Count
     waiting_time: Histogram
     handler_time: Histogram
     settled_time: Histogram

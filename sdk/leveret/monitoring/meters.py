@@ -89,7 +89,7 @@ class ConsumerMeter:
     __slots__ = (
         "_now",
         "dead_lettered",
-        "deliveries",
+        "delivered",
         "dropped",
         "expected",
         "handler_errors",
@@ -113,7 +113,7 @@ class ConsumerMeter:
         self.prefetch = 0
         self.expected = False
         self.live = False
-        self.deliveries = Count()
+        self.delivered = Count()
         self.undecodable = 0
         self.handler_errors = 0
         self.requeued = 0
@@ -164,7 +164,7 @@ class ConsumerMeter:
         """Returns how many deliveries came, how they were settled, and how many are `unsettled`."""
         acks, acked, ignored = self._now
         return {
-            "delivered": self.deliveries.value,
+            "delivered": self.delivered.value,
             "undecodable": self.undecodable,
             "handler_errors": self.handler_errors,
             "requeued": self.requeued,

@@ -251,10 +251,11 @@ class Producer(CompiledPublisher):
     async def close(self) -> None:
         """Waits for the outcomes of what was published, and closes.
 
-        It takes up to `confirm_timeout` seconds. While messages wait for room and others are confirmed, it goes on for
-        up to `publish_timeout`. What has no outcome by then ends UNKNOWN or NOT_SENT, and the log names it. A failure
-        of `publish_nowait` that no task awaited is logged. It does not wait when the callers of all that has no
-        outcome were cancelled. A client that is closed gives its producers `close_timeout` for the same.
+        It takes up to `confirm_timeout` seconds. While messages wait for room and others are confirmed, it goes on: for
+        up to `publish_timeout` and `confirm_timeout` seconds in all. What has no outcome by then ends UNKNOWN or
+        NOT_SENT, and the log names it. A failure of `publish_nowait` that no task awaited is logged. It does not wait
+        when the callers of all that has no outcome were cancelled. A client that is closed gives its producers
+        `close_timeout` for the same.
         """
         if self._life.at(ProducerState.DRAINING, ProducerState.CLOSING, ProducerState.CLOSED):
             # Another task closes it, and must not be cancelled with this one.

@@ -73,7 +73,7 @@ class Faults:
                 await self._broker.close_connections()
 
 
-@pytest.mark.time_limit(120)
+@pytest.mark.time_limit(60)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("on_loss", ["resend", "unknown"])
 async def test_nothing_that_was_confirmed_is_lost_and_first_sightings_are_in_order(

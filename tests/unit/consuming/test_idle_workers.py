@@ -271,7 +271,7 @@ def test_no_message_is_left_when_a_worker_is_cancelled_before_it_resumes(run: An
     run(play())
 
 
-def test_a_worker_that_is_cancelled_between_its_turns_leaves_its_messages_to_another(run: Any) -> None:
+def test_no_message_is_left_when_a_worker_is_cancelled_between_its_turns(run: Any) -> None:
     async def play() -> None:
         consumer = made(concurrency=2, prefetch=2000)
         tasks: list[asyncio.Task[None]] = []
@@ -291,7 +291,67 @@ def test_a_worker_that_is_cancelled_between_its_turns_leaves_its_messages_to_ano
         task.cancel()
         await turns(20)
         assert handled == [*range(1, 301)]
-        assert [result for result in await ended(consumer, *tasks) if result is None] != []
+        assert await ended(consumer, *tasks) == [None, None]
+
+    run(play())
+
+
+def test_a_worker_that_is_to_end_leaves_its_messages_to_another(run: Any) -> None:
+    async def play() -> None:
+        consumer = made(concurrency=2, prefetch=2000)
+        busy: set[asyncio.Task[Any] | None] = set()
+        handled: list[int] = []
+
+        class Ending:
+            """Ends any worker that is cancelled."""
+
+            def ends(self, task: asyncio.Task[Any]) -> bool:
+                return True
+
+            def failed(self, message: Message, error: BaseException | None) -> None:
+                raise AssertionError("no handler fails")
+
+        async def handler(value: bytes, message: Message) -> None:
+            busy.add(asyncio.current_task())
+            handled.append(message.delivery_tag)
+
+        async def work() -> None:
+            task: Any = asyncio.current_task()
+            await Worker(consumer, consumer._acks, consumer._failures, Ending(), handler, task, True, True)
+
+        tasks = [asyncio.create_task(work()) for _ in range(2)]
+        await turns()
+        deliver(consumer, *range(1, 301))
+        await asyncio.sleep(0)
+        assert len(handled) == 256
+        [task] = busy
+        assert task is not None
+        task.cancel()
+        await turns(20)
+        assert handled == [*range(1, 301)]
+        assert task.cancelled()
+        assert await ended(consumer, *(each for each in tasks if each is not task)) == [None]
+
+    run(play())
+
+
+def test_a_worker_goes_on_when_the_last_handler_of_its_turn_cancels_its_task(run: Any) -> None:
+    async def play() -> None:
+        consumer = made(prefetch=2000)
+        handled: list[int] = []
+
+        async def handler(value: bytes, message: Message) -> None:
+            handled.append(message.delivery_tag)
+            task = asyncio.current_task()
+            assert task is not None
+            if message.delivery_tag == 256:
+                task.cancel()
+
+        [task] = await at_work(consumer, handler)
+        deliver(consumer, *range(1, 301))
+        await turns(20)
+        assert handled == [*range(1, 301)]
+        assert await ended(consumer, task) == [None]
 
     run(play())
 

@@ -100,7 +100,7 @@ OTHERS = {
     "Stream": {"self._loop", "self._transport"},
     "Waiter": {"self.owner.loop"},
     "Waiters": {"self.loop"},
-    "Worker": {"action", "coroutine", "current", "error", "outcome", "self.current", "self.task", "stop"},
+    "Worker": {"action", "awaited", "coroutine", "current", "error", "self.current", "self.task", "stop"},
     "Writer": {"str", "value"},
 }
 

@@ -1,78 +1,61 @@
-"""The memory of a body is used again when no reference to the body is left, and never before."""
+"""Bodies that nobody refers to any more pass their memory on: never too early, and never more than a MiB of it."""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
+import hashlib
+import tracemalloc
+from typing import TYPE_CHECKING, Any
 
-from hypothesis import given
-from hypothesis import strategies as st
-from tests.corpus import frames, strategies
-from tests.support.bodies import body_of
+import pytest
+from tests.corpus import frames
 
 from leveret.wire.reader import FrameReader
 
 if TYPE_CHECKING:
     from leveret.wire.message import Message
 
-assert strategies  # its import loads the hypothesis profile
-
-#: Which sizes leave their memory to others.
-LEAST, MOST = 480, 8192
+MEBIBYTE = 1024 * 1024
 
 
-def reader() -> FrameReader:
-    found = FrameReader(frame_max=131072)
-    found.feed(frames.delivery(1, 1, b"the first one is read on the long way"))
-    return found
+def content(size: int, seed: int) -> bytes:
+    return hashlib.shake_128(seed.to_bytes(4, "big")).digest(size)
 
 
-def read(source: FrameReader, data: bytes) -> Message:
-    run = frames.run_of(source.feed(frames.delivery(1, 1, data)))
-    (message,) = run.messages
-    return message
+def received(reader: FrameReader, sizes: list[int], first: int = 1) -> list[Message]:
+    """Messages with bodies of these sizes; the seed of each is its delivery tag."""
+    data = b"".join(frames.delivery(1, tag, content(size, tag)) for tag, size in enumerate(sizes, first))
+    return list(frames.run_of(reader.feed(data)).messages)
 
 
-def test_the_next_body_gets_the_memory_of_one_without_references() -> None:
-    source = reader()
-    message = read(source, b"a" * 1000)
-    place = id(message.body)
-    del message
-    message = read(source, b"b" * 1010)
-    assert id(message.body) == place
-    assert message.body == b"b" * 1010
-
-
-def test_a_body_that_is_held_stays_as_it_is() -> None:
-    source = reader()
-    body = read(source, b"a" * 1000).body  # its message is gone
-    view = memoryview(body_of(read(source, b"b" * 1000)))[10:20]
-    others = [body_of(read(source, bytes([number]) * 1000)) for number in range(200)]
-    assert body == b"a" * 1000
-    assert view == b"b" * 10
-    assert [other[0] for other in others] == list(range(200))
-
-
-def test_a_body_is_a_whole_bytes_object_whatever_was_in_its_memory() -> None:
-    source = reader()
-    for size in (1024, 1000, 1023, 1001):
-        body = body_of(read(source, b"k" * size))
-        assert (len(body), hash(body), body + b"!") == (size, hash(b"k" * size), b"k" * size + b"!")
-        assert sys.getrefcount(body) <= 3  # ours, the argument's, and the last message's
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([1, LEAST - 1, LEAST, 600, 1000, 1025, MOST, MOST + 1]), st.booleans()), max_size=300
-    )
+@pytest.mark.parametrize(
+    "keep", [lambda body: body, memoryview, lambda body: memoryview(body)[1:]], ids=["body", "view", "slice"]
 )
-def test_every_body_is_what_was_sent_while_it_is_held(plan: list[tuple[int, bool]]) -> None:
-    source = reader()
-    held: list[tuple[bytes, bytes]] = []
-    for number, (size, keep) in enumerate(plan):
-        sent = number.to_bytes(4, "big") * (size // 4 + 1)
-        body = body_of(read(source, sent[:size]))
-        assert body == sent[:size]
-        if keep:
-            held.append((body, sent[:size]))
-    assert all(body == sent for body, sent in held)
+def test_what_is_referred_to_does_not_change(keep: Any) -> None:
+    reader = FrameReader(frame_max=131_072)
+    sizes = [479, 480, 481, 1024, 8191, 8192, 8193, 65535, 65536, 65537]
+    first = received(reader, sizes)
+    kept = [keep(message.body) for message in first]
+    expected = [bytes(each) for each in kept]
+    del first
+    for _ in range(3):
+        # Their memory must not serve these.
+        for message in received(reader, sizes * 4, first=100):
+            assert message.body == content(message.body_size, message.delivery_tag)
+    assert [bytes(each) for each in kept] == expected
+
+
+@pytest.mark.parametrize("sizes", [[480], [8192], [16384], [65535], [65536], [480, 65536, 9000]])
+def test_dropped_bodies_keep_less_than_a_mebibyte(sizes: list[int]) -> None:
+    reader = FrameReader(frame_max=131_072)
+    received(reader, [481])  # what there is only once
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(3):
+            many = received(reader, sizes * (4 * MEBIBYTE // sum(sizes)))
+            assert tracemalloc.get_traced_memory()[0] - before > 2 * MEBIBYTE
+            del many
+        reader.release()
+        assert tracemalloc.get_traced_memory()[0] - before < MEBIBYTE + 65536
+    finally:
+        tracemalloc.stop()
